@@ -1,0 +1,73 @@
+"""The whole job on CamVid: 62 fine training images, 305 coarse ones, 101 to score on.
+
+    python benchmarks/camvid.py CAMVID OUT [--steps N]
+
+CAMVID holds images/, fine/ and coarse/, each with train/ and val/ (480 x 360, ids 0..10, 255 = void). Every 6th
+training image keeps its fine label; the others have their coarse one only. Prints every command before it runs it, and
+how long it took. Stopped and started again, it goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+
+def split_training_images(camvid: Path, out: Path) -> None:
+    """Link every 6th training image and its fine label to OUT/fine, the others and their coarse labels to OUT/coarse."""
+    images = sorted((camvid / "images" / "train").glob("*.jpg"))
+    for place, image in enumerate(images):
+        part = "fine" if place % 6 == 0 else "coarse"
+        label = camvid / part / "train" / f"{image.stem}.png"
+        for kind, source in (("images", image), ("labels", label)):
+            link = out / part / kind / source.name
+            link.parent.mkdir(parents=True, exist_ok=True)
+            if not link.exists():
+                os.symlink(source.resolve(), link)
+
+
+def run(command: str) -> None:
+    """Print a command, run it, print its wall time; stop if it fails."""
+    print(f"\n$ {command}", flush=True)
+    started = time.monotonic()
+    subprocess.run([sys.executable, "-m", "autolabel.cli", *shlex.split(command)[1:]], check=True)
+    print(f"[{time.monotonic() - started:.0f} s]", flush=True)
+
+
+def main() -> None:
+    """Parse the arguments and run everything."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("camvid", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--steps", type=int, default=1500, help="of the teacher; each student gets four fifths of it")
+    parser.add_argument("--precision", default="auto")
+    asked = parser.parse_args()
+    camvid = asked.camvid.resolve()
+    split_training_images(camvid, asked.out)
+    os.chdir(asked.out)
+    space = "--label-space camvid"
+    val_folders = f"--images {camvid}/images/val --labels {camvid}/fine/val"
+    network = f"--crop 320x320 --precision {asked.precision}"
+    students = asked.steps * 4 // 5
+    for command in (
+        f"autolabel manifest scan folder --images fine/images --labels fine/labels {space} -o fine.parquet",
+        f"autolabel manifest scan folder --images coarse/images --coarse coarse/labels {space} -o coarse.parquet",
+        f"autolabel manifest scan folder {val_folders} {space} -o val.parquet",
+        f"autolabel train --manifest fine.parquet --val val.parquet --out teacher --steps {asked.steps} {network}",
+        "autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet --scales 0.5,1,2",
+        "autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto",
+        "autolabel stats runs/auto",
+        "autolabel report runs/auto",
+        f"autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet"
+        f" --out compare --steps {students} {network}",
+    ):
+        run(command)
+
+
+if __name__ == "__main__":
+    main()

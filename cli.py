@@ -1,0 +1,552 @@
+"""The commands. Each body imports its room and calls one function of it; nothing heavy is imported at the top."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import click
+
+from autolabel.manifests.policy import SCALES, THRESHOLD, TRAINING_SCALES
+from autolabel.pipeline.job import ENGINES, STORES, LabelJob
+
+if TYPE_CHECKING:
+    from autolabel.manifests.layouts import Account
+    from autolabel.manifests.tables import Manifest
+    from autolabel.student.train import StepReport
+
+INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
+
+F = TypeVar("F", bound=Callable[..., Any])
+FILE = click.Path(path_type=Path, dir_okay=False)
+FOLDER = click.Path(path_type=Path, file_okay=False)
+
+
+class Failure(click.ClickException):
+    """One clear line on stderr, exit code 2."""
+
+    exit_code = INPUT_ERROR
+
+    def show(self, file: Any = None) -> None:
+        click.echo(f"autolabel: {self.format_message()}", err=True)
+
+
+class Commands(click.Group):
+    """Turns the errors that a user can cause or mend into one clear line; a traceback means a mistake of ours."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except (ValueError, OSError) as error:
+            if isinstance(error, OSError) and not error.filename and not error.strerror:
+                raise
+            raise Failure(_one_line(error)) from error
+        except RuntimeError as error:
+            # Our own errors about the run (they live in rooms that are not imported yet), and memory.
+            if type(error).__module__.startswith("autolabel.") or "out of memory" in str(error):
+                raise Failure(_one_line(error)) from error
+            raise
+        except (KeyboardInterrupt, click.Abort):
+            click.echo("autolabel: interrupted; everything finished so far is kept, run the same again", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+def _one_line(error: BaseException) -> str:
+    if isinstance(error, OSError):
+        place = f": {error.filename}" if error.filename else ""
+        advice = "; free some space and run the same again, finished work is kept" if error.errno == 28 else ""
+        return f"{error.strerror or error}{place}{advice}"
+    return " ".join(str(error).split())
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="autolabel")
+def main() -> None:
+    """Label street images with a trained teacher, and train better students on the labels.
+
+    Start with `autolabel demo`; for your own images: manifest scan, train (or bring a checkpoint), generate, stats,
+    report, manifest fuse, train, compare.
+    """
+
+
+# --- rendering --------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def progress(title: str) -> Iterator[Callable[..., None]]:
+    """A function update(done, total, note, rate) that draws a bar with ETA; off a terminal, a line now and then."""
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    console = Console(stderr=True)
+    started = last = time.monotonic()
+    first: int | None = None
+
+    def describe(done: int, total: int, note: str, rate: float | None) -> str:
+        nonlocal first
+        first = done if first is None else first
+        elapsed = time.monotonic() - started
+        pace = rate or ((done - first) / elapsed if elapsed > 0.5 else 0.0)
+        eta = f"ETA {_duration((total - done) / pace)}" if pace and done < total else ""
+        return "  ".join(part for part in (eta, note) if part)
+
+    if not console.is_terminal:
+
+        def line(done: int, total: int, note: str = "", rate: float | None = None) -> None:
+            nonlocal last
+            text = describe(done, total, note, rate)
+            if done >= total or time.monotonic() - last > 10:
+                last = time.monotonic()
+                click.echo(f"{title}: {done}/{total}  {text}".rstrip(), err=True)
+
+        yield line
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
+    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
+        task = bars.add_task(title, total=None, note="")
+
+        def bar(done: int, total: int, note: str = "", rate: float | None = None) -> None:
+            bars.update(task, completed=done, total=total, note=describe(done, total, note, rate))
+
+        yield bar
+
+
+def _duration(seconds: float) -> str:
+    minutes, seconds = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
+
+
+def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], last_is_total: bool = False) -> None:
+    """Print a table: first column left, the others right."""
+    from rich.box import SIMPLE_HEAD
+    from rich.console import Console
+    from rich.table import Table
+
+    drawn = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    for place, name in enumerate(header):
+        drawn.add_column(name, justify="right" if place else "left", no_wrap=True)
+    for place, row in enumerate(rows):
+        if last_is_total and place == len(rows) - 1:
+            drawn.add_section()
+        drawn.add_row(*row)
+    # Off a terminal the width is unknown: never cut a number.
+    console = Console()
+    Console(width=None if console.is_terminal else 160).print(drawn)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """0.123 -> "12.3", and a dash where there is no number."""
+    return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
+
+
+# --- options that several commands share ------------------------------------------------------------------------------
+
+
+def parse_scales(_: click.Context, __: click.Parameter, text: str) -> tuple[float, ...]:
+    """"0.5,1,2" -> numbers, 1 among them."""
+    from autolabel.manifests.policy import check_scales
+
+    try:
+        return check_scales([float(part) for part in text.split(",")])
+    except ValueError as error:
+        raise Failure(f"--scales {text}: {error}") from error
+
+
+def parse_crop(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """"320x480" -> (height, width)."""
+    if text is None:
+        return None
+    try:
+        height, width = (int(side) for side in text.lower().split("x"))
+    except ValueError as error:
+        raise Failure(f"--crop {text}: expected HEIGHTxWIDTH in pixels, such as 320x480") from error
+    return height, width
+
+
+def numbers(scales: Sequence[float]) -> str:
+    """(0.5, 1, 2) -> "0.5,1,2"."""
+    return ",".join(f"{s:g}" for s in scales)
+
+
+output_manifest = click.option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
+arch_option = click.option("--arch", default="hrnet18s_ocr_mscale", show_default=True, help="Or hrnet48_ocr_mscale.")
+batch_option = click.option("--batch-size", type=int, default=4, show_default=True)
+crop_option = click.option("--crop", callback=parse_crop, help="HxW. [default: the images' size, up to 512x1024]")
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+
+
+# --- manifest ---------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def manifest() -> None:
+    """Lists of samples: make, join and look at them."""
+
+
+@manifest.group()
+def scan() -> None:
+    """Find images and labels in a folder, and write a manifest."""
+
+
+split_option = click.option("--split", "splits", multiple=True, help="Only this split; may be given several times.")
+
+
+@scan.command("cityscapes")
+@click.argument("root", type=Path)
+@split_option
+@output_manifest
+def scan_cityscapes(root: Path, splits: tuple[str, ...], output: Path) -> None:
+    """Cityscapes as unzipped: ROOT/leftImg8bit, ROOT/gtFine, ROOT/gtCoarse.
+
+    autolabel manifest scan cityscapes data/cityscapes --split train_extra -o coarse.parquet
+    """
+    from autolabel.manifests import layouts
+
+    with progress("checking files") as update:
+        found = layouts.scan_cityscapes(root, splits, update)
+    _save_scan(output, *found)
+
+
+@scan.command("mapillary")
+@click.argument("root", type=Path)
+@split_option
+@output_manifest
+def scan_mapillary(root: Path, splits: tuple[str, ...], output: Path) -> None:
+    """Mapillary Vistas v1.2 or v2.0; the classes are read from its config.json.
+
+    autolabel manifest scan mapillary data/vistas --split training -o fine.parquet
+    """
+    from autolabel.manifests import layouts
+
+    with progress("checking files") as update:
+        found = layouts.scan_mapillary(root, splits, update)
+    _save_scan(output, *found)
+
+
+@scan.command("folder")
+@click.option("--images", type=Path, required=True, help="Folder of png, jpg or webp images, searched recursively.")
+@click.option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
+@click.option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
+@click.option("--label-space", required=True, help="cityscapes, camvid, or a JSON file with the classes.")
+@click.option(
+    "--label-ids",
+    type=click.Choice(["train", "source"]),
+    default="train",
+    show_default=True,
+    help="Whether the PNGs hold train ids or the label space's source ids.",
+)
+@output_manifest
+def scan_folder(
+    images: Path, labels: Path | None, coarse: Path | None, label_space: str, label_ids: str, output: Path
+) -> None:
+    """Any folder of images, with or without labels.
+
+    autolabel manifest scan folder --images drive/ --label-space cityscapes -o drive.parquet
+    """
+    from autolabel.manifests import layouts
+    from autolabel.manifests.classes import load_label_space
+
+    space = load_label_space(label_space)
+    with progress("checking files") as update:
+        found = layouts.scan_folder(images, labels, coarse, space, label_ids, update)
+    _save_scan(output, *found)
+
+
+def _save_scan(output: Path, found: Manifest, account: Account) -> None:
+    from autolabel.manifests.tables import save_manifest
+
+    save_manifest(output, found)
+    sources = account.sources
+    sizes = ", ".join(f"{w} x {h} ({n})" for (h, w), n in account.sizes.most_common(4))
+    more = f" and {len(account.sizes) - 4} other sizes" if len(account.sizes) > 4 else ""
+    click.echo(f"{account.images} images, {len(found.label_space)} classes of label space {found.label_space.name!r}")
+    click.echo(f"  with fine labels    {sources['fine']}")
+    click.echo(f"  with coarse labels  {account.coarse} ({sources['coarse']} of them have no fine label)")
+    click.echo(f"  without a label     {sources['none']}")
+    click.echo(f"  sizes               {sizes or 'unknown'}{more}")
+    click.echo("  unknown ids         none")
+    click.echo(f"  unreadable images   {_examples(account.unreadable)}")
+    click.echo(f"  labels without their image  {_examples([str(p) for p in account.without_image])}")
+    click.echo(f"wrote {output}")
+
+
+def _examples(found: Sequence[str]) -> str:
+    if not found:
+        return "none"
+    return f"{len(found)}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
+
+
+@manifest.command()
+@click.argument("manifests", type=FILE, nargs=-1, required=True)
+@output_manifest
+@click.option("--weight", "weights", multiple=True, help="SOURCE=NUMBER, e.g. auto=0.5: how often it is drawn.")
+@click.option("--leak-check", type=FILE, help="Refuse if an image is also in this (validation) manifest.")
+def fuse(manifests: tuple[Path, ...], output: Path, weights: tuple[str, ...], leak_check: Path | None) -> None:
+    """Join the labelled samples of several manifests into one to train on.
+
+    autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --leak-check val.parquet
+    """
+    from autolabel.manifests import tables
+
+    by_source = {}
+    for text in weights:
+        source, _, number = text.partition("=")
+        try:
+            by_source[source] = float(number)
+        except ValueError:
+            by_source[source] = -1.0
+        if source not in tables.SOURCES or not 0 <= by_source[source] < math.inf:
+            raise Failure(f"--weight {text}: expected SOURCE=NUMBER, such as auto=0.5")
+    loaded = [(str(path), tables.load_manifest(path)) for path in manifests]
+    held_out = (str(leak_check), tables.load_manifest(leak_check)) if leak_check else None
+    joined = tables.fuse(loaded, by_source, held_out)
+    if not joined.samples:
+        raise Failure("no labelled sample in these manifests: nothing to fuse")
+    tables.save_manifest(output, joined)
+    for path, one in loaded:
+        left_out = len(one.samples) - len(one.labelled)
+        remark = f", {left_out} without a label left out" if left_out else ""
+        click.echo(f"{path}: {len(one.labelled)} samples{remark}")
+    click.echo(f"wrote {output}: {len(joined.samples)} samples")
+
+
+@manifest.command()
+@click.argument("path", metavar="M.parquet", type=FILE)
+def show(path: Path) -> None:
+    """Print what a manifest holds."""
+    from autolabel.manifests.tables import load_manifest
+
+    found = load_manifest(path)
+    click.echo(f"{path}: {len(found.samples)} samples, label space {found.label_space.name!r}")
+    click.echo(f"  classes     {', '.join(found.label_space.names)}")
+    click.echo(f"  image root  {found.image_root}")
+    click.echo(f"  label root  {found.label_root}")
+    kinds = sorted({(s.split, s.source) for s in found.samples})
+    rows = []
+    for split, source in kinds:
+        members = [s for s in found.samples if (s.split, s.source) == (split, source)]
+        sizes = sorted({(s.width, s.height) for s in members})
+        size = " x ".join(map(str, sizes[0])) + (f" … {sizes[-1][0]} x {sizes[-1][1]}" if len(sizes) > 1 else "")
+        groups = len({s.group for s in members})
+        weights = sorted({s.weight for s in members})
+        weight = " … ".join(f"{w:g}" for w in dict.fromkeys((weights[0], weights[-1])))
+        rows.append([split or "–", source, str(len(members)), str(groups), size, weight, members[0].sample_id])
+    table("samples", ["split", "source", "samples", "groups", "size", "weight", "the first is"], rows)
+
+
+# --- train, evaluate, compare -----------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to train on.")
+@click.option("--val", type=FILE, required=True, help="What to validate on; shares no image with --manifest.")
+@click.option("--out", type=FOLDER, required=True, help="Folder of the training; started again, it goes on.")
+@arch_option
+@click.option("--steps", type=int, default=1000, show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+@batch_option
+@crop_option
+@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
+@click.option("--learning-rate", type=float, help="Peak. [default: 0.001 for adamw, 0.01 for sgd]")
+@click.option("--init", type=FILE, help="Checkpoint to start from.")
+@click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@device_option
+def train(manifest_path: Path, **options: Any) -> None:
+    """Train a teacher on fine labels, or a student on a fused manifest.
+
+    autolabel train --manifest fine.parquet --val val.parquet --out teacher
+    """
+    from autolabel.student import train as training
+
+    job = training.TrainJob(manifest=manifest_path, **options)
+    with progress(f"training {job.arch}") as update:
+        scores = training.train(job, lambda report: update(report.step, job.steps, _step_note(report)))
+    iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
+    click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
+
+
+def _step_note(report: StepReport) -> str:
+    miou = f"  mIoU {percent(report.miou)}" if report.miou is not None else ""
+    return f"loss {report.loss:.3f}  {report.images_per_s:.1f} images/s{miou}"
+
+
+def iou_table(title: str, columns: dict[str, dict[str, float | None]], means: dict[str, float]) -> None:
+    """Print per-class IoUs in per cent, one column each, and their means."""
+    names = next(iter(columns.values()))
+    rows = [[name, *(percent(column[name]) for column in columns.values())] for name in names]
+    rows.append(["mean IoU", *(percent(means[c]) for c in columns)])
+    table(title, ["class", *columns], rows, last_is_total=True)
+
+
+@main.command()
+@click.option("--checkpoint", type=FILE, required=True)
+@click.option("--manifest", "manifest_path", type=FILE, required=True, help="Manifest with fine labels.")
+@click.option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
+@click.option("--scales", default=numbers(TRAINING_SCALES), show_default=True, callback=parse_scales)
+@click.option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
+@device_option
+def evaluate(
+    checkpoint: Path,
+    manifest_path: Path,
+    output: Path | None,
+    scales: tuple[float, ...],
+    allow_overlap: bool,
+    device: str,
+) -> None:
+    """Print per-class IoU and mIoU of a checkpoint.
+
+    autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet -o scores.json
+    """
+    from autolabel.student.evaluate import evaluate as run_evaluation
+
+    with progress("scoring") as update:
+        scores = run_evaluation(checkpoint, manifest_path, scales, device, allow_overlap, update)
+    if output:
+        scores.write(output)
+    iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", {"IoU": scores.iou}, {"IoU": scores.miou})
+    click.echo(f"pixel accuracy {percent(scores.pixel_accuracy)} %")
+
+
+@main.command()
+@click.option("--fine", type=FILE, required=True, help="Manifest of fine labels.")
+@click.option("--coarse", type=FILE, required=True, help="Manifest of the coarsely labelled images.")
+@click.option("--auto", "run", type=FOLDER, required=True, help="Run that labelled the same images.")
+@click.option("--val", type=FILE, required=True, help="Manifest to score on.")
+@click.option("--out", type=FOLDER, required=True)
+@click.option("--seeds", type=int, default=1, show_default=True, help="How many trainings per arm.")
+@arch_option
+@click.option("--steps", type=int, default=1000, show_default=True, help="Of every training.")
+@batch_option
+@crop_option
+@click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@device_option
+def compare(fine: Path, coarse: Path, run: Path, seeds: int, **options: Any) -> None:
+    """Train three students, alike but for their labels, and print who learnt more.
+
+    autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
+    """
+    from autolabel.student import compare as arms
+    from autolabel.student.train import TrainJob
+
+    if seeds < 1:
+        raise Failure(f"--seeds {seeds}: expected 1 or more")
+    template = TrainJob(manifest=fine, **options)
+    total = template.steps * seeds * len(arms.ARMS)
+    with progress("training students") as update:
+
+        def report(arm: str, seed: int, step: StepReport) -> None:
+            before = (arms.ARMS.index(arm) * seeds + seed) * template.steps
+            update(before + step.step, total, f"{arm}, seed {seed}: {_step_note(step)}")
+
+        result = arms.compare(fine, coarse, run / "manifest.parquet", template, range(seeds), report)
+    names = list(result.scores[arms.ARMS[0]][0].iou)
+    rows = [[name, *(_spread(*result.mean_iou(arm, name), seeds) for arm in arms.ARMS)] for name in names]
+    rows.append(["mean IoU", *(_spread(*result.mean_iou(arm), seeds) for arm in arms.ARMS)])
+    title = f"IoU in %, {template.steps} steps" + (f", mean ± deviation of {seeds} seeds" if seeds > 1 else "")
+    table(title, ["class", *arms.ARMS], rows, last_is_total=True)
+    click.echo(f"wrote {template.out / 'compare.json'}")
+
+
+def _spread(mean: float, deviation: float, seeds: int) -> str:
+    return percent(mean) + (f" ± {100 * deviation:.1f}" if seeds > 1 and not math.isnan(mean) else "")
+
+
+# --- generate, stats, report ------------------------------------------------------------------------------------------
+
+
+@main.command()
+@click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to label.")
+@click.option("--teacher", type=FILE, required=True, help="Checkpoint of `autolabel train`, or a published one.")
+@click.option("--out", type=FOLDER, required=True, help="Run folder; started again, it does what is left.")
+@click.option("--scales", default=numbers(SCALES), show_default=True, callback=parse_scales)
+@click.option("--flip", is_flag=True, help="Average with the mirrored image.")
+@click.option("--threshold", type=float, default=THRESHOLD, show_default=True, help="Keep a label where p exceeds it.")
+@click.option("--store", type=click.Choice(STORES), default=STORES[0], show_default=True)
+@click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
+@click.option("--address", help="Ray cluster to use. [default: $RAY_ADDRESS, else a private Ray on this machine]")
+@click.option("--workers", type=int, help="[default: one per GPU, or one per core without GPUs]")
+@click.option("--limit", type=int, help="Label the first N samples only; the rest is left for later.")
+@click.option("--shard-size", type=int, default=LabelJob.shard_size, show_default=True, help="Samples of a unit.")
+@click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
+def generate(manifest_path: Path, address: str | None, **options: Any) -> None:
+    """Label the images of a manifest.
+
+    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto
+    """
+    from autolabel.pipeline.run import Progress
+    from autolabel.pipeline.run import generate as run_labelling
+
+    job = LabelJob(manifest=manifest_path, **options)
+    with progress("labelling") as update:
+
+        def report(now: Progress) -> None:
+            rate = now.images_per_s
+            update(now.before + now.done, now.before + now.wanted, f"{rate:.1f} images/s" if rate else "", rate)
+
+        accounts, failed = run_labelling(job, report, address)
+    click.echo(
+        f"{accounts.asked} samples: {accounts.labelled} labelled, {accounts.quarantined} quarantined,"
+        f" {accounts.left} left for later"
+    )
+    click.echo(f"run {job.out}   look: autolabel stats {job.out} · autolabel report {job.out}")
+    if failed:
+        name, why = next(iter(failed.items()))
+        raise Failure(f"{len(failed)} units failed (the first, {name}: {why}); run the same again to retry them")
+    if accounts.quarantined > job.max_quarantined * accounts.asked:
+        click.echo(
+            f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
+            f" --max-quarantined {job.max_quarantined:g}; reasons in {job.out / 'quarantine.parquet'}",
+            err=True,
+        )
+        click.get_current_context().exit(QUARANTINED)
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+def stats(run: Path) -> None:
+    """Print what a run's labels look like, coarse and auto side by side."""
+    from autolabel.pipeline.stats import coverage_at, summarise
+
+    found = summarise(run)
+    header = ["class", "images", "coarse %", "auto %", "kept %", "confidence", "agrees %", "overridden %"]
+    rows = [
+        [
+            str(name), str(int(row["images"])), percent(row["coarse_share"], 2), percent(row["auto_share"], 2),
+            percent(row["kept"]), percent(row["confidence"]), percent(row["agreement"]), percent(row["overridden"]),
+        ]
+        for name, row in found.classes.iterrows()
+    ]  # fmt: skip
+    rows.append(
+        ["all", str(found.images), percent(1.0, 2), percent(1.0, 2), percent(found.auto_coverage),
+         percent(found.confidence), percent(found.agreement), ""]
+    )  # fmt: skip
+    table(f"{run}: {found.images} images", header, rows, last_is_total=True)
+    click.echo(f"coverage   coarse {percent(found.coarse_coverage)} %   auto {percent(found.auto_coverage)} %")
+    kept = "   ".join(f"{t:g}: {percent(coverage_at(found.histogram, t))} %" for t in (0.5, 0.7, 0.8, 0.9, 0.95))
+    click.echo(f"a threshold would keep   {kept}")
+    if found.images:
+        click.echo(f"labels     {found.label_bytes / found.images / 1000:.1f} kB an image")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--images", type=int, default=8, show_default=True, help="How many pictures to show.")
+@click.option("--sample", "chosen", multiple=True, help="Show this sample id; may be given several times.")
+@click.option("--teacher", type=FILE, help="Where the run's teacher is now. [default: where it was]")
+def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None) -> None:
+    """Write RUN/report/index.html: pictures and plots that open from disk."""
+    from autolabel.pipeline.report import write_report
+
+    with progress("drawing") as update:
+        page = write_report(run, images, chosen, teacher, update)
+    click.echo(f"open {page}")
+
+
+if __name__ == "__main__":
+    main()

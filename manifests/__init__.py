@@ -1,0 +1,1 @@
+"""The contract room: label spaces, manifests, label stores, statistics and scores. Imports no other room."""

@@ -1,0 +1,178 @@
+"""Label spaces: which classes there are, how they are numbered and coloured. Everything else is derived from them.
+
+A label space lists its classes in the order of their train ids 0..C-1. Source ids are the numbers found in a data
+set's own label files; every source id that belongs to no class becomes 255, "ignore".
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+IGNORE = 255
+MAX_CLASSES = 255  # train ids are uint8 and 255 is taken
+
+Colour = tuple[int, int, int]
+
+
+@dataclass(frozen=True)
+class LabelClass:
+    """One class: its name, its RGB colour, and the ids that mean it in the data set's own files."""
+
+    name: str
+    colour: Colour
+    source_ids: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LabelSpace:
+    """The classes in the order of their train ids, and a name for people."""
+
+    name: str
+    classes: tuple[LabelClass, ...]
+    ignored_ids: tuple[int, ...] = ()  # source ids that are known and deliberately belong to no class
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise ValueError(f"label space {self.name!r} has {len(self.classes)} classes: expected 1 to {MAX_CLASSES}")
+        if len(set(self.names)) != len(self.names):
+            twice = sorted({n for n in self.names if self.names.count(n) > 1})
+            raise ValueError(f"label space {self.name!r} names {twice[0]!r} twice: give every class its own name")
+        seen: dict[int, str] = {}
+        for c in self.classes:
+            if not c.source_ids or not all(0 <= i <= 255 for i in c.source_ids):
+                raise ValueError(f"class {c.name!r} has source ids {c.source_ids}: expected some in 0..255")
+            for i in c.source_ids:
+                if i in seen:
+                    raise ValueError(f"source id {i} is both {seen[i]!r} and {c.name!r}: give it to one class")
+                seen[i] = c.name
+            if len(c.colour) != 3 or not all(0 <= v <= 255 for v in c.colour):
+                raise ValueError(f"class {c.name!r} has colour {c.colour}: expected three numbers in 0..255")
+
+    def __len__(self) -> int:
+        return len(self.classes)
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Class names by train id."""
+        return tuple(c.name for c in self.classes)
+
+    @cached_property
+    def train_ids(self) -> bytes:
+        """256 bytes: source id -> train id, 255 where there is none. Works with `bytes.translate` and as a table."""
+        table = bytearray([IGNORE] * 256)
+        for train_id, c in enumerate(self.classes):
+            for source_id in c.source_ids:
+                table[source_id] = train_id
+        return bytes(table)
+
+    @cached_property
+    def known_source_ids(self) -> frozenset[int]:
+        """Source ids that may appear in a label file; anything else in one is a mistake."""
+        return frozenset(i for c in self.classes for i in c.source_ids) | set(self.ignored_ids) | {IGNORE}
+
+    @cached_property
+    def palette(self) -> bytes:
+        """768 bytes: RGB by train id, black for everything else (ignore)."""
+        colours = b"".join(bytes(c.colour) for c in self.classes)
+        return colours.ljust(768, b"\0")
+
+    def to_json(self) -> str:
+        """One line of JSON that `from_json` reads back."""
+        labels: list[dict[str, Any]] = [{"name": c.name, "color": c.colour, "ids": c.source_ids} for c in self.classes]
+        if self.ignored_ids:
+            labels.append({"name": "ignored", "color": (0, 0, 0), "ids": self.ignored_ids, "evaluate": False})
+        return json.dumps({"name": self.name, "labels": labels})
+
+    @classmethod
+    def from_json(cls, text: str, name: str = "custom") -> LabelSpace:
+        """Read the form of Mapillary Vistas' `config.json`: {"labels": [{"name", "color", "evaluate"?, "ids"?}, …]}.
+
+        A label's source id is its place in the list, unless "ids" lists others. Labels with "evaluate": false get no
+        train id (they are ignored). Raises ValueError with what is wrong.
+        """
+        try:
+            document = json.loads(text)
+            entries = document["labels"]
+            labels = [(_label_class(place, e), bool(e.get("evaluate", True))) for place, e in enumerate(entries)]
+            name = str(document.get("name", name))
+        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+            raise ValueError(
+                f"not a label space ({type(error).__name__}: {error}): expected JSON like"
+                ' {"labels": [{"name": "road", "color": [128, 64, 128]}, …]}'
+            ) from error
+        classes = tuple(c for c, evaluate in labels if evaluate)
+        return cls(name, classes, tuple(i for c, evaluate in labels if not evaluate for i in c.source_ids))
+
+
+def _label_class(place: int, entry: dict[str, Any]) -> LabelClass:
+    colour = tuple(int(v) for v in entry["color"])
+    ids = tuple(int(i) for i in entry.get("ids", (place,)))
+    return LabelClass(str(entry["name"]), colour, ids)  # type: ignore[arg-type]  # length checked by LabelSpace
+
+
+def _space(name: str, *rows: tuple[str, int, Colour], ignored_ids: tuple[int, ...] = ()) -> LabelSpace:
+    return LabelSpace(name, tuple(LabelClass(n, colour, (i,)) for n, i, colour in rows), ignored_ids)
+
+
+# The 19 evaluated classes of Cityscapes with their label ids and colours (Cordts et al., arXiv 1604.01685, and the
+# data set's official table).
+CITYSCAPES = _space(
+    "cityscapes",
+    ("road", 7, (128, 64, 128)),
+    ("sidewalk", 8, (244, 35, 232)),
+    ("building", 11, (70, 70, 70)),
+    ("wall", 12, (102, 102, 156)),
+    ("fence", 13, (190, 153, 153)),
+    ("pole", 17, (153, 153, 153)),
+    ("traffic light", 19, (250, 170, 30)),
+    ("traffic sign", 20, (220, 220, 0)),
+    ("vegetation", 21, (107, 142, 35)),
+    ("terrain", 22, (152, 251, 152)),
+    ("sky", 23, (70, 130, 180)),
+    ("person", 24, (220, 20, 60)),
+    ("rider", 25, (255, 0, 0)),
+    ("car", 26, (0, 0, 142)),
+    ("truck", 27, (0, 0, 70)),
+    ("bus", 28, (0, 60, 100)),
+    ("train", 31, (0, 80, 100)),
+    ("motorcycle", 32, (0, 0, 230)),
+    ("bicycle", 33, (119, 11, 32)),
+    ignored_ids=(0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30),
+)
+
+# CamVid with the 11 classes of the SegNet split (Badrinarayanan et al., arXiv 1511.00561).
+CAMVID = _space(
+    "camvid",
+    ("sky", 0, (128, 128, 128)),
+    ("building", 1, (128, 0, 0)),
+    ("pole", 2, (192, 192, 128)),
+    ("road", 3, (128, 64, 128)),
+    ("pavement", 4, (0, 0, 192)),
+    ("tree", 5, (128, 128, 0)),
+    ("sign", 6, (192, 128, 128)),
+    ("fence", 7, (64, 64, 128)),
+    ("car", 8, (64, 0, 128)),
+    ("pedestrian", 9, (64, 64, 0)),
+    ("bicyclist", 10, (0, 128, 192)),
+)
+
+BUILT_IN = {space.name: space for space in (CITYSCAPES, CAMVID)}
+
+
+def load_label_space(name_or_file: str) -> LabelSpace:
+    """A built-in label space by name, or one from a JSON file. Raises ValueError naming what was expected."""
+    if name_or_file in BUILT_IN:
+        return BUILT_IN[name_or_file]
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise ValueError(
+            f"label space {name_or_file!r} is neither built in ({', '.join(BUILT_IN)}) nor a JSON file that exists"
+        )
+    try:
+        return LabelSpace.from_json(path.read_text(encoding="utf-8"), name=path.stem)
+    except (ValueError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path}: {error}") from error

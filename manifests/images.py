@@ -1,0 +1,139 @@
+"""Read photographs and label maps, strictly: what is not exactly understood is refused with the reason.
+
+A silent conversion (16 bits clipped to 8, a palette taken for colours) would give wrong labels that look right.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import ExifTags, Image, ImageOps
+
+from autolabel.manifests.classes import IGNORE, LabelSpace
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+LABEL_SUFFIXES = (".png",)
+_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
+
+Size = tuple[int, int]  # (height, width)
+
+
+class BadImage(ValueError):
+    """The file itself is at fault: it is damaged, or of a kind that is not read. Trouble of the disk stays OSError."""
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a file says about itself before its pixels are decoded; the size has EXIF orientation applied."""
+
+    height: int
+    width: int
+    mode: str
+
+
+def _png_bit_depth(data: bytes) -> int | None:
+    return data[24] if len(data) > 24 and data.startswith(_PNG_SIGNATURE) else None
+
+
+def _open(data: bytes) -> Image.Image:
+    if not data:
+        raise BadImage("the file is empty")
+    try:
+        return Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"too many pixels: {error}") from error
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise BadImage(f"not a readable image ({type(error).__name__})") from error
+
+
+def _require(opened: Image.Image, data: bytes, modes: tuple[str, ...], wanted: str) -> None:
+    # Pillow opens 16-bit RGB as 8-bit RGB and stretches 1 to 4 bit grey to 0..255 without a word.
+    depth = _png_bit_depth(data)
+    wrong_depth = depth is not None and depth != 8 and opened.mode != "P"
+    if opened.mode not in modes or wrong_depth:
+        bits = f", {depth} bits" if depth else ""
+        raise BadImage(f"mode {opened.mode}{bits}: expected {wanted}; convert the file first")
+
+
+def _decode(opened: Image.Image) -> Image.Image:
+    try:
+        opened.load()
+    except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
+        raise BadImage(f"damaged or truncated: {error}") from error
+    return opened
+
+
+def decode_image(data: bytes) -> NDArray[np.uint8]:
+    """Bytes of an 8-bit RGB PNG, JPEG or WebP -> (H, W, 3) uint8, EXIF orientation applied. Raises BadImage."""
+    opened = _open(data)
+    _require(opened, data, ("RGB",), "8-bit RGB")
+    return np.asarray(ImageOps.exif_transpose(_decode(opened)))
+
+
+def read_image(path: Path) -> NDArray[np.uint8]:
+    """`decode_image` of a file. Raises BadImage, or FileNotFoundError and other OSErrors of the disk."""
+    return decode_image(path.read_bytes())
+
+
+def decode_label(data: bytes, space: LabelSpace, ids: str) -> NDArray[np.uint8]:
+    """Bytes of an 8-bit single-channel PNG -> (H, W) uint8 train ids.
+
+    `ids` says what the file holds: "source" ids, mapped by the label space's table, or "train" ids.
+    Raises BadImage, also for ids that the label space does not know.
+    """
+    opened = _open(data)
+    _require(opened, data, ("L", "P"), "8-bit grey or palette PNG holding one class id a pixel")
+    stored = np.asarray(_decode(opened))
+    unknown = unknown_ids(stored, space, ids)
+    if unknown:
+        raise BadImage(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)")
+    return np.frombuffer(space.train_ids, np.uint8)[stored] if ids == "source" else stored
+
+
+def unknown_ids(stored: NDArray[np.uint8], space: LabelSpace, ids: str) -> list[int]:
+    """The values of a stored label map that mean nothing in the label space, ascending."""
+    known = set(range(len(space))) | {IGNORE} if ids == "train" else set(space.known_source_ids)
+    present = np.flatnonzero(np.bincount(stored.ravel(), minlength=256))
+    return [int(i) for i in present if int(i) not in known]
+
+
+def read_label(path: Path, space: LabelSpace, ids: str) -> NDArray[np.uint8]:
+    """`decode_label` of a file. Raises BadImage (with the path), or OSErrors of the disk."""
+    try:
+        return decode_label(path.read_bytes(), space, ids)
+    except BadImage as error:
+        raise BadImage(f"{path}: {error}") from error
+
+
+def read_header(path: Path) -> Header:
+    """Size and mode of an image file, its pixels not decoded. Raises BadImage."""
+    try:
+        with Image.open(path) as opened:
+            height, width = opened.height, opened.width
+            if opened.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED:
+                height, width = width, height
+            return Header(height, width, opened.mode)
+    except Image.DecompressionBombError as error:
+        raise BadImage(f"too many pixels: {error}") from error
+    except FileNotFoundError as error:
+        raise BadImage("the file is missing") from error
+    except (OSError, SyntaxError, ValueError, struct.error) as error:
+        raise BadImage(f"not a readable image ({type(error).__name__})") from error
+
+
+def colourise(label: NDArray[np.uint8], space: LabelSpace) -> NDArray[np.uint8]:
+    """(H, W) train ids -> (H, W, 3) uint8 in the label space's colours; ignore is black."""
+    return np.frombuffer(space.palette, np.uint8).reshape(256, 3)[label]
+
+
+def encode_label(label: NDArray[np.uint8]) -> bytes:
+    """(H, W) uint8 -> the bytes of an 8-bit grey PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(label, mode="L").save(buffer, format="PNG")
+    return buffer.getvalue()

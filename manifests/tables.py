@@ -1,0 +1,346 @@
+"""Manifests and statistics: parquet tables with a fixed schema.
+
+A manifest lists samples. What holds for all of them (schema version, label space, roots, where it came from) is JSON
+in the parquet key-value metadata. Paths are relative to a root, and the root is relative to the manifest's own folder
+wherever they share one, so that a folder can be moved as a whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.files import fingerprint, writing
+
+SCHEMA_VERSION = 1
+_METADATA_KEY = b"autolabel"
+SOURCES = ("fine", "coarse", "auto", "none")
+CONFIDENCE_BINS = 20  # equal bins over (0, 1]; bin k holds k/20 < p <= (k+1)/20
+
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("label_index", pa.int64()),
+        pa.field("label_ids", pa.string(), nullable=False),
+        pa.field("coarse_label", pa.string()),
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("unit", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("labelled_pixels", pa.int64()),
+        ("ignored_fraction", pa.float64()),
+        ("mean_confidence", pa.float64()),
+        ("agreement_with_coarse", pa.float64()),
+        ("coarse_pixels", pa.int64()),
+        ("label_crc32c", pa.uint32()),
+        ("label_bytes", pa.int64()),
+        ("decode_ms", pa.float32()),
+        ("infer_ms", pa.float32()),
+        ("encode_ms", pa.float32()),
+        ("worker", pa.string()),
+    ]
+)
+CLASSES_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("class_id", pa.int32()),
+        ("class_name", pa.string()),
+        ("pixels", pa.int64()),
+        ("fraction", pa.float64()),
+        ("mean_confidence", pa.float64()),
+        ("confidence_hist", pa.list_(pa.int64(), CONFIDENCE_BINS)),
+        ("coarse_pixels", pa.int64()),
+        ("agreeing_pixels", pa.int64()),
+        ("overridden_pixels", pa.int64()),
+    ]
+)
+CENTROIDS_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("class_id", pa.int32()),
+        ("tile_y", pa.int32()),
+        ("tile_x", pa.int32()),
+        ("y", pa.float32()),
+        ("x", pa.float32()),
+        ("pixels", pa.int64()),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema([("sample_id", pa.string()), ("image", pa.string()), ("reason", pa.string())])
+STATISTICS = {"images": IMAGES_SCHEMA, "classes": CLASSES_SCHEMA, "centroids": CENTROIDS_SCHEMA}
+
+
+class BadTable(ValueError):
+    """A parquet file is missing, damaged, or not of the expected kind."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image with what is known about it; paths are absolute. See DESIGN in docs/ for every field."""
+
+    sample_id: str
+    image: Path
+    height: int
+    width: int
+    split: str = ""
+    group: str = ""
+    source: str = "none"
+    label: Path | None = None
+    label_index: int | None = None
+    label_ids: str = "train"
+    coarse_label: Path | None = None
+    weight: float = 1.0
+
+    @property
+    def readable(self) -> bool:
+        """False when the image's header could not be read at scan time (its size is then recorded as 0 x 0)."""
+        return self.height > 0
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Samples of one label space, and where they came from."""
+
+    label_space: LabelSpace
+    samples: tuple[Sample, ...]
+    image_root: Path
+    label_root: Path
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        counts = Counter((s.source, s.sample_id) for s in self.samples)
+        twice = [key for key, n in counts.items() if n > 1]
+        if twice:
+            source, sample_id = twice[0]
+            raise ValueError(
+                f"sample {sample_id!r} ({source}) is listed {counts[twice[0]]} times"
+                f"{f', and {len(twice) - 1} more are too' if len(twice) > 1 else ''}: every sample may appear once"
+            )
+        strange = sorted({s.source for s in self.samples} - set(SOURCES))
+        if strange:
+            raise ValueError(f"unknown source {strange[0]!r}: expected one of {', '.join(SOURCES)}")
+
+    @property
+    def labelled(self) -> tuple[Sample, ...]:
+        """The samples that have a label and a readable image: what a network can be trained or scored on."""
+        return tuple(s for s in self.samples if s.label is not None and s.readable)
+
+
+def common_root(paths: Iterable[Path], fallback: Path) -> Path:
+    """The deepest folder that holds all of `paths`."""
+    folders = {str(p.parent) for p in paths}
+    return Path(os.path.commonpath(folders)) if folders else fallback
+
+
+def _relative(path: Path, base: Path) -> str:
+    """`path` from `base` where they share more than the file system's root, else absolute."""
+    shared = os.path.commonpath([path, base])
+    return Path(os.path.relpath(path, base)).as_posix() if shared != path.anchor else path.as_posix()
+
+
+def save_manifest(path: Path, manifest: Manifest) -> None:
+    """Write a manifest as parquet, whole or not at all."""
+    base = path.absolute().parent
+
+    def under(root: Path, file: Path | None) -> str | None:
+        return None if file is None else file.relative_to(root).as_posix()
+
+    rows = [
+        {
+            **{name: getattr(s, name) for name in MANIFEST_SCHEMA.names},
+            "image": under(manifest.image_root, s.image),
+            "label": under(manifest.label_root, s.label),
+            "coarse_label": under(manifest.label_root, s.coarse_label),
+        }
+        for s in manifest.samples
+    ]
+    about = {
+        "kind": "manifest",
+        "schema_version": SCHEMA_VERSION,
+        "label_space": json.loads(manifest.label_space.to_json()),
+        "image_root": _relative(manifest.image_root, base),
+        "label_root": _relative(manifest.label_root, base),
+        "provenance": manifest.provenance,
+    }
+    schema = MANIFEST_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(about).encode()})
+    write_table(path, pa.Table.from_pylist(rows, schema=schema))
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Write a parquet file, whole or not at all."""
+    with writing(path) as temporary:
+        pq.write_table(table, temporary, compression="zstd")
+
+
+def read_table(path: Path, schema: pa.Schema) -> pa.Table:
+    """Read a parquet file that has the columns of `schema`. Raises BadTable."""
+    if not path.is_file():
+        raise BadTable(f"{path} does not exist")
+    try:
+        table = pq.read_table(path)
+    except (pa.ArrowException, OSError) as error:
+        raise BadTable(f"{path} is not a readable parquet file ({type(error).__name__})") from error
+    missing = [name for name in schema.names if name not in table.column_names]
+    if missing:
+        raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")
+    return table
+
+
+def read_manifest(path: str | Path) -> pa.Table:
+    """A manifest as a pyarrow.Table; the roots in its metadata are made absolute. Raises BadTable."""
+    path = Path(path)
+    table = read_table(path, MANIFEST_SCHEMA)
+    about = _about(path, table)
+    base = path.absolute().parent
+    for root in ("image_root", "label_root"):
+        about[root] = os.path.normpath(base / about[root])
+    return table.replace_schema_metadata({_METADATA_KEY: json.dumps(about).encode()})
+
+
+def _about(path: Path, table: pa.Table) -> dict[str, Any]:
+    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+    about = json.loads(raw) if raw else {}
+    if about.get("kind") != "manifest":
+        raise BadTable(f"{path} is a parquet file, but not a manifest: make one with `autolabel manifest scan`")
+    if about["schema_version"] > SCHEMA_VERSION:
+        raise BadTable(f"{path} has schema version {about['schema_version']}: this program knows {SCHEMA_VERSION}")
+    return dict(about)
+
+
+def load_manifest(path: str | Path) -> Manifest:
+    """A manifest as samples with absolute paths. Raises BadTable."""
+    path = Path(path)
+    table = read_manifest(path)
+    about = _about(path, table)
+    image_root, label_root = Path(about["image_root"]), Path(about["label_root"])
+
+    def under(root: Path, relative: str | None) -> Path | None:
+        if relative is None:
+            return None
+        if Path(relative).is_absolute() or ".." in Path(relative).parts:
+            raise BadTable(f"{path}: path {relative!r} leaves its root {root}")
+        return root / relative
+
+    rows = table.select(MANIFEST_SCHEMA.names).to_pylist()
+    try:
+        samples = tuple(
+            Sample(
+                **{
+                    **row,
+                    "image": under(image_root, row["image"]),
+                    "label": under(label_root, row["label"]),
+                    "coarse_label": under(label_root, row["coarse_label"]),
+                }
+            )
+            for row in rows
+        )
+        space = LabelSpace.from_json(json.dumps(about["label_space"]))
+        return Manifest(space, samples, image_root, label_root, about["provenance"])
+    except BadTable:
+        raise
+    except ValueError as error:
+        raise BadTable(f"{path}: {error}") from error
+
+
+def fingerprints(samples: Sequence[Sample]) -> list[str]:
+    """Content fingerprint of every sample's image, in order. Raises BadTable naming the first image that is gone."""
+
+    def one(sample: Sample) -> str:
+        try:
+            return fingerprint(sample.image)
+        except OSError as error:
+            raise BadTable(f"image {sample.image} of sample {sample.sample_id!r}: {error.strerror}") from error
+
+    with ThreadPoolExecutor(8) as pool:
+        return list(pool.map(one, samples))
+
+
+def _refuse_shared(a: str, b: str, theirs: dict[str, Sample], prints: dict[str, Sample], advice: str) -> None:
+    shared = sorted(theirs.keys() & prints.keys(), key=lambda f: theirs[f].sample_id)
+    if shared:
+        first = theirs[shared[0]]
+        raise ValueError(
+            f"{len(shared)} images are in both {a} and {b} (same content; the first is {first.sample_id!r}): {advice}"
+        )
+
+
+def fuse(
+    named: Sequence[tuple[str, Manifest]], weights: dict[str, float], leak_check: tuple[str, Manifest] | None
+) -> Manifest:
+    """Join labelled samples of several manifests. `weights` replaces the weight of a whole source ("auto": 0.5).
+
+    Raises ValueError for different label spaces, an image that is there twice (by content, not by name), or one that
+    is also in the manifest of `leak_check`.
+    """
+    (first_name, first), *rest = named
+    for name, manifest in [*rest, *([leak_check] if leak_check else [])]:
+        if manifest.label_space != first.label_space:
+            raise ValueError(
+                f"{name} uses label space {manifest.label_space.name!r} ({len(manifest.label_space)} classes) but"
+                f" {first_name} {first.label_space.name!r} ({len(first.label_space)}): fuse only one label space"
+            )
+    seen: list[tuple[str, dict[str, Sample]]] = []
+    for name, manifest in named:
+        prints: dict[str, Sample] = {}
+        for sample, mark in zip(manifest.labelled, fingerprints(manifest.labelled), strict=True):
+            if mark in prints:
+                raise ValueError(
+                    f"{name}: {prints[mark].sample_id!r} and {sample.sample_id!r} are the same image (same content):"
+                    " leave one of them out"
+                )
+            prints[mark] = sample
+        for other, theirs in seen:
+            _refuse_shared(other, name, theirs, prints, "leave them out of one manifest")
+        seen.append((name, prints))
+    if leak_check:
+        name, manifest = leak_check
+        held_out = dict(zip(fingerprints(manifest.samples), manifest.samples, strict=True))
+        for other, theirs in seen:
+            _refuse_shared(other, name, theirs, held_out, "a network trained on them cannot be scored on them")
+    samples = tuple(
+        replace(s, weight=weights.get(s.source, s.weight)) for _, manifest in named for s in manifest.labelled
+    )
+    return with_roots(
+        first.label_space,
+        samples,
+        {"fused": [name for name, _ in named], "weights": weights, "leak_check": leak_check[0] if leak_check else None},
+    )
+
+
+def with_roots(space: LabelSpace, samples: tuple[Sample, ...], provenance: dict[str, Any]) -> Manifest:
+    """A manifest whose roots are the deepest folders that hold all its images, and all its labels."""
+    image_root = common_root((s.image for s in samples), Path.cwd())
+    labels = (path for s in samples for path in (s.label, s.coarse_label) if path is not None)
+    return Manifest(space, samples, image_root, common_root(labels, image_root), provenance)
+
+
+def read_statistics(run: str | Path, table: str = "images") -> pa.Table:
+    """One of a run's statistics tables ("images", "classes" or "centroids") as a pyarrow.Table. Raises BadTable."""
+    if table not in STATISTICS:
+        raise ValueError(f"no statistics table {table!r}: expected one of {', '.join(STATISTICS)}")
+    path = Path(run) / "stats" / f"{table}.parquet"
+    if not path.is_file():
+        raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
+    return read_table(path, STATISTICS[table])

@@ -1,0 +1,1 @@
+"""The labelling run: plan, label, commit, account, report."""

@@ -1,0 +1,46 @@
+"""What a labelling run was asked to do: one dataclass, checked, saved as `run.json`, compared when a run is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from autolabel.manifests.policy import SCALES, THRESHOLD, check_scales, check_threshold
+
+STORES = ("zarr", "png")
+ENGINES = ("ray", "local")
+
+
+@dataclass(frozen=True)
+class LabelJob:
+    """Settings of one `autolabel generate`. Raises ValueError naming field, value and what was expected."""
+
+    manifest: Path
+    teacher: Path
+    out: Path
+    scales: tuple[float, ...] = SCALES
+    flip: bool = False
+    threshold: float = THRESHOLD
+    precision: str = "auto"
+    store: str = "zarr"
+    engine: str = "ray"
+    workers: int | None = None  # None: one per GPU, or one per CPU core where there is no GPU
+    limit: int | None = None
+    shard_size: int = 64  # labels in a shard = samples in a unit
+    max_quarantined: float = 0.001  # share of the samples; Cityscapes itself ships one broken image
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "scales", check_scales(self.scales))
+        check_threshold(self.threshold)
+        if self.store not in STORES:
+            raise ValueError(f"store {self.store!r}: expected {' or '.join(STORES)}")
+        if self.engine not in ENGINES:
+            raise ValueError(f"engine {self.engine!r}: expected {' or '.join(ENGINES)}")
+        for name in ("workers", "limit"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} {value}: expected 1 or more")
+        if not 1 <= self.shard_size <= 4096:
+            raise ValueError(f"shard size {self.shard_size}: expected 1 to 4096")
+        if not 0 <= self.max_quarantined <= 1:
+            raise ValueError(f"max quarantined {self.max_quarantined:g}: expected a share in [0, 1]")

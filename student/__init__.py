@@ -1,0 +1,1 @@
+"""The network that learns: data, training, scoring and the comparison of arms."""

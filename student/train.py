@@ -1,0 +1,297 @@
+"""Train a network on a manifest: a teacher on fine labels, a student on fused ones. Same code, same network.
+
+Recipe of arXiv 2005.10821, section 4, made small: random scale, flip, crop and colour jitter; cross-entropy that skips
+ignored pixels on the combined output, 0.4 of it on the OCR head's auxiliary output (arXiv 1909.11065) and 0.05 on
+each scale alone; SGD or AdamW with a polynomial learning rate.
+
+A training can be killed anywhere and started again with the same command: `last.pt` holds everything that the next
+step depends on, and a step depends on the seed and its number alone. What is in the folder:
+
+    train.json     what was asked; a different request is refused, not mixed in
+    last.pt        where to go on
+    best.pt        the checkpoint for everybody else: the highest validation mIoU so far
+    curves.csv     loss, learning rate and speed by step; mIoU where it was measured
+    scores.json    per-class IoU of best.pt
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from autolabel.manifests.classes import IGNORE
+from autolabel.manifests.files import write_bytes, write_json
+from autolabel.manifests.tables import Manifest, fingerprints, load_manifest
+from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
+from autolabel.student.evaluate import Scores, score
+from autolabel.teacher.build import build, fingerprint_tensor, load_network, overlap, read_checkpoint, save_checkpoint
+from autolabel.teacher.multiscale import HierarchicalNet, TrainingOutput
+from autolabel.teacher.predict import PRECISIONS, Teacher, normalise, pick_device, pick_precision
+
+LEARNING_RATES = {"sgd": 0.01, "adamw": 0.001}
+AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
+_SAVE_SECONDS = 60.0
+_CROP_LIMIT = (512, 1024)
+
+
+class TrainingStopped(RuntimeError):
+    """The training cannot go on; the message says why and what to do."""
+
+
+@dataclass(frozen=True)
+class TrainJob:
+    """Everything that decides what a training gives. None means: chosen from the data or the optimizer, see `train`."""
+
+    manifest: Path
+    val: Path
+    out: Path
+    arch: str = "hrnet18s_ocr_mscale"
+    steps: int = 1000
+    seed: int = 0
+    batch_size: int = 4
+    crop: tuple[int, int] | None = None
+    optimizer: str = "adamw"
+    learning_rate: float | None = None
+    init: Path | None = None
+    device: str = "auto"
+    precision: str = "auto"
+    validations: int = field(default=4)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "validations"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if self.optimizer not in LEARNING_RATES:
+            raise ValueError(f"optimizer {self.optimizer!r}: expected {' or '.join(LEARNING_RATES)}")
+        if self.learning_rate is not None and not 0 < self.learning_rate < 10:
+            raise ValueError(f"learning rate {self.learning_rate:g}: expected a number in (0, 10)")
+        if self.crop is not None and min(self.crop) < 32:
+            raise ValueError(f"crop {self.crop[0]}x{self.crop[1]}: expected both sides to be 32 pixels or more")
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """What one step gave. `miou` is there where a validation followed the step."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    images_per_s: float
+    miou: float | None = None
+
+
+OnStep = Callable[[StepReport], None]
+
+
+def segmentation_loss(output: TrainingOutput, label: Tensor) -> Tensor:
+    """Weighted cross-entropies of all outputs (B, C, H, W) against the label (B, H, W) int64; 255 is skipped."""
+
+    def cross_entropy(logits: Tensor) -> Tensor:
+        valid = (label != IGNORE).sum().clamp(min=1)  # a crop that is all ignore gives 0, not NaN
+        return F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum") / valid
+
+    return (
+        cross_entropy(output.joint)
+        + AUX_WEIGHT * cross_entropy(output.aux)
+        + SCALE_WEIGHT * (cross_entropy(output.low) + cross_entropy(output.high))
+    )
+
+
+def learning_rate_at(step: int, steps: int, peak: float) -> float:
+    """Linear warm-up over the first 5 % of the steps, then polynomial decay with power 0.9. Step counts from 0."""
+    warm = max(1, steps // 20)
+    return peak * min(1.0, (step + 1) / warm) * float((1 - step / steps) ** 0.9)
+
+
+def train(job: TrainJob, on_step: OnStep | None = None, manifest: Manifest | None = None) -> Scores:
+    """Train, or go on with a training, and return the validation scores of `best.pt`.
+
+    `manifest` stands in for the file `job.manifest` where a caller has already joined several. Raises ValueError for a
+    request that cannot be met, TrainingStopped when the loss diverges.
+    """
+    return _Training(job, manifest or load_manifest(job.manifest)).run(on_step or (lambda report: None))
+
+
+class _Training:
+    """State of one training: network, optimizer, position, curves."""
+
+    def __init__(self, job: TrainJob, manifest: Manifest) -> None:
+        self.job = job
+        self.data, self.val = ManifestDataset(manifest), ManifestDataset(job.val)
+        self.space = self.data.label_space
+        if self.val.label_space != self.space:
+            raise ValueError(f"{job.manifest} and {job.val} use different label spaces: train and validate in one")
+        marks = fingerprints(self.data.samples)
+        self.trained_on = fingerprint_tensor(marks)
+        shared = overlap(self.trained_on, fingerprints(self.val.samples))
+        if shared:
+            first = self.val.samples[shared[0]].sample_id
+            raise ValueError(
+                f"{len(shared)} validation images are also trained on (the first is {first!r}): the score would mean"
+                " nothing; leave them out of one manifest"
+            )
+        self.device = torch.device(pick_device(job.device))
+        self.dtype = PRECISIONS[pick_precision(job.precision, self.device.type)]
+        self.step, self.best, self.curves = 0, -1.0, list[StepReport]()
+        self._resume_or_start(marks)
+
+    def _resume_or_start(self, marks: list[str]) -> None:
+        job = self.job
+        asked = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(job).items() if k != "out"}
+        asked["crop"] = list(self._crop())
+        asked["images"] = len(marks)
+        about = job.out / "train.json"
+        if about.is_file():
+            before = json.loads(about.read_text(encoding="utf-8"))
+            different = [f"{k} was {before.get(k)!r}, now {v!r}" for k, v in asked.items() if before.get(k) != v]
+            if different:
+                raise ValueError(f"{job.out} holds another training ({'; '.join(different)}): choose another --out")
+        torch.manual_seed(job.seed)
+        self.network: HierarchicalNet = build(job.arch, len(self.space))
+        last = job.out / "last.pt"
+        checkpoint = read_checkpoint(last) if last.is_file() else None
+        if checkpoint is not None:
+            self.network.load_state_dict(checkpoint.state_dict)
+        elif job.init is not None:
+            self._initialise(job.init)
+        self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.optimizer = self._optimizer()
+        if checkpoint is not None and checkpoint.training is not None:
+            state = checkpoint.training
+            if not torch.equal(checkpoint.trained_on, self.trained_on):
+                raise ValueError(f"{last} was trained on other images than {job.manifest} lists: choose another --out")
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.step, self.best = state["step"], state["best"]
+            self.curves = [StepReport(**row) for row in state["curves"]]
+        write_json(about, asked)
+
+    def _initialise(self, path: Path) -> None:
+        checkpoint = read_checkpoint(path)
+        if checkpoint.arch != self.job.arch or checkpoint.classes != len(self.space):
+            raise ValueError(
+                f"--init {path} is {checkpoint.arch} with {checkpoint.classes} classes: expected {self.job.arch} with"
+                f" {len(self.space)}"
+            )
+        self.network = load_network(path, checkpoint)
+        # What the starting point has seen, the result has seen.
+        self.trained_on = torch.unique(torch.cat([self.trained_on, checkpoint.trained_on]))
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        parameters = self.network.parameters()
+        if self.job.optimizer == "sgd":
+            return torch.optim.SGD(parameters, lr=self._peak(), momentum=0.9, weight_decay=5e-4)
+        return torch.optim.AdamW(parameters, lr=self._peak(), weight_decay=0.01)
+
+    def _peak(self) -> float:
+        return self.job.learning_rate or LEARNING_RATES[self.job.optimizer]
+
+    def _crop(self) -> tuple[int, int]:
+        if self.job.crop is not None:
+            return self.job.crop
+        largest = max(s.height for s in self.data.samples), max(s.width for s in self.data.samples)
+        return min(largest[0], _CROP_LIMIT[0]), min(largest[1], _CROP_LIMIT[1])
+
+    def _batches(self) -> Iterator[Mapping[str, Any]]:
+        total = self.job.steps * self.job.batch_size
+        crops = TrainingCrops(self.data, Augmentation(self._crop()), self.job.seed, total)
+        on_gpu = self.device.type == "cuda"
+        return iter(
+            DataLoader(
+                crops,
+                batch_size=self.job.batch_size,
+                sampler=range(self.step * self.job.batch_size, total),  # goes on where the last run stopped
+                num_workers=8 if on_gpu else 0,  # on a CPU the network needs every core itself
+                pin_memory=on_gpu,
+            )
+        )
+
+    def run(self, on_step: OnStep) -> Scores:
+        job = self.job
+        validate_at = {round(job.steps * (i + 1) / job.validations) for i in range(job.validations)}
+        saved = started = time.monotonic()
+        first = self.step
+        try:
+            for batch in self._batches():
+                loss, rate = self._train_step(batch)
+                self.step += 1
+                speed = (self.step - first) * job.batch_size / (time.monotonic() - started)
+                miou = self._validate() if self.step in validate_at else None
+                report = StepReport(self.step, loss, rate, speed, miou)
+                self.curves.append(report)
+                on_step(report)
+                if miou is not None or time.monotonic() - saved > _SAVE_SECONDS:
+                    self._save_last()
+                    saved = time.monotonic()
+        except KeyboardInterrupt:
+            self._save_last()
+            raise
+        return Scores.read(job.out / "scores.json")
+
+    def _train_step(self, batch: Mapping[str, Any]) -> tuple[float, float]:
+        # A step's randomness (dropout) depends on its number alone, so that a resumed training repeats it.
+        torch.manual_seed((self.job.seed << 32) + self.step)
+        rate = learning_rate_at(self.step, self.job.steps, self._peak())
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.network.train()
+        images = batch["image"].to(self.device, non_blocking=True)
+        label = batch["label"].to(self.device, non_blocking=True).long()
+        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+            output = self.network(normalise(images).contiguous(memory_format=torch.channels_last))
+        loss = segmentation_loss(output, label)
+        value = loss.item()
+        if not torch.isfinite(loss):
+            raise TrainingStopped(
+                f"the loss became {value} at step {self.step + 1}: start again in another --out with a smaller"
+                f" --learning-rate than {self._peak():g}"
+            )
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        torch.nn.utils.clip_grad_norm_(self.network.parameters(), max_norm=10.0)
+        self.optimizer.step()
+        return value, rate
+
+    def _validate(self) -> float:
+        teacher = Teacher(self.network, self.space, self.trained_on, self.device.type)
+        scores = score(teacher, self.val)
+        if scores.miou > self.best:
+            self.best = scores.miou
+            metrics = {"miou": scores.miou, "step": float(self.step)}
+            best = self.job.out / "best.pt"
+            save_checkpoint(best, self.job.arch, self.space, self.network, self.trained_on, metrics)
+            scores.write(self.job.out / "scores.json")
+        return scores.miou
+
+    def _save_last(self) -> None:
+        training = {
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "best": self.best,
+            "curves": [asdict(row) for row in self.curves],
+        }
+        metrics = {"miou": self.best, "step": float(self.step)}
+        last = self.job.out / "last.pt"
+        save_checkpoint(last, self.job.arch, self.space, self.network, self.trained_on, metrics, training)
+        write_curves(self.job.out / "curves.csv", self.curves)
+
+
+def write_curves(path: Path, curves: list[StepReport]) -> None:
+    """Write the curves as CSV, whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["step", "loss", "learning_rate", "images_per_s", "miou"])
+    for row in curves:
+        miou = "" if row.miou is None else f"{row.miou:.6f}"
+        writer.writerow([row.step, f"{row.loss:.6f}", f"{row.learning_rate:.8f}", f"{row.images_per_s:.3f}", miou])
+    write_bytes(path, buffer.getvalue().encode())

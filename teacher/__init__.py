@@ -1,0 +1,1 @@
+"""The network that labels: HRNet + OCR + hierarchical multi-scale attention."""

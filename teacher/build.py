@@ -1,0 +1,182 @@
+"""Named networks and their checkpoints.
+
+A checkpoint of ours is one `torch.save`d dictionary:
+
+    format        "autolabel-checkpoint/1"
+    arch          a name in ARCHITECTURES
+    label_space   its JSON
+    state_dict    tensors under the customary HRNet and OCR keys
+    trained_on    (N,) int64, content fingerprints of the images it was trained on
+    metrics       {"miou": …, "step": …}, what it reached on its validation manifest
+    training      only in `last.pt`: what is needed to go on (see student/train.py)
+
+Published checkpoints of the reference implementation, `{"state_dict": {"module.…": tensor}, …}`, load too; which
+network they hold is told by their tensors. Files are data: nothing in them is executed (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.files import writing
+from autolabel.teacher.hrnet import HRNET_W18_SMALL, HRNET_W48
+from autolabel.teacher.multiscale import HierarchicalNet
+
+FORMAT = "autolabel-checkpoint/1"
+
+ARCHITECTURES: dict[str, Callable[[int], HierarchicalNet]] = {
+    # The network of arXiv 2005.10821: 72 million parameters.
+    "hrnet48_ocr_mscale": lambda classes: HierarchicalNet(HRNET_W48, classes, ocr_mid=512, ocr_key=256, attention=256),
+    # The same in small, 2 million parameters: trains on two CPU cores.
+    "hrnet18s_ocr_mscale": lambda classes: HierarchicalNet(
+        HRNET_W18_SMALL, classes, ocr_mid=128, ocr_key=64, attention=64
+    ),
+}
+
+
+class BadCheckpoint(ValueError):
+    """The file is not a checkpoint that fits."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read: checked to be one, not yet put into a network. `label_space` is None in published files."""
+
+    arch: str
+    classes: int
+    label_space: LabelSpace | None
+    state_dict: dict[str, Tensor]
+    trained_on: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+
+def build(arch: str, classes: int) -> HierarchicalNet:
+    """A network with fresh weights. Raises ValueError for an unknown name."""
+    if arch not in ARCHITECTURES:
+        raise ValueError(f"unknown architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
+    return ARCHITECTURES[arch](classes)
+
+
+def fingerprint_tensor(fingerprints: list[str]) -> Tensor:
+    """Hex fingerprints -> sorted (N,) int64."""
+    numbers = np.array(sorted({int(f, 16) for f in fingerprints}), np.uint64)
+    return torch.from_numpy(numbers.view(np.int64))
+
+
+def overlap(trained_on: Tensor, fingerprints: list[str]) -> list[int]:
+    """Indices of the fingerprints that a checkpoint was trained on."""
+    known = set(trained_on.tolist())
+    marks = np.array([int(f, 16) for f in fingerprints], np.uint64).view(np.int64).tolist()
+    return [i for i, mark in enumerate(marks) if mark in known]
+
+
+def save_checkpoint(
+    path: Path,
+    arch: str,
+    space: LabelSpace,
+    network: torch.nn.Module,
+    trained_on: Tensor,
+    metrics: Mapping[str, float],
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "arch": arch,
+        "label_space": json.loads(space.to_json()),
+        "state_dict": network.state_dict(),
+        "trained_on": trained_on,
+        "metrics": dict(metrics),
+    }
+    if training is not None:
+        content["training"] = dict(training)
+    with writing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _numpy_scalars() -> list[Any]:
+    """What full checkpoints of the reference hold beside tensors: a numpy float, under its old or new module path."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    paths = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, path) for path in paths), np.dtype, np.dtypes.Float64DType]
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without executing anything in it. Raises BadCheckpoint, FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.stat().st_size == 0:
+        raise BadCheckpoint(f"{path} is empty (0 bytes): it was cut off while it was written or copied")
+    try:
+        with torch.serialization.safe_globals(_numpy_scalars()):
+            content = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadCheckpoint(f"{path} is not a loadable checkpoint: {reason}") from error
+    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
+        raise BadCheckpoint(f"{path} holds no 'state_dict': expected one of `autolabel train`, or a published one")
+    state = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
+    if content.get("format") != FORMAT:
+        arch, classes = recognise(path, state)
+        return Checkpoint(arch, classes, None, state, torch.zeros(0, dtype=torch.int64))
+    space = LabelSpace.from_json(json.dumps(content["label_space"]))
+    return Checkpoint(
+        content["arch"], len(space), space, state, content["trained_on"], content["metrics"], content.get("training")
+    )
+
+
+def recognise(path: Path, state: Mapping[str, Tensor]) -> tuple[str, int]:
+    """Which architecture, with how many classes, a bare state dict belongs to. Raises BadCheckpoint."""
+    head = state.get("ocr.cls_head.weight")
+    closest: list[str] = []
+    if head is not None:
+        for arch in ARCHITECTURES:
+            wrong = mismatches(_expected(arch, head.shape[0]), state)
+            if not wrong:
+                return arch, int(head.shape[0])
+            closest = wrong if not closest or len(wrong) < len(closest) else closest
+    detail = f"; nearest miss: {closest[0]}" if closest else ""
+    raise BadCheckpoint(f"{path} is a checkpoint of another network: expected {' or '.join(ARCHITECTURES)}{detail}")
+
+
+def _expected(arch: str, classes: int) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return build(arch, classes).state_dict()
+
+
+def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Every missing, extra or misshapen tensor, in words. `num_batches_tracked` may be missing: nothing reads it."""
+    counters = {k for k in expected if k.endswith("num_batches_tracked")}
+    missing = [f"{k} is missing" for k in expected.keys() - state.keys() - counters]
+    extra = [f"{k} is not in the network" for k in state.keys() - expected.keys()]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected.keys() & state.keys()
+        if state[k].shape != expected[k].shape
+    ]
+    return sorted(missing) + sorted(shapes) + sorted(extra)
+
+
+def load_network(path: Path, checkpoint: Checkpoint) -> HierarchicalNet:
+    """The checkpoint's network with its weights. Raises BadCheckpoint for any tensor that does not fit."""
+    network = build(checkpoint.arch, checkpoint.classes)
+    wrong = mismatches(network.state_dict(), checkpoint.state_dict)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
+        raise BadCheckpoint(f"{path} does not fit {checkpoint.arch}: {wrong[0]}{more}")
+    broken = [k for k, v in checkpoint.state_dict.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise BadCheckpoint(f"{path}: tensor {broken[0]} holds NaN or infinity; the training it came from diverged")
+    network.load_state_dict(checkpoint.state_dict, strict=False)  # all but counters are known to be there
+    return network
