@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+import shlex
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -85,6 +86,7 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
     console = Console(stderr=True)
     started = last = time.monotonic()
     first: int | None = None
+    finished = False
 
     def describe(done: int, total: int, note: str, rate: float | None) -> str:
         nonlocal first
@@ -97,10 +99,10 @@ def progress(title: str) -> Iterator[Callable[..., None]]:
     if not console.is_terminal:
 
         def line(done: int, total: int, note: str = "", rate: float | None = None) -> None:
-            nonlocal last
+            nonlocal last, finished
             text = describe(done, total, note, rate)
-            if done >= total or time.monotonic() - last > 10:
-                last = time.monotonic()
+            if (done >= total and not finished) or time.monotonic() - last > 10:
+                last, finished = time.monotonic(), done >= total
                 click.echo(f"{title}: {done}/{total}  {text}".rstrip(), err=True)
 
         yield line
@@ -148,7 +150,7 @@ def percent(value: float | None, digits: int = 1) -> str:
 
 
 def parse_scales(_: click.Context, __: click.Parameter, text: str) -> tuple[float, ...]:
-    """"0.5,1,2" -> numbers, 1 among them."""
+    """ "0.5,1,2" -> numbers, 1 among them."""
     from autolabel.manifests.policy import check_scales
 
     try:
@@ -158,7 +160,7 @@ def parse_scales(_: click.Context, __: click.Parameter, text: str) -> tuple[floa
 
 
 def parse_crop(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """"320x480" -> (height, width)."""
+    """ "320x480" -> (height, width)."""
     if text is None:
         return None
     try:
@@ -546,6 +548,56 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
     with progress("drawing") as update:
         page = write_report(run, images, chosen, teacher, update)
     click.echo(f"open {page}")
+
+
+# --- demo -------------------------------------------------------------------------------------------------------------
+
+# Sizes at which two cores need a few minutes.
+_DEMO_STEPS = """
+manifest scan cityscapes {out}/city --split train -o {out}/fine.parquet
+manifest scan cityscapes {out}/city --split train_extra -o {out}/coarse.parquet
+manifest scan cityscapes {out}/city --split val -o {out}/val.parquet
+train --manifest {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 130 --seed {seed}
+generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --shard-size 16
+stats {out}/runs/auto
+manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
+compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
+ --out {out}/compare --steps 90
+report {out}/runs/auto --images 6
+""".replace("\n ", " ")
+
+
+@main.command()
+@click.option("--out", type=FOLDER, default="demo", show_default=True)
+@click.option("--seed", type=int, default=0, show_default=True)
+def demo(out: Path, seed: int) -> None:
+    """Everything below on generated street scenes, on a CPU, in minutes.
+
+    Draws a small city in the layout of Cityscapes, then runs the real commands on it and prints each.
+    """
+    from autolabel.manifests.scenes import write_city
+
+    started = time.monotonic()
+    marker = out / f"seed-{seed}"
+    if not marker.is_file():
+        if out.is_dir() and any(out.iterdir()):
+            raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
+        click.secho("\nA city to drive in: streets drawn from a seed, labelled like Cityscapes.", bold=True)
+        with progress("drawing scenes") as update:
+            write_city(out / "city", seed, on_scene=update)
+        marker.touch()
+    for line in _DEMO_STEPS.strip().splitlines():
+        command = line.format(out=out, seed=seed)
+        click.secho(f"\n$ autolabel {command}", bold=True)
+        main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
+    click.secho(f"\nDone in {_duration(time.monotonic() - started)}.", bold=True)
+    click.echo(
+        f"Open {out}/runs/auto/report/index.html in a browser: photograph, coarse label, automatic label, confidence.\n"
+        f"\nOn your own images:\n"
+        f"  autolabel manifest scan folder --images IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
+        f"  autolabel generate --manifest coarse.parquet --teacher CHECKPOINT --out runs/auto\n"
+        f"  autolabel report runs/auto"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ from pathlib import Path
 
 
 def split_training_images(camvid: Path, out: Path) -> None:
-    """Link every 6th training image and its fine label to OUT/fine, the others and their coarse labels to OUT/coarse."""
+    """Link every 6th image and its fine label into OUT/fine, the others and their coarse labels into OUT/coarse."""
     images = sorted((camvid / "images" / "train").glob("*.jpg"))
     for place, image in enumerate(images):
         part = "fine" if place % 6 == 0 else "coarse"

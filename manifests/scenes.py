@@ -2,8 +2,8 @@
 
 A scene is a small world in metres (x to the right, y up, z ahead of the camera) seen through a pinhole. Its things
 yield patches, painted from far to near at three times the size into two pictures at once: the colours, and for every
-pixel the number of the thing that owns it. The labels come from the owners: the fine one is exact, the coarse one is
-what a hurried annotator makes of it.
+pixel the number of its owner. From the owners come the fine label, exact, and the coarse one, as a hurried annotator
+would draw it.
 """
 
 from __future__ import annotations
@@ -21,31 +21,26 @@ from PIL import Image, ImageDraw, ImageFilter
 
 Labels = NDArray[np.uint8]
 Point = tuple[float, float, float]
-Patch = tuple[int, str, float, list[Point]]  # label (0: of what is behind it), colour, light on it, corners
-
+Patch = tuple[int, str, float, list[Point]]  # label (0: it owns nothing), colour, light on it, corners
 EGO, ROAD, SIDEWALK, BUILDING, POLE, LIGHT, SIGN = 1, 7, 8, 11, 17, 19, 20  # label ids of Cityscapes
 VEGETATION, TERRAIN, SKY, PERSON, CAR = 21, 22, 23, 24, 26
 _BANDS = (TERRAIN, SIDEWALK, TERRAIN, ROAD, TERRAIN, SIDEWALK, TERRAIN)  # of the ground, from left to right
 _EASY = (SKY, ROAD, SIDEWALK, TERRAIN, BUILDING, VEGETATION, CAR, PERSON)  # what annotators in a hurry draw
-# Invented; the place in this table goes into the seeds, so append only.
-_CITIES = {"train": "lindenfurt mohnhausen silberbach", "val": "federburg glockenau", "train_extra": "apfeldorf nebelheim"}
+_CITIES = {"train": "lindenfurt mohnau silberbach", "val": "federburg glockenau", "train_extra": "apfeldorf nebelheim"}
 _SCALE = 3  # supersampling; odd, so that the middle sample is the centre of the pixel
-_NEAR, _FAR = 1.5, 115.0  # metres: nearer points are moved to _NEAR, the street ends at _FAR
+_FAR = 115.0  # metres to the end of the street
 _WEATHERS = (  # zenith, horizon (and haze), metres of sight, darkness of shadows, clouds, share of lit windows
-    ("548ad0", "c8d8e6", 320, 0.50, 0.0, 0.0),
-    ("6896ce", "ced8e0", 220, 0.40, 0.5, 0.0),
-    ("acb4bc", "ced2d4", 130, 0.00, 0.7, 0.0),
+    ("548ad0", "c8d8e6", 320, 0.50, 0.2, 0.0),
     ("708cbc", "fad2a4", 170, 0.55, 0.3, 0.1),
     ("bec5ca", "d6d8d8", 48, 0.00, 0.3, 0.1),
     ("3e4876", "be968e", 150, 0.00, 0.2, 0.4),
-    ("747c86", "a0a6ac", 90, 0.00, 0.8, 0.1),
+    ("8c949e", "b8bcc2", 110, 0.00, 0.7, 0.1),
 )
 _FACADES = "c4b296 d6c8ac ac604a 965242 929290 babab6 787c82 ceaa78 acbcba ded8ce cc9884 827062".split()
 _ROOFS, _SKINS = "783e32 603a32 4e5056 3e3c3e 8a543c".split(), "e0b89e be8e70 845c46 5a3e30".split()
 _LEAVES, _PANES = "42602c 547034 34542e 687432 a07a2c 4a6442".split(), "3a4450 546270 2c3036 687a8a".split()
 _METALS, _STONES = "626466 828484 3c3e3e 303e36 a0a09c 706052 544a42".split(), "807c74 928e88 a29c92 a8988a".split()
-_PAINTS = "1c1c20 cdcdd0 96989c 606268 9e181c 1c3470 325446 be963c 708498 e8e8e4 5c3e32 3c6ea0".split()
-_CLOTHES = "242836 781e24 3c527c bcb8b0 464646 c49a3c 406048 966e82 161618 6e543c d25a3c".split()
+_PAINTS = "1c1c20 cdcdd0 96989c 606268 9e181c 1c3470 325446 be963c 708498 e8e8e4 5c3e32 3c6ea0 c45c40 6e5468".split()
 _RED, _YELLOW, _GREEN, _BLUE, _WHITE, _BLACK = "c8281e e4b228 46dc78 244ca0 e2e0da 1c1c1e".split()
 # A car's cabin: start and end at the belt, then at the roof (share of the length); height of belt and roof.
 _CABINS = ((0.12, 0.8, 0.3, 0.6, 0.92, 1.42), (0.0, 0.78, 0.1, 0.55, 0.95, 1.48), (0.0, 0.93, 0.05, 0.74, 1.1, 1.9))
@@ -71,16 +66,15 @@ class _World:
         self.u0, self.v0, self.eye = width * uniform(0.36, 0.64), height * uniform(0.4, 0.52), uniform(1.5, 2.1)
         self.bend = choice((0.0, uniform(-0.002, 0.002)))  # the street leaves the z axis by bend * z²
         zenith, horizon, self.sight, self.shadows, self.clouds, self.lit = choice(_WEATHERS)
-        self.zenith, self.horizon, self.sun = bytes.fromhex(zenith), bytes.fromhex(horizon), choice((-1, 1))
-        self.lanes, self.parking = (-uniform(4.4, 5.2), uniform(1.9, 2.4)), choice((0.0, 2.1))
+        self.zenith, self.horizon = (np.array(list(bytes.fromhex(c)), np.float32) for c in (zenith, horizon))
+        self.lanes, self.sun, parking = (-uniform(4.4, 5.2), uniform(1.9, 2.4)), choice((-1, 1)), choice((0.0, 2.1))
         lawn, self.pavement, self.zebra = choice((0.0, 0.0, 1.2)), uniform(2.2, 4.5), uniform(8, 60)
-        left, right = self.kerbs = (self.lanes[0] - self.parking, self.lanes[1] + self.parking)
-        self.fronts = (left - lawn - self.pavement, right + lawn + self.pavement)  # of the houses
-        self.edges = (self.fronts[0], left - lawn, left, right, right + lawn, self.fronts[1])  # between _BANDS
+        left, right = self.kerbs = (self.lanes[0] - parking, self.lanes[1] + parking)
+        left_front, right_front = self.fronts = (left - lawn - self.pavement, right + lawn + self.pavement)
+        self.edges = (left_front, left - lawn, left, right, right + lawn, right_front)  # between _BANDS
 
     def at(self, x: float, y: float, z: float) -> tuple[float, float]:
         """Where a point of the world is in the picture."""
-        z = max(z, _NEAR)
         return self.u0 + (x / z + self.bend * z) * self.focal, self.v0 + (self.eye - y) / z * self.focal
 
 
@@ -92,7 +86,7 @@ def draw_scene(seed: int, height: int = 160, width: int = 320) -> Scene:
     for number, (_, thing) in enumerate(sorted(_things(world), key=lambda pair: -pair[0]), len(_BANDS) + 1):
         for label, colour, light, points in thing:
             corners, clear = [world.at(*point) for point in points], math.exp(-points[0][2] / world.sight)
-            hazy = zip(bytes.fromhex(colour), world.horizon, strict=True)
+            hazy = zip(bytes.fromhex(colour), world.horizon.tolist(), strict=True)
             ink.polygon(corners, tuple(int(own * light * clear + haze * (1 - clear)) for own, haze in hazy))
             if label:
                 mark.polygon(corners, number * 256 + label)
@@ -103,19 +97,17 @@ def draw_scene(seed: int, height: int = 160, width: int = 320) -> Scene:
 
 def write_city(root: Path, seed: int = 0, fine: int = 24, coarse: int = 96, val: int = 24, height: int = 160,
                width: int = 320, on_scene: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
-    """Write a small Cityscapes under `root`: leftImg8bit, gtFine and gtCoarse.
+    """Write a small Cityscapes under `root`: `fine` images in split train, `coarse` in train_extra and `val` in val.
 
-    `fine` images go to split train, `coarse` to train_extra, with coarse labels only, and `val` to val. A scene depends
-    on the seed, its split and its number alone: asking for more of them leaves the others as they are.
+    A scene depends on the seed, its split and its number alone: asking for more of them leaves the others as they are.
     """
     jobs = [(split, i) for split, n in (("train", fine), ("train_extra", coarse), ("val", val)) for i in range(n)]
     for done, (split, i) in enumerate(jobs, 1):
-        entropy = np.random.SeedSequence((seed, list(_CITIES).index(split), i))
-        scene_seed, cities = int(entropy.generate_state(1, np.uint64)[0]), _CITIES[split].split()
+        scene_seed, cities = random.Random(f"{seed} {split} {i}").getrandbits(63), _CITIES[split].split()
         scene, city = draw_scene(scene_seed, height, width), cities[i % len(cities)]
         frame = f"{split}/{city}/{city}_{i // len(cities):06d}_{scene_seed % 3000 * 10 + 9:06d}"
         files = {f"leftImg8bit/{frame}_leftImg8bit": scene.image, f"gtCoarse/{frame}_gtCoarse_labelIds": scene.coarse}
-        if split != "train_extra":
+        if split != "train_extra":  # which has coarse labels only
             files[f"gtFine/{frame}_gtFine_labelIds"] = scene.fine
         for name, pixels in files.items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
@@ -127,23 +119,22 @@ def write_city(root: Path, seed: int = 0, fine: int = 24, coarse: int = 96, val:
 def _sky_and_ground(world: _World) -> tuple[Image.Image, Image.Image]:
     """Colours and owners before anything stands on the ground."""
     dice, noise, height, width = world.dice, world.noise, world.height, world.width
-    zenith, horizon = np.array([list(world.zenith), list(world.horizon)], np.float32)
     puffs = Image.fromarray(noise.standard_normal((8, 8), np.float32)).resize((width // _SCALE, height // _SCALE))
     fall = np.linspace(0, height / world.v0, height // _SCALE, dtype=np.float32).clip(0, 1)[:, None]
     cover = np.maximum(fall, (np.asarray(puffs) * 0.6 + world.clouds - 0.35).clip(0, 0.8))[..., None]
-    picture = Image.fromarray((zenith + (horizon - zenith) * cover).astype(np.uint8)).resize((width, height))
+    sky = Image.fromarray((world.zenith + (world.horizon - world.zenith) * cover).astype(np.uint8))
+    picture, owned = sky.resize((width, height)), Image.new("I", (width, height), SKY)
     # Every pixel below the horizon shows one place of the ground: z by row, x by pixel.
     top = math.ceil(world.v0) + 1
     z = world.focal * world.eye / (np.arange(top, height, dtype=np.float32) - world.v0)[:, None]
     x = (np.arange(width, dtype=np.float32) - world.u0) * (z / world.focal) - world.bend * z * z
     band = sum(((x > edge).astype(np.uint8) for edge in world.edges), np.zeros(x.shape, np.uint8))
-    owned = Image.new("I", picture.size, SKY)
     owned.paste(Image.fromarray(np.array([256 * i + c for i, c in enumerate(_BANDS, 1)], np.int32)[band]), (0, top))
-    (left, right), (left_kerb, right_kerb), middle = world.lanes, world.kerbs, world.lanes[0] + 2.9
     band[(z > world.zebra) & (z < world.zebra + 3) & (band == 3) & (x % 1 < 0.5)] = 7
-    for place, half, dash, kind in ((left, 0.07, 6, 7), (right, 0.07, 6, 7), (middle, 0.07, dice.choice((3, 6)), 7),
-                                    (left_kerb, 0.13, 6, 8), (right_kerb, 0.13, 6, 8)):  # fmt: skip
-        band[(abs(x - place) < half) & (z % 6 < dash)] = kind
+    band[(abs(x - world.lanes[0] - 2.9) < 0.07) & (z % 6 < dice.choice((3, 6)))] = 7
+    for lane, kerb in zip(world.lanes, world.kerbs, strict=True):
+        band[abs(x - lane) < 0.07] = 7
+        band[abs(x - kerb) < 0.13] = 8
     tile = noise.standard_normal((256, 256), np.float32)
     light = 1 + tile[(z * 25).astype(np.intp) % 256, (x * 25).astype(np.intp) % 256] * (0.06 / (1 + z / 12))
     light[((x % 0.8 < 0.05) | (z % 0.8 < 0.06)) & (z < 22) & ((band == 1) | (band == 5))] *= 0.86  # paving slabs
@@ -153,35 +144,34 @@ def _sky_and_ground(world: _World) -> tuple[Image.Image, Image.Image]:
     colours = (grass, stone, grass, asphalt, grass, stone, grass, _WHITE, "b2b0aa")  # of the bands, paint, kerbs
     ground = np.array([list(bytes.fromhex(c)) for c in colours], np.float32)[band] * light[..., None]
     clear = np.exp(-z / world.sight)[..., None]
-    picture.paste(Image.fromarray((ground * clear + horizon * (1 - clear)).clip(0, 255).astype(np.uint8)), (0, top))
+    ground = ground * clear + world.horizon * (1 - clear)
+    picture.paste(Image.fromarray(ground.clip(0, 255).astype(np.uint8)), (0, top))
     return picture, owned
 
 
 def _things(world: _World) -> Iterator[tuple[float, Iterable[Patch]]]:
     """How far away everything is that stands on the ground, and its patches."""
     dice = world.dice
-    yield 0, [(EGO, _BLACK, 1, _disc(0, world.eye - dice.uniform(0.83, 1.03), _NEAR, 1.3, 0.5))]  # the camera's own car
+    yield 0, [(EGO, _BLACK, 1, _even(0, (3, 0, 1.5), (1.1, world.eye - dice.uniform(0.42, 0.56), 1.5)))]  # the bonnet
     for row in range(-110, 111, 5):  # trees close the street
         yield 2 * _FAR, _tree(dice, row - world.bend * _FAR**2, _FAR, dice.uniform(2, 5))
     for side, kerb, front in zip((-1, 1), world.kerbs, world.fronts, strict=True):
         usual = dice.randint(2, 6)
-        for near, far in pairwise(_along(dice, 0, _FAR, 7, 16)):
-            garden = _tree(dice, front + side * 3, (near + far) / 2, dice.uniform(2, 3))
+        for near, far in pairwise(_along(dice, 2, _FAR, 7, 16)):
             house = _house(world, side, near, far, max(1, usual + dice.randint(-1, 1)))
-            yield far, garden if dice.random() < 0.15 else house
+            yield far, house if dice.random() < 0.85 else _tree(dice, front + side * 3, far, dice.uniform(2, 3))
         for z in _along(dice, 6, 60, 5, 16):
             yield z, _pole(world, kerb + side * dice.uniform(0.4, 0.6), z, side)
         for z in _along(dice, 5, dice.choice((0, 90)), 7, 16):
             yield z, _tree(dice, kerb + side, z, dice.uniform(1.2, 2.3))
-        for z in _along(dice, 2, 70 if world.parking else 0, 5.4, 9):
+        for z in _along(dice, 2, 70 if kerb not in world.lanes else 0, 5.4, 9):
             yield z, _car(dice, kerb - side * 1.05, z, dice.random() < 0.4)
+        yield world.zebra + 1, _person(dice, dice.uniform(*world.kerbs), world.zebra + 1)
         for z in _along(dice, 4, 55, 0.8, 14):
             yield z, _person(dice, kerb + side * dice.uniform(0.7, world.pavement - 0.3), z)
     for x, away in ((world.lanes[0] + 1.5, False), (world.lanes[1] - 1.6, True)):
         for z in _along(dice, 5, 90, 8, 45):
             yield z, _car(dice, x, z, away)
-    for z in _along(dice, world.zebra, world.zebra + 3, 0.3, 2):
-        yield z, _person(dice, dice.uniform(*world.kerbs), z)
 
 
 def _along(dice: random.Random, start: float, end: float, least: float, most: float) -> Iterator[float]:
@@ -198,7 +188,6 @@ def _even(x: float, *rows: Point) -> list[Point]:
 
 
 def _panel(x: float, y0: float, y1: float, z0: float, z1: float) -> list[Point]:
-    """A rectangle along the street."""
     return [(x, y0, z0), (x, y0, z1), (x, y1, z1), (x, y1, z0)]
 
 
@@ -214,7 +203,6 @@ def _house(world: _World, side: int, near: float, far: float, storeys: int) -> I
     yield BUILDING, dice.choice(_ROOFS), 1, [(*top, near), (*ridge, near), (*ridge, far), (*top, far)]
     yield BUILDING, facade, 0.78, [(x, 0, near), (*top, near), (*ridge, near), (back, height, near), (back, 0, near)]
     yield BUILDING, facade, shade, _panel(x, 0, height, near, far)
-    yield 0, facade, shade * 0.75, _panel(x, 0, 0.7, near, far)
     columns = round((far - near) / dice.uniform(1.9, 3.2)) + 1
     pitch, door = (far - near) / columns, dice.randrange(columns)
     for column, storey in product(range(columns), range(storeys)):
@@ -225,13 +213,12 @@ def _house(world: _World, side: int, near: float, far: float, storeys: int) -> I
 
 
 def _tree(dice: random.Random, x: float, z: float, size: float) -> Iterator[Patch]:
-    leaf, slender, middle = dice.choice(_LEAVES), dice.choice((1.0, 1.0, 1.7)), 2.3 + size
+    leaf, slender, middle = dice.choice(_LEAVES), dice.choice((0.8, 0.8, 1.4)), 2.2 + size
     yield VEGETATION, _METALS[-1], 0.8, _even(x, (0.17, 0, z), (0.11, middle, z))
     for share in np.linspace(0, 1, min(40, max(8, int(size * 160 / z)))).tolist():  # from inside to the sunny tips
-        angle, spread = dice.uniform(0, 2 * math.pi), size * dice.uniform(0.3, 0.75)
-        up = spread * slender * math.sin(angle) * 0.85 + (share - 0.4) * size * 0.6
+        across, up = dice.triangular(-0.8, 0.8) * size, (dice.triangular(-0.8, 0.8) * slender + share * 0.6) * size
         radius, light = size * dice.uniform(0.25, 0.5) * (1 - 0.55 * share), 0.55 * share + dice.uniform(0.5, 0.7)
-        yield VEGETATION, leaf, light, _disc(x + spread * math.cos(angle), middle + up, z, radius, radius)
+        yield VEGETATION, leaf, light, _disc(x + across, middle + up, z, radius, radius)
 
 
 def _pole(world: _World, x: float, z: float, side: int) -> Iterator[Patch]:
@@ -247,8 +234,7 @@ def _pole(world: _World, x: float, z: float, side: int) -> Iterator[Patch]:
     elif kind == LIGHT:
         yield LIGHT, _BLACK, 1, _even(x, (0.2, top - 1, z), (0.2, top, z))
         on = dice.randrange(3)
-        for i, colour in enumerate((_RED, _YELLOW, _GREEN)):
-            yield 0, colour, 1.2 if i == on else 0.25, _disc(x, top - 0.18 - 0.32 * i, z, 0.13, 0.13)
+        yield 0, (_RED, _YELLOW, _GREEN)[on], 1.2, _disc(x, top - 0.18 - 0.32 * on, z, 0.15, 0.15)
     else:
         r, step, inside = dice.uniform(0.36, 0.5), dice.choice((1, 1, 3, 4)), dice.choice((_WHITE, _BLUE, _YELLOW))
         yield SIGN, _RED if inside == _WHITE else _WHITE, 1, _disc(x, top, z, r, r, step)
@@ -271,47 +257,44 @@ def _car(dice: random.Random, x: float, z: float, away: bool) -> Iterator[Patch]
     yield CAR, paint, 1, _even(x, (half, belt, z0), (narrow, top, z1), (narrow, top, z2))
     yield 0, glass, 1.15, _even(x, (half - 0.1, low, z0), (narrow - 0.07, high, z1))
     yield CAR, paint, 0.92, _even(x, (half, 0.3, z), (half, belt - 0.12, z), (half - 0.1, belt, z))
-    yield 0, paint, 0.6, _even(x, (half, 0.3, z), (half, 0.5, z))
     for edge in (half - 0.19, 0.19 - half):
         yield CAR, _BLACK, 1, _even(x + edge, (0.11, 0, z), (0.11, 0.3, z))
         yield 0, _RED if away else _WHITE, 1, _even(x + edge, (0.15, belt - 0.32, z), (0.15, belt - 0.14, z))
-    yield 0, _WHITE, 1, _even(x, (0.26, 0.48, z), (0.26, 0.6, z))
 
 
 def _person(dice: random.Random, x: float, z: float) -> Iterator[Patch]:
-    tall, hem = dice.choice((1.15, 1.6, 1.7, 1.8)), dice.uniform(0.4, 0.8)
-    hip, neck = 0.47 * tall, 0.84 * tall
+    tall, hem = dice.choice((1.2, 1.6, 1.7, 1.8)), dice.uniform(0.35, 0.6)
     yield 0, _BLACK, 1, _even(x, (0.35, 0, z - 0.2), (0.35, 0, z + 0.2))
-    yield PERSON, dice.choice(_CLOTHES), 0.9, _even(x, (0, hip, z), (0.08, 0, z), (0.24, 0, z), (0.18, hip, z))
-    yield PERSON, dice.choice(_CLOTHES), 1, _even(x, (0.2, hem, z), (0.28, hip, z), (0.2, neck, z))
+    yield PERSON, dice.choice(_PAINTS), 0.9, _even(x, (0, tall / 2, z), (0.08, 0, z), (0.24, 0, z), (0.18, tall / 2, z))
+    yield PERSON, dice.choice(_PAINTS), 1, _even(x, (0.2, hem, z), (0.28, tall / 2, z), (0.2, tall - 0.26, z))
     yield PERSON, dice.choice(_SKINS), 1, _disc(x, tall - 0.13, z, 0.11, 0.14)
     yield PERSON, dice.choice(_METALS[4:]), 0.7, _disc(x, tall - 0.05, z, 0.115, 0.09)
 
 
 def _develop(world: _World, picture: Image.Image, fine: Labels) -> NDArray[np.uint8]:
     """What the camera makes of it: surfaces get grain, then come lens, exposure and sensor."""
-    dice, noise = world.dice, world.noise
-    grain = np.where((fine == VEGETATION) | (fine == TERRAIN), 13, 4) * noise.standard_normal(fine.shape, np.float32)
+    uniform, normal = world.dice.uniform, world.noise.standard_normal
+    grain = np.where((fine == VEGETATION) | (fine == TERRAIN), 11, 3) * normal(fine.shape, np.float32)
     rough = Image.fromarray((np.asarray(picture) + grain[..., None]).clip(0, 255).astype(np.uint8))
-    seen = np.asarray(rough.filter(ImageFilter.GaussianBlur(dice.uniform(0.2, 0.7))), np.float32)
-    exposure = (np.array(list(world.horizon), np.float32) / 210) ** 0.6 * dice.uniform(0.8, 1.15)  # lit by the sky
-    sensor = noise.standard_normal(seen.shape, np.float32) * dice.uniform(1.5, 5)
-    return np.clip((seen * exposure - 118) * dice.uniform(0.85, 1.15) + 118 + sensor, 0, 255).astype(np.uint8)
+    seen = np.asarray(rough.filter(ImageFilter.GaussianBlur(uniform(0.2, 0.7))), np.float32)
+    lit = seen * (world.horizon / 210) ** 0.6 * uniform(0.8, 1.15)  # by the sky
+    noisy = (lit - 118) * uniform(0.85, 1.15) + 118 + normal(lit.shape, np.float32) * uniform(1, 4)
+    return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
 def _annotate_coarsely(fine: Labels, owners: NDArray[np.int32], dice: random.Random) -> Labels:
     """One rough polygon well inside every large thing, as annotators draw who have a few minutes for a picture."""
-    coarse, margin = np.zeros_like(fine), ImageFilter.MinFilter(2 * round(fine.shape[0] / 80) + 1)
-    safe = {c: np.asarray(Image.fromarray((fine == c).astype(np.uint8)).filter(margin), np.bool_) for c in _EASY}
+    coarse, drawn, span = np.zeros_like(fine), Image.fromarray(fine), 2 * round(len(fine) / 80) + 1
+    least, most = (np.asarray(drawn.filter(rank(span))) for rank in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
     for owner in np.unique(owners).tolist():
-        inside = (owners == owner) & safe.get(owner % 256, np.False_)
-        if inside.sum() < fine.size / 250:
+        inside = (owners == owner) & (least == most)  # some way from every other class
+        if owner % 256 not in _EASY or inside.sum() < fine.size / 250:
             continue
         columns = np.flatnonzero(inside.any(axis=0))
         corners = columns[np.linspace(0, len(columns) - 1, dice.randint(4, 9)).astype(int)].tolist()
         above = [(u, int(inside[:, u].argmax()) + dice.randint(0, 2)) for u in corners]
-        below = [(u, len(fine) - 1 - int(inside[::-1, u].argmax()) - dice.randint(0, 2)) for u in corners]
-        outline = Image.new("1", fine.shape[::-1])
+        below = [(u, int(np.flatnonzero(inside[:, u])[-1]) - dice.randint(0, 2)) for u in corners]
+        outline = Image.new("1", drawn.size)
         ImageDraw.Draw(outline).polygon(above + below[::-1], fill=1)
-        coarse[np.asarray(outline) & safe[owner % 256]] = owner % 256
+        coarse[np.asarray(outline) & (least == most) & (fine == owner % 256)] = owner % 256
     return coarse

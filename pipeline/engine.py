@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import secrets
+import socket
 import sys
 import time
 from collections import Counter, deque
@@ -94,6 +95,8 @@ def ray_session(address: str | None, folder: Path) -> Iterator[Any]:
     `folder` becomes the workers' first import path, so it must hold no Python files.
     """
     address = address or os.environ.get("RAY_ADDRESS")
+    if address and address != "auto":
+        _require_listener(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than the usual 30
@@ -118,6 +121,18 @@ def ray_session(address: str | None, folder: Path) -> Iterator[Any]:
             ray.shutdown()
 
 
+def _require_listener(address: str) -> None:
+    """Raise EngineFailed if nobody is there: Ray itself would try for a minute and then end the process."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise EngineFailed(
+            f"nobody listens at {address} ({error}): expected HOST:PORT of a running Ray cluster; leave out --address,"
+            " and unset RAY_ADDRESS, for a private Ray on this machine"
+        ) from error
+
+
 def run_ray(crew: Crew, work: Sequence[Work], on_unit: OnUnit, address: str | None) -> Failed:
     """Do all work with Ray actors. Returns the units that failed too often. Raises EngineFailed, OSError."""
     with ray_session(address, crew.job.out) as ray:
@@ -140,9 +155,7 @@ class _Slot:
 class _Loop:
     """Keep `workers` actors busy until no work is left."""
 
-    def __init__(
-        self, ray: Any, actor: Any, crew: Crew, work: Sequence[Work], workers: int, on_unit: OnUnit
-    ) -> None:
+    def __init__(self, ray: Any, actor: Any, crew: Crew, work: Sequence[Work], workers: int, on_unit: OnUnit) -> None:
         self.ray, self.actor, self.crew, self.workers, self.on_unit = ray, actor, crew, workers, on_unit
         self.todo = deque(work)
         self.live: dict[Any, _Slot] = {}  # pending reference or stream -> slot

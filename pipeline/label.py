@@ -97,9 +97,7 @@ class Labeller:
             coarse = _read_coarse(sample, self.space)
             _check_sizes(sample, image, coarse)
             decoded = time.perf_counter()
-            labels, (statistics,) = self.teacher.label(
-                image[None], self.job.threshold, self.job.scales, self.job.flip
-            )
+            labels, (statistics,) = self.teacher.label(image[None], self.job.threshold, self.job.scales, self.job.flip)
             inferred = time.perf_counter()
         except BadImage as error:
             return Labelled(row | {"status": QUARANTINED, "reason": str(error)}, None)

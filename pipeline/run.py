@@ -1,10 +1,10 @@
 """One labelling run, from a manifest to a finished folder: plan, resume, label, publish, account.
 
-    run.json            what was asked, with which versions; and, at the end, the accounts
-    labels.zarr/ or labels/    see manifests/stores.py
-    units/*.parquet     the commit records: the only truth about what is done (pipeline/units.py)
-    stats/*.parquet, manifest.parquet, quarantine.parquet    derived from the records when the run ends
-    progress.json       live counters
+run.json            what was asked, with which versions; and, at the end, the accounts
+labels.zarr/ or labels/    see manifests/stores.py
+units/*.parquet     the commit records: the only truth about what is done (pipeline/units.py)
+stats/*.parquet, manifest.parquet, quarantine.parquet    derived from the records when the run ends
+progress.json       live counters
 """
 
 from __future__ import annotations
@@ -92,9 +92,7 @@ def generate(
 
     Raises ValueError for a request that cannot be met or differs from the one the folder holds, EngineFailed, OSError.
     """
-    job = replace(
-        job, manifest=job.manifest.absolute(), teacher=job.teacher.absolute(), out=job.out.absolute()
-    )
+    job = replace(job, manifest=job.manifest.absolute(), teacher=job.teacher.absolute(), out=job.out.absolute())
     manifest = load_manifest(job.manifest)
     identity = _identity(job, manifest)
     units = plan_units(manifest.samples, job.shard_size)

@@ -58,9 +58,7 @@ def compare(
     Raises ValueError.
     """
     fine_manifest, coarse_manifest, auto_manifest = (load_manifest(path) for path in (fine, coarse, auto))
-    coarse_only = replace(
-        coarse_manifest, samples=tuple(s for s in coarse_manifest.samples if s.source == "coarse")
-    )
+    coarse_only = replace(coarse_manifest, samples=tuple(s for s in coarse_manifest.samples if s.source == "coarse"))
     arms = {
         ARMS[0]: fine_manifest,
         ARMS[1]: _half_and_half(fine_manifest, str(coarse), coarse_only),

@@ -1,0 +1,40 @@
+# `make demo` and `make test` need Python 3.11 or newer and nothing else; both build .venv first.
+PYTHON ?= python3
+BIN := .venv/bin
+SOURCES := $(wildcard *.py */*.py */*.j2) setup.cfg pyproject.toml constraints.txt
+
+.PHONY: demo test lint clean
+
+demo: .venv/installed
+	$(BIN)/autolabel demo
+
+# Tests run against the normal install, not the source folder.
+test: .venv/tested
+	$(BIN)/python -m pytest
+
+lint: .venv/linted
+	mkdir -p .types && ln -sfn .. .types/autolabel
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+.venv/created:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	touch $@
+
+.venv/installed: .venv/created $(SOURCES)
+	rm -rf build
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
+	touch $@
+
+.venv/tested: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[test]'
+	touch $@
+
+.venv/linted: .venv/installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[lint]'
+	touch $@
+
+clean:
+	rm -rf .venv .types build *.egg-info

@@ -1,0 +1,41 @@
+"""The tiny city that the tests live in, and a teacher that has seen a little of it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from autolabel.cli import main
+from autolabel.manifests.layouts import scan_cityscapes
+from autolabel.manifests.scenes import write_city
+from autolabel.manifests.tables import save_manifest
+
+HEIGHT, WIDTH = 96, 192
+
+
+@pytest.fixture(scope="session")
+def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Generated Cityscapes: 6 fine, 10 coarse and 3 validation images of 192 x 96, and their manifests beside them."""
+    root = tmp_path_factory.mktemp("city")
+    write_city(root / "data", seed=1, fine=6, coarse=10, val=3, height=HEIGHT, width=WIDTH)
+    for name, split in (("fine", "train"), ("coarse", "train_extra"), ("val", "val")):
+        save_manifest(root / f"{name}.parquet", scan_cityscapes(root / "data", [split])[0])
+    return root
+
+
+@pytest.fixture(scope="session")
+def teacher(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint after a few steps on the city: it knows road from sky, and is unsure enough to ignore some pixels."""
+    from autolabel.student.train import TrainJob, train
+
+    out = tmp_path_factory.mktemp("teacher")
+    fine, val = city / "fine.parquet", city / "val.parquet"
+    train(TrainJob(fine, val, out, steps=30, batch_size=2, validations=1))
+    return out / "best.pt"
+
+
+def autolabel(*arguments: object) -> Result:
+    """Run a command in this process; stdout and stderr are kept apart in the result."""
+    return CliRunner().invoke(main, [str(a) for a in arguments])

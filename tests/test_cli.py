@@ -1,0 +1,168 @@
+"""Wrong input gives one clear line and exit code 2: it names the value, what was expected and what to do.
+
+If this fails, somebody reads a traceback at night, or worse, reads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from conftest import autolabel
+from PIL import Image
+
+from autolabel.manifests.tables import load_manifest
+
+
+def refused(*arguments: object) -> str:
+    """Run a command that must fail; return its one line."""
+    result = autolabel(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("autolabel: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0].removeprefix("autolabel: ")
+
+
+def scan(images: Path, output: Path, *more: object) -> tuple[object, ...]:
+    return ("manifest", "scan", "folder", "--images", images, "--label-space", "camvid", "-o", output, *more)
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    """Two 8 x 6 photographs with fine labels, CamVid ids."""
+    for name in ("one", "two"):
+        for kind, mode, value in (("images", "RGB", (9, 9, 9)), ("labels", "L", 3)):
+            path = tmp_path / kind / f"{name}.png"
+            path.parent.mkdir(exist_ok=True)
+            Image.new(mode, (8, 6), value).save(path)  # type: ignore[arg-type]
+    return tmp_path
+
+
+def test_the_account_of_a_scan(pictures: Path) -> None:
+    (pictures / "images" / "zero.jpg").write_bytes(b"")
+    Image.new("L", (8, 6)).save(pictures / "labels" / "orphan.png")
+    output = pictures / "m.parquet"
+    result = autolabel(*scan(pictures / "images", output, "--labels", pictures / "labels"))
+    assert result.exit_code == 0
+    assert result.stdout.splitlines() == [
+        "3 images, 11 classes of label space 'camvid'",
+        "  with fine labels    2",
+        "  with coarse labels  0 (0 of them have no fine label)",
+        "  without a label     1",
+        "  sizes               8 x 6 (2)",
+        "  unknown ids         none",
+        f"  unreadable images   1: {pictures}/images/zero.jpg: the file is empty",
+        f"  labels without their image  1: {pictures}/labels/orphan.png",
+        f"wrote {output}",
+    ]
+    shown = autolabel("manifest", "show", output)
+    assert "3 samples, label space 'camvid'" in shown.stdout
+    assert not load_manifest(output).samples[2].readable
+
+
+@pytest.mark.parametrize(
+    ("layout", "message"),
+    [
+        ("cityscapes", "no Cityscapes images of split train, val, test, train_extra under"),
+        ("mapillary", "no config.json under"),
+    ],
+)
+def test_a_wrong_layout_is_named(pictures: Path, layout: str, message: str) -> None:
+    assert message in refused("manifest", "scan", layout, pictures, "-o", pictures / "m.parquet")
+    assert "is not a folder that exists" in refused("manifest", "scan", layout, "nowhere", "-o", "m.parquet")
+
+
+def test_an_empty_folder_is_named(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    assert refused(*scan(tmp_path / "empty", tmp_path / "m.parquet")).startswith(f"no images under {tmp_path}/empty")
+
+
+def test_labels_with_unknown_ids_are_refused(pictures: Path) -> None:
+    Image.new("L", (8, 6), 77).save(pictures / "labels" / "two.png")
+    line = refused(*scan(pictures / "images", pictures / "m.parquet", "--labels", pictures / "labels"))
+    assert line == (
+        f"{pictures}/labels/two.png: ids [77] are not in label space 'camvid' (train ids): repair or remove it, or name"
+        " the right label space and ids"
+    )
+    assert not (pictures / "m.parquet").exists()
+
+
+def test_labels_of_another_size_are_refused(pictures: Path) -> None:
+    Image.new("L", (9, 6)).save(pictures / "labels" / "two.png")
+    line = refused(*scan(pictures / "images", pictures / "m.parquet", "--labels", pictures / "labels"))
+    assert line.startswith(f"{pictures}/labels/two.png: the label is 9 x 6 but its image 8 x 6 pixels")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--threshold", "1.5"), "threshold 1.5: expected a probability in [0, 1), such as 0.5"),
+        (("--scales", "0.5,2"), "--scales 0.5,2: scales 0.5,2: expected distinct numbers in (0, 4] with 1 among them"),
+        (("--scales", "one"), "--scales one: could not convert"),
+        (("--workers", "0"), "workers 0: expected 1 or more"),
+        (("--limit", "-3"), "limit -3: expected 1 or more"),
+        (("--precision", "int4"), "unknown precision 'int4': expected auto, float32, bfloat16, float16"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
+)
+def test_options_out_of_range_are_refused(
+    city: Path, teacher: Path, tmp_path: Path, options: tuple[str, ...], message: str
+) -> None:
+    asked = ("generate", "--manifest", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run")
+    assert message in refused(*asked, *options)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_checkpoint_that_is_none_is_refused(city: Path, teacher: Path, tmp_path: Path) -> None:
+    asked = ("generate", "--manifest", city / "coarse.parquet", "--out", tmp_path / "run", "--teacher")
+    empty, text = tmp_path / "empty.pt", tmp_path / "text.pt"
+    empty.write_bytes(b"")
+    text.write_text("weights, honestly")
+    assert refused(*asked, empty) == f"{empty} is empty (0 bytes): it was cut off while it was written or copied"
+    assert refused(*asked, text).startswith(f"{text} is not a loadable checkpoint")
+    assert refused(*asked, tmp_path / "gone.pt") == f"checkpoint {tmp_path}/gone.pt does not exist"
+
+
+def test_a_teacher_of_another_label_space_is_refused(pictures: Path, teacher: Path) -> None:
+    manifest = pictures / "m.parquet"
+    autolabel(*scan(pictures / "images", manifest))
+    line = refused("generate", "--manifest", manifest, "--teacher", teacher, "--out", pictures / "run")
+    assert "predicts 19 classes of 'cityscapes'" in line and "'camvid' with 11" in line
+
+
+def test_a_manifest_that_is_none_is_refused(tmp_path: Path, teacher: Path) -> None:
+    (tmp_path / "bad.parquet").write_text("PAR1, or so")
+    for command in (("manifest", "show"), ("stats",)):
+        refused(*command, tmp_path / "bad.parquet" if command[0] == "manifest" else tmp_path)
+    assert "is not a readable parquet file" in refused("manifest", "show", tmp_path / "bad.parquet")
+    assert refused("manifest", "show", tmp_path / "no.parquet") == f"{tmp_path}/no.parquet does not exist"
+
+
+def test_scoring_on_training_images_is_refused_unless_allowed(city: Path, teacher: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "fine.parquet", "--scales", "1")
+    assert "was trained on 6 of the 6 images" in refused(*asked)
+    output = tmp_path / "scores.json"
+    allowed = autolabel(*asked, "--allow-overlap", "-o", output)
+    assert allowed.exit_code == 0 and "mean IoU" in allowed.stdout
+    assert json.loads(output.read_text())["images"] == 6
+
+
+def test_too_many_quarantined_samples_give_exit_code_3(city: Path, teacher: Path, tmp_path: Path) -> None:
+    images = tmp_path / "images"
+    images.mkdir()
+    for sample in load_manifest(city / "coarse.parquet").samples[:3]:
+        shutil.copyfile(sample.image, images / sample.image.name)
+    broken = images / "broken.png"
+    broken.write_bytes(next(images.glob("*.png")).read_bytes()[:-200])
+    manifest, run = tmp_path / "m.parquet", tmp_path / "run"
+    space = ("manifest", "scan", "folder", "--images", images, "--label-space", "cityscapes", "-o", manifest)
+    assert autolabel(*space).exit_code == 0
+    asked = ("generate", "--manifest", manifest, "--teacher", teacher, "--out", run, "--engine", "local")
+    result = autolabel(*asked, "--scales", "1")
+    assert result.exit_code == 3
+    assert result.stdout.startswith("4 samples: 3 labelled, 1 quarantined, 0 left for later")
+    assert "1 of 4 samples are quarantined, more than --max-quarantined 0.001" in result.stderr
+    assert autolabel(*asked, "--scales", "1", "--max-quarantined", "0.3").exit_code == 0
