@@ -129,7 +129,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], last
     from rich.console import Console
     from rich.table import Table
 
-    drawn = Table(title=title, box=SIMPLE_HEAD, title_justify="left", title_style="bold")
+    drawn = Table(box=SIMPLE_HEAD)
     for place, name in enumerate(header):
         drawn.add_column(name, justify="right" if place else "left", no_wrap=True)
     for place, row in enumerate(rows):
@@ -138,6 +138,7 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], last
         drawn.add_row(*row)
     # Off a terminal the width is unknown: never cut a number.
     console = Console()
+    click.secho(f"\n{title}", bold=True)
     Console(width=None if console.is_terminal else 160).print(drawn)
 
 
@@ -354,7 +355,7 @@ def show(path: Path) -> None:
 @batch_option
 @crop_option
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option("--learning-rate", type=float, help="Peak. [default: 0.001 for adamw, 0.01 for sgd]")
+@click.option("--learning-rate", type=float, help="Peak. [default: 0.003 for adamw, 0.01 for sgd; a third with --init]")
 @click.option("--init", type=FILE, help="Checkpoint to start from.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @device_option
@@ -425,6 +426,7 @@ def evaluate(
 @click.option("--steps", type=int, default=1000, show_default=True, help="Of every training.")
 @batch_option
 @crop_option
+@click.option("--init", type=FILE, help="Checkpoint that every student starts from.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @device_option
 def compare(fine: Path, coarse: Path, run: Path, seeds: int, **options: Any) -> None:
@@ -557,12 +559,13 @@ _DEMO_STEPS = """
 manifest scan cityscapes {out}/city --split train -o {out}/fine.parquet
 manifest scan cityscapes {out}/city --split train_extra -o {out}/coarse.parquet
 manifest scan cityscapes {out}/city --split val -o {out}/val.parquet
-train --manifest {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 130 --seed {seed}
+train --manifest {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
+ --batch-size 8 --crop 96x128 --seed {seed}
 generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --shard-size 16
 stats {out}/runs/auto
 manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
- --out {out}/compare --steps 90
+ --out {out}/compare --steps 190 --batch-size 8 --crop 64x96
 report {out}/runs/auto --images 6
 """.replace("\n ", " ")
 
@@ -584,7 +587,7 @@ def demo(out: Path, seed: int) -> None:
             raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
         click.secho("\nA city to drive in: streets drawn from a seed, labelled like Cityscapes.", bold=True)
         with progress("drawing scenes") as update:
-            write_city(out / "city", seed, on_scene=update)
+            write_city(out / "city", seed, fine=24, coarse=80, val=20, on_scene=update)
         marker.touch()
     for line in _DEMO_STEPS.strip().splitlines():
         command = line.format(out=out, seed=seed)

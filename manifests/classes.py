@@ -51,6 +51,9 @@ class LabelSpace:
                 seen[i] = c.name
             if len(c.colour) != 3 or not all(0 <= v <= 255 for v in c.colour):
                 raise ValueError(f"class {c.name!r} has colour {c.colour}: expected three numbers in 0..255")
+        for i in self.ignored_ids:
+            if i in seen:
+                raise ValueError(f"source id {i} is both {seen[i]!r} and ignored: choose one")
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -99,7 +102,7 @@ class LabelSpace:
             entries = document["labels"]
             labels = [(_label_class(place, e), bool(e.get("evaluate", True))) for place, e in enumerate(entries)]
             name = str(document.get("name", name))
-        except (json.JSONDecodeError, KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
             raise ValueError(
                 f"not a label space ({type(error).__name__}: {error}): expected JSON like"
                 ' {"labels": [{"name": "road", "color": [128, 64, 128]}, …]}'

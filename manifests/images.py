@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import io
 import struct
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +17,9 @@ from autolabel.manifests.classes import IGNORE, LabelSpace
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LABEL_SUFFIXES = (".png",)
+_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would open many more, and run Ghostscript for EPS
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_HEAD = 32  # bytes that tell a PNG's bit depth
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
 
 Size = tuple[int, int]  # (height, width)
@@ -26,15 +27,6 @@ Size = tuple[int, int]  # (height, width)
 
 class BadImage(ValueError):
     """The file itself is at fault: it is damaged, or of a kind that is not read. Trouble of the disk stays OSError."""
-
-
-@dataclass(frozen=True)
-class Header:
-    """What a file says about itself before its pixels are decoded; the size has EXIF orientation applied."""
-
-    height: int
-    width: int
-    mode: str
 
 
 def _png_bit_depth(data: bytes) -> int | None:
@@ -45,7 +37,7 @@ def _open(data: bytes) -> Image.Image:
     if not data:
         raise BadImage("the file is empty")
     try:
-        return Image.open(io.BytesIO(data))
+        return Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels: {error}") from error
     except (OSError, SyntaxError, ValueError, struct.error) as error:
@@ -61,19 +53,19 @@ def _require(opened: Image.Image, data: bytes, modes: tuple[str, ...], wanted: s
         raise BadImage(f"mode {opened.mode}{bits}: expected {wanted}; convert the file first")
 
 
-def _decode(opened: Image.Image) -> Image.Image:
+def _decode(opened: Image.Image, upright: bool) -> Image.Image:
     try:
         opened.load()
+        return ImageOps.exif_transpose(opened) if upright else opened
     except (OSError, SyntaxError, ValueError, struct.error, EOFError) as error:
         raise BadImage(f"damaged or truncated: {error}") from error
-    return opened
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Bytes of an 8-bit RGB PNG, JPEG or WebP -> (H, W, 3) uint8, EXIF orientation applied. Raises BadImage."""
     opened = _open(data)
     _require(opened, data, ("RGB",), "8-bit RGB")
-    return np.asarray(ImageOps.exif_transpose(_decode(opened)))
+    return np.asarray(_decode(opened, upright=True))
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -89,7 +81,9 @@ def decode_label(data: bytes, space: LabelSpace, ids: str) -> NDArray[np.uint8]:
     """
     opened = _open(data)
     _require(opened, data, ("L", "P"), "8-bit grey or palette PNG holding one class id a pixel")
-    stored = np.asarray(_decode(opened))
+    if opened.format != "PNG":  # JPEG changes ids, GIF renumbers them
+        raise BadImage(f"a {opened.format} file: expected a PNG holding one class id a pixel")
+    stored = np.asarray(_decode(opened, upright=False))
     unknown = unknown_ids(stored, space, ids)
     if unknown:
         raise BadImage(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)")
@@ -111,18 +105,28 @@ def read_label(path: Path, space: LabelSpace, ids: str) -> NDArray[np.uint8]:
         raise BadImage(f"{path}: {error}") from error
 
 
-def read_header(path: Path) -> Header:
-    """Size and mode of an image file, its pixels not decoded. Raises BadImage."""
+def read_size(path: Path) -> Size:
+    """(height, width) of a photograph with EXIF orientation applied, its pixels not decoded.
+
+    Raises BadImage for a file that `decode_image` would refuse for what its header says.
+    """
     try:
-        with Image.open(path) as opened:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD)
+        if not head:
+            raise BadImage("the file is empty")
+        with Image.open(path, formats=_FORMATS) as opened:
+            _require(opened, head, ("RGB",), "8-bit RGB")
+            # Image.getexif, because PNG's own would decode the pixels to look for a chunk after them.
+            orientation = Image.Image.getexif(opened).get(ExifTags.Base.Orientation)
             height, width = opened.height, opened.width
-            if opened.getexif().get(ExifTags.Base.Orientation) in _TRANSPOSED:
-                height, width = width, height
-            return Header(height, width, opened.mode)
+            return (width, height) if orientation in _TRANSPOSED else (height, width)
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels: {error}") from error
     except FileNotFoundError as error:
         raise BadImage("the file is missing") from error
+    except BadImage:
+        raise
     except (OSError, SyntaxError, ValueError, struct.error) as error:
         raise BadImage(f"not a readable image ({type(error).__name__})") from error
 

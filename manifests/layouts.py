@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autolabel.manifests.classes import CITYSCAPES, LabelSpace
-from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, BadImage, read_header, read_label
+from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, BadImage, read_label, read_size
 from autolabel.manifests.tables import Manifest, Sample, with_roots
 
 OnFile = Callable[[int, int], None]  # (done, total)
@@ -55,7 +55,7 @@ def _cityscapes_files(root: Path, package: str, end: str, splits: Sequence[str])
     found: dict[tuple[str, str], Path] = {}
     for folder in _package_folders(root, package):
         for split in splits:
-            for path in sorted((folder / split).glob(f"*/*{end}")):
+            for path in sorted((folder / split).glob(f"*/[!.]*{end}")):
                 key = (split, path.name.removesuffix(end))
                 if key in found and not found[key].samefile(path):
                     raise BadLayout(f"{key[1]} is there twice: {found[key]} and {path}; keep one copy")
@@ -106,10 +106,9 @@ def _mapillary_config(root: Path) -> tuple[Path, str]:
             version = str(json.loads((root / "config.json").read_text(encoding="utf-8")).get("version", ""))
         except (ValueError, AttributeError) as error:
             raise BadLayout(f"{root / 'config.json'} is not the JSON of Mapillary Vistas: {error}") from error
-        for versioned in (f"v{version}/labels", "v2.0/labels", "v1.2/labels"):
-            if any((root / split / versioned).is_dir() for split in _MAPILLARY_SPLITS):
-                return root / "config.json", versioned
-        return root / "config.json", "labels"
+        versioned = f"v{version}/labels"
+        has_versions = any((root / split / versioned).is_dir() for split in _MAPILLARY_SPLITS)
+        return root / "config.json", versioned if has_versions else "labels"
     raise BadLayout(f"no config.json under {root}: expected the folder of Mapillary Vistas as unzipped")
 
 
@@ -261,7 +260,7 @@ def _finish(
 def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, list[str], list[str]]:
     """The sample with its size, what is wrong with its image, and what is wrong with its labels."""
     try:
-        header = read_header(sample.image)
+        size = read_size(sample.image)
     except BadImage as error:
         return sample, [f"{sample.image}: {error}"], []  # stays 0 x 0: `generate` will quarantine it with the reason
     broken: list[str] = []
@@ -271,9 +270,7 @@ def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, list[str], list[s
         except BadImage as error:
             broken.append(str(error))
         else:
-            if label.shape != (header.height, header.width):
+            if label.shape != size:
                 height, width = label.shape
-                broken.append(
-                    f"{path}: the label is {width} x {height} but its image {header.width} x {header.height} pixels"
-                )
-    return replace(sample, height=header.height, width=header.width), [], broken
+                broken.append(f"{path}: the label is {width} x {height} but its image {size[1]} x {size[0]} pixels")
+    return replace(sample, height=size[0], width=size[1]), [], broken

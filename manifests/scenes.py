@@ -30,15 +30,16 @@ _CITIES = {"train": "lindenfurt mohnau silberbach", "val": "federburg glockenau"
 _SCALE = 3  # supersampling; odd, so that the middle sample is the centre of the pixel
 _FAR = 115.0  # metres to the end of the street
 _WEATHERS = (  # zenith, horizon (and haze), metres of sight, darkness of shadows, clouds, share of lit windows
-    ("548ad0", "c8d8e6", 320, 0.50, 0.2, 0.0),
-    ("708cbc", "fad2a4", 170, 0.55, 0.3, 0.1),
-    ("bec5ca", "d6d8d8", 48, 0.00, 0.3, 0.1),
-    ("3e4876", "be968e", 150, 0.00, 0.2, 0.4),
-    ("8c949e", "b8bcc2", 110, 0.00, 0.7, 0.1),
+    ("548ad0", "c8d8e6", 500, 0.50, 0.2, 0.0),
+    ("708cbc", "fad2a4", 300, 0.55, 0.3, 0.1),
+    ("bec5ca", "d6d8d8", 130, 0.00, 0.3, 0.1),
+    ("3e4876", "be968e", 300, 0.00, 0.2, 0.4),
+    ("8c949e", "b8bcc2", 250, 0.00, 0.7, 0.1),
 )
 _FACADES = "c4b296 d6c8ac ac604a 965242 929290 babab6 787c82 ceaa78 acbcba ded8ce cc9884 827062".split()
 _ROOFS, _SKINS = "783e32 603a32 4e5056 3e3c3e 8a543c".split(), "e0b89e be8e70 845c46 5a3e30".split()
 _LEAVES, _PANES = "42602c 547034 34542e 687432 a07a2c 4a6442".split(), "3a4450 546270 2c3036 687a8a".split()
+_POSTS = "0f7a70 14887a 0b6660 1a7f86".split()  # the city paints them teal, like nothing else
 _METALS, _STONES = "626466 828484 3c3e3e 303e36 a0a09c 706052 544a42".split(), "807c74 928e88 a29c92 a8988a".split()
 _PAINTS = "1c1c20 cdcdd0 96989c 606268 9e181c 1c3470 325446 be963c 708498 e8e8e4 5c3e32 3c6ea0 c45c40 6e5468".split()
 _RED, _YELLOW, _GREEN, _BLUE, _WHITE, _BLACK = "c8281e e4b228 46dc78 244ca0 e2e0da 1c1c1e".split()
@@ -223,9 +224,9 @@ def _tree(dice: random.Random, x: float, z: float, size: float) -> Iterator[Patc
 
 def _pole(world: _World, x: float, z: float, side: int) -> Iterator[Patch]:
     """A lamp post, or a traffic sign or light on a pole."""
-    dice, metal, kind = world.dice, world.dice.choice(_METALS), world.dice.choice((POLE, POLE, SIGN, SIGN, LIGHT))
+    dice, metal, kind = world.dice, world.dice.choice(_POSTS), world.dice.choice((POLE, POLE, SIGN, SIGN, LIGHT))
     top = dice.uniform(4.5, 8) if kind == POLE else dice.uniform(2.4, 3.4)
-    half = max(dice.uniform(0.05, 0.1), 0.75 * _SCALE * z / world.focal)  # thinner than 1.5 pixels, it gets lost
+    half = max(dice.uniform(0.11, 0.17), 1.5 * _SCALE * z / world.focal)  # thinner than 3 pixels, it gets lost
     yield POLE, metal, 1, _even(x, (half, 0, z), (half, top, z))
     if kind == POLE:
         end = x - side * dice.choice((0, 1, 1.5, 2))
@@ -236,7 +237,7 @@ def _pole(world: _World, x: float, z: float, side: int) -> Iterator[Patch]:
         on = dice.randrange(3)
         yield 0, (_RED, _YELLOW, _GREEN)[on], 1.2, _disc(x, top - 0.18 - 0.32 * on, z, 0.15, 0.15)
     else:
-        r, step, inside = dice.uniform(0.36, 0.5), dice.choice((1, 1, 3, 4)), dice.choice((_WHITE, _BLUE, _YELLOW))
+        r, step, inside = dice.uniform(0.5, 0.7), dice.choice((1, 1, 3, 4)), dice.choice((_WHITE, _BLUE, _YELLOW))
         yield SIGN, _RED if inside == _WHITE else _WHITE, 1, _disc(x, top, z, r, r, step)
         yield 0, inside, 1, _disc(x, top, z, r * 0.7, r * 0.7, step)
 
@@ -284,11 +285,11 @@ def _develop(world: _World, picture: Image.Image, fine: Labels) -> NDArray[np.ui
 
 def _annotate_coarsely(fine: Labels, owners: NDArray[np.int32], dice: random.Random) -> Labels:
     """One rough polygon well inside every large thing, as annotators draw who have a few minutes for a picture."""
-    coarse, drawn, span = np.zeros_like(fine), Image.fromarray(fine), 2 * round(len(fine) / 80) + 1
+    coarse, drawn, span = np.zeros_like(fine), Image.fromarray(fine), 2 * round(len(fine) / 50) + 1
     least, most = (np.asarray(drawn.filter(rank(span))) for rank in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
     for owner in np.unique(owners).tolist():
         inside = (owners == owner) & (least == most)  # some way from every other class
-        if owner % 256 not in _EASY or inside.sum() < fine.size / 250:
+        if owner % 256 not in _EASY or inside.sum() < fine.size / 120:
             continue
         columns = np.flatnonzero(inside.any(axis=0))
         corners = columns[np.linspace(0, len(columns) - 1, dice.randint(4, 9)).astype(int)].tolist()

@@ -30,7 +30,7 @@ class Confusion:
         # uint16 keys: truth * 256 + prediction, 65,536 of them at most.
         keys = truth.astype(np.uint16) << 8 | prediction
         table = np.bincount(keys.ravel(), minlength=1 << 16).reshape(256, 256)
-        stray = table[classes:IGNORE].sum() + table[:IGNORE, classes:IGNORE].sum()
+        stray = table[classes:IGNORE].sum() + table[:classes, classes:IGNORE].sum()
         if stray:
             raise ValueError(f"{stray} pixels have ids outside 0..{classes - 1} and {IGNORE}")
         self.matrix[:, :classes] += table[:classes, :classes]

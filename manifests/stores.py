@@ -101,15 +101,20 @@ def write_zarr_shard(array: Path, first_row: int, labels: Sequence[Label | None]
     import zarr
 
     # Empty chunks are written too, so that a shard without a file is always a loss and never "all ignored".
-    target = zarr.open_array(array, mode="r+", config={"write_empty_chunks": True})
+    # (open_array takes a config, but uses it only for an array that it creates.)
+    target = zarr.open_array(array, mode="r+").with_config({"write_empty_chunks": True})
     shards = target.shards
     assert shards is not None and first_row % shards[0] == 0 and len(labels) <= shards[0]
     block = np.full((len(labels), *target.shape[1:]), IGNORE, np.uint8)
     for row, label in zip(block, labels, strict=True):
         if label is not None:
             row[: label.shape[0], : label.shape[1]] = label
-    target[first_row : first_row + len(labels)] = block
     path = shard_path(array, first_row // shards[0])
+    try:
+        target[first_row : first_row + len(labels)] = block
+    except ValueError:  # zarr merges with the shard that is there; if that is damaged, there is nothing to merge
+        path.unlink(missing_ok=True)
+        target[first_row : first_row + len(labels)] = block
     with open(path, "rb") as file:
         os.fsync(file.fileno())
         data = file.read()
@@ -122,7 +127,8 @@ def write_zarr_shard(array: Path, first_row: int, labels: Sequence[Label | None]
 
 
 @lru_cache(maxsize=64)
-def _open_array(array: str, process: int) -> Any:
+def _open_array(array: str, process: int, changed_ns: int) -> Any:
+    """Opened once per process (an inherited store has threads that are gone) and version of its metadata."""
     import zarr
 
     return zarr.open_array(array, mode="r")
@@ -131,7 +137,7 @@ def _open_array(array: str, process: int) -> Any:
 def read_zarr(array: Path, row: int, top: int, left: int, height: int, width: int) -> Label:
     """A crop (height, width) uint8 of one row. Raises DamagedLabel where the store cannot vouch for the pixels."""
     try:
-        opened = _open_array(str(array), os.getpid())  # per process: an inherited store has threads that are gone
+        opened = _open_array(str(array), os.getpid(), (array / "zarr.json").stat().st_mtime_ns)
         shard = shard_path(array, row // opened.shards[0])
         if not shard.is_file():
             raise DamagedLabel(f"{shard} is missing: run `autolabel generate` again to restore it")
@@ -186,8 +192,14 @@ class RunLabels(Mapping[str, Label]):
     def __getitem__(self, sample_id: str) -> Label:
         """(H, W) uint8 train ids. Raises KeyError if unknown or not committed, DamagedLabel if it has changed."""
         stored = self._labels[sample_id]
-        label = self.crop(sample_id, 0, 0, stored.height, stored.width)
-        if crc32c(label) != stored.crc32c:
+        return self._whole(sample_id, stored)
+
+    def _whole(self, sample_id: str, stored: StoredLabel) -> Label:
+        if stored.index is None:
+            label = read_png(stored.path, self._space)
+        else:
+            label = read_zarr(stored.path, stored.index, 0, 0, stored.height, stored.width)
+        if label.shape != (stored.height, stored.width) or crc32c(label) != stored.crc32c:
             raise DamagedLabel(f"label of {sample_id!r} in {stored.path} differs from what was committed")
         return label
 
@@ -200,7 +212,7 @@ class RunLabels(Mapping[str, Label]):
                 f" which is {stored.height} x {stored.width}"
             )
         if stored.index is None:
-            return read_png(stored.path, self._space)[top : top + height, left : left + width]
+            return self._whole(sample_id, stored)[top : top + height, left : left + width]
         return read_zarr(stored.path, stored.index, top, left, height, width)
 
     def __iter__(self) -> Iterator[str]:

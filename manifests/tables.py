@@ -24,7 +24,9 @@ from autolabel.manifests.files import fingerprint, writing
 
 SCHEMA_VERSION = 1
 _METADATA_KEY = b"autolabel"
+_ABOUT = ("schema_version", "label_space", "image_root", "label_root", "provenance")
 SOURCES = ("fine", "coarse", "auto", "none")
+LABEL_IDS = ("train", "source")  # what a label file holds
 CONFIDENCE_BINS = 20  # equal bins over (0, 1]; bin k holds k/20 < p <= (k+1)/20
 
 MANIFEST_SCHEMA = pa.schema(
@@ -141,6 +143,9 @@ class Manifest:
         strange = sorted({s.source for s in self.samples} - set(SOURCES))
         if strange:
             raise ValueError(f"unknown source {strange[0]!r}: expected one of {', '.join(SOURCES)}")
+        strange = sorted({s.label_ids for s in self.samples} - set(LABEL_IDS))
+        if strange:
+            raise ValueError(f"unknown label ids {strange[0]!r}: expected one of {', '.join(LABEL_IDS)}")
 
     @property
     def labelled(self) -> tuple[Sample, ...]:
@@ -205,7 +210,10 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     missing = [name for name in schema.names if name not in table.column_names]
     if missing:
         raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")
-    return table
+    try:
+        return table.select(schema.names).cast(schema).replace_schema_metadata(table.schema.metadata)
+    except ValueError as error:  # another type, or null where there must be a value
+        raise BadTable(f"{path} is not the expected table: {error}") from error
 
 
 def read_manifest(path: str | Path) -> pa.Table:
@@ -221,12 +229,18 @@ def read_manifest(path: str | Path) -> pa.Table:
 
 def _about(path: Path, table: pa.Table) -> dict[str, Any]:
     raw = (table.schema.metadata or {}).get(_METADATA_KEY)
-    about = json.loads(raw) if raw else {}
+    try:
+        about = dict(json.loads(raw)) if raw else {}
+    except (ValueError, TypeError) as error:
+        raise BadTable(f"{path} has damaged metadata: {error}") from error
     if about.get("kind") != "manifest":
         raise BadTable(f"{path} is a parquet file, but not a manifest: make one with `autolabel manifest scan`")
-    if about["schema_version"] > SCHEMA_VERSION:
+    missing = [key for key in _ABOUT if key not in about]
+    if missing:
+        raise BadTable(f"{path} has damaged metadata: no {', '.join(missing)}")
+    if about["schema_version"] != SCHEMA_VERSION:
         raise BadTable(f"{path} has schema version {about['schema_version']}: this program knows {SCHEMA_VERSION}")
-    return dict(about)
+    return about
 
 
 def load_manifest(path: str | Path) -> Manifest:

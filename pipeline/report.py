@@ -1,7 +1,7 @@
 """The report of a run: a page that opens from disk, to look at the labels before anyone trains on them.
 
-    report/index.html    the page, replaced last: it always shows one whole report
-    report/*.jpg, *.png  its pictures, named by their content, so that a new report never changes those of the old page
+report/index.html    the page, replaced last: it always shows one whole report
+report/*.jpeg, *.png  its pictures, named by their content, so that a new report never changes those of the old page
 """
 
 from __future__ import annotations
@@ -26,106 +26,275 @@ from PIL import Image
 from autolabel.manifests.classes import IGNORE, LabelSpace
 from autolabel.manifests.files import fingerprint_bytes, remove_leftovers, sha256, write_bytes
 from autolabel.manifests.images import BadImage, colourise, read_image, read_label
-from autolabel.manifests.stores import open_labels
-from autolabel.manifests.tables import (
-    CONFIDENCE_BINS,
-    QUARANTINE_SCHEMA,
-    BadTable,
-    Sample,
-    load_manifest,
-    read_statistics,
-    read_table,
-)
+from autolabel.manifests.stores import DamagedLabel, Label, RunLabels, open_labels
+from autolabel.manifests.tables import QUARANTINE_SCHEMA, BadTable, Sample, load_manifest, read_statistics, read_table
 from autolabel.pipeline.stats import Summary, coverage_at, summarise
 from autolabel.teacher.predict import Teacher, load_teacher
 
 LONGEST = 960  # pixels of a picture's longer side
-LISTED = 20  # quarantined samples on the page
-_PICTURE = re.compile(r".+-(photograph|coarse|auto|confidence)-[0-9a-f]{16}\.(jpg|png)")
-# Viridis at equal steps: perceptually uniform, readable in grey and with colour-blind eyes.
-_VIRIDIS = "440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725".split()
-_TICKS = (0.0, 0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # of the class shares' square-root axis
+KINDS = ("photograph", "coarse", "auto", "confidence")  # of pictures, from left to right
+_OURS = re.compile(rf".+-({'|'.join(KINDS)})-[0-9a-f]{{16}}\.(jpeg|png)")
+# Viridis at equal steps: perceptually uniform, readable in grey and for colour-blind eyes.
+_VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
+_TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is printed
 _DOUBTFUL = 0.25  # a class that loses this share of its coarse pixels to other classes is pointed out
+
+About = dict[str, Any]  # run.json
+Asked = dict[str, Sample]  # by id
+Draw = Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
 class Picture:
-    """One picture of an image: its file beside the page, or the reason why there is none."""
+    """One picture of an image: a file beside the page, or the reason why there is none."""
 
-    kind: str  # photograph, coarse, auto or confidence
-    file: str | None
-    size: tuple[int, int]  # (width, height), pixels
+    kind: str
+    file: str | None = None
+    size: tuple[int, int] = (0, 0)  # width, height
     why_not: str = ""
-
-
-@dataclass(frozen=True)
-class Shown:
-    """One image on the page. coarse: share of its pixels with a coarse label; shares are NaN where there is nothing."""
-
-    sample: Sample
-    why: str
-    pictures: tuple[Picture, ...]
-    ignored: float
-    coarse: float
-    confidence: float
-    agreement: float
 
 
 def write_report(
     run: Path, images: int, chosen: Sequence[str], teacher: Path | None, update: Callable[[int, int], None]
 ) -> Path:
-    """Write `report/` of a finished run and return its page; `update(done, total)` follows the images.
+    """Write `report/` of a finished run and return its page. `update(done, total)` follows the images.
 
-    Shown are the `chosen` sample ids, or `images` of our choice. Confidence is computed anew with the run's teacher,
-    which is where the run found it unless `teacher` says where it is now. What has gone since the run is named on the
-    page instead of shown. Raises BadTable without statistics, ValueError for an unknown sample or another teacher.
+    Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is computed anew by the run's
+    teacher, which is at `teacher` or, by default, where the run had it. Of what has gone since, the page says so.
+    Raises BadTable if the run is not finished, ValueError for an unknown sample or a `teacher` that is not the run's.
     """
-    if images < 0:
-        raise ValueError(f"images {images}: expected 0 or more")
     summary = summarise(run)
     about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    table = read_statistics(run, "images").to_pandas().set_index("sample_id")
-    quarantine = read_table(run / "quarantine.parquet", QUARANTINE_SCHEMA).to_pylist()
-    reasons = _asked(run, chosen, table, quarantine) if chosen else choose(table, images)
-    notes: list[str] = []
-    teacher_file = _find_teacher(about, teacher, notes)
-    originals = _find_originals(Path(about["manifest"]), notes)
-    loaded = load_teacher(teacher_file, "auto", about["precision"]) if teacher_file and reasons else None
-
     manifest = load_manifest(run / "manifest.parquet")
-    samples = {s.sample_id: s for s in manifest.samples}
     labels = open_labels(run)
-    has_coarse = originals is not None and any(s.coarse_label for s in originals.values())
+    table = read_statistics(run, "images").to_pandas().set_index("sample_id")
+    table = table[table.index.isin(list(labels))]  # not what is to be done again, because its unit record was deleted
+    quarantine = read_table(run / "quarantine.parquet", QUARANTINE_SCHEMA).to_pylist()
+    wanted = _requested(run, chosen, table, quarantine) if chosen else choose(table, images)
+    teacher_file, no_teacher = _find_teacher(about, teacher)
+    network = load_teacher(teacher_file, "auto", about["precision"]) if teacher_file and wanted else None
+    asked, no_coarse = _find_asked(about) if summary.coarse_coverage > 0 else (None, "")
+    samples = {s.sample_id: s for s in manifest.samples}
     folder = run / "report"
-    shown: list[Shown] = []
-    for done, (sample_id, why) in enumerate(reasons.items()):
-        update(done, len(reasons))
-        sample, row = samples[sample_id], table.loc[sample_id]
-        draw = _drawings(sample, labels[sample_id], manifest.label_space, about, loaded)
-        if originals is not None and has_coarse:
-            draw["coarse"] = _coarse_drawing(originals.get(sample_id), manifest.label_space)
-        pictures = tuple(_picture(folder, sample, kind, draw[kind]) for kind in _KINDS if kind in draw)
-        coarse = float(row["coarse_pixels"]) / (sample.height * sample.width)
-        numbers = (float(row[name]) for name in ("mean_confidence", "agreement_with_coarse"))
-        shown.append(Shown(sample, why, pictures, float(row["ignored_fraction"]), coarse, *numbers))
+    shown: list[dict[str, Any]] = []
+    for done, (sample_id, why) in enumerate(wanted.items()):
+        update(done, len(wanted))
+        draws = _draws(samples[sample_id], labels, asked, manifest.label_space, network, about)
+        pictures = [_picture(folder, sample_id, kind, draws[kind]) for kind in KINDS if kind in draws]
+        shown.append({**table.loc[sample_id], "sample_id": sample_id, "why": why, "pictures": pictures})
     page = _render(
-        name=run.absolute().name,
+        run=run.absolute(),
         about=about,
         updated=_updated(run),
-        accounts=about["accounts"] or {},
-        notes=notes,
-        findings=_findings(summary),
+        gone=[note for note in (no_teacher, no_coarse) if note],
         summary=summary,
-        has_coarse=bool(summary.coarse_coverage > 0),
-        threshold=float(about["policy"]["threshold"]),
         shown=shown,
         quarantine=quarantine,
-        **_class_rows(summary, manifest.label_space),
+        space=manifest.label_space,
+        viridis=", ".join(f"#{colour}" for colour in _VIRIDIS.hex(" ", 3).split()),
+        **_class_plot(summary, manifest.label_space),
         **_confidence_plots(summary, float(about["policy"]["threshold"])),
     )
     write_bytes(folder / "index.html", page.encode())
-    _tidy(folder, {p.file for image in shown for p in image.pictures})
-    if reasons:
-        update(len(reasons), len(reasons))
+    _tidy(folder, {picture.file for image in shown for picture in image["pictures"]})
+    update(len(wanted), len(wanted))
     return folder / "index.html"
+
+
+def choose(images: pd.DataFrame, count: int) -> dict[str, str]:
+    """Up to `count` sample ids and why each is worth a look: the extremes, the median, then some spread over the run.
+
+    `images` is `stats/images.parquet` by sample id. The same table always gives the same choice.
+    """
+    if images.empty:
+        return {}
+    agreement = images["agreement_with_coarse"].dropna()
+    by_ignored = images["ignored_fraction"].sort_values(kind="stable").index
+    remarkable = [
+        (by_ignored[-1], "most ignored pixels"),
+        *([(agreement.idxmin(), "least agreement with its coarse label")] if len(agreement) else []),
+        (images["mean_confidence"].idxmin(), "lowest mean confidence"),
+        (by_ignored[len(by_ignored) // 2], "median by ignored pixels"),
+        (by_ignored[0], "fewest ignored pixels"),
+    ]
+    why: dict[str, str] = {}
+    for sample_id, reason in remarkable:
+        if sample_id in why:
+            why[sample_id] += f", {reason}"
+        elif len(why) < count:
+            why[sample_id] = reason
+    others = [sample_id for sample_id in images.index if sample_id not in why]
+    more = max(0, min(count - len(why), len(others)))
+    spread = [others[(2 * k + 1) * len(others) // (2 * more)] for k in range(more)]
+    return why | dict.fromkeys(spread, "spread evenly over the run")
+
+
+def _requested(
+    run: Path, chosen: Sequence[str], images: pd.DataFrame, quarantine: list[dict[str, Any]]
+) -> dict[str, str]:
+    refused = {row["sample_id"]: row["reason"] for row in quarantine}
+    for sample_id in chosen:
+        if sample_id not in images.index:
+            why = f"quarantined ({refused[sample_id]})" if sample_id in refused else "unknown, or left for later"
+            raise ValueError(f"sample {sample_id!r} has no label in {run}: it is {why}")
+    return dict.fromkeys(chosen, "requested")
+
+
+def _find_teacher(about: About, named: Path | None) -> tuple[Path | None, str]:
+    """The file of the run's teacher, or why there is none. Raises ValueError if the user named another one."""
+    path = named or Path(about["teacher"])
+    if path.is_file() and sha256(path) == about["teacher_sha256"]:
+        return path, ""
+    what = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
+    if named:
+        raise ValueError(f"--teacher {path} {what}: name a file whose sha256 is {about['teacher_sha256']}")
+    return None, f"No confidence maps: {path} {what}. Name it where it is now: autolabel report … --teacher FILE"
+
+
+def _find_asked(about: About) -> tuple[Asked | None, str]:
+    """The samples as the run was asked to label them, for their coarse labels; or why there are none."""
+    try:
+        return {s.sample_id: s for s in load_manifest(about["manifest"]).samples}, ""
+    except BadTable as error:
+        return None, f"No pictures of the coarse labels, which only the run's manifest lists: {error}."
+
+
+def _updated(run: Path) -> str:
+    """When the run last finished a unit, ISO 8601; empty if it does not say."""
+    path = run / "progress.json"
+    return str(json.loads(path.read_text(encoding="utf-8"))["updated"]) if path.is_file() else ""
+
+
+# --- pictures ---------------------------------------------------------------------------------------------------------
+
+
+def _draws(
+    sample: Sample, labels: RunLabels, asked: Asked | None, space: LabelSpace, teacher: Teacher | None, about: About
+) -> dict[str, Draw]:
+    """How to draw each picture of a sample, by kind; kinds that the whole run lacks are left out."""
+
+    @cache
+    def photograph() -> NDArray[np.uint8]:
+        image = read_image(sample.image)
+        if image.shape[:2] != (sample.height, sample.width):
+            raise BadImage(f"{sample.image} has changed since it was labelled: its size is another")
+        return image
+
+    def coarse(original: Sample | None) -> Label:
+        if original is None or original.coarse_label is None:
+            raise BadImage("this image has no coarse label" if original else "the run's manifest lists it no more")
+        return read_label(original.coarse_label, space, original.label_ids)
+
+    draws: dict[str, Draw] = {
+        "photograph": lambda: _shrink(Image.fromarray(photograph()), Image.Resampling.LANCZOS),
+        "auto": lambda: draw_label(labels[sample.sample_id], space),
+    }
+    if asked is not None:
+        draws["coarse"] = lambda: draw_label(coarse(asked.get(sample.sample_id)), space)
+    if teacher is not None:
+        scales, flip = about["scales"], about["flip"]
+        draws["confidence"] = lambda: draw_confidence(teacher.confidence(photograph(), scales, flip)[1])
+    return draws
+
+
+def _shrink(image: Image.Image, how: Image.Resampling) -> Image.Image:
+    """The picture with its longer side at most LONGEST; never enlarged."""
+    factor = min(1.0, LONGEST / max(image.size))
+    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), how)
+
+
+def draw_label(label: Label, space: LabelSpace) -> Image.Image:
+    """(H, W) uint8 train ids in the label space's colours. Ignore is hatched: some classes are nearly black."""
+    small = np.asarray(_shrink(Image.fromarray(label), Image.Resampling.NEAREST))
+    colours = colourise(small, space)
+    y, x = np.indices(small.shape)
+    period = max(8, max(small.shape) // 40)
+    colours[(small == IGNORE) & ((x + y) % period < period // 4)] = 56
+    return Image.fromarray(colours)
+
+
+def draw_confidence(confidence: NDArray[np.float32]) -> Image.Image:
+    """(H, W) float32 in 0..1 in the colours of viridis."""
+    small = np.asarray(_shrink(Image.fromarray(confidence), Image.Resampling.BOX))
+    steps = np.frombuffer(_VIRIDIS, np.uint8).reshape(-1, 3)
+    channels = [np.interp(small, np.linspace(0, 1, len(steps)), channel) for channel in steps.T]
+    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+
+
+def _picture(folder: Path, sample_id: str, kind: str, draw: Draw) -> Picture:
+    """Draw and write one picture; where its source is at fault, say so in its place."""
+    try:
+        image = draw()
+    except (BadImage, DamagedLabel) as error:
+        return Picture(kind, why_not=str(error))
+    except FileNotFoundError as error:
+        return Picture(kind, why_not=f"{error.filename} is gone")
+    form, buffer = "JPEG" if kind == "photograph" else "PNG", io.BytesIO()
+    image.save(buffer, form, quality=88, optimize=True)
+    data = buffer.getvalue()
+    name = f"{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}-{kind}-{fingerprint_bytes(data)}.{form.lower()}"
+    write_bytes(folder / name, data)
+    return Picture(kind, name, image.size)
+
+
+def _tidy(folder: Path, used: set[str | None]) -> None:
+    """Remove the pictures of older reports, and nothing that a user may have put beside them."""
+    for path in folder.iterdir():
+        if _OURS.fullmatch(path.name) and path.name not in used:
+            path.unlink(missing_ok=True)
+    remove_leftovers(folder)
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def _class_plot(summary: Summary, space: LabelSpace) -> dict[str, Any]:
+    """Rows and axis of the class table. Bars are on a square-root scale, in per cent of the widest.
+
+    Shares span four orders of magnitude and may be 0: a linear scale hides the rare, a logarithm has no 0.
+    """
+    rows = [dict(row) for row in summary.classes.to_dict("records")]
+    widest = float(np.nan_to_num(summary.classes[["coarse_share", "auto_share"]].to_numpy()).max())
+
+    def place(share: float) -> float:
+        return 100 * math.sqrt(share / widest) if share > 0 else 0.0
+
+    for c, row in zip(space.classes, rows, strict=True):
+        row |= {"name": c.name, "colour": c.colour}
+        row |= {"before": place(row["coarse_share"]), "after": place(row["auto_share"])}
+    seen = [row for row in rows if row["coarse_pixels"] or not math.isnan(row["kept"])]
+    return {
+        "seen": seen,
+        "unseen": [row["name"] for row in rows if row not in seen],
+        "lost": [row["name"] for row in seen if row["coarse_pixels"] and not row["auto_pixels"]],
+        "doubtful": [row for row in seen if row["auto_pixels"] and row["overridden"] > _DOUBTFUL],
+        "ticks": [(tick, place(tick)) for tick in _TICKS if tick <= widest],
+    }
+
+
+def _confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
+    """The share of pixels in every bin of confidence, and the share that any threshold would keep, both over 0..1."""
+    pixels, edges = int(summary.histogram.sum()), np.linspace(0, 1, len(summary.histogram) + 1).tolist()
+    return {
+        "threshold": threshold,
+        "bins": (summary.histogram / pixels).tolist() if pixels else [],
+        "curve": [(edge, coverage_at(summary.histogram, edge)) for edge in edges],
+        "would_keep": [(t, coverage_at(summary.histogram, t)) for t in _THRESHOLDS],
+    }
+
+
+def _percent(share: float | None, digits: int = 1) -> str:
+    """0.123 -> "12.3"; a dash where there is no number, and never a 0 for what is only small."""
+    if share is None or math.isnan(share):
+        return "–"
+    smallest = 10.0**-digits
+    return f"< {smallest:g}" if 0 < 100 * share < smallest / 2 else f"{100 * share:.{digits}f}"
+
+
+def _render(**values: Any) -> str:
+    source = importlib.resources.files("autolabel.pipeline").joinpath("report.html.j2").read_text(encoding="utf-8")
+    env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    env.filters["percent"] = _percent
+    env.filters["score"] = lambda value: "–" if math.isnan(value) else f"{value:.3f}"
+    return env.from_string(source).render(values)

@@ -77,6 +77,7 @@ class Augmentation:
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)  # arXiv 2005.10821, section 4: random scaling 0.5 to 2
     jitter: float = 0.25  # brightness, contrast and saturation each within 1 +- jitter
+    class_uniform: float = 0.5  # share of the crops around a pixel of a class drawn evenly: section 4, too
 
 
 class TrainingCrops(Dataset[dict[str, Any]]):
@@ -103,15 +104,17 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         crop_height, crop_width = self.augmentation.crop
         low, high = np.log(self.augmentation.scale)
         scale = float(np.exp(rng.uniform(low, high)))
-        top, height, place_y, out_height = _window(sample.height, crop_height, scale, rng)
-        left, width, place_x, out_width = _window(sample.width, crop_width, scale, rng)
+        whole = read_sample_label(sample, self.dataset.label_space)
+        y, x = _focus(whole, rng) if rng.random() < self.augmentation.class_uniform else (None, None)
+        top, height, place_y, out_height = _window(sample.height, crop_height, scale, y, rng)
+        left, width, place_x, out_width = _window(sample.width, crop_width, scale, x, rng)
         picture = Image.fromarray(read_sample_image(sample)).resize(
             (out_width, out_height), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
         )
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             factor = 1 + rng.uniform(-self.augmentation.jitter, self.augmentation.jitter)
             picture = enhance(picture).enhance(factor)
-        found = read_sample_label(sample, self.dataset.label_space, (top, left, height, width))
+        found = np.ascontiguousarray(whole[top : top + height, left : left + width])
         ids = Image.fromarray(found).resize((out_width, out_height), Image.Resampling.NEAREST)
 
         image = np.full((crop_height, crop_width, 3), _PADDING, np.uint8)
@@ -123,14 +126,28 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         return _item(image, label, sample.sample_id)
 
 
-def _window(side: int, crop: int, scale: float, rng: np.random.Generator) -> tuple[int, int, int, int]:
+def _focus(label: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int] | tuple[None, None]:
+    """A random pixel (y, x) of a random class of the label (H, W), every class as likely; none if all is ignored."""
+    present = np.flatnonzero(np.bincount(label.ravel(), minlength=256)[:IGNORE])
+    if not len(present):
+        return None, None
+    pixels = np.flatnonzero(label.ravel() == rng.choice(present))
+    y, x = divmod(int(rng.choice(pixels)), label.shape[1])
+    return y, x
+
+
+def _window(
+    side: int, crop: int, scale: float, focus: int | None, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
     """Along one axis: first source pixel, source pixels, first crop pixel, crop pixels.
 
-    The source window of crop / scale pixels lies anywhere inside the picture, or, if longer, has it anywhere inside.
+    The source window of crop / scale pixels lies anywhere inside the picture, over the focus if there is one; a window
+    longer than the picture has it anywhere inside.
     """
     wanted = max(1, round(crop / scale))
     if wanted <= side:
-        return int(rng.integers(side - wanted + 1)), wanted, 0, crop
+        low, high = (0, side - wanted) if focus is None else (max(0, focus - wanted + 1), min(focus, side - wanted))
+        return int(rng.integers(low, high + 1)), wanted, 0, crop
     out = max(1, min(crop, round(side * scale)))
     return 0, side, int(rng.integers(crop - out + 1)), out
 

@@ -39,7 +39,8 @@ from autolabel.teacher.build import build, fingerprint_tensor, load_network, ove
 from autolabel.teacher.multiscale import HierarchicalNet, TrainingOutput
 from autolabel.teacher.predict import PRECISIONS, Teacher, normalise, pick_device, pick_precision
 
-LEARNING_RATES = {"sgd": 0.01, "adamw": 0.001}
+LEARNING_RATES = {"sgd": 0.01, "adamw": 0.003}  # peaks
+FINE_TUNING = 3  # so many times lower where a checkpoint is the start
 AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
 _SAVE_SECONDS = 60.0
 _CROP_LIMIT = (512, 1024)
@@ -108,6 +109,16 @@ def segmentation_loss(output: TrainingOutput, label: Tensor) -> Tensor:
     )
 
 
+def training_precision(name: str, device: str) -> str:
+    """`auto` is bfloat16 where the device computes it fast: on such GPUs, and on CPUs with AMX. Else float32.
+
+    Labelling is stricter: there `auto` is float32 on every CPU (see `pick_precision`).
+    """
+    if name == "auto" and device == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
+        return "bfloat16"
+    return pick_precision(name, device)
+
+
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
     """Linear warm-up over the first 5 % of the steps, then polynomial decay with power 0.9. Step counts from 0."""
     warm = max(1, steps // 20)
@@ -142,7 +153,7 @@ class _Training:
                 " nothing; leave them out of one manifest"
             )
         self.device = torch.device(pick_device(job.device))
-        self.dtype = PRECISIONS[pick_precision(job.precision, self.device.type)]
+        self.dtype = PRECISIONS[training_precision(job.precision, self.device.type)]
         self.step, self.best, self.curves = 0, -1.0, list[StepReport]()
         self._resume_or_start(marks)
 
@@ -194,7 +205,8 @@ class _Training:
         return torch.optim.AdamW(parameters, lr=self._peak(), weight_decay=0.01)
 
     def _peak(self) -> float:
-        return self.job.learning_rate or LEARNING_RATES[self.job.optimizer]
+        usual = LEARNING_RATES[self.job.optimizer] / (FINE_TUNING if self.job.init else 1)
+        return self.job.learning_rate or usual
 
     def _crop(self) -> tuple[int, int]:
         if self.job.crop is not None:

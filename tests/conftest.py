@@ -27,7 +27,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def teacher(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkpoint after a few steps on the city: it knows road from sky, and is unsure enough to ignore some pixels."""
+    """A checkpoint after a few steps on the city: knows road from sky, and is unsure enough to ignore pixels."""
     from autolabel.student.train import TrainJob, train
 
     out = tmp_path_factory.mktemp("teacher")

@@ -1,0 +1,253 @@
+"""A score that is wrong, or taken on pictures that were learnt by heart, sends the worse network onto the road."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import autolabel
+from PIL import Image
+
+from autolabel.manifests.classes import CAMVID, CITYSCAPES
+from autolabel.manifests.layouts import scan_folder
+from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
+from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.run import generate
+from autolabel.student.compare import ARMS, Comparison, compare
+from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
+from autolabel.student.evaluate import Scores, evaluate, predict, score
+from autolabel.student.train import StepReport, TrainJob
+from autolabel.teacher.predict import load_teacher
+
+torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
+
+
+@pytest.fixture(scope="module")
+def scores(teacher: Path, city: Path) -> Scores:
+    return evaluate(teacher, city / "val.parquet", device="cpu")
+
+
+# --- one network ------------------------------------------------------------------------------------------------------
+
+
+def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, teacher: Path, city: Path) -> None:
+    """IoU of a class = pixels that are both / pixels that are either, over all pictures together, ignore left out."""
+    network, truths, predictions = load_teacher(teacher, "cpu"), [], []
+    for item in ManifestDataset(city / "val.parquet"):
+        truth, prediction = item["label"].numpy(), predict(network, item["image"].permute(1, 2, 0).numpy())
+        assert (prediction.shape, prediction.dtype) == (truth.shape, np.uint8)
+        truths.append(truth[truth != 255])
+        predictions.append(prediction[truth != 255])
+    truth, prediction = np.concatenate(truths), np.concatenate(predictions)
+    expected: dict[str, float | None] = {}
+    for class_id, name in enumerate(CITYSCAPES.names):
+        both = ((truth == class_id) & (prediction == class_id)).sum()
+        either = ((truth == class_id) | (prediction == class_id)).sum()
+        expected[name] = both / either if either else None
+    assert scores.iou == expected
+    assert None in expected.values()  # a class that nobody has and nobody sees
+    there = [iou for iou in expected.values() if iou is not None]
+    assert scores.miou == pytest.approx(sum(there) / len(there), rel=1e-12)
+    assert scores.pixel_accuracy == (truth == prediction).mean()
+    assert scores.pixel_accuracy > 0.25  # and it has learnt something
+    assert scores.images == 3
+
+
+def test_prediction_is_the_top_class_of_the_combined_scales_without_a_threshold(teacher: Path, city: Path) -> None:
+    network = load_teacher(teacher, "cpu")
+    image = ManifestDataset(city / "val.parquet")[0]["image"].permute(1, 2, 0).numpy()
+    for scales in ((0.5, 1.0), (1.0,)):
+        assert np.array_equal(predict(network, image, scales), network.confidence(image, scales)[0])
+
+
+def test_progress_names_every_picture(teacher: Path, city: Path) -> None:
+    seen: list[tuple[int, int]] = []
+    score(load_teacher(teacher, "cpu"), ManifestDataset(city / "val.parquet"), (1.0,), lambda *n: seen.append(n))
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_scores_come_back_as_they_were_written(scores: Scores, tmp_path: Path) -> None:
+    scores.write(tmp_path / "scores.json")
+    assert Scores.read(tmp_path / "scores.json") == scores
+    assert json.loads((tmp_path / "scores.json").read_text())["iou"]["road"] == scores.iou["road"]
+
+
+def test_pictures_that_were_trained_on_are_refused_unless_allowed(teacher: Path, city: Path) -> None:
+    fine = city / "fine.parquet"
+    first = load_manifest(fine).samples[0].sample_id
+    message = (
+        f"{teacher} was trained on 6 of the 6 images of {fine} (the first is {first!r}): score it on others, or say"
+        " --allow-overlap"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        evaluate(teacher, fine)
+    assert evaluate(teacher, fine, scales=(1.0,), allow_overlap=True).images == 6
+
+
+def test_one_trained_picture_among_others_is_found_under_another_name(
+    teacher: Path, city: Path, tmp_path: Path
+) -> None:
+    val, seen = load_manifest(city / "val.parquet").samples, load_manifest(city / "fine.parquet").samples[3]
+    (tmp_path / "renamed.png").write_bytes(seen.image.read_bytes())
+    samples = (*val, replace(seen, sample_id="renamed", image=tmp_path / "renamed.png"))
+    save_manifest(tmp_path / "val.parquet", with_roots(CITYSCAPES, samples, {}))
+    with pytest.raises(ValueError, match=r"was trained on 1 of the 4 images of .* \(the first is 'renamed'\)"):
+        evaluate(teacher, tmp_path / "val.parquet")
+
+
+def test_the_command_refuses_in_one_line_and_obeys_allow_overlap(teacher: Path, city: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "fine.parquet", "--scales", "1")
+    refused = autolabel(*asked)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith(f"autolabel: {teacher} was trained on 6 of the 6 images")
+    allowed = autolabel(*asked, "--allow-overlap", "-o", tmp_path / "scores.json")
+    assert (allowed.exit_code, Scores.read(tmp_path / "scores.json").images) == (0, 6)
+
+
+def test_a_manifest_in_another_label_space_is_refused(teacher: Path, tmp_path: Path) -> None:
+    for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.zeros((64, 64), np.uint8))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(tmp_path / folder / "a.png")
+    manifest = tmp_path / "camvid.parquet"
+    save_manifest(manifest, scan_folder(tmp_path / "images", tmp_path / "labels", None, CAMVID)[0])
+    message = (
+        f"{teacher} predicts 19 classes of 'cityscapes', but {manifest} uses label space 'camvid' with 11: use a"
+        " checkpoint trained in that label space"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        evaluate(teacher, manifest)
+
+
+# --- three arms -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The manifest of a run that labelled the coarse images."""
+    out = tmp_path_factory.mktemp("run")
+    generate(LabelJob(city / "coarse.parquet", teacher, out, scales=(0.5, 1), threshold=0.2, engine="local", workers=1))
+    return out / "manifest.parquet"
+
+
+@pytest.fixture(scope="module")
+def template(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """Two steps. The fine samples weigh 2 each, as they may after `manifest fuse --weight`."""
+    folder = tmp_path_factory.mktemp("compare")
+    fine = load_manifest(city / "fine.parquet")
+    heavy = tuple(replace(s, weight=2.0) for s in fine.samples)
+    save_manifest(folder / "heavy.parquet", replace(fine, samples=heavy))
+    job = TrainJob(folder / "heavy.parquet", city / "val.parquet", folder / "out", steps=2, batch_size=2, crop=(64, 64))
+    return replace(job, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, list[tuple[str, int, int]]]:
+    steps: list[tuple[str, int, int]] = []
+
+    def note(arm: str, seed: int, report: StepReport) -> None:
+        steps.append((arm, seed, report.step))
+
+    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), note), steps
+
+
+def test_three_arms_are_trained_alike_with_every_seed(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    result, steps = comparison
+    assert ARMS == ("fine", "fine + coarse", "fine + auto")
+    assert steps == [(arm, seed, step) for arm in ARMS for seed in (0, 1) for step in (1, 2)]
+    assert {arm: [s.images for s in found] for arm, found in result.scores.items()} == {arm: [3, 3] for arm in ARMS}
+    slugs = ("fine", "fine-coarse", "fine-auto")
+    folders = {f"{slug}-seed{seed}" for slug in slugs for seed in (0, 1)}
+    files = {"compare.json", *(f"{slug}.parquet" for slug in slugs)}
+    assert {p.name for p in template.out.iterdir()} == folders | files
+    asked = {name: json.loads((template.out / name / "train.json").read_text()) for name in folders}
+    for slug, images in zip(slugs, (6, 16, 16), strict=True):
+        for seed in (0, 1):
+            job = asked[f"{slug}-seed{seed}"]
+            assert (job["manifest"], job["images"], job["seed"]) == (
+                str(template.out / f"{slug}.parquet"),
+                images,
+                seed,
+            )
+    alike = [{k: v for k, v in job.items() if k not in ("manifest", "images", "seed")} for job in asked.values()]
+    assert alike == [alike[0]] * 6
+
+
+def test_the_record_holds_what_was_measured(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    record = json.loads((template.out / "compare.json").read_text())
+    assert (record["seeds"], record["steps"], record["arch"]) == ([0, 1], 2, "hrnet18s_ocr_mscale")
+    assert {arm: [Scores(**s) for s in found] for arm, found in record["arms"].items()} == comparison[0].scores
+
+
+@pytest.mark.parametrize(("slug", "source"), [("fine-coarse", "coarse"), ("fine-auto", "auto")])
+def test_half_of_the_draws_are_fine_samples(
+    slug: str, source: str, comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    """Six fine samples at weight 2, ten others at 1.2: eight and eight of the sixteen draws of an epoch."""
+    manifest = load_manifest(template.out / f"{slug}.parquet")
+    assert Counter(s.source for s in manifest.samples) == {"fine": 6, source: 10}
+    assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 1.2}
+    kinds = {s.sample_id: s.source for s in manifest.samples}
+    taken = TrainingCrops(ManifestDataset(manifest), Augmentation((32, 32)), 0, 64)
+    for epoch in range(4):
+        drawn = Counter(kinds[taken[epoch * 16 + n]["sample_id"]] for n in range(16))
+        assert {7, 8, 9} >= set(drawn.values())
+
+
+def test_the_second_and_third_arm_see_the_same_pictures_with_other_labels(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    coarse, auto = (ManifestDataset(template.out / f"{slug}.parquet") for slug in ("fine-coarse", "fine-auto"))
+    assert [s.image for s in coarse.samples] == [s.image for s in auto.samples]
+    different = [not torch.equal(a["label"], b["label"]) for a, b in zip(coarse, auto, strict=True)]
+    assert different == [False] * 6 + [True] * 10
+
+
+def test_what_is_finished_is_not_done_again(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
+) -> None:
+    record = (template.out / "compare.json").read_bytes()
+    steps: list[str] = []
+    again = compare(
+        template.manifest, city / "coarse.parquet", auto, template, (0, 1), lambda *step: steps.append(str(step))
+    )
+    assert again == comparison[0]
+    assert steps == []
+    assert (template.out / "compare.json").read_bytes() == record
+
+
+def test_means_and_deviations_are_over_the_seeds() -> None:
+    def run(miou: float, road: float | None) -> Scores:
+        return Scores({"road": road}, miou, 0.9, 3)
+
+    result = Comparison((0, 1, 2), {"fine": [run(0.2, 0.5), run(0.3, 0.6), run(0.7, None)]})
+    assert result.mean_iou("fine") == pytest.approx((0.4, np.sqrt((0.04 + 0.01 + 0.09) / 2)))
+    assert np.isnan(result.mean_iou("fine", "road")[0])
+    assert Comparison((0,), {"fine": [run(0.2, 0.5)]}).mean_iou("fine", "road") == (0.5, 0.0)
+
+
+@pytest.mark.parametrize(
+    ("coarse", "auto", "named"),
+    [
+        pytest.param("val.parquet", "coarse.parquet", "val.parquet", id="coarse manifest without coarse labels"),
+        pytest.param(
+            "coarse.parquet", "coarse.parquet", "coarse.parquet", id="coarse labels where automatic ones belong"
+        ),
+    ],
+)
+def test_an_arm_without_labels_of_its_kind_is_refused(
+    coarse: str, auto: str, named: str, city: Path, template: TrainJob, tmp_path: Path
+) -> None:
+    """Else an arm would quietly repeat another one, and the table would say that the labels add nothing."""
+    job = replace(template, out=tmp_path, steps=1)
+    with pytest.raises(ValueError, match=re.escape(str(city / named))):
+        compare(city / "fine.parquet", city / coarse, city / auto, job, (0,))

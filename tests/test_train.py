@@ -1,0 +1,484 @@
+"""A week of training is lost to a power cut, or goes on from there into something that nobody asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
+
+from autolabel.manifests.classes import CAMVID, CITYSCAPES
+from autolabel.manifests.layouts import scan_folder
+from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
+from autolabel.student.evaluate import Scores
+from autolabel.student.train import (
+    LEARNING_RATES,
+    StepReport,
+    TrainingStopped,
+    TrainJob,
+    learning_rate_at,
+    segmentation_loss,
+    train,
+)
+from autolabel.teacher.build import build, fingerprint_tensor, read_checkpoint, save_checkpoint
+from autolabel.teacher.hrnet import HRNet
+from autolabel.teacher.multiscale import TrainingOutput
+
+# One thread: the small network is no slower with it, never waits for a busy core, and two trainings give equal bits.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def short(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """Four steps, validated after the second and the last."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    job = TrainJob(city / "fine.parquet", city / "val.parquet", out, steps=4, batch_size=2, crop=(64, 64))
+    return replace(job, validations=2, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(short: TrainJob) -> Path:
+    """The folder of that training, finished in one go."""
+    train(short)
+    return short.out
+
+
+def weights(path: Path) -> bytes:
+    """Every bit of every tensor that a later step or a reader depends on."""
+    checkpoint = read_checkpoint(path)
+    return b"".join(key.encode() + tensor.numpy().tobytes() for key, tensor in checkpoint.state_dict.items())
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    """The rows of curves.csv without the speed, which is never the same."""
+    with open(folder / "curves.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)]
+
+
+def assert_same_training(folder: Path, expected: Path) -> None:
+    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
+    assert weights(folder / "best.pt") == weights(expected / "best.pt")
+    assert weights(folder / "last.pt") == weights(expected / "last.pt")
+    assert curves(folder) == curves(expected)
+    assert (folder / "scores.json").read_bytes() == (expected / "scores.json").read_bytes()
+    assert read_checkpoint(folder / "best.pt").metrics == read_checkpoint(expected / "best.pt").metrics
+
+
+# --- what a training gives --------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_and_the_curves_tell_how(teacher: Path) -> None:
+    """The teacher of all tests: 30 steps with two pictures each, validated once."""
+    with open(teacher.parent / "curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "loss", "learning_rate", "images_per_s", "miou"]
+    assert [int(row["step"]) for row in rows] == list(range(1, 31))
+    losses = [float(row["loss"]) for row in rows]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert [row["learning_rate"] for row in rows] == [
+        f"{learning_rate_at(n, 30, LEARNING_RATES['adamw']):.8f}" for n in range(30)
+    ]
+    assert all(float(row["images_per_s"]) > 0 for row in rows)
+    assert [row["miou"] for row in rows[:-1]] == [""] * 29
+    assert float(rows[-1]["miou"]) == pytest.approx(read_checkpoint(teacher).metrics["miou"], abs=1e-6)
+
+
+def test_a_finished_training_leaves_five_files_that_agree(uninterrupted: Path, city: Path) -> None:
+    names = ["best.pt", "curves.csv", "last.pt", "scores.json", "train.json"]
+    assert sorted(p.name for p in uninterrupted.iterdir()) == names
+    scores, best = Scores.read(uninterrupted / "scores.json"), read_checkpoint(uninterrupted / "best.pt")
+    measured = {int(row["step"]): row["miou"] for row in curves(uninterrupted) if row["miou"]}
+    assert list(measured) == [2, 4]
+    assert f"{scores.miou:.6f}" == max(measured.values()) == measured[int(best.metrics["step"])]
+    assert best.metrics["miou"] == scores.miou
+    assert scores.images == 3
+    assert (best.arch, best.label_space, best.training) == ("hrnet18s_ocr_mscale", CITYSCAPES, None)
+    seen = fingerprints(load_manifest(city / "fine.parquet").samples)
+    assert torch.equal(best.trained_on, fingerprint_tensor(seen))
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another(short: TrainJob, tmp_path: Path) -> None:
+    def after_one_step(name: str, seed: int) -> bytes:
+        train(replace(short, out=tmp_path / name, seed=seed, steps=1, validations=1))
+        return weights(tmp_path / name / "last.pt")
+
+    first, again, other = after_one_step("a", 0), after_one_step("b", 0), after_one_step("c", 1)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-8), ("sgd", 1e-4)])
+def test_a_training_may_start_from_a_checkpoint_and_has_seen_what_that_one_saw(
+    optimizer: str, rate: float, short: TrainJob, uninterrupted: Path, city: Path, tmp_path: Path
+) -> None:
+    """With a tiny learning rate the start is still there after a step."""
+    init = uninterrupted / "best.pt"
+    job = replace(short, manifest=city / "coarse.parquet", out=tmp_path, init=init, optimizer=optimizer)
+    train(replace(job, steps=1, validations=1, learning_rate=rate))
+    before, after = read_checkpoint(init), read_checkpoint(tmp_path / "best.pt")
+    drift = after.state_dict["ocr.cls_head.bias"] - before.state_dict["ocr.cls_head.bias"]
+    assert 0 < drift.abs().max() < 1e-3
+    assert len(after.trained_on) == 6 + 10
+    assert set(before.trained_on.tolist()) < set(after.trained_on.tolist())
+
+
+def test_the_learning_rate_warms_up_and_decays(short: TrainJob) -> None:
+    rates = [learning_rate_at(step, 100, 2.0) for step in range(100)]
+    assert rates[:5] == pytest.approx([2 * (n + 1) / 5 * (1 - n / 100) ** 0.9 for n in range(5)])
+    assert rates[50] == pytest.approx(2 * 0.5**0.9)
+    assert rates.index(max(rates)) == 4
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[99] == pytest.approx(2 * 0.01**0.9)
+    assert learning_rate_at(0, 1, 2.0) == 2.0
+
+
+# --- the loss ---------------------------------------------------------------------------------------------------------
+
+
+def random_output(seed: int) -> TrainingOutput:
+    torch.manual_seed(seed)
+    return TrainingOutput(*(torch.randn(2, 4, 5, 6, requires_grad=True) for _ in range(4)))
+
+
+def test_the_loss_is_the_mean_over_valid_pixels_of_all_four_outputs() -> None:
+    output = random_output(0)
+    label = torch.randint(0, 4, (2, 5, 6))
+    label[0, :3] = 255
+    label[1, 2, 2] = 255
+    expected = 0.0
+    for name, weight in (("joint", 1), ("aux", 0.4), ("low", 0.05), ("high", 0.05)):
+        logits = getattr(output, name).detach().double().numpy()
+        surprise = [
+            np.log(np.exp(logits[b, :, y, x]).sum()) - logits[b, label[b, y, x], y, x]
+            for b, y, x in np.ndindex(2, 5, 6)
+            if label[b, y, x] != 255
+        ]
+        assert len(surprise) == 60 - 18 - 1
+        expected += weight * np.mean(surprise)
+    assert segmentation_loss(output, label).item() == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_crop_without_a_single_label_gives_0_and_moves_nothing() -> None:
+    output = random_output(1)
+    loss = segmentation_loss(output, torch.full((2, 5, 6), 255))
+    loss.backward()  # type: ignore[no-untyped-call]
+    assert loss.item() == 0
+    assert all(torch.equal(value.grad, torch.zeros_like(value)) for value in vars(output).values())
+
+
+# --- killed and started again -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_interrupted_between_steps_and_resumed_gives_the_same_bits(
+    step: int, short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    job, seen = replace(short, out=tmp_path), list[int]()
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == step:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt)
+    train(job, lambda report: seen.append(report.step))
+    assert seen == list(range(step + 1, 5))
+    assert_same_training(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("training", "call"),
+    [
+        pytest.param(True, 3, id="in the second step"),
+        pytest.param(True, 8, id="in the last step"),
+        pytest.param(False, 2, id="in the first validation"),
+        pytest.param(False, 8, id="in the last validation"),
+    ],
+)
+def test_interrupted_anywhere_and_resumed_gives_the_same_bits(
+    training: bool, call: int, short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C comes while the trunk has just looked at a picture, for the n-th time in this phase."""
+    calls = 0
+
+    def interrupt(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal calls
+        if isinstance(module, HRNet) and module.training == training:
+            calls += 1
+            if calls == call:
+                signal.raise_signal(signal.SIGINT)
+
+    job = replace(short, out=tmp_path)
+    hook = register_module_forward_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(job)
+    finally:
+        hook.remove()
+    train(job)
+    assert_same_training(tmp_path, uninterrupted)
+
+
+def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:
+    """As if the second step had reached 99 %: what the fourth reaches is then no reason to write best.pt."""
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 3:
+            raise KeyboardInterrupt
+
+    job = replace(short, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt)
+    last, best = read_checkpoint(tmp_path / "last.pt"), (tmp_path / "best.pt").read_bytes()
+    network = build(job.arch, 19)
+    network.load_state_dict(last.state_dict)
+    assert last.training is not None
+    training = last.training | {"best": 0.99}
+    save_checkpoint(tmp_path / "last.pt", job.arch, CITYSCAPES, network, last.trained_on, last.metrics, training)
+    scores = Scores.read(tmp_path / "scores.json")
+    assert train(job) == scores
+    assert (tmp_path / "best.pt").read_bytes() == best
+    assert read_checkpoint(tmp_path / "last.pt").metrics == {"miou": 0.99, "step": 4.0}
+
+
+def test_killed_without_warning_and_resumed_gives_the_same_bits(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The victim has saved after its second step, and waits to be killed after the third."""
+    code = (
+        "import pathlib, sys, time\n"
+        "from autolabel.student.train import TrainJob, train\n"
+        "fine, val, out = map(pathlib.Path, sys.argv[1:])\n"
+        "job = TrainJob(fine, val, out, steps=4, batch_size=2, crop=(64, 64), device='cpu', precision='float32',"
+        " validations=2)\n"
+        "train(job, lambda report: time.sleep(600) if report.step == 3 else None)\n"
+    )
+    command = [sys.executable, "-c", code, str(short.manifest), str(short.val), str(tmp_path)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as victim:
+        while not (tmp_path / "last.pt").exists():
+            assert victim.poll() is None
+            time.sleep(0.01)
+        victim.kill()
+    assert victim.returncode == -signal.SIGKILL
+    left = read_checkpoint(tmp_path / "last.pt")
+    assert left.training is not None
+    assert left.training["step"] == 2
+    train(replace(short, out=tmp_path))
+    for leftover in tmp_path.glob(".*.tmp"):  # a file that the victim had not finished
+        leftover.unlink()
+    assert_same_training(tmp_path, uninterrupted)
+
+
+def test_a_finished_training_returns_at_once(short: TrainJob, uninterrupted: Path) -> None:
+    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in uninterrupted.iterdir() if p.name != "train.json"}
+    seen: list[StepReport] = []
+    assert train(short, seen.append) == Scores.read(uninterrupted / "scores.json")
+    assert seen == []
+    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in uninterrupted.iterdir() if p.name != "train.json"}
+    assert after == before
+
+
+def test_what_a_killed_training_left_half_written_is_cleared_away(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Each such file is as large as a checkpoint with its optimizer: hundreds of megabytes for the full network."""
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    (tmp_path / "out" / ".last.pt.0123456789ab.tmp").write_bytes(b"half a checkpoi")
+    train(replace(short, out=tmp_path / "out"))
+    assert_same_training(tmp_path / "out", uninterrupted)
+
+
+def test_a_training_that_started_from_a_checkpoint_resumes_too(
+    short: TrainJob, uninterrupted: Path, city: Path, tmp_path: Path
+) -> None:
+    job = replace(short, manifest=city / "coarse.parquet", out=tmp_path, init=uninterrupted / "best.pt")
+    job = replace(job, steps=2, validations=1)
+    scores = train(job)
+    assert train(job) == scores
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        pytest.param({"steps": 7}, "steps was 4, now 7", id="steps"),
+        pytest.param({"seed": 1}, "seed was 0, now 1", id="seed"),
+        pytest.param({"batch_size": 3}, "batch_size was 2, now 3", id="batch size"),
+        pytest.param({"crop": (64, 96)}, "crop was [64, 64], now [64, 96]", id="crop"),
+        pytest.param({"optimizer": "sgd"}, "optimizer was 'adamw', now 'sgd'", id="optimizer"),
+        pytest.param({"learning_rate": 0.5}, "learning_rate was None, now 0.5", id="learning rate"),
+        pytest.param(
+            {"arch": "hrnet48_ocr_mscale", "validations": 1},
+            "arch was 'hrnet18s_ocr_mscale', now 'hrnet48_ocr_mscale'; validations was 2, now 1",
+            id="two things",
+        ),
+    ],
+)
+def test_another_request_in_the_same_folder_is_refused_with_the_difference(
+    change: dict[str, Any], difference: str, short: TrainJob, uninterrupted: Path
+) -> None:
+    before = {p: p.read_bytes() for p in uninterrupted.iterdir()}
+    message = f"{uninterrupted} holds another training ({difference}): choose another --out"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, **change))
+    assert {p: p.read_bytes() for p in uninterrupted.iterdir()} == before
+
+
+def test_other_images_under_the_same_manifest_are_refused(short: TrainJob, uninterrupted: Path, city: Path) -> None:
+    other = load_manifest(city / "coarse.parquet")
+    other = with_roots(CITYSCAPES, other.samples[:6], {})
+    message = f"{uninterrupted / 'last.pt'} was trained on other images than {short.manifest} lists"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        train(short, manifest=other)
+    fewer = with_roots(CITYSCAPES, load_manifest(short.manifest).samples[:5], {})
+    with pytest.raises(ValueError, match=re.escape(f"{uninterrupted} holds another training (images was 6, now 5)")):
+        train(short, manifest=fewer)
+
+
+def renamed_copy(manifest: Manifest, folder: Path) -> Manifest:
+    """The first sample under another name, in another folder."""
+    sample = manifest.samples[0]
+    (folder / "renamed.png").write_bytes(sample.image.read_bytes())
+    return with_roots(manifest.label_space, (replace(sample, sample_id="renamed", image=folder / "renamed.png"),), {})
+
+
+def test_a_validation_image_that_is_trained_on_is_refused_whatever_its_name(short: TrainJob, tmp_path: Path) -> None:
+    save_manifest(tmp_path / "val.parquet", renamed_copy(load_manifest(short.manifest), tmp_path))
+    message = (
+        "1 validation images are also trained on (the first is 'renamed'): the score would mean nothing; leave them"
+        " out of one manifest"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, val=tmp_path / "val.parquet", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_image_that_the_starting_point_was_trained_on_is_refused(
+    short: TrainJob, uninterrupted: Path, city: Path, tmp_path: Path
+) -> None:
+    save_manifest(tmp_path / "val.parquet", renamed_copy(load_manifest(short.manifest), tmp_path))
+    job = replace(short, manifest=city / "coarse.parquet", val=tmp_path / "val.parquet", out=tmp_path / "out")
+    with pytest.raises(ValueError, match="'renamed'"):
+        train(replace(job, init=uninterrupted / "best.pt", steps=1, validations=1))
+
+
+@pytest.fixture(scope="module")
+def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of one picture in another label space."""
+    root = tmp_path_factory.mktemp("camvid")
+    for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.zeros((64, 64), np.uint8))):
+        (root / folder).mkdir()
+        Image.fromarray(array).save(root / folder / "a.png")
+    save_manifest(root / "camvid.parquet", scan_folder(root / "images", root / "labels", None, CAMVID)[0])
+    return root / "camvid.parquet"
+
+
+def test_training_and_validation_must_speak_of_the_same_classes(short: TrainJob, camvid: Path, tmp_path: Path) -> None:
+    message = f"{short.manifest} and {camvid} use different label spaces: train and validate in one"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, val=camvid, out=tmp_path))
+
+
+def test_a_starting_point_of_other_classes_is_refused(short: TrainJob, tmp_path: Path) -> None:
+    init = tmp_path / "camvid.pt"
+    save_checkpoint(init, short.arch, CAMVID, build(short.arch, 11), fingerprint_tensor([]), {})
+    message = f"--init {init} is hrnet18s_ocr_mscale with 11 classes: expected hrnet18s_ocr_mscale with 19"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, out=tmp_path / "out", init=init))
+
+
+def test_validation_labels_without_a_single_pixel_are_refused(short: TrainJob, tmp_path: Path) -> None:
+    """Their score would be NaN, which is never better than anything: no best.pt would ever be written."""
+    sample = load_manifest(short.val).samples[0]
+    Image.fromarray(np.zeros((96, 192), np.uint8)).save(tmp_path / "nothing.png")  # all unlabelled
+    save_manifest(
+        tmp_path / "val.parquet", with_roots(CITYSCAPES, (replace(sample, label=tmp_path / "nothing.png"),), {})
+    )
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "val.parquet"))):
+        train(replace(short, val=tmp_path / "val.parquet", out=tmp_path / "out", steps=1, validations=1))
+
+
+def overflowing(short: TrainJob, folder: Path) -> TrainJob:
+    """A starting point whose weights are finite, but too large for what they are multiplied with."""
+    network = build(short.arch, 19)
+    with torch.no_grad():
+        network.ocr.cls_head.weight.mul_(1e38)
+    save_checkpoint(folder / "init.pt", short.arch, CITYSCAPES, network, fingerprint_tensor([]), {})
+    return replace(short, out=folder / "out", init=folder / "init.pt", learning_rate=0.5)
+
+
+def test_a_diverging_training_stops_and_says_what_to_do(short: TrainJob, tmp_path: Path) -> None:
+    message = (
+        r"^the loss became (nan|inf) at step 1: start again in another --out with a smaller --learning-rate than 0\.5$"
+    )
+    with pytest.raises(TrainingStopped, match=message):
+        train(overflowing(short, tmp_path))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json"]  # nothing broken is kept
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0: expected 1 or more"),
+        ({"batch_size": -1}, "batch_size is -1: expected 1 or more"),
+        ({"validations": 0}, "validations is 0: expected 1 or more"),
+        ({"optimizer": "adam"}, "optimizer 'adam': expected sgd or adamw"),
+        ({"learning_rate": 0.0}, "learning rate 0: expected a number in (0, 10)"),
+        ({"learning_rate": float("nan")}, "learning rate nan: expected a number in (0, 10)"),
+        ({"learning_rate": 10.0}, "learning rate 10: expected a number in (0, 10)"),
+        ({"crop": (64, 31)}, "crop 64x31: expected both sides to be 32 pixels or more"),
+        ({"seed": -1}, "seed is -1: expected 0 to 4294967295"),
+    ],
+    ids=lambda value: "-".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_settings_that_mean_nothing_are_refused(change: dict[str, Any], message: str, short: TrainJob) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(short, **change)
+
+
+def test_seeds_use_32_bits(short: TrainJob, tmp_path: Path) -> None:
+    train(replace(short, out=tmp_path, seed=2**32 - 1, steps=1, validations=1))
+    with pytest.raises(ValueError, match=r"^seed is 4294967296: expected 0 to 4294967295$"):
+        replace(short, seed=2**32)
+
+
+def test_one_picture_of_the_smallest_crop_a_step_is_refused(short: TrainJob, tmp_path: Path) -> None:
+    """Batch norm needs more than one value per channel; at a thirty-second of half of 32 pixels there is one."""
+    with pytest.raises(ValueError, match="crop 32x32"):
+        train(replace(short, out=tmp_path, batch_size=1, crop=(32, 32), steps=1, validations=1))
+    train(replace(short, out=tmp_path, batch_size=1, crop=(32, 66), steps=1, validations=1))
+
+
+def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> None:
+    assert json.loads((uninterrupted / "train.json").read_text()) == {
+        "manifest": str(short.manifest),
+        "val": str(short.val),
+        "arch": "hrnet18s_ocr_mscale",
+        "steps": 4,
+        "seed": 0,
+        "batch_size": 2,
+        "crop": [64, 64],
+        "optimizer": "adamw",
+        "learning_rate": None,
+        "init": None,
+        "device": "cpu",
+        "precision": "float32",
+        "validations": 2,
+        "images": 6,
+    }
