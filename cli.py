@@ -43,8 +43,6 @@ class Commands(click.Group):
         try:
             return super().invoke(ctx)
         except (ValueError, OSError) as error:
-            if isinstance(error, OSError) and not error.filename and not error.strerror:
-                raise
             raise Failure(_one_line(error)) from error
         except RuntimeError as error:
             # Our own errors about the run (they live in rooms that are not imported yet), and memory.
@@ -413,6 +411,8 @@ def evaluate(
         scores.write(output)
     iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", {"IoU": scores.iou}, {"IoU": scores.miou})
     click.echo(f"pixel accuracy {percent(scores.pixel_accuracy)} %")
+    if scores.overlap:
+        click.echo(f"{scores.overlap} of the images were also trained on: these scores flatter the network")
 
 
 @main.command()
@@ -540,7 +540,7 @@ def stats(run: Path) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@click.option("--images", type=int, default=8, show_default=True, help="How many pictures to show.")
+@click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, help="How many to show.")
 @click.option("--sample", "chosen", multiple=True, help="Show this sample id; may be given several times.")
 @click.option("--teacher", type=FILE, help="Where the run's teacher is now. [default: where it was]")
 def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None) -> None:

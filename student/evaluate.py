@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +21,16 @@ from autolabel.teacher.predict import Teacher, load_teacher
 
 @dataclass(frozen=True)
 class Scores:
-    """IoU by class name (None where the class never occurs), their mean, the pixel accuracy, and of how many images."""
+    """IoU by class name (None where the class never occurs), their mean, the pixel accuracy, and of how many images.
+
+    `overlap` of the images were also trained on: above 0 only where the caller insisted, and then the scores flatter.
+    """
 
     iou: dict[str, float | None]
     miou: float
     pixel_accuracy: float
     images: int
+    overlap: int = 0
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -81,4 +85,4 @@ def evaluate(
             f"{checkpoint} was trained on {len(shared)} of the {len(dataset)} images of {manifest} (the first is"
             f" {dataset.samples[shared[0]].sample_id!r}): score it on others, or say --allow-overlap"
         )
-    return score(teacher, dataset, scales, on_image)
+    return replace(score(teacher, dataset, scales, on_image), overlap=len(shared))

@@ -21,9 +21,9 @@ from autolabel.manifests.images import (
     decode_image,
     decode_label,
     encode_label,
-    read_size,
     read_image,
     read_label,
+    read_size,
 )
 
 Pixels = NDArray[np.uint8]

@@ -111,6 +111,11 @@ def test_a_finished_training_leaves_five_files_that_agree(uninterrupted: Path, c
     assert torch.equal(best.trained_on, fingerprint_tensor(seen))
 
 
+def test_more_validations_than_steps_are_one_after_every_step(short: TrainJob, tmp_path: Path) -> None:
+    train(replace(short, out=tmp_path, steps=1, validations=4))
+    assert [row["miou"] != "" for row in curves(tmp_path)] == [True]
+
+
 def test_the_same_seed_gives_the_same_network_and_another_seed_another(short: TrainJob, tmp_path: Path) -> None:
     def after_one_step(name: str, seed: int) -> bytes:
         train(replace(short, out=tmp_path / name, seed=seed, steps=1, validations=1))

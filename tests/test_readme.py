@@ -1,0 +1,46 @@
+"""The README tells the truth. If this fails, a stranger types a command that does not exist."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import click
+import pytest
+from test_arrows import MAY_IMPORT, ROOT, commands
+
+from autolabel.cli import main
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+TYPED = sorted(set(re.findall(r"^autolabel [^#\n]+", README, flags=re.MULTILINE)))
+
+
+@pytest.mark.parametrize("line", TYPED)
+def test_a_command_of_the_readme_is_one_that_the_program_understands(line: str) -> None:
+    command: click.Command = main
+    words = shlex.split(line)[1:]
+    while isinstance(command, click.Group):
+        command = command.commands[words.pop(0)]
+    command.make_context(line, words)  # parses every option and argument, runs nothing
+
+
+def test_every_command_is_in_the_readme() -> None:
+    leaves = [" ".join(path) for path in commands(main) if path not in (("manifest",), ("manifest", "scan"))]
+    assert [name for name in leaves if f"autolabel {name}" not in README and f"make {name}" not in README] == []
+
+
+def test_every_file_of_the_rooms_is_in_the_tree() -> None:
+    tree = README[README.index("## The tree") :]
+    missing = [
+        path.name
+        for room in MAY_IMPORT
+        for path in sorted((ROOT / room).iterdir())
+        if path.suffix in (".py", ".j2") and path.name != "__init__.py" and path.name not in tree
+    ]
+    assert missing == []
+
+
+def test_its_pictures_exist() -> None:
+    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
+        assert (Path(ROOT) / picture).is_file()
