@@ -252,4 +252,10 @@ def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None =
     top, left, height, width = window or (0, 0, sample.height, sample.width)
     if sample.label_index is not None:
         return read_zarr(sample.label, sample.label_index, top, left, height, width)
-    return read_label(sample.label, space, sample.label_ids)[top : top + height, left : left + width]
+    label = read_label(sample.label, space, sample.label_ids)
+    if label.shape != (sample.height, sample.width):
+        raise BadImage(
+            f"{sample.label}: the label is {label.shape[1]} x {label.shape[0]} but its manifest says"
+            f" {sample.width} x {sample.height}: scan again"
+        )
+    return label[top : top + height, left : left + width]

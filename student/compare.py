@@ -37,11 +37,14 @@ class Comparison:
         return float(numbers.mean()), float(numbers.std(ddof=1)) if len(numbers) > 1 else 0.0
 
 
-def _half_and_half(fine: Manifest, other_name: str, other: Manifest) -> Manifest:
-    """Fine and other samples, weighted so that each kind gives half of the draws."""
-    weight = len(fine.labelled) / max(1, len(other.labelled))
-    source = other.labelled[0].source if other.labelled else "none"
-    return fuse([("the fine manifest", fine), (other_name, other)], {source: weight}, leak_check=None)
+def _half_and_half(fine: Manifest, other_name: Path, other: Manifest, source: str) -> Manifest:
+    """Fine samples and the others of one source, weighted so that each kind gives half of the draws."""
+    chosen = tuple(s for s in other.labelled if s.source == source)
+    if not chosen:
+        raise ValueError(f"{other_name} has no samples with {source} labels: this arm would only repeat the first")
+    weight = sum(s.weight for s in fine.labelled) / len(chosen)
+    parts = [("the fine manifest", fine), (str(other_name), replace(other, samples=chosen))]
+    return fuse(parts, {source: weight}, leak_check=None)
 
 
 def compare(
@@ -58,11 +61,10 @@ def compare(
     Raises ValueError.
     """
     fine_manifest, coarse_manifest, auto_manifest = (load_manifest(path) for path in (fine, coarse, auto))
-    coarse_only = replace(coarse_manifest, samples=tuple(s for s in coarse_manifest.samples if s.source == "coarse"))
     arms = {
         ARMS[0]: fine_manifest,
-        ARMS[1]: _half_and_half(fine_manifest, str(coarse), coarse_only),
-        ARMS[2]: _half_and_half(fine_manifest, str(auto), auto_manifest),
+        ARMS[1]: _half_and_half(fine_manifest, coarse, coarse_manifest, "coarse"),
+        ARMS[2]: _half_and_half(fine_manifest, auto, auto_manifest, "auto"),
     }
     scores: dict[str, list[Scores]] = {arm: [] for arm in ARMS}
     for arm, manifest in arms.items():

@@ -19,6 +19,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
@@ -31,11 +32,19 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from autolabel.manifests.classes import IGNORE
-from autolabel.manifests.files import write_bytes, write_json
+from autolabel.manifests.files import remove_leftovers, write_bytes, write_json
 from autolabel.manifests.tables import Manifest, fingerprints, load_manifest
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores, score
-from autolabel.teacher.build import build, fingerprint_tensor, load_network, overlap, read_checkpoint, save_checkpoint
+from autolabel.teacher.build import (
+    Checkpoint,
+    build,
+    fingerprint_tensor,
+    load_network,
+    overlap,
+    read_checkpoint,
+    save_checkpoint,
+)
 from autolabel.teacher.multiscale import HierarchicalNet, TrainingOutput
 from autolabel.teacher.predict import PRECISIONS, Teacher, normalise, pick_device, pick_precision
 
@@ -73,6 +82,8 @@ class TrainJob:
         for name in ("steps", "batch_size", "validations"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
+        if not 0 <= self.seed < 1 << 32:
+            raise ValueError(f"seed is {self.seed}: expected 0 to {(1 << 32) - 1}")
         if self.optimizer not in LEARNING_RATES:
             raise ValueError(f"optimizer {self.optimizer!r}: expected {' or '.join(LEARNING_RATES)}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 10:
@@ -145,6 +156,10 @@ class _Training:
             raise ValueError(f"{job.manifest} and {job.val} use different label spaces: train and validate in one")
         marks = fingerprints(self.data.samples)
         self.trained_on = fingerprint_tensor(marks)
+        self.start = self._starting_point()
+        if self.start is not None:  # what it has seen, the result has seen
+            self.trained_on = torch.unique(torch.cat([self.trained_on, self.start.trained_on]))
+        self._require_spread()
         shared = overlap(self.trained_on, fingerprints(self.val.samples))
         if shared:
             first = self.val.samples[shared[0]].sample_id
@@ -155,6 +170,7 @@ class _Training:
         self.device = torch.device(pick_device(job.device))
         self.dtype = PRECISIONS[training_precision(job.precision, self.device.type)]
         self.step, self.best, self.curves = 0, -1.0, list[StepReport]()
+        self.between_steps = True
         self._resume_or_start(marks)
 
     def _resume_or_start(self, marks: list[str]) -> None:
@@ -170,12 +186,13 @@ class _Training:
                 raise ValueError(f"{job.out} holds another training ({'; '.join(different)}): choose another --out")
         torch.manual_seed(job.seed)
         self.network: HierarchicalNet = build(job.arch, len(self.space))
+        remove_leftovers(job.out)
         last = job.out / "last.pt"
         checkpoint = read_checkpoint(last) if last.is_file() else None
         if checkpoint is not None:
             self.network.load_state_dict(checkpoint.state_dict)
-        elif job.init is not None:
-            self._initialise(job.init)
+        elif self.start is not None and job.init is not None:
+            self.network = load_network(job.init, self.start)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = self._optimizer()
         if checkpoint is not None and checkpoint.training is not None:
@@ -187,16 +204,27 @@ class _Training:
             self.curves = [StepReport(**row) for row in state["curves"]]
         write_json(about, asked)
 
-    def _initialise(self, path: Path) -> None:
+    def _starting_point(self) -> Checkpoint | None:
+        path = self.job.init
+        if path is None:
+            return None
         checkpoint = read_checkpoint(path)
         if checkpoint.arch != self.job.arch or checkpoint.classes != len(self.space):
             raise ValueError(
                 f"--init {path} is {checkpoint.arch} with {checkpoint.classes} classes: expected {self.job.arch} with"
                 f" {len(self.space)}"
             )
-        self.network = load_network(path, checkpoint)
-        # What the starting point has seen, the result has seen.
-        self.trained_on = torch.unique(torch.cat([self.trained_on, checkpoint.trained_on]))
+        return checkpoint
+
+    def _require_spread(self) -> None:
+        """Batch norm needs two values per channel, also at a thirty-second of the half-size image."""
+        height, width = self._crop()
+        values = self.job.batch_size * math.ceil((height // 2) / 32) * math.ceil((width // 2) / 32)
+        if values < 2:
+            raise ValueError(
+                f"crop {height}x{width} with a batch of one leaves batch norm a single value: give a side above 64"
+                " pixels, or a larger batch"
+            )
 
     def _optimizer(self) -> torch.optim.Optimizer:
         parameters = self.network.parameters()
@@ -235,18 +263,21 @@ class _Training:
         first = self.step
         try:
             for batch in self._batches():
+                self.between_steps = False
                 loss, rate = self._train_step(batch)
                 self.step += 1
                 speed = (self.step - first) * job.batch_size / (time.monotonic() - started)
                 miou = self._validate() if self.step in validate_at else None
                 report = StepReport(self.step, loss, rate, speed, miou)
                 self.curves.append(report)
+                self.between_steps = True
                 on_step(report)
                 if miou is not None or time.monotonic() - saved > _SAVE_SECONDS:
                     self._save_last()
                     saved = time.monotonic()
         except KeyboardInterrupt:
-            self._save_last()
+            if self.between_steps:  # in the middle of one, the state is of no step: the last save stands
+                self._save_last()
             raise
         return Scores.read(job.out / "scores.json")
 
@@ -277,6 +308,8 @@ class _Training:
     def _validate(self) -> float:
         teacher = Teacher(self.network, self.space, self.trained_on, self.device.type)
         scores = score(teacher, self.val)
+        if math.isnan(scores.miou):
+            raise ValueError(f"{self.job.val}: no pixel of its labels has a class, so there is nothing to score on")
         if scores.miou > self.best:
             self.best = scores.miou
             metrics = {"miou": scores.miou, "step": float(self.step)}

@@ -17,7 +17,6 @@ network they hold is told by their tensors. Files are data: nothing in them is e
 from __future__ import annotations
 
 import json
-import pickle
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,26 +120,37 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         with torch.serialization.safe_globals(_numpy_scalars()):
             content = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+    except Exception as error:  # a damaged pickle can fail in any way that Python knows
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise BadCheckpoint(f"{path} is not a loadable checkpoint: {reason}") from error
     if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
         raise BadCheckpoint(f"{path} holds no 'state_dict': expected one of `autolabel train`, or a published one")
     state = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise BadCheckpoint(f"{path}: {strange[0]} in its state_dict is no tensor")
     if content.get("format") != FORMAT:
         arch, classes = recognise(path, state)
         return Checkpoint(arch, classes, None, state, torch.zeros(0, dtype=torch.int64))
-    space = LabelSpace.from_json(json.dumps(content["label_space"]))
-    return Checkpoint(
-        content["arch"], len(space), space, state, content["trained_on"], content["metrics"], content.get("training")
-    )
+    try:
+        space = LabelSpace.from_json(json.dumps(content["label_space"]))
+        arch, trained_on, metrics = (
+            str(content["arch"]),
+            torch.as_tensor(content["trained_on"]),
+            dict(content["metrics"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadCheckpoint(f"{path} is a damaged checkpoint of ours ({type(error).__name__}: {error})") from error
+    if arch not in ARCHITECTURES:
+        raise BadCheckpoint(f"{path} holds an unknown architecture {arch!r}: expected {' or '.join(ARCHITECTURES)}")
+    return Checkpoint(arch, len(space), space, state, trained_on, metrics, content.get("training"))
 
 
 def recognise(path: Path, state: Mapping[str, Tensor]) -> tuple[str, int]:
     """Which architecture, with how many classes, a bare state dict belongs to. Raises BadCheckpoint."""
     head = state.get("ocr.cls_head.weight")
     closest: list[str] = []
-    if head is not None:
+    if head is not None and head.ndim == 4:
         for arch in ARCHITECTURES:
             wrong = mismatches(_expected(arch, head.shape[0]), state)
             if not wrong:

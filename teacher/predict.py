@@ -53,6 +53,10 @@ def pick_device(name: str = "auto") -> str:
     """`auto` is the GPU where there is one, else the CPU. Raises ValueError for a device that is not there."""
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.device(name)
+    except RuntimeError as error:
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from error
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use cpu")
     return name
@@ -100,8 +104,8 @@ class Teacher:
     def _combined(self, images: NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
         """(B, H, W, 3) uint8 -> (B, C, H, W) float32 logits on the device."""
         scales = check_scales(scales)
-        # A copy where the array is read-only, so that torch may own it.
-        batch = torch.from_numpy(np.require(images, requirements="W")).permute(0, 3, 1, 2).to(self.device)
+        # A copy where the array is read-only or turned, so that torch can own it.
+        batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2).to(self.device)
         dtype = PRECISIONS[self.precision]
         with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
             pixels = normalise(batch).contiguous(memory_format=torch.channels_last)

@@ -312,8 +312,15 @@ def test_a_training_that_started_from_a_checkpoint_resumes_too(
 ) -> None:
     job = replace(short, manifest=city / "coarse.parquet", out=tmp_path, init=uninterrupted / "best.pt")
     job = replace(job, steps=2, validations=1)
+
+    def interrupt(report: StepReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt)
     scores = train(job)
     assert train(job) == scores
+    assert len(read_checkpoint(tmp_path / "best.pt").trained_on) == 6 + 10
 
 
 # --- what is refused --------------------------------------------------------------------------------------------------
