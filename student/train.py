@@ -176,7 +176,10 @@ class _Training:
     def _resume_or_start(self, marks: list[str]) -> None:
         job = self.job
         asked = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(job).items() if k != "out"}
+        # What was left to choose is recorded as chosen: another machine, or another default, is then another request.
         asked["crop"] = list(self._crop())
+        asked["learning_rate"] = self._peak()
+        asked["precision"] = str(self.dtype).removeprefix("torch.")
         asked["images"] = len(marks)
         about = job.out / "train.json"
         if about.is_file():
@@ -311,11 +314,11 @@ class _Training:
         if math.isnan(scores.miou):
             raise ValueError(f"{self.job.val}: no pixel of its labels has a class, so there is nothing to score on")
         if scores.miou > self.best:
-            self.best = scores.miou
             metrics = {"miou": scores.miou, "step": float(self.step)}
             best = self.job.out / "best.pt"
             save_checkpoint(best, self.job.arch, self.space, self.network, self.trained_on, metrics)
             scores.write(self.job.out / "scores.json")
+            self.best = scores.miou
         return scores.miou
 
     def _save_last(self) -> None:

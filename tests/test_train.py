@@ -334,7 +334,7 @@ def test_a_training_that_started_from_a_checkpoint_resumes_too(
         pytest.param({"batch_size": 3}, "batch_size was 2, now 3", id="batch size"),
         pytest.param({"crop": (64, 96)}, "crop was [64, 64], now [64, 96]", id="crop"),
         pytest.param({"optimizer": "sgd"}, "optimizer was 'adamw', now 'sgd'", id="optimizer"),
-        pytest.param({"learning_rate": 0.5}, "learning_rate was None, now 0.5", id="learning rate"),
+        pytest.param({"learning_rate": 0.5}, "learning_rate was 0.003, now 0.5", id="learning rate"),
         pytest.param(
             {"arch": "hrnet48_ocr_mscale", "validations": 1},
             "arch was 'hrnet18s_ocr_mscale', now 'hrnet48_ocr_mscale'; validations was 2, now 1",
@@ -487,7 +487,7 @@ def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> No
         "batch_size": 2,
         "crop": [64, 64],
         "optimizer": "adamw",
-        "learning_rate": None,
+        "learning_rate": 0.003,
         "init": None,
         "device": "cpu",
         "precision": "float32",
