@@ -333,7 +333,9 @@ def test_a_training_that_started_from_a_checkpoint_resumes_too(
         pytest.param({"seed": 1}, "seed was 0, now 1", id="seed"),
         pytest.param({"batch_size": 3}, "batch_size was 2, now 3", id="batch size"),
         pytest.param({"crop": (64, 96)}, "crop was [64, 64], now [64, 96]", id="crop"),
-        pytest.param({"optimizer": "sgd"}, "optimizer was 'adamw', now 'sgd'", id="optimizer"),
+        pytest.param(
+            {"optimizer": "sgd"}, "optimizer was 'adamw', now 'sgd'; learning_rate was 0.003, now 0.01", id="optimizer"
+        ),
         pytest.param({"learning_rate": 0.5}, "learning_rate was 0.003, now 0.5", id="learning rate"),
         pytest.param(
             {"arch": "hrnet48_ocr_mscale", "validations": 1},
