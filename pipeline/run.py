@@ -94,8 +94,8 @@ def generate(
     """
     job = replace(job, manifest=job.manifest.absolute(), teacher=job.teacher.absolute(), out=job.out.absolute())
     manifest = load_manifest(job.manifest)
-    identity = _identity(job, manifest)
     units = plan_units(manifest.samples, job.shard_size)
+    identity = _identity(job, manifest, units)
     _require_distinct_labels(job, manifest)
     job.out.mkdir(parents=True, exist_ok=True)
     with _locked(job.out):
@@ -133,14 +133,13 @@ def generate(
     return accounts, failed
 
 
-def _identity(job: LabelJob, manifest: Manifest) -> dict[str, Any]:
+def _identity(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> dict[str, Any]:
     """What must be the same for two calls to work on one run. Checks the teacher on the way."""
     if not manifest.samples:
         raise ValueError(f"{job.manifest} lists no samples: nothing to label")
     device = pick_device("auto")
     teacher = load_teacher(job.teacher, "cpu")
     teacher.require_space(manifest.label_space, str(job.teacher), str(job.manifest))
-    units = plan_units(manifest.samples, job.shard_size)
     return {
         "teacher_sha256": teacher.sha256,
         "scales": list(job.scales),
@@ -257,6 +256,7 @@ def publish(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> Account
     """Derive statistics, auto manifest and quarantine list from the commit records, one unit at a time."""
     samples: list[Sample] = []
     quarantined: list[Row] = []
+    left = 0  # counted, not inferred from the others: the balance is a check
     with contextlib.ExitStack() as stack:
         writers = {}
         for name, schema in STATISTICS.items():
@@ -266,6 +266,7 @@ def publish(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> Account
             path = job.out / UNITS / unit.record
             rows = read_record(path)[0] if path.is_file() else []
             by_id = {s.sample_id: s for s in unit.samples}
+            left += len(by_id.keys() - {row["sample_id"] for row in rows})
             labelled = [row for row in rows if row["status"] == LABELLED]
             for name, schema in STATISTICS.items():
                 writers[name].write_table(pa.Table.from_pylist(_statistics_rows(name, labelled), schema=schema))
@@ -278,8 +279,7 @@ def publish(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> Account
     provenance = {"run": "run.json", "manifest": str(job.manifest), "threshold": job.threshold}
     save_manifest(job.out / "manifest.parquet", with_roots(manifest.label_space, tuple(samples), provenance))
     write_table(job.out / "quarantine.parquet", pa.Table.from_pylist(quarantined, schema=QUARANTINE_SCHEMA))
-    asked, finished = len(manifest.samples), len(samples) + len(quarantined)
-    return Accounts(asked, len(samples), len(quarantined), asked - finished)
+    return Accounts(len(manifest.samples), len(samples), len(quarantined), left)
 
 
 def _statistics_rows(name: str, rows: Sequence[Row]) -> list[Row]:

@@ -7,7 +7,6 @@ the second and third arm half of the draws are fine samples, as in the reference
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -82,7 +81,7 @@ def compare(
             "seeds": list(seeds),
             "steps": template.steps,
             "arch": template.arch,
-            "arms": {arm: [json.loads(json.dumps(s.__dict__)) for s in found] for arm, found in scores.items()},
+            "arms": {arm: [s.__dict__ for s in found] for arm, found in scores.items()},
         },
     )
     return comparison
