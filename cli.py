@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autolabel.manifests.policy import SCALES, THRESHOLD, TRAINING_SCALES
+from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD
 from autolabel.pipeline.job import ENGINES, STORES, LabelJob
 
 if TYPE_CHECKING:
@@ -148,8 +148,10 @@ def percent(value: float | None, digits: int = 1) -> str:
 # --- options that several commands share ------------------------------------------------------------------------------
 
 
-def parse_scales(_: click.Context, __: click.Parameter, text: str) -> tuple[float, ...]:
+def parse_scales(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     """ "0.5,1,2" -> numbers, 1 among them."""
+    if text is None:
+        return None
     from autolabel.manifests.policy import check_scales
 
     try:
@@ -175,7 +177,13 @@ def numbers(scales: Sequence[float]) -> str:
 
 
 output_manifest = click.option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
-arch_option = click.option("--arch", default="hrnet18s_ocr_mscale", show_default=True, help="Or hrnet48_ocr_mscale.")
+arch_option = click.option(
+    "--arch", default="hrnet18s_ocr_mscale", show_default=True, help="Or hrnet48_ocr_mscale; docs/teacher.md has all."
+)
+combine_option = click.option(
+    "--combine", type=click.Choice(COMBINE), default=COMBINE[0], show_default=True,
+    help="How scales are combined: as the network learnt to, or the mean of their logits.",
+)  # fmt: skip
 batch_option = click.option("--batch-size", type=int, default=4, show_default=True)
 crop_option = click.option("--crop", callback=parse_crop, help="HxW. [default: the images' size, up to 512x1024]")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -352,6 +360,13 @@ def show(path: Path) -> None:
 @click.option("--seed", type=int, default=0, show_default=True)
 @batch_option
 @crop_option
+@click.option(
+    "--loss",
+    type=click.Choice(["cross-entropy", "image-weighted", "rmi"]),
+    default="cross-entropy",
+    show_default=True,
+    help="image-weighted: rare classes weigh more. rmi: neighbouring pixels are judged together (arXiv 1910.12037).",
+)
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--learning-rate", type=float, help="Peak. [default: 0.003 for adamw, 0.01 for sgd; a third with --init]")
 @click.option("--init", type=FILE, help="Checkpoint to start from.")
@@ -388,14 +403,16 @@ def iou_table(title: str, columns: dict[str, dict[str, float | None]], means: di
 @click.option("--checkpoint", type=FILE, required=True)
 @click.option("--manifest", "manifest_path", type=FILE, required=True, help="Manifest with fine labels.")
 @click.option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
-@click.option("--scales", default=numbers(TRAINING_SCALES), show_default=True, callback=parse_scales)
+@click.option("--scales", callback=parse_scales, help="[default: those that it trains with]")
+@combine_option
 @click.option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
 @device_option
 def evaluate(
     checkpoint: Path,
     manifest_path: Path,
     output: Path | None,
-    scales: tuple[float, ...],
+    scales: tuple[float, ...] | None,
+    combine: str,
     allow_overlap: bool,
     device: str,
 ) -> None:
@@ -406,7 +423,7 @@ def evaluate(
     from autolabel.student.evaluate import evaluate as run_evaluation
 
     with progress("scoring") as update:
-        scores = run_evaluation(checkpoint, manifest_path, scales, device, allow_overlap, update)
+        scores = run_evaluation(checkpoint, manifest_path, scales, device, allow_overlap, combine, update)
     if output:
         scores.write(output)
     iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", {"IoU": scores.iou}, {"IoU": scores.miou})
@@ -469,6 +486,7 @@ def _spread(mean: float, deviation: float, seeds: int) -> str:
 @click.option("--out", type=FOLDER, required=True, help="Run folder; started again, it does what is left.")
 @click.option("--scales", default=numbers(SCALES), show_default=True, callback=parse_scales)
 @click.option("--flip", is_flag=True, help="Average with the mirrored image.")
+@combine_option
 @click.option("--threshold", type=float, default=THRESHOLD, show_default=True, help="Keep a label where p exceeds it.")
 @click.option("--store", type=click.Choice(STORES), default=STORES[0], show_default=True)
 @click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)

@@ -1,4 +1,4 @@
-"""How predictions become a label: the scales that are looked at, and the threshold a pixel must pass.
+"""How predictions become a label: which scales are looked at, how they are combined, and the threshold to pass.
 
 Kept apart from the network, and light to import, because the command line, the teacher and the run's record all name
 these numbers.
@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
-TRAINING_SCALES = (0.5, 1.0)  # the pair that training sees
+COMBINE = ("network", "average")  # scales are combined as the network has learnt to, or their logits are averaged
 THRESHOLD = 0.5  # the article's and the published code's; the paper's text says 0.9
 
 

@@ -53,16 +53,18 @@ class Crew:
 
 
 OnUnit = Callable[[str, int], None]  # unit name, wanted samples of it that are done
+OnPlan = Callable[[dict[str, Any]], None]  # `Labeller.plan`, after a unit
 Failed = dict[str, str]  # unit name -> why
 
 
-def run_local(crew: Crew, work: Sequence[Work], on_unit: OnUnit) -> Failed:
+def run_local(crew: Crew, work: Sequence[Work], on_unit: OnUnit, on_plan: OnPlan) -> Failed:
     """Do all work in this process."""
     threads = crew.job.workers or os.cpu_count() or 1
     labeller = Labeller(crew.job, crew.space, crew.image_root, "auto", threads)
     for item in work:
         for done in labeller.run(item.unit, item.wanted):
             on_unit(item.unit.name, done)
+        on_plan(labeller.plan())
     return {}
 
 
@@ -77,6 +79,10 @@ class Worker:
 
     def ready(self) -> None:
         """Return once the teacher is loaded."""
+
+    def plan(self) -> dict[str, Any]:
+        """`Labeller.plan`."""
+        return self.labeller.plan()
 
     def run(self, item: Work) -> Iterator[int]:
         """`Labeller.run`, with a count at most once a second: each one is a message to the driver."""
@@ -133,7 +139,7 @@ def _require_listener(address: str) -> None:
         ) from error
 
 
-def run_ray(crew: Crew, work: Sequence[Work], on_unit: OnUnit, address: str | None) -> Failed:
+def run_ray(crew: Crew, work: Sequence[Work], on_unit: OnUnit, on_plan: OnPlan, address: str | None) -> Failed:
     """Do all work with Ray actors. Returns the units that failed too often. Raises EngineFailed, OSError."""
     with ray_session(address, crew.job.out) as ray:
         gpus = int(ray.cluster_resources().get("GPU", 0))
@@ -141,7 +147,7 @@ def run_ray(crew: Crew, work: Sequence[Work], on_unit: OnUnit, address: str | No
         workers = crew.job.workers or gpus or cpus
         needs = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
         actor = ray.remote(Worker).options(**needs, max_restarts=0, max_task_retries=0)
-        return _Loop(ray, actor, crew, work, workers, on_unit).run()
+        return _Loop(ray, actor, crew, work, workers, on_unit, on_plan).run()
 
 
 @dataclass
@@ -155,8 +161,18 @@ class _Slot:
 class _Loop:
     """Keep `workers` actors busy until no work is left."""
 
-    def __init__(self, ray: Any, actor: Any, crew: Crew, work: Sequence[Work], workers: int, on_unit: OnUnit) -> None:
-        self.ray, self.actor, self.crew, self.workers, self.on_unit = ray, actor, crew, workers, on_unit
+    def __init__(
+        self,
+        ray: Any,
+        actor: Any,
+        crew: Crew,
+        work: Sequence[Work],
+        workers: int,
+        on_unit: OnUnit,
+        on_plan: OnPlan,
+    ) -> None:
+        self.ray, self.actor, self.crew, self.workers = ray, actor, crew, workers
+        self.on_unit, self.on_plan = on_unit, on_plan
         self.todo = deque(work)
         self.live: dict[Any, _Slot] = {}  # pending reference or stream -> slot
         self.tries: Counter[str] = Counter()
@@ -194,6 +210,8 @@ class _Loop:
                 self.on_unit(slot.work.unit.name, self.ray.get(next(reference)))
             self.last_life = time.monotonic()
         except StopIteration:
+            with contextlib.suppress(RayError):  # if the worker is gone, its next unit will tell
+                self.on_plan(self.ray.get(slot.actor.plan.remote()))
             self._give(reference, slot)
         except RayTaskError as error:
             cause = error.cause

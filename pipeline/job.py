@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autolabel.manifests.policy import SCALES, THRESHOLD, check_scales, check_threshold
+from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 
 STORES = ("zarr", "png")
 ENGINES = ("ray", "local")
@@ -20,6 +20,7 @@ class LabelJob:
     out: Path
     scales: tuple[float, ...] = SCALES
     flip: bool = False
+    combine: str = COMBINE[0]
     threshold: float = THRESHOLD
     precision: str = "auto"
     store: str = "zarr"
@@ -32,6 +33,8 @@ class LabelJob:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
         check_threshold(self.threshold)
+        if self.combine not in COMBINE:
+            raise ValueError(f"combine {self.combine!r}: expected {' or '.join(COMBINE)}")
         if self.store not in STORES:
             raise ValueError(f"store {self.store!r}: expected {' or '.join(STORES)}")
         if self.engine not in ENGINES:

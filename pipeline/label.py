@@ -9,10 +9,13 @@ from __future__ import annotations
 import os
 import platform
 import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from itertools import groupby, islice, repeat
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -37,7 +40,8 @@ from autolabel.manifests.stores import (
 from autolabel.manifests.tables import CONFIDENCE_BINS, Sample
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.units import LABELLED, QUARANTINED, Row, Unit, committed_rows, write_record
-from autolabel.teacher.predict import LabelStatistics, Teacher, load_teacher
+from autolabel.teacher.decide import LabelStatistics
+from autolabel.teacher.predict import LARGEST_BATCH, NotEnoughMemory, Plan, Teacher, load_teacher
 
 
 @dataclass(frozen=True)
@@ -48,19 +52,46 @@ class Labelled:
     label: Label | None
 
 
+_FEEDERS = 4  # threads that decode for a GPU and count behind it
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+Outcome = tuple[Label, LabelStatistics, float] | str  # label, statistics, milliseconds; or why there is none
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A sample ready to be predicted: what is known of it so far, its photograph and its coarse label.
+
+    why_not: the reason for its quarantine, empty where all is well.
+    """
+
+    row: Row
+    image: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))
+    coarse: Label | None = None
+    why_not: str = ""
+
+
 class Labeller:
     """A teacher in memory and the folder it writes to; lives as long as its worker.
 
-    On a CPU every image is computed by one thread and `threads` images at once: how torch splits one image over several
-    threads changes the last bits of its numbers, and a label must not depend on how many cores the machine has.
+    Threads decode ahead of the device and count behind it. On a GPU one thread feeds it batches of one size. On a CPU
+    the threads themselves predict, each one image at a time with a single thread of torch: how torch splits one image
+    over several threads changes the last bits of its numbers, and a label must not depend on the cores of a machine.
     """
 
     def __init__(self, job: LabelJob, space: LabelSpace, image_root: Path, device: str, threads: int) -> None:
         self.job, self.space, self.image_root = job, space, image_root
-        self.teacher: Teacher = load_teacher(job.teacher, device, job.precision)
+        self.teacher: Teacher = load_teacher(job.teacher, device, job.precision, job.combine)
         self.worker = f"{platform.node()}:{os.getpid()}"
-        workers = threads if self.teacher.device.type == "cpu" else 1
-        self.pool = ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,))
+        self.threads = threads if self.teacher.device.type == "cpu" else max(threads, _FEEDERS)
+        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self._plan: Plan = self.pool.submit(self.teacher.plan, job.scales, job.flip).result()
+        self._planned: dict[str, int] = {}  # images at once by size, as "HEIGHTxWIDTH"
+
+    def plan(self) -> dict[str, Any]:
+        """What was probed, and how many images of each size are computed at once; for `run.json`."""
+        fits = {_name(size): batch for size, batch in self.teacher.fits.items()}
+        return {**asdict(self._plan), "images_at_once": self._planned | fits}
 
     def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[int]:
         """Label the samples `wanted` (ids) of a unit that are not committed yet, then commit it.
@@ -71,9 +102,11 @@ class Labeller:
         todo = [s for s in unit.samples if s.sample_id in set(wanted) and s.sample_id not in done]
         # Rows of an earlier run that --limit stopped inside this unit: the shard is written again with them.
         outcomes = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
-        places = {s.sample_id: unit.first_row + i for i, s in enumerate(unit.samples)}
-        for finished, outcome in enumerate(self.pool.map(lambda s: self._label(s, unit, places), todo), start=1):
-            outcomes[outcome.row["sample_id"]] = outcome
+        label = self._label_on_cpu if self.teacher.device.type == "cpu" else self._label_on_gpu
+        for finished, (sample, outcome) in enumerate(zip(todo, label(todo, unit), strict=True), start=1):
+            if outcome.label is not None:
+                outcome.row.update(self._place(sample, unit))
+            outcomes[sample.sample_id] = outcome
             yield finished
         self._commit(unit, outcomes)
 
@@ -85,7 +118,28 @@ class Labeller:
             return read_png(path, self.space)
         return read_zarr(path, row["label_index"], 0, 0, row["height"], row["width"])
 
-    def _label(self, sample: Sample, unit: Unit, places: dict[str, int]) -> Labelled:
+    def _label_on_cpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
+        def one(sample: Sample) -> Labelled:
+            decoded = self._decode(sample, unit)
+            return self._finish(decoded, *self._predict([decoded]))
+
+        _, *largest = max((s.height * s.width, s.height, s.width) for s in unit.samples)
+        yield from _ahead(self.pool, one, todo, self._at_once((largest[0], largest[1]), self.threads))
+
+    def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
+        behind: deque[Future[Labelled]] = deque()
+        decoded = _ahead(self.pool, lambda sample: self._decode(sample, unit), todo, 2 * LARGEST_BATCH)
+        for size, same in groupby(decoded, lambda d: d.image.shape[:2]):
+            while batch := list(islice(same, self._at_once((size[0], size[1]), LARGEST_BATCH))):
+                behind.extend(map(self.pool.submit, repeat(self._finish), batch, self._predict(batch)))
+                while len(behind) > 2 * LARGEST_BATCH:
+                    yield behind.popleft().result()
+        yield from (future.result() for future in behind)
+
+    def _at_once(self, size: tuple[int, int], most: int) -> int:
+        return self._planned.setdefault(_name(size), self._plan.at_once(*size, most)) if all(size) else 1
+
+    def _decode(self, sample: Sample, unit: Unit) -> Decoded:
         row: Row = {"sample_id": sample.sample_id, "unit": unit.name, "worker": self.worker}
         row |= {"height": sample.height, "width": sample.width}
         try:
@@ -96,22 +150,39 @@ class Labeller:
             image = decode_image(data)
             coarse = _read_coarse(sample, self.space)
             _check_sizes(sample, image, coarse)
-            decoded = time.perf_counter()
-            labels, (statistics,) = self.teacher.label(image[None], self.job.threshold, self.job.scales, self.job.flip)
-            inferred = time.perf_counter()
         except BadImage as error:
-            return Labelled(row | {"status": QUARANTINED, "reason": str(error)}, None)
-        label = labels[0]
-        row |= {"status": LABELLED, "decode_ms": 1e3 * (decoded - started), "infer_ms": 1e3 * (inferred - decoded)}
-        row |= image_numbers(label, statistics, coarse)
-        row["classes"] = class_numbers(label, statistics, coarse, self.space)
+            return Decoded(row, why_not=str(error))
+        return Decoded(row | {"decode_ms": 1e3 * (time.perf_counter() - started)}, image, coarse)
+
+    def _predict(self, batch: Sequence[Decoded]) -> list[Outcome]:
+        """Labels and statistics of images of one size; in their place, the reason why there are none."""
+        if batch[0].why_not:
+            return [decoded.why_not for decoded in batch]
+        job, started = self.job, time.perf_counter()
+        images = [decoded.image for decoded in batch]
+        try:
+            found = list(self.teacher.label_in_batches(images, len(images), job.threshold, job.scales, job.flip))
+        except NotEnoughMemory as error:
+            return [str(error)] * len(batch)
+        each = 1e3 * (time.perf_counter() - started) / len(batch)
+        return [(label, statistics, each) for label, statistics in found]
+
+    def _finish(self, decoded: Decoded, outcome: Outcome) -> Labelled:
+        row = decoded.row
+        if isinstance(outcome, str):
+            return Labelled(row | {"status": QUARANTINED, "reason": outcome}, None)
+        label, statistics, infer_ms = outcome
+        row |= {"status": LABELLED, "infer_ms": infer_ms}
+        row |= image_numbers(label, statistics, decoded.coarse)
+        row["classes"] = class_numbers(label, statistics, decoded.coarse, self.space)
         row["centroids"] = centroids(label, len(self.space))
-        if self.job.store == "png":
-            name = png_name(sample.image.relative_to(self.image_root).as_posix())
-            row["label"] = f"{PNG}/{name}"
-        else:
-            row |= {"label": f"{ZARR}/{unit.bucket}", "label_index": places[sample.sample_id]}
         return Labelled(row, label)
+
+    def _place(self, sample: Sample, unit: Unit) -> Row:
+        """Where a sample's label is to lie."""
+        if self.job.store == "png":
+            return {"label": f"{PNG}/{png_name(sample.image.relative_to(self.image_root).as_posix())}"}
+        return {"label": f"{ZARR}/{unit.bucket}", "label_index": unit.first_row + unit.samples.index(sample)}
 
     def _commit(self, unit: Unit, outcomes: dict[str, Labelled]) -> None:
         started = time.perf_counter()
@@ -133,6 +204,21 @@ class Labeller:
         for outcome in labelled:
             outcome.row["encode_ms"] = encode_ms  # the unit's, in equal parts: a shard is encoded as a whole
         write_record(self.job.out, unit, [outcome.row for outcome in present], shard)
+
+
+def _name(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], depth: int) -> Iterator[_R]:
+    """`work(item)` of every item, in order, at most `depth` of them under way or waiting to be taken."""
+    waiting: deque[Future[_R]] = deque()
+    for item in items:
+        if len(waiting) == depth:
+            yield waiting.popleft().result()
+        waiting.append(pool.submit(work, item))
+    while waiting:
+        yield waiting.popleft().result()
 
 
 def _identify(image: Path) -> Row:

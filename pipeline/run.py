@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def generate(
             "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
             "machine": platform.machine(),
         }
-        write_json(job.out / "run.json", {**asked, "state": "running", "accounts": None})
+        plans = _plans_so_far(job.out)
+        write_json(job.out / "run.json", {**asked, "state": "running", "accounts": None, "plans": plans})
         if job.store == "zarr":
             about = {"label_space": identity["label_space"], "ignore": 255, "threshold": job.threshold}
             create_zarr(job.out / ZARR, bucket_rows(units), job.shard_size, about)
@@ -122,15 +124,28 @@ def generate(
             meter = _Meter(job.out, len(manifest.samples), before, sum(len(w.wanted) for w in work), on_progress)
             crew = Crew(job, manifest.label_space, manifest.image_root)
             if job.engine == "ray":
-                failed = run_ray(crew, work, meter.unit, address)
+                failed = run_ray(crew, work, meter.unit, partial(_add_plan, plans), address)
             else:
-                failed = run_local(crew, work, meter.unit)
+                failed = run_local(crew, work, meter.unit, partial(_add_plan, plans))
         accounts = publish(job, manifest, units)
         state = "complete" if accounts.left == 0 else "partial"
-        write_json(job.out / "run.json", {**asked, "state": state, "accounts": asdict(accounts)})
+        write_json(job.out / "run.json", {**asked, "state": state, "accounts": asdict(accounts), "plans": plans})
         if not accounts.balanced():
             raise EngineFailed(f"the accounts of {job.out} do not balance: {accounts}")
     return accounts, failed
+
+
+Plans = list[dict[str, Any]]  # `Labeller.plan`, one per kind of device
+
+
+def _plans_so_far(out: Path) -> Plans:
+    path = out / "run.json"
+    return list(json.loads(path.read_text(encoding="utf-8")).get("plans", ())) if path.is_file() else []
+
+
+def _add_plan(plans: Plans, plan: dict[str, Any]) -> None:
+    """Keep the latest plan of every kind of device: workers on equal devices plan alike."""
+    plans[:] = [*(p for p in plans if p["device"] != plan["device"]), plan]
 
 
 def _identity(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> dict[str, Any]:
@@ -144,6 +159,7 @@ def _identity(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> dict[
         "teacher_sha256": teacher.sha256,
         "scales": list(job.scales),
         "flip": job.flip,
+        "combine": job.combine,
         "policy": {"threshold": job.threshold},
         "precision": pick_precision(job.precision, device),
         "device": device,

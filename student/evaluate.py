@@ -8,14 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autolabel.manifests.files import write_json
-from autolabel.manifests.policy import TRAINING_SCALES
+from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.scores import Confusion
 from autolabel.manifests.tables import fingerprints, load_manifest
 from autolabel.student.data import ManifestDataset
-from autolabel.teacher.build import overlap
+from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
 
 
@@ -42,22 +41,19 @@ class Scores:
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
-def predict(teacher: Teacher, image: NDArray[np.uint8], scales: Sequence[float] = TRAINING_SCALES) -> NDArray[np.uint8]:
-    """(H, W, 3) uint8 -> the most probable class of every pixel, (H, W) uint8, without a threshold."""
-    return teacher.logits(image, scales).argmax(dim=0).byte().cpu().numpy()
-
-
 def score(
     teacher: Teacher,
     dataset: ManifestDataset,
-    scales: Sequence[float] = TRAINING_SCALES,
+    scales: Sequence[float] | None = None,
     on_image: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Score a network on every labelled sample of a dataset."""
+    """Score a network on every labelled sample of a dataset, at `scales` or those that it trains with."""
+    scales = scales or teacher.network.scale_attn.training_scales
     confusion = Confusion(len(dataset.label_space))
     for index in range(len(dataset)):
         item = dataset[index]
-        confusion.add(item["label"].numpy(), predict(teacher, item["image"].permute(1, 2, 0).numpy(), scales))
+        winners, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales)
+        confusion.add(item["label"].numpy(), winners)
         if on_image:
             on_image(index + 1, len(dataset))
     iou = {
@@ -70,13 +66,14 @@ def score(
 def evaluate(
     checkpoint: Path,
     manifest: Path,
-    scales: Sequence[float] = TRAINING_SCALES,
+    scales: Sequence[float] | None = None,
     device: str = "auto",
     allow_overlap: bool = False,
+    combine: str = COMBINE[0],
     on_image: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score a checkpoint on a manifest. Raises ValueError for another label space, or images it was trained on."""
-    teacher = load_teacher(checkpoint, device)
+    teacher = load_teacher(checkpoint, device, combine=combine)
     dataset = ManifestDataset(load_manifest(manifest))
     teacher.require_space(dataset.label_space, str(checkpoint), str(manifest))
     shared = overlap(teacher.trained_on, fingerprints(dataset.samples))

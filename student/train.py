@@ -1,8 +1,7 @@
 """Train a network on a manifest: a teacher on fine labels, a student on fused ones. Same code, same network.
 
-Recipe of arXiv 2005.10821, section 4, made small: random scale, flip, crop and colour jitter; cross-entropy that skips
-ignored pixels on the combined output, 0.4 of it on the OCR head's auxiliary output (arXiv 1909.11065) and 0.05 on
-each scale alone; SGD or AdamW with a polynomial learning rate.
+Recipe of arXiv 2005.10821, section 4, made small: random scale, flip, crop and colour jitter; one of the losses of
+`losses.py`; SGD or AdamW with a polynomial learning rate.
 
 A training can be killed anywhere and started again with the same command: `last.pt` holds everything that the next
 step depends on, and a step depends on the seed and its number alone. What is in the folder:
@@ -27,30 +26,27 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
 from torch.utils.data import DataLoader
 
-from autolabel.manifests.classes import IGNORE
 from autolabel.manifests.files import remove_leftovers, write_bytes, write_json
 from autolabel.manifests.tables import Manifest, fingerprints, load_manifest
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores, score
-from autolabel.teacher.build import (
+from autolabel.student.losses import LOSSES, segmentation_loss
+from autolabel.teacher.build import build
+from autolabel.teacher.checkpoints import (
     Checkpoint,
-    build,
     fingerprint_tensor,
     load_network,
     overlap,
     read_checkpoint,
     save_checkpoint,
 )
-from autolabel.teacher.multiscale import HierarchicalNet, TrainingOutput
+from autolabel.teacher.networks import SegmentationNet
 from autolabel.teacher.predict import PRECISIONS, Teacher, normalise, pick_device, pick_precision
 
 LEARNING_RATES = {"sgd": 0.01, "adamw": 0.003}  # peaks
 FINE_TUNING = 3  # so many times lower where a checkpoint is the start
-AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
 _SAVE_SECONDS = 60.0
 _CROP_LIMIT = (512, 1024)
 
@@ -71,6 +67,7 @@ class TrainJob:
     seed: int = 0
     batch_size: int = 4
     crop: tuple[int, int] | None = None
+    loss: str = "cross-entropy"
     optimizer: str = "adamw"
     learning_rate: float | None = None
     init: Path | None = None
@@ -84,6 +81,8 @@ class TrainJob:
                 raise ValueError(f"{name} is {getattr(self, name)}: expected 1 or more")
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed is {self.seed}: expected 0 to {(1 << 32) - 1}")
+        if self.loss not in LOSSES:
+            raise ValueError(f"loss {self.loss!r}: expected {', '.join(LOSSES)}")
         if self.optimizer not in LEARNING_RATES:
             raise ValueError(f"optimizer {self.optimizer!r}: expected {' or '.join(LEARNING_RATES)}")
         if self.learning_rate is not None and not 0 < self.learning_rate < 10:
@@ -104,20 +103,6 @@ class StepReport:
 
 
 OnStep = Callable[[StepReport], None]
-
-
-def segmentation_loss(output: TrainingOutput, label: Tensor) -> Tensor:
-    """Weighted cross-entropies of all outputs (B, C, H, W) against the label (B, H, W) int64; 255 is skipped."""
-
-    def cross_entropy(logits: Tensor) -> Tensor:
-        valid = (label != IGNORE).sum().clamp(min=1)  # a crop that is all ignore gives 0, not NaN
-        return F.cross_entropy(logits.float(), label, ignore_index=IGNORE, reduction="sum") / valid
-
-    return (
-        cross_entropy(output.joint)
-        + AUX_WEIGHT * cross_entropy(output.aux)
-        + SCALE_WEIGHT * (cross_entropy(output.low) + cross_entropy(output.high))
-    )
 
 
 def training_precision(name: str, device: str) -> str:
@@ -188,7 +173,7 @@ class _Training:
             if different:
                 raise ValueError(f"{job.out} holds another training ({'; '.join(different)}): choose another --out")
         torch.manual_seed(job.seed)
-        self.network: HierarchicalNet = build(job.arch, len(self.space))
+        self.network: SegmentationNet = build(job.arch, len(self.space))
         remove_leftovers(job.out)
         last = job.out / "last.pt"
         checkpoint = read_checkpoint(last) if last.is_file() else None
@@ -295,7 +280,7 @@ class _Training:
         label = batch["label"].to(self.device, non_blocking=True).long()
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
             output = self.network(normalise(images).contiguous(memory_format=torch.channels_last))
-        loss = segmentation_loss(output, label)
+        loss = segmentation_loss(self.job.loss, output, label)
         value = loss.item()
         if not torch.isfinite(loss):
             raise TrainingStopped(

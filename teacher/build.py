@@ -1,192 +1,178 @@
-"""Named networks and their checkpoints.
+"""Named networks: TRUNK_DECODER for one scale, TRUNK_DECODER_COMBINATION for several.
 
-A checkpoint of ours is one `torch.save`d dictionary:
+hrnet48_ocr_mscale is the network of arXiv 2005.10821. Published networks under these names:
 
-    format        "autolabel-checkpoint/1"
-    arch          a name in ARCHITECTURES
-    label_space   its JSON
-    state_dict    tensors under the customary HRNet and OCR keys
-    trained_on    (N,) int64, content fingerprints of the images it was trained on
-    metrics       {"miou": …, "step": …}, what it reached on its validation manifest
-    training      only in `last.pt`: what is needed to go on (see student/train.py)
-
-Published checkpoints of the reference implementation, `{"state_dict": {"module.…": tensor}, …}`, load too; which
-network they hold is told by their tensors. Files are data: nothing in them is executed (`weights_only=True`).
+    hrnet48_ocr_mscale                ocrnet.HRNet_Mscale     {wrn38,xception71}_deeper          deeper.Deeper*
+    hrnet48_ocr                       ocrnet.HRNet            {…}_deeper_mscale                  mscale.Deeper*
+    hrnet48_{plain,aspp}[_mscale]     basic.*, mscale.HRNet*  resnet50_deeplabv3plus_mscale2     mscale2.DeepV3R50
+    resnet50_deeplabv3                deepv3.DeepV3R50        resnet50_deeplabv3plus_explicit    attnscale.DeepV3R50
+    {…}_deeplabv3plus                 deepv3.DeepV3Plus*      {…}_deeplabv3plus_explicit_bn      attnscale.DeepV3R50B
+    {…}_deeplabv3plus_mscale          mscale.DeepV3*          {…}_deeplabv3plus_explicit_pairs   attnscale.DeepV3R50BP
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
+from typing import NamedTuple
 
-import numpy as np
-import torch
 from torch import Tensor
 
-from autolabel.manifests.classes import LabelSpace
-from autolabel.manifests.files import writing
-from autolabel.teacher.hrnet import HRNET_W18_SMALL, HRNET_W48
-from autolabel.teacher.multiscale import HierarchicalNet
+from autolabel.teacher.hrnet import HRNET_W18_SMALL, HRNET_W48, HRNet
+from autolabel.teacher.networks import (
+    DeeperLab,
+    DeepLabV3,
+    DeepLabV3Plus,
+    HRNetASPP,
+    HRNetPlain,
+    OCRNet,
+    PyramidTrunk,
+    SegmentationNet,
+)
+from autolabel.teacher.scales import (
+    Average,
+    Combination,
+    Explicit,
+    ExplicitPairs,
+    Hierarchical,
+    HierarchicalPairs,
+)
+from autolabel.teacher.trunks import EfficientNetB4, ResNet50, WideResNet38, Xception71
 
-FORMAT = "autolabel-checkpoint/1"
 
-ARCHITECTURES: dict[str, Callable[[int], HierarchicalNet]] = {
-    # The network of arXiv 2005.10821: 72 million parameters.
-    "hrnet48_ocr_mscale": lambda classes: HierarchicalNet(HRNET_W48, classes, ocr_mid=512, ocr_key=256, attention=256),
-    # The same in small, 2 million parameters: trains on two CPU cores.
-    "hrnet18s_ocr_mscale": lambda classes: HierarchicalNet(
-        HRNET_W18_SMALL, classes, ocr_mid=128, ocr_key=64, attention=64
-    ),
+class Architecture(NamedTuple):
+    """The three pieces of a network, by name; combination "" is the average."""
+
+    trunk: str
+    decoder: str
+    combination: str
+
+    def __str__(self) -> str:
+        return "_".join(filter(None, self))
+
+
+_HRNETS = {
+    "hrnet48": HRNET_W48,
+    "hrnet18s": HRNET_W18_SMALL,  # with `ocr_mscale`: 2 million parameters, trains on two CPU cores
+}
+_HRNET_DECODERS: dict[str, Callable[[HRNet, int], SegmentationNet]] = {"plain": HRNetPlain, "aspp": HRNetASPP}
+_PYRAMIDS: dict[str, Callable[[], PyramidTrunk]] = {
+    "resnet50": ResNet50,
+    "wrn38": WideResNet38,
+    "xception71": Xception71,
+    "efficientnet_b4": EfficientNetB4,
+}
+_PYRAMID_DECODERS: dict[str, Callable[[PyramidTrunk, int], SegmentationNet]] = {
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+    "deeper": DeeperLab,  # ends at stride 2, where ResNet-50 has no features
+}
+# Smaller heads for the smaller trunk: OCR's channels (mid, key), and the attention's.
+_OCR = {"hrnet48": (512, 256), "hrnet18s": (128, 64)}
+_ATTENTION = {"hrnet18s": 64}
+COMBINATIONS = ("", "mscale", "mscale2", "explicit", "explicit_bn", "explicit_pairs")
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    str(pieces): pieces
+    for pieces in (
+        Architecture(trunk, decoder, combination)
+        for trunks, decoders in ((_HRNETS, ("ocr", *_HRNET_DECODERS)), (_PYRAMIDS, _PYRAMID_DECODERS))
+        for trunk in trunks
+        for decoder in decoders
+        for combination in COMBINATIONS
+        if (trunk, decoder) != ("resnet50", "deeper")
+    )
 }
 
 
-class BadCheckpoint(ValueError):
-    """The file is not a checkpoint that fits."""
+def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
+    """A network with fresh weights; `scales` matters to the explicit combinations alone: how many they weigh.
+
+    Raises ValueError for an unknown name.
+    """
+    if arch not in ARCHITECTURES:
+        raise ValueError(
+            f"unknown architecture {arch!r}: expected TRUNK_DECODER[_COMBINATION] such as hrnet48_ocr_mscale, with"
+            f" trunks {', '.join(_HRNETS)} (decoders ocr, {', '.join(_HRNET_DECODERS)}) or {', '.join(_PYRAMIDS)} (decoders"
+            f" {', '.join(_PYRAMID_DECODERS)}); combinations {', '.join(filter(None, COMBINATIONS))}"
+        )
+    pieces = ARCHITECTURES[arch]
+    network: SegmentationNet
+    if pieces.trunk in _PYRAMIDS:
+        network = _PYRAMID_DECODERS[pieces.decoder](_PYRAMIDS[pieces.trunk](), classes)
+    elif pieces.decoder == "ocr":
+        network = OCRNet(HRNet(_HRNETS[pieces.trunk]), classes, *_OCR[pieces.trunk])
+    else:
+        network = _HRNET_DECODERS[pieces.decoder](HRNet(_HRNETS[pieces.trunk]), classes)
+    attention = _ATTENTION.get(pieces.trunk, 256)
+    network.scale_attn = _combination(pieces.combination, network.features, attention, scales)
+    return network
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A checkpoint as read: checked to be one, not yet put into a network. `label_space` is None in published files."""
+def _combination(name: str, features: int, channels: int, scales: int) -> Combination:
+    if name == "mscale":
+        return Hierarchical(features, channels)
+    if name == "mscale2":
+        return HierarchicalPairs(features, channels)
+    if name == "explicit_pairs":
+        return ExplicitPairs(features, channels)
+    if name.startswith("explicit"):
+        return Explicit(features, scales, batch_norm=name == "explicit_bn")
+    return Average()
+
+
+class Recognised(NamedTuple):
+    """What a state dict's keys and shapes say: a name in ARCHITECTURES, classes, and scales weighed at once."""
 
     arch: str
     classes: int
-    label_space: LabelSpace | None
-    state_dict: dict[str, Tensor]
-    trained_on: Tensor
-    metrics: dict[str, float] = field(default_factory=dict)
-    training: dict[str, Any] | None = None
+    scales: int
 
 
-def build(arch: str, classes: int) -> HierarchicalNet:
-    """A network with fresh weights. Raises ValueError for an unknown name."""
-    if arch not in ARCHITECTURES:
-        raise ValueError(f"unknown architecture {arch!r}: expected one of {', '.join(ARCHITECTURES)}")
-    return ARCHITECTURES[arch](classes)
+# A tensor that only this trunk, or this decoder, has. The first match counts.
+_TRUNK_MARKS = {
+    "backbone.stage4.0.branches.0.0.conv1.weight": None,  # HRNet: which one, its width tells
+    "backbone.layer0.0.weight": "resnet50",
+    "backbone.mod1.conv1.weight": "wrn38",
+    "backbone.block20.skip.weight": "xception71",
+    "backbone.features.0.0.weight": "efficientnet_b4",
+}
+# The tensor whose length is the number of classes.
+_DECODER_MARKS = {
+    "ocr.cls_head.weight": "ocr",
+    "cls_head.6.weight": "plain",
+    "conv_up5.weight": "deeper",
+    "final.6.weight": None,  # which one, its bottlenecks tell
+}
 
 
-def fingerprint_tensor(fingerprints: list[str]) -> Tensor:
-    """Hex fingerprints -> sorted (N,) int64."""
-    numbers = np.array(sorted({int(f, 16) for f in fingerprints}), np.uint64)
-    return torch.from_numpy(numbers.view(np.int64))
+def recognise(state: Mapping[str, Tensor], published: str = "") -> Recognised | None:
+    """The network that a state dict most likely belongs to, None where nothing is familiar.
+
+    `published` is the name under which the reference saved it, if it is known. Only tell-tale tensors are looked at;
+    whether all the others fit is for the caller to check.
+    """
+    trunk_mark = next((key for key in _TRUNK_MARKS if key in state), None)
+    decoder_mark = next((key for key in _DECODER_MARKS if key in state and state[key].ndim == 4), None)
+    if trunk_mark is None or decoder_mark is None:
+        return None
+    trunk = _TRUNK_MARKS[trunk_mark] or ("hrnet18s" if state[trunk_mark].shape[0] == 16 else "hrnet48")
+    decoder = _DECODER_MARKS[decoder_mark]
+    if decoder is None:
+        bottlenecks = "bot_fine.weight" in state, "bot_aspp.weight" in state
+        decoder = {(True, True): "deeplabv3plus", (False, True): "aspp"}.get(bottlenecks, "deeplabv3")
+    combination, scales = _recognise_combination(state, published)
+    arch = str(Architecture(trunk, decoder, combination))
+    return Recognised(arch, state[decoder_mark].shape[0], scales) if arch in ARCHITECTURES else None
 
 
-def overlap(trained_on: Tensor, fingerprints: list[str]) -> list[int]:
-    """Indices of the fingerprints that a checkpoint was trained on."""
-    known = set(trained_on.tolist())
-    marks = np.array([int(f, 16) for f in fingerprints], np.uint64).view(np.int64).tolist()
-    return [i for i, mark in enumerate(marks) if mark in known]
-
-
-def save_checkpoint(
-    path: Path,
-    arch: str,
-    space: LabelSpace,
-    network: torch.nn.Module,
-    trained_on: Tensor,
-    metrics: Mapping[str, float],
-    training: Mapping[str, Any] | None = None,
-) -> None:
-    """Write a checkpoint, whole or not at all."""
-    content = {
-        "format": FORMAT,
-        "arch": arch,
-        "label_space": json.loads(space.to_json()),
-        "state_dict": network.state_dict(),
-        "trained_on": trained_on,
-        "metrics": dict(metrics),
-    }
-    if training is not None:
-        content["training"] = dict(training)
-    with writing(path) as temporary:
-        torch.save(content, temporary)
-
-
-def _numpy_scalars() -> list[Any]:
-    """What full checkpoints of the reference hold beside tensors: a numpy float, under its old or new module path."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    paths = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [*((scalar, path) for path in paths), np.dtype, np.dtypes.Float64DType]
-
-
-def read_checkpoint(path: Path) -> Checkpoint:
-    """Read a checkpoint without executing anything in it. Raises BadCheckpoint, FileNotFoundError."""
-    if not path.is_file():
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.stat().st_size == 0:
-        raise BadCheckpoint(f"{path} is empty (0 bytes): it was cut off while it was written or copied")
-    try:
-        with torch.serialization.safe_globals(_numpy_scalars()):
-            content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged pickle can fail in any way that Python knows
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadCheckpoint(f"{path} is not a loadable checkpoint: {reason}") from error
-    if not isinstance(content, dict) or not isinstance(content.get("state_dict"), dict):
-        raise BadCheckpoint(f"{path} holds no 'state_dict': expected one of `autolabel train`, or a published one")
-    state = {str(k).removeprefix("module."): v for k, v in content["state_dict"].items()}
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise BadCheckpoint(f"{path}: {strange[0]} in its state_dict is no tensor")
-    if content.get("format") != FORMAT:
-        arch, classes = recognise(path, state)
-        return Checkpoint(arch, classes, None, state, torch.zeros(0, dtype=torch.int64))
-    try:
-        space = LabelSpace.from_json(json.dumps(content["label_space"]))
-        arch, trained_on, metrics = (
-            str(content["arch"]),
-            torch.as_tensor(content["trained_on"]),
-            dict(content["metrics"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadCheckpoint(f"{path} is a damaged checkpoint of ours ({type(error).__name__}: {error})") from error
-    if arch not in ARCHITECTURES:
-        raise BadCheckpoint(f"{path} holds an unknown architecture {arch!r}: expected {' or '.join(ARCHITECTURES)}")
-    return Checkpoint(arch, len(space), space, state, trained_on, metrics, content.get("training"))
-
-
-def recognise(path: Path, state: Mapping[str, Tensor]) -> tuple[str, int]:
-    """Which architecture, with how many classes, a bare state dict belongs to. Raises BadCheckpoint."""
-    head = state.get("ocr.cls_head.weight")
-    closest: list[str] = []
-    if head is not None and head.ndim == 4:
-        for arch in ARCHITECTURES:
-            wrong = mismatches(_expected(arch, head.shape[0]), state)
-            if not wrong:
-                return arch, int(head.shape[0])
-            closest = wrong if not closest or len(wrong) < len(closest) else closest
-    detail = f"; nearest miss: {closest[0]}" if closest else ""
-    raise BadCheckpoint(f"{path} is a checkpoint of another network: expected {' or '.join(ARCHITECTURES)}{detail}")
-
-
-def _expected(arch: str, classes: int) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return build(arch, classes).state_dict()
-
-
-def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Every missing, extra or misshapen tensor, in words. `num_batches_tracked` may be missing: nothing reads it."""
-    counters = {k for k in expected if k.endswith("num_batches_tracked")}
-    missing = [f"{k} is missing" for k in expected.keys() - state.keys() - counters]
-    extra = [f"{k} is not in the network" for k in state.keys() - expected.keys()]
-    shapes = [
-        f"{k} is {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
-        for k in expected.keys() & state.keys()
-        if state[k].shape != expected[k].shape
-    ]
-    return sorted(missing) + sorted(shapes) + sorted(extra)
-
-
-def load_network(path: Path, checkpoint: Checkpoint) -> HierarchicalNet:
-    """The checkpoint's network with its weights. Raises BadCheckpoint for any tensor that does not fit."""
-    network = build(checkpoint.arch, checkpoint.classes)
-    wrong = mismatches(network.state_dict(), checkpoint.state_dict)
-    if wrong:
-        more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
-        raise BadCheckpoint(f"{path} does not fit {checkpoint.arch}: {wrong[0]}{more}")
-    broken = [k for k, v in checkpoint.state_dict.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-    if broken:
-        raise BadCheckpoint(f"{path}: tensor {broken[0]} holds NaN or infinity; the training it came from diverged")
-    network.load_state_dict(checkpoint.state_dict, strict=False)  # all but counters are known to be there
-    return network
+def _recognise_combination(state: Mapping[str, Tensor], published: str) -> tuple[str, int]:
+    if "scale_attn.conv0.weight" in state:
+        return "mscale", 3
+    plain, deep = state.get("scale_attn.2.weight"), state.get("scale_attn.6.weight")
+    if deep is not None:
+        weights = deep.shape[0]
+        if weights == 2 and published.startswith("attnscale.") and not published.endswith("P"):
+            return "explicit_bn", 2  # of the same shapes as the paired head
+        return {1: "mscale2", 2: "explicit_pairs"}.get(weights, "explicit_bn"), weights
+    return ("explicit", plain.shape[0]) if plain is not None else ("", 3)

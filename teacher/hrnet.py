@@ -34,11 +34,6 @@ class HRNetWidths:
     stem_channels: int
     stages: tuple[Stage, Stage, Stage]
 
-    @property
-    def out_channels(self) -> int:
-        """Channels of the concatenated output."""
-        return sum(self.stages[-1].channels)
-
 
 # arXiv 1908.07919, section 3: V2-W48 gives 48 + 96 + 192 + 384 = 720 channels.
 HRNET_W48 = HRNetWidths(
@@ -54,9 +49,9 @@ HRNET_W18_SMALL = HRNetWidths(
 )
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution without bias, as everywhere in the trunk (batch norm follows)."""
-    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """A 3x3 convolution without bias, as everywhere in the trunks (batch norm follows)."""
+    return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
@@ -77,8 +72,8 @@ class BasicBlock(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        return F.relu(self.bn2(self.conv2(out)) + x)
+        out = F.relu_(self.bn1(self.conv1(x)))
+        return F.relu_(self.bn2(self.conv2(out)) + x)
 
 
 class Bottleneck(nn.Module):
@@ -86,27 +81,27 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, channels: int) -> None:
+    def __init__(self, inputs: int, channels: int, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         outputs = channels * self.expansion
         self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv3x3(channels, channels)
+        self.conv2 = conv3x3(channels, channels, stride, dilation)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.downsample = (
-            nn.Sequential(nn.Conv2d(inputs, outputs, 1, bias=False), nn.BatchNorm2d(outputs))
-            if inputs != outputs
+            nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride=stride, bias=False), nn.BatchNorm2d(outputs))
+            if inputs != outputs or stride != 1
             else None
         )
 
     def forward(self, x: Tensor) -> Tensor:
-        out = F.relu(self.bn1(self.conv1(x)))
-        out = F.relu(self.bn2(self.conv2(out)))
+        out = F.relu_(self.bn1(self.conv1(x)))
+        out = F.relu_(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(out))
         shortcut = x if self.downsample is None else self.downsample(x)
-        return F.relu(out + shortcut)
+        return F.relu_(out + shortcut)
 
 
 def _down_path(inputs: int, outputs: int, halvings: int) -> nn.Sequential:
@@ -116,7 +111,7 @@ def _down_path(inputs: int, outputs: int, halvings: int) -> nn.Sequential:
         last = step == halvings - 1
         width = outputs if last else inputs
         layers: list[nn.Module] = [conv3x3(inputs, width, stride=2), nn.BatchNorm2d(width)]
-        steps.append(nn.Sequential(*layers, *([] if last else [nn.ReLU()])))
+        steps.append(nn.Sequential(*layers, *([] if last else [nn.ReLU(inplace=True)])))
     return nn.Sequential(*steps)
 
 
@@ -148,7 +143,7 @@ class ExchangeModule(nn.Module):
             size = xs[target].shape[-2:]
             assert isinstance(paths, nn.ModuleList)
             parts = [resize(path(x), size) for path, x in zip(paths, xs, strict=True)]
-            fused.append(F.relu(sum(parts[1:], start=parts[0])))
+            fused.append(F.relu_(sum(parts[1:], start=parts[0])))
         return fused
 
 
@@ -161,19 +156,20 @@ def _transition(before: tuple[int, ...], after: tuple[int, ...]) -> nn.ModuleLis
             paths.append(
                 nn.Identity()
                 if same
-                else nn.Sequential(conv3x3(before[index], width), nn.BatchNorm2d(width), nn.ReLU())
+                else nn.Sequential(conv3x3(before[index], width), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
             )
         else:
-            step = nn.Sequential(conv3x3(before[-1], width, stride=2), nn.BatchNorm2d(width), nn.ReLU())
+            step = nn.Sequential(conv3x3(before[-1], width, stride=2), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
             paths.append(nn.Sequential(step))  # the extra level is part of the customary key
     return nn.ModuleList(paths)
 
 
 class HRNet(nn.Module):
-    """(B, 3, H, W) normalised image -> (B, widths.out_channels, ceil(H/4), ceil(W/4)) features."""
+    """(B, 3, H, W) normalised image -> (B, channels, ceil(H/4), ceil(W/4)) features."""
 
     def __init__(self, widths: HRNetWidths) -> None:
         super().__init__()
+        self.channels = sum(widths.stages[-1].channels)  # of the concatenated output
         self.conv1 = conv3x3(3, 64, stride=2)
         self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = conv3x3(64, 64, stride=2)
@@ -190,8 +186,8 @@ class HRNet(nn.Module):
             before = stage.channels
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
-        x = F.relu(self.bn2(self.conv2(x)))
+        x = F.relu_(self.bn1(self.conv1(x)))
+        x = F.relu_(self.bn2(self.conv2(x)))
         xs = [self.layer1(x)]
         for number in (2, 3, 4):
             paths = getattr(self, f"transition{number - 1}")

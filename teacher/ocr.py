@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def _bn_relu(channels: int) -> nn.Sequential:
-    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU())
+    return nn.Sequential(nn.BatchNorm2d(channels), nn.ReLU(inplace=True))
 
 
 def _project(inputs: int, outputs: int, layers: int) -> nn.Sequential:

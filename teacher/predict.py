@@ -1,12 +1,14 @@
-"""From a photograph to labels: normalise, predict at several scales, decide.
+"""From photographs to labels: normalise, predict at several scales, combine, decide.
 
-The decision is made on the float, on the device: a pixel keeps its top class where the softmax probability of the
-combined logits exceeds the threshold, else it becomes 255. Only uint8 labels and small counts reach the host.
+How many images the device computes at once is planned from what one small image needed, and backs off where that was
+too much. Only uint8 labels and small tables of counts reach the host.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,31 +17,44 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
+from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
-from autolabel.manifests.policy import SCALES, THRESHOLD, check_scales, check_threshold
-from autolabel.manifests.tables import CONFIDENCE_BINS
-from autolabel.teacher.build import Checkpoint, load_network, read_checkpoint
-from autolabel.teacher.multiscale import HierarchicalNet
+from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
+from autolabel.teacher.checkpoints import Checkpoint, load_network, read_checkpoint
+from autolabel.teacher.decide import LabelStatistics, count, keep, top_classes
+from autolabel.teacher.fold import fold_batch_norm
+from autolabel.teacher.networks import SegmentationNet
+from autolabel.teacher.scales import Average, Field, Part, mean_with_mirrored
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+LARGEST_BATCH = 8  # more than that gains nothing: one image at scale 2 fills any GPU
+_PROBE = (256, 512)  # the size of the image that the plan is made from
+_SPARE = 0.2  # of the free memory is left alone
+
+Image = NDArray[np.uint8]
+
+
+class NotEnoughMemory(RuntimeError):
+    """One image alone does not fit; the message says which and what to do."""
 
 
 @dataclass(frozen=True)
-class LabelStatistics:
-    """Counts of one labelled image, by class. All over the pixels whose top class it is.
+class Plan:
+    """What the device has, and what a pixel of an image costs at the scales in use."""
 
-    pixels (C,) int64: those that were kept. histogram (C, 20) int64: confidences before the threshold, bin k holding
-    k/20 < p <= (k+1)/20. confidence (C,) float64: sum of the confidences before the threshold.
-    """
+    device: str
+    precision: str
+    bytes_per_pixel: float
+    free_bytes: int
 
-    pixels: NDArray[np.int64]
-    histogram: NDArray[np.int64]
-    confidence: NDArray[np.float64]
+    def at_once(self, height: int, width: int, most: int = LARGEST_BATCH) -> int:
+        """How many images of this size to compute at once, 1 to `most`."""
+        room = (1 - _SPARE) * self.free_bytes
+        return max(1, min(most, int(room / (height * width * self.bytes_per_pixel))))
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -72,24 +87,30 @@ def pick_precision(name: str, device: str) -> str:
 
 
 class Teacher:
-    """A network ready to predict. `label_space` is None when the checkpoint does not say which it was trained on."""
+    """A network ready to predict. `label_space` is None when the checkpoint does not say which it was trained on.
+
+    `combine`: "network" combines scales as the network has learnt to, "average" takes the mean of their logits.
+    """
 
     def __init__(
         self,
-        network: HierarchicalNet,
+        network: SegmentationNet,
         label_space: LabelSpace | None,
         trained_on: Tensor,
         device: str = "cpu",
         precision: str = "float32",
         digest: str = "",
+        combine: str = COMBINE[0],
     ) -> None:
         self.device = torch.device(device)
         self.network = network.eval().to(self.device)
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.combination = Average() if combine == "average" else network.scale_attn
         self.label_space = label_space
         self.trained_on = trained_on
         self.precision = precision
         self.sha256 = digest
+        self.fits: dict[tuple[int, int], int] = {}  # by size, the batch that was left after memory had run out
 
     def require_space(self, space: LabelSpace, checkpoint: str, manifest: str) -> None:
         """Raise ValueError unless the network speaks of the classes of `space` (or of as many, if it does not say)."""
@@ -101,80 +122,183 @@ class Teacher:
                 f" with {len(space)}: use a checkpoint trained in that label space"
             )
 
-    def _combined(self, images: NDArray[np.uint8], scales: Sequence[float], flip: bool) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, C, H, W) float32 logits on the device."""
-        scales = check_scales(scales)
+    def _pixels(self, images: Sequence[Image] | Image) -> Tensor:
+        """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 on the device, normalised."""
         # A copy where the array is read-only or turned, so that torch can own it.
-        batch = torch.from_numpy(np.require(images, requirements=["C", "W"])).permute(0, 3, 1, 2).to(self.device)
+        batch = torch.from_numpy(np.require(np.asarray(images), requirements=["C", "W"]))
+        if self.device.type == "cuda":
+            batch = batch.pin_memory().to(self.device, non_blocking=True)
+        return normalise(batch.permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+
+    def _autocast(self) -> torch.autocast:
         dtype = PRECISIONS[self.precision]
-        with torch.inference_mode(), torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32):
-            pixels = normalise(batch).contiguous(memory_format=torch.channels_last)
-            logits = self.network.logits(pixels, scales)
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
+
+    def _field(self, pixels: Tensor, scales: Sequence[float], flip: bool) -> Field:
+        scales = check_scales(scales)
+        with self._autocast():
+            field = self.network.field(pixels, scales, self.combination)
             if flip:
-                logits = (logits + self.network.logits(pixels.flip(-1), scales).flip(-1)) / 2
-        return logits.float()
+                mirrored = self.network.field(pixels.flip(-1), scales, self.combination)
+                field = mean_with_mirrored(field, mirrored)
+        return field
 
-    def logits(self, image: NDArray[np.uint8], scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
+    @torch.inference_mode()
+    def logits(self, image: Image, scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
         """(H, W, 3) uint8 RGB -> (C, H, W) float32 logits, combined over scales and flip, before the softmax."""
-        return self._combined(image[None], scales, flip)[0]
+        return self._field(self._pixels(image[None]), scales, flip).whole()[0]
 
+    @torch.inference_mode()
+    def parts(self, image: Image, scales: Sequence[float] = SCALES) -> list[Part]:
+        """(H, W, 3) uint8 RGB -> what every scale says of it, and its attention."""
+        with self._autocast():
+            return self.network.parts(self._pixels(image[None]), check_scales(scales), self.combination)
+
+    @torch.inference_mode()
     def confidence(
-        self, image: NDArray[np.uint8], scales: Sequence[float] = SCALES, flip: bool = False
+        self, image: Image, scales: Sequence[float] = SCALES, flip: bool = False
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(H, W, 3) uint8 RGB -> top class (H, W) uint8, before any threshold, and its probability (H, W) float32."""
-        with torch.inference_mode():
-            top, winner = torch.softmax(self.logits(image, scales, flip), dim=0).max(dim=0)
-            return winner.to(torch.uint8).cpu().numpy(), top.cpu().numpy()
+        field = self._field(self._pixels(image[None]), scales, flip)
+        winners, confidences = top_classes(field, 1, self.network.classes, self.device)
+        return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
+
+    def plan(self, scales: Sequence[float] = SCALES, flip: bool = False) -> Plan:
+        """Label one small image and see what it costs. Raises NotEnoughMemory where not even that fits."""
+        probe = np.zeros((1, *_PROBE, 3), np.uint8)
+        before = _start_of_peak(self.device)
+        list(self.label_in_batches(probe, 1, THRESHOLD, scales, flip))
+        needed = max(1, _peak(self.device) - before)
+        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
+        return Plan(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
 
     def label(
         self,
-        images: NDArray[np.uint8],
+        images: Sequence[Image] | Image,
         threshold: float = THRESHOLD,
         scales: Sequence[float] = SCALES,
         flip: bool = False,
     ) -> tuple[NDArray[np.uint8], list[LabelStatistics]]:
         """(B, H, W, 3) uint8 RGB -> labels (B, H, W) uint8, 255 where not confident, and each image's statistics.
 
-        Images go through one by one, so that a label never depends on its neighbours in a batch.
+        Raises NotEnoughMemory, ValueError.
         """
-        labels, statistics = zip(*(self._label_one(image, threshold, scales, flip) for image in images), strict=True)
+        if len(images) == 0:
+            raise ValueError("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
+        batch = 1
+        if self.device.type == "cuda":
+            batch = self.plan(scales, flip).at_once(*images[0].shape[:2])
+        labels, statistics = zip(*self.label_in_batches(images, batch, threshold, scales, flip), strict=True)
         return np.stack(labels), list(statistics)
 
-    def _label_one(
-        self, image: NDArray[np.uint8], threshold: float, scales: Sequence[float], flip: bool
-    ) -> tuple[NDArray[np.uint8], LabelStatistics]:
+    def label_in_batches(
+        self,
+        images: Sequence[Image] | Image,
+        batch: int,
+        threshold: float = THRESHOLD,
+        scales: Sequence[float] = SCALES,
+        flip: bool = False,
+    ) -> Iterator[tuple[NDArray[np.uint8], LabelStatistics]]:
+        """Label images of one size, `batch` at a time, halved where memory does not suffice; yields them in order.
+
+        The last batch is filled up, so that every image goes through the very same kernels. Raises NotEnoughMemory.
+        """
         check_threshold(threshold)
-        with torch.inference_mode():
-            probabilities = torch.softmax(self.logits(image, scales, flip), dim=0)  # (C, H, W)
-            classes = len(probabilities)
-            top, winner = probabilities.max(dim=0)
-            kept = top > threshold
-            label = torch.where(kept, winner, IGNORE).to(torch.uint8)
-            edges = torch.arange(1, CONFIDENCE_BINS, device=top.device) / CONFIDENCE_BINS
-            cell = winner * CONFIDENCE_BINS + torch.bucketize(top, edges)  # edges[k-1] < p <= edges[k] is bin k
-            histogram = torch.bincount(cell.flatten(), minlength=classes * CONFIDENCE_BINS)
-            return label.cpu().numpy(), LabelStatistics(
-                pixels=torch.bincount(winner[kept], minlength=classes).cpu().numpy(),
-                histogram=histogram.view(classes, CONFIDENCE_BINS).cpu().numpy(),
-                confidence=torch.bincount(winner.flatten(), top.flatten().double(), classes).cpu().numpy(),
-            )
+        size = images[0].shape[:2]
+        batch = min(batch, self.fits.get(size, batch))
+        done = 0
+        while done < len(images):
+            some = images[done : done + batch]
+            try:
+                outcome = self._label_batch(some, batch, threshold, scales, flip)
+            except RuntimeError as error:
+                if not _is_memory(error):
+                    raise
+                outcome = None
+            if outcome is not None:  # here the failed attempt's tensors are gone
+                yield from outcome
+                done += len(some)
+            elif batch > 1:
+                self.fits[size] = batch = batch // 2
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+            else:
+                raise NotEnoughMemory(self.does_not_fit(some[0], scales))
+
+    def does_not_fit(self, image: Image, scales: Sequence[float]) -> str:
+        """The words for an image that needs more memory than there is."""
+        height, width = image.shape[:2]
+        return (
+            f"not enough memory on {self.device} for an image of {width} x {height} at scale {max(scales):g}"
+            f" ({free_memory(self.device) / 2**30:.1f} GiB are free): leave that scale out, or use a larger device"
+        )
+
+    @torch.inference_mode()
+    def _label_batch(
+        self, images: Sequence[Image] | Image, batch: int, threshold: float, scales: Sequence[float], flip: bool
+    ) -> list[tuple[NDArray[np.uint8], LabelStatistics]]:
+        classes = self.network.classes
+        filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
+        field = self._field(self._pixels(filled), scales, flip)
+        winners, confidences = top_classes(field, batch, classes, self.device)
+        labels = keep(winners, confidences, threshold)[: len(images)].cpu().numpy()
+        counts = [count(w, p, classes, threshold) for w, p in zip(winners, confidences, strict=True)][: len(images)]
+        statistics = [LabelStatistics.of(cells.cpu().numpy(), sums.cpu().numpy()) for cells, sums in counts]
+        return list(zip(labels, statistics, strict=True))
 
 
-def load_teacher(path: str | Path, device: str = "auto", precision: str = "float32") -> Teacher:
+def _is_memory(error: RuntimeError) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a new allocation may use: the GPU's, or what the system says is available."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
+    with open("/proc/meminfo", encoding="ascii") as file:
+        known = dict(line.split(":") for line in file)
+    return int(known["MemAvailable"].split()[0]) * 1024
+
+
+def _start_of_peak(device: torch.device) -> int:
+    """Forget the highest memory use so far; returns the present one, in bytes."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return torch.cuda.memory_allocated(device)
+    with contextlib.suppress(OSError):  # not allowed everywhere; the plan is then made from an earlier peak
+        Path("/proc/self/clear_refs").write_text("5")
+    return _status("VmRSS")
+
+
+def _peak(device: torch.device) -> int:
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
+
+
+def _status(name: str) -> int:
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
+    return int(line.split()[1]) * 1024
+
+
+def load_teacher(
+    path: str | Path, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
+) -> Teacher:
     """A teacher from a checkpoint of ours or a published one. Raises BadCheckpoint, FileNotFoundError, ValueError."""
     path = Path(path)
-    checkpoint = read_checkpoint(path)
-    return teacher_from(path, checkpoint, device, precision)
+    return teacher_from(path, read_checkpoint(path), device, precision, combine)
 
 
-def teacher_from(path: Path, checkpoint: Checkpoint, device: str, precision: str) -> Teacher:
-    """A teacher from a checkpoint that has been read from `path`."""
+def teacher_from(path: Path, checkpoint: Checkpoint, device: str, precision: str, combine: str = COMBINE[0]) -> Teacher:
+    """A teacher from a checkpoint that has been read from `path`, its batch norms folded."""
     device = pick_device(device)
+    network = load_network(path, checkpoint)
+    fold_batch_norm(network)
     return Teacher(
-        load_network(path, checkpoint),
+        network,
         checkpoint.label_space,
         checkpoint.trained_on,
         device,
         pick_precision(precision, device),
         sha256(path),
+        combine,
     )

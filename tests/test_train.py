@@ -25,18 +25,18 @@ from autolabel.manifests.classes import CAMVID, CITYSCAPES
 from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
 from autolabel.student.evaluate import Scores
+from autolabel.student.losses import LOSSES
 from autolabel.student.train import (
     LEARNING_RATES,
     StepReport,
     TrainingStopped,
     TrainJob,
     learning_rate_at,
-    segmentation_loss,
     train,
 )
-from autolabel.teacher.build import build, fingerprint_tensor, read_checkpoint, save_checkpoint
+from autolabel.teacher.build import build
+from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
 from autolabel.teacher.hrnet import HRNet
-from autolabel.teacher.multiscale import TrainingOutput
 
 # One thread: the small network is no slower with it, never waits for a busy core, and two trainings give equal bits.
 torch.set_num_threads(1)
@@ -149,40 +149,6 @@ def test_the_learning_rate_warms_up_and_decays(short: TrainJob) -> None:
     assert rates[4:] == sorted(rates[4:], reverse=True)
     assert rates[99] == pytest.approx(2 * 0.01**0.9)
     assert learning_rate_at(0, 1, 2.0) == 2.0
-
-
-# --- the loss ---------------------------------------------------------------------------------------------------------
-
-
-def random_output(seed: int) -> TrainingOutput:
-    torch.manual_seed(seed)
-    return TrainingOutput(*(torch.randn(2, 4, 5, 6, requires_grad=True) for _ in range(4)))
-
-
-def test_the_loss_is_the_mean_over_valid_pixels_of_all_four_outputs() -> None:
-    output = random_output(0)
-    label = torch.randint(0, 4, (2, 5, 6))
-    label[0, :3] = 255
-    label[1, 2, 2] = 255
-    expected = 0.0
-    for name, weight in (("joint", 1), ("aux", 0.4), ("low", 0.05), ("high", 0.05)):
-        logits = getattr(output, name).detach().double().numpy()
-        surprise = [
-            np.log(np.exp(logits[b, :, y, x]).sum()) - logits[b, label[b, y, x], y, x]
-            for b, y, x in np.ndindex(2, 5, 6)
-            if label[b, y, x] != 255
-        ]
-        assert len(surprise) == 60 - 18 - 1
-        expected += weight * np.mean(surprise)
-    assert segmentation_loss(output, label).item() == pytest.approx(expected, rel=1e-6)
-
-
-def test_a_crop_without_a_single_label_gives_0_and_moves_nothing() -> None:
-    output = random_output(1)
-    loss = segmentation_loss(output, torch.full((2, 5, 6), 255))
-    loss.backward()  # type: ignore[no-untyped-call]
-    assert loss.item() == 0
-    assert all(torch.equal(value.grad, torch.zeros_like(value)) for value in vars(output).values())
 
 
 # --- killed and started again -----------------------------------------------------------------------------------------
@@ -333,6 +299,7 @@ def test_a_training_that_started_from_a_checkpoint_resumes_too(
         pytest.param({"seed": 1}, "seed was 0, now 1", id="seed"),
         pytest.param({"batch_size": 3}, "batch_size was 2, now 3", id="batch size"),
         pytest.param({"crop": (64, 96)}, "crop was [64, 64], now [64, 96]", id="crop"),
+        pytest.param({"loss": "rmi"}, "loss was 'cross-entropy', now 'rmi'", id="loss"),
         pytest.param(
             {"optimizer": "sgd"}, "optimizer was 'adamw', now 'sgd'; learning_rate was 0.003, now 0.01", id="optimizer"
         ),
@@ -437,12 +404,13 @@ def overflowing(short: TrainJob, folder: Path) -> TrainJob:
     return replace(short, out=folder / "out", init=folder / "init.pt", learning_rate=0.5)
 
 
-def test_a_diverging_training_stops_and_says_what_to_do(short: TrainJob, tmp_path: Path) -> None:
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJob, tmp_path: Path) -> None:
     message = (
         r"^the loss became (nan|inf) at step 1: start again in another --out with a smaller --learning-rate than 0\.5$"
     )
     with pytest.raises(TrainingStopped, match=message):
-        train(overflowing(short, tmp_path))
+        train(replace(overflowing(short, tmp_path), loss=loss))
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json"]  # nothing broken is kept
 
 
@@ -452,6 +420,7 @@ def test_a_diverging_training_stops_and_says_what_to_do(short: TrainJob, tmp_pat
         ({"steps": 0}, "steps is 0: expected 1 or more"),
         ({"batch_size": -1}, "batch_size is -1: expected 1 or more"),
         ({"validations": 0}, "validations is 0: expected 1 or more"),
+        ({"loss": "dice"}, "loss 'dice': expected cross-entropy, image-weighted, rmi"),
         ({"optimizer": "adam"}, "optimizer 'adam': expected sgd or adamw"),
         ({"learning_rate": 0.0}, "learning rate 0: expected a number in (0, 10)"),
         ({"learning_rate": float("nan")}, "learning rate nan: expected a number in (0, 10)"),
@@ -488,6 +457,7 @@ def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> No
         "seed": 0,
         "batch_size": 2,
         "crop": [64, 64],
+        "loss": "cross-entropy",
         "optimizer": "adamw",
         "learning_rate": 0.003,
         "init": None,

@@ -18,17 +18,17 @@ import torch
 from torch import Tensor
 
 from autolabel.manifests.classes import CAMVID, CITYSCAPES
-from autolabel.teacher.build import (
+from autolabel.teacher.build import build
+from autolabel.teacher.checkpoints import (
     FORMAT,
     BadCheckpoint,
-    build,
     fingerprint_tensor,
     load_network,
     overlap,
     read_checkpoint,
     save_checkpoint,
 )
-from autolabel.teacher.multiscale import HierarchicalNet
+from autolabel.teacher.networks import SegmentationNet
 
 ARCH = "hrnet18s_ocr_mscale"
 PRINTS = ["00000000000000ff", "ffffffffffffffff", "8000000000000000", "00000000000000ff"]
@@ -37,26 +37,26 @@ Content = dict[str, Any]
 
 
 @pytest.fixture(scope="module")
-def network() -> HierarchicalNet:
+def network() -> SegmentationNet:
     torch.manual_seed(5)
     return build(ARCH, len(CAMVID))
 
 
 @pytest.fixture
-def ours(network: HierarchicalNet, tmp_path: Path) -> Path:
+def ours(network: SegmentationNet, tmp_path: Path) -> Path:
     path = tmp_path / "best.pt"
     save_checkpoint(path, ARCH, CAMVID, network, fingerprint_tensor(PRINTS), {"miou": 0.5, "step": 7.0})
     return path
 
 
-def published(network: HierarchicalNet) -> Content:
+def published(network: SegmentationNet) -> Content:
     """What the reference's training saves: a wrapped network, and a score that is a numpy number."""
     state = {f"module.{key}": tensor for key, tensor in network.state_dict().items()}
     return {"epoch": 174, "arch": "ocrnet.HRNet_Mscale", "num_classes": 11, "state_dict": state,
             "mean_iu": np.float64(0.85), "command": "python train.py"}  # fmt: skip
 
 
-def our_content(network: HierarchicalNet) -> Content:
+def our_content(network: SegmentationNet) -> Content:
     """What `autolabel train` saves."""
     return {
         "format": FORMAT,
@@ -79,7 +79,7 @@ def refusal(path: Path) -> str:
 # --- what loads -------------------------------------------------------------------------------------------------------
 
 
-def test_our_own_checkpoint_comes_back_as_it_was_saved(ours: Path, network: HierarchicalNet) -> None:
+def test_our_own_checkpoint_comes_back_as_it_was_saved(ours: Path, network: SegmentationNet) -> None:
     checkpoint = read_checkpoint(ours)
     assert (checkpoint.arch, checkpoint.classes, checkpoint.label_space) == (ARCH, 11, CAMVID)
     assert checkpoint.metrics == {"miou": 0.5, "step": 7.0}
@@ -91,7 +91,7 @@ def test_our_own_checkpoint_comes_back_as_it_was_saved(ours: Path, network: Hier
     assert [p.name for p in ours.parent.iterdir()] == ["best.pt"]  # no temporary file is left behind
 
 
-def test_what_a_training_needs_to_go_on_is_kept_beside_the_weights(tmp_path: Path, network: HierarchicalNet) -> None:
+def test_what_a_training_needs_to_go_on_is_kept_beside_the_weights(tmp_path: Path, network: SegmentationNet) -> None:
     path = tmp_path / "last.pt"
     training = {"step": 3, "best": 0.25, "curves": [{"step": 1, "miou": None}], "optimizer": {"state": {}}}
     save_checkpoint(path, ARCH, CAMVID, network, fingerprint_tensor([]), {}, training)
@@ -107,7 +107,7 @@ def test_what_a_training_needs_to_go_on_is_kept_beside_the_weights(tmp_path: Pat
     ],
 )
 def test_a_published_checkpoint_is_recognised_by_its_tensors(
-    zipped: bool, module: bytes, tmp_path: Path, network: HierarchicalNet
+    zipped: bool, module: bytes, tmp_path: Path, network: SegmentationNet
 ) -> None:
     path = tmp_path / "cityscapes_ocrnet.HRNet_Mscale.pth"
     torch.save(published(network), path, _use_new_zipfile_serialization=zipped)
@@ -133,7 +133,7 @@ def test_a_published_checkpoint_of_the_full_network_is_recognised(tmp_path: Path
 
 
 @pytest.mark.parametrize("layout", ["ours", "published"])
-def test_counters_that_nothing_reads_may_be_missing(layout: str, tmp_path: Path, network: HierarchicalNet) -> None:
+def test_counters_that_nothing_reads_may_be_missing(layout: str, tmp_path: Path, network: SegmentationNet) -> None:
     content = published(network) if layout == "published" else our_content(network)
     content["state_dict"] = {k: v for k, v in content["state_dict"].items() if not k.endswith("num_batches_tracked")}
     torch.save(content, tmp_path / "c.pt")
@@ -174,7 +174,7 @@ def test_a_file_of_another_kind_is_refused(data: bytes, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kept", [0.001, 0.1, 0.5, 0.9, 0.999])
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 def test_a_file_that_was_cut_off_is_refused(
-    zipped: bool, kept: float, tmp_path: Path, network: HierarchicalNet
+    zipped: bool, kept: float, tmp_path: Path, network: SegmentationNet
 ) -> None:
     path = tmp_path / "c.pth"
     torch.save(published(network), path, _use_new_zipfile_serialization=zipped)
@@ -210,7 +210,7 @@ class Bomb:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old"])
 @pytest.mark.parametrize("place", ["alone", "beside the weights", "among the weights"])
 def test_nothing_in_a_checkpoint_is_executed(
-    zipped: bool, place: str, tmp_path: Path, network: HierarchicalNet
+    zipped: bool, place: str, tmp_path: Path, network: SegmentationNet
 ) -> None:
     target, path = tmp_path / "executed", tmp_path / "c.pt"
     content: Any = published(network)
@@ -283,7 +283,7 @@ def with_tensor(key: str, value: object) -> Callable[[dict[str, Any]], None]:
     ],
 )
 def test_the_first_tensor_that_does_not_fit_is_named(
-    change: Callable[[dict[str, Any]], None], ours: str, theirs: str, tmp_path: Path, network: HierarchicalNet
+    change: Callable[[dict[str, Any]], None], ours: str, theirs: str, tmp_path: Path, network: SegmentationNet
 ) -> None:
     content = our_content(network)
     change(content["state_dict"])
@@ -295,19 +295,19 @@ def test_the_first_tensor_that_does_not_fit_is_named(
 
 @pytest.mark.parametrize("key", ["scale_attn.conv2.weight", "ocr.cls_head.weight"])
 @pytest.mark.parametrize("value", [3, "text"])
-def test_what_is_no_tensor_is_named(value: object, key: str, tmp_path: Path, network: HierarchicalNet) -> None:
+def test_what_is_no_tensor_is_named(value: object, key: str, tmp_path: Path, network: SegmentationNet) -> None:
     for content in (our_content(network), {"state_dict": dict(network.state_dict())}):
         content["state_dict"][key] = value
         torch.save(content, tmp_path / "c.pt")
         assert key in refusal(tmp_path / "c.pt")
 
 
-def test_a_head_that_is_a_single_number_is_refused(tmp_path: Path, network: HierarchicalNet) -> None:
+def test_a_head_that_is_a_single_number_is_refused(tmp_path: Path, network: SegmentationNet) -> None:
     torch.save({"state_dict": network.state_dict() | {"ocr.cls_head.weight": torch.tensor(1.0)}}, tmp_path / "c.pt")
     assert refusal(tmp_path / "c.pt").startswith(f" is a checkpoint of another network: expected {BOTH}")
 
 
-def test_all_that_does_not_fit_is_counted(tmp_path: Path, network: HierarchicalNet) -> None:
+def test_all_that_does_not_fit_is_counted(tmp_path: Path, network: SegmentationNet) -> None:
     content = our_content(build(ARCH, len(CITYSCAPES)))
     torch.save(content, tmp_path / "c.pt")
     assert refusal(tmp_path / "c.pt") == (
@@ -322,7 +322,7 @@ def test_a_checkpoint_of_another_network_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_weights_that_diverged_are_refused(value: float, tmp_path: Path, network: HierarchicalNet) -> None:
+def test_weights_that_diverged_are_refused(value: float, tmp_path: Path, network: SegmentationNet) -> None:
     content = our_content(network)
     content["state_dict"] = {k: v.clone() for k, v in content["state_dict"].items()}
     content["state_dict"]["backbone.bn1.running_var"][3] = value
@@ -332,14 +332,14 @@ def test_weights_that_diverged_are_refused(value: float, tmp_path: Path, network
 
 
 @pytest.mark.parametrize("key", ["arch", "label_space", "trained_on", "metrics"])
-def test_one_of_ours_that_lacks_an_entry_is_refused(key: str, tmp_path: Path, network: HierarchicalNet) -> None:
+def test_one_of_ours_that_lacks_an_entry_is_refused(key: str, tmp_path: Path, network: SegmentationNet) -> None:
     content = our_content(network)
     del content[key]
     torch.save(content, tmp_path / "c.pt")
     assert key in refusal(tmp_path / "c.pt")
 
 
-def test_one_of_ours_with_an_unknown_network_is_refused(tmp_path: Path, network: HierarchicalNet) -> None:
+def test_one_of_ours_with_an_unknown_network_is_refused(tmp_path: Path, network: SegmentationNet) -> None:
     torch.save(our_content(network) | {"arch": "unet"}, tmp_path / "c.pt")
     assert "unknown architecture 'unet'" in refusal(tmp_path / "c.pt")
 

@@ -1,0 +1,170 @@
+"""The losses of the paper: how far a network's logits are from a label, in one number.
+
+    cross-entropy     how surprised the network is by the label, mean over the pixels
+    image-weighted    the same, where a class weighs more the rarer it is in the batch
+    rmi               per class and pixel (binary cross-entropy), and whether neighbouring pixels are right together:
+                      region mutual information (Zhao, Wang, Yang, Cai, arXiv 1910.12037)
+
+A network in training has several outputs. `segmentation_loss` adds them up as in arXiv 2005.10821, section 4: the
+combined output, 0.4 of the OCR head's auxiliary output (arXiv 1909.11065) and 0.05 of each scale alone; there, region
+mutual information is asked of the combined output only, and the others get its binary cross-entropy part.
+
+Every loss takes logits (B, C, H, W) of any float type and a label (B, H, W) int64 of train ids, 255 = ignore, and
+gives a scalar. It computes in float32 or better, also inside an autocast region. Ignored pixels get no gradient, and
+where all are ignored, the loss is finite and the gradient is zero.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autolabel.manifests.classes import IGNORE
+from autolabel.teacher.scales import TrainingOutput
+
+Loss = Callable[[Tensor, Tensor], Tensor]  # logits, label -> scalar
+
+AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
+_REGION_SHARE = 0.5  # of the region term in rmi; the rest is binary cross-entropy
+_POOL = 4  # regions are looked at on maps reduced by this factor
+_REGION = 3  # side of a region, on these maps
+_FLOOR = 1e-6  # added to probabilities
+_RIDGE = 5e-4  # added to variances: no matrix is singular, and a perfect prediction is not worth infinitely much
+
+
+def _in_full_precision(loss: Loss) -> Loss:
+    """The loss on logits of float32 or better, and with autocast off."""
+
+    @wraps(loss)
+    def computed(logits: Tensor, label: Tensor) -> Tensor:
+        with torch.autocast(logits.device.type, enabled=False):
+            return loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), label)
+
+    return computed
+
+
+# --- cross-entropies --------------------------------------------------------------------------------------------------
+
+
+@_in_full_precision
+def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Mean over the valid pixels of the batch; 0 where there is none."""
+    valid = (label != IGNORE).sum().clamp(min=1)
+    return F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum") / valid
+
+
+@_in_full_precision
+def image_weighted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Sum over the images of their weighted means; an image that is all ignore adds 0.
+
+    A class weighs 2 - its share of the batch's valid pixels. As in the reference implementation the shares are those of
+    the whole batch and the images are summed, not averaged: the gradient grows with the batch.
+    """
+    classes = logits.shape[1]
+    pixels = torch.bincount(label.flatten(), minlength=IGNORE + 1)[:classes].to(logits.dtype)
+    weight_of = logits.new_zeros(IGNORE + 1)  # by train id: 0 for ignore
+    weight_of[:classes] = 2 - pixels / pixels.sum().clamp(min=1)
+    weight = weight_of[label]  # (B, H, W)
+    surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W)
+    # A valid pixel weighs 1 or more, so the limit concerns images without any.
+    return ((weight * surprise).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)).sum()
+
+
+# --- region mutual information ----------------------------------------------------------------------------------------
+
+
+@_in_full_precision
+def binary_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+    """Each class by itself against the rest: summed over classes and valid pixels, over the valid pixels plus 1."""
+    return _binary_cross_entropy(logits, _one_hot(label, logits), _valid(label))
+
+
+@_in_full_precision
+def region_mutual_information(logits: Tensor, label: Tensor) -> Tensor:
+    """Half binary cross-entropy, half region term. It can be negative. Raises ValueError for crops below 8 x 8."""
+    truth, valid = _one_hot(label, logits), _valid(label)
+    pixels = _binary_cross_entropy(logits, truth, valid)
+    regions = _region_term(logits.sigmoid() * valid + _FLOOR, truth)
+    return (1 - _REGION_SHARE) * pixels + _REGION_SHARE * regions
+
+
+def _valid(label: Tensor) -> Tensor:
+    return (label != IGNORE).unsqueeze(1)  # (B, 1, H, W)
+
+
+def _one_hot(label: Tensor, like: Tensor) -> Tensor:
+    """(B, C, H, W) of the type of `like`: 1 for the label's class, else 0; 0 for every class where it is ignore."""
+    classes = torch.arange(like.shape[1], device=label.device)[:, None, None]
+    return (label.unsqueeze(1) == classes).to(like.dtype)
+
+
+def _binary_cross_entropy(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+    surprise = F.binary_cross_entropy_with_logits(logits, truth, weight=valid.to(logits.dtype), reduction="sum")
+    return surprise / (valid.sum() + 1)
+
+
+def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
+    """How uncertain the truth of a region remains when the prediction for it is known; both (B, C, H, W) in [0, 1].
+
+    A region is a 3 x 3 square of the pooled maps, taken as one point of 9 numbers. Were truth and prediction normally
+    distributed, the truth given the prediction would have the covariance
+
+        M = cov(truth) - cov(truth, predicted) cov(predicted)^-1 cov(predicted, truth)
+
+    (a ridge added to its variances and to those of the prediction), and 0.5 log det M, but for its sign and constants,
+    bounds the mutual information of the two from below (arXiv 1910.12037, section 3). M is the Schur complement in the
+    joint covariance of both, so its Cholesky factor is the lower right block of the joint one's: no inverse is needed,
+    and what is factorised has no eigenvalue below the ridge. Covariances are sums over the regions, not means. Mean
+    over images, by numbers of a region; sum over classes.
+    """
+    images, _, height, width = predicted.shape
+    least = (_REGION - 1) * _POOL
+    if min(height, width) < least:
+        raise ValueError(f"a crop of {height}x{width} pixels holds no region: rmi needs {least}x{least} or more")
+
+    def pooled(maps: Tensor) -> Tensor:
+        return F.avg_pool2d(maps, _POOL, stride=_POOL, padding=_POOL // 2).double()
+
+    both = torch.stack([pooled(predicted), pooled(truth)], dim=2).flatten(0, 1)  # (B * C, 2, h, w)
+    points = F.unfold(both, _REGION)  # (B * C, 2 * 9, regions)
+    points -= points.mean(dim=-1, keepdim=True)
+    covariance = points @ points.mT
+    covariance.diagonal(dim1=-2, dim2=-1).add_(_RIDGE)
+    # Positive definite whenever the logits are finite; when they are not, the binary cross-entropy is not finite.
+    factor: Tensor = torch.linalg.cholesky_ex(covariance).L
+    numbers = _REGION**2
+    half_log_det = factor.diagonal(dim1=-2, dim2=-1)[:, numbers:].log().sum(dim=-1)  # (B * C,)
+    return (half_log_det.sum() / (images * numbers)).to(predicted.dtype)
+
+
+# --- all outputs of a network -----------------------------------------------------------------------------------------
+
+
+class Losses(NamedTuple):
+    """Which loss looks at the combined output, and which at the others: the auxiliary one and each scale alone."""
+
+    joint: Loss
+    others: Loss
+
+
+LOSSES = {
+    "cross-entropy": Losses(cross_entropy, cross_entropy),
+    "image-weighted": Losses(image_weighted_cross_entropy, image_weighted_cross_entropy),
+    "rmi": Losses(region_mutual_information, binary_cross_entropy),
+}
+
+
+def segmentation_loss(name: str, output: TrainingOutput, label: Tensor) -> Tensor:
+    """The loss of this name (see LOSSES) of all outputs of a network, weighted."""
+    joint, other = LOSSES[name]
+    total = joint(output.joint, label)
+    if output.aux is not None:
+        total = total + AUX_WEIGHT * other(output.aux, label)
+    for logits in output.scales:
+        total = total + SCALE_WEIGHT * other(logits, label)
+    return total

@@ -1,0 +1,194 @@
+"""Checkpoints: networks on disk.
+
+A checkpoint of ours is one `torch.save`d dictionary:
+
+    format        "autolabel-checkpoint/1"
+    arch          a name in ARCHITECTURES
+    label_space   its JSON
+    state_dict    tensors under the customary HRNet, OCR and DeepLab keys
+    trained_on    (N,) int64, content fingerprints of the images it was trained on
+    metrics       {"miou": …, "step": …}, what it reached on its validation manifest
+    training      only in `last.pt`: what is needed to go on (see student/train.py)
+
+Published checkpoints of the reference implementation load too: `{"state_dict": {"module.…": tensor}, …}`, such a state
+dict alone, or its tensors in a safetensors file; which network they hold is told by the tensors. Files are data:
+nothing in them is executed (`weights_only=True`).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.files import writing
+from autolabel.teacher.build import ARCHITECTURES, build, recognise
+from autolabel.teacher.networks import SegmentationNet
+
+FORMAT = "autolabel-checkpoint/1"
+
+
+class BadCheckpoint(ValueError):
+    """The file is not a checkpoint that fits."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint as read: checked to be one, not yet put into a network. `label_space` is None in published files.
+
+    scales: how many scales an explicit combination weighs at once.
+    """
+
+    arch: str
+    classes: int
+    scales: int
+    label_space: LabelSpace | None
+    state_dict: dict[str, Tensor]
+    trained_on: Tensor
+    metrics: dict[str, float] = field(default_factory=dict)
+    training: dict[str, Any] | None = None
+
+
+def fingerprint_tensor(fingerprints: list[str]) -> Tensor:
+    """Hex fingerprints -> sorted (N,) int64."""
+    numbers = np.array(sorted({int(f, 16) for f in fingerprints}), np.uint64)
+    return torch.from_numpy(numbers.view(np.int64))
+
+
+def overlap(trained_on: Tensor, fingerprints: list[str]) -> list[int]:
+    """Indices of the fingerprints that a checkpoint was trained on."""
+    known = set(trained_on.tolist())
+    marks = np.array([int(f, 16) for f in fingerprints], np.uint64).view(np.int64).tolist()
+    return [i for i, mark in enumerate(marks) if mark in known]
+
+
+def save_checkpoint(
+    path: Path,
+    arch: str,
+    space: LabelSpace,
+    network: torch.nn.Module,
+    trained_on: Tensor,
+    metrics: Mapping[str, float],
+    training: Mapping[str, Any] | None = None,
+) -> None:
+    """Write a checkpoint, whole or not at all."""
+    content = {
+        "format": FORMAT,
+        "arch": arch,
+        "label_space": json.loads(space.to_json()),
+        "state_dict": network.state_dict(),
+        "trained_on": trained_on,
+        "metrics": dict(metrics),
+    }
+    if training is not None:
+        content["training"] = dict(training)
+    with writing(path) as temporary:
+        torch.save(content, temporary)
+
+
+def _numpy_scalars() -> list[Any]:
+    """What full checkpoints of the reference hold beside tensors: a numpy float, under its old or new module path."""
+    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
+    paths = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [*((scalar, path) for path in paths), np.dtype, np.dtypes.Float64DType]
+
+
+def _read_content(path: Path) -> object:
+    with path.open("rb") as file:
+        start = file.read(9)
+    if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
+        return load_file(path)
+    with torch.serialization.safe_globals(_numpy_scalars()):
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+# The same modules under two names in the published code.
+_SYNONYMS = (("trunk.", "backbone."), ("seg_head.", "cls_head."))
+
+
+def _customary(key: str) -> str:
+    key = key.removeprefix("module.")
+    for other, ours in _SYNONYMS:
+        if key.startswith(other):
+            return ours + key.removeprefix(other)
+    return key
+
+
+def read_checkpoint(path: Path) -> Checkpoint:
+    """Read a checkpoint without executing anything in it. Raises BadCheckpoint, FileNotFoundError."""
+    if not path.is_file():
+        raise FileNotFoundError(f"checkpoint {path} does not exist")
+    if path.stat().st_size == 0:
+        raise BadCheckpoint(f"{path} is empty (0 bytes): it was cut off while it was written or copied")
+    try:
+        content = _read_content(path)
+    except Exception as error:  # a damaged file can fail in any way that Python knows
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise BadCheckpoint(f"{path} is not a loadable checkpoint: {reason}") from error
+    bare = isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())
+    tensors = content if bare else content.get("state_dict") if isinstance(content, dict) else None
+    if not isinstance(content, dict) or not isinstance(tensors, dict):
+        raise BadCheckpoint(f"{path} holds no 'state_dict': expected one of `autolabel train`, or a published one")
+    state = {_customary(str(k)): v for k, v in tensors.items()}
+    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
+    if strange:
+        raise BadCheckpoint(f"{path}: {strange[0]} in its state_dict is no tensor")
+    known = recognise(state, str(content.get("arch", "")))
+    if content.get("format") != FORMAT:
+        if known is None:
+            raise BadCheckpoint(
+                f"{path} is a checkpoint of another network: expected one of those in docs/teacher.md, such as"
+                " hrnet48_ocr_mscale"
+            )
+        return Checkpoint(known.arch, known.classes, known.scales, None, state, torch.zeros(0, dtype=torch.int64))
+    try:
+        space = LabelSpace.from_json(json.dumps(content["label_space"]))
+        arch, trained_on, metrics = (
+            str(content["arch"]),
+            torch.as_tensor(content["trained_on"]),
+            dict(content["metrics"]),
+        )
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadCheckpoint(f"{path} is a damaged checkpoint of ours ({type(error).__name__}: {error})") from error
+    if arch not in ARCHITECTURES:
+        raise BadCheckpoint(f"{path} holds an unknown architecture {arch!r}: it comes from a newer version")
+    scales = known.scales if known else 3
+    return Checkpoint(arch, len(space), scales, space, state, trained_on, metrics, content.get("training"))
+
+
+def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
+    """Every missing, extra or misshapen tensor, in words. `num_batches_tracked` may be missing: nothing reads it."""
+    counters = {k for k in expected if k.endswith("num_batches_tracked")}
+    missing = [f"{k} is missing" for k in expected.keys() - state.keys() - counters]
+    extra = [f"{k} is not in the network" for k in state.keys() - expected.keys()]
+    shapes = [
+        f"{k} is {tuple(state[k].shape)} instead of {tuple(expected[k].shape)}"
+        for k in expected.keys() & state.keys()
+        if state[k].shape != expected[k].shape
+    ]
+    return sorted(missing) + sorted(shapes) + sorted(extra)
+
+
+def load_network(path: Path, checkpoint: Checkpoint) -> SegmentationNet:
+    """The checkpoint's network with its weights. Raises BadCheckpoint for any tensor that does not fit."""
+    with torch.device("meta"):  # no weights are drawn only to be replaced
+        network = build(checkpoint.arch, checkpoint.classes, checkpoint.scales)
+    expected = network.state_dict()
+    wrong = mismatches(expected, checkpoint.state_dict)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
+        raise BadCheckpoint(f"{path} does not fit {checkpoint.arch}: {wrong[0]}{more}")
+    broken = [k for k, v in checkpoint.state_dict.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+    if broken:
+        raise BadCheckpoint(f"{path}: tensor {broken[0]} holds NaN or infinity; the training it came from diverged")
+    counters = {k: torch.zeros((), dtype=torch.int64) for k in expected.keys() - checkpoint.state_dict.keys()}
+    network.to_empty(device="cpu").load_state_dict(checkpoint.state_dict | counters)
+    return network

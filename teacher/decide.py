@@ -1,0 +1,107 @@
+"""The decision: from combined logits to a label and its counts, on the device, one band of rows at a time.
+
+A pixel keeps its top class where the softmax probability exceeds the threshold, else it becomes 255. The comparison is
+made on the float, before any rounding. No tensor with a value per class and pixel is ever whole in memory, let alone
+copied to the host: what leaves the device is one byte per pixel and a table of counts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from autolabel.manifests.classes import IGNORE
+from autolabel.manifests.tables import CONFIDENCE_BINS
+from autolabel.teacher.scales import Field, Size
+
+# A band's logits: on a CPU they should stay in a core's cache, on a GPU they should keep all of it busy.
+_BAND_BYTES = {"cpu": 2 << 20, "cuda": 256 << 20}
+_COUNTED_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 26}  # pixels, likewise
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """Counts of one labelled image, by class. All over the pixels whose top class it is.
+
+    pixels (C,) int64: those that were kept. histogram (C, 20) int64: confidences before the threshold, bin k holding
+    k/20 < p <= (k+1)/20. confidence (C,) float64: sum of the confidences before the threshold.
+    """
+
+    pixels: NDArray[np.int64]
+    histogram: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, cells: NDArray[np.int64], sums: NDArray[np.float64]) -> LabelStatistics:
+        """From the two tables of `count`."""
+        return cls(pixels=cells[:, :, 1].sum(axis=1), histogram=cells.sum(axis=2), confidence=sums)
+
+
+def bands(size: Size, classes: int, device: torch.device) -> Iterator[tuple[int, int]]:
+    """Ranges of rows that cover an image. They follow from its size alone: a label never depends on its batch."""
+    height, width = size
+    rows = max(1, _BAND_BYTES[device.type] // (4 * classes * width))
+    return ((top, min(top + rows, height)) for top in range(0, height, rows))
+
+
+def top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(B, C, h, w) float32 logits -> top class (B, h, w) uint8, the lowest of equals, and its softmax probability.
+
+    C is at most 255. The largest logit's exponential is 1 after it has been subtracted: p = 1 / sum(exp(z - max)).
+    """
+    classes = logits.shape[1]
+    below = logits - logits.amax(dim=1, keepdim=True)
+    # Arg-max over an outer axis is slow. Times a huge number only the zeros at the maximum survive, and of the classes
+    # there the lowest has the highest rank.
+    rank = torch.arange(classes, 0, -1, device=logits.device, dtype=logits.dtype).view(-1, 1, 1)
+    winner = (classes - torch.add(rank, below, alpha=3e38).amax(dim=1)).to(torch.uint8)
+    return winner, below.exp_().sum(dim=1).reciprocal_()
+
+
+def top_classes(field: Field, images: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Of every image of a field: top class (B, H, W) uint8, and its probability (B, H, W) float32, on the device."""
+    winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
+    confidences = torch.empty(images, *field.size, device=device)
+    for top, bottom in bands(field.size, classes, device):
+        winners[:, top:bottom], confidences[:, top:bottom] = top_class(field.rows(top, bottom))
+    return winners, confidences
+
+
+def confidence_bins(confidences: Tensor) -> Tensor:
+    """The bin k of each confidence, k/20 < p <= (k+1)/20, exactly; int64."""
+    edges = torch.arange(1, CONFIDENCE_BINS, device=confidences.device) / CONFIDENCE_BINS
+    if confidences.device.type != "cpu":
+        return torch.bucketize(confidences, edges)
+    scaled = confidences * CONFIDENCE_BINS  # there, rounding up is much faster than searching
+    bins = scaled.ceil().long() - 1
+    close = (scaled - scaled.round()).abs_() < 1e-4  # where the product's rounding could tell otherwise than p itself
+    bins[close] = torch.bucketize(confidences[close], edges)
+    return bins
+
+
+def count(winners: Tensor, confidences: Tensor, classes: int, threshold: float) -> tuple[Tensor, Tensor]:
+    """Of one image: pixels (C, 20, 2) int64 by class, bin, and dropped or kept; sums of confidences (C,) float64.
+
+    Counts stay on the device; nothing here waits for it.
+    """
+    cells = torch.zeros(classes * CONFIDENCE_BINS * 2, dtype=torch.int64, device=winners.device)
+    # In float64 the sum is exact, hence the same in any order: confidences above 1/32 are multiples of 2^-29.
+    sums = torch.zeros(classes, dtype=torch.float64, device=winners.device)
+    piece = _COUNTED_AT_ONCE[winners.device.type]
+    winners, confidences = winners.flatten(), confidences.flatten()
+    for start in range(0, len(winners), piece):
+        winner, confidence = winners[start : start + piece].long(), confidences[start : start + piece]
+        place = (winner * CONFIDENCE_BINS + confidence_bins(confidence)) * 2 + (confidence > threshold)
+        cells.index_add_(0, place, torch.ones_like(place))
+        sums.index_add_(0, winner, confidence.double())
+    return cells.view(classes, CONFIDENCE_BINS, 2), sums
+
+
+def keep(winners: Tensor, confidences: Tensor, threshold: float) -> Tensor:
+    """The label: the top class where its probability exceeds the threshold, else 255; uint8."""
+    return torch.where(confidences > threshold, winners, IGNORE)

@@ -1,0 +1,58 @@
+"""Fold batch norm into the convolution before it, for inference."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from autolabel.teacher.networks import SegmentationNet
+
+
+@torch.no_grad()
+def fold_batch_norm(network: SegmentationNet) -> int:
+    """Fold, in place, every batch norm that reads exactly what a convolution wrote; returns how many were folded.
+
+    Which ones those are is seen by running the network once on a small image, so that no assumption about names is
+    made. In evaluation batch norm is a fixed scale and shift of each channel, which the convolution can do itself:
+    w' = w * g / sqrt(v + eps), b' = (b - m) * g / sqrt(v + eps) + beta.
+    """
+    network.eval()
+    wrote: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept so that its id stays its own
+    pairs: dict[str, nn.Conv2d] = {}
+
+    def after_conv(module: nn.Module, _: object, output: Tensor) -> None:
+        assert isinstance(module, nn.Conv2d)
+        wrote[id(output)] = (module, output)
+
+    hooks = []
+    for name, module in network.named_modules():
+        if isinstance(module, nn.Conv2d):
+            hooks.append(module.register_forward_hook(after_conv))
+        elif isinstance(module, nn.BatchNorm2d):
+
+            def before_norm(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
+                if id(inputs[0]) in wrote:
+                    pairs[name] = wrote[id(inputs[0])][0]
+
+            hooks.append(module.register_forward_pre_hook(before_norm))
+    device = next(network.parameters()).device
+    network.parts(torch.zeros(1, 3, 64, 64, device=device), network.scale_attn.training_scales)
+    for hook in hooks:
+        hook.remove()
+    for name, conv in pairs.items():
+        parent, _, own = name.rpartition(".")
+        holder = network.get_submodule(parent)
+        norm = getattr(holder, own)
+        _fold(conv, norm)
+        setattr(holder, own, nn.Identity())
+    return len(pairs)
+
+
+def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
+    assert norm.running_mean is not None and norm.running_var is not None
+    scale = norm.weight.double() / torch.sqrt(norm.running_var.double() + norm.eps)
+    bias = 0.0 if conv.bias is None else conv.bias.double()
+    shift = (bias - norm.running_mean.double()) * scale + norm.bias.double()
+    dtype = conv.weight.dtype
+    conv.weight = nn.Parameter((conv.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
+    conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
