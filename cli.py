@@ -561,12 +561,13 @@ def stats(run: Path) -> None:
 @click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, help="How many to show.")
 @click.option("--sample", "chosen", multiple=True, help="Show this sample id; may be given several times.")
 @click.option("--teacher", type=FILE, help="Where the run's teacher is now. [default: where it was]")
-def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None) -> None:
+@click.option("--attention", is_flag=True, help="Show too what the teacher sees at each scale, and how much it counts.")
+def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None, attention: bool) -> None:
     """Write RUN/report/index.html: pictures and plots that open from disk."""
     from autolabel.pipeline.report import write_report
 
     with progress("drawing") as update:
-        page = write_report(run, images, chosen, teacher, update)
+        page = write_report(run, images, chosen, teacher, update, attention)
     click.echo(f"open {page}")
 
 

@@ -26,14 +26,17 @@ from PIL import Image
 from autolabel.manifests.classes import IGNORE, LabelSpace
 from autolabel.manifests.files import fingerprint_bytes, remove_leftovers, sha256, write_bytes
 from autolabel.manifests.images import BadImage, colourise, read_image, read_label
+from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.stores import DamagedLabel, Label, RunLabels, open_labels
 from autolabel.manifests.tables import QUARANTINE_SCHEMA, BadTable, Sample, load_manifest, read_statistics, read_table
 from autolabel.pipeline.stats import Summary, coverage_at, summarise
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher, View, load_teacher
+from autolabel.teacher.scales import Average, Combination, Explicit, ExplicitPairs
 
 LONGEST = 960  # pixels of a picture's longer side
 KINDS = ("photograph", "coarse", "auto", "confidence")  # of pictures, from left to right
-_OURS = re.compile(rf".+-({'|'.join(KINDS)})-[0-9a-f]{{16}}\.(jpeg|png)")
+SCALE_KINDS = ("prediction", "attention", "combined")  # the same below them, by scale
+_OURS = re.compile(rf".+-({'|'.join(KINDS + SCALE_KINDS)})-[0-9a-f]{{16}}\.(jpeg|png)")
 # Viridis at equal steps: perceptually uniform, readable in grey and for colour-blind eyes.
 _VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
 _TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
@@ -55,13 +58,34 @@ class Picture:
     why_not: str = ""
 
 
+@dataclass(frozen=True)
+class Column:
+    """What one scale says of an image; its share in the result as a picture and in numbers, over all pixels.
+
+    attention is None where all scales have the same share.
+    """
+
+    scale: float
+    prediction: Picture
+    attention: Picture | None
+    mean: float
+    least: float
+    most: float
+
+
 def write_report(
-    run: Path, images: int, chosen: Sequence[str], teacher: Path | None, update: Callable[[int, int], None]
+    run: Path,
+    images: int,
+    chosen: Sequence[str],
+    teacher: Path | None,
+    update: Callable[[int, int], None],
+    attention: bool = False,
 ) -> Path:
     """Write `report/` of a finished run and return its page. `update(done, total)` follows the images.
 
     Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is computed anew by the run's
     teacher, which is at `teacher` or, by default, where the run had it. Of what has gone since, the page says so.
+    With `attention` the teacher also shows what it sees at every scale, and how much each counts.
     Raises BadTable if the run is not finished, ValueError for an unknown sample or a `teacher` that is not the run's.
     """
     summary = summarise(run)
@@ -72,8 +96,10 @@ def write_report(
     table = table[table.index.isin(list(labels))]  # not what is to be done again, because its unit record was deleted
     quarantine = read_table(run / "quarantine.parquet", QUARANTINE_SCHEMA).to_pylist()
     wanted = _requested(run, chosen, table, quarantine) if chosen else choose(table, images)
-    teacher_file, no_teacher = _find_teacher(about, teacher)
-    network = load_teacher(teacher_file, "auto", about["precision"]) if teacher_file and wanted else None
+    teacher_file, no_teacher = _find_teacher(about, teacher, attention)
+    combine = about.get("combine", COMBINE[0])  # not in the runs of older versions, which knew no other
+    network = load_teacher(teacher_file, "auto", about["precision"], combine) if teacher_file and wanted else None
+    several = network if attention and len(about["scales"]) > 1 else None
     asked, no_coarse = _find_asked(about) if summary.coarse_coverage > 0 else (None, "")
     samples = {s.sample_id: s for s in manifest.samples}
     folder = run / "report"
@@ -82,7 +108,12 @@ def write_report(
         update(done, len(wanted))
         draws = _draws(samples[sample_id], labels, asked, manifest.label_space, network, about)
         pictures = [_picture(folder, sample_id, kind, draws[kind]) for kind in KINDS if kind in draws]
-        shown.append({**table.loc[sample_id], "sample_id": sample_id, "why": why, "pictures": pictures})
+        row = {**table.loc[sample_id], "sample_id": sample_id, "why": why, "pictures": pictures, "columns": []}
+        if several is not None and (
+            columns := _columns(folder, samples[sample_id], several, manifest.label_space, about)
+        ):
+            row |= {"columns": columns, "combined": _picture(folder, sample_id, "combined", draws["combined"])}
+        shown.append(row)
     page = _render(
         run=run.absolute(),
         about=about,
@@ -90,6 +121,8 @@ def write_report(
         gone=[note for note in (no_teacher, no_coarse) if note],
         summary=summary,
         shown=shown,
+        weights=_weights(several.combination) if several else "",
+        only_scale=attention and len(about["scales"]) == 1,
         quarantine=quarantine,
         space=manifest.label_space,
         viridis=", ".join(f"#{colour}" for colour in _VIRIDIS.hex(" ", 3).split()),
@@ -97,7 +130,7 @@ def write_report(
         **_confidence_plots(summary, float(about["policy"]["threshold"])),
     )
     write_bytes(folder / "index.html", page.encode())
-    _tidy(folder, {picture.file for image in shown for picture in image["pictures"]})
+    _tidy(folder, set(re.findall(r'src="([^"]+)"', page)))
     update(len(wanted), len(wanted))
     return folder / "index.html"
 
@@ -141,7 +174,7 @@ def _requested(
     return dict.fromkeys(chosen, "requested")
 
 
-def _find_teacher(about: About, named: Path | None) -> tuple[Path | None, str]:
+def _find_teacher(about: About, named: Path | None, attention: bool) -> tuple[Path | None, str]:
     """The file of the run's teacher, or why there is none. Raises ValueError if the user named another one."""
     path = named or Path(about["teacher"])
     if path.is_file() and sha256(path) == about["teacher_sha256"]:
@@ -149,7 +182,8 @@ def _find_teacher(about: About, named: Path | None) -> tuple[Path | None, str]:
     what = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
     if named:
         raise ValueError(f"--teacher {path} {what}: name a file whose sha256 is {about['teacher_sha256']}")
-    return None, f"No confidence maps: {path} {what}. Name it where it is now: autolabel report … --teacher FILE"
+    missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"
+    return None, f"{missing}: {path} {what}. Name it where it is now: autolabel report … --teacher FILE"
 
 
 def _find_asked(about: About) -> tuple[Asked | None, str]:
@@ -174,28 +208,53 @@ def _draws(
 ) -> dict[str, Draw]:
     """How to draw each picture of a sample, by kind; kinds that the whole run lacks are left out."""
 
-    @cache
-    def photograph() -> NDArray[np.uint8]:
-        image = read_image(sample.image)
-        if image.shape[:2] != (sample.height, sample.width):
-            raise BadImage(f"{sample.image} has changed since it was labelled: its size is another")
-        return image
-
     def coarse(original: Sample | None) -> Label:
         if original is None or original.coarse_label is None:
             raise BadImage("this image has no coarse label" if original else "the run's manifest lists it no more")
         return read_label(original.coarse_label, space, original.label_ids)
 
     draws: dict[str, Draw] = {
-        "photograph": lambda: _shrink(Image.fromarray(photograph()), Image.Resampling.LANCZOS),
+        "photograph": lambda: _shrink(Image.fromarray(_photograph(sample)), Image.Resampling.LANCZOS),
         "auto": lambda: draw_label(labels[sample.sample_id], space),
     }
     if asked is not None:
         draws["coarse"] = lambda: draw_label(coarse(asked.get(sample.sample_id)), space)
     if teacher is not None:
-        scales, flip = about["scales"], about["flip"]
-        draws["confidence"] = lambda: draw_confidence(teacher.confidence(photograph(), scales, flip)[1])
+        decided = cache(lambda: teacher.confidence(_photograph(sample), about["scales"], about["flip"]))
+        draws["confidence"] = lambda: draw_share(decided()[1])
+        draws["combined"] = lambda: draw_label(decided()[0], space)
     return draws
+
+
+def _photograph(sample: Sample) -> NDArray[np.uint8]:
+    image = read_image(sample.image)
+    if image.shape[:2] != (sample.height, sample.width):
+        raise BadImage(f"{sample.image} has changed since it was labelled: its size is another")
+    return image
+
+
+def _columns(folder: Path, sample: Sample, teacher: Teacher, space: LabelSpace, about: About) -> list[Column]:
+    """What every scale says of a sample, ascending; nothing where its photograph is at fault, which is said elsewhere."""
+    try:
+        views = teacher.views(_photograph(sample), about["scales"])
+    except (BadImage, FileNotFoundError):
+        return []
+
+    def column(view: View) -> Column:
+        prediction = _picture(folder, sample.sample_id, "prediction", lambda: draw_label(view.label, space))
+        attention = _picture(folder, sample.sample_id, "attention", lambda: draw_share(view.share))
+        equal = isinstance(teacher.combination, Average)
+        numbers = (float(view.share.mean()), float(view.share.min()), float(view.share.max()))
+        return Column(view.scale, prediction, None if equal else attention, *numbers)
+
+    return [column(view) for view in views]
+
+
+def _weights(combination: Combination) -> str:
+    """Where the shares of the scales come from: equal, a chain that leaves a rest to the highest, or free numbers."""
+    if isinstance(combination, Average):
+        return "equal"
+    return "free" if isinstance(combination, Explicit | ExplicitPairs) else "chained"
 
 
 def _shrink(image: Image.Image, how: Image.Resampling) -> Image.Image:
@@ -214,9 +273,9 @@ def draw_label(label: Label, space: LabelSpace) -> Image.Image:
     return Image.fromarray(colours)
 
 
-def draw_confidence(confidence: NDArray[np.float32]) -> Image.Image:
-    """(H, W) float32 in 0..1 in the colours of viridis."""
-    small = np.asarray(_shrink(Image.fromarray(confidence), Image.Resampling.BOX))
+def draw_share(share: NDArray[np.float32]) -> Image.Image:
+    """(H, W) float32 in the colours of viridis, 0 to 1; what lies outside is drawn as the nearer of the two."""
+    small = np.asarray(_shrink(Image.fromarray(share.clip(0, 1)), Image.Resampling.BOX))
     steps = np.frombuffer(_VIRIDIS, np.uint8).reshape(-1, 3)
     channels = [np.interp(small, np.linspace(0, 1, len(steps)), channel) for channel in steps.T]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))

@@ -153,8 +153,9 @@ def _identity(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> dict[
     if not manifest.samples:
         raise ValueError(f"{job.manifest} lists no samples: nothing to label")
     device = pick_device("auto")
-    teacher = load_teacher(job.teacher, "cpu")
+    teacher = load_teacher(job.teacher, "cpu", combine=job.combine)
     teacher.require_space(manifest.label_space, str(job.teacher), str(job.manifest))
+    teacher.combination.require(job.scales)
     return {
         "teacher_sha256": teacher.sha256,
         "scales": list(job.scales),

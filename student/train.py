@@ -33,7 +33,7 @@ from autolabel.manifests.tables import Manifest, fingerprints, load_manifest
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.losses import LOSSES, segmentation_loss
-from autolabel.teacher.build import build
+from autolabel.teacher.build import architecture, build
 from autolabel.teacher.checkpoints import (
     Checkpoint,
     fingerprint_tensor,
@@ -205,8 +205,13 @@ class _Training:
         return checkpoint
 
     def _require_spread(self) -> None:
-        """Batch norm needs two values per channel, also at a thirty-second of the half-size image."""
+        """Batch norm needs two values per channel, also at a thirty-second of the half-size image.
+
+        Where the decoder pools the whole image into one value (ASPP), only a batch of two gives two.
+        """
         height, width = self._crop()
+        if self.job.batch_size < 2 and architecture(self.job.arch).decoder not in ("ocr", "plain"):
+            raise ValueError(f"{self.job.arch} pools the whole image: train it with a batch of 2 or more")
         values = self.job.batch_size * math.ceil((height // 2) / 32) * math.ceil((width // 2) / 32)
         if values < 2:
             raise ValueError(

@@ -85,18 +85,23 @@ ARCHITECTURES: dict[str, Architecture] = {
 }
 
 
+def architecture(name: str) -> Architecture:
+    """The pieces of a named network. Raises ValueError for an unknown name."""
+    if name not in ARCHITECTURES:
+        raise ValueError(
+            f"unknown architecture {name!r}: expected TRUNK_DECODER[_COMBINATION] such as hrnet48_ocr_mscale, with"
+            f" trunks {', '.join(_HRNETS)} (decoders ocr, {', '.join(_HRNET_DECODERS)}) or {', '.join(_PYRAMIDS)}"
+            f" (decoders {', '.join(_PYRAMID_DECODERS)}); combinations {', '.join(filter(None, COMBINATIONS))}"
+        )
+    return ARCHITECTURES[name]
+
+
 def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
     """A network with fresh weights; `scales` matters to the explicit combinations alone: how many they weigh.
 
     Raises ValueError for an unknown name.
     """
-    if arch not in ARCHITECTURES:
-        raise ValueError(
-            f"unknown architecture {arch!r}: expected TRUNK_DECODER[_COMBINATION] such as hrnet48_ocr_mscale, with"
-            f" trunks {', '.join(_HRNETS)} (decoders ocr, {', '.join(_HRNET_DECODERS)}) or {', '.join(_PYRAMIDS)} (decoders"
-            f" {', '.join(_PYRAMID_DECODERS)}); combinations {', '.join(filter(None, COMBINATIONS))}"
-        )
-    pieces = ARCHITECTURES[arch]
+    pieces = architecture(arch)
     network: SegmentationNet
     if pieces.trunk in _PYRAMIDS:
         network = _PYRAMID_DECODERS[pieces.decoder](_PYRAMIDS[pieces.trunk](), classes)

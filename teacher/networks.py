@@ -44,7 +44,9 @@ class SegmentationNet(nn.Module):
             aux = None if now.aux is None else now.aux.float()
             return replace(now, logits=now.logits.float(), aux=aux)  # combining is always done in float32
 
-        return (combination or self.scale_attn).weigh(predict, _size(images), scales)
+        combination = combination or self.scale_attn
+        combination.require(scales)
+        return combination.weigh(predict, _size(images), scales)
 
     def field(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> Field:
         """Combined logits (B, K, H, W), to be read in bands or whole."""

@@ -24,7 +24,7 @@ from autolabel.teacher.checkpoints import Checkpoint, load_network, read_checkpo
 from autolabel.teacher.decide import LabelStatistics, count, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks import SegmentationNet
-from autolabel.teacher.scales import Average, Field, Part, mean_with_mirrored
+from autolabel.teacher.scales import Average, Field, Part, at_size, mean_with_mirrored
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)
@@ -84,6 +84,15 @@ def pick_precision(name: str, device: str) -> str:
             raise ValueError(f"unknown precision {name!r}: expected auto, {', '.join(PRECISIONS)}")
         return name
     return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+
+
+@dataclass(frozen=True)
+class View:
+    """One scale's own top class (H, W) uint8, and its share in the combined logits (H, W) float32."""
+
+    scale: float
+    label: NDArray[np.uint8]
+    share: NDArray[np.float32]
 
 
 class Teacher:
@@ -153,6 +162,15 @@ class Teacher:
         """(H, W, 3) uint8 RGB -> what every scale says of it, and its attention."""
         with self._autocast():
             return self.network.parts(self._pixels(image[None]), check_scales(scales), self.combination)
+
+    @torch.inference_mode()
+    def views(self, image: Image, scales: Sequence[float] = SCALES) -> list[View]:
+        """(H, W, 3) uint8 RGB -> what every scale says by itself and how much it counts, by ascending scale."""
+        size = image.shape[0], image.shape[1]
+        parts = sorted(self.parts(image, scales), key=lambda part: part.scale)
+        shares = self.combination.shares(parts, size).whole()[0].cpu().numpy()
+        own = (top_classes(at_size(p.logits, p.size, size), 1, self.network.classes, self.device)[0] for p in parts)
+        return [View(p.scale, o[0].cpu().numpy(), s) for p, o, s in zip(parts, own, shares, strict=True)]
 
     @torch.inference_mode()
     def confidence(

@@ -240,16 +240,33 @@ class Combination(nn.Module):
 
     training_scales: tuple[float, ...] = (0.5, 1.0)
 
+    def require(self, scales: Sequence[float]) -> None:
+        """Raise ValueError for scales that this combination cannot weigh."""
+
     def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
         """Run the network at every scale: `predict` gets the size that the image is to be resized to.
 
-        `scales` is ascending and contains 1. Raises ValueError for scales that this combination cannot weigh.
+        `scales` contains 1 and passes `require`.
         """
         raise NotImplementedError
 
     def mix(self, parts: Sequence[Part], size: Size, pick: Pick = of_logits) -> Field:
         """One (B, K, H, W) field from the parts' logits, or from what `pick` takes of them instead."""
         raise NotImplementedError
+
+    def shares(self, parts: Sequence[Part], size: Size) -> Field:
+        """What the logits of each part are multiplied with in the mix: (B, parts, H, W), in their order.
+
+        At every pixel they sum to 1, but for the explicit combinations. Found by mixing marks in the logits' place: 1
+        in a part's own channel, 0 in the others.
+        """
+        scales = torch.tensor([part.scale for part in parts], dtype=torch.float64)
+
+        def mark(part: Part) -> Tensor:
+            own = (scales == part.scale).to(part.logits).view(1, -1, 1, 1)
+            return own.expand(part.logits.shape[0], -1, *part.logits.shape[-2:])
+
+        return self.mix(parts, size, mark)
 
 
 class Average(Combination):
@@ -365,10 +382,12 @@ class Explicit(Combination):
         plain = [first, nn.ReLU(inplace=True), nn.Conv2d(512, scales, 1, padding=1, bias=False)]
         _add_layers(self, head_layers(scales * inputs, 256, scales) if batch_norm else plain)
 
-    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
+    def require(self, scales: Sequence[float]) -> None:
         if len(scales) != self.scales:
             given = ",".join(f"{s:g}" for s in scales)
             raise ValueError(f"scales {given}: this network weighs exactly {self.scales} scales at once")
+
+    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
         parts, features = _predict_all(predict, size, scales)
         ordered = [features[1.0], *(features[scale] for scale in sorted(scales) if scale != 1)]
         weights = _run_layers(self, torch.cat(ordered, dim=1))

@@ -1,0 +1,51 @@
+"""What each way to combine scales costs in training: table 3 of arXiv 2005.10821, from our own networks.
+
+python benchmarks/scale_combination.py
+
+DeepLabV3+ on ResNet-50, one training step's floating point operations (forward and backward, convolutions and matrix
+products), counted on shapes alone and divided by those of the network that sees one scale. The paper: explicit trains
+at 0.5, 1 and 2 (0.25 + 1 + 4 = 5.25 times the pixels), hierarchical at 0.5 and 1 (1.25 times); averaging trains at one.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from autolabel.teacher.build import build
+
+CASES = [  # name, architecture, the paper's relative FLOPs
+    ("single scale", "resnet50_deeplabv3plus", 1.00),
+    ("average", "resnet50_deeplabv3plus", 1.00),
+    ("explicit", "resnet50_deeplabv3plus_explicit", 5.25),
+    ("hierarchical", "resnet50_deeplabv3plus_mscale", 1.25),
+]
+CROP = (512, 1024)
+BATCH = 2  # batch norm of the image-level feature needs two
+
+
+def training_flops(arch: str) -> int:
+    """Floating point operations of one training step. Nothing is computed: tensors have shapes only."""
+    with torch.device("meta"):
+        network = build(arch, 19)
+        images = torch.empty(BATCH, 3, *CROP)
+        with FlopCounterMode(display=False) as counter:
+            network(images).joint.sum().backward()  # any loss: what it adds has no products worth counting
+    return int(counter.get_total_flops())
+
+
+def main() -> None:
+    """Print the table."""
+    counted = {arch: training_flops(arch) for _, arch, _ in CASES}
+    single = counted[CASES[0][1]]
+    print(f"DeepLabV3+ / ResNet-50, {BATCH} crops of {CROP[0]} x {CROP[1]}, one training step\n")
+    print("| combination | training scales | TFLOPs | relative | paper |")
+    print("|---|---|---:|---:|---:|")
+    for name, arch, paper in CASES:
+        with torch.device("meta"):
+            scales = ", ".join(f"{s:g}" for s in build(arch, 19).scale_attn.training_scales)
+        print(f"| {name} | {scales} | {counted[arch] / 1e12:.2f} | {counted[arch] / single:.2f} | {paper:.2f} |")
+
+
+if __name__ == "__main__":
+    main()
