@@ -52,7 +52,8 @@ class Labelled:
     label: Label | None
 
 
-_FEEDERS = 4  # threads that decode for a GPU and count behind it
+_HELPERS = 4  # threads that decode for a GPU and count behind it
+_IN_FLIGHT = 2  # batches
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 Outcome = tuple[Label, LabelStatistics, float] | str  # label, statistics, milliseconds; or why there is none
@@ -74,17 +75,19 @@ class Decoded:
 class Labeller:
     """A teacher in memory and the folder it writes to; lives as long as its worker.
 
-    Threads decode ahead of the device and count behind it. On a GPU one thread feeds it batches of one size. On a CPU
-    the threads themselves predict, each one image at a time with a single thread of torch: how torch splits one image
-    over several threads changes the last bits of its numbers, and a label must not depend on the cores of a machine.
+    Threads decode ahead of the device and count behind it. A GPU is fed batches of one size, two of them in flight so
+    that it computes one while the other is prepared or fetched. On a CPU the threads themselves predict, each one image
+    at a time with a single thread of torch: how torch splits one image over several threads changes the last bits of
+    its numbers, and a label must not depend on the cores of a machine.
     """
 
     def __init__(self, job: LabelJob, space: LabelSpace, image_root: Path, device: str, threads: int) -> None:
         self.job, self.space, self.image_root = job, space, image_root
         self.teacher: Teacher = load_teacher(job.teacher, device, job.precision, job.combine)
         self.worker = f"{platform.node()}:{os.getpid()}"
-        self.threads = threads if self.teacher.device.type == "cpu" else max(threads, _FEEDERS)
+        self.threads = threads if self.teacher.device.type == "cpu" else max(threads, _HELPERS)
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.feeders = ThreadPoolExecutor(_IN_FLIGHT)
         self._plan: Plan = self.pool.submit(self.teacher.plan, job.scales, job.flip).result()
         self._planned: dict[str, int] = {}  # images at once by size, as "HEIGHTxWIDTH"
 
@@ -127,17 +130,24 @@ class Labeller:
         yield from _ahead(self.pool, one, todo, self._at_once((largest[0], largest[1]), self.threads))
 
     def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
-        behind: deque[Future[Labelled]] = deque()
         decoded = _ahead(self.pool, lambda sample: self._decode(sample, unit), todo, 2 * LARGEST_BATCH)
-        for size, same in groupby(decoded, lambda d: d.image.shape[:2]):
-            while batch := list(islice(same, self._at_once((size[0], size[1]), LARGEST_BATCH))):
-                behind.extend(map(self.pool.submit, repeat(self._finish), batch, self._predict(batch)))
-                while len(behind) > 2 * LARGEST_BATCH:
-                    yield behind.popleft().result()
+
+        def batches() -> Iterator[list[Decoded]]:
+            for size, same in groupby(decoded, lambda d: d.image.shape[:2]):
+                while batch := list(islice(same, self._at_once((size[0], size[1]), LARGEST_BATCH, _IN_FLIGHT))):
+                    yield batch
+
+        behind: deque[Future[Labelled]] = deque()
+        for batch, outcomes in _ahead(self.feeders, lambda b: (b, self._predict(b)), batches(), _IN_FLIGHT):
+            behind.extend(map(self.pool.submit, repeat(self._finish), batch, outcomes))
+            while len(behind) > 2 * LARGEST_BATCH:
+                yield behind.popleft().result()
         yield from (future.result() for future in behind)
 
-    def _at_once(self, size: tuple[int, int], most: int) -> int:
-        return self._planned.setdefault(_name(size), self._plan.at_once(*size, most)) if all(size) else 1
+    def _at_once(self, size: tuple[int, int], most: int, batches: int = 1) -> int:
+        if not all(size):  # a sample that could not be decoded
+            return 1
+        return self._planned.setdefault(_name(size), self._plan.at_once(*size, most, batches))
 
     def _decode(self, sample: Sample, unit: Unit) -> Decoded:
         row: Row = {"sample_id": sample.sample_id, "unit": unit.name, "worker": self.worker}

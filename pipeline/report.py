@@ -12,8 +12,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from functools import cache
+from dataclasses import dataclass, replace
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.stores import DamagedLabel, Label, RunLabels, open_labels
 from autolabel.manifests.tables import QUARANTINE_SCHEMA, BadTable, Sample, load_manifest, read_statistics, read_table
 from autolabel.pipeline.stats import Summary, coverage_at, summarise
-from autolabel.teacher.predict import Teacher, View, load_teacher
+from autolabel.teacher.predict import Teacher, load_teacher
 from autolabel.teacher.scales import Average, Combination, Explicit, ExplicitPairs
 
 LONGEST = 960  # pixels of a picture's longer side
@@ -42,6 +42,7 @@ _VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece5
 _TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is printed
 _DOUBTFUL = 0.25  # a class that loses this share of its coarse pixels to other classes is pointed out
+_ONE_SCALE = "Nothing by scale: this run looks at one scale only, so there is nothing to combine."
 
 About = dict[str, Any]  # run.json
 Asked = dict[str, Sample]  # by id
@@ -56,21 +57,8 @@ class Picture:
     file: str | None = None
     size: tuple[int, int] = (0, 0)  # width, height
     why_not: str = ""
-
-
-@dataclass(frozen=True)
-class Column:
-    """What one scale says of an image; its share in the result as a picture and in numbers, over all pixels.
-
-    attention is None where all scales have the same share.
-    """
-
-    scale: float
-    prediction: Picture
-    attention: Picture | None
-    mean: float
-    least: float
-    most: float
+    scale: float | None = None  # of a prediction or an attention
+    shares: tuple[float, float, float] | None = None  # of an attention: mean, least and most of its pixels
 
 
 def write_report(
@@ -100,6 +88,7 @@ def write_report(
     combine = about.get("combine", COMBINE[0])  # not in the runs of older versions, which knew no other
     network = load_teacher(teacher_file, "auto", about["precision"], combine) if teacher_file and wanted else None
     several = network if attention and len(about["scales"]) > 1 else None
+    one_scale = _ONE_SCALE if attention and len(about["scales"]) == 1 else ""
     asked, no_coarse = _find_asked(about) if summary.coarse_coverage > 0 else (None, "")
     samples = {s.sample_id: s for s in manifest.samples}
     folder = run / "report"
@@ -108,21 +97,19 @@ def write_report(
         update(done, len(wanted))
         draws = _draws(samples[sample_id], labels, asked, manifest.label_space, network, about)
         pictures = [_picture(folder, sample_id, kind, draws[kind]) for kind in KINDS if kind in draws]
-        row = {**table.loc[sample_id], "sample_id": sample_id, "why": why, "pictures": pictures, "columns": []}
-        if several is not None and (
-            columns := _columns(folder, samples[sample_id], several, manifest.label_space, about)
-        ):
-            row |= {"columns": columns, "combined": _picture(folder, sample_id, "combined", draws["combined"])}
-        shown.append(row)
+        by_scale = _by_scale(folder, samples[sample_id], manifest.label_space, several, about) if several else []
+        if by_scale:
+            by_scale.append(_picture(folder, sample_id, "combined", draws["combined"]))
+        row = {"sample_id": sample_id, "why": why, "pictures": pictures, "by_scale": by_scale}
+        shown.append({**table.loc[sample_id], **row})
     page = _render(
         run=run.absolute(),
         about=about,
         updated=_updated(run),
-        gone=[note for note in (no_teacher, no_coarse) if note],
+        gone=[note for note in (no_teacher, no_coarse, one_scale) if note],
         summary=summary,
         shown=shown,
         weights=_weights(several.combination) if several else "",
-        only_scale=attention and len(about["scales"]) == 1,
         quarantine=quarantine,
         space=manifest.label_space,
         viridis=", ".join(f"#{colour}" for colour in _VIRIDIS.hex(" ", 3).split()),
@@ -130,7 +117,7 @@ def write_report(
         **_confidence_plots(summary, float(about["policy"]["threshold"])),
     )
     write_bytes(folder / "index.html", page.encode())
-    _tidy(folder, set(re.findall(r'src="([^"]+)"', page)))
+    _tidy(folder, {picture.file for image in shown for picture in image["pictures"] + image["by_scale"]})
     update(len(wanted), len(wanted))
     return folder / "index.html"
 
@@ -233,21 +220,24 @@ def _photograph(sample: Sample) -> NDArray[np.uint8]:
     return image
 
 
-def _columns(folder: Path, sample: Sample, teacher: Teacher, space: LabelSpace, about: About) -> list[Column]:
-    """What every scale says of a sample, ascending; nothing where its photograph is at fault, which is said elsewhere."""
+def _by_scale(folder: Path, sample: Sample, space: LabelSpace, teacher: Teacher, about: About) -> list[Picture]:
+    """What every scale says of a sample, and how much it counts unless all count the same; by ascending scale.
+
+    Nothing where the photograph is at fault: the other pictures say so.
+    """
     try:
         views = teacher.views(_photograph(sample), about["scales"])
     except (BadImage, FileNotFoundError):
         return []
-
-    def column(view: View) -> Column:
-        prediction = _picture(folder, sample.sample_id, "prediction", lambda: draw_label(view.label, space))
-        attention = _picture(folder, sample.sample_id, "attention", lambda: draw_share(view.share))
-        equal = isinstance(teacher.combination, Average)
-        numbers = (float(view.share.mean()), float(view.share.min()), float(view.share.max()))
-        return Column(view.scale, prediction, None if equal else attention, *numbers)
-
-    return [column(view) for view in views]
+    pictures = []
+    for view in views:
+        prediction = _picture(folder, sample.sample_id, "prediction", partial(draw_label, view.label, space))
+        pictures.append(replace(prediction, scale=view.scale))
+        if _weights(teacher.combination) != "equal":
+            attention = _picture(folder, sample.sample_id, "attention", partial(draw_share, view.share))
+            shares = float(view.share.mean()), float(view.share.min()), float(view.share.max())
+            pictures.append(replace(attention, scale=view.scale, shares=shares))
+    return pictures
 
 
 def _weights(combination: Combination) -> str:

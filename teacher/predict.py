@@ -20,7 +20,7 @@ from torch import Tensor
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
-from autolabel.teacher.checkpoints import Checkpoint, load_network, read_checkpoint
+from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.decide import LabelStatistics, count, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks import SegmentationNet
@@ -51,9 +51,9 @@ class Plan:
     bytes_per_pixel: float
     free_bytes: int
 
-    def at_once(self, height: int, width: int, most: int = LARGEST_BATCH) -> int:
-        """How many images of this size to compute at once, 1 to `most`."""
-        room = (1 - _SPARE) * self.free_bytes
+    def at_once(self, height: int, width: int, most: int = LARGEST_BATCH, batches: int = 1) -> int:
+        """How many images of this size to compute at once, 1 to `most`, where so many batches are in flight."""
+        room = (1 - _SPARE) * self.free_bytes / batches
         return max(1, min(most, int(room / (height * width * self.bytes_per_pixel))))
 
 
@@ -119,6 +119,7 @@ class Teacher:
         self.trained_on = trained_on
         self.precision = precision
         self.sha256 = digest
+        self._plans: dict[tuple[tuple[float, ...], bool], Plan] = {}
         self.fits: dict[tuple[int, int], int] = {}  # by size, the batch that was left after memory had run out
 
     def require_space(self, space: LabelSpace, checkpoint: str, manifest: str) -> None:
@@ -182,13 +183,17 @@ class Teacher:
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
     def plan(self, scales: Sequence[float] = SCALES, flip: bool = False) -> Plan:
-        """Label one small image and see what it costs. Raises NotEnoughMemory where not even that fits."""
+        """Label one small image and see what it costs, once. Raises NotEnoughMemory where not even that fits."""
+        key = tuple(scales), flip
+        if key in self._plans:
+            return self._plans[key]
         probe = np.zeros((1, *_PROBE, 3), np.uint8)
         before = _start_of_peak(self.device)
         list(self.label_in_batches(probe, 1, THRESHOLD, scales, flip))
         needed = max(1, _peak(self.device) - before)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        return Plan(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
+        self._plans[key] = Plan(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
+        return self._plans[key]
 
     def label(
         self,
@@ -301,13 +306,12 @@ def _status(name: str) -> int:
 def load_teacher(
     path: str | Path, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
 ) -> Teacher:
-    """A teacher from a checkpoint of ours or a published one. Raises BadCheckpoint, FileNotFoundError, ValueError."""
+    """A teacher from a checkpoint of ours or a published one, its batch norms folded.
+
+    Raises BadCheckpoint, FileNotFoundError, ValueError.
+    """
     path = Path(path)
-    return teacher_from(path, read_checkpoint(path), device, precision, combine)
-
-
-def teacher_from(path: Path, checkpoint: Checkpoint, device: str, precision: str, combine: str = COMBINE[0]) -> Teacher:
-    """A teacher from a checkpoint that has been read from `path`, its batch norms folded."""
+    checkpoint = read_checkpoint(path)
     device = pick_device(device)
     network = load_network(path, checkpoint)
     fold_batch_norm(network)

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import json
 import re
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -78,3 +80,45 @@ def picture(height: int, width: int) -> Tensor:
     y, x = np.mgrid[:height, :width]
     channels = [(7 * x + 3 * y) % 256, (x * y) % 256, np.where((x // 9 + y // 7) % 2, 200, 40)]
     return normalise(torch.from_numpy(np.stack(channels)[None].astype(np.uint8)))
+
+
+# The reference's name of each network that it can build, and ours.
+PUBLISHED = {
+    "attnscale.DeepV3R50": "resnet50_deeplabv3plus_explicit",
+    "attnscale.DeepV3R50B": "resnet50_deeplabv3plus_explicit_bn",
+    "attnscale.DeepV3R50BP": "resnet50_deeplabv3plus_explicit_pairs",
+    "attnscale.DeepV3W38": "wrn38_deeplabv3plus_explicit",
+    "basic.HRNet": "hrnet48_plain",
+    "basic.HRNet_ASP": "hrnet48_aspp",
+    "deeper.DeeperW38": "wrn38_deeper",
+    "deeper.DeeperX71": "xception71_deeper",
+    "deepv3.DeepV3PlusR50": "resnet50_deeplabv3plus",
+    "deepv3.DeepV3PlusW38": "wrn38_deeplabv3plus",
+    "deepv3.DeepV3PlusX71": "xception71_deeplabv3plus",
+    "deepv3.DeepV3R50": "resnet50_deeplabv3",
+    "mscale.DeepV3R50": "resnet50_deeplabv3plus_mscale",
+    "mscale.DeepV3W38": "wrn38_deeplabv3plus_mscale",
+    "mscale.DeepV3X71": "xception71_deeplabv3plus_mscale",
+    "mscale.DeeperW38": "wrn38_deeper_mscale",
+    "mscale.DeeperX71": "xception71_deeper_mscale",
+    "mscale.HRNet": "hrnet48_plain_mscale",
+    "mscale.HRNet_ASP": "hrnet48_aspp_mscale",
+    "mscale2.DeepV3R50": "resnet50_deeplabv3plus_mscale2",
+    "ocrnet.HRNet": "hrnet48_ocr",
+    "ocrnet.HRNet_Mscale": "hrnet48_ocr_mscale",
+}
+# Two more of its key lists are not for us: one does not run there either, the other's attention has a second channel
+# that nothing reads.
+NOT_BUILT = {"deepv3.DeepV3PlusSRNX50", "mscale.DeepV3W38Fuse2"}
+# The same modules under two names in the published code.
+SYNONYMS = {"trunk.": "backbone.", "seg_head.": "cls_head."}
+
+
+def customary(key: str) -> str:
+    start = next((s for s in SYNONYMS if key.startswith(s)), "")
+    return SYNONYMS.get(start, "") + key.removeprefix(start)
+
+
+def published_shapes(keys: Path) -> dict[str, tuple[list[int], str]]:
+    """One of the reference's recorded lists of tensors: our key -> shape and type, in its order."""
+    return {customary(key): (shape, kind) for key, (shape, kind) in json.loads(keys.read_text())["entries"].items()}
