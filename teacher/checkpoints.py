@@ -18,6 +18,7 @@ nothing in them is executed (`weights_only=True`).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -110,6 +111,17 @@ def _read_content(path: Path) -> object:
         return torch.load(path, map_location="cpu", weights_only=True)
 
 
+def _reason(error: Exception) -> str:
+    """Why torch refuses a file, without its advice to read it all the same."""
+    text = str(error).strip()
+    if "weights_only" in text:
+        wanted = re.search(r"GLOBAL (\S+)", text)
+        if wanted:
+            return f"it wants more than tensors and numbers ({wanted[1]}), and nothing in it was run"
+        return "it is damaged, or a file of another kind"
+    return text.splitlines()[0] if text else type(error).__name__
+
+
 # The same modules under two names in the published code.
 _SYNONYMS = (("trunk.", "backbone."), ("seg_head.", "cls_head."))
 
@@ -131,8 +143,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     try:
         content = _read_content(path)
     except Exception as error:  # a damaged file can fail in any way that Python knows
-        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise BadCheckpoint(f"{path} is not a loadable checkpoint: {reason}") from error
+        raise BadCheckpoint(f"{path} is not a loadable checkpoint: {_reason(error)}") from error
     bare = isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())
     tensors = content if bare else content.get("state_dict") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not isinstance(tensors, dict):

@@ -1,7 +1,7 @@
 """Weights and pictures that anyone can make again: each tensor from its key and shape alone, each pixel from its place.
 
-The formula and the table of gains are those of the reference's recorded outputs (`../shared/data/goldens/README.md`), so
-that one network filled here serves both for comparing with the reference and with what ours always gave.
+The formula and the table of gains are those of the reference's recorded outputs (`../shared/data/goldens`), so that a
+network filled here can be compared both with the reference and with what ours always gave.
 """
 
 from __future__ import annotations

@@ -440,10 +440,19 @@ def test_images_of_a_batch_do_not_see_each_other(arch: str) -> None:
         torch.testing.assert_close(together, alone, rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("arch", ["hrnet18s_ocr", "hrnet18s_ocr_mscale", "hrnet18s_aspp_explicit", "hrnet18s_plain_mscale2",
-                                  "resnet50_deeplabv3_explicit_pairs", "resnet50_deeplabv3plus_explicit_bn"])  # fmt: skip
+@pytest.mark.parametrize(
+    "arch",
+    [
+        "hrnet18s_ocr",
+        "hrnet18s_ocr_mscale",
+        "hrnet18s_aspp_explicit",
+        "hrnet18s_plain_mscale2",
+        "resnet50_deeplabv3_explicit_pairs",
+        "resnet50_deeplabv3plus_explicit_bn",
+    ],
+)
 def test_any_network_can_average_its_scales_instead(arch: str) -> None:
-    """Its logits at each scale's size, rounded to nearest, resized to the image and averaged; attention is not asked."""
+    """Its logits at each scale's size, rounded to nearest, resized to the image and averaged."""
     network, images = network_by_formula(arch, CLASSES), picture(45, 71)
 
     def at(height: int, width: int) -> Tensor:
@@ -546,6 +555,8 @@ def test_inference_never_touches_the_auxiliary_logits_once_the_regions_are_known
         "resnet50_deeplabv3_explicit_pairs",
         "resnet50_deeplabv3plus_explicit_bn",
         "xception71_deeper_mscale",
+        "efficientnet_b4_deeplabv3plus_mscale",
+        "efficientnet_b4_deeper",
     ],
 )
 def test_every_parameter_learns(arch: str) -> None:
@@ -560,7 +571,7 @@ def test_every_parameter_learns(arch: str) -> None:
 
 @pytest.mark.parametrize("arch", ["efficientnet_b4_deeplabv3plus_mscale", "efficientnet_b4_deeper"])
 def test_a_fresh_efficientnet_learns_a_picture_in_a_few_steps(arch: str) -> None:
-    """The reference cannot build these, so that no recorded output vouches for them. Every parameter gets a gradient."""
+    """The reference cannot build these, so that no recorded output vouches for them."""
     torch.manual_seed(0)
     network = build(arch, CLASSES).train()
     images = torch.cat([picture(64, 64), picture(64, 64).flip(-1)])
@@ -571,7 +582,7 @@ def test_a_fresh_efficientnet_learns_a_picture_in_a_few_steps(arch: str) -> None
         optimizer.zero_grad()
         loss = cross_entropy(network(images).joint, label)
         loss.backward()
-        assert [n for n, p in network.named_parameters() if p.grad is None or not p.grad.any()] == []
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
         optimizer.step()
         losses.append(loss.item())
     assert all(np.isfinite(losses))

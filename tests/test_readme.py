@@ -1,10 +1,9 @@
-"""The README tells the truth. If this fails, a stranger types a command that does not exist."""
+"""The README and docs tell the truth. If this fails, a stranger types a command that does not exist."""
 
 from __future__ import annotations
 
 import re
 import shlex
-from pathlib import Path
 
 import click
 import pytest
@@ -13,11 +12,14 @@ from test_arrows import MAY_IMPORT, ROOT, commands
 from autolabel.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-TYPED = sorted(set(re.findall(r"^autolabel [^#\n]+", README, flags=re.MULTILINE)))
+PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+TYPED = sorted(
+    {line for text in PAGES.values() for line in re.findall(r"^autolabel [^#\n]+", text, flags=re.MULTILINE)}
+)
 
 
 @pytest.mark.parametrize("line", TYPED)
-def test_a_command_of_the_readme_is_one_that_the_program_understands(line: str) -> None:
+def test_a_command_of_the_pages_is_one_that_the_program_understands(line: str) -> None:
     command: click.Command = main
     words = shlex.split(line)[1:]
     while isinstance(command, click.Group):
@@ -42,5 +44,6 @@ def test_every_file_of_the_rooms_is_in_the_tree() -> None:
 
 
 def test_its_pictures_exist() -> None:
-    for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", README):
-        assert (Path(ROOT) / picture).is_file()
+    for page, text in PAGES.items():
+        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
+            assert (page.parent / picture).is_file()

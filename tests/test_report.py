@@ -161,3 +161,11 @@ def test_a_run_from_before_there_was_a_choice_of_combination_is_shown(scaled: Pa
     del about["combine"]
     (run / "run.json").write_text(json.dumps(about))
     assert "attention" in kinds(write_report(run, 1, (), None, nothing, attention=True))
+
+
+def test_where_a_photograph_is_gone_there_is_nothing_by_scale_and_the_reason_is_there(
+    scaled: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(scaled, tmp_path / "further" / "down" / "run"))  # its images are found from its place
+    page = write_report(moved, 1, (), None, nothing, attention=True)
+    assert kinds(page) == ["coarse", "auto"] and "is gone" in page.read_text(encoding="utf-8")
