@@ -52,7 +52,7 @@ from autolabel.pipeline.units import (
     plan_units,
     read_record,
 )
-from autolabel.teacher.predict import load_teacher, pick_device, pick_precision
+from autolabel.teacher.predict import Teacher, load_teacher, pick_device, pick_precision
 
 FORMAT = "autolabel-run/1"
 _PACKAGES = ("autolabel", "torch", "numpy", "zarr", "ray", "pillow", "pyarrow")
@@ -96,7 +96,8 @@ def generate(
     job = replace(job, manifest=job.manifest.absolute(), teacher=job.teacher.absolute(), out=job.out.absolute())
     manifest = load_manifest(job.manifest)
     units = plan_units(manifest.samples, job.shard_size)
-    identity = _identity(job, manifest, units)
+    teacher = load_teacher(job.teacher, "cpu", job.precision, job.combine)
+    identity = _identity(job, manifest, units, teacher)
     _require_distinct_labels(job, manifest)
     job.out.mkdir(parents=True, exist_ok=True)
     with _locked(job.out):
@@ -122,7 +123,8 @@ def generate(
         failed: Failed = {}
         if work:
             meter = _Meter(job.out, len(manifest.samples), before, sum(len(w.wanted) for w in work), on_progress)
-            crew = Crew(job, manifest.label_space, manifest.image_root)
+            able = replace(job, workers=_fitting_workers(job, teacher, work))
+            crew = Crew(able, manifest.label_space, manifest.image_root)
             if job.engine == "ray":
                 failed = run_ray(crew, work, meter.unit, partial(_add_plan, plans), address)
             else:
@@ -148,12 +150,26 @@ def _add_plan(plans: Plans, plan: dict[str, Any]) -> None:
     plans[:] = [*(p for p in plans if p["device"] != plan["device"]), plan]
 
 
-def _identity(job: LabelJob, manifest: Manifest, units: Sequence[Unit]) -> dict[str, Any]:
+def _fitting_workers(job: LabelJob, teacher: Teacher, work: Sequence[Work]) -> int | None:
+    """`job.workers`, or fewer where each computes on this machine's CPU and their images would not fit its memory.
+
+    What an image takes is told by the teacher on this machine; other machines of a cluster are taken to be like it. A
+    twentieth of the images may be larger than what is reckoned with: one panorama must not hold up all the rest.
+    """
+    sizes = sorted((s.height * s.width, s.height, s.width) for item in work for s in item.unit.samples)
+    pixels, height, width = sizes[len(sizes) * 19 // 20]
+    if pick_device("auto") != "cpu" or not pixels:
+        return job.workers
+    asked = job.workers or os.cpu_count() or 1
+    fitting = teacher.plan(job.scales, job.flip).at_once(height, width, asked)
+    return job.workers if fitting == asked else fitting
+
+
+def _identity(job: LabelJob, manifest: Manifest, units: Sequence[Unit], teacher: Teacher) -> dict[str, Any]:
     """What must be the same for two calls to work on one run. Checks the teacher on the way."""
     if not manifest.samples:
         raise ValueError(f"{job.manifest} lists no samples: nothing to label")
     device = pick_device("auto")
-    teacher = load_teacher(job.teacher, "cpu", combine=job.combine)
     teacher.require_space(manifest.label_space, str(job.teacher), str(job.manifest))
     teacher.combination.require(job.scales)
     return {

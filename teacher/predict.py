@@ -54,7 +54,11 @@ class Plan:
     def at_once(self, height: int, width: int, most: int = LARGEST_BATCH, batches: int = 1) -> int:
         """How many images of this size to compute at once, 1 to `most`, where so many batches are in flight."""
         room = (1 - _SPARE) * self.free_bytes / batches
-        return max(1, min(most, int(room / (height * width * self.bytes_per_pixel))))
+        return max(1, min(most, int(room / self.needs(height, width))))
+
+    def needs(self, height: int, width: int) -> float:
+        """Bytes that one image of this size takes."""
+        return height * width * self.bytes_per_pixel
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -229,12 +233,16 @@ class Teacher:
         check_threshold(threshold)
         size = images[0].shape[:2]
         batch = min(batch, self.fits.get(size, batch))
+        plan = self._plans.get((tuple(scales), flip))
+        if self.device.type == "cpu" and plan and plan.needs(*size) > plan.free_bytes:
+            # Not tried: where memory is promised beyond what there is, the system would end the process instead.
+            raise NotEnoughMemory(self._does_not_fit(size, scales, plan.needs(*size)))
         done = 0
         while done < len(images):
             some = images[done : done + batch]
             try:
                 outcome = self._label_batch(some, batch, threshold, scales, flip)
-            except RuntimeError as error:
+            except (RuntimeError, MemoryError) as error:
                 if not _is_memory(error):
                     raise
                 outcome = None
@@ -246,14 +254,13 @@ class Teacher:
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
             else:
-                raise NotEnoughMemory(self.does_not_fit(some[0], scales))
+                raise NotEnoughMemory(self._does_not_fit(size, scales, plan.needs(*size) if plan else None))
 
-    def does_not_fit(self, image: Image, scales: Sequence[float]) -> str:
-        """The words for an image that needs more memory than there is."""
-        height, width = image.shape[:2]
+    def _does_not_fit(self, size: tuple[int, int], scales: Sequence[float], needed: float | None) -> str:
+        wanted = f"about {needed / 2**30:.1f} GiB are needed, " if needed else ""
         return (
-            f"not enough memory on {self.device} for an image of {width} x {height} at scale {max(scales):g}"
-            f" ({free_memory(self.device) / 2**30:.1f} GiB are free): leave that scale out, or use a larger device"
+            f"not enough memory on {self.device} for an image of {size[1]} x {size[0]} at scale {max(scales):g}"
+            f" ({wanted}{free_memory(self.device) / 2**30:.1f} free): leave that scale out, or use a larger device"
         )
 
     @torch.inference_mode()
@@ -270,8 +277,8 @@ class Teacher:
         return list(zip(labels, statistics, strict=True))
 
 
-def _is_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+def _is_memory(error: RuntimeError | MemoryError) -> bool:
+    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
 
 
 def free_memory(device: torch.device) -> int:

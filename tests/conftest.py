@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import resource
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -39,3 +42,15 @@ def teacher(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def autolabel(*arguments: object) -> Result:
     """Run a command in this process; stdout and stderr are kept apart in the result."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@contextlib.contextmanager
+def address_space(more: int) -> Iterator[None]:
+    """Meanwhile this process can reserve so many bytes more than it has, and what is beyond fails at once."""
+    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith("VmSize"))
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (int(line.split()[1]) * 1024 + more, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)

@@ -517,13 +517,13 @@ def test_weights_that_diverged_are_refused(
 
 def test_a_teacher_of_18_classes_is_refused_for_a_manifest_of_19(city: Path, tmp_path: Path) -> None:
     """Published files do not say which classes they mean; that there is one too few can be told."""
-    torch.manual_seed(0)
-    torch.save({"state_dict": as_published(build(ARCH, 18).state_dict())}, tmp_path / "c.pth")
-    result = autolabel("generate", "--manifest", city / "val.parquet", "--teacher", tmp_path / "c.pth",
-                       "--out", tmp_path / "run")  # fmt: skip
+    path = tmp_path / "c.pth"
+    torch.save({"state_dict": as_published(build(ARCH, 18).state_dict())}, path)
+    manifest, out = city / "val.parquet", tmp_path / "run"
+    result = autolabel("generate", "--manifest", manifest, "--teacher", path, "--out", out)
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
-        f"autolabel: {tmp_path / 'c.pth'} predicts 18 classes of an unnamed label space, but {city / 'val.parquet'} uses"
+        f"autolabel: {path} predicts 18 classes of an unnamed label space, but {manifest} uses"
         " label space 'cityscapes' with 19: use a checkpoint trained in that label space"
     ]
 

@@ -7,13 +7,14 @@ from __future__ import annotations
 
 import re
 import threading
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import autolabel
+from conftest import address_space, autolabel
 from numpy.typing import NDArray
 
 from autolabel.manifests.classes import CAMVID, CITYSCAPES, LabelSpace
@@ -21,7 +22,17 @@ from autolabel.manifests.files import sha256
 from autolabel.manifests.images import read_image
 from autolabel.manifests.tables import CONFIDENCE_BINS, load_manifest
 from autolabel.teacher.build import build
-from autolabel.teacher.predict import Teacher, load_teacher, normalise, pick_device, pick_precision
+from autolabel.teacher.decide import LabelStatistics
+from autolabel.teacher.predict import (
+    NotEnoughMemory,
+    Plan,
+    Teacher,
+    load_teacher,
+    normalise,
+    pick_device,
+    pick_precision,
+)
+from autolabel.teacher.scales import at_size
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
 
@@ -125,7 +136,8 @@ def test_confidence_is_the_softmax_of_the_combined_logits(seer: Teacher, images:
     torch.testing.assert_close(logits, expected[0], rtol=0, atol=1e-4)
     winner, confidence = seer.confidence(images[0])
     assert np.array_equal(winner, logits.argmax(dim=0).numpy())
-    assert np.array_equal(confidence, torch.softmax(logits, dim=0).amax(dim=0).numpy())
+    expected_confidence = torch.softmax(logits, dim=0).amax(dim=0).numpy()
+    np.testing.assert_allclose(confidence, expected_confidence, rtol=0, atol=1e-6)
 
 
 def test_an_image_is_normalised_as_published_trunks_expect() -> None:
@@ -143,6 +155,250 @@ def test_a_batch_of_three_is_three_batches_of_one(seer: Teacher, images: Image) 
         assert np.array_equal(labels[n], label[0])
         for name, value in vars(alone).items():
             assert np.array_equal(getattr(statistics[n], name), value)
+
+
+@pytest.fixture(scope="module")
+def eight(city: Path) -> Image:
+    """(8, 48, 64, 3): pieces of pictures, all of them different."""
+    samples = load_manifest(city / "coarse.parquet").samples
+    return np.stack([read_image(s.image)[20:68, 16 * n : 16 * n + 64] for n, s in enumerate(samples[:8])])
+
+
+Outcomes = list[tuple[NDArray[np.uint8], LabelStatistics]]
+
+
+def assert_same(found: Outcomes, expected: Outcomes) -> None:
+    """Bit for bit, labels and statistics."""
+    assert len(found) == len(expected)
+    for (label, statistics), (same_label, same_statistics) in zip(found, expected, strict=True):
+        assert np.array_equal(label, same_label)
+        for name, value in vars(same_statistics).items():
+            assert np.array_equal(getattr(statistics, name), value)
+
+
+def assert_same_but_for_ties(found: Outcomes, expected: Outcomes) -> None:
+    """Kernels for other batches round otherwise: a pixel in a thousand may lie on the other side of a tie."""
+    for (label, statistics), (same_label, same_statistics) in zip(found, expected, strict=True):
+        assert (label != same_label).mean() <= 1e-3
+        np.testing.assert_allclose(statistics.confidence.sum(), same_statistics.confidence.sum(), rtol=1e-6)
+
+
+@pytest.mark.parametrize("images_at_once", [1, 2, 3, 8])
+def test_a_label_does_not_depend_on_the_other_images_of_its_batch(
+    images_at_once: int, seer: Teacher, eight: Image
+) -> None:
+    """Not in one bit. Eight in batches of three leave two for the last, which is filled up: that must not show."""
+    together = list(seer.label_in_batches(eight, images_at_once))
+    assert len({label.tobytes() for label, _ in together}) == 8
+    assert_same(list(seer.label_in_batches(eight[::-1], images_at_once))[::-1], together)
+    alone = [outcome for n in range(8) for outcome in seer.label_in_batches(eight[n : n + 1], images_at_once)]
+    assert_same(alone, together)
+
+
+def test_a_batch_of_eight_is_eight_batches_of_one(seer: Teacher, eight: Image) -> None:
+    """On a CPU, where images are labelled one at a time, bit for bit; with as many at once, but for ties."""
+    labels, statistics = seer.label(eight)
+    alone = [outcome for n in range(8) for outcome in seer.label_in_batches(eight[n : n + 1], 1)]
+    assert_same(list(zip(labels, statistics, strict=True)), alone)
+    for images_at_once in (2, 3, 8):
+        assert_same_but_for_ties(list(seer.label_in_batches(eight, images_at_once)), alone)
+
+
+def test_every_batch_has_the_same_size(seer: Teacher, eight: Image) -> None:
+    batches: list[int] = []
+    hook = seer.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    outcomes = list(seer.label_in_batches(eight[:7], 3, scales=(1,)))
+    hook.remove()
+    assert (len(outcomes), batches) == (7, [3, 3, 3])
+
+
+def test_labels_come_as_they_are_made(seer: Teacher, eight: Image) -> None:
+    """The first ones are to be had before the last image has been looked at."""
+    batches: list[int] = []
+    hook = seer.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    outcomes = seer.label_in_batches(eight, 2, scales=(1,))
+    next(outcomes)
+    next(outcomes)
+    assert batches == [2]
+    next(outcomes)
+    hook.remove()
+    assert batches == [2, 2]
+
+
+def test_without_images_there_is_nothing_to_label(seer: Teacher, eight: Image) -> None:
+    expected = re.escape("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
+    for nothing in ([], eight[:0]):
+        with pytest.raises(ValueError, match=f"^{expected}$"):
+            seer.label(nothing)
+
+
+def test_a_list_of_images_is_as_good_as_an_array(seer: Teacher, eight: Image) -> None:
+    assert np.array_equal(seer.label(list(eight), scales=(1,))[0], seer.label(eight, scales=(1,))[0])
+
+
+def test_average_is_the_mean_of_the_scales_own_logits(teacher: Path, images: Image) -> None:
+    seer, averager = load_teacher(teacher, "cpu"), load_teacher(teacher, "cpu", combine="average")
+    scales = (0.5, 1.0, 2.0)
+    parts = averager.parts(images[0], scales)
+    assert [part.attention for part in parts] == [None, None, None]
+    own = [at_size(part.logits, part.size, (48, 96)).whole()[0] for part in parts]
+    torch.testing.assert_close(averager.logits(images[0], scales), torch.stack(own).mean(dim=0), rtol=0, atol=1e-5)
+    assert (averager.logits(images[0], scales) - seer.logits(images[0], scales)).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("combine", ["network", "average"])
+def test_what_each_scale_says_and_how_much_it_counts(combine: str, teacher: Path, images: Image) -> None:
+    averager = load_teacher(teacher, "cpu", combine=combine)
+    views = averager.views(images[0], (0.5, 1.0, 2.0))
+    assert [view.scale for view in views] == [0.5, 1.0, 2.0]
+    assert {view.label.shape for view in views} == {view.share.shape for view in views} == {(48, 96)}
+    np.testing.assert_allclose(sum(view.share for view in views), np.ones((48, 96)), atol=1e-5)
+    if combine == "average":
+        assert all(np.allclose(view.share, 1 / 3) for view in views)
+    one = next(p for p in averager.parts(images[0], (0.5, 1.0, 2.0)) if p.scale == 0.5)
+    logits = at_size(one.logits, one.size, (48, 96)).whole()[0]
+    assert (views[0].label != logits.argmax(dim=0).numpy()).mean() < 1e-3  # read in bands: ties may differ
+
+
+# --- when memory runs out ---------------------------------------------------------------------------------------------
+
+
+OUT_OF_MEMORY = [
+    pytest.param(lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."), id="gpu"),
+    pytest.param(
+        lambda: RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:126] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to"
+            " allocate 98304000000 bytes. Error code 12 (Cannot allocate memory)"
+        ),
+        id="cpu",
+    ),
+    pytest.param(lambda: MemoryError("Unable to allocate 1.12 GiB for an array"), id="numpy"),
+]
+
+
+def with_memory_for(teacher: Path, most: int, error: Callable[[], Exception]) -> tuple[Teacher, list[int]]:
+    """A teacher whose trunk fails on larger batches, as a full device fails; and the sizes that it was asked for."""
+    asked: list[int] = []
+
+    def check(_: object, inputs: tuple[torch.Tensor, ...]) -> None:
+        asked.append(len(inputs[0]))
+        if asked[-1] > most:
+            raise error()
+
+    limited = load_teacher(teacher, "cpu")
+    limited.network.backbone.register_forward_pre_hook(check)
+    return limited, asked
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+    error: Callable[[], Exception], teacher: Path, seer: Teacher, eight: Image
+) -> None:
+    limited, asked = with_memory_for(teacher, 2, error)
+    expected = list(seer.label_in_batches(eight, 2, scales=(1,)))
+    assert_same(list(limited.label_in_batches(eight, 8, scales=(1,))), expected)
+    assert asked == [8, 4, 2, 2, 2, 2]
+    assert limited.fits == {(48, 64): 2}
+    asked.clear()
+    limited.label_in_batches(eight, 8, scales=(1,))  # nothing is asked before the first label is
+    list(limited.label_in_batches(eight[:4], 8, scales=(1,)))
+    assert asked == [2, 2]  # remembered
+    list(limited.label_in_batches(eight[:, :40], 4, scales=(1,)))
+    assert asked[2:] == [4, 2, 2, 2, 2]  # another size is another matter
+    assert limited.fits == {(48, 64): 2, (40, 64): 2}
+
+
+def test_memory_may_run_out_in_the_middle(teacher: Path, seer: Teacher, eight: Image) -> None:
+    """What is done is kept, what failed is done again, and each image is labelled once."""
+    limited, asked = with_memory_for(teacher, 8, AssertionError)
+    room = iter([4, 3, 8, 8, 8, 8, 8, 8])
+
+    def shrink(*_: object) -> None:
+        if asked[-1] > next(room):
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    limited.network.backbone.register_forward_pre_hook(shrink)
+    found = list(limited.label_in_batches(eight, 4, scales=(1,)))
+    assert asked == [4, 4, 2, 2]
+    assert_same_but_for_ties(found, list(seer.label_in_batches(eight, 1, scales=(1,))))
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY)
+def test_an_image_that_does_not_fit_alone_is_named(error: Callable[[], Exception], teacher: Path, eight: Image) -> None:
+    limited, asked = with_memory_for(teacher, 0, error)
+    words = (
+        r"^not enough memory on cpu for an image of 64 x 48 at scale 2 \(\d+\.\d.* free\): leave that scale out,"
+        r" or use a larger device$"
+    )
+    with pytest.raises(NotEnoughMemory, match=words):
+        list(limited.label_in_batches(eight, 4))
+    assert asked == [4, 2, 1]
+    with pytest.raises(NotEnoughMemory, match=words):
+        limited.label(eight)
+
+
+def test_any_other_failure_is_not_taken_for_a_lack_of_memory(teacher: Path, eight: Image) -> None:
+    limited, asked = with_memory_for(teacher, 2, lambda: RuntimeError("CUDA error: device-side assert triggered"))
+    with pytest.raises(RuntimeError, match=r"^CUDA error: device-side assert triggered$"):
+        list(limited.label_in_batches(eight, 8, scales=(1,)))
+    assert (asked, limited.fits) == ([8], {})
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux")
+def test_an_allocation_that_the_system_refuses_costs_one_image(seer: Teacher, eight: Image) -> None:
+    """No hook: the address space itself ends a little above what is in use."""
+    before = seer.label(eight[:1], scales=(1, 4))
+    huge = np.zeros((1, 4000, 4000, 3), np.uint8)
+    with address_space(1 << 30), pytest.raises(NotEnoughMemory, match="an image of 4000 x 4000 at scale 4 "):
+        seer.label(huge, scales=(1, 4))  # its copy at scale 4 alone takes 3 GB
+    with address_space(1 << 20), pytest.raises(NotEnoughMemory, match="an image of 4000 x 4000 at scale 1 "):
+        seer.label(huge, scales=(1,))  # not even the array can be copied
+    assert np.array_equal(seer.label(eight[:1], scales=(1, 4))[0], before[0])
+
+
+# --- the plan ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "expected"),
+    [
+        pytest.param(100, 100, 8, id="small: as many as there may be"),
+        pytest.param(1000, 1000, 8, id="just eight"),
+        pytest.param(1000, 1001, 7, id="a column more"),
+        pytest.param(2000, 4000, 1, id="just one"),
+        pytest.param(9000, 9000, 1, id="too large: one is tried"),
+    ],
+)
+def test_a_plan_leaves_a_fifth_of_the_memory_alone(height: int, width: int, expected: int) -> None:
+    plan = Plan("cpu", "float32", bytes_per_pixel=1000, free_bytes=10_000_000_000)
+    assert plan.at_once(height, width) == expected
+    assert plan.at_once(height, width, most=3) == min(3, expected)
+    assert plan.at_once(height, width, batches=2) == (8 if height == 100 else max(1, expected // 2))
+
+
+def test_an_image_that_the_plan_finds_too_large_is_not_even_tried(teacher: Path, eight: Image) -> None:
+    """Systems promise more memory than there is, and end the process that takes them at their word."""
+    planner, asked = with_memory_for(teacher, 8, AssertionError)
+    plan = planner.plan((1.0,))
+    pixels = int(plan.free_bytes / plan.bytes_per_pixel)
+    asked.clear()
+    too_large = np.broadcast_to(np.uint8(0), (1, pixels // 64 + 1, 64, 3))  # one pixel, seen as many
+    message = r"^not enough memory on cpu .* at scale 1 \(about \d+\.\d GiB are needed, \d+\.\d.* free\): leave"
+    with pytest.raises(NotEnoughMemory, match=message):
+        planner.label(too_large, scales=(1.0,))
+    assert asked == []
+    planner.label(eight, scales=(1.0,))
+    assert len(asked) == 8
+
+
+def test_a_plan_is_made_from_what_a_small_image_costs(teacher: Path) -> None:
+    planner = load_teacher(teacher, "cpu")
+    plan = planner.plan((0.5, 1.0, 2.0))
+    assert (plan.device, plan.precision) == ("cpu", "float32")
+    assert plan.bytes_per_pixel > 0
+    assert 0 < plan.free_bytes < 1 << 50
+    assert planner.plan((0.5, 1.0, 2.0)) is plan  # made once
+    assert planner.plan((1.0,)) is not plan
 
 
 def test_threads_side_by_side_give_the_labels_of_one_after_the_other(seer: Teacher, images: Image) -> None:

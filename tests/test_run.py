@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zarr
+from conftest import address_space, autolabel
 from PIL import Image
 
 from autolabel.manifests.layouts import scan_folder
@@ -31,6 +34,8 @@ from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import Accounts, generate
 from autolabel.pipeline.stats import coverage_at, summarise
 from autolabel.pipeline.units import plan_units
+from autolabel.teacher.build import build
+from autolabel.teacher.checkpoints import fingerprint_tensor, save_checkpoint
 from autolabel.teacher.predict import load_teacher
 
 
@@ -173,6 +178,84 @@ def test_a_repaired_image_is_labelled_by_the_next_call(drive: Path, teacher: Pat
     assert labels_of(asked).items() >= untouched.items()
 
 
+def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
+    """One row, one column, smaller than any stride, a panorama: the run does not stop at what nobody thought of."""
+    sizes = {
+        "row": (1, 70),
+        "column": (70, 1),
+        "pixel": (1, 1),
+        "icon": (8, 8),
+        "panorama": (32, 20_000),
+        "odd": (45, 71),
+    }
+    (tmp_path / "drive").mkdir()
+    whole = Image.open(load_manifest(city / "coarse.parquet").samples[0].image)
+    for name, (height, width) in sizes.items():
+        whole.resize((width, height)).save(tmp_path / "drive" / f"{name}.png")
+    rescan(tmp_path / "drive", city)
+    result = autolabel(
+        "generate", "--manifest", tmp_path / "drive.parquet", "--teacher", teacher, "--out", tmp_path / "run",
+        "--engine", "local",
+    )  # fmt: skip
+    assert result.exit_code == 0, result.output
+    labels = open_labels(tmp_path / "run")
+    assert {name: label.shape for name, label in labels.items()} == sizes
+    knows = load_teacher(teacher, "cpu")
+    for name in sizes:
+        (expected,), _ = knows.label(np.asarray(Image.open(tmp_path / "drive" / f"{name}.png"))[None])
+        assert (labels[name] != expected).mean() < 1e-3
+    assert quarantined(tmp_path / "run") == {}
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="limits the memory of the CPU")
+def test_an_image_that_does_not_fit_into_memory_costs_one_image(drive: Path, teacher: Path, city: Path) -> None:
+    """Its copy at scale 2 alone takes 1.7 GB; the process may take 1.5 GB. The others are labelled as ever."""
+    for image in sorted(drive.glob("*.png"))[2:]:
+        image.unlink()
+    rescan(drive, city)
+    asked = job(drive, teacher, scales=(1.0, 2.0), workers=1)
+    generate(asked)
+    whole = labels_of(asked)
+    Image.new("RGB", (6000, 6000), (90, 90, 90)).save(drive / "a_huge.png")
+    rescan(drive, city)
+    again = replace(asked, out=drive.parent / "again", max_quarantined=1.0)
+    with address_space(3 << 29):
+        assert generate(again) == (Accounts(asked=3, labelled=2, quarantined=1, left=0), {})
+    reasons = quarantined(again.out)
+    assert list(reasons) == ["a_huge"]
+    assert re.fullmatch(
+        r"not enough memory on cpu for an image of 6000 x 6000 at scale 2 \(about \d+\.\d GiB are needed, \d.* free\):"
+        r" leave that scale out, or use a larger device",
+        reasons["a_huge"],
+    )
+    assert labels_of(again) == whole
+
+
+def test_a_run_tells_how_many_images_it_computed_at_once(drive: Path, teacher: Path) -> None:
+    asked = job(drive, teacher)
+    generate(asked)
+    about = json.loads((asked.out / "run.json").read_text())
+    (plan,) = about["plans"]
+    assert set(plan) == {"device", "precision", "bytes_per_pixel", "free_bytes", "images_at_once"}
+    assert plan["precision"] == about["precision"]
+    assert about["device"] == "cuda" or plan["device"] == "cpu"
+    assert plan["bytes_per_pixel"] > 0 and plan["free_bytes"] > 0
+    assert list(plan["images_at_once"]) == ["96x192"]
+    assert 1 <= plan["images_at_once"]["96x192"] <= max(8, os.cpu_count() or 1)
+
+
+def test_a_teacher_that_cannot_weigh_the_scales_is_refused_before_anything_is_done(drive: Path, city: Path) -> None:
+    space = load_manifest(city / "coarse.parquet").label_space
+    path, arch = drive.parent / "explicit.pt", "hrnet18s_plain_explicit"
+    save_checkpoint(path, arch, space, build(arch, len(space)), fingerprint_tensor([]), {})
+    asked = job(drive, path, limit=1)
+    with pytest.raises(ValueError, match=r"^scales 0\.5,1: this network weighs exactly 3 scales at once$"):
+        generate(asked)
+    assert not asked.out.exists()
+    assert generate(replace(asked, combine="average"))[0].labelled == 1
+    assert generate(replace(asked, scales=(0.5, 1.0, 2.0), out=drive.parent / "three"))[0].labelled == 1
+
+
 # --- resume -----------------------------------------------------------------------------------------------------------
 
 
@@ -211,8 +294,6 @@ def test_another_teacher_or_manifest_is_refused(drive: Path, teacher: Path, city
     content = teacher.read_bytes()
     other.write_bytes(content)
     generate(replace(asked, teacher=other))  # a copy under another name is the same teacher
-    import torch
-
     loaded = torch.load(other, weights_only=True)
     loaded["state_dict"]["ocr.cls_head.bias"] += 1
     torch.save(loaded, other)
