@@ -162,6 +162,8 @@ class Labeller:
             _check_sizes(sample, image, coarse)
         except BadImage as error:
             return Decoded(row, why_not=str(error))
+        except MemoryError:
+            return Decoded(row, why_not="not enough memory to decode it")
         return Decoded(row | {"decode_ms": 1e3 * (time.perf_counter() - started)}, image, coarse)
 
     def _predict(self, batch: Sequence[Decoded]) -> list[Outcome]:

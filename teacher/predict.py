@@ -257,10 +257,10 @@ class Teacher:
                 raise NotEnoughMemory(self._does_not_fit(size, scales, plan.needs(*size) if plan else None))
 
     def _does_not_fit(self, size: tuple[int, int], scales: Sequence[float], needed: float | None) -> str:
-        wanted = f"about {needed / 2**30:.1f} GiB are needed, " if needed else ""
+        wanted = f"about {needed / 2**30:.1f} GiB needed, " if needed else ""
         return (
             f"not enough memory on {self.device} for an image of {size[1]} x {size[0]} at scale {max(scales):g}"
-            f" ({wanted}{free_memory(self.device) / 2**30:.1f} free): leave that scale out, or use a larger device"
+            f" ({wanted}{free_memory(self.device) / 2**30:.1f} GiB free): leave that scale out, or use a larger device"
         )
 
     @torch.inference_mode()
