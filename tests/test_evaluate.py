@@ -21,7 +21,7 @@ from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.compare import ARMS, Comparison, compare
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
-from autolabel.student.evaluate import Scores, evaluate, predict, score
+from autolabel.student.evaluate import Scores, evaluate, score
 from autolabel.student.train import StepReport, TrainJob
 from autolabel.teacher.predict import load_teacher
 
@@ -40,7 +40,8 @@ def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, t
     """IoU of a class = pixels that are both / pixels that are either, over all pictures together, ignore left out."""
     network, truths, predictions = load_teacher(teacher, "cpu"), [], []
     for item in ManifestDataset(city / "val.parquet"):
-        truth, prediction = item["label"].numpy(), predict(network, item["image"].permute(1, 2, 0).numpy())
+        image = item["image"].permute(1, 2, 0).numpy()
+        truth, prediction = item["label"].numpy(), network.logits(image, (0.5, 1.0)).argmax(dim=0).byte().numpy()
         assert (prediction.shape, prediction.dtype) == (truth.shape, np.uint8)
         truths.append(truth[truth != 255])
         predictions.append(prediction[truth != 255])
@@ -59,11 +60,14 @@ def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, t
     assert scores.images == 3
 
 
-def test_prediction_is_the_top_class_of_the_combined_scales_without_a_threshold(teacher: Path, city: Path) -> None:
-    network = load_teacher(teacher, "cpu")
-    image = ManifestDataset(city / "val.parquet")[0]["image"].permute(1, 2, 0).numpy()
-    for scales in ((0.5, 1.0), (1.0,)):
-        assert np.array_equal(predict(network, image, scales), network.confidence(image, scales)[0])
+def test_scales_are_those_of_the_networks_training_unless_others_are_named(teacher: Path, city: Path) -> None:
+    network, pictures = load_teacher(teacher, "cpu"), ManifestDataset(city / "val.parquet")
+    assert score(network, pictures) == score(network, pictures, (0.5, 1.0)) != score(network, pictures, (1.0,))
+
+
+def test_scales_can_be_averaged_instead(teacher: Path, city: Path) -> None:
+    averaged = evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu", combine="average")
+    assert averaged != evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu")
 
 
 def test_progress_names_every_picture(teacher: Path, city: Path) -> None:
