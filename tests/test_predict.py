@@ -387,7 +387,7 @@ def test_an_image_that_the_plan_finds_too_large_is_not_even_tried(teacher: Path,
 
     hook = planner.network.backbone.register_forward_pre_hook(tried)
     too_large = np.broadcast_to(np.uint8(0), (1, pixels // 64 + 1, 64, 3))  # one pixel, seen as many
-    message = r"^not enough memory on cpu .* at scale 1 \(about \d+\.\d GiB are needed, \d+\.\d.* free\): leave"
+    message = r"^not enough memory on cpu .* at scale 1 \(about \d+\.\d GiB needed, \d+\.\d.* free\): leave"
     with pytest.raises(NotEnoughMemory, match=message):
         planner.label(too_large, scales=(1.0,))
     hook.remove()

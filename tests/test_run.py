@@ -224,7 +224,7 @@ def test_an_image_that_does_not_fit_into_memory_costs_one_image(drive: Path, tea
     reasons = quarantined(again.out)
     assert list(reasons) == ["a_huge"]
     assert re.fullmatch(
-        r"not enough memory on cpu for an image of 6000 x 6000 at scale 2 \(about \d+\.\d GiB are needed, \d.* free\):"
+        r"not enough memory on cpu for an image of 6000 x 6000 at scale 2 \(about \d+\.\d GiB needed, \d.* free\):"
         r" leave that scale out, or use a larger device",
         reasons["a_huge"],
     )
