@@ -1,1 +1,1 @@
-"""The network that labels: HRNet + OCR + hierarchical multi-scale attention."""
+"""The networks that label, their checkpoints, and the way from a photograph to a label."""
