@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import resource
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -16,6 +17,9 @@ from autolabel.manifests.scenes import write_city
 from autolabel.manifests.tables import save_manifest
 
 HEIGHT, WIDTH = 96, 192
+
+# A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that; some tests press it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope="session")
