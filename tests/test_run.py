@@ -137,6 +137,31 @@ def test_png_labels_keep_the_images_relative_path(drive: Path, teacher: Path, ci
 # --- one bad image costs one image ------------------------------------------------------------------------------------
 
 
+def test_the_way_that_feeds_a_gpu_loses_no_image_and_keeps_their_order(drive: Path, teacher: Path, city: Path) -> None:
+    """Batches of one size, two in flight, decoded ahead and counted behind; here on a CPU. One image is damaged, one is
+    of another size, so that batches end early."""
+    first, second, *_ = sorted(drive.iterdir())
+    Image.open(second).resize((64, 40)).save(second)
+    rescan(drive, city)
+    first.write_bytes(first.read_bytes()[:1000])
+    asked = job(drive, teacher)
+    manifest = load_manifest(asked.manifest)
+    labeller = label_module.Labeller(asked, manifest.label_space, manifest.image_root, "cpu", 2)
+    for unit in plan_units(manifest.samples, 64):
+        in_batches = list(labeller._label_on_gpu(unit.samples, unit))
+        one_by_one = list(labeller._label_on_cpu(unit.samples, unit))
+        assert [x.row["sample_id"] for x in in_batches] == [s.sample_id for s in unit.samples]
+        for batched, alone in zip(in_batches, one_by_one, strict=True):
+            assert batched.row["status"] == alone.row["status"]
+            assert batched.row.get("reason") == alone.row.get("reason")
+            if batched.label is not None and alone.label is not None:
+                # Another batch size, other last bits: a pixel may lie on the other side of the threshold.
+                assert (batched.label != alone.label).mean() < 0.001
+        assert [x.row["status"] for x in in_batches].count("quarantined") == (
+            first.stem in {s.sample_id for s in unit.samples}
+        )
+
+
 def test_bad_images_are_quarantined_with_their_reasons(drive: Path, teacher: Path, city: Path) -> None:
     images = sorted(drive.glob("*.png"))
     whole = images[0].read_bytes()
