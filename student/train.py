@@ -173,14 +173,16 @@ class _Training:
             if different:
                 raise ValueError(f"{job.out} holds another training ({'; '.join(different)}): choose another --out")
         torch.manual_seed(job.seed)
-        self.network: SegmentationNet = build(job.arch, len(self.space))
         remove_leftovers(job.out)
         last = job.out / "last.pt"
         checkpoint = read_checkpoint(last) if last.is_file() else None
+        self.network: SegmentationNet
         if checkpoint is not None:
-            self.network.load_state_dict(checkpoint.state_dict)
+            self.network = load_network(last, checkpoint)
         elif self.start is not None and job.init is not None:
             self.network = load_network(job.init, self.start)
+        else:
+            self.network = build(job.arch, len(self.space))
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = self._optimizer()
         if checkpoint is not None and checkpoint.training is not None:

@@ -270,9 +270,10 @@ class Teacher:
         classes = self.network.classes
         filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
         field = self._field(self._pixels(filled), scales, flip)
-        winners, confidences = top_classes(field, batch, classes, self.device)
-        labels = keep(winners, confidences, threshold)[: len(images)].cpu().numpy()
-        counts = [count(w, p, classes, threshold) for w, p in zip(winners, confidences, strict=True)][: len(images)]
+        # What filled the batch up is left out from here on.
+        winners, confidences = (found[: len(images)] for found in top_classes(field, batch, classes, self.device))
+        labels = keep(winners, confidences, threshold).cpu().numpy()
+        counts = [count(w, p, classes, threshold) for w, p in zip(winners, confidences, strict=True)]
         statistics = [LabelStatistics.of(cells.cpu().numpy(), sums.cpu().numpy()) for cells, sums in counts]
         return list(zip(labels, statistics, strict=True))
 
