@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import math
+import os
 import shlex
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -13,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD
-from autolabel.pipeline.job import ENGINES, STORES, LabelJob
+from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
 
 if TYPE_CHECKING:
     from autolabel.manifests.layouts import Account
@@ -75,44 +77,46 @@ def main() -> None:
 # --- rendering --------------------------------------------------------------------------------------------------------
 
 
+class Reporter:
+    """Called with (done, total, note, rate) it shows how far a long work is; `say` prints a line between."""
+
+    def __init__(self, show: Callable[[int, int, str], None], say: Callable[[str], None]) -> None:
+        self._show, self.say = show, say
+        self._started, self._first = time.monotonic(), -1
+
+    def __call__(self, done: int, total: int, note: str = "", rate: float | None = None) -> None:
+        self._first = done if self._first < 0 else self._first
+        elapsed = time.monotonic() - self._started
+        pace = rate or ((done - self._first) / elapsed if elapsed > 0.5 else 0.0)
+        eta = f"ETA {_duration((total - done) / pace)}" if pace and done < total else ""
+        self._show(done, total, "  ".join(part for part in (eta, note) if part))
+
+
 @contextlib.contextmanager
-def progress(title: str) -> Iterator[Callable[..., None]]:
-    """A function update(done, total, note, rate) that draws a bar with ETA; off a terminal, a line now and then."""
+def progress(title: str) -> Iterator[Reporter]:
+    """A bar with ETA on a terminal; elsewhere a plain line every 20 s."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     console = Console(stderr=True)
-    started = last = time.monotonic()
-    first: int | None = None
-    finished = False
-
-    def describe(done: int, total: int, note: str, rate: float | None) -> str:
-        nonlocal first
-        first = done if first is None else first
-        elapsed = time.monotonic() - started
-        pace = rate or ((done - first) / elapsed if elapsed > 0.5 else 0.0)
-        eta = f"ETA {_duration((total - done) / pace)}" if pace and done < total else ""
-        return "  ".join(part for part in (eta, note) if part)
-
     if not console.is_terminal:
+        last, finished = time.monotonic(), False
 
-        def line(done: int, total: int, note: str = "", rate: float | None = None) -> None:
+        def line(done: int, total: int, text: str) -> None:
             nonlocal last, finished
-            text = describe(done, total, note, rate)
-            if (done >= total and not finished) or time.monotonic() - last > 10:
+            if (done >= total and not finished) or time.monotonic() - last > 20:
                 last, finished = time.monotonic(), done >= total
                 click.echo(f"{title}: {done}/{total}  {text}".rstrip(), err=True)
 
-        yield line
+        yield Reporter(line, lambda text: click.echo(f"{title}: {text}", err=True))
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
     with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
         task = bars.add_task(title, total=None, note="")
-
-        def bar(done: int, total: int, note: str = "", rate: float | None = None) -> None:
-            bars.update(task, completed=done, total=total, note=describe(done, total, note, rate))
-
-        yield bar
+        yield Reporter(
+            lambda done, total, text: bars.update(task, completed=done, total=total, note=text),
+            lambda text: console.print(text, markup=False, highlight=False),
+        )
 
 
 def _duration(seconds: float) -> str:
@@ -169,6 +173,17 @@ def parse_crop(_: click.Context, __: click.Parameter, text: str | None) -> tuple
     except ValueError as error:
         raise Failure(f"--crop {text}: expected HEIGHTxWIDTH in pixels, such as 320x480") from error
     return height, width
+
+
+def parse_piece(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
+    """ "2/8" -> (2, 8)."""
+    if text is None:
+        return None
+    try:
+        number, count = (int(part) for part in text.split("/"))
+    except ValueError as error:
+        raise Failure(f"--shard {text}: expected I/N, such as 2/8 for the second of eight") from error
+    return number, count
 
 
 def numbers(scales: Sequence[float]) -> str:
@@ -491,35 +506,48 @@ def _spread(mean: float, deviation: float, seeds: int) -> str:
 @click.option("--store", type=click.Choice(STORES), default=STORES[0], show_default=True)
 @click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
 @click.option("--address", help="Ray cluster to use. [default: $RAY_ADDRESS, else a private Ray on this machine]")
+@click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True, help="auto: GPUs if any.")
 @click.option("--workers", type=int, help="[default: one per GPU, or one per core without GPUs]")
 @click.option("--limit", type=int, help="Label the first N samples only; the rest is left for later.")
+@click.option("--only", metavar="GLOB", help="Label the samples whose id fits, such as 'aachen_*'.")
+@click.option("--shard", "piece", metavar="I/N", callback=parse_piece, help="Every N-th unit, from the I-th.")
 @click.option("--shard-size", type=int, default=LabelJob.shard_size, show_default=True, help="Samples of a unit.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
-def generate(manifest_path: Path, address: str | None, **options: Any) -> None:
+@click.option("--plan", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
+def generate(manifest_path: Path, address: str | None, plan: bool, **options: Any) -> None:
     """Label the images of a manifest.
 
     autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto
     """
-    from autolabel.pipeline.run import Progress
+    from autolabel.pipeline.progress import Progress
     from autolabel.pipeline.run import generate as run_labelling
 
     job = LabelJob(manifest=manifest_path, **options)
+    if plan:
+        _show_plan(job, address)
+        return
     with progress("labelling") as update:
 
         def report(now: Progress) -> None:
-            rate = now.images_per_s
-            update(now.before + now.done, now.before + now.wanted, f"{rate:.1f} images/s" if rate else "", rate)
+            parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
+            parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
+            parts += [f"{now.quarantined} quarantined"] if now.quarantined else []
+            parts += [f"{now.workers} worker{'s' if now.workers > 1 else ''}"] if now.workers else []
+            update(now.before + now.done, now.before + now.wanted, "  ".join(parts), now.images_per_s)
 
-        accounts, failed = run_labelling(job, report, address)
+        result = run_labelling(job, report, update.say, address)
+    accounts = result.accounts
     click.echo(
         f"{accounts.asked} samples: {accounts.labelled} labelled, {accounts.quarantined} quarantined,"
-        f" {accounts.left} left for later"
+        f" {accounts.left} left for later" + ("" if result.done else "; nothing was to be done")
     )
     click.echo(f"run {job.out}   look: autolabel stats {job.out} · autolabel report {job.out}")
-    if failed:
-        name, why = next(iter(failed.items()))
-        raise Failure(f"{len(failed)} units failed (the first, {name}: {why}); run the same again to retry them")
+    if result.stopped:
+        raise KeyboardInterrupt
+    if result.failed:
+        name, why = next(iter(result.failed.items()))
+        raise Failure(f"{len(result.failed)} units failed (the first, {name}: {why}); run the same again to retry them")
     if accounts.quarantined > job.max_quarantined * accounts.asked:
         click.echo(
             f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
@@ -527,6 +555,62 @@ def generate(manifest_path: Path, address: str | None, **options: Any) -> None:
             err=True,
         )
         click.get_current_context().exit(QUARANTINED)
+
+
+def _show_plan(job: LabelJob, address: str | None) -> None:
+    from autolabel.pipeline.preview import preview
+
+    found = preview(job, address)
+    sizes = [(f"{w} x {h}" if h else "unreadable", n) for (h, w), n in found.sizes.items()]
+    shown = ", ".join(f"{size}: {n}" for size, n in sizes[:5]) + (f", {len(sizes) - 5} more" if sizes[5:] else "")
+    lines = {
+        "images": f"{found.samples} ({shown})",
+        "units": f"{found.units} of up to {job.shard_size} images, {found.units_left} of them left",
+        "done": f"{found.done} images; this call would do {found.wanted}",
+        "device": f"{found.device}, {found.precision}",
+    }
+    if found.memory:
+        plan = found.memory
+        batches = ", ".join(f"{n} of {size}" for size, n in plan["images_at_once"].items())
+        lines["memory"] = (
+            f"{plan['bytes_per_pixel'] / 1e3:.1f} kB a pixel, {plan['free_bytes'] / 2**30:.1f} GiB free;"
+            f" images at once: {batches or 'none'}"
+        )
+    if found.label_bytes is not None and found.milliseconds is not None:
+        lines["labels"] = (
+            f"{found.label_bytes / 1e3:.1f} kB each, {found.label_bytes * found.wanted / 1e6:.1f} MB to come"
+        )
+        lines["probe"] = (
+            f"{found.probed} images, {found.images_per_s:.2f} images/s by one worker; each "
+            + ", ".join(f"{name} {ms:.0f} ms" for name, ms in found.milliseconds.items())
+            + (f"; {found.unreadable} would be quarantined" if found.unreadable else "")
+        )
+    for name, text in lines.items():
+        click.echo(f"{name:<8}{text}")
+    if found.images_per_s:
+        rows = [[str(n), f"{n * found.images_per_s:.1f}", _duration(3600 * found.hours(n))] for n in found.workers]
+        table("expected, if workers do not hold each other up", ["workers", "images/s", "h:min:s"], rows)
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
+def verify(run: Path, repair: bool) -> None:
+    """Read everything in a run again and compare it with what was committed.
+
+    autolabel verify runs/auto
+    """
+    from autolabel.pipeline.verify import verify as verify_run
+
+    with progress("verifying") as update:
+        found = verify_run(run, repair, update)
+    for fault in found.faults:
+        click.echo(f"damaged: {fault}")
+    click.echo(f"{found.labels} labels in {found.units} units read; {len(found.faults)} faults")
+    if found.faults and repair:
+        click.echo(f"put back to undone: {found.undone} units; run the same `autolabel generate` again to label them")
+    elif found.faults:
+        raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
 
 
 @main.command()
@@ -622,5 +706,17 @@ def demo(out: Path, seed: int) -> None:
     )
 
 
+def run() -> None:
+    """The command. When it is stopped, threads that are still at an image are not waited for."""
+    try:
+        main()
+    except SystemExit as leaving:
+        if leaving.code == INTERRUPTED:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(INTERRUPTED)
+        raise
+
+
 if __name__ == "__main__":
-    main()
+    run()

@@ -34,7 +34,7 @@ from PIL import Image
 from torch import Tensor
 
 from autolabel.manifests.classes import CITYSCAPES
-from autolabel.manifests.stores import ZARR, create_zarr, write_zarr_shard
+from autolabel.manifests.stores import ZARR, Frames, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.pipeline.label import centroids, class_numbers, image_numbers
 from autolabel.teacher.build import build
 from autolabel.teacher.decide import LabelStatistics, count, keep, top_classes
@@ -146,19 +146,19 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
             with torch.no_grad():
                 return plainly_decided(plainly_combined(by_scale, size), folder)  # type: ignore[arg-type]
 
-        def one(_: int) -> tuple[Pixels, int]:
+        def one(_: int) -> tuple[Pixels, int, Frames]:
             label, statistics, crossed = ours_decided(parts, size)
             image_numbers(label, statistics, None)
             class_numbers(label, statistics, None, CITYSCAPES)
             centroids(label, CLASSES)
-            return label, crossed
+            return label, crossed, encode_zarr(label)
 
-        def ours() -> list[tuple[Pixels, int]]:
+        def ours() -> list[tuple[Pixels, int, Frames]]:
             found = list(pool.map(one, range(shard))) if device.type == "cpu" else [one(i) for i in range(shard)]
-            write_zarr_shard(folder / ZARR / "b1024x2048", 0, [label for label, _ in found])
+            write_zarr_shard(folder / ZARR / "b1024x2048", 0, shard, [frames for _, _, frames in found])
             return found
 
-        (label, plain_bytes), (our_label, our_bytes) = plain(), ours()[0]
+        (label, plain_bytes), (our_label, our_bytes, _) = plain(), ours()[0]
         slow, fast = seconds(plain), seconds(ours) / shard
     mismatch = int((label != our_label).sum())
     print(f"\n### After the network, {size[0]} x {size[1]}, {CLASSES} classes, {device}\n")

@@ -7,22 +7,25 @@ wherever they share one, so that a folder can be moved as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import fingerprint, writing
 
 SCHEMA_VERSION = 1
+ROWS_AT_ONCE = 16_384  # of a manifest in memory, and in one of its row groups
 _METADATA_KEY = b"autolabel"
 _ABOUT = ("schema_version", "label_space", "image_root", "label_root", "provenance")
 SOURCES = ("fine", "coarse", "auto", "none")
@@ -167,30 +170,63 @@ def _relative(path: Path, base: Path) -> str:
 
 def save_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest as parquet, whole or not at all."""
+    roots = manifest.image_root, manifest.label_root
+    with writing_manifest(path, manifest.label_space, *roots, manifest.provenance) as write:
+        write(manifest.samples)
+
+
+@contextlib.contextmanager
+def writing_manifest(
+    path: Path, space: LabelSpace, image_root: Path, label_root: Path, provenance: dict[str, Any]
+) -> Iterator[Callable[[Sequence[Sample]], None]]:
+    """A function that adds samples to a manifest, which appears at `path` when all are written, or not at all."""
     base = path.absolute().parent
 
     def under(root: Path, file: Path | None) -> str | None:
         return None if file is None else file.relative_to(root).as_posix()
 
-    rows = [
-        {
-            **{name: getattr(s, name) for name in MANIFEST_SCHEMA.names},
-            "image": under(manifest.image_root, s.image),
-            "label": under(manifest.label_root, s.label),
-            "coarse_label": under(manifest.label_root, s.coarse_label),
-        }
-        for s in manifest.samples
-    ]
     about = {
         "kind": "manifest",
         "schema_version": SCHEMA_VERSION,
-        "label_space": json.loads(manifest.label_space.to_json()),
-        "image_root": _relative(manifest.image_root, base),
-        "label_root": _relative(manifest.label_root, base),
-        "provenance": manifest.provenance,
+        "label_space": json.loads(space.to_json()),
+        "image_root": _relative(image_root, base),
+        "label_root": _relative(label_root, base),
+        "provenance": provenance,
     }
     schema = MANIFEST_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(about).encode()})
-    write_table(path, pa.Table.from_pylist(rows, schema=schema))
+    with writing_table(path, schema) as add:
+
+        def write(samples: Sequence[Sample]) -> None:
+            for first in range(0, len(samples), ROWS_AT_ONCE):
+                rows = [
+                    {
+                        **{name: getattr(s, name) for name in MANIFEST_SCHEMA.names},
+                        "image": under(image_root, s.image),
+                        "label": under(label_root, s.label),
+                        "coarse_label": under(label_root, s.coarse_label),
+                    }
+                    for s in samples[first : first + ROWS_AT_ONCE]
+                ]
+                add(pa.Table.from_pylist(rows, schema=schema))
+
+        yield write
+
+
+@contextlib.contextmanager
+def writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
+    """A function that adds rows to a parquet file, which appears when all are written, or not at all."""
+    with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+        waiting: list[pa.Table] = []  # small pieces become one row group
+
+        def add(rows: pa.Table) -> None:
+            waiting.append(rows)
+            if sum(map(len, waiting)) >= ROWS_AT_ONCE:
+                writer.write_table(pa.concat_tables(waiting))
+                waiting.clear()
+
+        yield add
+        if waiting:
+            writer.write_table(pa.concat_tables(waiting))
 
 
 def write_table(path: Path, table: pa.Table) -> None:
@@ -201,34 +237,86 @@ def write_table(path: Path, table: pa.Table) -> None:
 
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a parquet file that has the columns of `schema`. Raises BadTable."""
+    file = _open_table(path, schema)
+    try:
+        table = file.read(columns=schema.names)
+    except (pa.ArrowException, OSError) as error:
+        raise BadTable(f"{path} is not a readable parquet file ({type(error).__name__})") from error
+    return _as_expected(path, table, schema).replace_schema_metadata(file.schema_arrow.metadata)
+
+
+def _open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     if not path.is_file():
         raise BadTable(f"{path} does not exist")
     try:
-        table = pq.read_table(path)
+        file = pq.ParquetFile(path)
     except (pa.ArrowException, OSError) as error:
         raise BadTable(f"{path} is not a readable parquet file ({type(error).__name__})") from error
-    missing = [name for name in schema.names if name not in table.column_names]
+    missing = [name for name in schema.names if name not in file.schema_arrow.names]
     if missing:
         raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")
+    return file
+
+
+def _as_expected(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
     try:
-        return table.select(schema.names).cast(schema).replace_schema_metadata(table.schema.metadata)
+        return table.select(schema.names).cast(schema)
     except ValueError as error:  # another type, or null where there must be a value
         raise BadTable(f"{path} is not the expected table: {error}") from error
+
+
+@dataclass(frozen=True)
+class ManifestFile:
+    """A manifest on disk: what holds for all its samples, and the samples piece by piece, however many there are."""
+
+    path: Path
+    label_space: LabelSpace
+    image_root: Path
+    label_root: Path
+    provenance: dict[str, Any]
+
+    def tables(self) -> Iterator[pa.Table]:
+        """The samples in order, as tables of MANIFEST_SCHEMA. Raises BadTable, also where a path leaves its root."""
+        file = _open_table(self.path, MANIFEST_SCHEMA)
+        try:
+            for batch in file.iter_batches(ROWS_AT_ONCE, columns=MANIFEST_SCHEMA.names):
+                table = _as_expected(self.path, pa.Table.from_batches([batch]), MANIFEST_SCHEMA)
+                self._require_under(self.image_root, table["image"])
+                self._require_under(self.label_root, table["label"])
+                self._require_under(self.label_root, table["coarse_label"])
+                yield table
+        except (pa.ArrowException, OSError) as error:
+            raise BadTable(f"{self.path} is not a readable parquet file ({type(error).__name__})") from error
+
+    def _require_under(self, root: Path, paths: pa.ChunkedArray) -> None:
+        leaving = paths.filter(pc.match_substring_regex(paths, r"^/|(^|/)\.\.(/|$)"))
+        if len(leaving):
+            raise BadTable(f"{self.path}: path {leaving[0].as_py()!r} leaves its root {root}")
+
+
+def open_manifest(path: str | Path) -> ManifestFile:
+    """What holds for all samples of a manifest. Raises BadTable."""
+    path = Path(path)
+    file = _open_table(path, MANIFEST_SCHEMA)
+    about = _about(path, file.schema_arrow.metadata)
+    try:
+        space = LabelSpace.from_json(json.dumps(about["label_space"]))
+    except ValueError as error:
+        raise BadTable(f"{path}: {error}") from error
+    return ManifestFile(path, space, Path(about["image_root"]), Path(about["label_root"]), about["provenance"])
 
 
 def read_manifest(path: str | Path) -> pa.Table:
     """A manifest as a pyarrow.Table; the roots in its metadata are made absolute. Raises BadTable."""
     path = Path(path)
     table = read_table(path, MANIFEST_SCHEMA)
-    about = _about(path, table)
-    base = path.absolute().parent
-    for root in ("image_root", "label_root"):
-        about[root] = os.path.normpath(base / about[root])
+    about = _about(path, table.schema.metadata)
     return table.replace_schema_metadata({_METADATA_KEY: json.dumps(about).encode()})
 
 
-def _about(path: Path, table: pa.Table) -> dict[str, Any]:
-    raw = (table.schema.metadata or {}).get(_METADATA_KEY)
+def _about(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """The manifest's own metadata, its roots made absolute."""
+    raw = (metadata or {}).get(_METADATA_KEY)
     try:
         about = dict(json.loads(raw)) if raw else {}
     except (ValueError, TypeError) as error:
@@ -240,42 +328,41 @@ def _about(path: Path, table: pa.Table) -> dict[str, Any]:
         raise BadTable(f"{path} has damaged metadata: no {', '.join(missing)}")
     if about["schema_version"] != SCHEMA_VERSION:
         raise BadTable(f"{path} has schema version {about['schema_version']}: this program knows {SCHEMA_VERSION}")
+    for root in ("image_root", "label_root"):
+        about[root] = os.path.normpath(path.absolute().parent / about[root])
     return about
 
 
 def load_manifest(path: str | Path) -> Manifest:
     """A manifest as samples with absolute paths. Raises BadTable."""
-    path = Path(path)
-    table = read_manifest(path)
-    about = _about(path, table)
-    image_root, label_root = Path(about["image_root"]), Path(about["label_root"])
-
-    def under(root: Path, relative: str | None) -> Path | None:
-        if relative is None:
-            return None
-        if Path(relative).is_absolute() or ".." in Path(relative).parts:
-            raise BadTable(f"{path}: path {relative!r} leaves its root {root}")
-        return root / relative
-
-    rows = table.select(MANIFEST_SCHEMA.names).to_pylist()
+    file = open_manifest(path)
+    roots = file.image_root, file.label_root
     try:
-        samples = tuple(
-            Sample(
-                **{
-                    **row,
-                    "image": under(image_root, row["image"]),
-                    "label": under(label_root, row["label"]),
-                    "coarse_label": under(label_root, row["coarse_label"]),
-                }
-            )
-            for row in rows
-        )
-        space = LabelSpace.from_json(json.dumps(about["label_space"]))
-        return Manifest(space, samples, image_root, label_root, about["provenance"])
+        samples = tuple(sample for table in file.tables() for sample in samples_of(table, *roots))
+        return Manifest(file.label_space, samples, *roots, file.provenance)
     except BadTable:
         raise
     except ValueError as error:
         raise BadTable(f"{path}: {error}") from error
+
+
+def samples_of(table: pa.Table | pa.RecordBatch, image_root: Path, label_root: Path) -> list[Sample]:
+    """The rows of a manifest, or of some of its columns, as samples with absolute paths."""
+
+    def under(root: Path, relative: str | None) -> Path | None:
+        return None if relative is None else root / relative
+
+    return [
+        Sample(
+            **{
+                **row,
+                "image": image_root / row["image"],
+                "label": under(label_root, row.get("label")),
+                "coarse_label": under(label_root, row["coarse_label"]),
+            }
+        )
+        for row in table.to_pylist()
+    ]
 
 
 def fingerprints(samples: Sequence[Sample]) -> list[str]:

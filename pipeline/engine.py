@@ -1,38 +1,55 @@
 """Who does the units: this process alone, or Ray actors. The only file of this room that imports Ray.
 
 Plain actors and one small `ray.wait` loop. An actor takes one unit, labels and commits it, and asks for the next; only
-the list of samples and a few counters pass through Ray. Actors are never restarted by Ray: a dead one is replaced here,
-and its unit goes to the back of the queue, three times at most.
+the list of its samples goes in and counts come out. Actors are never restarted by Ray: a dead one is replaced here and
+its unit goes to the back of the queue. What our own crashes and what lost machines cost a unit is budgeted apart.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import importlib.metadata
 import os
 import secrets
+import signal
 import socket
 import sys
+import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, Protocol
 
 from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.tables import Sample
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.label import Labeller
-from autolabel.pipeline.units import Unit
-from autolabel.teacher.predict import pick_device
+from autolabel.pipeline.label import DEATHS, Labeller
+from autolabel.pipeline.records import Row
+from autolabel.pipeline.units import Tally, Unit
 
-MAX_TRIES = 3  # of one unit
-MAX_BAD_STARTS = 3  # of workers, in a row
-START_SECONDS = 900.0  # an autoscaler may need this long to bring a node
+_STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # no other worker fares better
 
 
 class EngineFailed(RuntimeError):
     """Labelling cannot go on; the message says why. Finished units are kept."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """When to give up. Seconds, and times per unit.
+
+    crashes: three images of a unit may each kill their `DEATHS` processes, besides the first one that nobody watched.
+    """
+
+    crashes: int = 3 * DEATHS + 2
+    lost: int = 20  # machines, under the same unit
+    bad_starts: int = 3  # of workers, in a row
+    start_s: float = 900.0  # an autoscaler may need this long to bring a node
+    stall_s: float = 600.0  # without a finished image
 
 
 @dataclass(frozen=True)
@@ -45,75 +62,186 @@ class Work:
 
 @dataclass(frozen=True)
 class Crew:
-    """What a worker needs to be built."""
+    """What a worker needs to be built. worker_bytes: memory that one needs at once on a CPU; 0 where unknown."""
 
     job: LabelJob
     space: LabelSpace
     image_root: Path
+    worker_bytes: int = 0
+    labeller: Callable[..., Labeller] = Labeller
+    limits: Limits = field(default_factory=Limits)
 
 
-OnUnit = Callable[[str, int], None]  # unit name, wanted samples of it that are done
-OnPlan = Callable[[dict[str, Any]], None]  # `Labeller.plan`, after a unit
-Failed = dict[str, str]  # unit name -> why
+class Monitor(Protocol):
+    """Who is told how it goes."""
+
+    def unit(self, name: str, tally: Tally, whole: bool = False) -> None:
+        """What has become of a unit's samples so far; `whole` when the unit is left."""
+
+    def workers(self, alive: int) -> None:
+        """So many workers have a unit."""
+
+    def plan(self, plan: dict[str, Any]) -> None:
+        """`Labeller.plan`, after a unit."""
+
+    def note(self, message: str) -> None:
+        """Something that a person should know."""
+
+    def now(self) -> Any:
+        """The counters: a dataclass with `done`, `quarantined`, `images_per_s` and `workers`."""
 
 
-def run_local(crew: Crew, work: Sequence[Work], on_unit: OnUnit, on_plan: OnPlan) -> Failed:
-    """Do all work in this process."""
-    threads = crew.job.workers or os.cpu_count() or 1
-    labeller = Labeller(crew.job, crew.space, crew.image_root, "auto", threads)
-    for item in work:
-        for done in labeller.run(item.unit, item.wanted):
-            on_unit(item.unit.name, done)
-        on_plan(labeller.plan())
-    return {}
+@dataclass
+class Outcome:
+    """failed: units that failed too often, with the last reason. stopped: somebody asked to stop."""
+
+    failed: dict[str, str] = field(default_factory=dict)
+    stopped: bool = False
 
 
-class Worker:
-    """What an actor is made of: a `Labeller` whose device is the one that Ray gave it."""
-
-    def __init__(self, crew: Crew) -> None:
-        import ray
-
-        device = pick_device("auto") if ray.get_gpu_ids() else "cpu"
-        self.labeller = Labeller(crew.job, crew.space, crew.image_root, device, threads=1)
-
-    def ready(self) -> None:
-        """Return once the teacher is loaded."""
-
-    def plan(self) -> dict[str, Any]:
-        """`Labeller.plan`."""
-        return self.labeller.plan()
-
-    def run(self, item: Work) -> Iterator[int]:
-        """`Labeller.run`, with a count at most once a second: each one is a message to the driver."""
-        last = time.monotonic()
-        for done in self.labeller.run(item.unit, item.wanted):
-            if time.monotonic() - last > 1:
-                last = time.monotonic()
-                yield done
-        yield len(item.wanted)
+# --- stopping ---------------------------------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, folder: Path) -> Iterator[Any]:
-    """A connection to the named cluster ($RAY_ADDRESS inside a Ray job), or a private Ray on this machine.
+def _stoppable(on_stop: Callable[[], None]) -> Iterator[threading.Event]:
+    """An event that Ctrl-C or SIGTERM sets; the second one raises KeyboardInterrupt.
 
-    `folder` becomes the workers' first import path, so it must hold no Python files.
+    `on_stop` is called from another thread: a handler interrupts the main thread anywhere, also where it holds a lock.
+    Signals reach the main thread only; elsewhere the event stays unset.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
+    stop = threading.Event()
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        if stop.is_set():
+            raise KeyboardInterrupt
+        stop.set()
+        threading.Thread(target=on_stop, daemon=True).start()
+
+    if threading.current_thread() is not threading.main_thread():
+        yield stop
+        return
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+_STOPPING = "stopping: images under way are finished, the rest is left for later; press Ctrl-C again to stop at once"
+
+
+# --- this process -----------------------------------------------------------------------------------------------------
+
+
+def _local_labeller(crew: Crew) -> Labeller:
+    threads = crew.job.workers or os.cpu_count() or 1
+    return crew.labeller(crew.job, crew.space, crew.image_root, crew.job.device, threads)
+
+
+def run_local(crew: Crew, work: Iterator[Work], monitor: Monitor) -> Outcome:
+    """Do all work in this process."""
+    labeller = _local_labeller(crew)
+
+    def on_stop() -> None:
+        labeller.stop()
+        monitor.note(_STOPPING)
+
+    with _stoppable(on_stop) as stop:
+        for item in work:
+            if stop.is_set():
+                break
+            monitor.workers(1)
+            tally = Tally()
+            for tally in labeller.run(item.unit, item.wanted):
+                monitor.unit(item.unit.name, tally)
+            monitor.unit(item.unit.name, tally, whole=True)
+            monitor.plan(labeller.plan())
+        monitor.workers(0)
+        return Outcome(stopped=stop.is_set())
+
+
+# --- Ray --------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A sign of life: what has become of the unit so far. The last one of a unit brings the plan."""
+
+    tally: Tally
+    plan: dict[str, Any] | None = None
+
+
+class Worker:
+    """What an actor is made of: a `Labeller` on the device that Ray gave it."""
+
+    def __init__(self, crew: Crew, version: str) -> None:
+        import ray
+
+        found = importlib.metadata.version("autolabel")
+        if found != version:
+            raise EngineFailed(f"a node has autolabel {found}, the driver {version}: install the same on all nodes")
+        device, threads = "cpu", 1
+        if ray.get_gpu_ids():  # an actor without GPUs may see them all the same
+            device = "cuda"
+            here = ray.get_runtime_context().get_node_id()
+            has = next(node["Resources"] for node in _nodes(ray) if node["NodeID"] == here)
+            threads = max(1, int(has.get("CPU", 1) // has.get("GPU", 1)))
+        self.labeller = crew.labeller(crew.job, crew.space, crew.image_root, device, threads)
+
+    def ready(self) -> str:
+        """The id of its node, once the teacher is loaded."""
+        import ray
+
+        return str(ray.get_runtime_context().get_node_id())
+
+    def stop(self) -> None:
+        """`Labeller.stop`, from another thread than `run`."""
+        self.labeller.stop()
+
+    def probe(self, samples: list[Sample], unit: Unit) -> tuple[list[Row], float, dict[str, Any]]:
+        """`Labeller.probe` and `Labeller.plan`."""
+        return *self.labeller.probe(samples, unit), self.labeller.plan()
+
+    def run(self, item: Work) -> Iterator[Tick]:
+        """`Labeller.run`, with a tick at most once a second: each one is a message to the driver."""
+        last, tally = time.monotonic(), Tally()
+        for tally in self.labeller.run(item.unit, item.wanted):
+            if time.monotonic() - last > 1:
+                last = time.monotonic()
+                yield Tick(tally)
+        yield Tick(tally, self.labeller.plan())
+
+
+def cluster_address(address: str | None) -> str | None:
+    """The cluster that is meant: the named one, or $RAY_ADDRESS (set inside a Ray job); None for a private Ray."""
+    return address or os.environ.get("RAY_ADDRESS") or None
+
+
+@contextlib.contextmanager
+def ray_session(address: str | None, folder: Path, workers: int | None = None) -> Iterator[Any]:
+    """A connection to a cluster, or a private Ray on this machine with room for so many `workers`.
+
+    `folder` becomes the workers' first import path, so it must hold no Python files. Raises EngineFailed.
+    """
+    address = cluster_address(address)
     if address and address != "auto":
         _require_listener(address)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than the usual 30
-    if not address and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        # Ray's ports listen on every interface, even for a private session: only this process knows the token.
-        os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        if not address:
+            # Ray's ports listen on every interface, even for a private session: only this process knows the token.
+            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
+        elif _has_token():
+            os.environ["RAY_AUTH_MODE"] = "token"
     import ray
 
     settings: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
     if not address:
         settings |= {"include_dashboard": False, "object_store_memory": 128 * 2**20}
+        settings["num_cpus"] = max(workers or 1, os.cpu_count() or 1)
     with contextlib.redirect_stdout(sys.stderr):  # Ray reports errors of nodes on stdout
         try:
             with contextlib.chdir(folder):
@@ -127,9 +255,20 @@ def ray_session(address: str | None, folder: Path) -> Iterator[Any]:
             ray.shutdown()
 
 
+def _has_token() -> bool:
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
+    return "RAY_AUTH_TOKEN" in os.environ or path.is_file()
+
+
 def _require_listener(address: str) -> None:
     """Raise EngineFailed if nobody is there: Ray itself would try for a minute and then end the process."""
-    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if address.startswith("ray://"):
+        raise EngineFailed(
+            f"{address} is a Ray Client address, which is not supported: use `ray job submit`, or run on a node of the"
+            " cluster with --address auto"
+        )
+    host, _, port = address.rpartition(":")
     try:
         socket.create_connection((host, int(port)), timeout=10).close()
     except (OSError, ValueError) as error:
@@ -139,63 +278,162 @@ def _require_listener(address: str) -> None:
         ) from error
 
 
-def run_ray(crew: Crew, work: Sequence[Work], on_unit: OnUnit, on_plan: OnPlan, address: str | None) -> Failed:
-    """Do all work with Ray actors. Returns the units that failed too often. Raises EngineFailed, OSError."""
+def _actor(ray: Any, crew: Crew) -> Callable[[], Any]:
+    """A function that asks Ray for a new worker."""
+    needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(crew.job.device == "cuda")}
+    if crew.job.device == "cpu" and crew.worker_bytes:
+        needs["memory"] = crew.worker_bytes  # so that Ray puts no more of them on a node than fit
+    remote = ray.remote(Worker).options(**needs, max_restarts=0, max_task_retries=0, max_concurrency=2)
+    sent, version = ray.put(crew), importlib.metadata.version("autolabel")
+    return lambda: remote.remote(sent, version)
+
+
+def _needs(crew: Crew) -> str:
+    if crew.job.device == "cuda":
+        return "1 GPU and 1 CPU"
+    return "1 CPU" + (f" and {crew.worker_bytes / 2**30:.1f} GiB of memory" if crew.worker_bytes else "")
+
+
+def _has(ray: Any) -> str:
+    found = ray.cluster_resources()
+    gpus, cpus, memory = (found.get(name, 0) for name in ("GPU", "CPU", "memory"))
+    return f"{gpus:g} GPU, {cpus:g} CPU and {memory / 2**30:.1f} GiB of memory"
+
+
+def _nodes(ray: Any) -> list[dict[str, Any]]:
+    return list(ray.nodes())
+
+
+def _no_worker(ray: Any, crew: Crew) -> str:
+    waited = f"no worker started in {crew.limits.start_s:.0f} s"
+    return f"{waited}: each needs {_needs(crew)}, the cluster has {_has(ray)}"
+
+
+def cluster_gpus(address: str, folder: Path) -> int:
+    """GPUs that a cluster has now."""
+    with ray_session(address, folder) as ray:
+        return int(ray.cluster_resources().get("GPU", 0))
+
+
+def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Outcome:
+    """Do `total` units of work with Ray actors. Raises EngineFailed, OSError."""
+    with ray_session(address, crew.job.out, crew.job.workers) as ray:
+        if cluster_address(address) is None and crew.job.device == "cuda" and not ray.cluster_resources().get("GPU"):
+            raise EngineFailed("no GPU can be had: Ray sees none on this machine (it has " + _has(ray) + ")")
+        with _stoppable(lambda: monitor.note(_STOPPING)) as stop:
+            return _Loop(ray, crew, work, total, monitor, stop).run()
+
+
+def probe(
+    crew: Crew, samples: list[Sample], unit: Unit, address: str | None
+) -> tuple[list[Row], float, dict[str, Any]]:
+    """Rows of some samples that one worker labelled and threw away, the seconds it took, and its plan."""
+    if crew.job.engine == "local":
+        labeller = _local_labeller(crew)
+        return *labeller.probe(samples, unit), labeller.plan()
     with ray_session(address, crew.job.out) as ray:
-        gpus = int(ray.cluster_resources().get("GPU", 0))
-        cpus = int(ray.cluster_resources().get("CPU", 1))
-        workers = crew.job.workers or gpus or cpus
-        needs = {"num_cpus": 1, "num_gpus": 1 if gpus else 0}
-        actor = ray.remote(Worker).options(**needs, max_restarts=0, max_task_retries=0)
-        return _Loop(ray, actor, crew, work, workers, on_unit, on_plan).run()
+        actor = _actor(ray, crew)()
+        try:
+            ray.get(actor.ready.remote(), timeout=crew.limits.start_s)
+        except ray.exceptions.GetTimeoutError as error:
+            raise EngineFailed(_no_worker(ray, crew)) from error
+        rows, seconds, plan = ray.get(actor.probe.remote(samples, unit))
+        return rows, seconds, plan
 
 
 @dataclass
 class _Slot:
-    """A worker, and what it is doing: `work` is None while it starts."""
+    """A worker, and what it is doing: `work` is None while it starts. beat: when it last gave a sign of life."""
 
     actor: Any
+    node: str | None = None
     work: Work | None = None
+    beat: float = field(default_factory=time.monotonic)
+    tally: Tally = field(default_factory=Tally)
+    stalled: bool = False
 
 
 class _Loop:
-    """Keep `workers` actors busy until no work is left."""
+    """Keep all workers busy until no work is left."""
 
     def __init__(
-        self,
-        ray: Any,
-        actor: Any,
-        crew: Crew,
-        work: Sequence[Work],
-        workers: int,
-        on_unit: OnUnit,
-        on_plan: OnPlan,
+        self, ray: Any, crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, stop: threading.Event
     ) -> None:
-        self.ray, self.actor, self.crew, self.workers = ray, actor, crew, workers
-        self.on_unit, self.on_plan = on_unit, on_plan
-        self.todo = deque(work)
+        self.ray, self.crew, self.monitor, self.stop, self.limits = ray, crew, monitor, stop, crew.limits
+        self.hire = _actor(ray, crew)
+        self.work, self.unseen = work, total  # units that nobody has taken yet
+        self.again: deque[Work] = deque()  # units to be tried again
         self.live: dict[Any, _Slot] = {}  # pending reference or stream -> slot
-        self.tries: Counter[str] = Counter()
-        self.failed: Failed = {}
+        self.crashes: Counter[str] = Counter()
+        self.lost: Counter[str] = Counter()
+        self.outcome = Outcome()
         self.bad_starts = 0
-        self.last_life = time.monotonic()
+        self.fewer = 0  # workers not replaced, because memory ran out
+        self.last_life = self.last_look = time.monotonic()
+        self.told_of_waiting = False
+        self.metrics = _metrics()
 
-    def run(self) -> Failed:
-        crew = self.ray.put(self.crew)
+    def run(self) -> Outcome:
         try:
-            while self.todo or any(slot.work for slot in self.live.values()):
-                busy = sum(slot.work is not None for slot in self.live.values())
-                while len(self.live) < min(self.workers, len(self.todo) + busy):
-                    actor = self.actor.remote(crew)
-                    self.live[actor.ready.remote()] = _Slot(actor)
-                ready, _ = self.ray.wait(list(self.live), num_returns=1, timeout=1.0)
+            while self._busy() or (self._left() and not self.stop.is_set()):
+                if self.stop.is_set() and not self.outcome.stopped:
+                    self._stop()
+                if time.monotonic() - self.last_look > 2 or not self.live:
+                    self._look()
+                ready, _ = self.ray.wait(list(self.live), num_returns=1, timeout=0.5) if self.live else ([], [])
                 for reference in ready:
                     self._advance(reference)
-                self._check_for_life()
+                self.monitor.workers(self._busy())
         finally:
             for slot in self.live.values():
-                self.ray.kill(slot.actor)
-        return self.failed
+                self._dismiss(slot)
+            self.monitor.workers(0)
+        self.outcome.stopped = self.stop.is_set()
+        return self.outcome
+
+    def _stop(self) -> None:
+        """Hand out nothing more, and let the workers finish the images that they are at."""
+        self.outcome.stopped = True
+        for slot in self.live.values():
+            if slot.work is not None:
+                slot.actor.stop.remote()
+
+    def _busy(self) -> int:
+        return sum(slot.work is not None for slot in self.live.values())
+
+    def _left(self) -> int:
+        return self.unseen + len(self.again)
+
+    def _look(self) -> None:
+        """Now and then: ask for workers, end those that hang, tell the metrics."""
+        self.last_look = now = time.monotonic()
+        for slot in self.live.values():
+            if slot.work and now - slot.beat > self.limits.stall_s and not slot.stalled:
+                slot.stalled = True  # its stream will now tell of a dead actor
+                self._dismiss(slot)
+        for name, gauge in self.metrics.items():
+            gauge.set(getattr(self.monitor.now(), name))
+        if self.stop.is_set():
+            return
+        if not self._busy():
+            self._check_for_life(now)
+        found = self.ray.cluster_resources()
+        fitting = int(found.get("GPU", 0) if self.crew.job.device == "cuda" else found.get("CPU", 1))
+        wanted = max(1, (self.crew.job.workers or fitting) - self.fewer)
+        while len(self.live) < min(wanted, self._left() + self._busy()):
+            actor = self.hire()
+            self.live[actor.ready.remote()] = _Slot(actor)
+
+    def _check_for_life(self, now: float) -> None:
+        waited = now - self.last_life
+        if waited > self.limits.start_s:
+            raise EngineFailed(_no_worker(self.ray, self.crew))
+        if waited > 30 and not self.told_of_waiting:
+            self.told_of_waiting = True
+            self.monitor.note(
+                f"waiting for a worker: each needs {_needs(self.crew)}, the cluster has {_has(self.ray)};"
+                f" giving up after {self.limits.start_s / 60:.0f} min"
+            )
 
     def _advance(self, reference: Any) -> None:
         from ray.exceptions import RayError, RayTaskError
@@ -203,55 +441,95 @@ class _Loop:
         slot = self.live[reference]
         try:
             if slot.work is None:
-                self.ray.get(reference)
+                slot.node = self.ray.get(reference)
                 self.bad_starts = 0
                 self._give(reference, slot)
             else:
-                self.on_unit(slot.work.unit.name, self.ray.get(next(reference)))
-            self.last_life = time.monotonic()
+                tick: Tick = self.ray.get(next(reference))
+                slot.tally = tick.tally
+                self.monitor.unit(slot.work.unit.name, tick.tally)
+                if tick.plan:
+                    self.monitor.plan(tick.plan)
+            slot.beat = self.last_life = time.monotonic()
         except StopIteration:
-            with contextlib.suppress(RayError):  # if the worker is gone, its next unit will tell
-                self.on_plan(self.ray.get(slot.actor.plan.remote()))
+            assert slot.work is not None
+            self.monitor.unit(slot.work.unit.name, slot.tally, whole=True)
             self._give(reference, slot)
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError) and cause.errno in (errno.ENOSPC, errno.EACCES, errno.EROFS, errno.EDQUOT):
-                raise cause from error  # no other worker will fare better
-            self._lose(reference, slot, f"{type(cause).__name__}: {cause}")
-        except RayError as error:
-            self._lose(reference, slot, type(error).__name__ + ": " + str(error).strip().splitlines()[0])
+            if isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN:
+                raise cause from error
+            self._lose(reference, slot, f"{type(cause).__name__}: {cause}", infrastructure=False)
+        except RayError as error:  # not only RayActorError: a worker that the system ended for its memory is none
+            self._lose(reference, slot, *self._judge(error, slot))
+
+    def _judge(self, error: Exception, slot: _Slot) -> tuple[str, bool]:
+        """Why a worker is gone, and whether its machine is to blame."""
+        from ray.exceptions import ActorUnavailableError, OutOfMemoryError
+
+        if slot.stalled:
+            return f"no image finished in {self.limits.stall_s:.0f} s", False
+        if isinstance(error, OutOfMemoryError):
+            self.fewer += 1
+            self.monitor.note("a machine ran out of memory: going on with one worker less")
+            return "the machine ran out of memory", False
+        alive = {node["NodeID"] for node in _nodes(self.ray) if node["Alive"]}
+        gone = isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False)
+        gone = gone or "node has died" in str(error) or (slot.node is not None and slot.node not in alive)
+        if gone:
+            return "its machine was lost", True
+        lines = str(error).strip().splitlines()
+        # What an actor's own start-up raised comes last, below its traceback.
+        return f"{type(error).__name__}: {lines[-1 if getattr(error, 'actor_init_failed', False) else 0]}", False
 
     def _give(self, reference: Any, slot: _Slot) -> None:
         """Hand the worker its next unit, or let it go."""
         del self.live[reference]
-        if self.todo:
-            work = self.todo.popleft()
-            stream = slot.actor.run.options(num_returns="streaming").remote(work)
-            self.live[stream] = _Slot(slot.actor, work)
+        if self.stop.is_set() or not self._left():
+            self._dismiss(slot)
+            return
+        if self.unseen:
+            work = next(self.work)
+            self.unseen -= 1
         else:
-            self.ray.kill(slot.actor)
+            work = self.again.popleft()
+        stream = slot.actor.run.options(num_returns="streaming").remote(work)
+        self.live[stream] = _Slot(slot.actor, slot.node, work)
 
-    def _lose(self, reference: Any, slot: _Slot, why: str) -> None:
+    def _lose(self, reference: Any, slot: _Slot, why: str, infrastructure: bool) -> None:
         """A worker died or raised: drop it, and try its unit again later."""
         del self.live[reference]
-        with contextlib.suppress(Exception):
-            self.ray.kill(slot.actor)
+        self._dismiss(slot)
         if slot.work is None:
-            self.bad_starts += 1
-            if self.bad_starts >= MAX_BAD_STARTS:
+            self.bad_starts += not infrastructure
+            if self.bad_starts >= self.limits.bad_starts:
                 raise EngineFailed(f"workers cannot start: {why}")
             return
         name = slot.work.unit.name
-        self.tries[name] += 1
-        self.on_unit(name, 0)
-        if self.tries[name] >= MAX_TRIES:
-            self.failed[name] = why
+        self.monitor.unit(name, Tally(), whole=True)
+        counter, limit = (self.lost, self.limits.lost) if infrastructure else (self.crashes, self.limits.crashes)
+        counter[name] += 1
+        if counter[name] >= limit:
+            self.outcome.failed[name] = why
+            self.monitor.note(f"unit {name} failed {counter[name]} times, it is left for another call ({why})")
         else:
-            self.todo.append(slot.work)  # at the back: healthy units go first
+            self.again.append(slot.work)  # behind all others: healthy units go first
+            self.monitor.note(f"unit {name} will be tried again ({why})")
 
-    def _check_for_life(self) -> None:
-        working = any(slot.work for slot in self.live.values())
-        if not working and time.monotonic() - self.last_life > START_SECONDS:
-            raise EngineFailed(
-                f"no worker started in {START_SECONDS:.0f} s: the cluster has {self.ray.cluster_resources()}"
-            )
+    def _dismiss(self, slot: _Slot) -> None:
+        with contextlib.suppress(Exception):
+            self.ray.kill(slot.actor)
+
+
+def _metrics() -> dict[str, Any]:
+    """Ray's gauges by the name of the counter that they show; Prometheus finds them where Ray's agent runs."""
+    from ray.util.metrics import Gauge
+
+    about = {
+        "done": "Samples that this call has labelled or quarantined",
+        "quarantined": "Samples of the run that are quarantined",
+        "images_per_s": "Samples done per second over the last minute",
+        "workers": "Workers that have a unit",
+    }
+    names = {"done": "images_done", "quarantined": "images_quarantined", "images_per_s": "images_per_second"}
+    return {key: Gauge(f"autolabel_{names.get(key, key)}", description) for key, description in about.items()}

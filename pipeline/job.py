@@ -9,6 +9,7 @@ from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales,
 
 STORES = ("zarr", "png")
 ENGINES = ("ray", "local")
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -23,26 +24,28 @@ class LabelJob:
     combine: str = COMBINE[0]
     threshold: float = THRESHOLD
     precision: str = "auto"
+    device: str = "auto"  # auto: what the run began with, or GPUs where there are any
     store: str = "zarr"
     engine: str = "ray"
     workers: int | None = None  # None: one per GPU, or one per CPU core where there is no GPU
     limit: int | None = None
+    only: str | None = None  # glob of sample ids
+    piece: tuple[int, int] | None = None  # (I, N): every N-th unit, beginning with the I-th
     shard_size: int = 64  # labels in a shard = samples in a unit
     max_quarantined: float = 0.001  # share of the samples; Cityscapes itself ships one broken image
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
         check_threshold(self.threshold)
-        if self.combine not in COMBINE:
-            raise ValueError(f"combine {self.combine!r}: expected {' or '.join(COMBINE)}")
-        if self.store not in STORES:
-            raise ValueError(f"store {self.store!r}: expected {' or '.join(STORES)}")
-        if self.engine not in ENGINES:
-            raise ValueError(f"engine {self.engine!r}: expected {' or '.join(ENGINES)}")
+        for name, known in (("combine", COMBINE), ("store", STORES), ("engine", ENGINES), ("device", DEVICES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(known)}")
         for name in ("workers", "limit"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: expected 1 or more")
+        if self.piece is not None and not 1 <= self.piece[0] <= self.piece[1]:
+            raise ValueError(f"shard {self.piece[0]}/{self.piece[1]}: expected I/N with I from 1 to N")
         if not 1 <= self.shard_size <= 4096:
             raise ValueError(f"shard size {self.shard_size}: expected 1 to 4096")
         if not 0 <= self.max_quarantined <= 1:

@@ -1,4 +1,4 @@
-"""Label one unit: decode, predict, decide, count, write the shard, commit.
+"""Label one unit: decode, predict, decide, count, encode, write the shard, commit.
 
 This is what a worker does, with or without Ray. A damaged image costs that image: it is quarantined with its reason.
 Trouble of the disk is not the image's fault and stops the unit, which then counts as not done.
@@ -6,14 +6,17 @@ Trouble of the disk is not the image's fault and stops the unit, which then coun
 
 from __future__ import annotations
 
+import errno
 import os
 import platform
+import stat
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from itertools import groupby, islice, repeat
+from itertools import groupby, islice, repeat, takewhile
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -22,37 +25,50 @@ import torch
 from numpy.typing import NDArray
 
 from autolabel.manifests.classes import IGNORE, LabelSpace
-from autolabel.manifests.files import fingerprint_bytes
-from autolabel.manifests.images import BadImage, decode_image, read_label
+from autolabel.manifests.files import fingerprint, fingerprint_bytes, write_bytes
+from autolabel.manifests.images import BadImage, decode_image, decode_label, encode_label
 from autolabel.manifests.stores import (
     CHUNK,
     PNG,
     ZARR,
+    Frames,
     Label,
     WrittenShard,
     crc32c,
+    encode_zarr,
     png_name,
     read_png,
     read_zarr,
-    write_png,
     write_zarr_shard,
 )
 from autolabel.manifests.tables import CONFIDENCE_BINS, Sample
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.units import LABELLED, QUARANTINED, Row, Unit, committed_rows, write_record
+from autolabel.pipeline.records import (
+    LABELLED,
+    QUARANTINED,
+    UNITS,
+    Attempt,
+    Row,
+    committed,
+    read_record,
+    tally,
+    write_record,
+)
+from autolabel.pipeline.units import Tally, Unit
 from autolabel.teacher.decide import LabelStatistics
 from autolabel.teacher.predict import LARGEST_BATCH, NotEnoughMemory, Plan, Teacher, load_teacher
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """One sample's outcome: its row of numbers, and its label unless it was quarantined."""
+    """One sample's outcome: its row of numbers, and its label as it will be stored, unless it was quarantined."""
 
     row: Row
-    label: Label | None
+    encoded: Frames | None
 
 
-_HELPERS = 4  # threads that decode for a GPU and count behind it
+DEATHS = 3  # of processes at one image, until it is quarantined
+_HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
 _IN_FLIGHT = 2  # batches
 _T = TypeVar("_T")
 _R = TypeVar("_R")
@@ -88,6 +104,7 @@ class Labeller:
         self.threads = threads if self.teacher.device.type == "cpu" else max(threads, _HELPERS)
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self.feeders = ThreadPoolExecutor(_IN_FLIGHT)
+        self.stopping = threading.Event()
         self._plan: Plan = self.pool.submit(self.teacher.plan, job.scales, job.flip).result()
         self._planned: dict[str, int] = {}  # images at once by size, as "HEIGHTxWIDTH"
 
@@ -96,41 +113,89 @@ class Labeller:
         fits = {_name(size): batch for size, batch in self.teacher.fits.items()}
         return {**asdict(self._plan), "images_at_once": self._planned | fits}
 
-    def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[int]:
+    def stop(self) -> None:
+        """Let `run` end soon: images under way are finished and committed, the rest of the unit is left."""
+        self.stopping.set()
+
+    def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
         """Label the samples `wanted` (ids) of a unit that are not committed yet, then commit it.
 
-        Yields how many of them are labelled or quarantined, as they finish.
+        Yields what has become of them so far, as they finish. Where an earlier process died at this unit, one image is
+        computed after the other, and one at which `DEATHS` of them died is quarantined instead.
         """
-        done = committed_rows(self.job.out, unit)
+        done = self._committed(unit)
         todo = [s for s in unit.samples if s.sample_id in set(wanted) and s.sample_id not in done]
-        # Rows of an earlier run that --limit stopped inside this unit: the shard is written again with them.
-        outcomes = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
-        label = self._label_on_cpu if self.teacher.device.type == "cpu" else self._label_on_gpu
-        for finished, (sample, outcome) in enumerate(zip(todo, label(todo, unit), strict=True), start=1):
-            if outcome.label is not None:
-                outcome.row.update(self._place(sample, unit))
-            outcomes[sample.sample_id] = outcome
-            yield finished
-        self._commit(unit, outcomes)
+        attempt = Attempt(self.job.out, unit)
+        try:
+            # Rows of an earlier call that stopped inside this unit: the shard is written again with them.
+            outcomes = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
+            total = Tally()
+            for sample, outcome in self._outcomes(todo, unit, attempt):
+                if outcome.encoded is not None:
+                    outcome.row.update(self._place(sample, unit))
+                outcomes[sample.sample_id] = outcome
+                total += tally([outcome.row])
+                yield total
+            self._commit(unit, outcomes)
+        except BaseException:
+            attempt.end(committed=False)
+            raise
+        attempt.end(committed=len(outcomes) == len(done) + len(todo))
 
-    def _stored(self, row: Row) -> Label | None:
+    def probe(self, samples: Sequence[Sample], unit: Unit) -> tuple[list[Row], float]:
+        """Label samples of a unit and keep nothing: their rows, and the seconds that all took together."""
+        started = time.perf_counter()
+        rows = [outcome.row for _, outcome in self._fast(samples, unit)]
+        return rows, time.perf_counter() - started
+
+    def _outcomes(self, todo: Sequence[Sample], unit: Unit, attempt: Attempt) -> Iterator[tuple[Sample, Labelled]]:
+        return self._carefully(todo, unit, attempt) if attempt.careful else self._fast(todo, unit)
+
+    def _fast(self, todo: Sequence[Sample], unit: Unit) -> Iterator[tuple[Sample, Labelled]]:
+        label = self._label_on_cpu if self.teacher.device.type == "cpu" else self._label_on_gpu
+        return zip(todo, label(todo, unit), strict=False)  # shorter when it is to stop
+
+    def _carefully(self, todo: Sequence[Sample], unit: Unit, attempt: Attempt) -> Iterator[tuple[Sample, Labelled]]:
+        for sample in takewhile(lambda _: not self.stopping.is_set(), todo):
+            if attempt.deaths[sample.sample_id] >= DEATHS:
+                why = f"{DEATHS} worker processes died or hung while they labelled it"
+                row = self._start(sample, unit) | _identify(sample.image) | {"status": QUARANTINED, "reason": why}
+                yield sample, Labelled(row | {"image_fingerprint": _mark(sample.image)}, None)
+                continue
+            attempt.begin(sample.sample_id)
+            yield sample, self.pool.submit(self._label_one, sample, unit).result()
+
+    def _label_one(self, sample: Sample, unit: Unit) -> Labelled:
+        decoded = self._decode(sample, unit)
+        return self._finish(decoded, *self._predict([decoded]))
+
+    def _committed(self, unit: Unit) -> dict[str, Row]:
+        """The rows in full that are done of a unit, by sample id."""
+        brief = committed(self.job.out, unit)
+        if not brief:
+            return {}
+        table, _ = read_record(self.job.out / UNITS / unit.record)
+        return {row["sample_id"]: row for row in table.to_pylist() if row["sample_id"] in brief}
+
+    def _stored(self, row: Row) -> Frames | None:
         if row["status"] != LABELLED:
             return None
         path = self.job.out / row["label"]
         if row["label_index"] is None:
-            return read_png(path, self.space)
-        return read_zarr(path, row["label_index"], 0, 0, row["height"], row["width"])
+            return self._encode(read_png(path, self.space))
+        return self._encode(read_zarr(path, row["label_index"], 0, 0, row["height"], row["width"]))
+
+    def _encode(self, label: Label) -> Frames:
+        return (encode_label(label),) if self.job.store == "png" else encode_zarr(label)
 
     def _label_on_cpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
-        def one(sample: Sample) -> Labelled:
-            decoded = self._decode(sample, unit)
-            return self._finish(decoded, *self._predict([decoded]))
-
         _, *largest = max((s.height * s.width, s.height, s.width) for s in unit.samples)
-        yield from _ahead(self.pool, one, todo, self._at_once((largest[0], largest[1]), self.threads))
+        depth = self._at_once((largest[0], largest[1]), self.threads)
+        yield from _ahead(self.pool, lambda sample: self._label_one(sample, unit), self._until_stop(todo), depth)
 
     def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
-        decoded = _ahead(self.pool, lambda sample: self._decode(sample, unit), todo, 2 * LARGEST_BATCH)
+        ahead = 2 * LARGEST_BATCH
+        decoded = _ahead(self.pool, lambda sample: self._decode(sample, unit), self._until_stop(todo), ahead)
 
         def batches() -> Iterator[list[Decoded]]:
             for size, same in groupby(decoded, lambda d: d.image.shape[:2]):
@@ -144,14 +209,20 @@ class Labeller:
                 yield behind.popleft().result()
         yield from (future.result() for future in behind)
 
+    def _until_stop(self, todo: Sequence[Sample]) -> Iterator[Sample]:
+        return takewhile(lambda _: not self.stopping.is_set(), todo)
+
     def _at_once(self, size: tuple[int, int], most: int, batches: int = 1) -> int:
         if not all(size):  # a sample that could not be decoded
             return 1
         return self._planned.setdefault(_name(size), self._plan.at_once(*size, most, batches))
 
-    def _decode(self, sample: Sample, unit: Unit) -> Decoded:
+    def _start(self, sample: Sample, unit: Unit) -> Row:
         row: Row = {"sample_id": sample.sample_id, "unit": unit.name, "worker": self.worker}
-        row |= {"height": sample.height, "width": sample.width}
+        return row | {"height": sample.height, "width": sample.width}
+
+    def _decode(self, sample: Sample, unit: Unit) -> Decoded:
+        row = self._start(sample, unit)
         try:
             started = time.perf_counter()
             row |= _identify(sample.image)
@@ -188,7 +259,10 @@ class Labeller:
         row |= image_numbers(label, statistics, decoded.coarse)
         row["classes"] = class_numbers(label, statistics, decoded.coarse, self.space)
         row["centroids"] = centroids(label, len(self.space))
-        return Labelled(row, label)
+        started = time.perf_counter()
+        encoded = self._encode(label)
+        row |= {"encode_ms": 1e3 * (time.perf_counter() - started), "label_bytes": sum(map(len, encoded))}
+        return Labelled(row, encoded)
 
     def _place(self, sample: Sample, unit: Unit) -> Row:
         """Where a sample's label is to lie."""
@@ -197,24 +271,15 @@ class Labeller:
         return {"label": f"{ZARR}/{unit.bucket}", "label_index": unit.first_row + unit.samples.index(sample)}
 
     def _commit(self, unit: Unit, outcomes: dict[str, Labelled]) -> None:
-        started = time.perf_counter()
         present = [outcomes[s.sample_id] for s in unit.samples if s.sample_id in outcomes]
-        labelled = [outcome for outcome in present if outcome.label is not None]
         shard: WrittenShard | None = None
         if self.job.store == "png":
-            for outcome in labelled:
-                assert outcome.label is not None
-                path = self.job.out / outcome.row["label"]
-                write_png(path, outcome.label)
-                outcome.row["label_bytes"] = path.stat().st_size
-        elif labelled:
-            labels = [outcomes[s.sample_id].label if s.sample_id in outcomes else None for s in unit.samples]
-            shard = write_zarr_shard(self.job.out / ZARR / unit.bucket, unit.first_row, labels)
-            for outcome in labelled:
-                outcome.row["label_bytes"] = shard.label_bytes[outcome.row["label_index"] - unit.first_row]
-        encode_ms = 1e3 * (time.perf_counter() - started) / max(1, len(labelled))
-        for outcome in labelled:
-            outcome.row["encode_ms"] = encode_ms  # the unit's, in equal parts: a shard is encoded as a whole
+            for outcome in present:
+                if outcome.encoded is not None:
+                    write_bytes(self.job.out / outcome.row["label"], outcome.encoded[0])
+        elif any(outcome.encoded is not None for outcome in present):
+            labels = [outcomes[s.sample_id].encoded if s.sample_id in outcomes else None for s in unit.samples]
+            shard = write_zarr_shard(self.job.out / ZARR / unit.bucket, unit.first_row, self.job.shard_size, labels)
         write_record(self.job.out, unit, [outcome.row for outcome in present], shard)
 
 
@@ -241,20 +306,44 @@ def _identify(image: Path) -> Row:
     return {"image_bytes": found.st_size, "image_mtime_ns": found.st_mtime_ns}
 
 
+def _mark(image: Path) -> str | None:
+    """Fingerprint of a file that is not opened as an image; None if it cannot be read."""
+    try:
+        return fingerprint(image)
+    except OSError:
+        return None
+
+
+# What the file itself is to blame for; any other error of the disk stops the unit, which is then tried again.
+_OF_THE_FILE = {
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG
+}  # fmt: skip
+_MAX_FILE = 1 << 30  # bytes; no photograph comes near it
+
+
 def _read(image: Path) -> bytes:
     try:
+        about = image.stat()
+        if not stat.S_ISREG(about.st_mode):
+            raise BadImage("not a regular file")
+        if about.st_size > _MAX_FILE:
+            raise BadImage(f"{about.st_size} bytes: expected at most {_MAX_FILE}")
         return image.read_bytes()
     except FileNotFoundError as error:
         raise BadImage("the file is missing") from error
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        raise BadImage(f"the file cannot be read ({error.strerror})") from error
 
 
 def _read_coarse(sample: Sample, space: LabelSpace) -> Label | None:
     if sample.coarse_label is None:
         return None
     try:
-        return read_label(sample.coarse_label, space, sample.label_ids)
-    except FileNotFoundError as error:
-        raise BadImage(f"its coarse label {sample.coarse_label} is missing") from error
+        return decode_label(_read(sample.coarse_label), space, sample.label_ids)
+    except BadImage as error:
+        raise BadImage(f"its coarse label {sample.coarse_label}: {error}") from error
 
 
 def _check_sizes(sample: Sample, image: NDArray[np.uint8], coarse: Label | None) -> None:

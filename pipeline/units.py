@@ -1,59 +1,32 @@
-"""The work, cut into units, and the record of which are done.
+"""The work, cut into units, and kept in a file.
 
-A unit is the samples of one shard. Which sample goes where depends on the manifest and the shard size alone: samples
-are ordered by size bucket and sample id, and every 64 of a bucket make a unit, whoever labels them and when. A unit is
-done when its record `units/NAME.parquet` says so: a row for every sample, labelled or quarantined, written last.
+A unit is the samples of one shard. `plan.arrow` in the run folder says which sample belongs to which unit and row: one
+record batch per unit, read when it is needed, so that a million samples take no more memory than a thousand. A bucket's
+samples fill its units in the order of the manifest. Samples that a manifest gains later come into new units behind the
+old ones, so what is labelled stays where it is.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+import fnmatch
+import re
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import pandas as pd
 import pyarrow as pa
-import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
-from autolabel.manifests.files import fingerprint
-from autolabel.manifests.stores import ZARR, WrittenShard, bucket_of
-from autolabel.manifests.tables import (
-    CENTROIDS_SCHEMA,
-    CLASSES_SCHEMA,
-    IMAGES_SCHEMA,
-    BadTable,
-    Sample,
-    write_table,
-)
+from autolabel.manifests.files import writing
+from autolabel.manifests.stores import CHUNK, bucket_of
+from autolabel.manifests.tables import MANIFEST_SCHEMA, BadTable, ManifestFile, Sample, samples_of
 
-LABELLED, QUARANTINED = "labelled", "quarantined"
-UNITS = "units"  # folder of the records in a run
-_OWN = ("sample_id",)  # nested rows leave out what the outer row says
-
-
-def _nested(schema: pa.Schema) -> pa.DataType:
-    return pa.list_(pa.struct([f for f in schema if f.name not in _OWN]))
-
-
-# One row per sample: what the statistics tables hold of it, where its label lies, and which image file it was.
-RECORD_SCHEMA = pa.schema(
-    [
-        *IMAGES_SCHEMA,
-        pa.field("status", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
-        pa.field("label_index", pa.int64()),
-        pa.field("image_bytes", pa.int64()),
-        pa.field("image_mtime_ns", pa.int64()),
-        pa.field("image_fingerprint", pa.string()),
-        pa.field("classes", _nested(CLASSES_SCHEMA)),
-        pa.field("centroids", _nested(CENTROIDS_SCHEMA)),
-    ]
-)
-
-Row = dict[str, Any]
+PLAN = "plan.arrow"
+_KEPT = ("sample_id", "image", "height", "width", "split", "group", "label_ids", "coarse_label")
+_PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64()), *(MANIFEST_SCHEMA.field(name) for name in _KEPT)])
 
 
 @dataclass(frozen=True)
@@ -71,96 +44,212 @@ class Unit:
         return f"{self.name}.parquet"
 
 
-def plan_units(samples: Iterable[Sample], shard_size: int) -> list[Unit]:
-    """Cut samples into units. Samples whose header was unreadable (0 x 0) share a bucket that is never written."""
-    buckets: dict[str, list[Sample]] = {}
-    for sample in sorted(samples, key=lambda s: s.sample_id):
-        buckets.setdefault(bucket_of(sample.height, sample.width), []).append(sample)
-    return [
-        Unit(f"{bucket}.{first // shard_size:06d}", bucket, first, tuple(members[first : first + shard_size]))
-        for bucket, members in sorted(buckets.items())
-        for first in range(0, len(members), shard_size)
-    ]
+@dataclass(frozen=True)
+class Tally:
+    """What became of some samples: how many are done, how many of these are quarantined, and what was kept.
 
-
-def bucket_rows(units: Iterable[Unit]) -> dict[str, int]:
-    """Rows of every bucket's array."""
-    rows: dict[str, int] = {}
-    for unit in units:
-        if unit.samples[0].readable:
-            rows[unit.bucket] = unit.first_row + len(unit.samples)
-    return rows
-
-
-def plan_digest(units: Sequence[Unit], image_root: Path) -> str:
-    """Hex digest of which samples are asked for and in which order: sample ids, image paths under the root, sizes."""
-    listed = [
-        [unit.name, s.sample_id, s.image.relative_to(image_root).as_posix(), s.height, s.width]
-        for unit in units
-        for s in unit.samples
-    ]
-    return hashlib.sha256(json.dumps(listed).encode()).hexdigest()
-
-
-def write_record(run: Path, unit: Unit, rows: Sequence[Row], shard: WrittenShard | None) -> None:
-    """Commit a unit. The shard's file, size and checksum go into the metadata; None for a unit without one."""
-    table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
-    about = {"file": shard.file, "bytes": shard.bytes, "crc32c": shard.crc32c} if shard else None
-    write_table(run / UNITS / unit.record, table.replace_schema_metadata({b"shard": json.dumps(about).encode()}))
-
-
-def read_record(path: Path) -> tuple[list[Row], dict[str, Any] | None]:
-    """The rows of a commit record, and its shard's file, size and checksum. Raises BadTable if it cannot be read."""
-    try:
-        table = pq.read_table(path)
-        if not table.schema.equals(RECORD_SCHEMA):
-            raise BadTable(f"{path} is not a unit record of this version: start a new run folder")
-        return table.to_pylist(), json.loads((table.schema.metadata or {}).get(b"shard", b"null"))
-    except (pa.ArrowException, OSError) as error:
-        raise BadTable(f"{path} is damaged ({type(error).__name__}): delete it to label its unit again") from error
-
-
-def committed_rows(run: Path, unit: Unit) -> dict[str, Row]:
-    """What is done of a unit: its committed rows by sample id.
-
-    Left out, so that they are done again: quarantined samples whose file has since been replaced, and everything whose
-    label file is gone. Raises ValueError if the image of a labelled sample has changed: its label belongs to another
-    picture.
+    pixels: of the labelled images; kept: those with a label, by class id.
     """
-    path = run / UNITS / unit.record
-    if not path.is_file():
-        return {}
-    rows, shard = read_record(path)
-    if shard is not None and not _has_size(run / ZARR / unit.bucket / shard["file"], shard["bytes"]):
-        return {}
-    images = {s.sample_id: s.image for s in unit.samples}
-    kept: dict[str, Row] = {}
-    for row in rows:
-        image = images[row["sample_id"]]
-        if row["status"] == LABELLED and row["label_index"] is None and not (run / row["label"]).is_file():
-            continue
-        if not _changed(image, row):
-            kept[row["sample_id"]] = row
-        elif row["status"] == LABELLED:
-            raise ValueError(
-                f"image {image} has changed since it was labelled: put the old one back, or label into a new --out"
-            )
-    return kept
+
+    done: int = 0
+    quarantined: int = 0
+    pixels: int = 0
+    kept: Counter[int] = field(default_factory=Counter)
+
+    def __add__(self, other: Tally) -> Tally:
+        return Tally(
+            self.done + other.done,
+            self.quarantined + other.quarantined,
+            self.pixels + other.pixels,
+            self.kept + other.kept,
+        )
 
 
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except FileNotFoundError:
-        return False
+class Plan:
+    """The units of a run by number. Raises BadTable if the file cannot be read or contradicts itself."""
+
+    def __init__(self, path: Path, shard_size: int, image_root: Path, label_root: Path) -> None:
+        self.path, self.shard_size, self._roots = path, shard_size, (image_root, label_root)
+        try:
+            self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+            if not self._reader.schema.equals(_PLAN_SCHEMA):
+                raise BadTable(f"{path} is not a plan of this version: start a new run folder")
+            heads = [self._head(self._reader.get_batch(k)) for k in range(self._reader.num_record_batches)]
+        except (pa.ArrowException, OSError) as error:
+            raise self._damaged(str(error)) from error
+        self._names: list[str] = sorted({name for name, _, _ in heads})
+        place = {name: k for k, name in enumerate(self._names)}
+        self._bucket = np.array([place[name] for name, _, _ in heads], np.int32)
+        self._first = np.array([first for _, first, _ in heads], np.int64)
+        self._count = np.array([count for _, _, count in heads], np.int64)
+
+    def _damaged(self, why: str) -> BadTable:
+        return BadTable(f"{self.path} is damaged ({why}): delete it, and the next generate plans the run again")
+
+    def _head(self, batch: pa.RecordBatch) -> tuple[str, int, int]:
+        """Bucket, first row and number of samples of a unit; its rows must follow each other within one shard."""
+        rows = batch.column("row").to_numpy()
+        sizes = np.stack([batch.column("height").to_numpy(), batch.column("width").to_numpy()])
+        (height, width), *others = np.unique(_rounded(sizes), axis=1).T.tolist()
+        first = int(rows[0])
+        whole = not others and first % self.shard_size == 0 and len(rows) <= self.shard_size
+        if not whole or not np.array_equal(rows, np.arange(first, first + len(rows))):
+            raise self._damaged(f"unit of row {first}")
+        return bucket_of(height, width), first, len(rows)
+
+    def __len__(self) -> int:
+        return len(self._first)
+
+    def __getitem__(self, number: int) -> Unit:
+        batch = self._reader.get_batch(number)
+        samples = samples_of(batch.select(list(_KEPT)), *self._roots)
+        return Unit(self.name(number), self._names[self._bucket[number]], int(self._first[number]), tuple(samples))
+
+    def __iter__(self) -> Iterator[Unit]:
+        return map(self.__getitem__, range(len(self)))
+
+    def name(self, number: int) -> str:
+        """Name of a unit, such as b1024x2048.000017: its bucket and which shard of it."""
+        return f"{self._names[self._bucket[number]]}.{self._first[number] // self.shard_size:06d}"
+
+    @property
+    def samples(self) -> int:
+        """Samples of all units."""
+        return int(self._count.sum())
+
+    def count(self, number: int) -> int:
+        """Samples of one unit."""
+        return int(self._count[number])
+
+    def rows(self, unreadable: bool = False) -> dict[str, int]:
+        """Rows of every bucket's array; samples whose header was unreadable (0 x 0) need none in the store."""
+        ends = self._first + self._count
+        found = {name: int(ends[self._bucket == k].max()) for k, name in enumerate(self._names)}
+        return {name: rows for name, rows in found.items() if unreadable or name != bucket_of(0, 0)}
+
+    def tables(self) -> Iterator[pa.Table]:
+        """Every unit's rows as a table, in order."""
+        for k in range(len(self)):
+            yield pa.Table.from_batches([self._reader.get_batch(k)])
 
 
-def _changed(image: Path, row: Row) -> bool:
-    """Whether an image file differs from the one recorded; its content is read only if size or time differ."""
-    try:
-        now = image.stat()
-    except OSError:
-        return row["image_fingerprint"] is not None
-    if (now.st_size, now.st_mtime_ns) == (row["image_bytes"], row["image_mtime_ns"]):
-        return False
-    return bool(fingerprint(image) != row["image_fingerprint"])
+def _rounded(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Sizes (2, n), as far as they decide the bucket."""
+    return -(-sizes.astype(np.int64) // CHUNK) * CHUNK
+
+
+def write_plan(path: Path, manifest: ManifestFile, shard_size: int) -> None:
+    """Cut a manifest into units. Raises ValueError where it lists a sample twice, BadTable if it cannot be read."""
+    require_distinct((t["sample_id"].to_pylist() for t in manifest.tables()), _listed_twice(manifest))
+    _write(path, (), manifest.tables(), Counter(), shard_size)
+
+
+def _listed_twice(manifest: ManifestFile) -> Callable[[str], str]:
+    return lambda name: f"{manifest.path} lists sample {name!r} more than once: every sample may appear once in a run"
+
+
+def extend_plan(plan: Plan, manifest: ManifestFile) -> int:
+    """Add the samples that the manifest has gained, in new units. Returns how many they are. Raises as `gained`."""
+    new = gained(plan, manifest)
+    if new:
+        used = Counter(plan.rows(unreadable=True))
+        _write(plan.path, plan.tables(), new, used, plan.shard_size)
+    return sum(len(table) for table in new)
+
+
+def gained(plan: Plan, manifest: ManifestFile) -> list[pa.Table]:
+    """The samples of a manifest that a plan lacks.
+
+    Raises ValueError if a sample that is planned is gone, or is another now: its label would belong to nothing.
+    """
+    require_distinct((t["sample_id"].to_pylist() for t in manifest.tables()), _listed_twice(manifest))
+    known = {name: about for table in plan.tables() for name, *about in _rows(table)}
+    found: list[pa.Table] = []
+    for table in manifest.tables():
+        new = []
+        for place, (name, *about) in enumerate(_rows(table)):
+            planned = known.pop(name, None)
+            if planned is None:
+                new.append(place)
+            elif planned != about:
+                column, was, now = next(
+                    change for change in zip(_KEPT[1:], planned, about, strict=True) if change[1] != change[2]
+                )
+                raise ValueError(
+                    f"sample {name!r} of {manifest.path} has changed since this run was planned ({column} was {was!r},"
+                    f" now {now!r}): give back the old manifest, or choose another --out"
+                )
+        if new:
+            found.append(table.take(new))
+    if known:
+        raise ValueError(
+            f"{len(known)} samples of this run are not in {manifest.path} any more"
+            f" (the first is {next(iter(known))!r}): give back the old manifest, or choose another --out"
+        )
+    return found
+
+
+def _rows(table: pa.Table) -> Iterable[tuple[object, ...]]:
+    return zip(*(table[name].to_pylist() for name in _KEPT), strict=True)
+
+
+def _write(path: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Counter[str], shard_size: int) -> None:
+    """Copy old units, and cut new samples into units that begin behind the rows that are `used` by bucket."""
+    waiting: dict[str, pa.Table] = {}
+    next_row = {bucket: -(-rows // shard_size) * shard_size for bucket, rows in used.items()}
+    with (
+        writing(path) as temporary,
+        pa.OSFile(str(temporary), "wb") as sink,
+        pa.ipc.new_file(sink, _PLAN_SCHEMA) as out,
+    ):
+
+        def unit(bucket: str, samples: pa.Table) -> None:
+            first = next_row.get(bucket, 0)
+            next_row[bucket] = first + shard_size
+            rows = pa.array(np.arange(first, first + len(samples)), pa.int64())
+            columns = [samples[name].combine_chunks() for name in _KEPT]
+            out.write_batch(pa.RecordBatch.from_arrays([rows, *columns], schema=_PLAN_SCHEMA))
+
+        for table in old:
+            out.write_table(table)
+        for table in new:
+            sizes = _rounded(np.stack([table["height"].to_numpy(), table["width"].to_numpy()]))
+            for height, width in np.unique(sizes, axis=1).T.tolist():
+                bucket = bucket_of(height, width)
+                some = table.filter(pa.array((sizes[0] == height) & (sizes[1] == width)))
+                some = pa.concat_tables([waiting.pop(bucket), some]) if bucket in waiting else some
+                whole = len(some) // shard_size * shard_size
+                for first in range(0, whole, shard_size):
+                    unit(bucket, some.slice(first, shard_size))
+                if whole < len(some):
+                    waiting[bucket] = some.slice(whole).combine_chunks()
+        for bucket in sorted(waiting):
+            unit(bucket, waiting[bucket])
+
+
+def require_distinct(names: Iterable[list[str]], complaint: Callable[[str], str]) -> None:
+    """Raise ValueError(complaint(name)) for a name that comes twice; of the others, eight bytes each are remembered.
+
+    Two names of a million share their 64 bits by chance once in forty million manifests; such a pair would be refused.
+    """
+    seen = np.empty(0, np.uint64)
+    for some in names:
+        marks = pd.util.hash_array(np.array(some, dtype=object), categorize=False)
+        seen = np.concatenate([seen, np.sort(marks)])
+        seen.sort(kind="stable")  # merges the two sorted parts
+        twice = seen[1:][seen[1:] == seen[:-1]]
+        if len(twice):
+            raise ValueError(complaint(some[int(np.flatnonzero(marks == twice[0])[-1])]))
+
+
+def in_piece(number: int, piece: tuple[int, int] | None) -> bool:
+    """Whether a unit belongs to piece I of N, as (I, N)."""
+    return piece is None or number % piece[1] == piece[0] - 1
+
+
+def matcher(glob: str | None) -> Callable[[str], bool]:
+    """Whether a sample id is wanted by --only."""
+    if glob is None:
+        return lambda name: True
+    pattern = re.compile(fnmatch.translate(glob))
+    return lambda name: pattern.match(name) is not None

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import resource
+import secrets
 import signal
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +19,10 @@ from autolabel.manifests.scenes import write_city
 from autolabel.manifests.tables import save_manifest
 
 HEIGHT, WIDTH = 96, 192
+
+# Before anything imports Ray: its ports listen on every interface, and only these tests know the token.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+os.environ.update(RAY_raylet_start_wait_time_s="120")
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader
 from autolabel.manifests.classes import CAMVID, CITYSCAPES
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.layouts import scan_folder
-from autolabel.manifests.stores import bucket_of, create_zarr, write_zarr_shard
+from autolabel.manifests.stores import bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.manifests.tables import Manifest, load_manifest, save_manifest, with_roots
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 
@@ -95,7 +95,7 @@ def test_labels_of_a_run_are_read_from_zarr_as_from_png(fine: Manifest, tmp_path
     bucket, labels = bucket_of(HEIGHT, WIDTH), [item["label"].numpy() for item in from_png]
     create_zarr(tmp_path / "labels.zarr", {bucket: 8}, 8, {})
     array = tmp_path / "labels.zarr" / bucket
-    write_zarr_shard(array, 0, [None, None, *labels])
+    write_zarr_shard(array, 0, 8, [None, None, *map(encode_zarr, labels)])
     stored = tuple(
         replace(s, source="auto", label=array, label_index=n + 2, label_ids="train") for n, s in enumerate(fine.samples)
     )
@@ -145,7 +145,7 @@ def complaints(dataset: ManifestDataset) -> set[str]:
     [
         pytest.param(0, "the file is empty", id="empty"),
         pytest.param(0.0002, "not a readable image (UnidentifiedImageError)", id="only a start"),
-        pytest.param(0.5, "damaged or truncated: image file is truncated", id="half"),
+        pytest.param(0.5, "damaged or truncated: Truncated File Read", id="half"),
     ],
 )
 def test_a_damaged_image_is_named_with_the_reason(kept: float, reason: str, one: ManifestDataset) -> None:

@@ -255,6 +255,26 @@ def test_a_label_survives_encoding() -> None:
         assert (opened.format, opened.mode) == ("PNG", "L")
 
 
+@pytest.mark.parametrize(
+    "label",
+    [
+        pytest.param(np.array([[7]], np.uint8), id="one pixel"),
+        pytest.param(np.zeros((3, 1), np.uint8), id="one column"),
+        pytest.param(np.full((511, 513), 255, np.uint8), id="all ignored"),
+        pytest.param(DICE.integers(0, 256, (511, 513), np.uint8), id="noise"),
+        pytest.param(np.asfortranarray(TRAIN_IDS), id="columns first in memory"),
+        pytest.param(TRAIN_IDS[::2, 3::5], id="a view"),
+    ],
+)
+def test_every_encoded_label_is_an_8_bit_grey_png_of_its_pixels(label: Pixels) -> None:
+    data = encode_label(label)
+    with Image.open(io.BytesIO(data)) as opened:
+        assert (opened.format, opened.mode, data[24]) == ("PNG", "L", 8)
+        assert np.array_equal(np.asarray(opened), label)
+    with Image.open(io.BytesIO(data)) as opened:
+        opened.verify()  # the checksums of all chunks
+
+
 WANTED = "expected 8-bit grey or palette PNG holding one class id a pixel; convert the file first"
 
 

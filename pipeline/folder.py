@@ -1,0 +1,158 @@
+"""A run folder: who may write to it, what it was asked for, and whether that is still what is asked.
+
+run.json            what was asked, with which versions; and, at the end, the accounts
+plan.arrow          which sample belongs to which unit (pipeline/units.py)
+labels.zarr/ or labels/    see manifests/stores.py
+units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)
+attempts/*.jsonl    units under way
+stats/*.parquet, manifest.parquet, quarantine.parquet    derived from the records when the run ends
+progress.json       live counters
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import platform
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Any
+
+import google_crc32c
+
+from autolabel.manifests.files import write_json
+from autolabel.pipeline.units import PLAN
+
+FORMAT = "autolabel-run/2"
+RUN = "run.json"
+LOCK = ".lock"
+_SETUP_SECONDS = 60.0  # that another piece may need to prepare the folder
+About = dict[str, Any]
+
+
+def read_about(run: Path) -> About:
+    """`run.json`. Raises FileNotFoundError if this is no run, ValueError if it is damaged."""
+    path = run / RUN
+    if not path.is_file():
+        raise FileNotFoundError(f"{run} is not a run: it has no {RUN}; make one with `autolabel generate`")
+    try:
+        about = dict(json.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:
+        raise ValueError(f"{path} is not readable JSON: restore it, or choose another --out") from error
+    if about.get("format") != FORMAT:
+        found = about.get("format")
+        raise ValueError(f"{path} has format {found!r}, this program knows {FORMAT!r}: choose another --out")
+    if about.pop("crc32c", None) != _checksum(about):
+        raise ValueError(f"{path} differs from what was written (its checksum is another): restore it")
+    return about
+
+
+def write_about(run: Path, about: About) -> None:
+    """Write `run.json` with a checksum of itself."""
+    write_json(run / RUN, {**about, "crc32c": _checksum(about)})
+
+
+def _checksum(about: About) -> str:
+    return f"{google_crc32c.value(json.dumps(about, sort_keys=True).encode()):08x}"
+
+
+def require_new_or_run(out: Path) -> None:
+    """Raise ValueError if the folder holds something that is not a run."""
+    ours = (LOCK, PLAN, f".{PLAN}")  # what a killed start may have left
+    if not (out / RUN).is_file() and any(not child.name.startswith(ours) for child in out.iterdir()):
+        raise ValueError(f"{out} is not empty and not a run (no {RUN}): choose another --out")
+
+
+def require_same(out: Path, before: About, identity: About) -> None:
+    """Raise ValueError, naming both values, if a run was asked for differently."""
+    words = {"teacher_sha256": "teacher"}
+    different = [
+        f"{words.get(key, key)} was {_short(before.get(key))}, now {_short(value)}"
+        for key, value in identity.items()
+        if before.get(key) != value
+    ]
+    if different:
+        raise ValueError(
+            f"{out} holds a run that was asked for differently ({'; '.join(different)}):"
+            " ask the same again to go on with it, or choose another --out"
+        )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:12] + "…" + text[-4:]
+
+
+class Lock:
+    """One driver per run folder, or several that each do a piece of their own.
+
+    The first one in is `alone` and may prepare the folder; a driver of a piece then lets others in with `share`. Locks
+    go with the process that holds them, however it ends.
+    """
+
+    def __init__(self, out: Path, piece: tuple[int, int] | None) -> None:
+        self._out, self._piece = out, piece
+        self.alone = False
+
+    @contextlib.contextmanager
+    def held(self) -> Iterator[Lock]:
+        """Hold the lock. Raises ValueError naming who holds it."""
+        with contextlib.ExitStack() as stack:
+            if self._piece is not None:
+                own = self._open(stack, f"{LOCK}.{self._piece[0]}-of-{self._piece[1]}")
+                if not _try(own, fcntl.LOCK_EX):
+                    raise self._busy(own)
+                _sign(own)
+            self._file = self._open(stack, LOCK)
+            deadline = time.monotonic() + (_SETUP_SECONDS if self._piece else 0)
+            while True:
+                if _try(self._file, fcntl.LOCK_EX):
+                    self.alone = True
+                    _sign(self._file)
+                    break
+                if self._piece is not None and _try(self._file, fcntl.LOCK_SH):
+                    break
+                if time.monotonic() >= deadline:
+                    raise self._busy(self._file)
+                time.sleep(0.1)
+            yield self
+
+    def share(self) -> None:
+        """The folder is prepared: other pieces may come in."""
+        if self._piece is not None:
+            fcntl.flock(self._file, fcntl.LOCK_SH)
+            self.alone = False
+
+    @contextlib.contextmanager
+    def publishing(self) -> Iterator[None]:
+        """One piece after the other derives the tables."""
+        with contextlib.ExitStack() as stack:
+            if self._piece is not None:
+                fcntl.flock(self._open(stack, f"{LOCK}.publish"), fcntl.LOCK_EX)
+            yield
+
+    def _open(self, stack: contextlib.ExitStack, name: str) -> IO[str]:
+        return stack.enter_context(open(self._out / name, "a+", encoding="utf-8"))
+
+    def _busy(self, file: IO[str]) -> ValueError:
+        file.seek(0)
+        who = file.read().strip() or "a process that has not signed yet"
+        return ValueError(f"another autolabel is at work in {self._out} ({who}): wait for it, or stop it")
+
+
+def _try(file: IO[str], how: int) -> bool:
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _sign(file: IO[str]) -> None:
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC).isoformat(timespec='seconds')}")
+    file.flush()

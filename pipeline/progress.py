@@ -1,0 +1,129 @@
+"""How a run is doing: counters for people, scripts and dashboards."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from autolabel.manifests.files import write_json
+from autolabel.pipeline.units import Tally
+
+PROGRESS = "progress.json"
+_WINDOW = 60.0  # seconds over which the rate is taken
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Live counters of a call. `before` were done when it started, `wanted` it has to do, `done` of these are done.
+
+    images_per_s: over the last minute. coverage: share of the pixels of all labelled images that have a label;
+    classes: how many classes occur in them. workers: those that have a unit.
+    """
+
+    asked: int
+    before: int
+    wanted: int
+    done: int
+    quarantined: int
+    images_per_s: float
+    eta_s: float | None
+    coverage: float | None
+    classes: int
+    workers: int
+
+
+class Meter:
+    """Adds up what workers report, writes `progress.json` about once a second, and tells the caller.
+
+    It is what the engines call a monitor; see `pipeline/engine.py`.
+    """
+
+    def __init__(
+        self,
+        out: Path,
+        names: tuple[str, ...],
+        asked: int,
+        wanted: int,
+        before: Tally,
+        on_progress: Callable[[Progress], None] | None,
+        on_note: Callable[[str], None] | None,
+    ) -> None:
+        self.out, self.names, self.asked, self.wanted, self.before = out, names, asked, wanted, before
+        self._on_progress, self._on_note = on_progress, on_note
+        self.plans: list[dict[str, Any]] = []  # `Labeller.plan`, the latest of every kind of device
+        self._finished = Tally()
+        self._under_way: dict[str, Tally] = {}
+        self._history = [(time.monotonic(), 0)]  # (time, samples done in this call)
+        self._alive = 0
+        self._written = float("-inf")
+
+    def unit(self, name: str, tally: Tally, whole: bool = False) -> None:
+        """What has become of a unit's samples so far; `whole` when the unit is left."""
+        if whole:
+            self._under_way.pop(name, None)
+            self._finished += tally
+        else:
+            self._under_way[name] = tally
+        self.tick()
+
+    def workers(self, alive: int) -> None:
+        """So many workers have a unit."""
+        if alive == self._alive:
+            return
+        if not self._total().done:
+            self._history[:] = [(time.monotonic(), 0)]  # the clock starts with the first worker
+        self._alive = alive
+        self.tick()
+
+    def plan(self, plan: dict[str, Any]) -> None:
+        """Workers on equal devices plan alike: keep one plan of each."""
+        self.plans[:] = [*(p for p in self.plans if p["device"] != plan["device"]), plan]
+
+    def note(self, message: str) -> None:
+        """Something that a person should know."""
+        if self._on_note:
+            self._on_note(message)
+
+    def now(self) -> Progress:
+        """The counters."""
+        total = self._total()
+        now, (then, past) = time.monotonic(), self._history[0]
+        rate = (total.done - past) / (now - then) if now > then else 0.0
+        everything = self.before + total
+        return Progress(
+            asked=self.asked,
+            before=self.before.done,
+            wanted=self.wanted,
+            done=total.done,
+            quarantined=everything.quarantined,
+            images_per_s=rate,
+            eta_s=(self.wanted - total.done) / rate if rate > 0 else None,
+            coverage=everything.kept.total() / everything.pixels if everything.pixels else None,
+            classes=sum(pixels > 0 for pixels in everything.kept.values()),
+            workers=self._alive,
+        )
+
+    def _total(self) -> Tally:
+        return sum(self._under_way.values(), self._finished)
+
+    def tick(self, last: bool = False) -> None:
+        """Bring file and caller up to date."""
+        now = time.monotonic()
+        self._history.append((now, self._total().done))
+        while len(self._history) > 2 and now - self._history[1][0] > _WINDOW:
+            del self._history[0]
+        if now - self._written > 1 or last:
+            self._written = now
+            self._write()
+        if self._on_progress:
+            self._on_progress(self.now())
+
+    def _write(self) -> None:
+        everything = self.before + self._total()
+        share = {name: everything.kept[c] / (everything.pixels or 1) for c, name in enumerate(self.names)}
+        stamp = datetime.now(UTC).isoformat(timespec="seconds")
+        write_json(self.out / PROGRESS, {**asdict(self.now()), "class_coverage": share, "updated": stamp})

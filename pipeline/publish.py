@@ -1,0 +1,90 @@
+"""What readers of a finished run use, derived from its commit records: statistics, auto manifest, quarantine list."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.files import sha256
+from autolabel.manifests.tables import QUARANTINE_SCHEMA, STATISTICS, Sample, writing_manifest, writing_table
+from autolabel.pipeline.records import LABELLED, QUARANTINED, UNITS, read_record
+from autolabel.pipeline.units import Plan, Unit
+
+TABLES = ("manifest.parquet", "quarantine.parquet", *(f"stats/{name}.parquet" for name in STATISTICS))
+
+
+@dataclass(frozen=True)
+class Accounts:
+    """Where every sample went: asked = labelled + quarantined + left."""
+
+    asked: int
+    labelled: int
+    quarantined: int
+    left: int
+
+    def balanced(self) -> bool:
+        """Whether no sample is lost and none counted twice."""
+        return self.asked == self.labelled + self.quarantined + self.left
+
+
+def publish(
+    run: Path, plan: Plan, space: LabelSpace, image_root: Path, provenance: dict[str, Any]
+) -> tuple[Accounts, dict[str, str]]:
+    """Write `TABLES`, one unit at a time. Returns the accounts, and every table's sha256. Raises BadTable."""
+    labelled = quarantined = left = 0  # all counted, none inferred from the others: the balance is a check
+    with contextlib.ExitStack() as stack:
+        tables = {
+            name: stack.enter_context(writing_table(run / "stats" / f"{name}.parquet", schema))
+            for name, schema in STATISTICS.items()
+        }
+        bad = stack.enter_context(writing_table(run / "quarantine.parquet", QUARANTINE_SCHEMA))
+        add = stack.enter_context(writing_manifest(run / "manifest.parquet", space, image_root, run, provenance))
+        for unit in plan:
+            if not (run / UNITS / unit.record).is_file():
+                left += len(unit.samples)
+                continue
+            record, _ = read_record(run / UNITS / unit.record)
+            here = pc.equal(record["status"], LABELLED)
+            found = record.filter(here)
+            for name, schema in STATISTICS.items():
+                tables[name](_statistics(name, found, schema))
+            add(_auto_samples(unit, found, run))
+            lost = _quarantined(unit, record)
+            bad(lost)
+            labelled, quarantined = labelled + len(found), quarantined + len(lost)
+            left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
+    accounts = Accounts(plan.samples, labelled, quarantined, left)
+    return accounts, {name: sha256(run / name) for name in TABLES}
+
+
+def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
+    if name == "images":
+        return rows.select(schema.names).cast(schema)
+    nested = rows[name].combine_chunks()
+    inner = pc.list_flatten(nested)
+    ids = rows["sample_id"].take(pc.list_parent_indices(nested))
+    columns = [ids, *(pc.struct_field(inner, field) for field in schema.names[1:])]
+    return pa.table(columns, schema=schema)
+
+
+def _auto_samples(unit: Unit, rows: pa.Table, run: Path) -> list[Sample]:
+    by_id = {s.sample_id: s for s in unit.samples}
+    return [
+        replace(
+            by_id[row["sample_id"]], source="auto", label=run / row["label"], label_index=row["label_index"],
+            label_ids="train", coarse_label=None, weight=1.0,
+        )
+        for row in rows.select(["sample_id", "label", "label_index"]).to_pylist()
+    ]  # fmt: skip
+
+
+def _quarantined(unit: Unit, record: pa.Table) -> pa.Table:
+    images = {s.sample_id: str(s.image) for s in unit.samples}
+    rows = record.filter(pc.equal(record["status"], QUARANTINED)).select(["sample_id", "reason"]).to_pylist()
+    return pa.Table.from_pylist([{**row, "image": images[row["sample_id"]]} for row in rows], schema=QUARANTINE_SCHEMA)

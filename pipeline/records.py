@@ -1,0 +1,206 @@
+"""Commit records: the only truth about what is done.
+
+A unit is done when `units/NAME.parquet` says so: a row for every sample, labelled or quarantined, with the digest of
+its shard and of its own rows. It is written last. While a unit is under way, `attempts/NAME.jsonl` tells who is at it:
+if that process dies, the next one works carefully, and an image that keeps killing its process is found.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import google_crc32c
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from autolabel.manifests.files import fingerprint
+from autolabel.manifests.stores import ZARR, WrittenShard
+from autolabel.manifests.tables import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA, BadTable, write_table
+from autolabel.pipeline.units import Tally, Unit
+
+LABELLED, QUARANTINED = "labelled", "quarantined"
+UNITS = "units"  # folder of the records in a run
+ATTEMPTS = "attempts"  # folder of the notes about units under way
+_OWN = ("sample_id",)  # nested rows leave out what the outer row says
+
+
+def _nested(schema: pa.Schema) -> pa.DataType:
+    return pa.list_(pa.struct([f for f in schema if f.name not in _OWN]))
+
+
+# One row per sample: what the statistics tables hold of it, where its label lies, and which image file it was.
+RECORD_SCHEMA = pa.schema(
+    [
+        *IMAGES_SCHEMA,
+        pa.field("status", pa.string()),
+        pa.field("reason", pa.string()),
+        pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
+        pa.field("label_index", pa.int64()),
+        pa.field("image_bytes", pa.int64()),
+        pa.field("image_mtime_ns", pa.int64()),
+        pa.field("image_fingerprint", pa.string()),
+        pa.field("classes", _nested(CLASSES_SCHEMA)),
+        pa.field("centroids", _nested(CENTROIDS_SCHEMA)),
+    ]
+)
+# What tells whether a sample is done, and what was kept of it; a small part of a record.
+_BRIEF = ["sample_id", "status", "height", "width", "label", "label_index", "image_bytes", "image_mtime_ns"]
+_BRIEF += ["image_fingerprint", "classes.list.element.class_id", "classes.list.element.pixels"]
+
+Row = dict[str, Any]
+
+
+def write_record(run: Path, unit: Unit, rows: Sequence[Row], shard: WrittenShard | None) -> None:
+    """Commit a unit. `shard` is None for a unit without one."""
+    table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
+    about = {"file": shard.file, "bytes": shard.bytes, "crc32c": shard.crc32c} if shard else None
+    metadata = {b"shard": json.dumps(about).encode(), b"rows": _digest(table)}
+    write_table(run / UNITS / unit.record, table.replace_schema_metadata(metadata))
+
+
+def _digest(table: pa.Table) -> bytes:
+    return b"crc32c %08x" % google_crc32c.value(json.dumps(table.to_pylist()).encode())
+
+
+def read_record(path: Path) -> tuple[pa.Table, dict[str, Any] | None]:
+    """A commit record, and its shard's file, size and checksum. Raises BadTable unless it is what was written."""
+    table, shard = _read(path, None)
+    if table.schema.metadata[b"rows"] != _digest(table):
+        raise _damaged(path, "its checksum is another")
+    return table, shard
+
+
+def _read(path: Path, columns: list[str] | None) -> tuple[pa.Table, dict[str, Any] | None]:
+    try:
+        file = pq.ParquetFile(path)
+        metadata = file.schema_arrow.metadata or {}
+        if not file.schema_arrow.equals(RECORD_SCHEMA) or not {b"shard", b"rows"} <= metadata.keys():
+            raise BadTable(f"{path} is not a unit record of this version: start a new run folder")
+        return file.read(columns).replace_schema_metadata(metadata), json.loads(metadata[b"shard"])
+    except BadTable:
+        raise
+    except (pa.ArrowException, OSError, ValueError) as error:
+        raise _damaged(path, type(error).__name__) from error
+
+
+def _damaged(path: Path, why: str) -> BadTable:
+    return BadTable(
+        f"{path} is damaged ({why}): `autolabel verify --repair` puts its unit back to undone, then generate again"
+    )
+
+
+def committed(run: Path, unit: Unit) -> dict[str, Row]:
+    """What is done of a unit: its rows, in brief, by sample id.
+
+    Left out, so that they are done again: quarantined samples whose file has since been replaced, and everything whose
+    label file is gone. Raises ValueError if the image of a labelled sample has changed: its label belongs to another
+    picture; BadTable.
+    """
+    path = run / UNITS / unit.record
+    if not path.is_file():
+        return {}
+    table, shard = _read(path, _BRIEF)
+    if shard is not None and not _has_size(run / ZARR / unit.bucket / shard["file"], shard["bytes"]):
+        return {}
+    images = {s.sample_id: s.image for s in unit.samples}
+    kept: dict[str, Row] = {}
+    for row in table.to_pylist():
+        image = images.get(row["sample_id"])
+        if image is None:
+            raise _damaged(path, f"sample {row['sample_id']!r} is not of this unit")
+        if row["status"] == LABELLED and row["label_index"] is None and not (run / row["label"]).is_file():
+            continue
+        if not _changed(image, row):
+            kept[row["sample_id"]] = row
+        elif row["status"] == LABELLED:
+            raise ValueError(
+                f"image {image} has changed since it was labelled: put the old one back, or label into a new --out"
+            )
+    return kept
+
+
+def tally(rows: Iterable[Row]) -> Tally:
+    """The sum of a unit's rows."""
+    done = quarantined = pixels = 0
+    kept: Counter[int] = Counter()
+    for row in rows:
+        done += 1
+        if row["status"] == QUARANTINED:
+            quarantined += 1
+            continue
+        pixels += row["height"] * row["width"]
+        for entry in row["classes"]:
+            kept[entry["class_id"]] += entry["pixels"]
+    return Tally(done, quarantined, pixels, kept)
+
+
+def _has_size(path: Path, size: int) -> bool:
+    try:
+        return path.stat().st_size == size
+    except FileNotFoundError:
+        return False
+
+
+def _changed(image: Path, row: Row) -> bool:
+    """Whether an image file differs from the one recorded; its content is read only if size or time differ."""
+    try:
+        now = image.stat()
+    except OSError:
+        return row["image_fingerprint"] is not None
+    if (now.st_size, now.st_mtime_ns) == (row["image_bytes"], row["image_mtime_ns"]):
+        return False
+    return bool(fingerprint(image) != row["image_fingerprint"])
+
+
+class Attempt:
+    """One process at one unit, noted so that its death leaves a trace. Lines are not forced to disk: they must outlive
+    a process, not a power cut.
+
+    deaths: how often an earlier process died while it was at a sample, by sample id.
+    careful: some earlier process died at this unit, so every sample is noted before it is touched.
+    """
+
+    def __init__(self, run: Path, unit: Unit) -> None:
+        self.path = run / ATTEMPTS / f"{unit.name}.jsonl"
+        self._tag = uuid4().hex[:12]
+        last: dict[str, str | None] = {}  # by attempt that was not ended in order: the sample it was at
+        for line in self._lines():
+            if line.get("ended"):
+                last.pop(line["attempt"], None)
+            else:
+                last[line["attempt"]] = line.get("sample")
+        self.careful = bool(last)
+        self.deaths = Counter(sample for sample in last.values() if sample is not None)
+        self._note({})
+
+    def _lines(self) -> Iterable[dict[str, Any]]:
+        try:
+            written = self.path.read_text(encoding="utf-8").splitlines()
+        except FileNotFoundError:
+            return
+        for line in written:
+            try:
+                yield json.loads(line)
+            except ValueError:  # a process died in the middle of writing it
+                continue
+
+    def _note(self, what: dict[str, Any]) -> None:
+        self.path.parent.mkdir(exist_ok=True)
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"attempt": self._tag, **what}) + "\n")
+
+    def begin(self, sample_id: str) -> None:
+        """This sample is next."""
+        self._note({"sample": sample_id})
+
+    def end(self, committed: bool) -> None:
+        """No death: the unit is whole, or was left in order."""
+        if committed:
+            self.path.unlink(missing_ok=True)
+        else:
+            self._note({"ended": True})

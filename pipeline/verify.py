@@ -1,0 +1,136 @@
+"""Read a run again and compare everything with what was committed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import google_crc32c
+
+from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.files import sha256
+from autolabel.manifests.stores import ZARR, DamagedLabel, RunLabels, StoredLabel, create_zarr, damaged_metadata
+from autolabel.manifests.tables import BadTable, open_manifest
+from autolabel.pipeline.folder import About, Lock, read_about, write_about
+from autolabel.pipeline.publish import TABLES
+from autolabel.pipeline.records import LABELLED, UNITS, read_record
+from autolabel.pipeline.run import zarr_attributes
+from autolabel.pipeline.units import PLAN, Plan, Unit, gained, write_plan
+
+
+@dataclass
+class Verified:
+    """What was read, what is wrong with it, and how many units `repair` has put back to undone."""
+
+    units: int = 0
+    labels: int = 0
+    undone: int = 0
+    faults: list[str] = field(default_factory=list)
+
+
+def verify(run: Path, repair: bool, on_unit: Callable[[int, int], None]) -> Verified:
+    """Check plan, records, shards, labels and tables. With `repair`, exactly the damaged units are to be done again.
+
+    Raises FileNotFoundError if this is no run, ValueError if it cannot be understood or somebody works on it.
+    """
+    about = read_about(run)
+    found = Verified()
+    with Lock(run, None).held():
+        plan = _plan(run, about, repair, found)
+        if plan is None:
+            return found
+        found.faults += _damaged_tables(run, about)
+        if about["store"] == "zarr":
+            metadata = (run / ZARR, plan.rows(), about["shard_size"], zarr_attributes(about))
+            damaged = damaged_metadata(*metadata)
+            found.faults += [f"{path} differs from what was written" for path in damaged]
+            if damaged and repair:
+                create_zarr(*metadata)
+        space = LabelSpace.from_json(json.dumps(about["label_space"]))
+        undone = []
+        records = {path.name for path in (run / UNITS).glob("*.parquet")}
+        for number, unit in enumerate(plan, start=1):
+            if unit.record in records:
+                records.discard(unit.record)
+                found.units += 1
+                faults = list(_faults(run, unit, space, found))
+                found.faults += faults
+                undone += [unit.record] if faults else []
+            on_unit(number, len(plan))
+        found.faults += [f"{run / UNITS / name} belongs to no unit of the plan" for name in sorted(records)]
+        if repair and found.faults:
+            for name in (*undone, *records):
+                (run / UNITS / name).unlink()
+            found.undone = len(undone)
+            write_about(run, {**about, "state": "partial", "accounts": None, "tables": None})
+    return found
+
+
+def _plan(run: Path, about: About, repair: bool, found: Verified) -> Plan | None:
+    """The plan, compared with the manifest where that is still the same; `repair` makes it again from there."""
+    path, size = Path(about["manifest"]), about["shard_size"]
+    unchanged = path.is_file() and sha256(path) == about["manifest_sha256"]
+    manifest = open_manifest(path) if unchanged else None
+    roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
+    try:
+        plan = Plan(run / PLAN, size, *roots)
+        if manifest and gained(plan, manifest):
+            raise BadTable(f"{run / PLAN} lacks samples of {path}")
+        return plan
+    except ValueError as error:
+        found.faults.append(str(error))
+    if manifest is None or not repair:
+        return None
+    write_plan(run / PLAN, manifest, size)
+    return Plan(run / PLAN, size, *roots)
+
+
+def _damaged_tables(run: Path, about: About) -> list[str]:
+    """Published tables that are not what was published; the next generate writes them again."""
+    digests: dict[str, str] = about["tables"] or {}
+    return [
+        f"{run / name} differs from what was published"
+        for name in TABLES
+        if name in digests and not ((run / name).is_file() and sha256(run / name) == digests[name])
+    ]
+
+
+def _faults(run: Path, unit: Unit, space: LabelSpace, found: Verified) -> Iterator[str]:
+    path = run / UNITS / unit.record
+    try:
+        record, shard = read_record(path)
+    except BadTable as error:
+        yield str(error)
+        return
+    rows = record.to_pylist()
+    ids = {row["sample_id"] for row in rows}
+    if len(ids) < len(rows) or not ids <= {s.sample_id for s in unit.samples}:
+        yield f"{path} lists other samples than its unit"
+        return
+    if shard is not None:
+        file = run / ZARR / unit.bucket / shard["file"]
+        if not file.is_file():
+            yield f"{file} is missing"
+            return
+        data = file.read_bytes()
+        if len(data) != shard["bytes"] or google_crc32c.value(data) != shard["crc32c"]:
+            yield f"{file} differs from what was committed"
+            return
+    labels = RunLabels(
+        {
+            row["sample_id"]: StoredLabel(
+                run / row["label"], row["label_index"], row["height"], row["width"], row["label_crc32c"]
+            )
+            for row in rows
+            if row["status"] == LABELLED
+        },
+        space,
+    )
+    for name in labels:
+        found.labels += 1
+        try:
+            labels[name]
+        except DamagedLabel as error:
+            yield str(error)
