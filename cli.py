@@ -95,8 +95,9 @@ class Reporter:
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Reporter]:
     """A bar with ETA on a terminal; elsewhere a plain line every 20 s."""
-    from rich.console import Console
+    from rich.console import Console, RenderableType
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.text import Text
 
     console = Console(stderr=True)
     if not console.is_terminal:
@@ -110,13 +111,26 @@ def progress(title: str) -> Iterator[Reporter]:
 
         yield Reporter(line, lambda text: click.echo(f"{title}: {text}", err=True))
         return
+
+    class WithNote(Progress):
+        """The bar, and below it what there is to say: side by side they would not fit 80 columns."""
+
+        note = ""
+
+        def get_renderables(self) -> Iterator[RenderableType]:
+            yield self.make_tasks_table(self.tasks)
+            if self.note:
+                yield Text(f"  {self.note}", no_wrap=True, overflow="ellipsis")
+
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with Progress(*columns, TextColumn("{task.fields[note]}"), console=console) as bars:
-        task = bars.add_task(title, total=None, note="")
-        yield Reporter(
-            lambda done, total, text: bars.update(task, completed=done, total=total, note=text),
-            lambda text: console.print(text, markup=False, highlight=False),
-        )
+    with WithNote(*columns, console=console) as bars:
+        task = bars.add_task(title, total=None)
+
+        def bar(done: int, total: int, text: str) -> None:
+            bars.note = text
+            bars.update(task, completed=done, total=total)
+
+        yield Reporter(bar, lambda text: console.print(text, markup=False, highlight=False))
 
 
 def _duration(seconds: float) -> str:
@@ -511,6 +525,7 @@ def _spread(mean: float, deviation: float, seeds: int) -> str:
 @click.option("--limit", type=int, help="Label the first N samples only; the rest is left for later.")
 @click.option("--only", metavar="GLOB", help="Label the samples whose id fits, such as 'aachen_*'.")
 @click.option("--shard", "piece", metavar="I/N", callback=parse_piece, help="Every N-th unit, from the I-th.")
+@click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, such as on a larger GPU.")
 @click.option("--shard-size", type=int, default=LabelJob.shard_size, show_default=True, help="Samples of a unit.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")

@@ -503,7 +503,9 @@ class _Loop:
         if slot.work is None:
             self.bad_starts += not infrastructure
             if self.bad_starts >= self.limits.bad_starts:
-                raise EngineFailed(f"workers cannot start: {why}")
+                from_file = os.environ.get("RAY_AUTH_MODE") == "token" and "RAY_AUTH_TOKEN" not in os.environ
+                hint = "; if this cluster asks for no token: RAY_AUTH_MODE=disabled" if from_file else ""
+                raise EngineFailed(f"workers cannot start: {why}{hint}")
             return
         name = slot.work.unit.name
         self.monitor.unit(name, Tally(), whole=True)

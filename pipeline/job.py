@@ -31,6 +31,7 @@ class LabelJob:
     limit: int | None = None
     only: str | None = None  # glob of sample ids
     piece: tuple[int, int] | None = None  # (I, N): every N-th unit, beginning with the I-th
+    retry_quarantined: bool = False
     shard_size: int = 64  # labels in a shard = samples in a unit
     max_quarantined: float = 0.001  # share of the samples; Cityscapes itself ships one broken image
 

@@ -171,7 +171,7 @@ class Labeller:
 
     def _committed(self, unit: Unit) -> dict[str, Row]:
         """The rows in full that are done of a unit, by sample id."""
-        brief = committed(self.job.out, unit)
+        brief = committed(self.job.out, unit, self.job.retry_quarantined)
         if not brief:
             return {}
         table, _ = read_record(self.job.out / UNITS / unit.record)

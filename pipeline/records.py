@@ -94,11 +94,11 @@ def _damaged(path: Path, why: str) -> BadTable:
     )
 
 
-def committed(run: Path, unit: Unit) -> dict[str, Row]:
+def committed(run: Path, unit: Unit, retry_quarantined: bool) -> dict[str, Row]:
     """What is done of a unit: its rows, in brief, by sample id.
 
-    Left out, so that they are done again: quarantined samples whose file has since been replaced, and everything whose
-    label file is gone. Raises ValueError if the image of a labelled sample has changed: its label belongs to another
+    Left out, so that they are done again: quarantined samples whose file has since been replaced, or all of them with
+    `retry_quarantined`, and everything whose label file is gone. Raises ValueError if the image of a labelled sample has changed: its label belongs to another
     picture; BadTable.
     """
     path = run / UNITS / unit.record
@@ -114,6 +114,8 @@ def committed(run: Path, unit: Unit) -> dict[str, Row]:
         if image is None:
             raise _damaged(path, f"sample {row['sample_id']!r} is not of this unit")
         if row["status"] == LABELLED and row["label_index"] is None and not (run / row["label"]).is_file():
+            continue
+        if row["status"] == QUARANTINED and retry_quarantined:
             continue
         if not _changed(image, row):
             kept[row["sample_id"]] = row

@@ -89,6 +89,7 @@ def generate(
         if left.units:
             write_about(job.out, {**about, "state": "running", "accounts": None, "tables": None})
         meter = Meter(job.out, manifest.label_space.names, plan.samples, left.wanted, left.before, on_progress, on_note)
+        meter.tick()
         outcome = Outcome()
         if left.units:
             able = Crew(job, manifest.label_space, manifest.image_root, worker_bytes(job, plan, left))
@@ -247,7 +248,7 @@ def survey(job: LabelJob, plan: Plan) -> Left:
             asked, left = plan.count(number) if mine else 0, plan.count(number) if mine else 0
         else:
             unit = plan[number]
-            done = committed(job.out, unit) if recorded else {}
+            done = committed(job.out, unit, job.retry_quarantined) if recorded else {}
             before += tally(done.values())
             ids = _asked(job, unit, room) if mine else []
             asked, left = len(ids), sum(name not in done for name in ids)
@@ -261,7 +262,7 @@ def survey(job: LabelJob, plan: Plan) -> Left:
 
 
 def worker_bytes(job: LabelJob, plan: Plan, left: Left) -> int:
-    """Memory that a CPU worker needs for one image of the sizes at hand, told by the teacher on this machine.
+    """Memory that a CPU worker needs, itself and one image of the sizes at hand, told by the teacher on this machine.
 
     A twentieth of the images may be larger than what is reckoned with: one panorama must not hold up all the rest.
     """
@@ -272,7 +273,8 @@ def worker_bytes(job: LabelJob, plan: Plan, left: Left) -> int:
     if not pixels:
         return 0
     teacher: Teacher = load_teacher(job.teacher, "cpu", job.precision, job.combine)
-    return int(teacher.plan(job.scales, job.flip).needs(1, pixels))
+    itself = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return itself + int(teacher.plan(job.scales, job.flip).needs(1, pixels))
 
 
 def _publish(job: LabelJob, manifest: ManifestFile, plan: Plan, plans: list[dict[str, Any]]) -> Accounts:

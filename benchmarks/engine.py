@@ -1,0 +1,269 @@
+"""What the engine costs beside the work: `python benchmarks/engine.py [FOLDER_OF_PHOTOGRAPHS]`.
+
+Four tables: workers that only sleep against the ideal; Ray against the plain loop on photographs; the driver's memory
+from a thousand to a million planned images; and a second call on a finished run of 20,000. Without a folder, the
+photographs are drawn. `--only sleep|loop|memory|resume` makes one of them.
+
+Starting Ray and its workers costs the same for any amount of work, so rates are slopes: the time that more units took.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from autolabel.manifests.classes import CITYSCAPES
+from autolabel.manifests.layouts import scan_folder
+from autolabel.manifests.scenes import write_city
+from autolabel.manifests.tables import Sample, open_manifest, save_manifest, writing_manifest
+from autolabel.pipeline.engine import Crew, Work, run_local, run_ray
+from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.label import Decoded, Labeller, Outcome
+from autolabel.pipeline.progress import Meter
+from autolabel.pipeline.run import generate
+from autolabel.pipeline.units import Tally, Unit
+from autolabel.teacher.build import build
+from autolabel.teacher.checkpoints import fingerprint_tensor, save_checkpoint
+from autolabel.teacher.decide import LabelStatistics
+
+SLEEP = 0.05  # seconds an image
+SHARD = 64
+CLASSES = len(CITYSCAPES)
+
+
+class Sleeper(Labeller):
+    """Everything that a labeller does, but its teacher sleeps."""
+
+    sleep = SLEEP
+
+    def _predict(self, batch: Sequence[Decoded]) -> list[Outcome]:
+        time.sleep(self.sleep * len(batch))
+        return [(np.zeros(d.image.shape[:2], np.uint8), _nothing(d.image.shape[:2]), 0.0) for d in batch]
+
+
+class Instant(Sleeper):
+    """A teacher that takes no time."""
+
+    sleep = 0.0
+
+
+class Empty(Labeller):
+    """Takes units and gives them back."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
+        yield Tally(len(wanted), 0, 0, Counter())
+
+    def plan(self) -> dict[str, object]:
+        return {"device": "cpu"}
+
+
+def _nothing(size: tuple[int, ...]) -> LabelStatistics:
+    pixels = np.zeros(CLASSES, np.int64)
+    pixels[0] = size[0] * size[1]
+    histogram = np.zeros((CLASSES, 20), np.int64)
+    histogram[0, 19] = pixels[0]
+    return LabelStatistics(pixels=pixels, confidence=pixels.astype(np.float64), histogram=histogram)
+
+
+def checkpoint(folder: Path) -> Path:
+    """An untrained teacher."""
+    path = folder / "teacher.pt"
+    if not path.is_file():
+        arch = "hrnet18s_plain"
+        save_checkpoint(path, arch, CITYSCAPES, build(arch, CLASSES), fingerprint_tensor([]), {})
+    return path
+
+
+def tiny_images(folder: Path, count: int) -> Path:
+    """A manifest of links to one small picture."""
+    (folder / "tiny").mkdir()
+    first = folder / "tiny" / "000000.png"
+    Image.new("RGB", (64, 64)).save(first)
+    for n in range(1, count):
+        os.link(first, folder / "tiny" / f"{n:06d}.png")
+    return listed(folder, folder / "tiny")
+
+
+def listed(folder: Path, images: Path) -> Path:
+    """The manifest of a folder of images."""
+    path = folder / f"{images.name}.parquet"
+    save_manifest(path, scan_folder(images, None, None, CITYSCAPES)[0])
+    return path
+
+
+def job(folder: Path, manifest: Path, out: str, **settings: object) -> LabelJob:
+    """A job at scale 1 on CPUs."""
+    about = {"scales": (1.0,), "device": "cpu", "shard_size": SHARD, **settings}
+    return LabelJob(manifest, checkpoint(folder), folder / out, **about)  # type: ignore[arg-type]
+
+
+# --- sleeping workers -------------------------------------------------------------------------------------------------
+
+
+def sleeping(folder: Path) -> None:
+    """Workers that only sleep: the time per unit against what it would be without any cost."""
+    few, many, size = 3, 15, 16  # units for each worker, and images of a unit
+    manifest = tiny_images(folder, many * 16 * size)
+    print(f"\n### Workers that sleep {SLEEP * 1e3:.0f} ms an image, units of {size} images\n")
+    print("| workers | images/s, ideal | images/s | of the ideal | with start-up |\n|---:|---:|---:|---:|---:|")
+    for workers in (2, 4, 8, 16):
+        taken = []
+        for units in (few, many):
+            asked = job(folder, manifest, f"s{workers}-{units}", workers=workers, limit=units * workers * size)
+            asked = LabelJob(**{**asked.__dict__, "shard_size": size})
+            started = time.perf_counter()
+            assert generate(asked, labeller=Sleeper).done == units * workers * size
+            taken.append(time.perf_counter() - started)
+        images, ideal = (many - few) * workers * size, workers / SLEEP
+        rate = images / (taken[1] - taken[0])
+        whole = many * workers * size / taken[1]
+        print(f"| {workers} | {ideal:.0f} | {rate:.1f} | {100 * rate / ideal:.1f} % | {100 * whole / ideal:.0f} % |")
+
+
+# --- Ray against the plain loop ---------------------------------------------------------------------------------------
+
+
+class Clock(Meter):
+    """Notes when units end."""
+
+    ends: list[float]
+
+    def unit(self, name: str, tally: Tally, whole: bool = False) -> None:
+        """As Meter, and look at the clock."""
+        super().unit(name, tally, whole)
+        if whole:
+            self.ends.append(time.perf_counter())
+
+
+def loop(folder: Path, photographs: Path | None) -> None:
+    """One Ray worker against the same worker in a loop, in turns: seconds per unit from unit end to unit end."""
+    if photographs is None:
+        write_city(folder / "city", seed=0, fine=0, coarse=SHARD, val=0, height=360, width=480)
+        photographs = folder / "city" / "leftImg8bit"
+    manifest = open_manifest(listed(folder, photographs))
+    samples = [s for table in manifest.tables() for s in _samples(table, manifest.image_root)][:SHARD]
+    units, turns = 4, 5
+    found: dict[str, list[float]] = {"local": [], "ray": []}
+    for turn in range(turns):
+        for engine in found:
+            asked = job(folder, manifest.path, f"loop-{engine}-{turn}", workers=1, engine=engine)
+            (asked.out / "units").mkdir(parents=True)
+            first = samples[0]
+            bucket = f"b{-(-first.height // 512) * 512}x{-(-first.width // 512) * 512}"
+            work = [
+                Work(Unit(f"{bucket}.{k:06d}", bucket, k * SHARD, tuple(samples)), tuple(s.sample_id for s in samples))
+                for k in range(units)
+            ]
+            clock = Clock(asked.out, CITYSCAPES.names, 0, 0, Tally(), None, None)
+            clock.ends = []
+            crew = Crew(asked, CITYSCAPES, manifest.image_root)
+            if engine == "ray":
+                run_ray(crew, iter(work), units, clock, None)
+            else:
+                run_local(crew, iter(work), clock)
+            found[engine] += list(np.diff(clock.ends))
+    plain, ray = (min(found[engine]) for engine in ("local", "ray"))
+    middle = statistics.median(found["ray"]) / statistics.median(found["local"])
+    print(f"\n### Ray against the plain loop: units of {len(samples)} photographs, one worker, {turns} turns each\n")
+    print("| | seconds a unit, best | median |\n|---|---:|---:|")
+    for engine, seconds in found.items():
+        print(f"| {engine} | {min(seconds):.3f} | {statistics.median(seconds):.3f} |")
+    print(f"\nRay costs {100 * (ray / plain - 1):+.1f} % (best against best), {100 * (middle - 1):+.1f} % (medians)")
+
+
+def _samples(table: object, root: Path) -> list[Sample]:
+    from autolabel.manifests.tables import samples_of
+
+    return samples_of(table, root, root)
+
+
+# --- the driver's memory ----------------------------------------------------------------------------------------------
+
+
+def memory(folder: Path) -> None:
+    """Peak memory of the driver and its seconds, each size in a process of its own, units empty."""
+    print("\n### The driver, with empty units of 64 images and 2 workers\n")
+    print("| images | units | plan s | run s | peak MiB |\n|---:|---:|---:|---:|---:|")
+    for count in (1_000, 10_000, 100_000, 1_000_000):
+        made = subprocess.run(
+            [sys.executable, __file__, "--drive", str(count), "--scratch", str(folder)],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        found = json.loads(made.stdout.strip().splitlines()[-1])
+        print(f"| {count} | {found['units']} | {found['plan']:.1f} | {found['run']:.0f} | {found['peak']:.0f} |")
+
+
+def drive(folder: Path, count: int) -> None:
+    """Plan `count` images and hand them out; print what it took."""
+    import resource
+
+    from autolabel.pipeline.units import Plan, write_plan
+
+    manifest = folder / f"{count}.parquet"
+    with writing_manifest(manifest, CITYSCAPES, folder, folder, {}) as write:
+        for first in range(0, count, 10_000):
+            numbers = range(first, min(count, first + 10_000))
+            write([Sample(f"s{n:07d}", folder / "town" / f"s{n:07d}.png", 1024, 2048, "train", "town") for n in numbers])
+    opened = open_manifest(manifest)
+    started = time.perf_counter()
+    write_plan(folder / f"{count}.arrow", opened, SHARD)
+    units = len(Plan(folder / f"{count}.arrow", SHARD, folder, folder))
+    planned = time.perf_counter() - started
+    started = time.perf_counter()
+    result = generate(job(folder, manifest, f"drive-{count}", workers=2), labeller=Empty, worker_bytes=0)
+    assert result.done == count
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    print(json.dumps({"units": units, "plan": planned, "run": time.perf_counter() - started, "peak": peak}))
+
+
+# --- nothing to do ----------------------------------------------------------------------------------------------------
+
+
+def resume(folder: Path, count: int = 20_000) -> None:
+    """A second call on a finished run."""
+    asked = job(folder, tiny_images(folder, count), "resume", engine="local")
+    seconds = []
+    for _ in range(2):
+        started = time.perf_counter()
+        done = generate(asked, labeller=Instant).done
+        seconds.append(time.perf_counter() - started)
+    assert done == 0
+    print(f"\n### A finished run of {count} images\n")
+    print(f"the first call {seconds[0]:.0f} s (tiny images, no teacher), the same again {seconds[1]:.1f} s")
+
+
+def main() -> None:
+    """Print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("photographs", type=Path, nargs="?")
+    parser.add_argument("--only", choices=("sleep", "loop", "memory", "resume"))
+    parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    asked = parser.parse_args()
+    if asked.drive:
+        drive(asked.scratch, asked.drive)
+        return
+    tables = {"sleep": sleeping, "loop": lambda f: loop(f, asked.photographs), "memory": memory, "resume": resume}
+    for name, table in tables.items():
+        if asked.only in (None, name):
+            with tempfile.TemporaryDirectory() as folder:
+                table(Path(folder))
+
+
+if __name__ == "__main__":
+    main()
