@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import math
 import os
 import shlex
@@ -59,7 +60,8 @@ class Commands(click.Group):
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
-        advice = "; free some space and run the same again, finished work is kept" if error.errno == 28 else ""
+        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+        advice = "; free some space and run the same again, finished work is kept" if full else ""
         return f"{error.strerror or error}{place}{advice}"
     return " ".join(str(error).split())
 

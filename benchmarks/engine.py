@@ -218,11 +218,12 @@ def drive(folder: Path, count: int) -> None:
     with writing_manifest(manifest, CITYSCAPES, folder, folder, {}) as write:
         for first in range(0, count, 10_000):
             numbers = range(first, min(count, first + 10_000))
-            write([Sample(f"s{n:07d}", folder / "town" / f"s{n:07d}.png", 1024, 2048, "train", "town") for n in numbers])
+            write(
+                [Sample(f"s{n:07d}", folder / "town" / f"s{n:07d}.png", 1024, 2048, "train", "town") for n in numbers]
+            )
     opened = open_manifest(manifest)
     started = time.perf_counter()
-    write_plan(folder / f"{count}.arrow", opened, SHARD)
-    units = len(Plan(folder / f"{count}.arrow", SHARD, folder, folder))
+    units = len(Plan(write_plan(folder, opened, SHARD), SHARD, folder, folder))
     planned = time.perf_counter() - started
     started = time.perf_counter()
     result = generate(job(folder, manifest, f"drive-{count}", workers=2), labeller=Empty, worker_bytes=0)

@@ -15,6 +15,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import google_crc32c
+
 TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave behind
 _EDGE = 64 * 1024
 
@@ -52,7 +54,12 @@ def write_bytes(target: Path, data: bytes) -> None:
 
 def write_json(target: Path, value: Any) -> None:
     """Write readable JSON to `target`, whole or not at all."""
-    write_bytes(target, (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode())
+    write_bytes(target, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """What `write_json` writes."""
+    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
 
 
 def remove_leftovers(folder: Path) -> None:
@@ -82,6 +89,15 @@ def fingerprint(path: Path) -> str:
 
 def _digest(size: int, head: bytes, tail: bytes) -> str:
     return hashlib.blake2b(size.to_bytes(8, "little") + head + tail, digest_size=8).hexdigest()
+
+
+def file_crc32c(path: Path) -> str:
+    """Checksum of a whole file, 8 hex digits."""
+    with open(path, "rb") as file:
+        checksum = 0
+        while data := file.read(1 << 22):
+            checksum = google_crc32c.extend(checksum, data)
+    return f"{checksum:08x}"
 
 
 def sha256(path: Path) -> str:

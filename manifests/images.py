@@ -6,6 +6,7 @@ A silent conversion (16 bits clipped to 8, a palette taken for colours) would gi
 from __future__ import annotations
 
 import io
+import stat
 import struct
 import zlib
 from pathlib import Path
@@ -20,6 +21,7 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LABEL_SUFFIXES = (".png",)
 _FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would open many more, and run Ghostscript for EPS
 _PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
 _UP = 2  # the PNG filter that subtracts the row above
 _HEAD = 32  # bytes that tell a PNG's bit depth
 _TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
@@ -47,6 +49,10 @@ def _open(data: bytes) -> Image.Image:
 
 
 def _require(opened: Image.Image, data: bytes, modes: tuple[str, ...], wanted: str) -> None:
+    # Pillow would take the first picture. (A phone's JPEG of several pictures, MPO, is a still.)
+    if opened.format in ("PNG", "WEBP") and getattr(opened, "is_animated", False):
+        count = getattr(opened, "n_frames", 0)
+        raise BadImage(f"an animation of {count} pictures: expected one; save the one that is meant")
     # Pillow opens 16-bit RGB as 8-bit RGB and stretches 1 to 4 bit grey to 0..255 without a word.
     depth = _png_bit_depth(data)
     wrong_depth = depth is not None and depth != 8 and opened.mode != "P"
@@ -123,6 +129,8 @@ def read_size(path: Path) -> Size:
     Raises BadImage for a file that `decode_image` would refuse for what its header says.
     """
     try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise BadImage("not a regular file")  # a pipe would keep us waiting
         with open(path, "rb") as file:
             head = file.read(_HEAD)
         if not head:

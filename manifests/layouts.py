@@ -186,7 +186,8 @@ def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
     """Relative path without suffix -> file, recursively, links followed. Raises BadLayout if two files share one."""
     found: dict[str, Path] = {}
     for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
+        above = {Path(parent).resolve(), *Path(parent).resolve().parents}
+        folders[:] = sorted(name for name in folders if Path(parent, name).resolve() not in above)  # no circles
         for name in sorted(names):
             path = Path(parent, name)
             if path.suffix.lower() in suffixes and not name.startswith("."):

@@ -34,7 +34,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.classes import IGNORE, LabelSpace
 from autolabel.manifests.files import write_bytes
-from autolabel.manifests.images import BadImage, read_label
+from autolabel.manifests.images import PNG_END, BadImage, decode_label, read_label
 from autolabel.manifests.tables import Sample
 
 CHUNK = 512  # pixels, both ways; measured best for crops and size
@@ -288,7 +288,10 @@ def png_name(image: str) -> str:
 def read_png(path: Path, space: LabelSpace) -> Label:
     """Read one stored label of train ids. Raises DamagedLabel."""
     try:
-        return read_label(path, space, "train")
+        data = path.read_bytes()
+        if not data.endswith(PNG_END):  # Pillow does not look at it
+            raise BadImage("damaged or truncated: its end is missing")
+        return decode_label(data, space, "train")
     except (BadImage, OSError) as error:
         raise DamagedLabel(f"{path}: {error}") from error
 

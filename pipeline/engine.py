@@ -360,7 +360,7 @@ class _Loop:
         self, ray: Any, crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, stop: threading.Event
     ) -> None:
         self.ray, self.crew, self.monitor, self.stop, self.limits = ray, crew, monitor, stop, crew.limits
-        self.hire = _actor(ray, crew)
+        self.new_worker = _actor(ray, crew)
         self.work, self.unseen = work, total  # units that nobody has taken yet
         self.again: deque[Work] = deque()  # units to be tried again
         self.live: dict[Any, _Slot] = {}  # pending reference or stream -> slot
@@ -369,7 +369,8 @@ class _Loop:
         self.outcome = Outcome()
         self.bad_starts = 0
         self.fewer = 0  # workers not replaced, because memory ran out
-        self.last_life = self.last_look = time.monotonic()
+        self.last_life, self.last_look = time.monotonic(), float("-inf")
+        self.wanted = 0  # workers
         self.told_of_waiting = False
         self.metrics = _metrics()
 
@@ -378,8 +379,9 @@ class _Loop:
             while self._busy() or (self._left() and not self.stop.is_set()):
                 if self.stop.is_set() and not self.outcome.stopped:
                     self._stop()
-                if time.monotonic() - self.last_look > 2 or not self.live:
+                if time.monotonic() - self.last_look > 2:
                     self._look()
+                self._hire()
                 ready, _ = self.ray.wait(list(self.live), num_returns=1, timeout=0.5) if self.live else ([], [])
                 for reference in ready:
                     self._advance(reference)
@@ -405,7 +407,7 @@ class _Loop:
         return self.unseen + len(self.again)
 
     def _look(self) -> None:
-        """Now and then: ask for workers, end those that hang, tell the metrics."""
+        """Now and then: end workers that hang, tell the metrics, count how many workers there is room for."""
         self.last_look = now = time.monotonic()
         for slot in self.live.values():
             if slot.work and now - slot.beat > self.limits.stall_s and not slot.stalled:
@@ -413,15 +415,16 @@ class _Loop:
                 self._dismiss(slot)
         for name, gauge in self.metrics.items():
             gauge.set(getattr(self.monitor.now(), name))
-        if self.stop.is_set():
-            return
-        if not self._busy():
+        if not self._busy() and not self.stop.is_set():
             self._check_for_life(now)
-        found = self.ray.cluster_resources()
+        found = self.ray.cluster_resources()  # nodes come and go
         fitting = int(found.get("GPU", 0) if self.crew.job.device == "cuda" else found.get("CPU", 1))
-        wanted = max(1, (self.crew.job.workers or fitting) - self.fewer)
-        while len(self.live) < min(wanted, self._left() + self._busy()):
-            actor = self.hire()
+        self.wanted = max(1, (self.crew.job.workers or fitting) - self.fewer)
+
+    def _hire(self) -> None:
+        """Replace workers that are gone; those that wait for a machine are what an autoscaler looks at."""
+        while not self.stop.is_set() and len(self.live) < min(self.wanted, self._left() + self._busy()):
+            actor = self.new_worker()
             self.live[actor.ready.remote()] = _Slot(actor)
 
     def _check_for_life(self, now: float) -> None:

@@ -1,7 +1,7 @@
 """A run folder: who may write to it, what it was asked for, and whether that is still what is asked.
 
 run.json            what was asked, with which versions; and, at the end, the accounts
-plan.arrow          which sample belongs to which unit (pipeline/units.py)
+plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
 labels.zarr/ or labels/    see manifests/stores.py
 units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)
 attempts/*.jsonl    units under way
@@ -24,8 +24,7 @@ from typing import IO, Any
 
 import google_crc32c
 
-from autolabel.manifests.files import write_json
-from autolabel.pipeline.units import PLAN
+from autolabel.manifests.files import json_bytes, write_json
 
 FORMAT = "autolabel-run/2"
 RUN = "run.json"
@@ -39,15 +38,20 @@ def read_about(run: Path) -> About:
     path = run / RUN
     if not path.is_file():
         raise FileNotFoundError(f"{run} is not a run: it has no {RUN}; make one with `autolabel generate`")
+    data = path.read_bytes()
     try:
-        about = dict(json.loads(path.read_text(encoding="utf-8")))
+        about = json.loads(data)
     except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: restore it, or choose another --out") from error
+    if not isinstance(about, dict) or json_bytes(about) != data:
+        raise ValueError(f"{path} differs from what was written: restore it, or choose another --out")
     if about.get("format") != FORMAT:
         found = about.get("format")
         raise ValueError(f"{path} has format {found!r}, this program knows {FORMAT!r}: choose another --out")
     if about.pop("crc32c", None) != _checksum(about):
-        raise ValueError(f"{path} differs from what was written (its checksum is another): restore it")
+        raise ValueError(
+            f"{path} differs from what was written (its checksum is another): restore it, or choose another --out"
+        )
     return about
 
 
@@ -62,7 +66,7 @@ def _checksum(about: About) -> str:
 
 def require_new_or_run(out: Path) -> None:
     """Raise ValueError if the folder holds something that is not a run."""
-    ours = (LOCK, PLAN, f".{PLAN}")  # what a killed start may have left
+    ours = (LOCK, "plan-", ".plan")  # what a killed start may have left
     if not (out / RUN).is_file() and any(not child.name.startswith(ours) for child in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run (no {RUN}): choose another --out")
 

@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 
 from autolabel.manifests.classes import IGNORE, LabelSpace
-from autolabel.manifests.files import fingerprint, fingerprint_bytes, write_bytes
+from autolabel.manifests.files import fingerprint_bytes, write_bytes
 from autolabel.manifests.images import BadImage, decode_image, decode_label, encode_label
 from autolabel.manifests.stores import (
     CHUNK,
@@ -50,6 +50,7 @@ from autolabel.pipeline.records import (
     Attempt,
     Row,
     committed,
+    fingerprint_of,
     read_record,
     tally,
     write_record,
@@ -160,7 +161,7 @@ class Labeller:
             if attempt.deaths[sample.sample_id] >= DEATHS:
                 why = f"{DEATHS} worker processes died or hung while they labelled it"
                 row = self._start(sample, unit) | _identify(sample.image) | {"status": QUARANTINED, "reason": why}
-                yield sample, Labelled(row | {"image_fingerprint": _mark(sample.image)}, None)
+                yield sample, Labelled(row | {"image_fingerprint": fingerprint_of(sample.image)}, None)
                 continue
             attempt.begin(sample.sample_id)
             yield sample, self.pool.submit(self._label_one, sample, unit).result()
@@ -304,14 +305,6 @@ def _identify(image: Path) -> Row:
     except OSError:
         return {"image_bytes": None, "image_mtime_ns": None}
     return {"image_bytes": found.st_size, "image_mtime_ns": found.st_mtime_ns}
-
-
-def _mark(image: Path) -> str | None:
-    """Fingerprint of a file that is not opened as an image; None if it cannot be read."""
-    try:
-        return fingerprint(image)
-    except OSError:
-        return None
 
 
 # What the file itself is to blame for; any other error of the disk stops the unit, which is then tried again.

@@ -12,11 +12,11 @@ from typing import Any
 
 from autolabel.manifests.tables import open_manifest
 from autolabel.pipeline.engine import Crew, cluster_address, probe
-from autolabel.pipeline.folder import RUN, read_about, require_same
+from autolabel.pipeline.folder import RUN, About, read_about, require_new_or_run, require_same
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import LABELLED
 from autolabel.pipeline.run import absolute, identity, require_fitting, settled, survey, worker_bytes
-from autolabel.pipeline.units import PLAN, Plan, Unit, extend_plan, write_plan
+from autolabel.pipeline.units import Plan, Unit, extend_plan, write_plan
 
 PROBED = 16  # images
 _WORKERS = (1, 2, 4, 8, 16, 32, 64)
@@ -59,6 +59,8 @@ def preview(job: LabelJob, address: str | None = None) -> Preview:
     """
     job = absolute(job)
     manifest = open_manifest(job.manifest)
+    if job.out.is_dir():
+        require_new_or_run(job.out)
     before = read_about(job.out) if (job.out / RUN).is_file() else None
     with tempfile.TemporaryDirectory() as scratch:
         job = settled(job, before, address, Path(scratch))
@@ -66,7 +68,7 @@ def preview(job: LabelJob, address: str | None = None) -> Preview:
             require_same(job.out, before, identity(job, manifest))
         else:
             require_fitting(job, manifest)
-        plan = _plan(job, Path(scratch) / PLAN, started=before is not None)
+        plan = _plan(job, Path(scratch), before)
         left = survey(job, plan)
         sizes: Counter[tuple[int, int]] = Counter()
         for table in manifest.tables():
@@ -102,14 +104,14 @@ def preview(job: LabelJob, address: str | None = None) -> Preview:
     )  # fmt: skip
 
 
-def _plan(job: LabelJob, path: Path, started: bool) -> Plan:
+def _plan(job: LabelJob, folder: Path, before: About | None) -> Plan:
     manifest = open_manifest(job.manifest)
     roots = manifest.image_root, manifest.label_root
-    if not started:
-        write_plan(path, manifest, job.shard_size)
-        return Plan(path, job.shard_size, *roots)
-    shutil.copyfile(job.out / PLAN, path)
-    extend_plan(Plan(path, job.shard_size, *roots), manifest)
+    if before is None:
+        path = write_plan(folder, manifest, job.shard_size)
+    else:
+        path = Path(shutil.copy(job.out / before["plan"], folder))
+        path = extend_plan(Plan(path, job.shard_size, *roots), manifest)
     return Plan(path, job.shard_size, *roots)
 
 

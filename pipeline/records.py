@@ -1,13 +1,17 @@
 """Commit records: the only truth about what is done.
 
 A unit is done when `units/NAME.parquet` says so: a row for every sample, labelled or quarantined, with the digest of
-its shard and of its own rows. It is written last. While a unit is under way, `attempts/NAME.jsonl` tells who is at it:
+its shard and of itself. It is written last. While a unit is under way, `attempts/NAME.jsonl` tells who is at it:
 if that process dies, the next one works carefully, and an image that keeps killing its process is found.
 """
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
+import re
+import stat
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -18,9 +22,9 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import fingerprint
+from autolabel.manifests.files import fingerprint, write_bytes
 from autolabel.manifests.stores import ZARR, WrittenShard
-from autolabel.manifests.tables import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA, BadTable, write_table
+from autolabel.manifests.tables import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA, BadTable
 from autolabel.pipeline.units import Tally, Unit
 
 LABELLED, QUARANTINED = "labelled", "quarantined"
@@ -59,32 +63,35 @@ def write_record(run: Path, unit: Unit, rows: Sequence[Row], shard: WrittenShard
     """Commit a unit. `shard` is None for a unit without one."""
     table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
     about = {"file": shard.file, "bytes": shard.bytes, "crc32c": shard.crc32c} if shard else None
-    metadata = {b"shard": json.dumps(about).encode(), b"rows": _digest(table)}
-    write_table(run / UNITS / unit.record, table.replace_schema_metadata(metadata))
+    file = io.BytesIO()
+    metadata = {b"shard": json.dumps(about).encode(), b"seal": _OPEN}
+    pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
+    data = file.getvalue()
+    write_bytes(run / UNITS / unit.record, data.replace(_OPEN, _seal(data)))
 
 
-def _digest(table: pa.Table) -> bytes:
-    return b"crc32c %08x" % google_crc32c.value(json.dumps(table.to_pylist()).encode())
+_OPEN = (
+    b"crc32c of this file: 00000000"  # in the footer; the digits become the checksum of the file as it is with zeros
+)
+_SEAL = re.compile(rb"crc32c of this file: [0-9a-f]{8}")
 
 
-def read_record(path: Path) -> tuple[pa.Table, dict[str, Any] | None]:
+def _seal(data: bytes) -> bytes:
+    return b"crc32c of this file: %08x" % google_crc32c.value(_SEAL.sub(_OPEN, data))
+
+
+def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any] | None]:
     """A commit record, and its shard's file, size and checksum. Raises BadTable unless it is what was written."""
-    table, shard = _read(path, None)
-    if table.schema.metadata[b"rows"] != _digest(table):
-        raise _damaged(path, "its checksum is another")
-    return table, shard
-
-
-def _read(path: Path, columns: list[str] | None) -> tuple[pa.Table, dict[str, Any] | None]:
     try:
-        file = pq.ParquetFile(path)
+        data = path.read_bytes()
+        if _SEAL.findall(data) != [_seal(data)]:
+            raise _damaged(path, "its checksum is another")
+        file = pq.ParquetFile(pa.BufferReader(data))
         metadata = file.schema_arrow.metadata or {}
-        if not file.schema_arrow.equals(RECORD_SCHEMA) or not {b"shard", b"rows"} <= metadata.keys():
+        if not file.schema_arrow.equals(RECORD_SCHEMA):
             raise BadTable(f"{path} is not a unit record of this version: start a new run folder")
-        return file.read(columns).replace_schema_metadata(metadata), json.loads(metadata[b"shard"])
-    except BadTable:
-        raise
-    except (pa.ArrowException, OSError, ValueError) as error:
+        return file.read(columns), json.loads(metadata[b"shard"])
+    except (pa.ArrowException, OSError) as error:
         raise _damaged(path, type(error).__name__) from error
 
 
@@ -98,13 +105,14 @@ def committed(run: Path, unit: Unit, retry_quarantined: bool) -> dict[str, Row]:
     """What is done of a unit: its rows, in brief, by sample id.
 
     Left out, so that they are done again: quarantined samples whose file has since been replaced, or all of them with
-    `retry_quarantined`, and everything whose label file is gone. Raises ValueError if the image of a labelled sample has changed: its label belongs to another
-    picture; BadTable.
+    `retry_quarantined`, and everything whose label file is gone.
+
+    Raises ValueError if the image of a labelled sample has changed: its label belongs to another picture; BadTable.
     """
     path = run / UNITS / unit.record
     if not path.is_file():
         return {}
-    table, shard = _read(path, _BRIEF)
+    table, shard = read_record(path, _BRIEF)
     if shard is not None and not _has_size(run / ZARR / unit.bucket / shard["file"], shard["bytes"]):
         return {}
     images = {s.sample_id: s.image for s in unit.samples}
@@ -150,13 +158,20 @@ def _has_size(path: Path, size: int) -> bool:
 
 def _changed(image: Path, row: Row) -> bool:
     """Whether an image file differs from the one recorded; its content is read only if size or time differ."""
-    try:
+    known = row["image_fingerprint"]
+    with contextlib.suppress(OSError):
         now = image.stat()
+        if known is not None and (now.st_size, now.st_mtime_ns) == (row["image_bytes"], row["image_mtime_ns"]):
+            return False
+    return bool(fingerprint_of(image) != known)
+
+
+def fingerprint_of(image: Path) -> str | None:
+    """`fingerprint` of a regular file that can be read, else None; to open a pipe would wait for its writer."""
+    try:
+        return fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
     except OSError:
-        return row["image_fingerprint"] is not None
-    if (now.st_size, now.st_mtime_ns) == (row["image_bytes"], row["image_mtime_ns"]):
-        return False
-    return bool(fingerprint(image) != row["image_fingerprint"])
+        return None
 
 
 class Attempt:

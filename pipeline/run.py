@@ -37,9 +37,8 @@ from autolabel.pipeline.folder import (
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.progress import Meter, Progress
 from autolabel.pipeline.publish import TABLES, Accounts, publish
-from autolabel.pipeline.records import UNITS, committed, tally
+from autolabel.pipeline.records import ATTEMPTS, UNITS, committed, tally
 from autolabel.pipeline.units import (
-    PLAN,
     Plan,
     Tally,
     Unit,
@@ -83,7 +82,7 @@ def generate(
     job.out.mkdir(parents=True, exist_ok=True)
     with Lock(job.out, job.piece).held() as lock:
         job, about = _prepare(job, manifest, address, lock)
-        plan = _open_plan(job, manifest)
+        plan = _open_plan(job.out / about["plan"], job, manifest)
         lock.share()
         left = survey(job, plan)
         if left.units:
@@ -100,7 +99,9 @@ def generate(
                 outcome = run_local(able, left.work(), meter)
         meter.tick(last=True)
         with lock.publishing():
-            accounts = _publish(job, manifest, plan, meter.plans)
+            accounts = _publish(job, manifest, plan, meter.plans, left)
+        if lock.alone:
+            _tidy(job.out, accounts.left == 0)
     return Result(accounts, meter.now().done, outcome.failed, outcome.stopped)
 
 
@@ -122,12 +123,13 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
             raise ValueError(f"another piece of {job.out} works on another manifest: give all of them the same")
         return job, before
     remove_leftovers(job.out)
-    plan_file = job.out / PLAN
-    if before is None or not plan_file.is_file():
-        write_plan(plan_file, manifest, job.shard_size)
-    elif before["manifest_sha256"] != digest:
-        extend_plan(_open_plan(job, manifest), manifest)
-    plan = _open_plan(job, manifest)
+    if before is None:
+        path = write_plan(job.out, manifest, job.shard_size)
+    else:
+        path = job.out / before["plan"]
+        if before["manifest_sha256"] != digest:
+            path = extend_plan(_open_plan(path, job, manifest), manifest)
+    plan = _open_plan(path, job, manifest)
     if not plan.samples:
         raise ValueError(f"{job.manifest} lists no samples: nothing to label")
     if job.store == "zarr":
@@ -140,6 +142,7 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
         **asked,
         "manifest": str(job.manifest),
         "manifest_sha256": digest,
+        "plan": path.name,
         "teacher": str(job.teacher),
         "engine": job.engine,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -151,12 +154,16 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
     }
     if before is None or before["manifest_sha256"] != digest:
         write_about(job.out, about)
-        return job, about
-    return job, before
+    else:
+        about = before
+    for old in job.out.glob("plan*.arrow"):
+        if old.name != about["plan"]:
+            old.unlink()
+    return job, about
 
 
-def _open_plan(job: LabelJob, manifest: ManifestFile) -> Plan:
-    return Plan(job.out / PLAN, job.shard_size, manifest.image_root, manifest.label_root)
+def _open_plan(path: Path, job: LabelJob, manifest: ManifestFile) -> Plan:
+    return Plan(path, job.shard_size, manifest.image_root, manifest.label_root)
 
 
 def settled(job: LabelJob, before: About | None, address: str | None, folder: Path) -> LabelJob:
@@ -277,11 +284,21 @@ def worker_bytes(job: LabelJob, plan: Plan, left: Left) -> int:
     return itself + int(teacher.plan(job.scales, job.flip).needs(1, pixels))
 
 
-def _publish(job: LabelJob, manifest: ManifestFile, plan: Plan, plans: list[dict[str, Any]]) -> Accounts:
+def _tidy(run: Path, whole: bool) -> None:
+    """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
+    remove_leftovers(run)
+    if whole:
+        for note in (run / ATTEMPTS).glob("*.jsonl"):
+            note.unlink(missing_ok=True)
+
+
+def _publish(job: LabelJob, manifest: ManifestFile, plan: Plan, plans: list[dict[str, Any]], left: Left) -> Accounts:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
     about = read_about(job.out)  # as another piece may have left it
-    if about["tables"] and all((job.out / name).is_file() for name in TABLES):
-        return Accounts(**about["accounts"])
+    if about["tables"] and not left.units and all((job.out / name).is_file() for name in TABLES):
+        told = Accounts(**about["accounts"])
+        if told.labelled + told.quarantined == left.before.done:
+            return told
     provenance = {"run": RUN, "manifest": str(job.manifest), "threshold": job.threshold}
     accounts, tables = publish(job.out, plan, manifest.label_space, manifest.image_root, provenance)
     kinds = {p["device"] for p in plans}

@@ -1,9 +1,9 @@
 """The work, cut into units, and kept in a file.
 
-A unit is the samples of one shard. `plan.arrow` in the run folder says which sample belongs to which unit and row: one
-record batch per unit, read when it is needed, so that a million samples take no more memory than a thousand. A bucket's
-samples fill its units in the order of the manifest. Samples that a manifest gains later come into new units behind the
-old ones, so what is labelled stays where it is.
+A unit is the samples of one shard. `plan-CHECKSUM.arrow` in the run folder says which sample belongs to which unit and
+row: one record batch per unit, read when it is needed, so that a million samples take no more memory than a thousand. A
+bucket's samples fill its units in the order of the manifest. Samples that a manifest gains later come into new units
+behind the old ones, so what is labelled stays where it is.
 """
 
 from __future__ import annotations
@@ -20,11 +20,10 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import writing
+from autolabel.manifests.files import file_crc32c, sync_folder, writing
 from autolabel.manifests.stores import CHUNK, bucket_of
 from autolabel.manifests.tables import MANIFEST_SCHEMA, BadTable, ManifestFile, Sample, samples_of
 
-PLAN = "plan.arrow"
 _KEPT = ("sample_id", "image", "height", "width", "split", "group", "label_ids", "coarse_label")
 _PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64()), *(MANIFEST_SCHEMA.field(name) for name in _KEPT)])
 
@@ -66,11 +65,13 @@ class Tally:
 
 
 class Plan:
-    """The units of a run by number. Raises BadTable if the file cannot be read or contradicts itself."""
+    """The units of a run by number. Raises BadTable unless the file is what was written, for this shard size."""
 
     def __init__(self, path: Path, shard_size: int, image_root: Path, label_root: Path) -> None:
         self.path, self.shard_size, self._roots = path, shard_size, (image_root, label_root)
         try:
+            if path.name != _name(path):  # asked first: Arrow trusts what it reads
+                raise self._damaged("its checksum is another")
             self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
             if not self._reader.schema.equals(_PLAN_SCHEMA):
                 raise BadTable(f"{path} is not a plan of this version: start a new run folder")
@@ -84,7 +85,7 @@ class Plan:
         self._count = np.array([count for _, _, count in heads], np.int64)
 
     def _damaged(self, why: str) -> BadTable:
-        return BadTable(f"{self.path} is damaged ({why}): delete it, and the next generate plans the run again")
+        return BadTable(f"{self.path} is damaged ({why}): `autolabel verify --repair` makes it again from the manifest")
 
     def _head(self, batch: pa.RecordBatch) -> tuple[str, int, int]:
         """Bucket, first row and number of samples of a unit; its rows must follow each other within one shard."""
@@ -138,23 +139,29 @@ def _rounded(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
     return -(-sizes.astype(np.int64) // CHUNK) * CHUNK
 
 
-def write_plan(path: Path, manifest: ManifestFile, shard_size: int) -> None:
-    """Cut a manifest into units. Raises ValueError where it lists a sample twice, BadTable if it cannot be read."""
+def _name(path: Path) -> str:
+    return f"plan-{file_crc32c(path)}.arrow"
+
+
+def write_plan(folder: Path, manifest: ManifestFile, shard_size: int) -> Path:
+    """Cut a manifest into units. Returns the file, whose name is its checksum: a plan is never changed, only replaced.
+
+    Raises ValueError where the manifest lists a sample twice, BadTable if it cannot be read.
+    """
     require_distinct((t["sample_id"].to_pylist() for t in manifest.tables()), _listed_twice(manifest))
-    _write(path, (), manifest.tables(), Counter(), shard_size)
+    return _write(folder, (), manifest.tables(), Counter(), shard_size)
 
 
 def _listed_twice(manifest: ManifestFile) -> Callable[[str], str]:
     return lambda name: f"{manifest.path} lists sample {name!r} more than once: every sample may appear once in a run"
 
 
-def extend_plan(plan: Plan, manifest: ManifestFile) -> int:
-    """Add the samples that the manifest has gained, in new units. Returns how many they are. Raises as `gained`."""
+def extend_plan(plan: Plan, manifest: ManifestFile) -> Path:
+    """A plan with the samples that the manifest has gained, in new units. Raises as `gained`."""
     new = gained(plan, manifest)
-    if new:
-        used = Counter(plan.rows(unreadable=True))
-        _write(plan.path, plan.tables(), new, used, plan.shard_size)
-    return sum(len(table) for table in new)
+    if not new:
+        return plan.path
+    return _write(plan.path.parent, plan.tables(), new, Counter(plan.rows(unreadable=True)), plan.shard_size)
 
 
 def gained(plan: Plan, manifest: ManifestFile) -> list[pa.Table]:
@@ -193,8 +200,9 @@ def _rows(table: pa.Table) -> Iterable[tuple[object, ...]]:
     return zip(*(table[name].to_pylist() for name in _KEPT), strict=True)
 
 
-def _write(path: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Counter[str], shard_size: int) -> None:
+def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Counter[str], shard_size: int) -> Path:
     """Copy old units, and cut new samples into units that begin behind the rows that are `used` by bucket."""
+    path = folder / "plan.arrow"  # until its checksum is known
     waiting: dict[str, pa.Table] = {}
     next_row = {bucket: -(-rows // shard_size) * shard_size for bucket, rows in used.items()}
     with (
@@ -225,6 +233,9 @@ def _write(path: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: C
                     waiting[bucket] = some.slice(whole).combine_chunks()
         for bucket in sorted(waiting):
             unit(bucket, waiting[bucket])
+    path = path.rename(folder / _name(path))
+    sync_folder(folder)
+    return path
 
 
 def require_distinct(names: Iterable[list[str]], complaint: Callable[[str], str]) -> None:

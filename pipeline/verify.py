@@ -13,11 +13,11 @@ from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
 from autolabel.manifests.stores import ZARR, DamagedLabel, RunLabels, StoredLabel, create_zarr, damaged_metadata
 from autolabel.manifests.tables import BadTable, open_manifest
-from autolabel.pipeline.folder import About, Lock, read_about, write_about
+from autolabel.pipeline.folder import RUN, About, Lock, read_about, write_about
 from autolabel.pipeline.publish import TABLES
-from autolabel.pipeline.records import LABELLED, UNITS, read_record
+from autolabel.pipeline.records import LABELLED, UNITS, Row, read_record
 from autolabel.pipeline.run import zarr_attributes
-from autolabel.pipeline.units import PLAN, Plan, Unit, gained, write_plan
+from autolabel.pipeline.units import Plan, Unit, gained, write_plan
 
 
 @dataclass
@@ -25,6 +25,7 @@ class Verified:
     """What was read, what is wrong with it, and how many units `repair` has put back to undone."""
 
     units: int = 0
+    samples: int = 0
     labels: int = 0
     undone: int = 0
     faults: list[str] = field(default_factory=list)
@@ -60,11 +61,16 @@ def verify(run: Path, repair: bool, on_unit: Callable[[int, int], None]) -> Veri
                 undone += [unit.record] if faults else []
             on_unit(number, len(plan))
         found.faults += [f"{run / UNITS / name} belongs to no unit of the plan" for name in sorted(records)]
+        accounts = about["accounts"]
+        if accounts and not undone and found.samples != accounts["labelled"] + accounts["quarantined"]:
+            found.faults.append(
+                f"{run / UNITS} holds {found.samples} samples, {RUN} accounts for others: a record is gone"
+            )
         if repair and found.faults:
             for name in (*undone, *records):
                 (run / UNITS / name).unlink()
             found.undone = len(undone)
-            write_about(run, {**about, "state": "partial", "accounts": None, "tables": None})
+            write_about(run, {**about, "plan": plan.path.name, "state": "partial", "accounts": None, "tables": None})
     return found
 
 
@@ -75,16 +81,15 @@ def _plan(run: Path, about: About, repair: bool, found: Verified) -> Plan | None
     manifest = open_manifest(path) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
     try:
-        plan = Plan(run / PLAN, size, *roots)
+        plan = Plan(run / about["plan"], size, *roots)
         if manifest and gained(plan, manifest):
-            raise BadTable(f"{run / PLAN} lacks samples of {path}")
+            raise BadTable(f"{plan.path} lacks samples of {path}")
         return plan
     except ValueError as error:
         found.faults.append(str(error))
     if manifest is None or not repair:
         return None
-    write_plan(run / PLAN, manifest, size)
-    return Plan(run / PLAN, size, *roots)
+    return Plan(write_plan(run, manifest, size), size, *roots)
 
 
 def _damaged_tables(run: Path, about: About) -> list[str]:
@@ -105,9 +110,10 @@ def _faults(run: Path, unit: Unit, space: LabelSpace, found: Verified) -> Iterat
         yield str(error)
         return
     rows = record.to_pylist()
-    ids = {row["sample_id"] for row in rows}
-    if len(ids) < len(rows) or not ids <= {s.sample_id for s in unit.samples}:
-        yield f"{path} lists other samples than its unit"
+    found.samples += len(rows)
+    places = {s.sample_id: unit.first_row + k for k, s in enumerate(unit.samples)}
+    if len({row["sample_id"] for row in rows}) < len(rows) or not all(_in_place(row, places) for row in rows):
+        yield f"{path} lists other samples than its unit, or in other places"
         return
     if shard is not None:
         file = run / ZARR / unit.bucket / shard["file"]
@@ -134,3 +140,7 @@ def _faults(run: Path, unit: Unit, space: LabelSpace, found: Verified) -> Iterat
             labels[name]
         except DamagedLabel as error:
             yield str(error)
+
+
+def _in_place(row: Row, places: dict[str, int]) -> bool:
+    return row["sample_id"] in places and row["label_index"] in (None, places[row["sample_id"]])

@@ -6,17 +6,18 @@ import contextlib
 import os
 import resource
 import secrets
+import shutil
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner, Result
 
 from autolabel.cli import main
-from autolabel.manifests.layouts import scan_cityscapes
+from autolabel.manifests.layouts import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.tables import save_manifest
+from autolabel.manifests.tables import load_manifest, save_manifest
 
 HEIGHT, WIDTH = 96, 192
 
@@ -49,9 +50,49 @@ def teacher(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "best.pt"
 
 
+@pytest.fixture
+def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every checkpoint is loaded once in a session: half of the time that a run of ten small images takes."""
+    from autolabel.manifests.files import sha256
+    from autolabel.pipeline import label, run
+    from autolabel.teacher.predict import load_teacher
+
+    def load(path: Path, *more: object) -> object:
+        key = (sha256(path), *more)
+        if key not in _LOADED:
+            _LOADED[key] = load_teacher(path, *more)  # type: ignore[arg-type]
+        return _LOADED[key]
+
+    for module in (label, run):
+        monkeypatch.setattr(module, "load_teacher", load)
+
+
+_LOADED: dict[tuple[object, ...], object] = {}
+
+
 def autolabel(*arguments: object) -> Result:
     """Run a command in this process; stdout and stderr are kept apart in the result."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def photograph(city: Path, folder: Path, names: Iterable[str]) -> None:
+    """Put street images of the city into a folder under these names; no two of ten are the same."""
+    folder.mkdir(parents=True, exist_ok=True)
+    images = load_manifest(city / "coarse.parquet").samples
+    for place, name in enumerate(names):
+        shutil.copyfile(images[place % len(images)].image, folder / f"{name}.png")
+
+
+def scanned(city: Path, folder: Path) -> Path:
+    """The manifest of a folder of images, beside it."""
+    path = folder.with_suffix(".parquet")
+    save_manifest(path, scan_folder(folder, None, None, load_manifest(city / "coarse.parquet").label_space)[0])
+    return path
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file under a folder by its relative path."""
+    return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
 @contextlib.contextmanager
