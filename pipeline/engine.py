@@ -28,7 +28,7 @@ from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.tables import Sample
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import DEATHS, Labeller
-from autolabel.pipeline.records import Row
+from autolabel.pipeline.records import Row, excuse, note_of
 from autolabel.pipeline.units import Tally, Unit
 
 _STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # no other worker fares better
@@ -514,6 +514,8 @@ class _Loop:
         self.monitor.unit(name, Tally(), whole=True)
         counter, limit = (self.lost, self.limits.lost) if infrastructure else (self.crashes, self.limits.crashes)
         counter[name] += 1
+        if infrastructure:
+            excuse(note_of(self.crew.job.out, slot.work.unit))
         if counter[name] >= limit:
             self.outcome.failed[name] = why
             self.monitor.note(f"unit {name} failed {counter[name]} times, it is left for another call ({why})")

@@ -68,7 +68,7 @@ class Labelled:
     encoded: Frames | None
 
 
-DEATHS = 3  # of processes at one image, until it is quarantined
+DEATHS = 4  # of processes at one image, until it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
 _IN_FLIGHT = 2  # batches
 _T = TypeVar("_T")
@@ -122,7 +122,8 @@ class Labeller:
         """Label the samples `wanted` (ids) of a unit that are not committed yet, then commit it.
 
         Yields what has become of them so far, as they finish. Where an earlier process died at this unit, one image is
-        computed after the other, and one at which `DEATHS` of them died is quarantined instead.
+        computed and committed after the other, suspects last, and one at which `DEATHS` processes died is quarantined
+        instead. So an image that was not to blame is soon done, and the one that is stands alone.
         """
         done = self._committed(unit)
         todo = [s for s in unit.samples if s.sample_id in set(wanted) and s.sample_id not in done]
@@ -130,12 +131,14 @@ class Labeller:
         try:
             # Rows of an earlier call that stopped inside this unit: the shard is written again with them.
             outcomes = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
-            total = Tally()
+            total = tally(row for sample_id, row in done.items() if sample_id in set(wanted))  # by one that died since
             for sample, outcome in self._outcomes(todo, unit, attempt):
                 if outcome.encoded is not None:
                     outcome.row.update(self._place(sample, unit))
                 outcomes[sample.sample_id] = outcome
                 total += tally([outcome.row])
+                if attempt.careful:
+                    self._commit(unit, outcomes)
                 yield total
             self._commit(unit, outcomes)
         except BaseException:
@@ -157,7 +160,8 @@ class Labeller:
         return zip(todo, label(todo, unit), strict=False)  # shorter when it is to stop
 
     def _carefully(self, todo: Sequence[Sample], unit: Unit, attempt: Attempt) -> Iterator[tuple[Sample, Labelled]]:
-        for sample in takewhile(lambda _: not self.stopping.is_set(), todo):
+        suspects_last = sorted(todo, key=lambda sample: attempt.deaths[sample.sample_id])
+        for sample in self._until_stop(suspects_last):
             if attempt.deaths[sample.sample_id] >= DEATHS:
                 why = f"{DEATHS} worker processes died or hung while they labelled it"
                 row = self._start(sample, unit) | _identify(sample.image) | {"status": QUARANTINED, "reason": why}

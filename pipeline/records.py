@@ -174,6 +174,19 @@ def fingerprint_of(image: Path) -> str | None:
         return None
 
 
+def note_of(run: Path, unit: Unit) -> Path:
+    """Where the attempts at a unit are noted."""
+    return run / ATTEMPTS / f"{unit.name}.jsonl"
+
+
+def excuse(path: Path) -> None:
+    """Whoever began last at a unit is gone, but not for an image's sake: its machine was lost, or its driver."""
+    with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
+        last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["attempt"]
+        with open(path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"attempt": last, "ended": True}) + "\n")
+
+
 class Attempt:
     """One process at one unit, noted so that its death leaves a trace. Lines are not forced to disk: they must outlive
     a process, not a power cut.
@@ -183,7 +196,7 @@ class Attempt:
     """
 
     def __init__(self, run: Path, unit: Unit) -> None:
-        self.path = run / ATTEMPTS / f"{unit.name}.jsonl"
+        self.path = note_of(run, unit)
         self._tag = uuid4().hex[:12]
         last: dict[str, str | None] = {}  # by attempt that was not ended in order: the sample it was at
         for line in self._lines():

@@ -37,7 +37,7 @@ from autolabel.pipeline.folder import (
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.progress import Meter, Progress
 from autolabel.pipeline.publish import TABLES, Accounts, publish
-from autolabel.pipeline.records import ATTEMPTS, UNITS, committed, tally
+from autolabel.pipeline.records import ATTEMPTS, UNITS, committed, excuse, tally
 from autolabel.pipeline.units import (
     Plan,
     Tally,
@@ -86,7 +86,8 @@ def generate(
         lock.share()
         left = survey(job, plan)
         if left.units:
-            write_about(job.out, {**about, "state": "running", "accounts": None, "tables": None})
+            running = {"engine": job.engine, "state": "running", "accounts": None, "tables": None}
+            write_about(job.out, {**about, **running})
         meter = Meter(job.out, manifest.label_space.names, plan.samples, left.wanted, left.before, on_progress, on_note)
         meter.tick()
         outcome = Outcome()
@@ -123,6 +124,9 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
             raise ValueError(f"another piece of {job.out} works on another manifest: give all of them the same")
         return job, before
     remove_leftovers(job.out)
+    if before is not None and before["engine"] == "ray":  # its workers ended with their driver
+        for note in (job.out / ATTEMPTS).glob("*.jsonl"):
+            excuse(note)
     if before is None:
         path = write_plan(job.out, manifest, job.shard_size)
     else:
@@ -233,7 +237,8 @@ class Left:
         """The units with their samples, made as they are needed."""
         for number in self.units:
             unit = self.plan[number]
-            yield Work(unit, tuple(_asked(self.job, unit, self.room.get(number))))
+            done = committed(self.job.out, unit, self.job.retry_quarantined)
+            yield Work(unit, tuple(name for name in _asked(self.job, unit, self.room.get(number)) if name not in done))
 
 
 def _asked(job: LabelJob, unit: Unit, room: int | None) -> list[str]:

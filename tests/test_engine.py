@@ -5,6 +5,7 @@ Real Ray: a cluster of several nodes on this machine. What goes wrong is told by
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -31,7 +32,7 @@ from autolabel.pipeline.engine import EngineFailed, Limits, cluster_address
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import Decoded, Labeller
 from autolabel.pipeline.publish import Accounts
-from autolabel.pipeline.records import Attempt
+from autolabel.pipeline.records import Attempt, excuse
 from autolabel.pipeline.run import Result, generate
 from autolabel.pipeline.units import Unit
 
@@ -143,7 +144,7 @@ def test_images_that_kill_or_hang_their_process_are_found_and_cost_only_themselv
     notes: list[str] = []
     result = generate(asked, on_note=notes.append, address=cluster.address, labeller=Fragile, limits=Limits(stall_s=4))
     assert result == Result(Accounts(asked=9, labelled=7, quarantined=2, left=0), done=9, failed={}, stopped=False)
-    why = "3 worker processes died or hung while they labelled it"
+    why = "4 worker processes died or hung while they labelled it"
     assert quarantined(asked.out) == {"hang-it": why, "kill-it": why}
     assert any("no image finished in 4 s" in note for note in notes)
     assert any("ActorDiedError" in note for note in notes)
@@ -164,7 +165,7 @@ def test_without_ray_the_next_call_goes_on_carefully(drive: Callable[..., Path],
         "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', shard_size=64), labeller=Fragile)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parent), str(asked.manifest), str(asked.teacher)]
-    for _ in range(4):  # once nobody looked, three times it was seen
+    for _ in range(5):  # once nobody looked, four times it was seen
         assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
     assert generate(asked, labeller=Fragile).accounts == Accounts(5, 4, 1, 0)
     assert list(quarantined(asked.out)) == ["kill-it"]
@@ -185,8 +186,14 @@ def test_an_attempt_tells_what_earlier_processes_died_on(tmp_path: Path) -> None
     assert Attempt(tmp_path, unit).deaths == {"b": 1}
     with open(third.path, "a") as file:
         file.write('{"attempt": "x", "sam')  # died while it wrote
+    with pytest.raises(ValueError, match="Unterminated"):
+        json.loads(third.path.read_text().splitlines()[-1])
     last = Attempt(tmp_path, unit)
     assert last.careful and last.deaths == {"b": 1}
+    last.begin("b")
+    excuse(last.path)  # its machine was lost
+    last = Attempt(tmp_path, unit)
+    assert last.deaths == {"b": 1}
     last.end(committed=True)
     assert not last.path.exists() and not Attempt(tmp_path, unit).careful
 
