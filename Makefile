@@ -10,7 +10,7 @@ demo: .venv/installed
 
 # Tests run against the normal install, not the source folder.
 test: .venv/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest  # the tests' tensors are too small for several threads
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # their tensors are too small for several threads
 
 lint: .venv/linted
 	mkdir -p .types && ln -sfn .. .types/autolabel
