@@ -96,7 +96,7 @@ def test_labels_are_those_of_the_teacher_alone(drive: Path, teacher: Path) -> No
     [
         {"engine": "ray", "workers": 2},
         {"engine": "local", "workers": 1},
-        {"engine": "local", "workers": 3},
+        {"engine": "local", "workers": 4},
         {"store": "png"},
         {"shard_size": 64},
     ],
