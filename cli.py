@@ -623,9 +623,9 @@ def verify(run: Path, repair: bool) -> None:
         found = verify_run(run, repair, update)
     for fault in found.faults:
         click.echo(f"damaged: {fault}")
-    click.echo(f"{found.labels} labels in {found.units} units read; {len(found.faults)} faults")
+    click.echo(f"labels read: {found.labels}, units: {found.units}, faults: {len(found.faults)}")
     if found.faults and repair:
-        click.echo(f"put back to undone: {found.undone} units; run the same `autolabel generate` again to label them")
+        click.echo(f"units put back to undone: {found.undone}; run the same `autolabel generate` again to label them")
     elif found.faults:
         raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
 

@@ -129,7 +129,7 @@ def flip(path: Path, place: int) -> None:
 def test_a_whole_run_has_no_fault_and_is_not_touched(asked: LabelJob) -> None:
     before = contents(asked.out)
     result = autolabel("verify", asked.out)
-    assert (result.exit_code, result.stdout) == (0, "10 labels in 3 units read; 0 faults\n")
+    assert (result.exit_code, result.stdout) == (0, "labels read: 10, units: 3, faults: 0\n")
     assert verify(asked.out, repair=True) == Verified(UNITS, SAMPLES, SAMPLES, 0, [])
     assert {**contents(asked.out), ".lock": b""} == {**before, ".lock": b""}
 
@@ -200,7 +200,7 @@ def test_faults_are_printed_and_give_exit_code_2(asked: LabelJob) -> None:
     assert result.exit_code == 2
     assert result.stdout.splitlines() == [
         f"damaged: {table} differs from what was published",
-        "10 labels in 3 units read; 1 faults",
+        "labels read: 10, units: 3, faults: 1",
     ]
     assert result.stderr.splitlines()[-1] == (
         f"autolabel: {asked.out} is damaged: `autolabel verify {asked.out} --repair`, then the same generate again"
@@ -262,7 +262,7 @@ def test_repair_has_exactly_the_damaged_unit_labelled_again(asked: LabelJob, dam
     result = autolabel("verify", run, "--repair")
     assert result.exit_code == 0
     assert result.stdout.splitlines()[-1] == (
-        "put back to undone: 1 units; run the same `autolabel generate` again to label them"
+        "units put back to undone: 1; run the same `autolabel generate` again to label them"
     )
     assert json.loads((run / "run.json").read_text())["state"] == "partial"
     del written[SECOND]
