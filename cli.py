@@ -180,26 +180,23 @@ def parse_scales(_: click.Context, __: click.Parameter, text: str | None) -> tup
         raise Failure(f"--scales {text}: {error}") from error
 
 
-def parse_crop(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """ "320x480" -> (height, width)."""
-    if text is None:
-        return None
-    try:
-        height, width = (int(side) for side in text.lower().split("x"))
-    except ValueError as error:
-        raise Failure(f"--crop {text}: expected HEIGHTxWIDTH in pixels, such as 320x480") from error
-    return height, width
+def two_numbers(separator: str, expected: str) -> Callable[..., tuple[int, int] | None]:
+    """Reads an option such as "320x480" or "2/8"."""
+
+    def parse(_: click.Context, option: click.Parameter, text: str | None) -> tuple[int, int] | None:
+        if text is None:
+            return None
+        try:
+            first, second = (int(part) for part in text.lower().split(separator))
+        except ValueError as error:
+            raise Failure(f"{option.opts[0]} {text}: expected {expected}") from error
+        return first, second
+
+    return parse
 
 
-def parse_piece(_: click.Context, __: click.Parameter, text: str | None) -> tuple[int, int] | None:
-    """ "2/8" -> (2, 8)."""
-    if text is None:
-        return None
-    try:
-        number, count = (int(part) for part in text.split("/"))
-    except ValueError as error:
-        raise Failure(f"--shard {text}: expected I/N, such as 2/8 for the second of eight") from error
-    return number, count
+parse_crop = two_numbers("x", "HEIGHTxWIDTH in pixels, such as 320x480")
+parse_piece = two_numbers("/", "I/N, such as 2/8 for the second of eight")
 
 
 def numbers(scales: Sequence[float]) -> str:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import resource as limits
 import statistics
 import subprocess
 import sys
@@ -28,13 +29,14 @@ from PIL import Image
 from autolabel.manifests.classes import CITYSCAPES
 from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.tables import Sample, open_manifest, save_manifest, writing_manifest
+from autolabel.manifests.stores import bucket_of
+from autolabel.manifests.tables import Sample, open_manifest, samples_of, save_manifest, writing_manifest
 from autolabel.pipeline.engine import Crew, Work, run_local, run_ray
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import Decoded, Labeller, Outcome
 from autolabel.pipeline.progress import Meter
 from autolabel.pipeline.run import generate
-from autolabel.pipeline.units import Tally, Unit
+from autolabel.pipeline.units import Plan, Tally, Unit, write_plan
 from autolabel.teacher.build import build
 from autolabel.teacher.checkpoints import fingerprint_tensor, save_checkpoint
 from autolabel.teacher.decide import LabelStatistics
@@ -157,15 +159,15 @@ def loop(folder: Path, photographs: Path | None) -> None:
         write_city(folder / "city", seed=0, fine=0, coarse=SHARD, val=0, height=360, width=480)
         photographs = folder / "city" / "leftImg8bit"
     manifest = open_manifest(listed(folder, photographs))
-    samples = [s for table in manifest.tables() for s in _samples(table, manifest.image_root)][:SHARD]
+    roots = manifest.image_root, manifest.label_root
+    samples = [s for table in manifest.tables() for s in samples_of(table, *roots)][:SHARD]
     units, turns = 4, 5
     found: dict[str, list[float]] = {"local": [], "ray": []}
     for turn in range(turns):
         for engine in found:
             asked = job(folder, manifest.path, f"loop-{engine}-{turn}", workers=1, engine=engine)
             (asked.out / "units").mkdir(parents=True)
-            first = samples[0]
-            bucket = f"b{-(-first.height // 512) * 512}x{-(-first.width // 512) * 512}"
+            bucket = bucket_of(samples[0].height, samples[0].width)
             work = [
                 Work(Unit(f"{bucket}.{k:06d}", bucket, k * SHARD, tuple(samples)), tuple(s.sample_id for s in samples))
                 for k in range(units)
@@ -187,12 +189,6 @@ def loop(folder: Path, photographs: Path | None) -> None:
     print(f"\nRay costs {100 * (ray / plain - 1):+.1f} % (best against best), {100 * (middle - 1):+.1f} % (medians)")
 
 
-def _samples(table: object, root: Path) -> list[Sample]:
-    from autolabel.manifests.tables import samples_of
-
-    return samples_of(table, root, root)
-
-
 # --- the driver's memory ----------------------------------------------------------------------------------------------
 
 
@@ -211,10 +207,6 @@ def memory(folder: Path) -> None:
 
 def drive(folder: Path, count: int) -> None:
     """Plan `count` images and hand them out; print what it took."""
-    import resource
-
-    from autolabel.pipeline.units import Plan, write_plan
-
     manifest = folder / f"{count}.parquet"
     with writing_manifest(manifest, CITYSCAPES, folder, folder, {}) as write:
         for first in range(0, count, 10_000):
@@ -229,7 +221,7 @@ def drive(folder: Path, count: int) -> None:
     started = time.perf_counter()
     result = generate(job(folder, manifest, f"drive-{count}", workers=2), labeller=Empty, worker_bytes=0)
     assert result.done == count
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    peak = limits.getrusage(limits.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"units": units, "plan": planned, "run": time.perf_counter() - started, "peak": peak}))
 
 

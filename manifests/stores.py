@@ -19,12 +19,12 @@ import json
 import math
 import os
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import google_crc32c
 import numpy as np
@@ -41,6 +41,7 @@ CHUNK = 512  # pixels, both ways; measured best for crops and size
 ZARR = "labels.zarr"
 PNG = "labels"
 _LEFT_OUT = 2**64 - 1  # offset and size of a chunk that has no frame
+Pixels = TypeVar("Pixels", int, NDArray[np.int64])
 Label = NDArray[np.uint8]
 Frames = tuple[bytes, ...]  # one label, encoded
 Window = tuple[int, int, int, int]  # top, left, height, width
@@ -50,9 +51,14 @@ class DamagedLabel(RuntimeError):
     """A committed label cannot be read back as it was written."""
 
 
+def whole_chunks(pixels: Pixels) -> Pixels:
+    """Lengths in pixels, rounded up to a multiple of 512; one, or an array of them."""
+    return -(-pixels // CHUNK) * CHUNK
+
+
 def bucket_of(height: int, width: int) -> str:
     """Name of the array that holds labels of this size: both sides rounded up to a multiple of 512."""
-    return f"b{-(-height // CHUNK) * CHUNK}x{-(-width // CHUNK) * CHUNK}"
+    return f"b{whole_chunks(height)}x{whole_chunks(width)}"
 
 
 def _bucket_size(bucket: str) -> tuple[int, int]:
@@ -310,6 +316,17 @@ class StoredLabel:
     crc32c: int
 
 
+def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, StoredLabel]:
+    """The labelled ones of a record's rows, by sample id."""
+    return {
+        row["sample_id"]: StoredLabel(
+            run / row["label"], row["label_index"], row["height"], row["width"], row["label_crc32c"]
+        )
+        for row in rows
+        if row["status"] == "labelled"
+    }
+
+
 class RunLabels(Mapping[str, Label]):
     """The committed labels of a run by sample id, whatever the store. Iterates over sample ids in the run's order."""
 
@@ -359,11 +376,7 @@ def open_labels(run: str | Path) -> RunLabels:
     columns = ["sample_id", "status", "label", "label_index", "height", "width", "label_crc32c"]
     labels: dict[str, StoredLabel] = {}
     for record in sorted((run / "units").glob("*.parquet")):
-        for row in pq.read_table(record, columns=columns).to_pylist():
-            if row["status"] == "labelled":
-                labels[row["sample_id"]] = StoredLabel(
-                    run / row["label"], row["label_index"], row["height"], row["width"], row["label_crc32c"]
-                )
+        labels |= stored_labels(run, pq.read_table(record, columns=columns).to_pylist())
     return RunLabels(labels, space)
 
 

@@ -229,12 +229,6 @@ def writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table]
             writer.write_table(pa.concat_tables(waiting))
 
 
-def write_table(path: Path, table: pa.Table) -> None:
-    """Write a parquet file, whole or not at all."""
-    with writing(path) as temporary:
-        pq.write_table(table, temporary, compression="zstd")
-
-
 def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     """Read a parquet file that has the columns of `schema`. Raises BadTable."""
     file = _open_table(path, schema)

@@ -413,8 +413,9 @@ class _Loop:
             if slot.work and now - slot.beat > self.limits.stall_s and not slot.stalled:
                 slot.stalled = True  # its stream will now tell of a dead actor
                 self._dismiss(slot)
+        counters = self.monitor.now()
         for name, gauge in self.metrics.items():
-            gauge.set(getattr(self.monitor.now(), name))
+            gauge.set(getattr(counters, name))
         if not self._busy() and not self.stop.is_set():
             self._check_for_life(now)
         found = self.ray.cluster_resources()  # nodes come and go
@@ -532,11 +533,9 @@ def _metrics() -> dict[str, Any]:
     """Ray's gauges by the name of the counter that they show; Prometheus finds them where Ray's agent runs."""
     from ray.util.metrics import Gauge
 
-    about = {
-        "done": "Samples that this call has labelled or quarantined",
-        "quarantined": "Samples of the run that are quarantined",
-        "images_per_s": "Samples done per second over the last minute",
-        "workers": "Workers that have a unit",
+    return {
+        "done": Gauge("autolabel_images_done", "Samples that this call has labelled or quarantined"),
+        "quarantined": Gauge("autolabel_images_quarantined", "Samples of the run that are quarantined"),
+        "images_per_s": Gauge("autolabel_images_per_second", "Samples done per second over the last minute"),
+        "workers": Gauge("autolabel_workers", "Workers that have a unit"),
     }
-    names = {"done": "images_done", "quarantined": "images_quarantined", "images_per_s": "images_per_second"}
-    return {key: Gauge(f"autolabel_{names.get(key, key)}", description) for key, description in about.items()}

@@ -70,9 +70,8 @@ def write_record(run: Path, unit: Unit, rows: Sequence[Row], shard: WrittenShard
     write_bytes(run / UNITS / unit.record, data.replace(_OPEN, _seal(data)))
 
 
-_OPEN = (
-    b"crc32c of this file: 00000000"  # in the footer; the digits become the checksum of the file as it is with zeros
-)
+# In the footer of a record; its digits become the checksum that the file has while they are zeros.
+_OPEN = b"crc32c of this file: 00000000"
 _SEAL = re.compile(rb"crc32c of this file: [0-9a-f]{8}")
 
 

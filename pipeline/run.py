@@ -81,8 +81,7 @@ def generate(
         require_fitting(job, manifest)
     job.out.mkdir(parents=True, exist_ok=True)
     with Lock(job.out, job.piece).held() as lock:
-        job, about = _prepare(job, manifest, address, lock)
-        plan = _open_plan(job.out / about["plan"], job, manifest)
+        job, about, plan = _prepare(job, manifest, address, lock)
         lock.share()
         left = survey(job, plan)
         if left.units:
@@ -107,11 +106,12 @@ def generate(
 
 
 def absolute(job: LabelJob) -> LabelJob:
+    """The job with absolute paths: workers run elsewhere."""
     return replace(job, manifest=job.manifest.absolute(), teacher=job.teacher.absolute(), out=job.out.absolute())
 
 
-def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: Lock) -> tuple[LabelJob, About]:
-    """The job with device and precision settled, and `run.json`, in a folder that is ready for its labels."""
+def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: Lock) -> tuple[LabelJob, About, Plan]:
+    """The job with device and precision settled, `run.json` and the plan, in a folder that is ready for its labels."""
     require_new_or_run(job.out)
     before = read_about(job.out) if (job.out / RUN).is_file() else None
     job = settled(job, before, address, job.out)
@@ -122,18 +122,17 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
     if not lock.alone:  # another piece has prepared everything
         if before is None or before["manifest_sha256"] != digest:
             raise ValueError(f"another piece of {job.out} works on another manifest: give all of them the same")
-        return job, before
+        return job, before, _open_plan(job.out / before["plan"], job, manifest)
     remove_leftovers(job.out)
     if before is not None and before["engine"] == "ray":  # its workers ended with their driver
         for note in (job.out / ATTEMPTS).glob("*.jsonl"):
             excuse(note)
     if before is None:
-        path = write_plan(job.out, manifest, job.shard_size)
+        plan = _open_plan(write_plan(job.out, manifest, job.shard_size), job, manifest)
     else:
-        path = job.out / before["plan"]
+        plan = _open_plan(job.out / before["plan"], job, manifest)
         if before["manifest_sha256"] != digest:
-            path = extend_plan(_open_plan(path, job, manifest), manifest)
-    plan = _open_plan(path, job, manifest)
+            plan = _open_plan(extend_plan(plan, manifest), job, manifest)
     if not plan.samples:
         raise ValueError(f"{job.manifest} lists no samples: nothing to label")
     if job.store == "zarr":
@@ -146,7 +145,7 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
         **asked,
         "manifest": str(job.manifest),
         "manifest_sha256": digest,
-        "plan": path.name,
+        "plan": plan.path.name,
         "teacher": str(job.teacher),
         "engine": job.engine,
         "versions": {name: importlib.metadata.version(name) for name in _PACKAGES},
@@ -163,7 +162,7 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
     for old in job.out.glob("plan*.arrow"):
         if old.name != about["plan"]:
             old.unlink()
-    return job, about
+    return job, about, plan
 
 
 def _open_plan(path: Path, job: LabelJob, manifest: ManifestFile) -> Plan:

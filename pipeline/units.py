@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from autolabel.manifests.files import file_crc32c, sync_folder, writing
-from autolabel.manifests.stores import CHUNK, bucket_of
+from autolabel.manifests.stores import bucket_of, whole_chunks
 from autolabel.manifests.tables import MANIFEST_SCHEMA, BadTable, ManifestFile, Sample, samples_of
 
 _KEPT = ("sample_id", "image", "height", "width", "split", "group", "label_ids", "coarse_label")
@@ -90,8 +90,7 @@ class Plan:
     def _head(self, batch: pa.RecordBatch) -> tuple[str, int, int]:
         """Bucket, first row and number of samples of a unit; its rows must follow each other within one shard."""
         rows = batch.column("row").to_numpy()
-        sizes = np.stack([batch.column("height").to_numpy(), batch.column("width").to_numpy()])
-        (height, width), *others = np.unique(_rounded(sizes), axis=1).T.tolist()
+        (height, width), *others = np.unique(_bucket_sizes(batch), axis=1).T.tolist()
         first = int(rows[0])
         whole = not others and first % self.shard_size == 0 and len(rows) <= self.shard_size
         if not whole or not np.array_equal(rows, np.arange(first, first + len(rows))):
@@ -134,9 +133,9 @@ class Plan:
             yield pa.Table.from_batches([self._reader.get_batch(k)])
 
 
-def _rounded(sizes: NDArray[np.int32]) -> NDArray[np.int64]:
-    """Sizes (2, n), as far as they decide the bucket."""
-    return -(-sizes.astype(np.int64) // CHUNK) * CHUNK
+def _bucket_sizes(samples: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:
+    """(2, n) heights and widths, as far as they decide the bucket."""
+    return whole_chunks(np.stack([samples["height"].to_numpy(), samples["width"].to_numpy()]).astype(np.int64))
 
 
 def _name(path: Path) -> str:
@@ -221,7 +220,7 @@ def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used:
         for table in old:
             out.write_table(table)
         for table in new:
-            sizes = _rounded(np.stack([table["height"].to_numpy(), table["width"].to_numpy()]))
+            sizes = _bucket_sizes(table)
             for height, width in np.unique(sizes, axis=1).T.tolist():
                 bucket = bucket_of(height, width)
                 some = table.filter(pa.array((sizes[0] == height) & (sizes[1] == width)))

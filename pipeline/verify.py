@@ -11,11 +11,11 @@ import google_crc32c
 
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
-from autolabel.manifests.stores import ZARR, DamagedLabel, RunLabels, StoredLabel, create_zarr, damaged_metadata
+from autolabel.manifests.stores import ZARR, DamagedLabel, RunLabels, create_zarr, damaged_metadata, stored_labels
 from autolabel.manifests.tables import BadTable, open_manifest
 from autolabel.pipeline.folder import RUN, About, Lock, read_about, write_about
 from autolabel.pipeline.publish import TABLES
-from autolabel.pipeline.records import LABELLED, UNITS, Row, read_record
+from autolabel.pipeline.records import UNITS, Row, read_record
 from autolabel.pipeline.run import zarr_attributes
 from autolabel.pipeline.units import Plan, Unit, gained, write_plan
 
@@ -124,16 +124,7 @@ def _faults(run: Path, unit: Unit, space: LabelSpace, found: Verified) -> Iterat
         if len(data) != shard["bytes"] or google_crc32c.value(data) != shard["crc32c"]:
             yield f"{file} differs from what was committed"
             return
-    labels = RunLabels(
-        {
-            row["sample_id"]: StoredLabel(
-                run / row["label"], row["label_index"], row["height"], row["width"], row["label_crc32c"]
-            )
-            for row in rows
-            if row["status"] == LABELLED
-        },
-        space,
-    )
+    labels = RunLabels(stored_labels(run, rows), space)
     for name in labels:
         found.labels += 1
         try:

@@ -11,12 +11,14 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
 
 from autolabel.cli import main
 from autolabel.manifests.layouts import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
+from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import load_manifest, save_manifest
 
 HEIGHT, WIDTH = 96, 192
@@ -93,6 +95,16 @@ def scanned(city: Path, folder: Path) -> Path:
 def contents(folder: Path) -> dict[str, bytes]:
     """Every file under a folder by its relative path."""
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def labels_of(run: Path) -> dict[str, bytes]:
+    """The committed labels of a run, as bytes."""
+    return {name: label.tobytes() for name, label in open_labels(run).items()}
+
+
+def quarantined(run: Path) -> dict[str, str]:
+    """Why samples of a run are quarantined."""
+    return {row["sample_id"]: row["reason"] for row in pq.read_table(run / "quarantine.parquet").to_pylist()}
 
 
 @contextlib.contextmanager

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -18,15 +17,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet as pq
 import pytest
 import ray
+from conftest import labels_of, photograph, quarantined, scanned
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from autolabel.manifests.layouts import scan_folder
-from autolabel.manifests.stores import open_labels
-from autolabel.manifests.tables import Sample, load_manifest, read_statistics, save_manifest
+from autolabel.manifests.tables import Sample, read_statistics
 from autolabel.pipeline import engine
 from autolabel.pipeline.engine import EngineFailed, Limits, cluster_address
 from autolabel.pipeline.job import LabelJob
@@ -71,13 +68,8 @@ def drive(city: Path, tmp_path: Path) -> Callable[..., Path]:
     """A function that makes a manifest of images with the given names."""
 
     def make(*names: str) -> Path:
-        images = load_manifest(city / "coarse.parquet").samples
-        (tmp_path / "drive").mkdir(exist_ok=True)
-        for place, name in enumerate(names):
-            shutil.copyfile(images[place % len(images)].image, tmp_path / "drive" / f"{name}.png")
-        space = load_manifest(city / "coarse.parquet").label_space
-        save_manifest(tmp_path / "drive.parquet", scan_folder(tmp_path / "drive", None, None, space)[0])
-        return tmp_path / "drive.parquet"
+        photograph(city, tmp_path / "drive", names)
+        return scanned(city, tmp_path / "drive")
 
     return make
 
@@ -89,14 +81,6 @@ def names(count: int, what: str = "ok") -> list[str]:
 def job(manifest: Path, teacher: Path, out: str = "run", **settings: Any) -> LabelJob:
     defaults = {"scales": (1.0,), "shard_size": 3, "max_quarantined": 1.0}
     return LabelJob(manifest, teacher, manifest.parent / out, **{**defaults, **settings})
-
-
-def labels_of(run: Path) -> dict[str, bytes]:
-    return {name: label.tobytes() for name, label in open_labels(run).items()}
-
-
-def quarantined(run: Path) -> dict[str, str]:
-    return {row["sample_id"]: row["reason"] for row in pq.read_table(run / "quarantine.parquet").to_pylist()}
 
 
 def in_a_thread(work: Callable[[], Result]) -> Callable[[], Result]:

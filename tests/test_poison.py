@@ -22,9 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from conftest import HEIGHT, WIDTH, autolabel, contents, photograph, scanned
+from conftest import HEIGHT, WIDTH, autolabel, contents, labels_of, photograph, quarantined, scanned
 from PIL import ExifTags, Image
 
 from autolabel.manifests import files
@@ -44,14 +43,6 @@ pytestmark = pytest.mark.usefixtures("load_once")
 def job(place: Path, teacher: Path, run: str = "run", **settings: object) -> LabelJob:
     defaults = {"scales": (1.0,), "engine": "local", "shard_size": 4, "max_quarantined": 1.0}
     return LabelJob(place / "drive.parquet", teacher, place / run, **{**defaults, **settings})  # type: ignore[arg-type]
-
-
-def quarantined(run: Path) -> dict[str, str]:
-    return {row["sample_id"]: row["reason"] for row in pq.read_table(run / "quarantine.parquet").to_pylist()}
-
-
-def labels_of(run: Path) -> dict[str, bytes]:
-    return {name: label.tobytes() for name, label in open_labels(run).items()}
 
 
 @contextlib.contextmanager

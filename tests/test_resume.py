@@ -18,7 +18,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import autolabel, contents, photograph, scanned
+from conftest import autolabel, contents, labels_of, photograph, scanned
 from PIL import Image
 
 from autolabel.manifests.stores import open_labels
@@ -57,10 +57,6 @@ def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactor
 def place(originals: Path, tmp_path: Path) -> Path:
     """The same as copies, so that a test may change them."""
     return Path(shutil.copytree(originals, tmp_path / "place"))
-
-
-def labels_of(asked: LabelJob) -> dict[str, bytes]:
-    return {name: label.tobytes() for name, label in open_labels(asked.out).items()}
 
 
 def about(asked: LabelJob) -> dict[str, object]:
@@ -107,18 +103,18 @@ def test_the_same_call_again_does_nothing_and_writes_nothing(place: Path, store:
 @pytest.mark.parametrize("store", STORES)
 def test_a_grown_manifest_labels_only_what_is_new(place: Path, city: Path, store: str) -> None:
     asked = job(place, store)
-    before, done = labels_of(asked), records(asked)
+    before, done = labels_of(asked.out), records(asked)
     photograph(city, place / "drive", [*NAMES, "s00", "s04", "s99"])  # before, between and behind the others
     scanned(city, place / "drive")
     assert generate(asked) == Result(Accounts(10, 10, 0, 0), done=3, failed={}, stopped=False)
     assert records(asked).items() > done.items()
-    after = labels_of(asked)
+    after = labels_of(asked.out)
     assert after.items() > before.items() and after.keys() - before.keys() == {"s00", "s04", "s99"}
     assert sorted(published(asked)) == sorted(after)
     assert verify(asked.out, False, lambda *_: None).faults == []
     at_once = replace(asked, out=place / "at once")
     generate(at_once)
-    assert labels_of(at_once) == after
+    assert labels_of(at_once.out) == after
     assert generate(asked).done == 0
 
 
@@ -130,7 +126,7 @@ def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: 
     photograph(city, place / "drive", [*NAMES, "s00", "s04", "s99"])
     scanned(city, place / "drive")
     generate(asked)
-    before = labels_of(asked)
+    before = labels_of(asked.out)
     next(asked.out.glob("plan-*.arrow")).unlink()
     with pytest.raises(BadTable, match="`autolabel verify --repair` makes it again from the manifest"):
         generate(asked)
@@ -138,7 +134,7 @@ def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: 
     assert generate(asked).accounts == Accounts(10, 10, 0, 0)
     labels = open_labels(asked.out)
     assert {name: labels.crop(name, 0, 0, 96, 192).tobytes() for name in labels} == before
-    assert labels_of(asked) == before
+    assert labels_of(asked.out) == before
     assert generate(asked).done == 0
     assert verify(asked.out, True, lambda *_: None).undone == 0
     assert verify(asked.out, False, lambda *_: None).faults == []
@@ -231,21 +227,21 @@ def test_limit_counts_from_the_first_sample_and_can_grow(place: Path) -> None:
     asked = job(place, "zarr-limited")
     for limit, done in ((2, 2), (2, 0), (5, 3), (1, 0), (None, 2)):
         result = generate(replace(asked, limit=limit))
-        labelled = len(labels_of(asked))
+        labelled = len(labels_of(asked.out))
         assert (result.accounts, result.done) == (Accounts(7, labelled, 0, 7 - labelled), done)
-        assert sorted(labels_of(asked)) == NAMES[:labelled] == published(asked)
+        assert sorted(labels_of(asked.out)) == NAMES[:labelled] == published(asked)
         assert about(asked)["state"] == ("complete" if labelled == 7 else "partial")
-    assert labels_of(asked) == labels_of(job(place, "zarr"))
+    assert labels_of(asked.out) == labels_of(job(place, "zarr").out)
 
 
 def test_only_labels_what_fits_and_leaves_the_rest(place: Path) -> None:
     asked = job(place, "zarr-only")
     assert generate(replace(asked, only="s0[37]")) == Result(Accounts(7, 2, 0, 5), done=2, failed={}, stopped=False)
-    assert sorted(labels_of(asked)) == ["s03", "s07"]
+    assert sorted(labels_of(asked.out)) == ["s03", "s07"]
     assert generate(replace(asked, only="s*", limit=3)).accounts == Accounts(7, 4, 0, 3)  # s01, s03 and s05
     assert generate(replace(asked, only="t*")).done == 0
     assert generate(asked) == Result(Accounts(7, 7, 0, 0), done=3, failed={}, stopped=False)
-    assert labels_of(asked) == labels_of(job(place, "zarr"))
+    assert labels_of(asked.out) == labels_of(job(place, "zarr").out)
 
 
 @pytest.mark.parametrize("store", STORES)
@@ -267,7 +263,7 @@ def test_a_unit_that_was_done_in_two_calls_has_the_bytes_of_one(place: Path, sto
 def test_labels_are_the_same_whatever_the_units(place: Path, shard_size: int) -> None:
     asked = job(place, "zarr-other", shard_size=shard_size)
     generate(asked)
-    assert labels_of(asked) == labels_of(job(place, "zarr"))
+    assert labels_of(asked.out) == labels_of(job(place, "zarr").out)
     assert len(records(asked)) == -(-7 // shard_size)
 
 
@@ -296,7 +292,7 @@ def test_run_json_tells_what_was_asked_and_how_far_it_is(place: Path) -> None:
 
 def require_like_one_run(asked: LabelJob, place: Path) -> None:
     whole = job(place, "zarr")
-    assert labels_of(asked) == labels_of(whole)
+    assert labels_of(asked.out) == labels_of(whole.out)
     assert published(asked) == published(whole)
     assert about(asked)["state"] == "complete"
     assert about(asked)["accounts"] == about(whole)["accounts"]
@@ -364,7 +360,7 @@ def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call
 
     with pytest.raises(Died):
         generate(first, die_at_the_end)
-    assert len(labels_of(asked)) == 7
+    assert len(labels_of(asked.out)) == 7
     assert generate(asked) == Result(Accounts(7, 7, 0, 0), done=0, failed={}, stopped=False)
     require_like_one_run(asked, place)
 
@@ -491,4 +487,4 @@ def test_the_labels_are_those_of_the_manifests_images(place: Path) -> None:
     """What all comparisons above rest upon: every sample has its own label."""
     asked = job(place, "zarr")
     assert [s.sample_id for s in load_manifest(asked.manifest).samples] == NAMES == published(asked)
-    assert len(set(labels_of(asked).values())) == len(NAMES)
+    assert len(set(labels_of(asked.out).values())) == len(NAMES)

@@ -22,12 +22,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
-from conftest import address_space, autolabel
+from conftest import address_space, autolabel, labels_of, quarantined, scanned
 from PIL import Image
 
-from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.stores import open_labels
-from autolabel.manifests.tables import load_manifest, read_statistics, save_manifest
+from autolabel.manifests.tables import load_manifest, read_statistics
 from autolabel.pipeline import label as label_module
 from autolabel.pipeline.engine import EngineFailed
 from autolabel.pipeline.job import LabelJob
@@ -49,13 +48,8 @@ def drive(city: Path, tmp_path: Path) -> Path:
         target = tmp_path / "drive" / f"{sample.sample_id}.png"
         target.parent.mkdir(exist_ok=True)
         shutil.copyfile(sample.image, target)
-    rescan(tmp_path / "drive", city)
+    scanned(city, tmp_path / "drive")
     return tmp_path / "drive"
-
-
-def rescan(drive: Path, city: Path) -> None:
-    space = load_manifest(city / "coarse.parquet").label_space
-    save_manifest(drive.parent / "drive.parquet", scan_folder(drive, None, None, space)[0])
 
 
 def job(drive: Path, teacher: Path, out: str = "run", **settings: object) -> LabelJob:
@@ -66,15 +60,6 @@ def job(drive: Path, teacher: Path, out: str = "run", **settings: object) -> Lab
         drive.parent / out,
         **{**defaults, **settings},  # type: ignore[arg-type]
     )
-
-
-def labels_of(asked: LabelJob) -> dict[str, bytes]:
-    return {name: label.tobytes() for name, label in open_labels(asked.out).items()}
-
-
-def quarantined(run: Path) -> dict[str, str]:
-    rows = pq.read_table(run / "quarantine.parquet").to_pylist()
-    return {row["sample_id"]: row["reason"] for row in rows}
 
 
 # --- the same labels, whoever made them -------------------------------------------------------------------------------
@@ -108,7 +93,7 @@ def test_labels_depend_on_neither_engine_workers_store_nor_unit_size(
     here, there = job(drive, teacher), job(drive, teacher, "other", **other)
     generate(here)
     generate(there)
-    assert labels_of(here) == labels_of(there)
+    assert labels_of(here.out) == labels_of(there.out)
 
 
 def test_a_plain_zarr_reader_sees_the_same_labels(drive: Path, teacher: Path) -> None:
@@ -127,7 +112,7 @@ def test_png_labels_keep_the_images_relative_path(drive: Path, teacher: Path, ci
     (drive / "b").mkdir()
     for place, image in enumerate(sorted(drive.glob("*.png"))):
         image.rename(drive / "ab"[place % 2] / f"{place // 2}.png")  # a/0 and b/0 would collide if flattened
-    rescan(drive, city)
+    scanned(city, drive)
     asked = job(drive, teacher, store="png")
     generate(asked)
     found = sorted(p.relative_to(asked.out / "labels").as_posix() for p in (asked.out / "labels").rglob("*.png"))
@@ -144,7 +129,7 @@ def test_the_way_that_feeds_a_gpu_loses_no_image_and_keeps_their_order(drive: Pa
     of another size, so that batches end early."""
     first, second, *_ = sorted(drive.iterdir())
     Image.open(second).resize((64, 40)).save(second)
-    rescan(drive, city)
+    scanned(city, drive)
     first.write_bytes(first.read_bytes()[:1000])
     asked = job(drive, teacher)
     manifest = load_manifest(asked.manifest)
@@ -188,7 +173,7 @@ def test_bad_images_are_quarantined_with_their_reasons(drive: Path, teacher: Pat
 
 def test_an_image_that_was_unreadable_at_scan_time_is_in_the_accounts(drive: Path, teacher: Path, city: Path) -> None:
     (drive / "broken.png").write_bytes(b"not a picture")
-    rescan(drive, city)
+    scanned(city, drive)
     asked = job(drive, teacher, max_quarantined=1.0)
     assert generate(asked).accounts == Accounts(8, 7, 1, 0)
     assert list(quarantined(asked.out)) == ["broken"]
@@ -200,10 +185,10 @@ def test_a_repaired_image_is_labelled_by_the_next_call(drive: Path, teacher: Pat
     image.write_bytes(whole[:1000])
     asked = job(drive, teacher, max_quarantined=1.0)
     assert generate(asked).accounts == Accounts(7, 6, 1, 0)
-    untouched = labels_of(asked)
+    untouched = labels_of(asked.out)
     image.write_bytes(whole)
     assert generate(asked).accounts == Accounts(7, 7, 0, 0)
-    assert labels_of(asked).items() >= untouched.items()
+    assert labels_of(asked.out).items() >= untouched.items()
 
 
 def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
@@ -220,7 +205,7 @@ def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: P
     whole = Image.open(load_manifest(city / "coarse.parquet").samples[0].image)
     for name, (height, width) in sizes.items():
         whole.resize((width, height)).save(tmp_path / "drive" / f"{name}.png")
-    rescan(tmp_path / "drive", city)
+    scanned(city, tmp_path / "drive")
     result = autolabel(
         "generate", "--manifest", tmp_path / "drive.parquet", "--teacher", teacher, "--out", tmp_path / "run",
         "--engine", "local",
@@ -240,12 +225,12 @@ def test_an_image_that_does_not_fit_into_memory_costs_one_image(drive: Path, tea
     """Its copy at scale 2 alone takes 1.7 GB; the process may take 1.5 GB. The others are labelled as ever."""
     for image in sorted(drive.glob("*.png"))[2:]:
         image.unlink()
-    rescan(drive, city)
+    scanned(city, drive)
     asked = job(drive, teacher, scales=(1.0, 2.0), workers=1)
     generate(asked)
-    whole = labels_of(asked)
+    whole = labels_of(asked.out)
     Image.new("RGB", (6000, 6000), (90, 90, 90)).save(drive / "a_huge.png")
-    rescan(drive, city)
+    scanned(city, drive)
     again = replace(asked, out=drive.parent / "again", max_quarantined=1.0)
     with address_space(3 << 29):
         assert generate(again).accounts == Accounts(asked=3, labelled=2, quarantined=1, left=0)
@@ -256,7 +241,7 @@ def test_an_image_that_does_not_fit_into_memory_costs_one_image(drive: Path, tea
         r" leave that scale out, or use a larger device",
         reasons["a_huge"],
     )
-    assert labels_of(again) == whole
+    assert labels_of(again.out) == whole
 
 
 def test_a_run_tells_how_many_images_it_computed_at_once(drive: Path, teacher: Path) -> None:
@@ -328,7 +313,7 @@ def test_another_teacher_or_manifest_is_refused(drive: Path, teacher: Path, city
     with pytest.raises(ValueError, match="teacher was"):
         generate(replace(asked, teacher=other))
     sorted(drive.glob("*.png"))[0].unlink()
-    rescan(drive, city)
+    scanned(city, drive)
     with pytest.raises(ValueError, match=r"1 samples of this run are not in .* any more"):
         generate(asked)
 
@@ -347,10 +332,10 @@ def test_a_changed_image_under_the_same_path_is_noticed(drive: Path, teacher: Pa
 def test_a_lost_shard_is_made_again(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher)
     generate(asked)
-    before = labels_of(asked)
+    before = labels_of(asked.out)
     (asked.out / "labels.zarr" / "b512x512" / "c.1.0.0").unlink()
     generate(asked)
-    assert labels_of(asked) == before
+    assert labels_of(asked.out) == before
 
 
 def test_a_folder_that_is_no_run_is_refused(drive: Path, teacher: Path) -> None:
@@ -414,7 +399,7 @@ def test_a_killed_run_keeps_what_was_committed_and_finishes_the_rest(
     before = {path: path.stat().st_mtime_ns for path in committed}
     generate(asked)
     assert {path: path.stat().st_mtime_ns for path in committed} == before  # only the rest was done
-    assert labels_of(asked) == labels_of(whole)
+    assert labels_of(asked.out) == labels_of(whole.out)
     assert not [path for path in asked.out.rglob("*") if path.suffix in (".tmp", ".partial")]
 
 

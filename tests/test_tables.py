@@ -30,7 +30,7 @@ from autolabel.manifests.tables import (
     read_statistics,
     save_manifest,
     with_roots,
-    write_table,
+    writing_table,
 )
 
 Change = Callable[[pa.Table], pa.Table]
@@ -173,6 +173,11 @@ def test_a_cut_parquet_file_is_refused(tmp_path: Path, share: float) -> None:
     with pytest.raises(BadTable) as refusal:
         load_manifest(file)
     assert str(refusal.value).startswith(f"{file} is not a readable parquet file (")
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    with writing_table(path, table.schema) as add:
+        add(table)
 
 
 def test_another_parquet_table_is_refused(tmp_path: Path) -> None:

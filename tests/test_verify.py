@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import autolabel, contents
+from conftest import autolabel, contents, labels_of
 
 from autolabel.manifests.files import write_bytes
 from autolabel.manifests.stores import DamagedLabel, open_labels
@@ -111,10 +111,6 @@ def records(run: Path) -> dict[str, int]:
 
 def samples_of(run: Path, record: str) -> list[str]:
     return list(pq.read_table(run / "units" / record)["sample_id"].to_pylist())
-
-
-def labels_of(run: Path) -> dict[str, bytes]:
-    return {name: label.tobytes() for name, label in open_labels(run).items()}
 
 
 def flip(path: Path, place: int) -> None:
