@@ -23,7 +23,9 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(line: str) -
     command: click.Command = main
     words = shlex.split(line)[1:]
     while isinstance(command, click.Group):
-        command = command.commands[words.pop(0)]
+        _, found, words = command.resolve_command(click.Context(command), words)
+        assert found is not None
+        command = found
     command.make_context(line, words)  # parses every option and argument, runs nothing
 
 
