@@ -30,7 +30,8 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(line: str) -
 
 
 def test_every_command_is_in_the_readme() -> None:
-    leaves = [" ".join(path) for path in commands(main) if path not in (("manifest",), ("manifest", "scan"))]
+    groups = (("manifest",), ("manifest", "scan"), ("stats", "RUN"))  # the last is typed with a run's own name
+    leaves = [" ".join(path) for path in commands(main) if path not in groups]
     assert [name for name in leaves if f"autolabel {name}" not in README and f"make {name}" not in README] == []
 
 
