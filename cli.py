@@ -776,7 +776,8 @@ def stats_run(run: Path, threshold: float | None) -> None:
     table(f"{run}: {found.images} images", header, rows, last_is_total=True)
     if len(found.fates.columns):
         rows = [[str(name), *(percent(share) for share in row)] for name, row in found.fates.iterrows()]
-        table("what became of the pixels of each top class, in %", ["class", *found.fates.columns], rows)
+        header = ["class", *(fate.replace("_", " ") for fate in found.fates.columns)]
+        table("what became of the pixels of each top class, in %", header, rows)
     click.echo(f"coverage   coarse {percent(found.coarse_coverage)} %   auto {percent(found.auto_coverage)} %")
     kept = "   ".join(f"{t:g}: {percent(coverage_at(found.histogram, t))} %" for t in (0.5, 0.7, 0.8, 0.9, 0.95))
     click.echo(f"a threshold would keep   {kept}")

@@ -11,18 +11,10 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autolabel.manifests.classes import LabelSpace
-from autolabel.manifests.tables import CLASSES_SCHEMA, CONFIDENCE_BINS, open_manifest, stream_statistics
+from autolabel.manifests.tables import CONFIDENCE_BINS, FATES, open_manifest, stream_statistics
 
-# What may become of a pixel, by column of the classes table. They sum to all pixels of its top class.
-FATES = {
-    "kept_pixels": "kept",
-    "below_threshold_pixels": "unsure",
-    "in_boundary_pixels": "boundary",
-    "too_small_pixels": "too small",
-    "outside_region_pixels": "outside",
-    "overridden_by_human_pixels": "human",
-}
-_SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "overridden_pixels", *FATES)
+_FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
+_SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "overridden_pixels", *_FATES)
 
 
 @dataclass(frozen=True)
@@ -66,14 +58,13 @@ def _share(part: pd.Series, whole: pd.Series | float) -> pd.Series:
 def summarise(run: Path) -> Summary:
     """Sum up a finished run, piece by piece. Raises BadTable if its statistics or manifest are not there."""
     space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
-    columns = [name for name in _SUMMED if name in CLASSES_SCHEMA.names]
-    sums = {name: np.zeros(len(space), np.int64) for name in (*columns, "images")}
+    sums = {name: np.zeros(len(space), np.int64) for name in (*_SUMMED, "images")}
     confidence = np.zeros(len(space))
     histograms = np.zeros((len(space), CONFIDENCE_BINS), np.int64)
-    asked = ["class_id", "mean_confidence", "confidence_hist", *columns]
+    asked = ["class_id", "mean_confidence", "confidence_hist", *_SUMMED]
     for rows in stream_statistics(run, "classes", asked):
         ids = rows["class_id"].to_numpy()
-        for name in columns:
+        for name in _SUMMED:
             np.add.at(sums[name], ids, rows[name].to_numpy())
         np.add.at(sums["images"], ids, rows["pixels"].to_numpy() > 0)
         counts = rows["confidence_hist"].combine_chunks().flatten().to_numpy().reshape(-1, CONFIDENCE_BINS)
@@ -90,7 +81,6 @@ def summarise(run: Path) -> Summary:
         label_bytes += int(rows["label_bytes"].to_numpy().sum())
     index = pd.Index(space.names, name="class")
     summed = pd.DataFrame({**sums, "confidence": confidence, "seen": histograms.sum(axis=1)}, index=index)
-    kept = "kept_pixels" if "kept_pixels" in summed else "pixels"
     classes = pd.DataFrame(
         {
             "images": summed["images"],
@@ -98,15 +88,13 @@ def summarise(run: Path) -> Summary:
             "coarse_share": _share(summed["coarse_pixels"], float(summed["coarse_pixels"].sum())),
             "auto_pixels": summed["pixels"],
             "auto_share": _share(summed["pixels"], float(summed["pixels"].sum())),
-            "kept": _share(summed[kept], summed["seen"]),
+            "kept": _share(summed["kept_pixels"], summed["seen"]),
             "confidence": _share(summed["confidence"], summed["seen"]),
             "agreement": _share(summed["agreeing_pixels"], summed["coarse_pixels"]),
             "overridden": _share(summed["overridden_pixels"], summed["coarse_pixels"]),
         }
     )
-    fates = {
-        FATES[name]: _share(summed[name], summed["seen"]) for name in columns if name in FATES and sums[name].any()
-    }
+    fates = {fate: _share(summed[name], summed["seen"]) for name, fate in _FATES.items() if sums[name].any()}
     agreeing = int(sums["agreeing_pixels"].sum())
     nan = float("nan")
     return Summary(

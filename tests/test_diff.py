@@ -12,6 +12,7 @@ import pytest
 from conftest import autolabel
 
 from autolabel.manifests.classes import CITYSCAPES, LabelSpace
+from autolabel.manifests.policy import Policy
 from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import load_manifest, save_manifest
 from autolabel.pipeline.diff import Difference, compare
@@ -61,9 +62,11 @@ def test_nothing_labelled_is_no_number(three: Difference) -> None:
 def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same images at two thresholds; and at the lower one again, but only four of them and as PNG."""
     folder = tmp_path_factory.mktemp("diff")
-    asked = LabelJob(city / "coarse.parquet", teacher, folder / "low", (1.0,), engine="local", threshold=0.3)
+    asked = LabelJob(
+        city / "coarse.parquet", teacher, folder / "low", (1.0,), engine="local", policy=Policy(threshold=0.3)
+    )
     generate(asked)
-    generate(replace(asked, out=folder / "high", threshold=0.5))
+    generate(replace(asked, out=folder / "high", policy=Policy(threshold=0.5)))
     generate(replace(asked, out=folder / "few", store="png", limit=4))
     return {name: folder / name for name in ("low", "high", "few")}
 

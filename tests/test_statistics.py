@@ -16,6 +16,7 @@ from conftest import HEIGHT, WIDTH
 from test_arrows import ROOT
 
 from autolabel.manifests.images import read_label
+from autolabel.manifests.policy import Policy
 from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import STATISTICS, load_manifest
 from autolabel.pipeline.job import LabelJob
@@ -33,7 +34,9 @@ def folder(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("statistics")
     for name, threshold in (("auto", 0.35), ("strict", 0.5)):
         out = folder / "runs" / name
-        generate(LabelJob(city / "coarse.parquet", teacher, out, (1.0,), threshold=threshold, engine="local"))
+        generate(
+            LabelJob(city / "coarse.parquet", teacher, out, (1.0,), policy=Policy(threshold=threshold), engine="local")
+        )
     return folder
 
 
@@ -144,7 +147,7 @@ def test_5_what_was_overridden(ask: Any, labels: Any, coarse: Any, city: Path) -
 def test_6_the_road(ask: Any, labels: Any) -> None:
     expected = {name: (label == 0).mean() for name, label in labels.items()}
     found = ask(6).to_pylist()
-    assert 0 < len(found) < 10 and set(found) == {name for name, share in expected.items() if share >= 0.1}
+    assert found and set(found) == {name for name, share in expected.items() if share >= 0.1}
     assert [expected[name] for name in found] == sorted((expected[name] for name in found), reverse=True)
 
 

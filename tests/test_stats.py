@@ -12,6 +12,7 @@ import pytest
 from conftest import autolabel
 
 from autolabel.manifests.classes import CAMVID
+from autolabel.manifests.policy import Policy
 from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import (
     CLASSES_SCHEMA,
@@ -24,7 +25,7 @@ from autolabel.manifests.tables import (
 from autolabel.pipeline import stats
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.pipeline.stats import FATES, at_threshold, summarise
+from autolabel.pipeline.stats import at_threshold, summarise
 
 pytestmark = pytest.mark.usefixtures("load_once")
 
@@ -58,10 +59,9 @@ def bins(**counts: int) -> list[int]:
 
 
 def row(sample_id: str, class_id: int, histogram: list[int], **more: Any) -> dict[str, Any]:
-    fate = {"kept_pixels": more.get("pixels", 0)}  # where the table tells fates, nothing human decided
-    known = {name: value for name, value in fate.items() if name in CLASSES_SCHEMA.names}
     names = {"class_name": CAMVID.names[class_id], "confidence_hist": histogram}
-    return {"sample_id": sample_id, "class_id": class_id, **names, **known, **more}
+    kept = more.get("pixels", 0)  # unless told otherwise, no human decided
+    return {"sample_id": sample_id, "class_id": class_id, **names, "kept_pixels": kept, **more}
 
 
 @pytest.fixture
@@ -165,8 +165,8 @@ def test_the_histograms_tell_exactly_what_a_run_at_that_threshold_keeps(
     city: Path, teacher: Path, tmp_path: Path
 ) -> None:
     for name, threshold in (("auto", 0.5), ("other", 0.35)):
-        asked = LabelJob(city / "coarse.parquet", teacher, tmp_path / name, (1.0,), threshold=threshold)
-        generate(LabelJob(**{**vars(asked), "engine": "local"}))
+        policy = Policy(threshold=threshold)
+        generate(LabelJob(city / "coarse.parquet", teacher, tmp_path / name, (1.0,), policy=policy, engine="local"))
     told = at_threshold(summarise(tmp_path / "auto"), 0.35)
     pixels = np.concatenate([label.ravel() for label in open_labels(tmp_path / "other").values()])
     counts = np.bincount(pixels, minlength=256)[:19]
@@ -196,14 +196,13 @@ def test_help_shows_both_commands_and_a_folder_may_have_any_name(run: Path, monk
     assert "no_such_run" in autolabel("stats", "no_such_run").stderr
 
 
-@pytest.mark.skipif(not set(FATES) <= set(CLASSES_SCHEMA.names), reason="the tables tell no fates")
 def test_what_became_of_the_pixels_is_told_as_far_as_it_happened(tmp_path: Path) -> None:
     fates = {"kept_pixels": 6, "below_threshold_pixels": 3, "overridden_by_human_pixels": 1}
     rows = [row("a", 0, bins(b19=10), pixels=8, **fates), row("a", 3, bins(b19=90), pixels=90)]
     run = written(tmp_path / "run", [image("a", labelled_pixels=98)], rows)
     found = summarise(run)
-    assert found.fates.columns.tolist() == ["kept", "unsure", "human"]
+    assert found.fates.columns.tolist() == ["kept", "below_threshold", "overridden_by_human"]
     assert found.fates.loc["sky"].tolist() == [0.6, 0.3, 0.1] and found.fates.loc["road"].tolist() == [1, 0, 0]
     assert found.classes.loc["sky", "kept"] == 0.6  # what humans added is not the teacher's
     shown = autolabel("stats", run).stdout
-    assert "what became of the pixels" in shown and "human" in shown and "too small" not in shown
+    assert "what became of the pixels" in shown and "overridden by human" in shown and "too small" not in shown
