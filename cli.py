@@ -770,7 +770,7 @@ def stats_run(run: Path, threshold: float | None) -> None:
         for name, row in found.classes.iterrows()
     ]  # fmt: skip
     rows.append(
-        ["all", str(found.images), percent(1.0, 2), percent(1.0, 2), percent(found.auto_coverage),
+        ["all", str(found.images), percent(1.0, 2), percent(1.0, 2), percent(found.kept),
          percent(found.confidence), percent(found.agreement), ""]
     )  # fmt: skip
     table(f"{run}: {found.images} images", header, rows, last_is_total=True)
@@ -796,7 +796,7 @@ def _show_threshold(run: Path, found: DataFrame, threshold: float) -> None:
     ]  # fmt: skip
     columns = ["pixels", "kept %", f"at {threshold:g}", "±", "of labels %", f"at {threshold:g}", "±"]
     table(f"{run}: kept now, and at threshold {threshold:g}", ["class", *columns], rows)
-    click.echo("Counted by the teacher's top class; human rules, regions and the like of a policy are not part of it.")
+    click.echo(f"At {threshold:g} the teacher's top class alone decides; other rules of a policy are part of now only.")
 
 
 def points(before: float, after: float, digits: int = 1) -> str:

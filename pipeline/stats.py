@@ -39,6 +39,7 @@ class Summary:
     pixels: int
     coarse_coverage: float
     auto_coverage: float
+    kept: float
     confidence: float
     agreement: float
     label_bytes: int
@@ -104,6 +105,7 @@ def summarise(run: Path) -> Summary:
         pixels=pixels,
         coarse_coverage=coarse / pixels if pixels else nan,
         auto_coverage=labelled / pixels if pixels else nan,
+        kept=int(sums["kept_pixels"].sum()) / pixels if pixels else nan,
         confidence=float(confidence.sum()) / pixels if pixels else nan,
         agreement=agreeing / coarse if coarse else nan,
         label_bytes=label_bytes,

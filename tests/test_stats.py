@@ -85,7 +85,7 @@ def run(tmp_path: Path) -> Path:
 def test_two_images_by_hand(run: Path) -> None:
     found = summarise(run)
     assert (found.images, found.pixels, found.label_bytes) == (2, 200, 100)
-    assert (found.coarse_coverage, found.auto_coverage, found.agreement) == (0.25, 0.75, 0.5)
+    assert (found.coarse_coverage, found.auto_coverage, found.kept, found.agreement) == (0.25, 0.75, 0.75, 0.5)
     assert found.confidence == pytest.approx((60 * 0.7 + 40 * 0.6 + 20 * 0.2 + 80) / 200)
     sky, road, car = (found.classes.loc[name] for name in ("sky", "road", "car"))
     assert sky[["images", "coarse_pixels", "auto_pixels"]].tolist() == [1, 30, 40]
@@ -203,6 +203,10 @@ def test_what_became_of_the_pixels_is_told_as_far_as_it_happened(tmp_path: Path)
     found = summarise(run)
     assert found.fates.columns.tolist() == ["kept", "below_threshold", "overridden_by_human"]
     assert found.fates.loc["sky"].tolist() == [0.6, 0.3, 0.1] and found.fates.loc["road"].tolist() == [1, 0, 0]
-    assert found.classes.loc["sky", "kept"] == 0.6  # what humans added is not the teacher's
+    assert (found.classes.loc["sky", "kept"], found.kept, found.auto_coverage) == (
+        0.6,
+        0.96,
+        0.98,
+    )  # what humans added is not the teacher's
     shown = autolabel("stats", run).stdout
     assert "what became of the pixels" in shown and "overridden by human" in shown and "too small" not in shown
