@@ -49,10 +49,11 @@ def bands(size: Size, classes: int, device: torch.device) -> Iterator[tuple[int,
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
+def top_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """(B, C, h, w) float32 logits -> top class (B, h, w) uint8, the lowest of equals, and its softmax probability.
 
-    C is at most 255. The largest logit's exponential is 1 after it has been subtracted: p = 1 / sum(exp(z - max)).
+    The softmax is of logits / temperature (Guo et al., arXiv 1706.04599, section 4.2). C is at most 255. The largest
+    logit's exponential is 1 after it has been subtracted: p = 1 / sum(exp(z - max)).
     """
     classes = logits.shape[1]
     below = logits - logits.amax(dim=1, keepdim=True)
@@ -60,15 +61,19 @@ def top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
     # there the lowest has the highest rank.
     rank = torch.arange(classes, 0, -1, device=logits.device, dtype=logits.dtype).view(-1, 1, 1)
     winner = (classes - torch.add(rank, below, alpha=3e38).amax(dim=1)).to(torch.uint8)
+    if temperature != 1:
+        below.div_(temperature)
     return winner, below.exp_().sum(dim=1).reciprocal_()
 
 
-def top_classes(field: Field, images: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def top_classes(
+    field: Field, images: int, classes: int, device: torch.device, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Of every image of a field: top class (B, H, W) uint8, and its probability (B, H, W) float32, on the device."""
     winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
     confidences = torch.empty(images, *field.size, device=device)
     for top, bottom in bands(field.size, classes, device):
-        winners[:, top:bottom], confidences[:, top:bottom] = top_class(field.rows(top, bottom))
+        winners[:, top:bottom], confidences[:, top:bottom] = top_class(field.rows(top, bottom), temperature)
     return winners, confidences
 
 
