@@ -72,7 +72,7 @@ def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
     Start with `autolabel demo`; for your own images: manifest scan, train (or bring a checkpoint), generate, stats,
-    report, manifest fuse, train, compare.
+    audit, report, manifest fuse, train, compare.
     """
 
 

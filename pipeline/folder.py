@@ -7,6 +7,7 @@ units/*.parquet     the commit records: the only truth about what is done (pipel
 attempts/*.jsonl    units under way
 stats/*.parquet, manifest.parquet, quarantine.parquet    derived from the records when the run ends
 progress.json       live counters
+audit.json, suggested.toml    what the labels are worth, and a policy from it (pipeline/audit.py)
 """
 
 from __future__ import annotations
