@@ -24,8 +24,10 @@ COARSE_RULES = ("ignore", "agree", "union", "human-wins", "teacher-wins")
 UNITS = ("pixels", "fractions")  # of a region
 LEVELS = (2, 32)  # fewest and most levels of confidence that can be kept
 # Which thresholds are worth keeping beside those in force, the most likely asked for first.
-_WORTH_KEEPING = (0.5, 0.9, 0.7, 0.8, 0.95, 0.6, 0.3, 0.99, 0.4, 0.85, 0.75, 0.65, 0.98, 0.2, 0.55, 0.45, 0.35, 0.97)
-_WORTH_KEEPING += (0.25, 0.1, 0.96, 0.92, 0.88, 0.82, 0.78, 0.72, 0.68, 0.62, 0.15, 0.05, 0.995)
+_WORTH_KEEPING = (
+    *(0.5, 0.9, 0.7, 0.8, 0.95, 0.6, 0.3, 0.99, 0.4, 0.85, 0.75, 0.65, 0.98, 0.2, 0.55, 0.45, 0.35, 0.97, 0.25, 0.1),
+    *(0.96, 0.92, 0.88, 0.82, 0.78, 0.72, 0.68, 0.62, 0.15, 0.05, 0.995),
+)
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -85,15 +87,15 @@ class Policy:
     of the teacher names its fate; the coarse label is asked last and may decide any pixel anew.
 
     1. region: outside it the teacher is not heard.
-    2. temperature, threshold, thresholds (by class): a pixel keeps its top class where softmax(logits / temperature) of
-       it exceeds the class's threshold.
+    2. temperature, threshold, thresholds (by class): a pixel keeps its top class where softmax(logits / temperature)
+       of it exceeds the class's threshold.
     3. boundary: pixels no further than so many from another top class (rows and columns apart) are dropped.
     4. min_region: what is left of the teacher's label, in pieces (4-connected, one class) of fewer pixels, is dropped.
     5. coarse, coarse_rules (by class): what the human coarse label counts where it names a class.
        ignore        nothing
        agree         the teacher's class is dropped where the two differ, if either of the two classes has this rule
-       union         the pixel is the human's class, if the teacher's confidence there exceeds that class's threshold, else
-                     dropped; in images where the teacher sees the class somewhere inside the region
+       union         the pixel is the human's class, if the teacher's confidence there exceeds that class's threshold,
+                     else dropped; in images where the teacher sees the class somewhere inside the region
        human-wins    the pixel is the human's class
        teacher-wins  the pixel is the human's class where the teacher has none
 

@@ -9,7 +9,6 @@ needs no truth, agreement with human coarse labels, comes from the run's statist
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -19,11 +18,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests import stores
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256, write_bytes, write_json
 from autolabel.manifests.images import read_image
-from autolabel.manifests.policy import COMBINE, Policy, policy_of
+from autolabel.manifests.policy import Policy, policy_of
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, Shares, shares
 from autolabel.manifests.stores import RunLabels, read_sample_label, stored_labels
 from autolabel.manifests.tables import CONFIDENCE_BINS, Sample, fingerprints, load_manifest, stream_statistics
@@ -78,7 +76,7 @@ def audit(
     if not 0 < precision < 1:
         raise ValueError(f"--target-precision {precision:g}: expected a share between 0 and 1, such as {PRECISION:g}")
     about = read_about(run)
-    space = LabelSpace.from_json(json.dumps(about["label_space"]))
+    space = LabelSpace.of(about["label_space"])
     matched = _match(run, truth, space)
     coarse = _coarse(run, space)
     network, leaked, notes = _unseen(about, teacher, matched, truth, allow_leak)
@@ -92,7 +90,7 @@ def audit(
         fitted = _fit(network, about, policy.temperature, matched, space, lambda done: update(done, passes * images))
         policy = replace(policy, temperature=fitted["fitted"])
         notes += _about_temperature(fitted["fitted"])
-    grid = _grid(run, about, fit_temperature)
+    grid = _grid(about, fit_temperature)
     confusion, boundary = Confusion(len(space)), BoundaryF(len(space))
     calibration = Calibration(len(space), grid) if network else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
@@ -188,7 +186,7 @@ def _unseen(
                 " or say --allow-leak, which leaves out all that needs a teacher"
             )
         return None, None, [f"No calibration and no suggested thresholds, and a leak is possible: {why}."]
-    network = load_teacher(path, "auto", about["precision"], about.get("combine", COMBINE[0]))
+    network = load_teacher(path, "auto", about["precision"], about["combine"])
     leaked = len(overlap(network.trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -240,14 +238,12 @@ def _about_temperature(temperature: float) -> list[str]:
     return notes
 
 
-def _grid(run: Path, about: About, fitted: bool) -> Sequence[float]:
+def _grid(about: About, fitted: bool) -> Sequence[float]:
     """The thresholds to choose from. Where confidences are kept, those that `relabel` can tell apart.
 
     Kept ones are of the run's own temperature: with another one, the images are to be labelled again anyway.
     """
-    if about.get("keep_confidence") and not fitted:
-        return sorted({0.0, *stores.open_confidence(run).edges})  # type: ignore[attr-defined]
-    return GRID
+    return GRID if fitted or about["confidence_edges"] is None else about["confidence_edges"]
 
 
 def _suggested(policy: Policy, space: LabelSpace, precision: float, found: Suggestion) -> tuple[Policy, dict[str, str]]:
@@ -255,7 +251,7 @@ def _suggested(policy: Policy, space: LabelSpace, precision: float, found: Sugge
     thresholds, comments = dict(policy.thresholds), {}
     for name, threshold, above, kept, reached in zip(space.names, *found, strict=True):
         if not math.isnan(threshold):
-            thresholds[name] = round(float(threshold), 4)
+            thresholds[name] = float(threshold)
             share = "no pixels" if math.isnan(above) else f"precision {100 * above:.1f} %, keeps {100 * kept:.1f} %"
             comments[name] = share + ("" if reached else "; no threshold reaches the target")
     return replace(policy, name=f"precision-{precision:g}", thresholds=thresholds), comments

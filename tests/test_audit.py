@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import autolabel
 from numpy.typing import NDArray
 from PIL import Image
@@ -20,7 +21,7 @@ from autolabel.manifests.classes import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.files import sha256
 from autolabel.manifests.images import read_image
 from autolabel.manifests.layouts import scan_cityscapes, scan_folder
-from autolabel.manifests.policy import load_policy
+from autolabel.manifests.policy import Policy, load_policy
 from autolabel.manifests.scores import BoundaryF
 from autolabel.manifests.stores import open_labels, read_sample_label
 from autolabel.manifests.tables import load_manifest, read_statistics, save_manifest
@@ -38,8 +39,8 @@ def finished(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     """A run over the images that the teacher has learnt from (6) and those held out (3), with PNG labels."""
     folder = tmp_path_factory.mktemp("audit")
     save_manifest(folder / "both.parquet", scan_cityscapes(city / "data", ["train", "val"])[0])
-    job = LabelJob(folder / "both.parquet", teacher, folder / "run", scales=(1.0,), engine="local", threshold=0.3)
-    generate(replace(job, store="png", shard_size=4))
+    job = LabelJob(folder / "both.parquet", teacher, folder / "run", scales=(1.0,), engine="local", store="png")
+    generate(replace(job, policy=Policy(threshold=0.3), shard_size=4))
     return folder / "run"
 
 
@@ -145,6 +146,29 @@ def test_the_suggestion_is_a_policy_file_that_keeps_the_other_rules(run: Path, c
     assert len(comments) == len(suggested)
 
 
+def test_where_confidences_are_kept_relabel_can_apply_the_suggestion(city: Path, teacher: Path, tmp_path: Path) -> None:
+    val = city / "val.parquet"
+    job = LabelJob(val, teacher, tmp_path / "run", scales=(1.0,), engine="local", keep_confidence=6)
+    generate(replace(job, policy=Policy(thresholds={"train": 1 / 3})))
+    edges = read_about(tmp_path / "run")["confidence_edges"]
+    found = audit(tmp_path / "run", val, precision=0.7)
+    suggested = {c["suggested_threshold"] for c in found["classes"]} - {None}
+    assert suggested and suggested <= set(edges)
+    result = autolabel(
+        "relabel", tmp_path / "run", "--policy", tmp_path / "run" / "suggested.toml", "--out", tmp_path / "re"
+    )
+    assert result.exit_code == 0, result.output
+    # Where the target was reached, the labels have the precision that was told.
+    again = {c["name"]: c["precision"] for c in audit(tmp_path / "re", val, teacher=teacher)["classes"]}
+    told = {c["name"]: c["suggested_precision"] for c in found["classes"] if c["suggested_precision"]}
+    assert told and {name: again[name] for name in told} == pytest.approx(told)
+    # A new temperature asks for new labels anyway, hence for any threshold.
+    audit(tmp_path / "run", val, precision=0.7, fit_temperature=True)
+    assert "only `autolabel generate` can change it" in refused(
+        "relabel", tmp_path / "run", "--policy", tmp_path / "run" / "suggested.toml", "--out", tmp_path / "no"
+    )
+
+
 def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher: Path) -> None:
     found = audit(run, city / "val.parquet", precision=0.7, fit_temperature=True)
     fitted = found["temperature"]
@@ -217,6 +241,25 @@ def test_truth_that_the_teacher_has_seen_is_refused_unless_it_is_recorded(run: P
     found = json.loads((run / "audit.json").read_text())
     assert (found["images"], found["leaked"], found["truth_sha256"]) == (9, 6, sha256(both))
     assert "trained on 6 of these images" in result.stdout
+
+
+def test_a_checkpoint_that_does_not_say_what_it_has_seen(city: Path, teacher: Path, tmp_path: Path) -> None:
+    weights = torch.load(teacher, weights_only=True)["state_dict"]
+    torch.save({"state_dict": weights}, tmp_path / "published.pth")
+    val = city / "val.parquet"
+    generate(LabelJob(val, tmp_path / "published.pth", tmp_path / "run", scales=(1.0,), engine="local"))
+    found = audit(tmp_path / "run", val)
+    assert found["leaked"] is None and found["reliability"]
+    assert found["notes"][0] == "The checkpoint does not say which images it was trained on: a leak is possible."
+
+
+def test_statistics_that_are_gone_or_damaged_are_named(run: Path, city: Path) -> None:
+    path = run / "stats" / "classes.parquet"
+    data = bytearray(path.read_bytes())
+    path.write_bytes(data[: len(data) // 2])
+    assert f"{path} is not a readable parquet file" in refused("audit", run, "--truth", city / "val.parquet")
+    path.unlink()
+    assert f"{path} does not exist: finish the run" in refused("audit", run, "--truth", city / "val.parquet")
 
 
 def test_a_teacher_that_has_moved(run: Path, city: Path, teacher: Path, tmp_path: Path) -> None:
