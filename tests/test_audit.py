@@ -55,12 +55,12 @@ def pairs(run: Path, truth: Path) -> list[tuple[Label, Label]]:
     return [(read_sample_label(s, CITYSCAPES), labels[s.sample_id]) for s in load_manifest(truth).samples]
 
 
-def scored(run: Path, truth: Path, teacher: Path) -> tuple[Label, Label, NDArray[np.float32]]:
+def scored(truth: Path, teacher: Path, temperature: float = 1.0) -> tuple[Label, Label, NDArray[np.float32]]:
     """Truth, the teacher's top class and its confidence, of all truth pixels of a set."""
     network, found = load_teacher(teacher, "cpu"), []
     for sample in load_manifest(truth).samples:
         true = read_sample_label(sample, CITYSCAPES)
-        top, confidence = network.confidence(read_image(sample.image), (1.0,))
+        top, confidence = network.confidence(read_image(sample.image), (1.0,), temperature=temperature)
         found.append((true[true != IGNORE], top[true != IGNORE], confidence[true != IGNORE]))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     return columns[0], columns[1], columns[2]
@@ -96,7 +96,7 @@ def test_every_number_of_the_labels_is_what_a_slow_count_gives(run: Path, city: 
 
 def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path, teacher: Path) -> None:
     found = audit(run, city / "val.parquet", precision=0.7)
-    truth, top, confidence = scored(run, city / "val.parquet", teacher)
+    truth, top, confidence = scored(city / "val.parquet", teacher)
     diagram = found["reliability"]
     assert sum(diagram["all"]["pixels"]) == len(truth)
     assert sum(diagram["all"]["correct"]) == (truth == top).sum()
@@ -178,6 +178,10 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
     # The images are small: every pixel counts, so the sampled ones are all there are.
     assert fitted["ece"][0] == pytest.approx(audit(run, city / "val.parquet")["reliability"]["ece"], abs=1e-6)
     assert fitted["ece"][1] == pytest.approx(found["reliability"]["ece"])
+    # Diagram and thresholds are of the scaled confidences.
+    confidence = scored(city / "val.parquet", teacher, fitted["fitted"])[2]
+    counted, _ = np.histogram(confidence, np.array(found["reliability"]["edges"], np.float32))
+    assert found["reliability"]["all"]["pixels"] == counted.tolist()
     # Slowly: the likelihood at this temperature beats those beside it.
     network = load_teacher(teacher, "cpu")
 
