@@ -358,10 +358,10 @@ def _verdicts(classes: list[Report], suggestion: Suggestion | None, precision: f
                 f"{classes[k]['name']}: no threshold reaches precision {100 * precision:g} % with {ESTIMABLE} pixels;"
                 f" the highest, {suggestion.threshold[k]:g}, is suggested."
             )
-        few = [c["name"] for k, c in enumerate(classes) if not known[k]]
+        few = [c["name"] for k, c in enumerate(classes) if c["truth_pixels"] and not known[k]]
         if few:
             found.append(
-                f"No suggestion, so the threshold stays: {', '.join(few)} (the teacher's choice at fewer than"
-                f" {ESTIMABLE} pixels of known truth)."
+                f"The threshold stays as it is: {', '.join(few)} (the teacher's choice at fewer than {ESTIMABLE} pixels"
+                " with truth)."
             )
     return found
