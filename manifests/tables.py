@@ -439,7 +439,22 @@ def read_statistics(run: str | Path, table: str = "images") -> pa.Table:
     """One of a run's statistics tables ("images", "classes" or "centroids") as a pyarrow.Table. Raises BadTable."""
     if table not in STATISTICS:
         raise ValueError(f"no statistics table {table!r}: expected one of {', '.join(STATISTICS)}")
+    return read_table(_statistics_path(run, table), STATISTICS[table])
+
+
+def stream_statistics(run: str | Path, table: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+    """Some columns of a run's statistics table piece by piece, however many rows there are. Raises BadTable."""
+    path = _statistics_path(run, table)
+    try:
+        yield from _open_table(path, pa.schema([STATISTICS[table].field(name) for name in columns])).iter_batches(
+            ROWS_AT_ONCE, columns=columns
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise BadTable(f"{path} is not a readable parquet file ({type(error).__name__})") from error
+
+
+def _statistics_path(run: str | Path, table: str) -> Path:
     path = Path(run) / "stats" / f"{table}.parquet"
     if not path.is_file():
         raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
-    return read_table(path, STATISTICS[table])
+    return path
