@@ -27,6 +27,13 @@ def shares(part: NDArray[Any], whole: NDArray[Any]) -> Shares:
     return found
 
 
+def count_pairs(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
+    """Pixels by their ids in two label maps (H, W) uint8 of the same size: (256, 256) int64."""
+    # uint16 keys: a * 256 + b, 65,536 of them at most.
+    keys = a.astype(np.uint16) << 8 | b
+    return np.bincount(keys.ravel(), minlength=1 << 16).reshape(256, 256)
+
+
 class Confusion:
     """Pixel counts by (truth, prediction), memory constant in the number of images.
 
@@ -42,9 +49,7 @@ class Confusion:
         if truth.shape != prediction.shape:
             raise ValueError(f"truth is {truth.shape} but prediction {prediction.shape}: expected the same size")
         classes = len(self.matrix)
-        # uint16 keys: truth * 256 + prediction, 65,536 of them at most.
-        keys = truth.astype(np.uint16) << 8 | prediction
-        table = np.bincount(keys.ravel(), minlength=1 << 16).reshape(256, 256)
+        table = count_pairs(truth, prediction)
         stray = table[classes:IGNORE].sum() + table[:classes, classes:IGNORE].sum()
         if stray:
             raise ValueError(f"{stray} pixels have ids outside 0..{classes - 1} and {IGNORE}")
