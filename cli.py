@@ -94,7 +94,7 @@ def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
     Start with `autolabel demo`; for your own images: manifest scan, train (or bring a checkpoint), generate, stats,
-    report, manifest fuse, train, compare.
+    audit, report, manifest fuse, train, compare.
     """
 
 
@@ -835,6 +835,73 @@ def stats_diff(run_a: Path, run_b: Path) -> None:
         (first, share), *others = became[:3]
         rest = "".join(f", {percent(part)} % {other}" for other, part in others)
         click.echo(f"  of A's {name}, {percent(share)} % became {first}{rest}")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--truth", type=FILE, required=True, help="Manifest with fine labels of images that the run labelled.")
+@click.option("--target-precision", type=float, default=0.95, show_default=True, help="Of every class's label.")
+@click.option("--fit-temperature", is_flag=True, help="Scale the teacher's logits so that its confidences come true.")
+@click.option("--allow-leak", is_flag=True, help="Also with truth that the teacher was trained on; it is recorded.")
+@click.option("--teacher", type=FILE, help="Where the run's teacher is now. [default: where it was]")
+def audit(run: Path, truth: Path, target_precision: float, fit_temperature: bool, allow_leak: bool,
+          teacher: Path | None) -> None:  # fmt: skip
+    """Hold a run's labels against truth: precision, borders, calibration, and a threshold for each class.
+
+    autolabel audit runs/auto --truth held_out.parquet
+    """
+    from autolabel.pipeline.audit import AUDIT, SUGGESTED
+    from autolabel.pipeline.audit import audit as audit_run
+
+    with progress("auditing") as update:
+        found = audit_run(run, truth, target_precision, fit_temperature, allow_leak, teacher, update)
+    _show_audit(run, found)
+    click.echo(f"\nwrote {run / AUDIT}" + (f" and {run / SUGGESTED}" if found["reliability"] else ""))
+
+
+def _show_audit(run: Path, found: dict[str, Any]) -> None:
+    pixels = sum(row["truth_pixels"] for row in found["classes"])
+    seen = [row for row in found["classes"] if row["truth_pixels"] or row["label_pixels"]]
+    mean = {"name": "mean", "truth_pixels": None, **found["mean"]}
+    rows = [
+        [
+            row["name"], percent(row["truth_pixels"] / pixels if row["truth_pixels"] is not None else None, 2),
+            *(percent(row[key]) for key in ("precision", "coverage", "iou_kept", "iou")),
+            *(percent(f) for f in row["boundary_f"].values()),
+        ]
+        for row in [*seen, mean]
+    ]  # fmt: skip
+    header = ["class", "truth %", "precision", "coverage", "IoU kept", "IoU"]
+    header += [f"F {distance} px" for distance in mean["boundary_f"]]
+    table(f"{run} against {found['truth']}: {found['images']} images", header, rows, last_is_total=True)
+    if found["reliability"]:
+        rows = [
+            [
+                row["name"], percent(row["ece"]),
+                "–" if row["suggested_threshold"] is None else f"{row['suggested_threshold']:g}",
+                percent(row["suggested_precision"]), percent(row["suggested_kept"]),
+            ]
+            for row in found["classes"] if row["ece"] is not None
+        ]  # fmt: skip
+        rows.append(["all pixels", percent(found["reliability"]["ece"]), "", "", ""])
+        title = f"confidence, and thresholds for precision {percent(found['target_precision'])} %"
+        table(title, ["class", "ECE", "threshold", "precision", "kept %"], rows, last_is_total=True)
+    if found["temperature"]:
+        fitted = found["temperature"]
+        (nll, nll_after), (ece, ece_after) = fitted["nll"], fitted["ece"]
+        click.echo(
+            f"temperature  {fitted['before']:g} → {fitted['fitted']:g}   negative log likelihood {nll:.4f} →"
+            f" {nll_after:.4f}   ECE {percent(ece)} → {percent(ece_after)}"
+        )
+    coarse = [row for row in found["coarse"] if row["coarse_pixels"]]
+    if coarse:
+        rows = [
+            [row["name"], str(row["coarse_pixels"]), percent(row["agreement"]), percent(row["overridden"])]
+            for row in coarse
+        ]
+        table("against human coarse labels, all images", ["class", "coarse pixels", "agrees %", "overridden %"], rows)
+    for note in found["notes"]:
+        click.echo(note)
 
 
 @main.command()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autolabel.manifests.classes import IGNORE, LabelSpace
-from autolabel.manifests.scores import count_pairs
+from autolabel.manifests.scores import count_pairs, shares
 from autolabel.manifests.stores import open_labels
 from autolabel.pipeline.folder import read_about
 
@@ -47,19 +46,19 @@ class Difference:
         columns = {
             "a_pixels": a,
             "b_pixels": b,
-            "a_share": _share(a, a.sum()),
-            "b_share": _share(b, b.sum()),
-            "agreement": _share(both, a + b - both),
-            "lost": _share(lost, a),
-            "gained": _share(gained, b),
-            "moved": _share(a - both - lost, a),
+            "a_share": shares(a, a.sum()),
+            "b_share": shares(b, b.sum()),
+            "agreement": shares(both, a + b - both),
+            "lost": shares(lost, a),
+            "gained": shares(gained, b),
+            "moved": shares(a - both - lost, a),
         }
         return pd.DataFrame(columns, index=pd.Index(self.space.names, name="class"))
 
     @property
     def agreement(self) -> float:
         """Share of the pixels labelled by both that have the same class, NaN without any."""
-        return float(_share(np.trace(self.joint[:-1, :-1]), self.joint[:-1, :-1].sum()))
+        return float(shares(np.trace(self.joint[:-1, :-1]), self.joint[:-1, :-1].sum()))
 
     @property
     def coverage(self) -> tuple[float, float]:
@@ -70,25 +69,19 @@ class Difference:
     @property
     def drift(self) -> float:
         """Total variation distance between the class distributions: 0 the same, 1 nothing in common. NaN without."""
-        shares = self.classes[["a_share", "b_share"]].to_numpy()
-        return float(np.abs(shares[:, 0] - shares[:, 1]).sum() / 2)
+        both = self.classes[["a_share", "b_share"]].to_numpy()
+        return float(np.abs(both[:, 0] - both[:, 1]).sum() / 2)
 
     def moves(self, least: float = 0.01) -> dict[str, list[tuple[str, float]]]:
         """Where A's pixels of a class went, as shares of at least `least`, largest first; most changed class first."""
         names = (*self.space.names, "ignored")
-        shares = _share(self.joint, self.joint.sum(axis=1, keepdims=True))
+        parts = shares(self.joint, self.joint.sum(axis=1, keepdims=True))
         found: dict[str, list[tuple[str, float]]] = {}
-        for row in np.argsort(np.diagonal(shares), kind="stable"):
-            others = [k for k in np.argsort(-shares[row], kind="stable") if k != row and shares[row, k] >= least]
+        for row in np.argsort(np.diagonal(parts), kind="stable"):
+            others = [k for k in np.argsort(-parts[row], kind="stable") if k != row and parts[row, k] >= least]
             if others:
-                found[names[row]] = [(names[k], float(shares[row, k])) for k in others]
+                found[names[row]] = [(names[k], float(parts[row, k])) for k in others]
         return found
-
-
-def _share(part: NDArray[np.int64], whole: NDArray[np.int64] | np.int64) -> NDArray[np.float64]:
-    whole = np.asarray(whole)
-    share: NDArray[np.float64] = np.full(np.broadcast(part, whole).shape, np.nan)
-    return np.divide(part, whole, out=share, where=whole > 0)
 
 
 def compare(run_a: Path, run_b: Path, update: Callable[[int, int], None]) -> Difference:
@@ -107,7 +100,7 @@ def compare(run_a: Path, run_b: Path, update: Callable[[int, int], None]) -> Dif
     shared = [sample_id for sample_id in labels_a if sample_id in labels_b]
     if not shared:
         raise ValueError(f"no image is labelled in both {run_a} ({len(labels_a)}) and {run_b} ({len(labels_b)})")
-    space = LabelSpace.from_json(json.dumps(a["label_space"]))
+    space = LabelSpace.of(a["label_space"])
     joint = np.zeros((256, 256), np.int64)
     identical = 0
     for done, sample_id in enumerate(shared):

@@ -24,11 +24,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests.classes import IGNORE, LabelSpace
-from autolabel.manifests.files import fingerprint_bytes, remove_leftovers, sha256, write_bytes
+from autolabel.manifests.files import fingerprint_bytes, remove_leftovers, write_bytes
 from autolabel.manifests.images import BadImage, colourise, read_image, read_label
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.stores import DamagedLabel, Label, RunLabels, open_labels
 from autolabel.manifests.tables import QUARANTINE_SCHEMA, BadTable, Sample, load_manifest, read_statistics, read_table
+from autolabel.pipeline.folder import find_teacher
 from autolabel.pipeline.stats import Summary, coverage_at, summarise
 from autolabel.teacher.predict import Teacher, load_teacher
 from autolabel.teacher.scales import Average, Combination, Explicit, ExplicitPairs
@@ -163,14 +164,11 @@ def _requested(
 
 def _find_teacher(about: About, named: Path | None, attention: bool) -> tuple[Path | None, str]:
     """The file of the run's teacher, or why there is none. Raises ValueError if the user named another one."""
-    path = named or Path(about["teacher"])
-    if path.is_file() and sha256(path) == about["teacher_sha256"]:
-        return path, ""
-    what = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
-    if named:
-        raise ValueError(f"--teacher {path} {what}: name a file whose sha256 is {about['teacher_sha256']}")
+    found, why = find_teacher(about, named)
+    if found:
+        return found, ""
     missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"
-    return None, f"{missing}: {path} {what}. Name it where it is now: autolabel report … --teacher FILE"
+    return None, f"{missing}: {why}. Name it where it is now: autolabel report … --teacher FILE"
 
 
 def _find_asked(about: About) -> tuple[Asked | None, str]:
