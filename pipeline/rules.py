@@ -140,11 +140,11 @@ class Rules:
             marks[policy.region.box(*codes.shape)] = _INSIDE
         if policy.boundary:
             top = codes // self.levels
-            marks[near_boundary(top, policy.boundary) & (marks == _INSIDE)] = _NEAR
+            np.putmask(marks, near_boundary(top, policy.boundary) & (marks == _INSIDE), _NEAR)
         if policy.min_region:
-            own = self._teacher[codes]  # the table begins with the cases of unmarked pixels
-            own[marks != _INSIDE] = IGNORE
-            marks[small_pieces(own, policy.min_region)] = _PIECE
+            own = self._teacher.take(codes)  # the table begins with the cases of unmarked pixels
+            np.putmask(own, marks != _INSIDE, IGNORE)
+            np.putmask(marks, small_pieces(own, policy.min_region), _PIECE)
         return marks
 
 
@@ -166,12 +166,12 @@ def near_boundary(top: Codes, width: int) -> NDArray[np.bool_]:
 
 def _slide(pick: np.ufunc, values: Codes, width: int, axis: int) -> Codes:
     """The least or greatest value within `width` along an axis; what lies outside the image counts for nothing."""
-    turned = np.moveaxis(values, axis, 0)
-    found = turned.copy()
-    for step in range(1, min(width, len(turned) - 1) + 1):
-        pick(found[step:], turned[:-step], out=found[step:])
-        pick(found[:-step], turned[step:], out=found[:-step])
-    return np.moveaxis(found, 0, axis)
+    found, before = values.copy(), (slice(None),) * axis
+    for step in range(1, min(width, values.shape[axis] - 1) + 1):
+        later, earlier = (*before, slice(step, None)), (*before, slice(None, -step))
+        pick(found[later], values[earlier], out=found[later])
+        pick(found[earlier], values[later], out=found[earlier])
+    return found
 
 
 def small_pieces(label: Label, fewest: int) -> NDArray[np.bool_]:
@@ -179,4 +179,5 @@ def small_pieces(label: Label, fewest: int) -> NDArray[np.bool_]:
     pieces = cc3d.connected_components(label + np.uint8(1), connectivity=4)  # 255 becomes 0, which cc3d leaves out
     few = np.bincount(pieces.ravel()) < fewest
     few[0] = False
-    return few[pieces]
+    small: NDArray[np.bool_] = few.take(pieces)
+    return small

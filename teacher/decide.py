@@ -116,11 +116,10 @@ def count(winners: Tensor, confidences: Tensor, classes: int) -> tuple[Tensor, T
 def encode(winners: Tensor, confidences: Tensor, classes: int, edges: Sequence[float]) -> Tensor:
     """The codes of `Prediction`, from top classes, their probabilities, and ascending edges."""
     levels = len(edges) + 1
-    codes = winners if classes * levels <= 256 else winners.short()
-    codes = codes * levels
+    level, exceeds = torch.zeros_like(winners), torch.empty_like(winners, dtype=torch.bool)
     for edge in edges:
-        codes += confidences > edge
-    return codes
+        level += torch.gt(confidences, edge, out=exceeds).view(torch.uint8)
+    return (winners if classes * levels <= 256 else winners.short()) * levels + level
 
 
 def keep(codes: NDArray[np.uint8] | NDArray[np.int16], classes: int) -> NDArray[np.uint8]:
