@@ -143,7 +143,7 @@ def test_the_way_that_feeds_a_gpu_loses_no_image_and_keeps_their_order(drive: Pa
         for batched, alone in zip(in_batches, one_by_one, strict=True):
             assert batched.row["status"] == alone.row["status"]
             assert batched.row.get("reason") == alone.row.get("reason")
-            if batched.encoded is not None and alone.encoded is not None:
+            if batched.encoded and alone.encoded:
                 # Another batch size, other last bits: a pixel may lie on the other side of the threshold.
                 assert abs(batched.row["labelled_pixels"] - alone.row["labelled_pixels"]) < 20
         assert [x.row["status"] for x in in_batches].count("quarantined") == (
