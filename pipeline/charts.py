@@ -106,25 +106,29 @@ def fates(classes: pa.Table, space: LabelSpace) -> Rows:
     return rows
 
 
-def policy_facts(policy: Mapping[str, Any]) -> Facts:
-    """Every rule that turned confidence into labels, in words."""
-    facts = [("Threshold", f"{policy['threshold']:g}: a pixel keeps its most likely class above it")]
-    if policy.get("name"):
-        facts.insert(0, ("Name", policy["name"]))
+def policy_facts(about: About) -> Facts:
+    """Everything that turned an image into a label, in words."""
+    policy = about["policy"]
+    combine = "mean of the logits" if about.get("combine") == "average" else "as the network has learnt"
+    facts = [("Name", policy["name"])] if policy.get("name") else []
+    facts += [
+        ("Scales", ", ".join(f"{scale:g}×" for scale in about["scales"]) + (" and mirrored" if about["flip"] else "")),
+        ("Combined", combine),
+        ("Threshold", f"{policy['threshold']:g}: a pixel keeps its most likely class above it"),
+    ]
     if "thresholds" in policy:
         own = ", ".join(f"{name} {value:g}" for name, value in policy["thresholds"].items())
         facts.append(("Of classes", own or "the same for all"))
-    if policy.get("temperature", 1.0) != 1:
+    if policy.get("temperature", 1) != 1:
         facts.append(("Temperature", f"{policy['temperature']:g}: logits are divided by it"))
+    if policy.get("region"):
+        facts.append(("Region", ", ".join(f"{name} {_plain(value)}" for name, value in policy["region"].items())))
+    if policy.get("boundary"):
+        facts.append(("Boundary", f"{policy['boundary']} px around it are ignored"))
+    if policy.get("min_region"):
+        facts.append(("Regions", f"of less than {policy['min_region']} px are ignored"))
     if "coarse" in policy:
         facts.append(("Human labels", _coarse_rules(policy)))
-    if "region" in policy:
-        region = policy["region"] or {}
-        facts.append(("Region", ", ".join(f"{name} {_plain(value)}" for name, value in region.items()) or "all"))
-    for key, name, says in (("boundary", "Boundary", "around it is ignored"), ("min_region", "Regions", "at least")):
-        if policy.get(key):
-            text = f"{policy[key]} px {says}" if key == "boundary" else f"{says} {policy[key]} px, or ignored"
-            facts.append((name, text))
     return facts
 
 

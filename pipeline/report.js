@@ -132,7 +132,7 @@ const label = (kind) => viewer.querySelector(`[data-kind="${kind}"]`).dataset.la
 // What is beside the picture: its numbers, and the legend of its layer.
 function describe(kind) {
   const facts = [
-    ["Rank by trust", `${current.rank}`],
+    ["Rank, worst first", `${current.rank} of ${gallery.images}`],
     ["Trust", score(current.trust)],
     ["Mean confidence", score(current.confidence)],
     ["Agreement", percent(current.agreement)],

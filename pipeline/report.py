@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -122,15 +121,17 @@ def write_report(
             space=space,
             cards=cards,
             folder=pictures.name,
-            gallery=_gallery(cards, space, pictures.name),
-            class_counts=[sum(any(i == c and auto for i, auto, _ in card["classes"]) for card in cards) for c in range(len(space))],
+            gallery=_gallery(cards, space, pictures.name, len(ranked)),
+            class_counts=[
+                sum(any(i == c and auto for i, auto, _ in card["classes"]) for card in cards) for c in range(len(space))
+            ],
             groups=sorted(Counter(card["group"] for card in cards).items()),
             all_kinds=KINDS,
             kinds=[kind for kind in KINDS if any(kind in one.pictures.kinds for one in drawn)],
             by_scale=[(card, one.views) for card, one in zip(cards, drawn, strict=True) if one.views],
             weights=_weights(network.combination) if several and network else "",
             quarantine=quarantine,
-            policy=charts.policy_facts(about["policy"]),
+            policy=charts.policy_facts(about),
             throughput=charts.throughput(table, about),
             histograms=charts.class_histograms(rows, space, about["policy"]),
             fates=charts.fates(rows, space),
@@ -355,11 +356,11 @@ def _cards(
     ]
 
 
-def _gallery(cards: Sequence[dict[str, Any]], space: LabelSpace, folder: str) -> dict[str, Any]:
+def _gallery(cards: Sequence[dict[str, Any]], space: LabelSpace, folder: str, images: int) -> dict[str, Any]:
     """What the script of the page needs to know, as JSON."""
 
     def number(value: float) -> float | None:
-        return None if math.isnan(value) else round(float(value), 4)
+        return None if math.isnan(value) else round(float(value), 6)
 
     def card(one: dict[str, Any]) -> dict[str, Any]:
         pixels = one["height"] * one["width"]
@@ -381,6 +382,7 @@ def _gallery(cards: Sequence[dict[str, Any]], space: LabelSpace, folder: str) ->
 
     return {
         "folder": folder,
+        "images": images,
         "classes": [[c.name, f"rgb{c.colour}"] for c in space.classes],
         "cards": [card(one) for one in cards],
     }
