@@ -10,6 +10,7 @@ import base64
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,7 +19,6 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests.classes import IGNORE, LabelSpace
-from autolabel.manifests.files import write_bytes
 from autolabel.manifests.images import BadImage, colourise, read_image, read_label
 from autolabel.manifests.stores import DamagedLabel, Label
 from autolabel.manifests.tables import Sample
@@ -138,8 +138,9 @@ def from_levels(level: NDArray[np.uint8], edges: Sequence[float]) -> Confidence:
 
     Level k holds the confidences above the k-th edge, as the run's confidence store keeps them.
     """
-    whole = np.array([0.0, *edges, 1.0])
-    return ((whole[:-1] + whole[1:]) / 2).astype(np.float32)[level]
+    whole = [0.0, *edges, 1.0]
+    middles: Confidence = np.array([(low + high) / 2 for low, high in pairwise(whole)], np.float32)
+    return middles[level]
 
 
 def disagreement(coarse: Label, auto: Label) -> NDArray[np.uint8]:
@@ -171,6 +172,15 @@ def _webp(image: Image.Image, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, "WEBP", **options)
     return buffer.getvalue()
+
+
+def write_picture(path: Path, data: bytes) -> None:
+    """Write a file that no page shows yet. Not forced to disk, which takes most of the time: it can be drawn again."""
+    try:
+        path.write_bytes(data)
+    except OSError as error:
+        error.filename = str(path)  # a full disk does not say where
+        raise
 
 
 def write_pictures(folder: Path, stem: str, seen: Seen, space: LabelSpace) -> Drawn:
@@ -206,8 +216,8 @@ def write_pictures(folder: Path, stem: str, seen: Seen, space: LabelSpace) -> Dr
     elif seen.coarse is not None:
         missing["disagreement"] = str(seen.coarse if isinstance(seen.coarse, Missing) else seen.auto)
     for kind, data in layers.items():
-        write_bytes(folder / f"{stem}-{kind}.webp", data)
-    write_bytes(folder / f"{stem}-ids.js", _ids_script(stem, seen))
+        write_picture(folder / f"{stem}-{kind}.webp", data)
+    write_picture(folder / f"{stem}-ids.js", _ids_script(stem, seen))
     return Drawn(stem, tuple(kind for kind in KINDS if kind in layers), thumb, missing, shares)
 
 

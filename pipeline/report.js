@@ -48,7 +48,7 @@ function cover() {
   const kind = $("layer").value;
   for (const card of cards) {
     const over = card.item.querySelector(".over");
-    if (over) over.hidden = !card.kinds.includes(kind);
+    if (over) over.hidden = kind === "photograph" || !card.kinds.includes(kind);
     if (over && !over.hidden) over.src = file(card, kind);
   }
 }

@@ -57,6 +57,7 @@ from autolabel.pipeline.pictures import (
     encode_flat,
     encode_smooth,
     photograph,
+    write_picture,
     write_pictures,
 )
 from autolabel.pipeline.stats import summarise
@@ -295,7 +296,7 @@ class Painter:
 
         def written(kind: str, scale: float | None, drawn: Image.Image, encoded: bytes, **more: Any) -> View:
             name = f"{stem}-{kind}{'' if scale is None else f'-{scale:g}'}.webp"
-            write_bytes(self._folder / name, encoded)
+            write_picture(self._folder / name, encoded)
             return View(kind, f"{self._folder.name}/{name}", drawn.size, scale, **more)
 
         views: list[View] = []
@@ -344,15 +345,15 @@ def _cards(
     for row in ours.select(["sample_id", "class_id", "pixels", "coarse_pixels"]).to_pylist():
         if row["pixels"] or row["coarse_pixels"]:
             named.setdefault(row["sample_id"], []).append((row["class_id"], row["pixels"], row["coarse_pixels"]))
-    statistics = ranked.loc[list(wanted)].reset_index().to_dict("records")
     return [
         {
-            **row,
-            "group": samples[row["sample_id"]].group,
-            "classes": sorted(named.get(row["sample_id"], []), key=lambda c: -c[1]),
+            "sample_id": sample_id,
+            **{str(column): value for column, value in row.items()},
+            "group": samples[sample_id].group,
+            "classes": sorted(named.get(sample_id, []), key=lambda c: -c[1]),
             "pictures": one.pictures,
         }
-        for row, one in zip(statistics, drawn, strict=True)
+        for sample_id, row, one in zip(wanted, ranked.loc[list(wanted)].to_dict("records"), drawn, strict=True)
     ]
 
 
