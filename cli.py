@@ -15,12 +15,14 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD
+from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
 from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
 
 if TYPE_CHECKING:
     from autolabel.manifests.layouts import Account
     from autolabel.manifests.tables import Manifest
+    from autolabel.pipeline.progress import Progress
+    from autolabel.pipeline.run import Result
     from autolabel.student.train import StepReport
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
@@ -212,6 +214,16 @@ combine_option = click.option(
     "--combine", type=click.Choice(COMBINE), default=COMBINE[0], show_default=True,
     help="How scales are combined: as the network learnt to, or the mean of their logits.",
 )  # fmt: skip
+
+
+def parse_policy(_: click.Context, __: click.Parameter, text: str | None) -> Policy | None:
+    """A preset or a file."""
+    return None if text is None else load_policy(text)
+
+
+policy_option = click.option(
+    "--policy", metavar="P.toml", callback=parse_policy, help=f"Or a preset: {', '.join(PRESETS)}. See docs/policy.md."
+)
 batch_option = click.option("--batch-size", type=int, default=4, show_default=True)
 crop_option = click.option("--crop", callback=parse_crop, help="HxW. [default: the images' size, up to 512x1024]")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
@@ -515,7 +527,9 @@ def _spread(mean: float, deviation: float, seeds: int) -> str:
 @click.option("--scales", default=numbers(SCALES), show_default=True, callback=parse_scales)
 @click.option("--flip", is_flag=True, help="Average with the mirrored image.")
 @combine_option
-@click.option("--threshold", type=float, default=THRESHOLD, show_default=True, help="Keep a label where p exceeds it.")
+@click.option("--threshold", type=float, help=f"Keep a label where p exceeds it. [default: {PAPER.threshold:g}]")
+@policy_option
+@click.option("--keep-confidence", type=int, metavar="LEVELS", help="Keep it too, in so many levels, for `relabel`.")
 @click.option("--store", type=click.Choice(STORES), default=STORES[0], show_default=True)
 @click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
 @click.option("--address", help="Ray cluster to use. [default: $RAY_ADDRESS, else a private Ray on this machine]")
@@ -529,28 +543,41 @@ def _spread(mean: float, deviation: float, seeds: int) -> str:
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
 @click.option("--plan", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
-def generate(manifest_path: Path, address: str | None, plan: bool, **options: Any) -> None:
+def generate(
+    manifest_path: Path, threshold: float | None, policy: Policy | None, address: str | None, plan: bool, **options: Any
+) -> None:
     """Label the images of a manifest.
 
     autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto
     """
-    from autolabel.pipeline.progress import Progress
     from autolabel.pipeline.run import generate as run_labelling
 
-    job = LabelJob(manifest=manifest_path, **options)
+    if policy is not None and threshold is not None:
+        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
+    if policy is None:
+        policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
+    job = LabelJob(manifest=manifest_path, policy=policy, **options)
     if plan:
         _show_plan(job, address)
         return
     with progress("labelling") as update:
+        result = run_labelling(job, _labelling_note(update), update.say, address)
+    _show_result(job, result)
 
-        def report(now: Progress) -> None:
-            parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
-            parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
-            parts += [f"{now.quarantined} quarantined"] if now.quarantined else []
-            parts += [f"{now.workers} worker{'s' if now.workers > 1 else ''}"] if now.workers else []
-            update(now.before + now.done, now.before + now.wanted, "  ".join(parts), now.images_per_s)
 
-        result = run_labelling(job, report, update.say, address)
+def _labelling_note(update: Reporter) -> Callable[[Progress], None]:
+    def report(now: Progress) -> None:
+        parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
+        parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
+        parts += [f"{now.quarantined} quarantined"] if now.quarantined else []
+        parts += [f"{now.workers} worker{'s' if now.workers > 1 else ''}"] if now.workers else []
+        update(now.before + now.done, now.before + now.wanted, "  ".join(parts), now.images_per_s)
+
+    return report
+
+
+def _show_result(job: LabelJob, result: Result) -> None:
+    """Print the accounts of a labelling run; leave as its outcome demands."""
     accounts = result.accounts
     click.echo(
         f"{accounts.asked} samples: {accounts.labelled} labelled, {accounts.quarantined} quarantined,"
@@ -604,6 +631,25 @@ def _show_plan(job: LabelJob, address: str | None) -> None:
     if found.images_per_s:
         rows = [[str(n), f"{n * found.images_per_s:.1f}", _duration(3600 * found.hours(n))] for n in found.workers]
         table("expected, if workers do not hold each other up", ["workers", "images/s", "h:min:s"], rows)
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@policy_option
+@click.option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
+@click.option("--workers", type=int, help="Threads. [default: one per core]")
+def relabel(run: Path, policy: Policy | None, out: Path, workers: int | None) -> None:
+    """Label a run's images again by another policy, from its kept confidence, without the teacher.
+
+    autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
+    """
+    from autolabel.pipeline.relabel import relabel as relabel_run
+
+    if policy is None:
+        raise Failure("missing --policy: expected a preset or a TOML file")
+    with progress("relabelling") as update:
+        job, result = relabel_run(run, policy, out, _labelling_note(update), update.say, workers)
+    _show_result(job, result)
 
 
 @main.command()

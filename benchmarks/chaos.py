@@ -34,7 +34,7 @@ import pyarrow.parquet as pq
 from autolabel.manifests.files import sha256
 from autolabel.manifests.layouts import scan_cityscapes
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.stores import PNG, ZARR, DamagedLabel, open_labels
+from autolabel.manifests.stores import LABELS, DamagedLabel, open_labels, zarr_folder
 from autolabel.manifests.tables import STATISTICS, save_manifest
 from autolabel.pipeline.folder import read_about
 from autolabel.pipeline.label import DEATHS
@@ -180,7 +180,7 @@ def differences(run: Path, quiet: Path) -> list[str]:
     found += [
         f"{name} has other bytes"
         for name in expected.keys() & there.keys()
-        if name.startswith((f"{ZARR}/", f"{PNG}/")) and expected[name] != there[name]
+        if name.startswith((f"{zarr_folder(LABELS)}/", f"{LABELS}/")) and expected[name] != there[name]
     ]
     tables = ("manifest.parquet", "quarantine.parquet", *(f"stats/{name}.parquet" for name in STATISTICS))
     found += [f"the rows of {name} differ" for name in tables if _rows(run / name) != _rows(quiet / name)]

@@ -39,7 +39,15 @@ from autolabel.manifests import stores
 from autolabel.manifests.classes import CITYSCAPES, IGNORE
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.scenes import draw_scene
-from autolabel.manifests.stores import ZARR, bucket_of, create_zarr, encode_zarr, read_zarr, write_zarr_shard
+from autolabel.manifests.stores import (
+    LABELS,
+    bucket_of,
+    create_zarr,
+    encode_zarr,
+    read_zarr,
+    write_zarr_shard,
+    zarr_folder,
+)
 
 SHARD, TURNS, CROPS = 64, 5, 240
 CROP = (512, 1024)
@@ -166,8 +174,8 @@ def measure(maps: list[Label], scratch: Path) -> None:
     """All tables, for label maps of one size."""
     torch.set_num_threads(1)
     rows, (height, width), bucket = list(islice(cycle(maps), SHARD)), maps[0].shape, bucket_of(*maps[0].shape)
-    array = scratch / ZARR / bucket
-    create_zarr(scratch / ZARR, {bucket: SHARD}, SHARD, {})
+    array = scratch / zarr_folder(LABELS) / bucket
+    create_zarr(scratch / zarr_folder(LABELS), {bucket: SHARD}, SHARD, {})
     encoders = {"PNG, Pillow": pillow_png, "PNG, Pillow, optimised": optimised_png, "PNG, ours": encode_label}
     pngs = {name: [encode(label) for label in maps] for name, encode in encoders.items()}
     size = {name: float(np.mean([len(png) for png in found])) for name, found in pngs.items()}

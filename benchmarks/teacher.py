@@ -34,10 +34,10 @@ from PIL import Image
 from torch import Tensor
 
 from autolabel.manifests.classes import CITYSCAPES
-from autolabel.manifests.stores import ZARR, Frames, create_zarr, encode_zarr, write_zarr_shard
+from autolabel.manifests.stores import LABELS, Frames, create_zarr, encode_zarr, write_zarr_shard, zarr_folder
 from autolabel.pipeline.label import centroids, class_numbers, image_numbers
 from autolabel.teacher.build import build
-from autolabel.teacher.decide import LabelStatistics, count, keep, top_classes
+from autolabel.teacher.decide import LabelStatistics, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks import OCRNet
 from autolabel.teacher.predict import Teacher, normalise
@@ -125,9 +125,11 @@ def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Pixels, Labe
     device = parts[0].logits.device
     field = Hierarchical(8, 8).mix(parts, size)
     winners, confidences = top_classes(field, 1, CLASSES, device)
-    label = keep(winners, confidences, THRESHOLD)[0].cpu().numpy()
-    cells, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], CLASSES, THRESHOLD))
-    return label, LabelStatistics.of(cells, sums), label.nbytes + cells.nbytes + sums.nbytes
+    codes = encode(winners, confidences, CLASSES, (THRESHOLD,))[0].cpu().numpy()
+    histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], CLASSES))
+    label = keep(codes, CLASSES)
+    pixels = np.bincount(label.ravel(), minlength=256)[:CLASSES]
+    return label, LabelStatistics(pixels, histogram, sums), codes.nbytes + histogram.nbytes + sums.nbytes
 
 
 def after_the_network(size: tuple[int, int], device: torch.device) -> None:
@@ -140,7 +142,7 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
         ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         folder = Path(name)
-        create_zarr(folder / ZARR, {"b1024x2048": shard}, shard, {})
+        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard, {})
 
         def plain() -> tuple[Pixels, int]:
             with torch.no_grad():
@@ -155,7 +157,7 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
 
         def ours() -> list[tuple[Pixels, int, Frames]]:
             found = list(pool.map(one, range(shard))) if device.type == "cpu" else [one(i) for i in range(shard)]
-            write_zarr_shard(folder / ZARR / "b1024x2048", 0, shard, [frames for _, _, frames in found])
+            write_zarr_shard(folder / zarr_folder(LABELS) / "b1024x2048", 0, shard, [frames for _, _, frames in found])
             return found
 
         (label, plain_bytes), (our_label, our_bytes, _) = plain(), ours()[0]
@@ -300,7 +302,7 @@ def on_gpu(size: tuple[int, int]) -> None:
             torch.cuda.reset_peak_memory_stats()
 
             def label(batch: int = batch, flip: bool = flip, images: Pixels = images) -> None:
-                list(teacher.label_in_batches(images, batch, THRESHOLD, SCALES, flip))
+                list(teacher.predict_in_batches(images, batch, (THRESHOLD,), SCALES, flip))
 
             label()
             each = seconds(label) / len(images)

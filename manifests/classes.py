@@ -91,6 +91,11 @@ class LabelSpace:
         return json.dumps({"name": self.name, "labels": labels})
 
     @classmethod
+    def of(cls, document: dict[str, Any]) -> LabelSpace:
+        """From the parsed JSON that manifests and runs hold. Raises ValueError with what is wrong."""
+        return cls.from_json(json.dumps(document))
+
+    @classmethod
     def from_json(cls, text: str, name: str = "custom") -> LabelSpace:
         """Read the form of Mapillary Vistas' `config.json`: {"labels": [{"name", "color", "evaluate"?, "ids"?}, …]}.
 

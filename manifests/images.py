@@ -91,10 +91,11 @@ def read_image(path: Path) -> NDArray[np.uint8]:
     return decode_image(path.read_bytes())
 
 
-def decode_label(data: bytes, space: LabelSpace, ids: str) -> NDArray[np.uint8]:
+def decode_label(data: bytes, space: LabelSpace | None, ids: str) -> NDArray[np.uint8]:
     """Bytes of an 8-bit single-channel PNG -> (H, W) uint8 train ids.
 
-    `ids` says what the file holds: "source" ids, mapped by the label space's table, or "train" ids.
+    `ids` says what the file holds: "source" ids, mapped by the label space's table, or "train" ids. Without a
+    label space its bytes are taken as they are.
     Raises BadImage, also for ids that the label space does not know.
     """
     opened = _open(data)
@@ -103,6 +104,8 @@ def decode_label(data: bytes, space: LabelSpace, ids: str) -> NDArray[np.uint8]:
         raise BadImage(f"a {opened.format} file: expected a PNG holding one class id a pixel")
     _verify(_open(data))
     stored = np.asarray(_decode(opened, upright=False))
+    if space is None:
+        return stored
     unknown = unknown_ids(stored, space, ids)
     if unknown:
         raise BadImage(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)")

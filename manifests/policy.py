@@ -1,16 +1,33 @@
-"""How predictions become a label: which scales are looked at, how they are combined, and the threshold to pass.
+"""How predictions become a label: which scales are looked at, how they are combined, and the policy that decides.
 
 Kept apart from the network, and light to import, because the command line, the teacher and the run's record all name
-these numbers.
+these numbers. A policy is data: a TOML file that anyone can read, copied into `run.json`. pipeline/rules.py applies it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import difflib
+import json
+import math
+import tomllib
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from autolabel.manifests.classes import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
 COMBINE = ("network", "average")  # scales are combined as the network has learnt to, or their logits are averaged
 THRESHOLD = 0.5  # the article's and the published code's; the paper's text says 0.9
+COARSE_RULES = ("ignore", "agree", "union", "human-wins", "teacher-wins")
+UNITS = ("pixels", "fractions")  # of a region
+LEVELS = (2, 32)  # fewest and most levels of confidence that can be kept
+# Which thresholds are worth keeping beside those in force, the most likely asked for first.
+_WORTH_KEEPING = (
+    *(0.5, 0.9, 0.7, 0.8, 0.95, 0.6, 0.3, 0.99, 0.4, 0.85, 0.75, 0.65, 0.98, 0.2, 0.55, 0.45, 0.35, 0.97, 0.25, 0.1),
+    *(0.96, 0.92, 0.88, 0.82, 0.78, 0.72, 0.68, 0.62, 0.15, 0.05, 0.995),
+)
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
@@ -27,3 +44,243 @@ def check_threshold(threshold: float) -> float:
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold {threshold:g}: expected a probability in [0, 1), such as {THRESHOLD:g}")
     return threshold
+
+
+@dataclass(frozen=True)
+class Region:
+    """Where the teacher is heard: from the first of two rows up to the second, which is outside; columns likewise.
+
+    In pixels, or in fractions of an image's height and width, which are rounded to the nearest pixel.
+    """
+
+    rows: tuple[float, float]
+    columns: tuple[float, float]
+    unit: str = UNITS[0]
+
+    def __post_init__(self) -> None:
+        if self.unit not in UNITS:
+            raise ValueError(f"region unit {self.unit!r}: expected {' or '.join(UNITS)}")
+        for name in ("rows", "columns"):
+            first, end = ends = tuple(getattr(self, name))
+            whole = self.unit == "fractions" or all(float(x).is_integer() for x in ends)
+            if not (whole and 0 <= first < end and (end <= 1 or self.unit == "pixels")):
+                expected = "two fractions in 0..1" if self.unit == "fractions" else "two whole numbers, 0 or more"
+                raise ValueError(f"region {name} {list(ends)}: expected {expected}, the first less than the second")
+            object.__setattr__(self, name, ends)
+
+    def box(self, height: int, width: int) -> tuple[slice, slice]:
+        """The rows and columns inside. Raises ValueError if it is not all inside an image of this size."""
+        (top, bottom), (left, right) = self.rows, self.columns
+        if self.unit == "fractions":
+            top, bottom, left, right = round(top * height), round(bottom * height), round(left * width), right * width
+        if bottom > height or right > width:
+            raise ValueError(
+                f"region of rows {top:g}..{bottom:g} and columns {left:g}..{right:g} leaves an image of"
+                f" {height} rows and {width} columns: give it in fractions, or label these images in a run of their own"
+            )
+        return slice(int(top), int(bottom)), slice(int(left), round(right))
+
+
+@dataclass(frozen=True)
+class Policy:
+    """Every rule that turns confidences into a label. Rules are applied in this order, and the first that drops a pixel
+    of the teacher names its fate; the coarse label is asked last and may decide any pixel anew.
+
+    1. region: outside it the teacher is not heard.
+    2. temperature, threshold, thresholds (by class): a pixel keeps its top class where softmax(logits / temperature)
+       of it exceeds the class's threshold.
+    3. boundary: pixels no further than so many from another top class (rows and columns apart) are dropped.
+    4. min_region: what is left of the teacher's label, in pieces (4-connected, one class) of fewer pixels, is dropped.
+    5. coarse, coarse_rules (by class): what the human coarse label counts where it names a class.
+       ignore        nothing
+       agree         the teacher's class is dropped where the two differ, if either of the two classes has this rule
+       union         the pixel is the human's class, if the teacher's confidence there exceeds that class's threshold,
+                     else dropped; in images where the teacher sees the class somewhere inside the region
+       human-wins    the pixel is the human's class
+       teacher-wins  the pixel is the human's class where the teacher has none
+
+    Raises ValueError, naming the value.
+    """
+
+    name: str = ""
+    threshold: float = THRESHOLD
+    thresholds: dict[str, float] = field(default_factory=dict)
+    temperature: float = 1.0
+    region: Region | None = None
+    boundary: int = 0
+    min_region: int = 0
+    coarse: str = COARSE_RULES[0]
+    coarse_rules: dict[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_threshold(self.threshold)
+        for name, threshold in self.thresholds.items():
+            try:
+                check_threshold(threshold)
+            except ValueError as error:
+                raise ValueError(f"class {name!r}: {error}") from error
+        if not 0.05 <= self.temperature <= 20:
+            raise ValueError(f"temperature {self.temperature:g}: expected a number from 0.05 to 20")
+        for name, most in (("boundary", 64), ("min_region", 1 << 20)):
+            if not 0 <= getattr(self, name) <= most:
+                raise ValueError(f"{name} {getattr(self, name)}: expected 0 to {most} pixels")
+        for rule in (self.coarse, *self.coarse_rules.values()):
+            if rule not in COARSE_RULES:
+                raise ValueError(f"coarse rule {rule!r}: expected one of {', '.join(COARSE_RULES)}")
+        if not self.name:
+            object.__setattr__(self, "name", f"threshold {self.threshold:g}")
+
+    @property
+    def asks_human(self) -> bool:
+        """Whether the coarse label counts for anything."""
+        return set(self.coarse_rules.values()) | {self.coarse} != {"ignore"}
+
+    def require(self, space: LabelSpace) -> None:
+        """Raise ValueError if a rule names a class that the label space does not have."""
+        for name in (*self.thresholds, *self.coarse_rules):
+            if name not in space.names:
+                close = difflib.get_close_matches(name, space.names, 1)
+                hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(space.names)}"
+                raise ValueError(f"policy {self.name!r}: {name!r} is no class of label space {space.name!r}: {hint}")
+
+    def class_thresholds(self, space: LabelSpace) -> list[float]:
+        """The threshold of every class, by train id."""
+        return [self.thresholds.get(name, self.threshold) for name in space.names]
+
+    def edges(self, space: LabelSpace, keep_confidence: int | None = None) -> tuple[float, ...]:
+        """The confidences that must be told apart, ascending: this policy's thresholds, and more up to so many levels.
+
+        Raises ValueError if they make more levels than are to be kept.
+        """
+        needed = set(self.class_thresholds(space))
+        if keep_confidence is None:
+            return tuple(sorted(needed))
+        if keep_confidence <= len(needed):
+            raise ValueError(
+                f"keep-confidence {keep_confidence}: policy {self.name!r} has {len(needed)} different thresholds,"
+                f" which need {len(needed) + 1} levels or more"
+            )
+        for edge in _WORTH_KEEPING:
+            if len(needed) + 1 < keep_confidence and all(abs(edge - other) > 0.004 for other in needed):
+                needed.add(edge)
+        return tuple(sorted(needed))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every rule, as `run.json` holds it."""
+        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+
+    def to_toml(self, comments: dict[str, str] | None = None) -> str:
+        """A file that `load_policy` reads; rules that change nothing are left out.
+
+        comments: by class, what to say of its threshold.
+        """
+        plain = Policy()
+        lines = [f"name = {_quoted(self.name)}", f"threshold = {self.threshold!r}"]
+        lines += [
+            f"{key} = {getattr(self, key)!r}" for key in _NUMBERS[1:] if getattr(self, key) != getattr(plain, key)
+        ]
+        if self.coarse != plain.coarse:
+            lines.append(f"coarse = {_quoted(self.coarse)}")
+        if self.thresholds:
+            lines += ["", "[thresholds]"]
+            for name, threshold in self.thresholds.items():
+                lines += [f"# {comments[name]}"] if comments and name in comments else []
+                lines.append(f"{_quoted(name)} = {threshold!r}")
+        if self.region:
+            lines += ["", "[region]", f"unit = {_quoted(self.region.unit)}", f"rows = {list(self.region.rows)}"]
+            lines.append(f"columns = {list(self.region.columns)}")
+        if self.coarse_rules:
+            lines += ["", "[coarse_rules]"]
+            lines += [f"{_quoted(name)} = {_quoted(rule)}" for name, rule in self.coarse_rules.items()]
+        return "\n".join(lines) + "\n"
+
+
+_NUMBERS = ("threshold", "temperature", "boundary", "min_region")
+_KEYS: dict[str, tuple[type, ...]] = {
+    "name": (str,),
+    "threshold": (int, float),
+    "thresholds": (dict,),
+    "temperature": (int, float),
+    "region": (dict,),
+    "boundary": (int,),
+    "min_region": (int,),
+    "coarse": (str,),
+    "coarse_rules": (dict,),
+}
+_WORDS = {str: "a text", dict: "a table", float: "a number", int: "a whole number", list: "a list"}
+
+
+def _quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def policy_of(document: dict[str, Any]) -> Policy:
+    """A policy from `Policy.to_dict` or a parsed TOML file. Raises ValueError naming the key and what was expected."""
+    _require_keys(document, _KEYS, "")
+    for name, value in document.get("thresholds", {}).items():
+        _require_type(value, (int, float), f"thresholds.{name}")
+    region = document.get("region")
+    if region is not None:
+        _require_keys(region, {"rows": (list,), "columns": (list,), "unit": (str,)}, "region.")
+        missing = [key for key in ("rows", "columns") if key not in region]
+        if missing:
+            raise ValueError(f"region has no {missing[0]}: expected rows and columns, such as rows = [15, 840]")
+        for key in ("rows", "columns"):
+            if len(region[key]) != 2:
+                raise ValueError(f"region.{key} {region[key]}: expected two numbers")
+            for value in region[key]:
+                _require_type(value, (int, float), f"region.{key}")
+        document = document | {"region": Region(**{**region, **{k: tuple(region[k]) for k in ("rows", "columns")}})}
+    rules = [f"coarse_rules.{name}" for name, rule in document.get("coarse_rules", {}).items() if type(rule) is not str]
+    if rules:
+        raise ValueError(f"{rules[0]}: expected one of {', '.join(COARSE_RULES)}")
+    return Policy(**document)
+
+
+def _require_keys(table: dict[str, Any], known: dict[str, tuple[type, ...]], prefix: str) -> None:
+    for key, value in table.items():
+        if key not in known:
+            close = difflib.get_close_matches(key, known, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
+            raise ValueError(f"unknown key {prefix + key!r}: {hint}")
+        if not (key == "region" and value is None):
+            _require_type(value, known[key], prefix + key)
+
+
+def _require_type(value: Any, types: tuple[type, ...], where: str) -> None:
+    if type(value) not in types or (isinstance(value, float) and not math.isfinite(value)):
+        raise ValueError(f"{where} = {value!r}: expected {_WORDS[types[-1]]}")
+
+
+def load_policy(name_or_file: str) -> Policy:
+    """A preset by name, or a policy from a TOML file; an unnamed one is called as its file.
+
+    Raises ValueError naming file, key and what was expected.
+    """
+    if name_or_file in PRESETS:
+        return PRESETS[name_or_file]
+    path = Path(name_or_file)
+    if not path.is_file():
+        raise ValueError(f"policy {name_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a file that exists")
+    try:
+        return policy_of({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
+    except ValueError as error:  # also what tomllib and the decoder raise
+        raise ValueError(f"{path}: {error}") from error
+
+
+def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """The rules (but not the name) in which two policies differ, of `to_dict`: (key, before, now)."""
+    for key in (f.name for f in fields(Policy)):
+        if key != "name" and before.get(key) != now.get(key):
+            yield key, before.get(key), now.get(key)
+
+
+PAPER = Policy("paper")
+# What the published training code makes of its own dump (its loader: NVIDIA's semantic-segmentation, 2020). It compares
+# 8-bit probabilities, and does so after the union; rows 15..839 and columns 14..2029 of 1024 x 2048 are looked at.
+REFERENCE = Policy(
+    "reference",
+    region=Region((15 / 1024, 840 / 1024), (14 / 2048, 2030 / 2048), "fractions"),
+    coarse_rules=dict.fromkeys(("truck", "bus", "train"), "union"),
+)
+PRESETS = {policy.name: policy for policy in (PAPER, REFERENCE)}

@@ -1,5 +1,8 @@
 """Label stores: hard labels on disk, written a whole unit at a time, read by sample or by crop.
 
+A run that keeps the teacher's confidence has two more layers, stored just like the labels: `top`, the top class of
+every pixel, and `confidence`, its level of confidence.
+
 Two kinds. *Zarr* (default): one Zarr v3 group `labels.zarr` with an array per size bucket, e.g. `b1024x2048` of shape
 (n, 1024, 2048) uint8, fill value 255; a bucket's sides are multiples of 512, a label lies at the top left of its row.
 One shard holds the labels of one unit; chunks are (1, 512, 512), zstd with checksums, so a flipped bit is an error
@@ -38,8 +41,7 @@ from autolabel.manifests.images import PNG_END, BadImage, decode_label, read_lab
 from autolabel.manifests.tables import Sample
 
 CHUNK = 512  # pixels, both ways; measured best for crops and size
-ZARR = "labels.zarr"
-PNG = "labels"
+LABELS, TOP, CONFIDENCE = LAYERS = ("labels", "top", "confidence")  # maps of bytes that a run may hold of an image
 _LEFT_OUT = 2**64 - 1  # offset and size of a chunk that has no frame
 Pixels = TypeVar("Pixels", int, NDArray[np.int64])
 Label = NDArray[np.uint8]
@@ -49,6 +51,11 @@ Window = tuple[int, int, int, int]  # top, left, height, width
 
 class DamagedLabel(RuntimeError):
     """A committed label cannot be read back as it was written."""
+
+
+def zarr_folder(layer: str) -> str:
+    """Where the maps of a layer lie in a run with a Zarr store; PNGs lie in a folder named as the layer."""
+    return f"{layer}.zarr"
 
 
 def whole_chunks(pixels: Pixels) -> Pixels:
@@ -291,8 +298,8 @@ def png_name(image: str) -> str:
     return str(Path(image).with_suffix(".png").as_posix())
 
 
-def read_png(path: Path, space: LabelSpace) -> Label:
-    """Read one stored label of train ids. Raises DamagedLabel."""
+def read_png(path: Path, space: LabelSpace | None = None) -> Label:
+    """Read one stored label of train ids; without a label space, bytes of any meaning. Raises DamagedLabel."""
     try:
         data = path.read_bytes()
         if not data.endswith(PNG_END):  # Pillow does not look at it
@@ -316,21 +323,27 @@ class StoredLabel:
     crc32c: int
 
 
-def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]]) -> dict[str, StoredLabel]:
-    """The labelled ones of a record's rows, by sample id."""
+def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]], layer: str = LABELS) -> dict[str, StoredLabel]:
+    """The labelled ones of a record's rows, by sample id; of another layer, those that it holds."""
+    checksum = "label_crc32c" if layer == LABELS else f"{layer}_crc32c"
     return {
         row["sample_id"]: StoredLabel(
-            run / row["label"], row["label_index"], row["height"], row["width"], row["label_crc32c"]
+            run / in_layer(row["label"], layer), row["label_index"], row["height"], row["width"], row[checksum]
         )
         for row in rows
-        if row["status"] == "labelled"
+        if row["status"] == "labelled" and row[checksum] is not None
     }
+
+
+def in_layer(label: str, layer: str) -> str:
+    """Where a map of a layer lies, from the place of the label: "labels.zarr/b512x512" or "labels/a/b.png"."""
+    return layer + label.removeprefix(LABELS)
 
 
 class RunLabels(Mapping[str, Label]):
     """The committed labels of a run by sample id, whatever the store. Iterates over sample ids in the run's order."""
 
-    def __init__(self, labels: dict[str, StoredLabel], space: LabelSpace) -> None:
+    def __init__(self, labels: dict[str, StoredLabel], space: LabelSpace | None) -> None:
         self._labels, self._space = labels, space
 
     def __getitem__(self, sample_id: str) -> Label:
@@ -368,16 +381,55 @@ class RunLabels(Mapping[str, Label]):
 
 def open_labels(run: str | Path) -> RunLabels:
     """The committed labels of a run folder, finished or still being made. Raises FileNotFoundError, ValueError."""
-    run = Path(run)
-    about = run / "run.json"
-    if not about.is_file():
+    about = _about(Path(run))
+    return RunLabels(_committed(Path(run), LABELS), LabelSpace.of(about["label_space"]))
+
+
+class RunConfidence(Mapping[str, tuple[Label, Label]]):
+    """What a run has kept of its teacher, by sample id: top class (H, W) uint8, level of confidence (H, W) uint8.
+
+    A level is the number of `edges` (ascending) that the softmax probability of the top class exceeds.
+    """
+
+    def __init__(self, top: RunLabels, levels: RunLabels, edges: Sequence[float]) -> None:
+        self._top, self._levels, self.edges = top, levels, tuple(edges)
+
+    def __getitem__(self, sample_id: str) -> tuple[Label, Label]:
+        """Raises KeyError if unknown or not committed, DamagedLabel if it has changed."""
+        return self._top[sample_id], self._levels[sample_id]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._top)
+
+    def __len__(self) -> int:
+        return len(self._top)
+
+
+def open_confidence(run: str | Path) -> RunConfidence:
+    """What a run has kept of its teacher's confidence. Raises FileNotFoundError, and ValueError if that is nothing."""
+    edges = _about(Path(run))["confidence_edges"]
+    if edges is None:
+        raise ValueError(f"{run} has kept no confidence: generate with --keep-confidence 8 does")
+    top, levels = (RunLabels(_committed(Path(run), layer), None) for layer in (TOP, CONFIDENCE))
+    return RunConfidence(top, levels, edges)
+
+
+def _about(run: Path) -> dict[str, Any]:
+    path = run / "run.json"
+    if not path.is_file():
         raise FileNotFoundError(f"{run} is not a run: it has no run.json; make one with `autolabel generate`")
-    space = LabelSpace.from_json(json.dumps(json.loads(about.read_text(encoding="utf-8"))["label_space"]))
-    columns = ["sample_id", "status", "label", "label_index", "height", "width", "label_crc32c"]
+    return dict(json.loads(path.read_text(encoding="utf-8")))
+
+
+_PLACED = ["sample_id", "status", "label", "label_index", "height", "width"]
+
+
+def _committed(run: Path, layer: str) -> dict[str, StoredLabel]:
+    columns = [*_PLACED, "label_crc32c" if layer == LABELS else f"{layer}_crc32c"]
     labels: dict[str, StoredLabel] = {}
     for record in sorted((run / "units").glob("*.parquet")):
-        labels |= stored_labels(run, pq.read_table(record, columns=columns).to_pylist())
-    return RunLabels(labels, space)
+        labels |= stored_labels(run, pq.read_table(record, columns=columns).to_pylist(), layer)
+    return labels
 
 
 def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None = None) -> Label:

@@ -30,6 +30,8 @@ _METADATA_KEY = b"autolabel"
 _ABOUT = ("schema_version", "label_space", "image_root", "label_root", "provenance")
 SOURCES = ("fine", "coarse", "auto", "none")
 LABEL_IDS = ("train", "source")  # what a label file holds
+# What can become of a pixel of the teacher's; pipeline/rules.py decides.
+FATES = ("kept", "below_threshold", "in_boundary", "too_small", "outside_region", "overridden_by_human")
 CONFIDENCE_BINS = 20  # equal bins over (0, 1]; bin k holds k/20 < p <= (k+1)/20
 
 MANIFEST_SCHEMA = pa.schema(
@@ -80,6 +82,8 @@ CLASSES_SCHEMA = pa.schema(
         ("coarse_pixels", pa.int64()),
         ("agreeing_pixels", pa.int64()),
         ("overridden_pixels", pa.int64()),
+        *((f"{fate}_pixels", pa.int64()) for fate in FATES),
+        ("from_human_pixels", pa.int64()),
     ]
 )
 CENTROIDS_SCHEMA = pa.schema(
@@ -294,7 +298,7 @@ def open_manifest(path: str | Path) -> ManifestFile:
     file = _open_table(path, MANIFEST_SCHEMA)
     about = _about(path, file.schema_arrow.metadata)
     try:
-        space = LabelSpace.from_json(json.dumps(about["label_space"]))
+        space = LabelSpace.of(about["label_space"])
     except ValueError as error:
         raise BadTable(f"{path}: {error}") from error
     return ManifestFile(path, space, Path(about["image_root"]), Path(about["label_root"]), about["provenance"])

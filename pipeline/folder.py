@@ -25,8 +25,9 @@ from typing import IO, Any
 import google_crc32c
 
 from autolabel.manifests.files import json_bytes, write_json
+from autolabel.manifests.policy import differences
 
-FORMAT = "autolabel-run/2"
+FORMAT = "autolabel-run/3"
 RUN = "run.json"
 LOCK = ".lock"
 _SETUP_SECONDS = 60.0  # that another piece may need to prepare the folder
@@ -74,11 +75,9 @@ def require_new_or_run(out: Path) -> None:
 def require_same(out: Path, before: About, identity: About) -> None:
     """Raise ValueError, naming both values, if a run was asked for differently."""
     words = {"teacher_sha256": "teacher"}
-    different = [
-        f"{words.get(key, key)} was {_short(before.get(key))}, now {_short(value)}"
-        for key, value in identity.items()
-        if before.get(key) != value
-    ]
+    changes = [(words.get(k, k), before.get(k), v) for k, v in identity.items() if k != "policy" and before.get(k) != v]
+    changes += [(f"policy: {key}", *values) for key, *values in differences(before["policy"], identity["policy"])]
+    different = [f"{what} was {_short(old)}, now {_short(new)}" for what, old, new in changes]
     if different:
         raise ValueError(
             f"{out} holds a run that was asked for differently ({'; '.join(different)}):"

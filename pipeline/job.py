@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
+from autolabel.manifests.policy import COMBINE, LEVELS, PAPER, SCALES, Policy, check_scales
 
 STORES = ("zarr", "png")
 ENGINES = ("ray", "local")
@@ -22,7 +22,9 @@ class LabelJob:
     scales: tuple[float, ...] = SCALES
     flip: bool = False
     combine: str = COMBINE[0]
-    threshold: float = THRESHOLD
+    policy: Policy = PAPER
+    keep_confidence: int | None = None  # levels
+    source: Path | None = None  # a run whose kept confidence stands in for the teacher
     precision: str = "auto"
     device: str = "auto"  # auto: what the run began with, or GPUs where there are any
     store: str = "zarr"
@@ -37,7 +39,6 @@ class LabelJob:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
-        check_threshold(self.threshold)
         for name, known in (("combine", COMBINE), ("store", STORES), ("engine", ENGINES), ("device", DEVICES)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(known)}")
@@ -45,6 +46,8 @@ class LabelJob:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} {value}: expected 1 or more")
+        if self.keep_confidence is not None and not LEVELS[0] <= self.keep_confidence <= LEVELS[1]:
+            raise ValueError(f"keep-confidence {self.keep_confidence}: expected {LEVELS[0]} to {LEVELS[1]} levels")
         if self.piece is not None and not 1 <= self.piece[0] <= self.piece[1]:
             raise ValueError(f"shard {self.piece[0]}/{self.piece[1]}: expected I/N with I from 1 to N")
         if not 1 <= self.shard_size <= 4096:

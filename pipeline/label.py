@@ -24,24 +24,26 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
+from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import fingerprint_bytes, write_bytes
 from autolabel.manifests.images import BadImage, decode_image, decode_label, encode_label
 from autolabel.manifests.stores import (
     CHUNK,
-    PNG,
-    ZARR,
+    CONFIDENCE,
+    LABELS,
+    TOP,
     Frames,
     Label,
-    WrittenShard,
     crc32c,
     encode_zarr,
+    in_layer,
     png_name,
     read_png,
     read_zarr,
     write_zarr_shard,
+    zarr_folder,
 )
-from autolabel.manifests.tables import CONFIDENCE_BINS, Sample
+from autolabel.manifests.tables import CONFIDENCE_BINS, FATES, Sample
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import (
     LABELLED,
@@ -55,17 +57,18 @@ from autolabel.pipeline.records import (
     tally,
     write_record,
 )
+from autolabel.pipeline.rules import Outcome, Rules
 from autolabel.pipeline.units import Tally, Unit
-from autolabel.teacher.decide import LabelStatistics
+from autolabel.teacher.decide import Prediction
 from autolabel.teacher.predict import LARGEST_BATCH, NotEnoughMemory, Plan, Teacher, load_teacher
 
 
 @dataclass(frozen=True)
 class Labelled:
-    """One sample's outcome: its row of numbers, and its label as it will be stored, unless it was quarantined."""
+    """One sample: its row of numbers, and its map of every layer as it will be stored; none if it was quarantined."""
 
     row: Row
-    encoded: Frames | None
+    encoded: dict[str, Frames] = field(default_factory=dict)
 
 
 DEATHS = 4  # of processes at one image, until it is quarantined
@@ -73,7 +76,7 @@ _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
 _IN_FLIGHT = 2  # batches
 _T = TypeVar("_T")
 _R = TypeVar("_R")
-Outcome = tuple[Label, LabelStatistics, float] | str  # label, statistics, milliseconds; or why there is none
+Predicted = tuple[Prediction, float] | str  # with its milliseconds; or why there is none
 
 
 @dataclass(frozen=True)
@@ -100,12 +103,18 @@ class Labeller:
 
     def __init__(self, job: LabelJob, space: LabelSpace, image_root: Path, device: str, threads: int) -> None:
         self.job, self.space, self.image_root = job, space, image_root
-        self.teacher: Teacher = load_teacher(job.teacher, device, job.precision, job.combine)
+        self.edges = job.policy.edges(space, job.keep_confidence)
         self.worker = f"{platform.node()}:{os.getpid()}"
+        self.stopping = threading.Event()
+        self._set_up(device, threads)
+        self.rules = Rules(job.policy, space, self.edges)
+
+    def _set_up(self, device: str, threads: int) -> None:
+        job = self.job
+        self.teacher: Teacher = load_teacher(job.teacher, device, job.precision, job.combine)
         self.threads = threads if self.teacher.device.type == "cpu" else max(threads, _HELPERS)
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self.feeders = ThreadPoolExecutor(_IN_FLIGHT)
-        self.stopping = threading.Event()
         self._plan: Plan = self.pool.submit(self.teacher.plan, job.scales, job.flip).result()
         self._planned: dict[str, int] = {}  # images at once by size, as "HEIGHTxWIDTH"
 
@@ -133,7 +142,7 @@ class Labeller:
             outcomes = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
             total = tally(row for sample_id, row in done.items() if sample_id in set(wanted))  # by one that died since
             for sample, outcome in self._outcomes(todo, unit, attempt):
-                if outcome.encoded is not None:
+                if outcome.encoded:
                     outcome.row.update(self._place(sample, unit))
                 outcomes[sample.sample_id] = outcome
                 total += tally([outcome.row])
@@ -165,7 +174,7 @@ class Labeller:
             if attempt.deaths[sample.sample_id] >= DEATHS:
                 why = f"{DEATHS} worker processes died or hung while they labelled it"
                 row = self._start(sample, unit) | _identify(sample.image) | {"status": QUARANTINED, "reason": why}
-                yield sample, Labelled(row | {"image_fingerprint": fingerprint_of(sample.image)}, None)
+                yield sample, Labelled(row | {"image_fingerprint": fingerprint_of(sample.image)})
                 continue
             attempt.begin(sample.sample_id)
             yield sample, self.pool.submit(self._label_one, sample, unit).result()
@@ -182,13 +191,11 @@ class Labeller:
         table, _ = read_record(self.job.out / UNITS / unit.record)
         return {row["sample_id"]: row for row in table.to_pylist() if row["sample_id"] in brief}
 
-    def _stored(self, row: Row) -> Frames | None:
+    def _stored(self, row: Row) -> dict[str, Frames]:
         if row["status"] != LABELLED:
-            return None
-        path = self.job.out / row["label"]
-        if row["label_index"] is None:
-            return self._encode(read_png(path, self.space))
-        return self._encode(read_zarr(path, row["label_index"], 0, 0, row["height"], row["width"]))
+            return {}
+        layers = [LABELS] + [layer for layer in (TOP, CONFIDENCE) if row[f"{layer}_crc32c"] is not None]
+        return {layer: self._encode(read_layer(self.job.out, row, layer)) for layer in layers}
 
     def _encode(self, label: Label) -> Frames:
         return (encode_label(label),) if self.job.store == "png" else encode_zarr(label)
@@ -196,11 +203,11 @@ class Labeller:
     def _label_on_cpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
         _, *largest = max((s.height * s.width, s.height, s.width) for s in unit.samples)
         depth = self._at_once((largest[0], largest[1]), self.threads)
-        yield from _ahead(self.pool, lambda sample: self._label_one(sample, unit), self._until_stop(todo), depth)
+        yield from ahead(self.pool, lambda sample: self._label_one(sample, unit), self._until_stop(todo), depth)
 
     def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
-        ahead = 2 * LARGEST_BATCH
-        decoded = _ahead(self.pool, lambda sample: self._decode(sample, unit), self._until_stop(todo), ahead)
+        depth = 2 * LARGEST_BATCH
+        decoded = ahead(self.pool, lambda sample: self._decode(sample, unit), self._until_stop(todo), depth)
 
         def batches() -> Iterator[list[Decoded]]:
             for size, same in groupby(decoded, lambda d: d.image.shape[:2]):
@@ -208,7 +215,7 @@ class Labeller:
                     yield batch
 
         behind: deque[Future[Labelled]] = deque()
-        for batch, outcomes in _ahead(self.feeders, lambda b: (b, self._predict(b)), batches(), _IN_FLIGHT):
+        for batch, outcomes in ahead(self.feeders, lambda b: (b, self._predict(b)), batches(), _IN_FLIGHT):
             behind.extend(map(self.pool.submit, repeat(self._finish), batch, outcomes))
             while len(behind) > 2 * LARGEST_BATCH:
                 yield behind.popleft().result()
@@ -234,65 +241,85 @@ class Labeller:
             data = _read(sample.image)
             row["image_fingerprint"] = fingerprint_bytes(data)
             image = decode_image(data)
-            coarse = _read_coarse(sample, self.space)
-            _check_sizes(sample, image, coarse)
+            coarse = read_coarse(sample, self.space)
+            check_sizes(sample, image, coarse)
         except BadImage as error:
             return Decoded(row, why_not=str(error))
         except MemoryError:
             return Decoded(row, why_not="not enough memory to decode it")
         return Decoded(row | {"decode_ms": 1e3 * (time.perf_counter() - started)}, image, coarse)
 
-    def _predict(self, batch: Sequence[Decoded]) -> list[Outcome]:
-        """Labels and statistics of images of one size; in their place, the reason why there are none."""
+    def _predict(self, batch: Sequence[Decoded]) -> list[Predicted]:
+        """What the teacher says of images of one size; in its place, the reason why it says nothing."""
         if batch[0].why_not:
             return [decoded.why_not for decoded in batch]
         job, started = self.job, time.perf_counter()
         images = [decoded.image for decoded in batch]
         try:
-            found = list(self.teacher.label_in_batches(images, len(images), job.threshold, job.scales, job.flip))
+            temperature = job.policy.temperature
+            asked = len(images), self.edges, job.scales, job.flip, temperature
+            found = list(self.teacher.predict_in_batches(images, *asked))
         except NotEnoughMemory as error:
             return [str(error)] * len(batch)
         each = 1e3 * (time.perf_counter() - started) / len(batch)
-        return [(label, statistics, each) for label, statistics in found]
+        return [(prediction, each) for prediction in found]
 
-    def _finish(self, decoded: Decoded, outcome: Outcome) -> Labelled:
+    def _finish(self, decoded: Decoded, predicted: Predicted) -> Labelled:
         row = decoded.row
-        if isinstance(outcome, str):
-            return Labelled(row | {"status": QUARANTINED, "reason": outcome}, None)
-        label, statistics, infer_ms = outcome
+        if isinstance(predicted, str):
+            return Labelled(row | {"status": QUARANTINED, "reason": predicted})
+        prediction, infer_ms = predicted
+        outcome = self.rules.apply(prediction.codes, decoded.coarse)
         row |= {"status": LABELLED, "infer_ms": infer_ms}
-        row |= image_numbers(label, statistics, decoded.coarse)
-        row["classes"] = class_numbers(label, statistics, decoded.coarse, self.space)
-        row["centroids"] = centroids(label, len(self.space))
+        row |= image_numbers(outcome, prediction)
+        row["classes"] = class_numbers(outcome, prediction, self.space)
+        row["centroids"] = centroids(outcome.label, len(self.space))
         started = time.perf_counter()
-        encoded = self._encode(label)
-        row |= {"encode_ms": 1e3 * (time.perf_counter() - started), "label_bytes": sum(map(len, encoded))}
+        encoded = {LABELS: self._encode(outcome.label)}
+        if self.job.keep_confidence:
+            top, level = np.divmod(prediction.codes, prediction.levels)
+            for layer, kept in ((TOP, top.astype(np.uint8)), (CONFIDENCE, level.astype(np.uint8))):
+                encoded[layer] = self._encode(kept)
+                row[f"{layer}_crc32c"] = crc32c(kept)
+        row |= {"encode_ms": 1e3 * (time.perf_counter() - started), "label_bytes": sum(map(len, encoded[LABELS]))}
         return Labelled(row, encoded)
 
     def _place(self, sample: Sample, unit: Unit) -> Row:
         """Where a sample's label is to lie."""
         if self.job.store == "png":
-            return {"label": f"{PNG}/{png_name(sample.image.relative_to(self.image_root).as_posix())}"}
-        return {"label": f"{ZARR}/{unit.bucket}", "label_index": unit.first_row + unit.samples.index(sample)}
+            return {"label": f"{LABELS}/{png_name(sample.image.relative_to(self.image_root).as_posix())}"}
+        place = f"{zarr_folder(LABELS)}/{unit.bucket}"
+        return {"label": place, "label_index": unit.first_row + unit.samples.index(sample)}
 
     def _commit(self, unit: Unit, outcomes: dict[str, Labelled]) -> None:
         present = [outcomes[s.sample_id] for s in unit.samples if s.sample_id in outcomes]
-        shard: WrittenShard | None = None
+        run, shards = self.job.out, {}
         if self.job.store == "png":
             for outcome in present:
-                if outcome.encoded is not None:
-                    write_bytes(self.job.out / outcome.row["label"], outcome.encoded[0])
-        elif any(outcome.encoded is not None for outcome in present):
-            labels = [outcomes[s.sample_id].encoded if s.sample_id in outcomes else None for s in unit.samples]
-            shard = write_zarr_shard(self.job.out / ZARR / unit.bucket, unit.first_row, self.job.shard_size, labels)
-        write_record(self.job.out, unit, [outcome.row for outcome in present], shard)
+                for layer, (data,) in outcome.encoded.items():
+                    write_bytes(run / in_layer(outcome.row["label"], layer), data)
+        else:
+            encoded = [outcomes[s.sample_id].encoded if s.sample_id in outcomes else {} for s in unit.samples]
+            for layer in dict.fromkeys(layer for maps in encoded for layer in maps):
+                array = run / zarr_folder(layer) / unit.bucket
+                maps = [one.get(layer) for one in encoded]
+                shards[layer] = write_zarr_shard(array, unit.first_row, self.job.shard_size, maps)
+        write_record(run, unit, [outcome.row for outcome in present], shards)
+
+
+def read_layer(run: Path, row: Row, layer: str) -> Label:
+    """The map of a layer that belongs to a row of a commit record. Raises DamagedLabel."""
+    path = run / in_layer(row["label"], layer)
+    if row["label_index"] is None:
+        return read_png(path)
+    return read_zarr(path, row["label_index"], 0, 0, row["height"], row["width"])
 
 
 def _name(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def _ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], depth: int) -> Iterator[_R]:
+def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], depth: int) -> Iterator[_R]:
     """`work(item)` of every item, in order, at most `depth` of them under way or waiting to be taken."""
     waiting: deque[Future[_R]] = deque()
     for item in items:
@@ -334,7 +361,8 @@ def _read(image: Path) -> bytes:
         raise BadImage(f"the file cannot be read ({error.strerror})") from error
 
 
-def _read_coarse(sample: Sample, space: LabelSpace) -> Label | None:
+def read_coarse(sample: Sample, space: LabelSpace) -> Label | None:
+    """The human coarse label (H, W) uint8 train ids, None if there is none. Raises BadImage."""
     if sample.coarse_label is None:
         return None
     try:
@@ -343,7 +371,8 @@ def _read_coarse(sample: Sample, space: LabelSpace) -> Label | None:
         raise BadImage(f"its coarse label {sample.coarse_label}: {error}") from error
 
 
-def _check_sizes(sample: Sample, image: NDArray[np.uint8], coarse: Label | None) -> None:
+def check_sizes(sample: Sample, image: NDArray[Any], coarse: Label | None) -> None:
+    """Raise BadImage unless an image (H, W, …) and its coarse label have the size that the manifest says."""
     found, listed = image.shape[:2], (sample.height, sample.width)
     if found != listed:
         raise BadImage(
@@ -353,52 +382,50 @@ def _check_sizes(sample: Sample, image: NDArray[np.uint8], coarse: Label | None)
         raise BadImage(f"its coarse label is {coarse.shape[1]} x {coarse.shape[0]}, the image {found[1]} x {found[0]}")
 
 
-def image_numbers(label: Label, statistics: LabelStatistics, coarse: Label | None) -> Row:
+def image_numbers(outcome: Outcome, prediction: Prediction) -> Row:
     """An image's row of `stats/images.parquet`, as far as it follows from the label.
 
-    agreement_with_coarse: share of the coarse pixels whose auto label is the same class (null without coarse pixels).
+    agreement_with_coarse: share of the coarse pixels to which the teacher, before the coarse label was asked, gives the
+    same class (null without coarse pixels).
     """
-    labelled = int(statistics.pixels.sum())
-    coarse_pixels = 0 if coarse is None else int((coarse != IGNORE).sum())
-    agreeing = 0 if coarse is None else int(((coarse == label) & (coarse != IGNORE)).sum())
+    label = outcome.label
+    labelled, coarse_pixels = int(outcome.pixels.sum()), int(outcome.coarse.sum())
     return {
         "labelled_pixels": labelled,
         "ignored_fraction": 1 - labelled / label.size,
-        "mean_confidence": float(statistics.confidence.sum()) / label.size,
+        "mean_confidence": float(prediction.confidence.sum()) / label.size,
         "coarse_pixels": coarse_pixels,
-        "agreement_with_coarse": agreeing / coarse_pixels if coarse_pixels else None,
+        "agreement_with_coarse": int(outcome.agreeing.sum()) / coarse_pixels if coarse_pixels else None,
         "label_crc32c": crc32c(label),
     }
 
 
-def class_numbers(label: Label, statistics: LabelStatistics, coarse: Label | None, space: LabelSpace) -> list[Row]:
+def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -> list[Row]:
     """The rows of `stats/classes.parquet` for one image: every class that the teacher or the coarse label names.
 
-    mean_confidence and confidence_hist are over the pixels whose top class it is, before the threshold.
-    coarse_pixels: pixels of this class in the coarse label; agreeing_pixels: those with the same auto label;
-    overridden_pixels: those with another auto label (the rest became ignore).
+    mean_confidence and confidence_hist are over the pixels whose top class it is, before the threshold, and so are the
+    fates. coarse_pixels: pixels of this class in the coarse label; agreeing_pixels: those to which the teacher, before
+    the coarse label was asked, gives the same class; overridden_pixels: another one (it gives none to the rest).
     """
-    classes = len(space)
-    joint = np.zeros((classes, 256), np.int64)
-    if coarse is not None:
-        keys = coarse.astype(np.uint16) << 8 | label
-        joint = np.bincount(keys.ravel(), minlength=1 << 16).reshape(256, 256)[:classes]
     rows = []
     for c, name in enumerate(space.names):
-        seen, coarse_pixels = int(statistics.histogram[c].sum()), int(joint[c].sum())
+        seen, coarse_pixels = int(prediction.histogram[c].sum()), int(outcome.coarse[c])
         if seen == 0 and coarse_pixels == 0:
             continue
+        pixels = int(outcome.pixels[c])
         rows.append(
             {
                 "class_id": c,
                 "class_name": name,
-                "pixels": int(statistics.pixels[c]),
-                "fraction": int(statistics.pixels[c]) / label.size,
-                "mean_confidence": float(statistics.confidence[c]) / seen if seen else None,
-                "confidence_hist": statistics.histogram[c].tolist() if seen else [0] * CONFIDENCE_BINS,
+                "pixels": pixels,
+                "fraction": pixels / outcome.label.size,
+                "mean_confidence": float(prediction.confidence[c]) / seen if seen else None,
+                "confidence_hist": prediction.histogram[c].tolist() if seen else [0] * CONFIDENCE_BINS,
                 "coarse_pixels": coarse_pixels,
-                "agreeing_pixels": int(joint[c, c]),
-                "overridden_pixels": coarse_pixels - int(joint[c, c]) - int(joint[c, IGNORE]),
+                "agreeing_pixels": int(outcome.agreeing[c]),
+                "overridden_pixels": int(outcome.overridden[c]),
+                **{f"{fate}_pixels": int(n) for fate, n in zip(FATES, outcome.fates[c], strict=True)},
+                "from_human_pixels": int(outcome.from_human[c]),
             }
         )
     return rows

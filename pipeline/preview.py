@@ -15,7 +15,7 @@ from autolabel.pipeline.engine import Crew, cluster_address, probe
 from autolabel.pipeline.folder import RUN, About, read_about, require_new_or_run, require_same
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import LABELLED
-from autolabel.pipeline.run import absolute, identity, require_fitting, settled, survey, worker_bytes
+from autolabel.pipeline.run import absolute, identity, require_fitting, require_policy, settled, survey, worker_bytes
 from autolabel.pipeline.units import Plan, Unit, extend_plan, write_plan
 
 PROBED = 16  # images
@@ -67,6 +67,7 @@ def preview(job: LabelJob, address: str | None = None) -> Preview:
         if before is not None:
             require_same(job.out, before, identity(job, manifest))
         else:
+            require_policy(job, manifest)
             require_fitting(job, manifest)
         plan = _plan(job, Path(scratch), before)
         left = survey(job, plan)

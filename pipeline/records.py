@@ -13,7 +13,7 @@ import json
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autolabel.manifests.files import fingerprint, write_bytes
-from autolabel.manifests.stores import ZARR, WrittenShard
+from autolabel.manifests.stores import CONFIDENCE, LABELS, TOP, WrittenShard, in_layer, zarr_folder
 from autolabel.manifests.tables import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA, BadTable
 from autolabel.pipeline.units import Tally, Unit
 
@@ -45,6 +45,8 @@ RECORD_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
         pa.field("label_index", pa.int64()),
+        pa.field("top_crc32c", pa.uint32()),  # of the teacher's top class and level of confidence, where they are kept
+        pa.field("confidence_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
         pa.field("image_fingerprint", pa.string()),
@@ -54,17 +56,23 @@ RECORD_SCHEMA = pa.schema(
 )
 # What tells whether a sample is done, and what was kept of it; a small part of a record.
 _BRIEF = ["sample_id", "status", "height", "width", "label", "label_index", "image_bytes", "image_mtime_ns"]
-_BRIEF += ["image_fingerprint", "classes.list.element.class_id", "classes.list.element.pixels"]
+_BRIEF += [
+    "top_crc32c",
+    "confidence_crc32c",
+    "image_fingerprint",
+    "classes.list.element.class_id",
+    "classes.list.element.pixels",
+]
 
 Row = dict[str, Any]
 
 
-def write_record(run: Path, unit: Unit, rows: Sequence[Row], shard: WrittenShard | None) -> None:
-    """Commit a unit. `shard` is None for a unit without one."""
+def write_record(run: Path, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> None:
+    """Commit a unit. `shards` has its shard of every layer, nothing where labels are PNGs or there are none."""
     table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
-    about = {"file": shard.file, "bytes": shard.bytes, "crc32c": shard.crc32c} if shard else None
+    about = {name: {"file": s.file, "bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
     file = io.BytesIO()
-    metadata = {b"shard": json.dumps(about).encode(), b"seal": _OPEN}
+    metadata = {b"shards": json.dumps(about).encode(), b"seal": _OPEN}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
     data = file.getvalue()
     write_bytes(run / UNITS / unit.record, data.replace(_OPEN, _seal(data)))
@@ -79,8 +87,8 @@ def _seal(data: bytes) -> bytes:
     return b"crc32c of this file: %08x" % google_crc32c.value(_SEAL.sub(_OPEN, data))
 
 
-def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, Any] | None]:
-    """A commit record, and its shard's file, size and checksum. Raises BadTable unless it is what was written."""
+def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
+    """A commit record, and by layer its shard's file, size and checksum. Raises BadTable unless it is as written."""
     try:
         data = path.read_bytes()
         if _SEAL.findall(data) != [_seal(data)]:
@@ -89,7 +97,7 @@ def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table,
         metadata = file.schema_arrow.metadata or {}
         if not file.schema_arrow.equals(RECORD_SCHEMA):
             raise BadTable(f"{path} is not a unit record of this version: start a new run folder")
-        return file.read(columns), json.loads(metadata[b"shard"])
+        return file.read(columns), json.loads(metadata[b"shards"])
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, type(error).__name__) from error
 
@@ -111,16 +119,17 @@ def committed(run: Path, unit: Unit, retry_quarantined: bool) -> dict[str, Row]:
     path = run / UNITS / unit.record
     if not path.is_file():
         return {}
-    table, shard = read_record(path, _BRIEF)
-    if shard is not None and not _has_size(run / ZARR / unit.bucket / shard["file"], shard["bytes"]):
-        return {}
+    table, shards = read_record(path, _BRIEF)
+    for layer, shard in shards.items():
+        if not _has_size(run / zarr_folder(layer) / unit.bucket / shard["file"], shard["bytes"]):
+            return {}
     images = {s.sample_id: s.image for s in unit.samples}
     kept: dict[str, Row] = {}
     for row in table.to_pylist():
         image = images.get(row["sample_id"])
         if image is None:
             raise _damaged(path, f"sample {row['sample_id']!r} is not of this unit")
-        if row["status"] == LABELLED and row["label_index"] is None and not (run / row["label"]).is_file():
+        if row["status"] == LABELLED and not shards and not all(map(Path.is_file, _files(run, row))):
             continue
         if row["status"] == QUARANTINED and retry_quarantined:
             continue
@@ -146,6 +155,12 @@ def tally(rows: Iterable[Row]) -> Tally:
         for entry in row["classes"]:
             kept[entry["class_id"]] += entry["pixels"]
     return Tally(done, quarantined, pixels, kept)
+
+
+def _files(run: Path, row: Row) -> list[Path]:
+    """The PNGs of a labelled sample."""
+    layers = [LABELS] + [layer for layer in (TOP, CONFIDENCE) if row[f"{layer}_crc32c"] is not None]
+    return [run / in_layer(row["label"], layer) for layer in layers]
 
 
 def _has_size(path: Path, size: int) -> bool:

@@ -6,13 +6,14 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from autolabel.manifests.files import remove_leftovers, sha256
-from autolabel.manifests.stores import PNG, ZARR, create_zarr, png_name
+from autolabel.manifests.files import remove_leftovers, sha256, writing
+from autolabel.manifests.stores import CONFIDENCE, LABELS, TOP, create_zarr, png_name, zarr_folder
 from autolabel.manifests.tables import ManifestFile, open_manifest
 from autolabel.pipeline.engine import (
     Crew,
@@ -78,7 +79,9 @@ def generate(
     job = absolute(job)
     manifest = open_manifest(job.manifest)
     if not (job.out / RUN).is_file():  # else this was found out when the run began
-        require_fitting(job, manifest)
+        require_policy(job, manifest)
+        if job.source is None:
+            require_fitting(job, manifest)
     job.out.mkdir(parents=True, exist_ok=True)
     with Lock(job.out, job.piece).held() as lock:
         job, about, plan = _prepare(job, manifest, address, lock)
@@ -128,7 +131,8 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
         for note in (job.out / ATTEMPTS).glob("*.jsonl"):
             excuse(note)
     if before is None:
-        plan = _open_plan(write_plan(job.out, manifest, job.shard_size), job, manifest)
+        made = write_plan(job.out, manifest, job.shard_size) if job.source is None else _same_plan(job.source, job.out)
+        plan = _open_plan(made, job, manifest)
     else:
         plan = _open_plan(job.out / before["plan"], job, manifest)
         if before["manifest_sha256"] != digest:
@@ -136,7 +140,8 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
     if not plan.samples:
         raise ValueError(f"{job.manifest} lists no samples: nothing to label")
     if job.store == "zarr":
-        create_zarr(job.out / ZARR, plan.rows(), job.shard_size, zarr_attributes(asked))
+        for layer, attributes in zarr_layers(asked).items():
+            create_zarr(job.out / zarr_folder(layer), plan.rows(), job.shard_size, attributes)
     else:
         _require_distinct_labels(manifest)
     (job.out / UNITS).mkdir(exist_ok=True)
@@ -165,6 +170,14 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
     return job, about, plan
 
 
+def _same_plan(source: Path, out: Path) -> Path:
+    """The plan of another run: every sample gets its unit and row there."""
+    path = out / str(read_about(source)["plan"])
+    with writing(path) as temporary:
+        shutil.copyfile(source / path.name, temporary)
+    return path
+
+
 def _open_plan(path: Path, job: LabelJob, manifest: ManifestFile) -> Plan:
     return Plan(path, job.shard_size, manifest.image_root, manifest.label_root)
 
@@ -186,14 +199,20 @@ def settled(job: LabelJob, before: About | None, address: str | None, folder: Pa
 
 def identity(job: LabelJob, manifest: ManifestFile) -> About:
     """What must be the same for two calls to work on one run."""
-    if not job.teacher.is_file():
+    if job.source is not None:
+        teacher = str(read_about(job.source)["teacher_sha256"])
+    elif job.teacher.is_file():
+        teacher = sha256(job.teacher)
+    else:
         raise BadCheckpoint(f"{job.teacher} does not exist: expected a checkpoint")
+    kept = job.policy.edges(manifest.label_space, job.keep_confidence) if job.keep_confidence else None
     return {
-        "teacher_sha256": sha256(job.teacher),
+        "teacher_sha256": teacher,
         "scales": list(job.scales),
         "flip": job.flip,
         "combine": job.combine,
-        "policy": {"threshold": job.threshold},
+        "policy": job.policy.to_dict(),
+        "confidence_edges": list(kept) if kept else None,
         "precision": job.precision,
         "device": job.device,
         "store": job.store,
@@ -202,9 +221,28 @@ def identity(job: LabelJob, manifest: ManifestFile) -> About:
     }
 
 
-def zarr_attributes(about: About) -> About:
-    """What the label store says of itself."""
-    return {"label_space": about["label_space"], "ignore": 255, **about["policy"]}
+def zarr_layers(about: About) -> dict[str, About]:
+    """The layers that a run holds, and what the store of each says of itself."""
+    space, edges = {"label_space": about["label_space"]}, about["confidence_edges"]
+    layers = {LABELS: {**space, "ignore": 255, "policy": about["policy"]}}
+    return layers if edges is None else {**layers, TOP: space, CONFIDENCE: {"edges": edges}}
+
+
+def require_policy(job: LabelJob, manifest: ManifestFile) -> None:
+    """Raise ValueError if the policy does not fit the label space, or an image of the manifest."""
+    job.policy.require(manifest.label_space)
+    job.policy.edges(manifest.label_space, job.keep_confidence)
+    if job.policy.region is not None:
+        for table in manifest.tables():
+            sizes = zip(
+                table["height"].to_pylist(), table["width"].to_pylist(), table["image"].to_pylist(), strict=True
+            )
+            for height, width, image in sizes:
+                if height:  # else it cannot be read
+                    try:
+                        job.policy.region.box(height, width)
+                    except ValueError as error:
+                        raise ValueError(f"{image}: {error}") from error
 
 
 def require_fitting(job: LabelJob, manifest: ManifestFile) -> None:
@@ -217,7 +255,7 @@ def require_fitting(job: LabelJob, manifest: ManifestFile) -> None:
 def _require_distinct_labels(manifest: ManifestFile) -> None:
     names = ([png_name(image) for image in table["image"].to_pylist()] for table in manifest.tables())
     require_distinct(
-        names, lambda name: f"two images would both write {PNG}/{name}: use --store zarr, or rename one of them"
+        names, lambda name: f"two images would both write {LABELS}/{name}: use --store zarr, or rename one of them"
     )
 
 
@@ -303,7 +341,7 @@ def _publish(job: LabelJob, manifest: ManifestFile, plan: Plan, plans: list[dict
         told = Accounts(**about["accounts"])
         if told.labelled + told.quarantined == left.before.done:
             return told
-    provenance = {"run": RUN, "manifest": str(job.manifest), "threshold": job.threshold}
+    provenance = {"run": RUN, "manifest": str(job.manifest), "policy": job.policy.name}
     accounts, tables = publish(job.out, plan, manifest.label_space, manifest.image_root, provenance)
     kinds = {p["device"] for p in plans}
     about |= {

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,12 +10,20 @@ import google_crc32c
 
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
-from autolabel.manifests.stores import ZARR, DamagedLabel, RunLabels, create_zarr, damaged_metadata, stored_labels
+from autolabel.manifests.stores import (
+    LABELS,
+    DamagedLabel,
+    RunLabels,
+    create_zarr,
+    damaged_metadata,
+    stored_labels,
+    zarr_folder,
+)
 from autolabel.manifests.tables import BadTable, open_manifest
 from autolabel.pipeline.folder import RUN, About, Lock, read_about, write_about
 from autolabel.pipeline.publish import TABLES
 from autolabel.pipeline.records import UNITS, Row, read_record
-from autolabel.pipeline.run import zarr_attributes
+from autolabel.pipeline.run import zarr_layers
 from autolabel.pipeline.units import Plan, Unit, gained, write_plan
 
 
@@ -44,19 +51,20 @@ def verify(run: Path, repair: bool, on_unit: Callable[[int, int], None]) -> Veri
             return found
         found.faults += _damaged_tables(run, about)
         if about["store"] == "zarr":
-            metadata = (run / ZARR, plan.rows(), about["shard_size"], zarr_attributes(about))
-            damaged = damaged_metadata(*metadata)
-            found.faults += [f"{path} differs from what was written" for path in damaged]
-            if damaged and repair:
-                create_zarr(*metadata)
-        space = LabelSpace.from_json(json.dumps(about["label_space"]))
+            for layer, attributes in zarr_layers(about).items():
+                metadata = (run / zarr_folder(layer), plan.rows(), about["shard_size"], attributes)
+                damaged = damaged_metadata(*metadata)
+                found.faults += [f"{path} differs from what was written" for path in damaged]
+                if damaged and repair:
+                    create_zarr(*metadata)
+        space = LabelSpace.of(about["label_space"])
         undone = []
         records = {path.name for path in (run / UNITS).glob("*.parquet")}
         for number, unit in enumerate(plan, start=1):
             if unit.record in records:
                 records.discard(unit.record)
                 found.units += 1
-                faults = list(_faults(run, unit, space, found))
+                faults = list(_faults(run, unit, zarr_layers(about), space, found))
                 found.faults += faults
                 undone += [unit.record] if faults else []
             on_unit(number, len(plan))
@@ -102,10 +110,10 @@ def _damaged_tables(run: Path, about: About) -> list[str]:
     ]
 
 
-def _faults(run: Path, unit: Unit, space: LabelSpace, found: Verified) -> Iterator[str]:
+def _faults(run: Path, unit: Unit, layers: Iterable[str], space: LabelSpace, found: Verified) -> Iterator[str]:
     path = run / UNITS / unit.record
     try:
-        record, shard = read_record(path)
+        record, shards = read_record(path)
     except BadTable as error:
         yield str(error)
         return
@@ -115,8 +123,8 @@ def _faults(run: Path, unit: Unit, space: LabelSpace, found: Verified) -> Iterat
     if len({row["sample_id"] for row in rows}) < len(rows) or not all(_in_place(row, places) for row in rows):
         yield f"{path} lists other samples than its unit, or in other places"
         return
-    if shard is not None:
-        file = run / ZARR / unit.bucket / shard["file"]
+    for layer, shard in shards.items():
+        file = run / zarr_folder(layer) / unit.bucket / shard["file"]
         if not file.is_file():
             yield f"{file} is missing"
             return
@@ -124,13 +132,14 @@ def _faults(run: Path, unit: Unit, space: LabelSpace, found: Verified) -> Iterat
         if len(data) != shard["bytes"] or google_crc32c.value(data) != shard["crc32c"]:
             yield f"{file} differs from what was committed"
             return
-    labels = RunLabels(stored_labels(run, rows), space)
-    for name in labels:
-        found.labels += 1
-        try:
-            labels[name]
-        except DamagedLabel as error:
-            yield str(error)
+    for layer in layers:
+        maps = RunLabels(stored_labels(run, rows, layer), space if layer == LABELS else None)
+        found.labels += len(maps) if layer == LABELS else 0
+        for name in maps:
+            try:
+                maps[name]
+            except DamagedLabel as error:
+                yield str(error)
 
 
 def _in_place(row: Row, places: dict[str, int]) -> bool:

@@ -1,13 +1,13 @@
-"""The decision: from combined logits to a label and its counts, on the device, one band of rows at a time.
+"""The decision: from combined logits to each pixel's top class and level of confidence, on the device, band by band.
 
-A pixel keeps its top class where the softmax probability exceeds the threshold, else it becomes 255. The comparison is
-made on the float, before any rounding. No tensor with a value per class and pixel is ever whole in memory, let alone
-copied to the host: what leaves the device is one byte per pixel and a table of counts.
+A level is the number of thresholds that the softmax probability exceeds. The comparison is made on the float, before
+any rounding. No tensor with a value per class and pixel is ever whole in memory, let alone copied to the host: what
+leaves the device is one code per pixel, of one byte where class and level fit into it, and a table of counts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -25,21 +25,27 @@ _COUNTED_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 26}  # pixels, likewise
 
 
 @dataclass(frozen=True)
-class LabelStatistics:
-    """Counts of one labelled image, by class. All over the pixels whose top class it is.
+class Prediction:
+    """What the teacher says of one image, before any rule.
 
-    pixels (C,) int64: those that were kept. histogram (C, 20) int64: confidences before the threshold, bin k holding
-    k/20 < p <= (k+1)/20. confidence (C,) float64: sum of the confidences before the threshold.
+    codes (H, W): top class * levels + level, uint8 if that fits, else int16; a pixel's level is the number of edges
+    that its confidence exceeds, 0 to levels - 1. Over the pixels whose top class it is: histogram (C, 20) int64, bin k
+    of which holds k/20 < p <= (k+1)/20, and confidence (C,) float64, their sum.
     """
+
+    codes: NDArray[np.uint8] | NDArray[np.int16]
+    levels: int
+    histogram: NDArray[np.int64]
+    confidence: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class LabelStatistics:
+    """Counts of one labelled image, by class: pixels (C,) int64 that were kept; the others as in `Prediction`."""
 
     pixels: NDArray[np.int64]
     histogram: NDArray[np.int64]
     confidence: NDArray[np.float64]
-
-    @classmethod
-    def of(cls, cells: NDArray[np.int64], sums: NDArray[np.float64]) -> LabelStatistics:
-        """From the two tables of `count`."""
-        return cls(pixels=cells[:, :, 1].sum(axis=1), histogram=cells.sum(axis=2), confidence=sums)
 
 
 def bands(size: Size, classes: int, device: torch.device) -> Iterator[tuple[int, int]]:
@@ -49,10 +55,11 @@ def bands(size: Size, classes: int, device: torch.device) -> Iterator[tuple[int,
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
+def top_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
     """(B, C, h, w) float32 logits -> top class (B, h, w) uint8, the lowest of equals, and its softmax probability.
 
-    C is at most 255. The largest logit's exponential is 1 after it has been subtracted: p = 1 / sum(exp(z - max)).
+    The softmax is of logits / temperature (Guo et al., arXiv 1706.04599, section 4.2). C is at most 255.
+    The largest logit's exponential is 1 after it has been subtracted: p = 1 / sum(exp(z - max)).
     """
     classes = logits.shape[1]
     below = logits - logits.amax(dim=1, keepdim=True)
@@ -60,15 +67,19 @@ def top_class(logits: Tensor) -> tuple[Tensor, Tensor]:
     # there the lowest has the highest rank.
     rank = torch.arange(classes, 0, -1, device=logits.device, dtype=logits.dtype).view(-1, 1, 1)
     winner = (classes - torch.add(rank, below, alpha=3e38).amax(dim=1)).to(torch.uint8)
+    if temperature != 1:
+        below.div_(temperature)
     return winner, below.exp_().sum(dim=1).reciprocal_()
 
 
-def top_classes(field: Field, images: int, classes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def top_classes(
+    field: Field, images: int, classes: int, device: torch.device, temperature: float = 1.0
+) -> tuple[Tensor, Tensor]:
     """Of every image of a field: top class (B, H, W) uint8, and its probability (B, H, W) float32, on the device."""
     winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
     confidences = torch.empty(images, *field.size, device=device)
     for top, bottom in bands(field.size, classes, device):
-        winners[:, top:bottom], confidences[:, top:bottom] = top_class(field.rows(top, bottom))
+        winners[:, top:bottom], confidences[:, top:bottom] = top_class(field.rows(top, bottom), temperature)
     return winners, confidences
 
 
@@ -84,24 +95,36 @@ def confidence_bins(confidences: Tensor) -> Tensor:
     return bins
 
 
-def count(winners: Tensor, confidences: Tensor, classes: int, threshold: float) -> tuple[Tensor, Tensor]:
-    """Of one image: pixels (C, 20, 2) int64 by class, bin, and dropped or kept; sums of confidences (C,) float64.
+def count(winners: Tensor, confidences: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """Of one image: pixels (C, 20) int64 by class and bin; sums of confidences (C,) float64.
 
     Counts stay on the device; nothing here waits for it.
     """
-    cells = torch.zeros(classes * CONFIDENCE_BINS * 2, dtype=torch.int64, device=winners.device)
+    histogram = torch.zeros(classes * CONFIDENCE_BINS, dtype=torch.int64, device=winners.device)
     # In float64 the sum is exact, hence the same in any order: confidences above 1/32 are multiples of 2^-29.
     sums = torch.zeros(classes, dtype=torch.float64, device=winners.device)
     piece = _COUNTED_AT_ONCE[winners.device.type]
     winners, confidences = winners.flatten(), confidences.flatten()
     for start in range(0, len(winners), piece):
         winner, confidence = winners[start : start + piece].long(), confidences[start : start + piece]
-        place = (winner * CONFIDENCE_BINS + confidence_bins(confidence)) * 2 + (confidence > threshold)
-        cells.index_add_(0, place, torch.ones_like(place))
+        place = winner * CONFIDENCE_BINS + confidence_bins(confidence)
+        histogram.index_add_(0, place, torch.ones_like(place))
         sums.index_add_(0, winner, confidence.double())
-    return cells.view(classes, CONFIDENCE_BINS, 2), sums
+    return histogram.view(classes, CONFIDENCE_BINS), sums
 
 
-def keep(winners: Tensor, confidences: Tensor, threshold: float) -> Tensor:
-    """The label: the top class where its probability exceeds the threshold, else 255; uint8."""
-    return torch.where(confidences > threshold, winners, IGNORE)
+def encode(winners: Tensor, confidences: Tensor, classes: int, edges: Sequence[float]) -> Tensor:
+    """The codes of `Prediction`, from top classes, their probabilities, and ascending edges."""
+    levels = len(edges) + 1
+    codes = winners if classes * levels <= 256 else winners.short()
+    codes = codes * levels
+    for edge in edges:
+        codes += confidences > edge
+    return codes
+
+
+def keep(codes: NDArray[np.uint8] | NDArray[np.int16], classes: int) -> NDArray[np.uint8]:
+    """From codes of two levels: the top class where its confidence exceeds the one edge, else 255; uint8."""
+    table = np.full(2 * classes, IGNORE, np.uint8)
+    table[1::2] = np.arange(classes)
+    return table[codes]

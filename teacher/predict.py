@@ -21,7 +21,7 @@ from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
-from autolabel.teacher.decide import LabelStatistics, count, keep, top_classes
+from autolabel.teacher.decide import LabelStatistics, Prediction, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks import SegmentationNet
 from autolabel.teacher.scales import Average, Field, Part, at_size, mean_with_mirrored
@@ -179,11 +179,11 @@ class Teacher:
 
     @torch.inference_mode()
     def confidence(
-        self, image: Image, scales: Sequence[float] = SCALES, flip: bool = False
+        self, image: Image, scales: Sequence[float] = SCALES, flip: bool = False, temperature: float = 1.0
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """(H, W, 3) uint8 RGB -> top class (H, W) uint8, before any threshold, and its probability (H, W) float32."""
         field = self._field(self._pixels(image[None]), scales, flip)
-        winners, confidences = top_classes(field, 1, self.network.classes, self.device)
+        winners, confidences = top_classes(field, 1, self.network.classes, self.device, temperature)
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
     def plan(self, scales: Sequence[float] = SCALES, flip: bool = False) -> Plan:
@@ -193,7 +193,7 @@ class Teacher:
             return self._plans[key]
         probe = np.zeros((1, *_PROBE, 3), np.uint8)
         before = _start_of_peak(self.device)
-        list(self.label_in_batches(probe, 1, THRESHOLD, scales, flip))
+        list(self.predict_in_batches(probe, 1, (THRESHOLD,), scales, flip))
         needed = max(1, _peak(self.device) - before)
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         self._plans[key] = Plan(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
@@ -212,25 +212,32 @@ class Teacher:
         """
         if len(images) == 0:
             raise ValueError("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
+        check_threshold(threshold)
         batch = 1
         if self.device.type == "cuda":
             batch = self.plan(scales, flip).at_once(*images[0].shape[:2])
-        labels, statistics = zip(*self.label_in_batches(images, batch, threshold, scales, flip), strict=True)
-        return np.stack(labels), list(statistics)
+        labels, statistics = [], []
+        for found in self.predict_in_batches(images, batch, (threshold,), scales, flip):
+            label = keep(found.codes, self.network.classes)
+            pixels = np.bincount(label.ravel(), minlength=256)[: self.network.classes]
+            labels.append(label)
+            statistics.append(LabelStatistics(pixels, found.histogram, found.confidence))
+        return np.stack(labels), statistics
 
-    def label_in_batches(
+    def predict_in_batches(
         self,
         images: Sequence[Image] | Image,
         batch: int,
-        threshold: float = THRESHOLD,
+        edges: Sequence[float],
         scales: Sequence[float] = SCALES,
         flip: bool = False,
-    ) -> Iterator[tuple[NDArray[np.uint8], LabelStatistics]]:
-        """Label images of one size, `batch` at a time, halved where memory does not suffice; yields them in order.
+        temperature: float = 1.0,
+    ) -> Iterator[Prediction]:
+        """Predict images of one size, `batch` at a time, halved where memory does not suffice; yields them in order.
 
-        The last batch is filled up, so that every image goes through the very same kernels. Raises NotEnoughMemory.
+        edges: ascending confidences that are told apart. The last batch is filled up, so that every image goes through
+        the very same kernels. Raises NotEnoughMemory.
         """
-        check_threshold(threshold)
         size = images[0].shape[:2]
         batch = min(batch, self.fits.get(size, batch))
         plan = self._plans.get((tuple(scales), flip))
@@ -241,7 +248,7 @@ class Teacher:
         while done < len(images):
             some = images[done : done + batch]
             try:
-                outcome = self._label_batch(some, batch, threshold, scales, flip)
+                outcome = self._predict_batch(some, batch, edges, scales, flip, temperature)
             except (RuntimeError, MemoryError) as error:
                 if not _is_memory(error):
                     raise
@@ -264,18 +271,26 @@ class Teacher:
         )
 
     @torch.inference_mode()
-    def _label_batch(
-        self, images: Sequence[Image] | Image, batch: int, threshold: float, scales: Sequence[float], flip: bool
-    ) -> list[tuple[NDArray[np.uint8], LabelStatistics]]:
+    def _predict_batch(
+        self,
+        images: Sequence[Image] | Image,
+        batch: int,
+        edges: Sequence[float],
+        scales: Sequence[float],
+        flip: bool,
+        temperature: float,
+    ) -> list[Prediction]:
         classes = self.network.classes
         filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
         field = self._field(self._pixels(filled), scales, flip)
-        # What filled the batch up is left out from here on.
-        winners, confidences = (found[: len(images)] for found in top_classes(field, batch, classes, self.device))
-        labels = keep(winners, confidences, threshold).cpu().numpy()
-        counts = [count(w, p, classes, threshold) for w, p in zip(winners, confidences, strict=True)]
-        statistics = [LabelStatistics.of(cells.cpu().numpy(), sums.cpu().numpy()) for cells, sums in counts]
-        return list(zip(labels, statistics, strict=True))
+        found = top_classes(field, batch, classes, self.device, temperature)
+        winners, confidences = (x[: len(images)] for x in found)  # without what filled the batch up
+        codes = encode(winners, confidences, classes, edges).cpu().numpy()
+        counts = [count(w, p, classes) for w, p in zip(winners, confidences, strict=True)]
+        return [
+            Prediction(code, len(edges) + 1, histogram.cpu().numpy(), sums.cpu().numpy())
+            for code, (histogram, sums) in zip(codes, counts, strict=True)
+        ]
 
 
 def _is_memory(error: RuntimeError | MemoryError) -> bool:

@@ -6,7 +6,6 @@ Everything here is checked against the plain formulas in numpy, on numbers chose
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import cast
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.manifests.classes import IGNORE
 from autolabel.manifests.tables import CONFIDENCE_BINS
-from autolabel.teacher.decide import LabelStatistics, bands, confidence_bins, count, keep, top_class, top_classes
+from autolabel.teacher.decide import bands, confidence_bins, count, encode, keep, top_class, top_classes
 from autolabel.teacher.scales import Field, InMemory, Size, at_size
 
 torch.set_num_threads(1)
@@ -28,6 +27,11 @@ EDGES = np.arange(CONFIDENCE_BINS + 1, dtype=np.float32) / np.float32(CONFIDENCE
 
 def noise(*shape: int, seed: int = 0, spread: float = 4) -> Tensor:
     return spread * torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def decided(winners: Tensor, confidences: Tensor, threshold: float, classes: int) -> Tensor:
+    """The label of one threshold."""
+    return torch.from_numpy(keep(encode(winners, confidences, classes, (threshold,)).numpy(), classes))
 
 
 def of_classes(*logits: float) -> Tensor:
@@ -98,7 +102,7 @@ def test_labels_are_those_of_the_full_softmax(classes: int) -> None:
     assert torch.equal(winner.long(), expected)
     assert (confidence - probability).abs().max() < 1e-6
     for threshold in (0.1, 0.5, 0.9):
-        label = keep(winner, confidence, threshold)
+        label = decided(winner, confidence, threshold, classes)
         plain = torch.where(probability > threshold, expected, IGNORE)
         close = (probability - threshold).abs() < 1e-6
         assert torch.equal(label[~close].long(), plain[~close])
@@ -112,14 +116,14 @@ def test_labels_are_those_of_the_full_softmax(classes: int) -> None:
 def test_a_confidence_must_exceed_the_threshold_as_a_float(threshold: float) -> None:
     t = float(np.float32(threshold))
     confidences = torch.tensor([[below(t), t, above(t)]])
-    assert keep(torch.tensor([[4, 5, 6]], dtype=torch.uint8), confidences, t).tolist() == [[255, 255, 6]]
+    assert decided(torch.tensor([[4, 5, 6]], dtype=torch.uint8), confidences, t, 7).tolist() == [[255, 255, 6]]
 
 
 def test_every_class_and_none_but_classes_are_kept() -> None:
     winners = torch.arange(255, dtype=torch.uint8).view(1, 255)
-    kept = keep(winners, torch.full((1, 255), 0.75), 0.5)
+    kept = decided(winners, torch.full((1, 255), 0.75), 0.5, 255)
     assert kept.dtype == torch.uint8 and torch.equal(kept, winners)
-    assert (keep(winners, torch.full((1, 255), 0.5), 0.5) == 255).all()
+    assert (decided(winners, torch.full((1, 255), 0.5), 0.5, 255) == 255).all()
 
 
 # --- bins -------------------------------------------------------------------------------------------------------------
@@ -151,24 +155,45 @@ def test_every_confidence_is_in_its_bin() -> None:
 # --- counts -----------------------------------------------------------------------------------------------------------
 
 
-def counted(winners: Tensor, confidences: Tensor, classes: int, threshold: float) -> LabelStatistics:
-    cells, sums = count(winners, confidences, classes, threshold)
-    return LabelStatistics.of(cells.numpy(), sums.numpy())
-
-
-@pytest.mark.parametrize("threshold", [0.0, 0.35, 0.5, 0.9])
 @pytest.mark.parametrize(("classes", "size"), [(2, (3, 5)), (19, (300, 301)), (255, (64, 64))])  # 300 x 301: two pieces
-def test_counts_are_those_of_plain_loops(classes: int, size: Size, threshold: float) -> None:
+def test_counts_are_those_of_plain_loops(classes: int, size: Size) -> None:
     winners, confidences = (x[0] for x in top_class(noise(1, classes, *size, spread=3)))
-    found = counted(winners, confidences, classes, threshold)
+    histogram, sums = count(winners, confidences, classes)
     winner, p = winners.numpy(), confidences.numpy()
     for c in range(classes):
         mine = p[winner == c]
-        assert found.pixels[c] == (mine > np.float32(threshold)).sum()
-        assert found.histogram[c].tolist() == [((a < mine) & (mine <= b)).sum() for a, b in pairwise(EDGES)]
-        assert found.confidence[c] == mine.astype(np.float64).sum()
-    assert found.histogram.sum() == size[0] * size[1]
-    assert (found.pixels.dtype, found.histogram.dtype, found.confidence.dtype) == (np.int64, np.int64, np.float64)
+        assert histogram[c].tolist() == [((a < mine) & (mine <= b)).sum() for a, b in pairwise(EDGES)]
+        assert sums[c] == mine.astype(np.float64).sum()
+    assert histogram.sum() == size[0] * size[1]
+    assert (histogram.dtype, sums.dtype) == (torch.int64, torch.float64)
+
+
+@pytest.mark.parametrize(("classes", "edges", "dtype"), [
+    (19, (0.5,), torch.uint8),
+    (128, (0.5,), torch.uint8),  # 256 codes fill the byte
+    (129, (0.5,), torch.int16),
+    (19, (0.0, 0.3, 0.5, 0.7, 0.9), torch.uint8),
+    (255, tuple(k / 32 for k in range(1, 32)), torch.int16),
+])  # fmt: skip
+def test_a_code_holds_the_top_class_and_how_many_edges_are_exceeded(
+    classes: int, edges: tuple[float, ...], dtype: torch.dtype
+) -> None:
+    winners, confidences = (x[0] for x in top_class(noise(1, classes, 50, 60, spread=3)))
+    around = [f(e) for e in edges for f in (below, lambda e: e, above) if f(e) > 0]
+    confidences.view(-1)[: len(around)] = torch.tensor(around)
+    codes = encode(winners, confidences, classes, edges)
+    levels = sum((confidences > e).long() for e in map(np.float32, edges))
+    assert codes.dtype == dtype
+    assert torch.equal(codes.long(), winners.long() * (len(edges) + 1) + levels)
+
+
+def test_a_temperature_divides_the_logits() -> None:
+    logits = noise(1, 19, 40, 50)
+    for temperature in (0.25, 1.0, 2.5):
+        winner, confidence = top_class(logits, temperature)
+        probability, expected = torch.softmax(logits / temperature, dim=1).max(dim=1)
+        assert torch.equal(winner.long(), expected)
+        torch.testing.assert_close(confidence, probability, rtol=1e-5, atol=0)
 
 
 @pytest.mark.parametrize("k", range(1, CONFIDENCE_BINS))
@@ -176,24 +201,24 @@ def test_the_bins_above_a_threshold_hold_what_it_keeps(k: int) -> None:
     """Also where confidences lie on the threshold itself."""
     edges = torch.from_numpy(np.concatenate([EDGES[1:], EDGES[1:]]).reshape(2, CONFIDENCE_BINS).copy())
     winners = torch.arange(40, dtype=torch.uint8).view(2, 20) % 3
-    found = counted(winners, edges, 3, float(EDGES[k]))
-    assert found.pixels.tolist() == found.histogram[:, k:].sum(axis=1).tolist()
-    assert found.pixels.sum() == (keep(winners, edges, float(EDGES[k])) != 255).sum() == 2 * (CONFIDENCE_BINS - k)
+    histogram, _ = count(winners, edges, 3)
+    label = decided(winners, edges, float(EDGES[k]), 3)
+    assert [(label == c).sum() for c in range(3)] == histogram[:, k:].sum(dim=1).tolist()
+    assert (label != 255).sum() == 2 * (CONFIDENCE_BINS - k)
 
 
 def test_sums_of_confidences_are_exact_in_any_order() -> None:
     """So that a report is the same whatever the order of the pixels, the cores or the device."""
     winners, confidences = (x[0] for x in top_class(noise(1, 19, 300, 700, spread=2)))
     assert confidences.min() > 1 / 32
-    found = counted(winners, confidences, 19, 0.5)
+    histogram, sums = count(winners, confidences, 19)
     units = (confidences.double() * 2**29).long()  # whole numbers: their sum cannot round
     assert torch.equal(units.double() / 2**29, confidences.double())
     exact = torch.zeros(19, dtype=torch.int64).index_add_(0, winners.flatten().long(), units.flatten())
-    assert found.confidence.tolist() == (exact.double() / 2**29).tolist()
+    assert sums.tolist() == (exact.double() / 2**29).tolist()
     for order in (torch.randperm(210_000), torch.arange(210_000).flip(0), confidences.flatten().argsort()):
-        again = counted(winners.flatten()[order].view(300, 700), confidences.flatten()[order].view(300, 700), 19, 0.5)
-        for name, value in vars(found).items():
-            assert np.array_equal(getattr(again, name), value)
+        again = count(winners.flatten()[order].view(300, 700), confidences.flatten()[order].view(300, 700), 19)
+        assert torch.equal(again[0], histogram) and torch.equal(again[1], sums)
 
 
 # --- bands ------------------------------------------------------------------------------------------------------------
@@ -254,19 +279,9 @@ def test_nothing_with_a_value_per_class_and_pixel_is_ever_made() -> None:
     field = at_size(noise(1, classes, height // 4, width // 4), (2 * height, 2 * width), (height, width))
     with Largest() as seen:
         winners, confidences = top_classes(field, 1, classes, CPU)
-        keep(winners, confidences, 0.5)
-        count(winners[0], confidences[0], classes, 0.5)
+        encode(winners, confidences, classes, (0.5, 0.9))
+        count(winners[0], confidences[0], classes)
     assert 0 < seen.bytes <= 4.4e6
     with Largest() as control:  # the measure sees what it should
         top_class(field.whole())
     assert control.bytes == 4 * classes * height * width
-
-
-def test_statistics_fold_the_table_of_counts() -> None:
-    cells = np.zeros((2, CONFIDENCE_BINS, 2), np.int64)
-    cells[0, 3], cells[0, 12], cells[1, 19] = (5, 0), (1, 2), (0, 7)
-    found = LabelStatistics.of(cells, np.array([1.5, 7.0]))
-    assert found.pixels.tolist() == [2, 7]
-    assert found.histogram[0].nonzero()[0].tolist() == [3, 12]
-    assert cast(list[list[int]], found.histogram.tolist())[0][12] == 3
-    assert found.confidence.tolist() == [1.5, 7.0]

@@ -16,6 +16,7 @@ from PIL import Image
 
 from autolabel.manifests.classes import CAMVID, CITYSCAPES
 from autolabel.manifests.layouts import scan_folder
+from autolabel.manifests.policy import Policy
 from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
@@ -135,7 +136,17 @@ def test_a_manifest_in_another_label_space_is_refused(teacher: Path, tmp_path: P
 def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The manifest of a run that labelled the coarse images."""
     out = tmp_path_factory.mktemp("run")
-    generate(LabelJob(city / "coarse.parquet", teacher, out, scales=(0.5, 1), threshold=0.2, engine="local", workers=1))
+    generate(
+        LabelJob(
+            city / "coarse.parquet",
+            teacher,
+            out,
+            scales=(0.5, 1),
+            policy=Policy(threshold=0.2),
+            engine="local",
+            workers=1,
+        )
+    )
     return out / "manifest.parquet"
 
 

@@ -22,7 +22,7 @@ from autolabel.manifests.files import sha256
 from autolabel.manifests.images import read_image
 from autolabel.manifests.tables import CONFIDENCE_BINS, load_manifest
 from autolabel.teacher.build import build
-from autolabel.teacher.decide import LabelStatistics
+from autolabel.teacher.decide import Prediction
 from autolabel.teacher.predict import (
     NotEnoughMemory,
     Plan,
@@ -164,23 +164,19 @@ def eight(city: Path) -> Image:
     return np.stack([read_image(s.image)[20:68, 16 * n : 16 * n + 64] for n, s in enumerate(samples[:8])])
 
 
-Outcomes = list[tuple[NDArray[np.uint8], LabelStatistics]]
-
-
-def assert_same(found: Outcomes, expected: Outcomes) -> None:
-    """Bit for bit, labels and statistics."""
+def assert_same(found: list[Prediction], expected: list[Prediction]) -> None:
+    """Bit for bit, codes and counts."""
     assert len(found) == len(expected)
-    for (label, statistics), (same_label, same_statistics) in zip(found, expected, strict=True):
-        assert np.array_equal(label, same_label)
-        for name, value in vars(same_statistics).items():
-            assert np.array_equal(getattr(statistics, name), value)
+    for one, same in zip(found, expected, strict=True):
+        for name, value in vars(same).items():
+            assert np.array_equal(getattr(one, name), value)
 
 
-def assert_same_but_for_ties(found: Outcomes, expected: Outcomes) -> None:
+def assert_same_but_for_ties(found: list[Prediction], expected: list[Prediction]) -> None:
     """Kernels for other batches round otherwise: a pixel in a thousand may lie on the other side of a tie."""
-    for (label, statistics), (same_label, same_statistics) in zip(found, expected, strict=True):
-        assert (label != same_label).mean() <= 1e-3
-        np.testing.assert_allclose(statistics.confidence.sum(), same_statistics.confidence.sum(), rtol=1e-6)
+    for one, same in zip(found, expected, strict=True):
+        assert (one.codes != same.codes).mean() <= 1e-3
+        np.testing.assert_allclose(one.confidence.sum(), same.confidence.sum(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("images_at_once", [1, 2, 3, 8])
@@ -188,26 +184,28 @@ def test_a_label_does_not_depend_on_the_other_images_of_its_batch(
     images_at_once: int, seer: Teacher, eight: Image
 ) -> None:
     """Not in one bit. Eight in batches of three leave two for the last, which is filled up: that must not show."""
-    together = list(seer.label_in_batches(eight, images_at_once))
-    assert len({label.tobytes() for label, _ in together}) == 8
-    assert_same(list(seer.label_in_batches(eight[::-1], images_at_once))[::-1], together)
-    alone = [outcome for n in range(8) for outcome in seer.label_in_batches(eight[n : n + 1], images_at_once)]
+    together = list(seer.predict_in_batches(eight, images_at_once, (0.5,)))
+    assert len({one.codes.tobytes() for one in together}) == 8
+    assert_same(list(seer.predict_in_batches(eight[::-1], images_at_once, (0.5,)))[::-1], together)
+    alone = [outcome for n in range(8) for outcome in seer.predict_in_batches(eight[n : n + 1], images_at_once, (0.5,))]
     assert_same(alone, together)
 
 
 def test_a_batch_of_eight_is_eight_batches_of_one(seer: Teacher, eight: Image) -> None:
     """On a CPU, where images are labelled one at a time, bit for bit; with as many at once, but for ties."""
     labels, statistics = seer.label(eight)
-    alone = [outcome for n in range(8) for outcome in seer.label_in_batches(eight[n : n + 1], 1)]
-    assert_same(list(zip(labels, statistics, strict=True)), alone)
+    alone = [outcome for n in range(8) for outcome in seer.predict_in_batches(eight[n : n + 1], 1, (0.5,))]
+    for label, counts, one in zip(labels, statistics, alone, strict=True):
+        assert np.array_equal(label, np.where(one.codes % 2, one.codes // 2, 255))
+        assert np.array_equal(counts.histogram, one.histogram) and np.array_equal(counts.confidence, one.confidence)
     for images_at_once in (2, 3, 8):
-        assert_same_but_for_ties(list(seer.label_in_batches(eight, images_at_once)), alone)
+        assert_same_but_for_ties(list(seer.predict_in_batches(eight, images_at_once, (0.5,))), alone)
 
 
 def test_every_batch_has_the_same_size(seer: Teacher, eight: Image) -> None:
     batches: list[int] = []
     hook = seer.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
-    outcomes = list(seer.label_in_batches(eight[:7], 3, scales=(1,)))
+    outcomes = list(seer.predict_in_batches(eight[:7], 3, (0.5,), scales=(1,)))
     hook.remove()
     assert (len(outcomes), batches) == (7, [3, 3, 3])
 
@@ -216,7 +214,7 @@ def test_labels_come_as_they_are_made(seer: Teacher, eight: Image) -> None:
     """The first ones are to be had before the last image has been looked at."""
     batches: list[int] = []
     hook = seer.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
-    outcomes = seer.label_in_batches(eight, 2, scales=(1,))
+    outcomes = seer.predict_in_batches(eight, 2, (0.5,), scales=(1,))
     next(outcomes)
     next(outcomes)
     assert batches == [2]
@@ -295,15 +293,15 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     error: Callable[[], Exception], teacher: Path, seer: Teacher, eight: Image
 ) -> None:
     limited, asked = with_memory_for(teacher, 2, error)
-    expected = list(seer.label_in_batches(eight, 2, scales=(1,)))
-    assert_same(list(limited.label_in_batches(eight, 8, scales=(1,))), expected)
+    expected = list(seer.predict_in_batches(eight, 2, (0.5,), scales=(1,)))
+    assert_same(list(limited.predict_in_batches(eight, 8, (0.5,), scales=(1,))), expected)
     assert asked == [8, 4, 2, 2, 2, 2]
     assert limited.fits == {(48, 64): 2}
     asked.clear()
-    limited.label_in_batches(eight, 8, scales=(1,))  # nothing is asked before the first label is
-    list(limited.label_in_batches(eight[:4], 8, scales=(1,)))
+    limited.predict_in_batches(eight, 8, (0.5,), scales=(1,))  # nothing is asked before the first label is
+    list(limited.predict_in_batches(eight[:4], 8, (0.5,), scales=(1,)))
     assert asked == [2, 2]  # remembered
-    list(limited.label_in_batches(eight[:, :40], 4, scales=(1,)))
+    list(limited.predict_in_batches(eight[:, :40], 4, (0.5,), scales=(1,)))
     assert asked[2:] == [4, 2, 2, 2, 2]  # another size is another matter
     assert limited.fits == {(48, 64): 2, (40, 64): 2}
 
@@ -318,9 +316,9 @@ def test_memory_may_run_out_in_the_middle(teacher: Path, seer: Teacher, eight: I
             raise torch.OutOfMemoryError("CUDA out of memory.")
 
     limited.network.backbone.register_forward_pre_hook(shrink)
-    found = list(limited.label_in_batches(eight, 4, scales=(1,)))
+    found = list(limited.predict_in_batches(eight, 4, (0.5,), scales=(1,)))
     assert asked == [4, 4, 2, 2]
-    assert_same_but_for_ties(found, list(seer.label_in_batches(eight, 1, scales=(1,))))
+    assert_same_but_for_ties(found, list(seer.predict_in_batches(eight, 1, (0.5,), scales=(1,))))
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
@@ -331,7 +329,7 @@ def test_an_image_that_does_not_fit_alone_is_named(error: Callable[[], Exception
         r" or use a larger device$"
     )
     with pytest.raises(NotEnoughMemory, match=words):
-        list(limited.label_in_batches(eight, 4))
+        list(limited.predict_in_batches(eight, 4, (0.5,)))
     assert asked == [4, 2, 1]
     with pytest.raises(NotEnoughMemory, match=words):
         limited.label(eight)
@@ -340,7 +338,7 @@ def test_an_image_that_does_not_fit_alone_is_named(error: Callable[[], Exception
 def test_any_other_failure_is_not_taken_for_a_lack_of_memory(teacher: Path, eight: Image) -> None:
     limited, asked = with_memory_for(teacher, 2, lambda: RuntimeError("CUDA error: device-side assert triggered"))
     with pytest.raises(RuntimeError, match=r"^CUDA error: device-side assert triggered$"):
-        list(limited.label_in_batches(eight, 8, scales=(1,)))
+        list(limited.predict_in_batches(eight, 8, (0.5,), scales=(1,)))
     assert (asked, limited.fits) == ([8], {})
 
 

@@ -21,6 +21,7 @@ import torch
 from conftest import autolabel, contents, labels_of, photograph, scanned
 from PIL import Image
 
+from autolabel.manifests.policy import Policy
 from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import BadTable, load_manifest
 from autolabel.pipeline import folder
@@ -176,7 +177,7 @@ def _nothing(place: Path, city: Path) -> None:
         (_resize_a_sample, {}, r"sample 's03' of .*drive\.parquet has changed .*\(height was 96, now 32\)"),
         (_change_an_image, {}, r"image .*/drive/s03\.png has changed since it was labelled"),
         (_train_on, {}, r"\(teacher was \"\w+…\w+\", now \"\w+…\w+\"\)"),
-        (_nothing, {"threshold": 0.9}, r'\(policy was {"threshold": 0\.5}, now {"threshold": 0\.9}\)'),
+        (_nothing, {"policy": Policy(threshold=0.9)}, r"\(policy: threshold was 0\.5, now 0\.9\)"),
         (_nothing, {"precision": "bfloat16"}, r'\(precision was "float32", now "bfloat16"\)'),
     ],
     ids=["sample gone", "sample resized", "image changed", "teacher", "threshold", "precision"],
@@ -201,7 +202,7 @@ def test_what_has_changed_is_named_and_nothing_on_disk_is_touched(
         (lambda text: text[: len(text) // 2], "is not readable JSON"),
         (lambda text: "", "is not readable JSON"),
         (lambda text: "7", "differs from what was written"),
-        (lambda text: text.replace("autolabel-run/2", "autolabel-run/1"), "has format 'autolabel-run/1'"),
+        (lambda text: text.replace("autolabel-run/3", "autolabel-run/1"), "has format 'autolabel-run/1'"),
     ],
     ids=["threshold", "accounts", "bracket", "half", "empty", "a number", "format"],
 )
@@ -283,7 +284,7 @@ def test_run_json_tells_what_was_asked_and_how_far_it_is(place: Path) -> None:
         assert set(told["tables"]) == set(TABLES)  # type: ignore[call-overload]
     same = ["teacher_sha256", "scales", "flip", "combine", "policy", "precision", "store", "shard_size", "manifest"]
     assert [part[name] for name in same] == [whole[name] for name in same]
-    assert (whole["scales"], whole["policy"], whole["shard_size"]) == ([1.0], {"threshold": 0.5}, 3)
+    assert (whole["scales"], whole["policy"]["threshold"], whole["shard_size"]) == ([1.0], 0.5, 3)
     assert whole["manifest"] == str(place / "drive.parquet")
 
 
@@ -480,7 +481,7 @@ def test_a_plan_of_another_request_is_refused_like_the_run_itself(place: Path) -
     asked = job(place, "zarr")
     result = autolabel(*options(asked, "--plan", "--threshold", 0.9))
     assert result.exit_code == 2
-    assert 'policy was {"threshold": 0.5}, now {"threshold": 0.9}' in result.stderr
+    assert "policy: threshold was 0.5, now 0.9" in result.stderr
 
 
 def test_the_labels_are_those_of_the_manifests_images(place: Path) -> None:

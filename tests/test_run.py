@@ -25,6 +25,7 @@ import zarr
 from conftest import address_space, autolabel, labels_of, quarantined, scanned
 from PIL import Image
 
+from autolabel.manifests.policy import Policy
 from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import load_manifest, read_statistics
 from autolabel.pipeline import label as label_module
@@ -71,7 +72,7 @@ def test_labels_are_those_of_the_teacher_alone(drive: Path, teacher: Path) -> No
     knows = load_teacher(teacher, "cpu")
     for sample in load_manifest(asked.manifest).samples:
         image = np.asarray(Image.open(sample.image))
-        (expected,), _ = knows.label(image[None], asked.threshold, asked.scales)
+        (expected,), _ = knows.label(image[None], asked.policy.threshold, asked.scales)
         found = open_labels(asked.out)[sample.sample_id]
         assert (found != expected).mean() < 1e-4  # one thread against several: the last bits of a tie may differ
 
@@ -283,7 +284,7 @@ def test_a_finished_run_is_not_touched_by_the_same_call(drive: Path, teacher: Pa
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"threshold": 0.9}, 'policy was {"threshold": 0.5}, now {"threshold": 0.9}'),
+        ({"policy": Policy(threshold=0.9)}, "policy: threshold was 0.5, now 0.9"),
         ({"scales": (1.0,)}, "scales was [0.5, 1.0], now [1.0]"),
         ({"flip": True}, "flip was false, now true"),
         ({"store": "png"}, 'store was "zarr", now "png"'),

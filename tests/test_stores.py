@@ -27,8 +27,7 @@ from autolabel.manifests.classes import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.files import TEMPORARY, write_bytes, write_json
 from autolabel.manifests.images import BadImage, encode_label
 from autolabel.manifests.stores import (
-    PNG,
-    ZARR,
+    LABELS,
     DamagedLabel,
     WrittenShard,
     bucket_of,
@@ -42,6 +41,7 @@ from autolabel.manifests.stores import (
     read_zarr,
     shard_path,
     write_zarr_shard,
+    zarr_folder,
 )
 from autolabel.manifests.tables import Sample
 
@@ -94,18 +94,23 @@ def commit(
     rows: list[dict[str, Any]] = []
     for place, sample_id in enumerate(ids, number * SHARD):
         label = labels[sample_id]
-        row = {"sample_id": sample_id, "status": "labelled", "label": f"{ZARR}/{bucket}", "label_index": place}
+        row = {
+            "sample_id": sample_id,
+            "status": "labelled",
+            "label": f"{zarr_folder(LABELS)}/{bucket}",
+            "label_index": place,
+        }
         if label is None:
             row["status"], label = "quarantined", np.zeros((500, 500), np.uint8)
         elif store == "png":
-            row |= {"label": f"{PNG}/{png_name(sample_id + '.jpg')}", "label_index": None}
+            row |= {"label": f"{LABELS}/{png_name(sample_id + '.jpg')}", "label_index": None}
             write_bytes(run / str(row["label"]), encode_label(label))
         height, width = label.shape
         rows.append({**row, "height": height, "width": width, "label_crc32c": crc32c(label)})
     shard, committed = None, [labels[sample_id] for sample_id in ids]
     if store == "zarr" and any(label is not None for label in committed):
         frames = [None if label is None else encode_zarr(label) for label in committed]
-        shard = write_zarr_shard(run / ZARR / bucket, number * SHARD, SHARD, frames)
+        shard = write_zarr_shard(run / zarr_folder(LABELS) / bucket, number * SHARD, SHARD, frames)
     record = record_of(run, bucket, number)
     record.parent.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), record)
@@ -117,9 +122,9 @@ def make_run(run: Path, labels: Mapping[str, Label | None], store: str = "zarr")
     units = plan(labels)
     write_json(run / "run.json", {"label_space": json.loads(CAMVID.to_json())})
     if store == "zarr":
-        create_zarr(run / ZARR, rows_of(units), SHARD, ABOUT)
+        create_zarr(run / zarr_folder(LABELS), rows_of(units), SHARD, ABOUT)
     written = {
-        shard_path(run / ZARR / bucket, number): commit(run, bucket, number, ids, labels, store)
+        shard_path(run / zarr_folder(LABELS) / bucket, number): commit(run, bucket, number, ids, labels, store)
         for (bucket, number), ids in units.items()
     }
     return {path: shard for path, shard in written.items() if shard is not None}
@@ -129,7 +134,7 @@ def one_shard(run: Path) -> tuple[Path, Path, Label]:
     """A run of two labels in one shard: the run, the file, the first label."""
     first = street(1, 500, 512)
     make_run(run, {"a": first, "b": street(2, 512, 300)})
-    return run, shard_path(run / ZARR / BUCKET, 0), first
+    return run, shard_path(run / zarr_folder(LABELS) / BUCKET, 0), first
 
 
 # --- what is written is what is read ----------------------------------------------------------------------------------
@@ -217,7 +222,7 @@ def test_programs_without_ours_read_labels_in_the_corner_of_their_row_and_255_ar
     labels = {**STREETS, "quarantined": None, "beside it": street(7, 300, 200)}
     make_run(tmp_path, labels)
     alone = "import sys\nsys.modules['autolabel'] = None\n_, source, target = sys.argv\n"  # importing it fails
-    command = [sys.executable, "-c", alone + program, tmp_path / ZARR, tmp_path / "read.npz"]
+    command = [sys.executable, "-c", alone + program, tmp_path / zarr_folder(LABELS), tmp_path / "read.npz"]
     subprocess.run(command, check=True, cwd=tmp_path)
     found = np.load(tmp_path / "read.npz")
     units = plan(labels)
@@ -237,14 +242,14 @@ import numpy, sys, tensorstore
 spec = {"driver": "png", "kvstore": {"driver": "file", "path": sys.argv[1]}}
 numpy.save(sys.argv[2], tensorstore.open(spec, read=True).result().read().result())
 """
-    command = [sys.executable, "-c", program, tmp_path / PNG / "a.png", tmp_path / "read.npy"]
+    command = [sys.executable, "-c", program, tmp_path / LABELS / "a.png", tmp_path / "read.npy"]
     subprocess.run(command, check=True)
     assert np.array_equal(np.load(tmp_path / "read.npy")[..., 0], STREETS["city/511x513"])  # (H, W, 1)
 
 
 def test_the_store_needs_nothing_but_the_core_codecs_of_zarr_v3(tmp_path: Path) -> None:
     make_run(tmp_path, STREETS)
-    found = json.loads((tmp_path / ZARR / "b1024x1024/zarr.json").read_text())
+    found = json.loads((tmp_path / zarr_folder(LABELS) / "b1024x1024/zarr.json").read_text())
     assert (found["zarr_format"], found["data_type"], found["fill_value"]) == (3, "uint8", IGNORE)
     assert found["shape"] == [5, 1024, 1024]
     assert found["dimension_names"] == ["sample", "y", "x"]
@@ -256,7 +261,7 @@ def test_the_store_needs_nothing_but_the_core_codecs_of_zarr_v3(tmp_path: Path) 
     assert inside["codecs"][1]["configuration"] == {"level": 9, "checksum": True}
     assert [codec["name"] for codec in inside["index_codecs"]] == ["bytes", "crc32c"]
     assert inside["index_codecs"][0]["configuration"] == {"endian": "little"}
-    files = {path.name for path in (tmp_path / ZARR / "b1024x1024").iterdir()}
+    files = {path.name for path in (tmp_path / zarr_folder(LABELS) / "b1024x1024").iterdir()}
     assert files == {"zarr.json", "c.0.0.0", "c.1.0.0", "c.2.0.0"}
 
 
@@ -284,7 +289,7 @@ def test_metadata_that_are_right_are_left_alone_and_others_are_found_and_repaire
 def test_a_shard_in_which_all_is_ignored_is_still_a_file(tmp_path: Path, count: int) -> None:
     unsure = {f"s{i}": np.full((300, 400), IGNORE, np.uint8) for i in range(count)}
     make_run(tmp_path, unsure)
-    assert shard_path(tmp_path / ZARR / BUCKET, 0).stat().st_size == SHARD * 16 + 4
+    assert shard_path(tmp_path / zarr_folder(LABELS) / BUCKET, 0).stat().st_size == SHARD * 16 + 4
     labels = open_labels(tmp_path)
     for sample_id, label in unsure.items():
         assert np.array_equal(labels[sample_id], label)
@@ -401,13 +406,13 @@ def test_a_crop_that_leaves_the_label_is_refused(tmp_path: Path, store: str, win
 def test_a_crop_that_leaves_the_array_is_never_read(tmp_path: Path, window: tuple[int, int, int, int]) -> None:
     one_shard(tmp_path)
     with pytest.raises(DamagedLabel, match="leaves the array of 2 x 512 x 512"):
-        read_zarr(tmp_path / ZARR / BUCKET, 0, *window)
+        read_zarr(tmp_path / zarr_folder(LABELS) / BUCKET, 0, *window)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_a_loader_read_what_their_parent_has_read_before(tmp_path: Path, method: str) -> None:
     make_run(tmp_path, STREETS)
-    array = tmp_path / ZARR / "b1024x1024"
+    array = tmp_path / zarr_folder(LABELS) / "b1024x1024"
     windows = [(array, row, top, left, 300, 400) for row in range(5) for top in (0, 270) for left in (0, 290)]
     expected = [read_zarr(*window) for window in windows]
     with multiprocessing.get_context(method).Pool(2) as workers:
@@ -492,7 +497,7 @@ def test_a_missing_shard_is_an_error_and_never_all_ignored(tmp_path: Path) -> No
 
 def test_a_missing_array_is_an_error(tmp_path: Path) -> None:
     run, _, _ = one_shard(tmp_path)
-    shutil.rmtree(run / ZARR / BUCKET)
+    shutil.rmtree(run / zarr_folder(LABELS) / BUCKET)
     for read in reads(run):
         with pytest.raises(DamagedLabel, match=BUCKET):
             read()
@@ -502,7 +507,7 @@ def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path:
     """Reading finds it, or `damaged_metadata`, or the checksum of the shard's file, and no label reads as another."""
     shards = make_run(tmp_path, STREETS)
     labels, rows = open_labels(tmp_path), rows_of(plan(STREETS))
-    files = {path: path.read_bytes() for path in sorted((tmp_path / ZARR).rglob("*")) if path.is_file()}
+    files = {path: path.read_bytes() for path in sorted((tmp_path / zarr_folder(LABELS)).rglob("*")) if path.is_file()}
     dice = random.Random(0)
     places = [(path, place) for path, data in files.items() for place in range(len(data))]
     found = {"by reading": 0, "in the metadata": 0, "by the checksum of the file": 0}
@@ -517,7 +522,7 @@ def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path:
             except DamagedLabel:
                 refused += 1
         if path.name == "zarr.json":
-            assert damaged_metadata(tmp_path / ZARR, rows, SHARD, ABOUT) == [path]
+            assert damaged_metadata(tmp_path / zarr_folder(LABELS), rows, SHARD, ABOUT) == [path]
             found["in the metadata"] += 1
         elif refused:
             found["by reading"] += 1
@@ -552,7 +557,7 @@ def test_a_shard_cut_anywhere_is_an_error(tmp_path: Path) -> None:
 
 def test_another_shard_in_its_place_is_noticed(tmp_path: Path) -> None:
     make_run(tmp_path, {name: street(i, 500, 512) for i, name in enumerate("abcd")})
-    array = tmp_path / ZARR / BUCKET
+    array = tmp_path / zarr_folder(LABELS) / BUCKET
     shutil.copy(shard_path(array, 1), shard_path(array, 0))
     with pytest.raises(DamagedLabel, match=r"^label of 'a' in .*b512x512 differs from what was committed$"):
         open_labels(tmp_path)["a"]
@@ -562,7 +567,7 @@ def test_another_shard_in_its_place_is_noticed(tmp_path: Path) -> None:
 def test_a_damaged_shard_is_repaired_by_writing_it_again(tmp_path: Path, length: int) -> None:
     first, second = street(1, 500, 512), street(2, 512, 300)
     make_run(tmp_path, {"a": first, "b": second})
-    file = shard_path(tmp_path / ZARR / BUCKET, 0)
+    file = shard_path(tmp_path / zarr_folder(LABELS) / BUCKET, 0)
     file.write_bytes(file.read_bytes()[:length])
     commit(tmp_path, BUCKET, 0, ["a", "b"], {"a": first, "b": second})
     labels = open_labels(tmp_path)
@@ -595,7 +600,7 @@ def test_a_killed_writer_leaves_the_old_shard_or_the_new_one(tmp_path: Path) -> 
 
 def test_a_png_that_is_missing_or_cut_is_an_error(tmp_path: Path) -> None:
     make_run(tmp_path, {"a": street(1, 100, 100)}, "png")
-    file = tmp_path / PNG / "a.png"
+    file = tmp_path / LABELS / "a.png"
     data = file.read_bytes()
     for length in (0, 30, len(data) // 2):
         file.write_bytes(data[:length])
@@ -618,7 +623,7 @@ def test_a_png_that_is_missing_or_cut_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_png_that_was_exchanged_is_noticed_whole_and_in_crops(tmp_path: Path, other: Label) -> None:
     make_run(tmp_path, {"a": street(1, 100, 100)}, "png")
-    write_bytes(tmp_path / PNG / "a.png", encode_label(other))
+    write_bytes(tmp_path / LABELS / "a.png", encode_label(other))
     for read in reads(tmp_path):
         with pytest.raises(DamagedLabel):
             read()
@@ -627,7 +632,7 @@ def test_a_png_that_was_exchanged_is_noticed_whole_and_in_crops(tmp_path: Path, 
 def test_a_png_label_is_a_plain_grey_picture_under_the_path_of_its_image(tmp_path: Path) -> None:
     label = street(1, 60, 70)
     make_run(tmp_path, {"monday/cam.1/a": label}, "png")
-    with Image.open(tmp_path / PNG / "monday/cam.1/a.png") as opened:
+    with Image.open(tmp_path / LABELS / "monday/cam.1/a.png") as opened:
         assert (opened.format, opened.mode) == ("PNG", "L")
         assert np.array_equal(np.asarray(opened), label)
 
@@ -639,9 +644,9 @@ def test_a_png_label_is_a_plain_grey_picture_under_the_path_of_its_image(tmp_pat
 def test_a_manifest_sample_finds_its_auto_label_whole_and_in_crops(tmp_path: Path, store: str) -> None:
     label = street(1, 600, 700)
     make_run(tmp_path, {"a": label}, store)
-    where = {"label": tmp_path / ZARR / "b1024x1024", "label_index": 0}
+    where = {"label": tmp_path / zarr_folder(LABELS) / "b1024x1024", "label_index": 0}
     if store == "png":
-        where = {"label": tmp_path / PNG / "a.png"}
+        where = {"label": tmp_path / LABELS / "a.png"}
     sample = Sample("a", tmp_path / "a.jpg", 600, 700, source="auto", **where)  # type: ignore[arg-type]
     assert np.array_equal(read_sample_label(sample, CAMVID), label)
     assert np.array_equal(read_sample_label(sample, CAMVID, (590, 5, 10, 600)), label[590:600, 5:605])

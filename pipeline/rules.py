@@ -1,0 +1,182 @@
+"""A policy applied: from what the teacher says of an image, and the human's coarse label, to the label and its account.
+
+What the teacher says of a pixel is one small number, and what the human says another. Rules that look at one pixel only
+are therefore one table, made once for a run: a lookup gives every pixel its label, and counting how often each entry is
+asked for gives all statistics. Rules that look around (boundary, region, size) mark pixels beforehand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import cc3d
+import numpy as np
+from numpy.typing import NDArray
+
+from autolabel.manifests.classes import IGNORE, LabelSpace
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.stores import Label
+from autolabel.manifests.tables import FATES
+
+Codes = NDArray[np.uint8] | NDArray[np.int16]
+Counts = NDArray[np.int64]
+
+_KEPT, _BELOW, _BOUNDARY, _SMALL, _OUTSIDE, _HUMAN = range(len(FATES))
+# What marks a pixel of the teacher; the fate it then has.
+_MARKS = (_KEPT, _BOUNDARY, _SMALL, _OUTSIDE)
+_INSIDE, _NEAR, _PIECE, _BEYOND = range(len(_MARKS))
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A label (H, W) uint8 and where its pixels come from. All counts are int64, by class.
+
+    fates (C, 6): what became of the pixels whose top class it is, in the order of FATES; they sum to H * W.
+    from_human (C,): pixels of the label that have this class because the coarse label decided.
+    The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
+    the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; overridden, another class.
+    """
+
+    label: Label
+    fates: Counts
+    from_human: Counts
+    coarse: Counts
+    agreeing: Counts
+    overridden: Counts
+
+    @property
+    def pixels(self) -> Counts:
+        """Pixels of the label by class (C,)."""
+        return self.fates[:, _KEPT] + self.from_human
+
+
+class Rules:
+    """A policy ready for the images of one run.
+
+    edges: the confidences that the teacher's codes tell apart; every threshold of the policy is among them.
+    """
+
+    def __init__(self, policy: Policy, space: LabelSpace, edges: Sequence[float]) -> None:
+        self.policy = policy
+        self.classes, self.levels = len(space), len(edges) + 1
+        # From this level on a class is kept.
+        needed = np.array([edges.index(t) + 1 for t in policy.class_thresholds(space)], np.int64)
+        rules = [policy.coarse_rules.get(name, policy.coarse) for name in space.names]
+        self._unions = [h for h, rule in enumerate(rules) if rule == "union"]
+        self._around = bool(policy.region or policy.boundary or policy.min_region)
+        # Axes of every table: human class (the last one: none), mark, top class, level.
+        shape = len(space) + 1, len(_MARKS) if self._around else 1, len(space), self.levels
+        human, mark, top, level = (x.ravel() for x in np.indices(shape))
+        self._shape, self._top, self._human = shape, top, human
+        self._teacher, self._fate = _teachers_own(mark, top, level, needed)
+        without_union = ["ignore" if rule == "union" else rule for rule in rules]
+        self._seen = self._table(rules, level, needed)
+        self._unseen = self._table(without_union, level, needed)
+
+    def _table(self, rules: Sequence[str], level: Counts, needed: Counts) -> tuple[Label, Counts]:
+        """Label and fate of every case, where the coarse label counts as told by rule and class."""
+        rule = np.array([*rules, "ignore"])
+        human, top, kept = self._human, self._top, self._teacher != IGNORE
+        label, fate = self._teacher.copy(), self._fate.copy()
+        named = human < self.classes
+        by_human = rule[human]
+        agreed = kept & (top == human)
+        sure = level >= np.append(needed, 0)[human]  # of the human's class, by that class's threshold
+
+        def decide(where: NDArray[np.bool_], to: Label) -> None:
+            label[where], fate[where] = to[where], _HUMAN
+
+        ignored, said = np.full_like(label, IGNORE), human.astype(np.uint8)
+        decide(named & kept & (top != human) & ((by_human == "agree") | (rule[top] == "agree")), ignored)
+        decide((by_human == "union") & ~agreed & sure, said)
+        decide((by_human == "union") & kept & (top != human) & ~sure, ignored)
+        decide((by_human == "human-wins") & ~agreed, said)
+        decide((by_human == "teacher-wins") & ~kept, said)
+        return label, fate
+
+    def apply(self, codes: Codes, coarse: Label | None) -> Outcome:
+        """The label of an image: codes (H, W) of `Prediction`, coarse (H, W) uint8 train ids or None.
+
+        Raises ValueError if the policy's region leaves the image.
+        """
+        classes, cases = self.classes, self._shape[1] * self._shape[2] * self._shape[3]
+        keys = codes.astype(np.intp)
+        if self._around:
+            keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
+        keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
+        asked = np.bincount(keys.ravel(), minlength=len(self._top))
+        labels, fate = self._tables(asked, coarse)
+        human, teacher = asked * (self._human < classes), self._teacher
+
+        def by_class(of: Counts | Label, counts: Counts) -> Counts:
+            return np.bincount(of, counts, minlength=IGNORE + 1)[:classes].astype(np.int64)
+
+        return Outcome(
+            label=labels[keys],
+            fates=np.bincount(self._top * len(FATES) + fate, asked, minlength=classes * len(FATES))
+            .astype(np.int64)
+            .reshape(classes, len(FATES)),
+            from_human=by_class(labels, asked * (fate == _HUMAN)),
+            coarse=by_class(self._human, human),
+            agreeing=by_class(self._human, human * (teacher == self._human)),
+            overridden=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
+        )
+
+    def _tables(self, asked: Counts, coarse: Label | None) -> tuple[Label, Counts]:
+        """Label and fate of every case in an image: `union` waits for the teacher to see the class."""
+        if coarse is None or not self._unions:
+            return self._seen
+        inside = asked.reshape(self._shape)[:, :_BEYOND].sum(axis=(0, 1, 3))
+        absent = np.isin(self._human, [h for h in self._unions if not inside[h]])
+        (label, fate), (label_then, fate_then) = self._seen, self._unseen
+        return np.where(absent, label_then, label), np.where(absent, fate_then, fate)
+
+    def _marks(self, codes: Codes) -> Label:
+        """By which rule that looks around a pixel (H, W) is dropped."""
+        policy = self.policy
+        marks = np.full(codes.shape, _BEYOND if policy.region else _INSIDE, np.uint8)
+        if policy.region:
+            marks[policy.region.box(*codes.shape)] = _INSIDE
+        if policy.boundary:
+            top = codes // self.levels
+            marks[near_boundary(top, policy.boundary) & (marks == _INSIDE)] = _NEAR
+        if policy.min_region:
+            own = self._teacher[codes]  # the table begins with the cases of unmarked pixels
+            own[marks != _INSIDE] = IGNORE
+            marks[small_pieces(own, policy.min_region)] = _PIECE
+        return marks
+
+
+def _teachers_own(mark: Counts, top: Counts, level: Counts, needed: Counts) -> tuple[Label, Counts]:
+    """Label and fate of every case before the coarse label is asked."""
+    fate = np.array(_MARKS)[mark]
+    fate[(level < needed[top]) & (fate != _OUTSIDE)] = _BELOW
+    return np.where(fate == _KEPT, top, IGNORE).astype(np.uint8), fate
+
+
+def near_boundary(top: Codes, width: int) -> NDArray[np.bool_]:
+    """(H, W) bool: whether a pixel is within so many rows and columns of one with another value."""
+    least, most = top, top
+    for axis in (0, 1):
+        least, most = _slide(np.minimum, least, width, axis), _slide(np.maximum, most, width, axis)
+    differs: NDArray[np.bool_] = least != most
+    return differs
+
+
+def _slide(pick: np.ufunc, values: Codes, width: int, axis: int) -> Codes:
+    """The least or greatest value within `width` along an axis; what lies outside the image counts for nothing."""
+    turned = np.moveaxis(values, axis, 0)
+    found = turned.copy()
+    for step in range(1, min(width, len(turned) - 1) + 1):
+        pick(found[step:], turned[:-step], out=found[step:])
+        pick(found[:-step], turned[step:], out=found[:-step])
+    return np.moveaxis(found, 0, axis)
+
+
+def small_pieces(label: Label, fewest: int) -> NDArray[np.bool_]:
+    """(H, W) bool: the pixels of 4-connected pieces of one class that have fewer pixels than that."""
+    pieces = cc3d.connected_components(label + np.uint8(1), connectivity=4)  # 255 becomes 0, which cc3d leaves out
+    few = np.bincount(pieces.ravel()) < fewest
+    few[0] = False
+    return few[pieces]
