@@ -13,20 +13,21 @@ import pandas as pd
 import pyarrow as pa
 
 from autolabel.manifests.classes import LabelSpace
-from autolabel.manifests.tables import CONFIDENCE_BINS
+from autolabel.manifests.policy import policy_of
+from autolabel.manifests.tables import CONFIDENCE_BINS, FATES
 from autolabel.pipeline.stats import Summary, coverage_at
 
 _TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is printed
 _DOUBTFUL = 0.25  # a class that loses this share of its coarse pixels to other classes is pointed out
-# What becomes of a pixel, by its column in stats/classes.parquet. Colours of Okabe and Ito, "Color universal design".
-FATES = {
-    "kept_pixels": ("kept", "#0072b2"),
-    "below_threshold_pixels": ("below its threshold", "#e69f00"),
-    "in_boundary_pixels": ("near a boundary", "#56b4e9"),
-    "too_small_pixels": ("in too small a region", "#f0e442"),
-    "outside_region_pixels": ("outside the region of interest", "#8c8c8c"),
-    "overridden_by_human_pixels": ("decided by the human label", "#cc79a7"),
+# How every one of `FATES` is told and drawn. Colours of Okabe and Ito, "Color universal design".
+SHOWN_FATES = {
+    "kept": ("kept", "#0072b2"),
+    "below_threshold": ("below its threshold", "#e69f00"),
+    "in_boundary": ("near a boundary", "#56b4e9"),
+    "too_small": ("in too small a piece", "#f0e442"),
+    "outside_region": ("outside the region", "#8c8c8c"),
+    "overridden_by_human": ("decided by the human label", "#cc79a7"),
 }
 
 About = Mapping[str, Any]  # run.json
@@ -69,7 +70,7 @@ def confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
     }
 
 
-def class_histograms(classes: pa.Table, space: LabelSpace, policy: Mapping[str, Any]) -> Rows:
+def class_histograms(classes: pa.Table, space: LabelSpace, about: About) -> Rows:
     """Of every class that is the top class anywhere: the shares of its pixels by confidence, and its threshold.
 
     classes: `stats/classes.parquet`.
@@ -77,76 +78,63 @@ def class_histograms(classes: pa.Table, space: LabelSpace, policy: Mapping[str, 
     counts = np.zeros((len(space), CONFIDENCE_BINS), np.int64)
     by_row = classes["confidence_hist"].combine_chunks().flatten().to_numpy().reshape(-1, CONFIDENCE_BINS)
     np.add.at(counts, classes["class_id"].to_numpy(), by_row)
-    own = policy.get("thresholds") or {}
+    thresholds = policy_of(about["policy"]).class_thresholds(space)
     return [
         {
             "name": c.name,
             "colour": c.colour,
             "pixels": int(row.sum()),
             "bins": (row / row.max()).tolist(),
-            "threshold": own.get(c.name, policy["threshold"]),
+            "threshold": threshold,
         }
-        for c, row in zip(space.classes, counts, strict=True)
+        for c, row, threshold in zip(space.classes, counts, thresholds, strict=True)
         if row.any()
     ]
 
 
 def fates(classes: pa.Table, space: LabelSpace) -> Rows:
-    """What became of the pixels of every top class, as shares that sum to 1; empty for runs that did not count it."""
-    columns = [name for name in FATES if name in classes.column_names]
-    if len(columns) < len(FATES):
-        return []
+    """What became of the pixels of every top class, as shares that sum to 1. classes: `stats/classes.parquet`."""
+    columns = [f"{fate}_pixels" for fate in FATES]
     summed = classes.select(["class_id", *columns]).to_pandas().groupby("class_id")[columns].sum()
-    summed = summed[summed.sum(axis=1) > 0]
     rows = []
-    for class_id, counts in zip(summed.index, summed.to_numpy(), strict=True):
-        parts = [(*FATES[name], n / counts.sum()) for name, n in zip(columns, counts.tolist(), strict=True) if n]
-        c = space.classes[int(class_id)]
-        rows.append({"name": c.name, "colour": c.colour, "pixels": int(counts.sum()), "parts": parts})
+    for class_id, counts in zip(summed.index, summed.to_numpy().tolist(), strict=True):
+        c, pixels = space.classes[int(class_id)], sum(counts)
+        parts = [(*SHOWN_FATES[fate], n / pixels) for fate, n in zip(FATES, counts, strict=True) if n]
+        if parts:
+            rows.append({"name": c.name, "colour": c.colour, "kept": counts[0] / pixels, "parts": parts})
     return rows
 
 
 def policy_facts(about: About) -> Facts:
     """Everything that turned an image into a label, in words."""
-    policy = about["policy"]
-    combine = "mean of the logits" if about.get("combine") == "average" else "as the network has learnt"
-    facts = [("Name", policy["name"])] if policy.get("name") else []
-    facts += [
+    policy = policy_of(about["policy"])
+    own = ", ".join(f"{name} {threshold:g}" for name, threshold in policy.thresholds.items())
+    facts = [
+        ("Name", policy.name),
         ("Scales", ", ".join(f"{scale:g}×" for scale in about["scales"]) + (" and mirrored" if about["flip"] else "")),
-        ("Combined", combine),
-        ("Threshold", f"{policy['threshold']:g}: a pixel keeps its most likely class above it"),
+        ("Combined", "mean of the logits" if about.get("combine") == "average" else "as the network has learnt"),
+        ("Threshold", f"{policy.threshold:g}: a pixel keeps its most likely class above it"),
+        (
+            "Of classes",
+            ", ".join(f"{name} {value:g}" for name, value in policy.thresholds.items()) or "the same for all",
+        ),
     ]
-    if "thresholds" in policy:
-        own = ", ".join(f"{name} {value:g}" for name, value in policy["thresholds"].items())
-        facts.append(("Of classes", own or "the same for all"))
-    if policy.get("temperature", 1) != 1:
-        facts.append(("Temperature", f"{policy['temperature']:g}: logits are divided by it"))
-    if policy.get("region"):
-        facts.append(("Region", ", ".join(f"{name} {_plain(value)}" for name, value in policy["region"].items())))
-    if policy.get("boundary"):
-        facts.append(("Boundary", f"{policy['boundary']} px around it are ignored"))
-    if policy.get("min_region"):
-        facts.append(("Regions", f"of less than {policy['min_region']} px are ignored"))
-    if "coarse" in policy:
-        facts.append(("Human labels", _coarse_rules(policy)))
-    return facts
-
-
-def _coarse_rules(policy: Mapping[str, Any]) -> str:
-    general, own = policy["coarse"], policy.get("coarse_rules", {})
-    if isinstance(general, Mapping):
-        general, own = "", general
+    if policy.temperature != 1:
+        facts.append(("Temperature", f"{policy.temperature:g}: logits are divided by it"))
+    if policy.region:
+        (top, bottom), (left, right) = policy.region.rows, policy.region.columns
+        facts.append(("Region", f"rows {top:g} to {bottom:g}, columns {left:g} to {right:g}, {policy.region.unit}"))
+    if policy.boundary:
+        facts.append(("Boundary", f"pixels within {policy.boundary} px of another class are ignored"))
+    if policy.min_region:
+        facts.append(("Pieces", f"of less than {policy.min_region} px are ignored"))
     by_rule: dict[str, list[str]] = {}
-    for name, rule in own.items():
-        by_rule.setdefault(str(rule), []).append(name)
-    said = [f"{rule} for {', '.join(names)}" for rule, names in by_rule.items()]
-    if general and (general != "ignore" or said):
-        said.append(f"{general} for {'all others' if said else 'all classes'}")
-    return "; ".join(said) or "not used"
-
-
-def _plain(value: Any) -> str:
-    return " to ".join(f"{v:g}" for v in value) if isinstance(value, list | tuple) else str(value)
+    for name, rule in policy.coarse_rules.items():
+        by_rule.setdefault(rule, []).append(name)
+    rules = [f"{rule} for {', '.join(names)}" for rule, names in by_rule.items()]
+    rules.append(f"{policy.coarse} for {'all others' if rules else 'all classes'}")
+    facts.append(("Human labels", "; ".join(rules)))
+    return facts
 
 
 def throughput(images: pd.DataFrame, about: About) -> Facts:

@@ -25,6 +25,7 @@ from autolabel.manifests.tables import Sample
 
 LONGEST = 960  # pixels of a picture's longer side
 THUMB = 320  # of a thumbnail's
+_FEW_COLOURS = 64  # of a picture that is small without loss
 KINDS = ("photograph", "coarse", "auto", "confidence", "disagreement")  # of the layers that the viewer shows
 # Viridis at equal steps: perceptually uniform, readable in grey and for colour-blind eyes.
 VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
@@ -208,7 +209,9 @@ def write_pictures(folder: Path, stem: str, seen: Seen, space: LabelSpace) -> Dr
     if isinstance(seen.confidence, Missing):
         missing["confidence"] = seen.confidence
     elif seen.confidence is not None:
-        layers["confidence"] = encode_smooth(draw_share(seen.confidence))
+        picture = draw_share(seen.confidence)
+        few = picture.getcolors(_FEW_COLOURS) is not None  # levels, not a smooth field
+        layers["confidence"] = encode_flat(picture) if few else encode_smooth(picture)
     if isinstance(seen.coarse, np.ndarray) and isinstance(seen.auto, np.ndarray):
         layers["disagreement"] = encode_flat(draw_disagreement(seen.coarse, seen.auto))
         counts = np.bincount(disagreement(seen.coarse, seen.auto).ravel(), minlength=len(DISAGREEMENT))

@@ -30,7 +30,7 @@ from PIL import Image
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import remove_leftovers, sha256, write_bytes
 from autolabel.manifests.policy import COMBINE
-from autolabel.manifests.stores import Label, RunLabels, open_labels
+from autolabel.manifests.stores import Label, RunConfidence, RunLabels, open_confidence, open_labels
 from autolabel.manifests.tables import (
     QUARANTINE_SCHEMA,
     BadTable,
@@ -56,6 +56,7 @@ from autolabel.pipeline.pictures import (
     draw_share,
     encode_flat,
     encode_smooth,
+    from_levels,
     photograph,
     write_picture,
     write_pictures,
@@ -69,7 +70,7 @@ _MOST_THREADS = 8  # each holds one image
 _WITH_TEACHER = 24  # images for which the teacher runs again; to run it for all would be to label anew
 _WORST = 0.75  # of the images shown are the least trusted, the others are spread over the rest
 _ONE_SCALE = "Nothing by scale: this run looks at one scale only, so there is nothing to combine."
-_NOT_ALL = f"the teacher runs again for the first {_WITH_TEACHER} images only"
+_NOT_ALL = f"the teacher runs again for the first {_WITH_TEACHER} images only; --keep-confidence would have kept it"
 
 About = dict[str, Any]  # run.json
 Asked = dict[str, Sample]  # by id
@@ -85,9 +86,10 @@ def write_report(
 ) -> Path:
     """Write `report/` of a finished run and return its page. `update(done, total)` follows the images.
 
-    Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is computed anew, for the first
-    few, by the run's teacher, which is at `teacher` or, by default, where the run had it. Of what has gone since, the
-    page says so. With `attention` the teacher also shows what it sees at every scale, and how much each counts.
+    Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is what the run has kept of it; else
+    it is computed anew, for the first few, by the run's teacher, which is at `teacher` or, by default, where the run had
+    it. Of what has gone since, the page says so. With `attention` the teacher also shows, for the first few, what it
+    sees at every scale, and how much each counts.
     Raises BadTable if the run is not finished, ValueError for an unknown sample or a `teacher` that is not the run's.
     """
     summary = summarise(run)
@@ -100,7 +102,8 @@ def write_report(
     # Not what is to be done again, because its unit record was deleted.
     ranked = rank(table[table.index.isin(list(labels))], rows.to_pandas())
     wanted = _requested(run, chosen, ranked, quarantine) if chosen else choose(list(ranked.index), images)
-    teacher_file, no_teacher = _find_teacher(about, teacher, attention)
+    kept = open_confidence(run) if about["confidence_edges"] else None
+    teacher_file, no_teacher = _find_teacher(about, teacher, attention) if attention or not kept else (None, "")
     combine = about.get("combine", COMBINE[0])  # not in the runs of older versions, which knew no other
     network = load_teacher(teacher_file, "auto", about["precision"], combine) if teacher_file and wanted else None
     several = attention and len(about["scales"]) > 1
@@ -109,7 +112,7 @@ def write_report(
     folder = run / "report"
     pictures = folder / f"pictures-{uuid.uuid4().hex[:12]}"
     pictures.mkdir(parents=True)
-    paint = Painter(pictures, labels, samples, asked, space, about, network, several)
+    paint = Painter(pictures, labels, kept, samples, asked, space, about, network, several)
     try:
         drawn = _paint_all(paint, wanted, update)
         cards = _cards(wanted, drawn, ranked, samples, rows)
@@ -134,9 +137,9 @@ def write_report(
             quarantine=quarantine,
             policy=charts.policy_facts(about),
             throughput=charts.throughput(table, about),
-            histograms=charts.class_histograms(rows, space, about["policy"]),
+            histograms=charts.class_histograms(rows, space, about),
             fates=charts.fates(rows, space),
-            fate_kinds=list(charts.FATES.values()),
+            fate_kinds=list(charts.SHOWN_FATES.values()),
             **charts.class_plot(summary, space),
             **charts.confidence_plots(summary, float(about["policy"]["threshold"])),
             **charts.audit(run),
@@ -251,6 +254,7 @@ class Painter:
         self,
         folder: Path,
         labels: RunLabels,
+        kept: RunConfidence | None,
         samples: Asked,
         asked: Asked | None,
         space: LabelSpace,
@@ -258,7 +262,7 @@ class Painter:
         teacher: Teacher | None,
         attention: bool,
     ) -> None:
-        self._folder, self._labels, self._samples, self._asked = folder, labels, samples, asked
+        self._folder, self._labels, self._kept, self._samples, self._asked = folder, labels, kept, samples, asked
         self._space, self._about, self._teacher, self._attention = space, about, teacher, attention
         self._asking = threading.Lock()
 
@@ -267,8 +271,9 @@ class Painter:
         stem = f"{place:05}-{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}"
         image = attempt(lambda: photograph(self._samples[sample_id]))
         auto = attempt(lambda: self._labels[sample_id])
-        confidence, views = self._teachers(place, stem, image)
-        seen = Seen(image, auto, self._coarse(sample_id), confidence)
+        kept = attempt(lambda: self._levels(sample_id))
+        again, views = self._teachers(place, stem, image) if kept is None or self._attention else (None, [])
+        seen = Seen(image, auto, self._coarse(sample_id), again if kept is None else kept)
         return Shown(write_pictures(self._folder, stem, seen, self._space), views)
 
     def _coarse(self, sample_id: str) -> Label | Missing | None:
@@ -277,10 +282,14 @@ class Painter:
         asked = self._asked.get(sample_id)
         return attempt(lambda: coarse_label(asked, self._space))
 
+    def _levels(self, sample_id: str) -> Confidence | None:
+        """What the run has kept of the confidence. Raises DamagedLabel."""
+        return None if self._kept is None else from_levels(self._kept[sample_id][1], self._kept.edges)
+
     def _teachers(
         self, place: int, stem: str, image: Photograph | Missing
     ) -> tuple[Confidence | Missing | None, list[View]]:
-        """The confidence, and with attention what the teacher sees at every scale."""
+        """The confidence, computed anew, and with attention what the teacher sees at every scale."""
         if self._teacher is None:
             return None, []
         if isinstance(image, Missing):

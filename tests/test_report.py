@@ -22,8 +22,9 @@ from test_arrows import ROOT
 
 from autolabel.manifests.classes import CITYSCAPES, IGNORE
 from autolabel.manifests.images import colourise, read_image, read_label
-from autolabel.manifests.stores import open_labels
-from autolabel.manifests.tables import load_manifest, read_statistics
+from autolabel.manifests.policy import PAPER, Policy, Region
+from autolabel.manifests.stores import open_confidence, open_labels
+from autolabel.manifests.tables import FATES, load_manifest, read_statistics
 from autolabel.pipeline import charts, pictures, report
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report import choose, rank, write_report
@@ -180,6 +181,20 @@ def test_the_teacher_runs_again_for_the_first_images_only(run: Path, monkeypatch
     assert "images only" in cards[2]["missing"]["confidence"]
 
 
+def test_confidence_that_was_kept_needs_no_teacher(city: Path, teacher: Path, tmp_path: Path) -> None:
+    run, mine = tmp_path / "run", Path(shutil.copyfile(teacher, tmp_path / "mine.pt"))
+    job = LabelJob(city / "coarse.parquet", mine, run, scales=(1.0,), engine="local", limit=2, keep_confidence=4)
+    generate(job)
+    mine.unlink()
+    page = write_report(run, 5, (), None, nothing)
+    kept = open_confidence(run)
+    for card in gallery(page)["cards"]:
+        drawn = opened(page.parent / gallery(page)["folder"] / f"{card['stem']}-confidence.webp")
+        wanted = np.asarray(pictures.draw_share(pictures.from_levels(kept[card["id"]][1], kept.edges)))
+        assert card["kinds"] == LAYERS and (drawn == wanted).all()
+    assert "No confidence maps" not in page.read_text(encoding="utf-8")
+
+
 def test_what_is_gone_or_damaged_is_said_in_its_place(run: Path, city: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
     page = write_report(moved, 1, (), None, nothing)
@@ -269,31 +284,29 @@ def test_text_can_be_read_on_every_ground(theme: str) -> None:
 
 
 def test_the_policy_is_told_in_words() -> None:
-    about = {"scales": [0.5, 1.0], "flip": True, "policy": {"threshold": 0.5}}
+    about = {"scales": [0.5, 1.0], "flip": True, "policy": PAPER.to_dict()}
     plain = dict(charts.policy_facts(about))
-    assert plain["Scales"] == "0.5×, 1× and mirrored" and set(plain) == {"Scales", "Combined", "Threshold"}
-    whole = {
-        "name": "careful", "threshold": 0.9, "thresholds": {"pole": 0.4}, "temperature": 1.5, "boundary": 2,
-        "min_region": 64, "coarse": {"person": "union", "rider": "union"},
-        "region": {"rows": [0.1, 0.9], "unit": "fractions"},
-    }  # fmt: skip
-    told = dict(charts.policy_facts({**about, "policy": whole}))
+    assert plain["Scales"] == "0.5×, 1× and mirrored" and plain["Of classes"] == "the same for all"
+    assert plain["Human labels"] == "ignore for all classes"
+    careful = Policy(
+        "careful", 0.9, {"pole": 0.4}, 1.5, Region((0.1, 0.9), (0, 1), "fractions"), 2, 64, "agree",
+        {"person": "union", "rider": "union"},
+    )  # fmt: skip
+    told = dict(charts.policy_facts({**about, "policy": careful.to_dict()}))
     assert told["Name"] == "careful" and told["Of classes"] == "pole 0.4"
-    assert told["Human labels"] == "union for person, rider" and told["Region"] == "rows 0.1 to 0.9, unit fractions"
-    assert told["Boundary"].startswith("2 px") and told["Regions"] == "of less than 64 px are ignored"
+    assert told["Human labels"] == "union for person, rider; agree for all others"
+    assert told["Region"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
+    assert "2 px" in told["Boundary"] and told["Pieces"] == "of less than 64 px are ignored"
 
 
 def test_the_fates_of_a_class_are_shares_of_its_pixels() -> None:
-    columns = {"class_id": [0, 0, 1], **{name: [0, 0, 0] for name in charts.FATES}}
+    columns = {"class_id": [0, 0, 1], **{f"{fate}_pixels": [0, 0, 0] for fate in FATES}}
     columns |= {"kept_pixels": [30, 30, 0], "below_threshold_pixels": [20, 0, 0], "too_small_pixels": [0, 20, 0]}
     (road,) = charts.fates(pa.table(columns), CITYSCAPES)  # no pixel has the other class as its top class
-    assert road["name"] == "road" and road["pixels"] == 100
-    assert [(name, share) for name, _, share in road["parts"]] == [
-        ("kept", 0.6),
-        ("below its threshold", 0.2),
-        ("in too small a region", 0.2),
-    ]
-    assert charts.fates(pa.table({"class_id": [0]}), CITYSCAPES) == []  # of a run that did not count them
+    assert road["name"] == "road" and road["kept"] == 0.6
+    shares = {name: share for name, _, share in road["parts"]}
+    assert shares == {"kept": 0.6, "below its threshold": 0.2, "in too small a piece": 0.2}
+    assert set(charts.SHOWN_FATES) == set(FATES)
 
 
 AUDIT = {
