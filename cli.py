@@ -758,7 +758,7 @@ def demo(out: Path, seed: int) -> None:
         main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
     click.secho(f"\nDone in {_duration(time.monotonic() - started)}.", bold=True)
     click.echo(
-        f"Open {out}/runs/auto/report/index.html in a browser: classes before and after, and every image with its labels.\n"
+        f"Open {out}/runs/auto/report/index.html in a browser: classes before and after, every image with its labels.\n"
         f"\nOn your own images:\n"
         f"  autolabel manifest scan folder --images IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
         f"  autolabel generate --manifest coarse.parquet --teacher CHECKPOINT --out runs/auto\n"

@@ -114,10 +114,7 @@ def policy_facts(about: About) -> Facts:
         ("Scales", ", ".join(f"{scale:g}×" for scale in about["scales"]) + (" and mirrored" if about["flip"] else "")),
         ("Combined", "mean of the logits" if about.get("combine") == "average" else "as the network has learnt"),
         ("Threshold", f"{policy.threshold:g}: a pixel keeps its most likely class above it"),
-        (
-            "Of classes",
-            ", ".join(f"{name} {value:g}" for name, value in policy.thresholds.items()) or "the same for all",
-        ),
+        ("Of classes", own or "the same for all"),
     ]
     if policy.temperature != 1:
         facts.append(("Temperature", f"{policy.temperature:g}: logits are divided by it"))

@@ -86,10 +86,10 @@ def write_report(
 ) -> Path:
     """Write `report/` of a finished run and return its page. `update(done, total)` follows the images.
 
-    Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is what the run has kept of it; else
-    it is computed anew, for the first few, by the run's teacher, which is at `teacher` or, by default, where the run had
-    it. Of what has gone since, the page says so. With `attention` the teacher also shows, for the first few, what it
-    sees at every scale, and how much each counts.
+    Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is what the run has kept of it;
+    else it is computed anew, for the first few, by the run's teacher, which is at `teacher` or, by default, where the
+    run had it. Of what has gone since, the page says so. With `attention` the teacher also shows, for the first few,
+    what it sees at every scale, and how much each counts.
     Raises BadTable if the run is not finished, ValueError for an unknown sample or a `teacher` that is not the run's.
     """
     summary = summarise(run)
