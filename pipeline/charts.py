@@ -62,10 +62,12 @@ def class_plot(summary: Summary, space: LabelSpace) -> dict[str, Any]:
 def confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
     """The share of pixels in every bin of confidence, and the share that any threshold would keep, both over 0..1."""
     pixels, edges = int(summary.histogram.sum()), np.linspace(0, 1, len(summary.histogram) + 1).tolist()
+    curve = [coverage_at(summary.histogram, edge) for edge in edges]
     return {
         "threshold": threshold,
         "bins": (summary.histogram / pixels).tolist() if pixels else [],
-        "curve": [(edge, coverage_at(summary.histogram, edge)) for edge in edges],
+        "curve": list(zip(edges, curve, strict=True)),
+        "above": float(np.interp(threshold, edges, curve)),  # before any other rule of the policy
         "would_keep": [(t, coverage_at(summary.histogram, t)) for t in _THRESHOLDS],
     }
 
