@@ -10,6 +10,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -19,6 +20,8 @@ from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, 
 from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
 
 if TYPE_CHECKING:
+    from pandas import DataFrame
+
     from autolabel.manifests.layouts import Account
     from autolabel.manifests.tables import Manifest
     from autolabel.pipeline.progress import Progress
@@ -59,6 +62,23 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
+class Otherwise(click.Group):
+    """A group with a command that is meant where no other is named: `stats RUN` beside `stats diff A B`.
+
+    Its key is that command's first argument, so that help shows what to type.
+    """
+
+    def __init__(self, *arguments: Any, otherwise: str, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.otherwise = otherwise
+        self.context_settings = {"ignore_unknown_options": True}  # they are that command's
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command, list[str]]:
+        if args[0] in self.commands and args[0] != self.otherwise:
+            return args[0], self.commands[args[0]], args[1:]
+        return None, self.commands[self.otherwise], args
+
+
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
@@ -74,7 +94,7 @@ def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
     Start with `autolabel demo`; for your own images: manifest scan, train (or bring a checkpoint), generate, stats,
-    report, manifest fuse, train, compare.
+    audit, report, manifest fuse, train, compare.
     """
 
 
@@ -199,6 +219,17 @@ def two_numbers(separator: str, expected: str) -> Callable[..., tuple[int, int] 
 
 parse_crop = two_numbers("x", "HEIGHTxWIDTH in pixels, such as 320x480")
 parse_piece = two_numbers("/", "I/N, such as 2/8 for the second of eight")
+
+
+def parse_share(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
+    """ "5%" or "0.05" -> 0.05, between 0 and 1."""
+    if text is None:
+        return None
+    with contextlib.suppress(ValueError):
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+        if 0 < share < 1:
+            return share
+    raise Failure(f"{option.opts[0]} {text}: expected a share between 0 and 1, such as 5% or 0.05")
 
 
 def numbers(scales: Sequence[float]) -> str:
@@ -335,12 +366,27 @@ def _examples(found: Sequence[str]) -> str:
 @output_manifest
 @click.option("--weight", "weights", multiple=True, help="SOURCE=NUMBER, e.g. auto=0.5: how often it is drawn.")
 @click.option("--leak-check", type=FILE, help="Refuse if an image is also in this (validation) manifest.")
-def fuse(manifests: tuple[Path, ...], output: Path, weights: tuple[str, ...], leak_check: Path | None) -> None:
+@click.option("--drop-worst", metavar="SHARE", callback=parse_share, help="Of each run's images, such as 5% or 0.05.")
+@click.option("--keep-if", metavar="CONDITION", help="On the statistics of a run's images; docs/statistics.md.")
+def fuse(
+    manifests: tuple[Path, ...],
+    output: Path,
+    weights: tuple[str, ...],
+    leak_check: Path | None,
+    drop_worst: float | None,
+    keep_if: str | None,
+) -> None:
     """Join the labelled samples of several manifests into one to train on.
 
+    --drop-worst and --keep-if leave images of runs out, by their statistics: the least trusted (stats/review.parquet),
+    and those that do not meet a condition.
+
+    \b
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --leak-check val.parquet
+    autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --drop-worst 5%
+       --keep-if 'agreement_with_coarse > 0.8'
     """
-    from autolabel.manifests import tables
+    from autolabel.manifests import review, tables
 
     by_source = {}
     for text in weights:
@@ -353,14 +399,30 @@ def fuse(manifests: tuple[Path, ...], output: Path, weights: tuple[str, ...], le
             raise Failure(f"--weight {text}: expected SOURCE=NUMBER, such as auto=0.5")
     loaded = [(str(path), tables.load_manifest(path)) for path in manifests]
     held_out = (str(leak_check), tables.load_manifest(leak_check)) if leak_check else None
+    dropped: dict[str, review.Dropped] = {}
+    if drop_worst is not None or keep_if is not None:
+        loaded, dropped = review.select(loaded, drop_worst, keep_if)
     joined = tables.fuse(loaded, by_source, held_out)
     if not joined.samples:
-        raise Failure("no labelled sample in these manifests: nothing to fuse")
+        why = ", after what --drop-worst and --keep-if dropped" if dropped else ""
+        raise Failure(f"no labelled sample in these manifests{why}: nothing to fuse")
+    if dropped:
+        selection = {
+            "drop_worst": drop_worst,
+            "keep_if": keep_if,
+            "dropped": {k: asdict(d) for k, d in dropped.items()},
+        }
+        joined = replace(joined, provenance={**joined.provenance, "selection": selection})
     tables.save_manifest(output, joined)
     for path, one in loaded:
         left_out = len(one.samples) - len(one.labelled)
         remark = f", {left_out} without a label left out" if left_out else ""
         click.echo(f"{path}: {len(one.labelled)} samples{remark}")
+        if path in dropped:
+            by = dropped[path]
+            parts = [f"{by.worst} by --drop-worst"] if drop_worst is not None else []
+            parts += [f"{by.failed} by --keep-if, {by.missing} because the value is missing"] if keep_if else []
+            click.echo(f"  dropped: {', '.join(parts)}")
     click.echo(f"wrote {output}: {len(joined.samples)} samples")
 
 
@@ -673,13 +735,32 @@ def verify(run: Path, repair: bool) -> None:
         raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
 
 
-@main.command()
+@main.group(cls=Otherwise, otherwise="RUN")
+def stats() -> None:
+    """What a run's labels look like, and how two runs differ.
+
+    `autolabel stats RUN --help` and `autolabel stats diff --help` have the options.
+    """
+
+
+@stats.command("RUN")
 @click.argument("run", type=FOLDER)
-def stats(run: Path) -> None:
-    """Print what a run's labels look like, coarse and auto side by side."""
-    from autolabel.pipeline.stats import coverage_at, summarise
+@click.option("--threshold", type=float, help="What another threshold would have kept: a multiple of 0.05.")
+def stats_run(run: Path, threshold: float | None) -> None:
+    """Print what a run's labels look like, coarse and auto side by side.
+
+    \b
+    autolabel stats runs/auto
+    autolabel stats runs/auto --threshold 0.7
+    """
+    from autolabel.pipeline.stats import at_threshold, coverage_at, summarise
 
     found = summarise(run)
+    if not found.images:
+        raise Failure(f"{run} has no labelled image: nothing to show; reasons may be in {run / 'quarantine.parquet'}")
+    if threshold is not None:
+        _show_threshold(run, at_threshold(found, threshold), threshold)
+        return
     header = ["class", "images", "coarse %", "auto %", "kept %", "confidence", "agrees %", "overridden %"]
     rows = [
         [
@@ -689,15 +770,138 @@ def stats(run: Path) -> None:
         for name, row in found.classes.iterrows()
     ]  # fmt: skip
     rows.append(
-        ["all", str(found.images), percent(1.0, 2), percent(1.0, 2), percent(found.auto_coverage),
+        ["all", str(found.images), percent(1.0, 2), percent(1.0, 2), percent(found.kept),
          percent(found.confidence), percent(found.agreement), ""]
     )  # fmt: skip
     table(f"{run}: {found.images} images", header, rows, last_is_total=True)
+    if len(found.fates.columns):
+        rows = [[str(name), *(percent(share) for share in row)] for name, row in found.fates.iterrows()]
+        header = ["class", *(fate.replace("_", " ") for fate in found.fates.columns)]
+        table("what became of the pixels of each top class, in %", header, rows)
     click.echo(f"coverage   coarse {percent(found.coarse_coverage)} %   auto {percent(found.auto_coverage)} %")
     kept = "   ".join(f"{t:g}: {percent(coverage_at(found.histogram, t))} %" for t in (0.5, 0.7, 0.8, 0.9, 0.95))
     click.echo(f"a threshold would keep   {kept}")
-    if found.images:
-        click.echo(f"labels     {found.label_bytes / found.images / 1000:.1f} kB an image")
+    click.echo(f"labels     {found.label_bytes / found.images / 1000:.1f} kB an image")
+    click.echo(f"the least trusted images   {run / 'stats' / 'review.parquet'}")
+
+
+def _show_threshold(run: Path, found: DataFrame, threshold: float) -> None:
+    rows = [
+        [
+            str(name), f"{int(row['pixels']):,}", percent(row["kept_now"]), percent(row["kept"]),
+            points(row["kept_now"], row["kept"]), percent(row["share_now"], 2), percent(row["share"], 2),
+            points(row["share_now"], row["share"], 2),
+        ]
+        for name, row in found.iterrows()
+    ]  # fmt: skip
+    columns = ["pixels", "kept %", f"at {threshold:g}", "±", "of labels %", f"at {threshold:g}", "±"]
+    table(f"{run}: kept now, and at threshold {threshold:g}", ["class", *columns], rows)
+    click.echo(f"At {threshold:g} the teacher's top class alone decides; other rules of a policy are part of now only.")
+
+
+def points(before: float, after: float, digits: int = 1) -> str:
+    """The change of a share in percentage points, with its sign; a dash where either is missing."""
+    return "–" if math.isnan(after - before) else f"{100 * (after - before):+.{digits}f}"
+
+
+@stats.command("diff")
+@click.argument("run_a", type=FOLDER)
+@click.argument("run_b", type=FOLDER)
+def stats_diff(run_a: Path, run_b: Path) -> None:
+    """Compare the labels of two runs over the same manifest, pixel by pixel.
+
+    autolabel stats diff runs/auto runs/strict
+    """
+    from autolabel.pipeline.diff import compare
+
+    with progress("comparing") as update:
+        found = compare(run_a, run_b, update)
+    header = ["class", "A %", "B %", "±", "agrees %", "A lost %", "A moved %", "B gained %"]
+    rows = [
+        [
+            str(name), percent(row["a_share"], 2), percent(row["b_share"], 2),
+            points(row["a_share"], row["b_share"], 2), percent(row["agreement"]), percent(row["lost"]),
+            percent(row["moved"]), percent(row["gained"]),
+        ]
+        for name, row in found.classes.iterrows()
+    ]  # fmt: skip
+    table(f"A = {run_a}, B = {run_b}: {found.images} images", header, rows)
+    only = f"; only in A: {found.only_a}, only in B: {found.only_b}" if found.only_a or found.only_b else ""
+    click.echo(f"images        in both: {found.images}, of them with the same label: {found.identical}{only}")
+    click.echo(f"coverage      A {percent(found.coverage[0])} %   B {percent(found.coverage[1])} %")
+    click.echo(f"agreement     {percent(found.agreement, 2)} % of the pixels that both label")
+    click.echo(f"drift         {percent(found.drift, 2)} % of the labels would have to change class (total variation)")
+    for name, became in list(found.moves().items())[:8]:
+        (first, share), *others = became[:3]
+        rest = "".join(f", {percent(part)} % {other}" for other, part in others)
+        click.echo(f"  of A's {name}, {percent(share)} % became {first}{rest}")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@click.option("--truth", type=FILE, required=True, help="Manifest with fine labels of images that the run labelled.")
+@click.option("--target-precision", type=float, default=0.95, show_default=True, help="Of every class's label.")
+@click.option("--fit-temperature", is_flag=True, help="Scale the teacher's logits so that its confidences come true.")
+@click.option("--allow-leak", is_flag=True, help="Also with truth that the teacher was trained on; it is recorded.")
+@click.option("--teacher", type=FILE, help="Where the run's teacher is now. [default: where it was]")
+def audit(run: Path, truth: Path, target_precision: float, fit_temperature: bool, allow_leak: bool,
+          teacher: Path | None) -> None:  # fmt: skip
+    """Hold a run's labels against truth: precision, borders, calibration, and a threshold for each class.
+
+    autolabel audit runs/auto --truth held_out.parquet
+    """
+    from autolabel.pipeline.audit import AUDIT, SUGGESTED
+    from autolabel.pipeline.audit import audit as audit_run
+
+    with progress("auditing") as update:
+        found = audit_run(run, truth, target_precision, fit_temperature, allow_leak, teacher, update)
+    _show_audit(run, found)
+    click.echo(f"\nwrote {run / AUDIT}" + (f" and {run / SUGGESTED}" if found["reliability"] else ""))
+
+
+def _show_audit(run: Path, found: dict[str, Any]) -> None:
+    pixels = sum(row["truth_pixels"] for row in found["classes"])
+    seen = [row for row in found["classes"] if row["truth_pixels"] or row["label_pixels"]]
+    mean = {"name": "mean", "truth_pixels": None, **found["mean"]}
+    rows = [
+        [
+            row["name"], percent(row["truth_pixels"] / pixels if row["truth_pixels"] is not None else None, 2),
+            *(percent(row[key]) for key in ("precision", "coverage", "iou_kept", "iou")),
+            *(percent(f) for f in row["boundary_f"].values()),
+        ]
+        for row in [*seen, mean]
+    ]  # fmt: skip
+    header = ["class", "truth %", "precision", "coverage", "IoU kept", "IoU"]
+    header += [f"F {distance} px" for distance in mean["boundary_f"]]
+    table(f"{run} against {found['truth']}: {found['images']} images", header, rows, last_is_total=True)
+    if found["reliability"]:
+        rows = [
+            [
+                row["name"], percent(row["ece"]),
+                "–" if row["suggested_threshold"] is None else f"{row['suggested_threshold']:g}",
+                percent(row["suggested_precision"]), percent(row["suggested_kept"]),
+            ]
+            for row in found["classes"] if row["ece"] is not None
+        ]  # fmt: skip
+        rows.append(["all pixels", percent(found["reliability"]["ece"]), "", "", ""])
+        title = f"confidence, and thresholds for precision {percent(found['target_precision'])} %"
+        table(title, ["class", "ECE", "threshold", "precision", "kept %"], rows, last_is_total=True)
+    if found["temperature"]:
+        fitted = found["temperature"]
+        (nll, nll_after), (ece, ece_after) = fitted["nll"], fitted["ece"]
+        click.echo(
+            f"temperature  {fitted['before']:g} → {fitted['fitted']:g}   negative log likelihood {nll:.4f} →"
+            f" {nll_after:.4f}   ECE {percent(ece)} → {percent(ece_after)}"
+        )
+    coarse = [row for row in found["coarse"] if row["coarse_pixels"]]
+    if coarse:
+        rows = [
+            [row["name"], str(row["coarse_pixels"]), percent(row["agreement"]), percent(row["overridden"])]
+            for row in coarse
+        ]
+        table("against human coarse labels, all images", ["class", "coarse pixels", "agrees %", "overridden %"], rows)
+    for note in found["notes"]:
+        click.echo(note)
 
 
 @main.command()

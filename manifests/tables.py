@@ -97,8 +97,25 @@ CENTROIDS_SCHEMA = pa.schema(
         ("pixels", pa.int64()),
     ]
 )
+REVIEW_SCHEMA = pa.schema(
+    [
+        ("rank", pa.int64()),
+        ("sample_id", pa.string()),
+        ("trust", pa.float64()),
+        ("agreement_with_coarse", pa.float64()),
+        ("disagreement", pa.float64()),
+        ("mean_confidence", pa.float64()),
+        ("ignored_fraction", pa.float64()),
+        ("worst_class", pa.string()),
+    ]
+)
 QUARANTINE_SCHEMA = pa.schema([("sample_id", pa.string()), ("image", pa.string()), ("reason", pa.string())])
-STATISTICS = {"images": IMAGES_SCHEMA, "classes": CLASSES_SCHEMA, "centroids": CENTROIDS_SCHEMA}
+STATISTICS = {
+    "images": IMAGES_SCHEMA,
+    "classes": CLASSES_SCHEMA,
+    "centroids": CENTROIDS_SCHEMA,
+    "review": REVIEW_SCHEMA,  # follows from images and classes: manifests/review.py
+}
 
 
 class BadTable(ValueError):
@@ -243,6 +260,16 @@ def read_table(path: Path, schema: pa.Schema) -> pa.Table:
     return _as_expected(path, table, schema).replace_schema_metadata(file.schema_arrow.metadata)
 
 
+def _pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """`read_table`, at most ROWS_AT_ONCE rows at a time."""
+    file = _open_table(path, schema)
+    try:
+        for batch in file.iter_batches(ROWS_AT_ONCE, columns=schema.names):
+            yield _as_expected(path, pa.Table.from_batches([batch]), schema)
+    except (pa.ArrowException, OSError) as error:
+        raise BadTable(f"{path} is not a readable parquet file ({type(error).__name__})") from error
+
+
 def _open_table(path: Path, schema: pa.Schema) -> pq.ParquetFile:
     if not path.is_file():
         raise BadTable(f"{path} does not exist")
@@ -275,16 +302,11 @@ class ManifestFile:
 
     def tables(self) -> Iterator[pa.Table]:
         """The samples in order, as tables of MANIFEST_SCHEMA. Raises BadTable, also where a path leaves its root."""
-        file = _open_table(self.path, MANIFEST_SCHEMA)
-        try:
-            for batch in file.iter_batches(ROWS_AT_ONCE, columns=MANIFEST_SCHEMA.names):
-                table = _as_expected(self.path, pa.Table.from_batches([batch]), MANIFEST_SCHEMA)
-                self._require_under(self.image_root, table["image"])
-                self._require_under(self.label_root, table["label"])
-                self._require_under(self.label_root, table["coarse_label"])
-                yield table
-        except (pa.ArrowException, OSError) as error:
-            raise BadTable(f"{self.path} is not a readable parquet file ({type(error).__name__})") from error
+        for table in _pieces(self.path, MANIFEST_SCHEMA):
+            self._require_under(self.image_root, table["image"])
+            self._require_under(self.label_root, table["label"])
+            self._require_under(self.label_root, table["coarse_label"])
+            yield table
 
     def _require_under(self, root: Path, paths: pa.ChunkedArray) -> None:
         leaving = paths.filter(pc.match_substring_regex(paths, r"^/|(^|/)\.\.(/|$)"))
@@ -436,10 +458,20 @@ def with_roots(space: LabelSpace, samples: tuple[Sample, ...], provenance: dict[
 
 
 def read_statistics(run: str | Path, table: str = "images") -> pa.Table:
-    """One of a run's statistics tables ("images", "classes" or "centroids") as a pyarrow.Table. Raises BadTable."""
+    """One of a run's statistics tables ("images", "classes", "centroids" or "review"). Raises BadTable."""
+    return read_table(_statistics(run, table), STATISTICS[table])
+
+
+def stream_statistics(run: str | Path, table: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+    """The same piece by piece, however many rows there are; some columns or all. Raises BadTable."""
+    schema = STATISTICS[table]
+    yield from _pieces(_statistics(run, table), pa.schema([schema.field(name) for name in columns or schema.names]))
+
+
+def _statistics(run: str | Path, table: str) -> Path:
     if table not in STATISTICS:
         raise ValueError(f"no statistics table {table!r}: expected one of {', '.join(STATISTICS)}")
     path = Path(run) / "stats" / f"{table}.parquet"
     if not path.is_file():
         raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
-    return read_table(path, STATISTICS[table])
+    return path

@@ -10,17 +10,15 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import pyarrow as pa
 
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.policy import policy_of
-from autolabel.manifests.tables import CONFIDENCE_BINS, FATES
 from autolabel.pipeline.stats import Summary, coverage_at
 
 _TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is printed
 _DOUBTFUL = 0.25  # a class that loses this share of its coarse pixels to other classes is pointed out
-# How every one of `FATES` is told and drawn. Colours of Okabe and Ito, "Color universal design".
+# How every one of manifests.tables.FATES is told and drawn. Colours of Okabe and Ito, "Color universal design".
 SHOWN_FATES = {
     "kept": ("kept", "#0072b2"),
     "below_threshold": ("below its threshold", "#e69f00"),
@@ -72,14 +70,8 @@ def confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
     }
 
 
-def class_histograms(classes: pa.Table, space: LabelSpace, about: About) -> Rows:
-    """Of every class that is the top class anywhere: the shares of its pixels by confidence, and its threshold.
-
-    classes: `stats/classes.parquet`.
-    """
-    counts = np.zeros((len(space), CONFIDENCE_BINS), np.int64)
-    by_row = classes["confidence_hist"].combine_chunks().flatten().to_numpy().reshape(-1, CONFIDENCE_BINS)
-    np.add.at(counts, classes["class_id"].to_numpy(), by_row)
+def class_histograms(summary: Summary, space: LabelSpace, about: About) -> Rows:
+    """Of every class that is the top class anywhere: its pixels by confidence as shares of the highest bin; threshold."""
     thresholds = policy_of(about["policy"]).class_thresholds(space)
     return [
         {
@@ -89,21 +81,18 @@ def class_histograms(classes: pa.Table, space: LabelSpace, about: About) -> Rows
             "bins": (row / row.max()).tolist(),
             "threshold": threshold,
         }
-        for c, row, threshold in zip(space.classes, counts, thresholds, strict=True)
+        for c, row, threshold in zip(space.classes, summary.histograms, thresholds, strict=True)
         if row.any()
     ]
 
 
-def fates(classes: pa.Table, space: LabelSpace) -> Rows:
-    """What became of the pixels of every top class, as shares that sum to 1. classes: `stats/classes.parquet`."""
-    columns = [f"{fate}_pixels" for fate in FATES]
-    summed = classes.select(["class_id", *columns]).to_pandas().groupby("class_id")[columns].sum()
+def fates(summary: Summary, space: LabelSpace) -> Rows:
+    """What became of the pixels of every top class, as shares that sum to 1; those that did not occur are left out."""
     rows = []
-    for class_id, counts in zip(summed.index, summed.to_numpy().tolist(), strict=True):
-        c, pixels = space.classes[int(class_id)], sum(counts)
-        parts = [(*SHOWN_FATES[fate], n / pixels) for fate, n in zip(FATES, counts, strict=True) if n]
+    for c, shares in zip(space.classes, summary.fates.to_dict("records"), strict=True):
+        parts = [(*SHOWN_FATES[str(fate)], share) for fate, share in shares.items() if share > 0]
         if parts:
-            rows.append({"name": c.name, "colour": c.colour, "kept": counts[0] / pixels, "parts": parts})
+            rows.append({"name": c.name, "colour": c.colour, "kept": shares.get("kept", 0.0), "parts": parts})
     return rows
 
 

@@ -7,6 +7,7 @@ units/*.parquet     the commit records: the only truth about what is done (pipel
 attempts/*.jsonl    units under way
 stats/*.parquet, manifest.parquet, quarantine.parquet    derived from the records when the run ends
 progress.json       live counters
+audit.json, suggested.toml    what the labels are worth, and a policy from it (pipeline/audit.py)
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from typing import IO, Any
 
 import google_crc32c
 
-from autolabel.manifests.files import json_bytes, write_json
+from autolabel.manifests.files import json_bytes, sha256, write_json
 from autolabel.manifests.policy import differences
 
 FORMAT = "autolabel-run/3"
@@ -63,6 +64,17 @@ def write_about(run: Path, about: About) -> None:
 
 def _checksum(about: About) -> str:
     return f"{google_crc32c.value(json.dumps(about, sort_keys=True).encode()):08x}"
+
+
+def find_teacher(about: About, named: Path | None) -> tuple[Path | None, str]:
+    """The file of the run's teacher, or None and why. Raises ValueError if the user `named` another one."""
+    path = named or Path(about["teacher"])
+    if path.is_file() and sha256(path) == about["teacher_sha256"]:
+        return path, ""
+    what = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
+    if named:
+        raise ValueError(f"--teacher {path} {what}: name a file whose sha256 is {about['teacher_sha256']}")
+    return None, f"{path} {what}"
 
 
 def require_new_or_run(out: Path) -> None:

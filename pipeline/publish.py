@@ -12,11 +12,13 @@ import pyarrow.compute as pc
 
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
+from autolabel.manifests.review import writing_review
 from autolabel.manifests.tables import QUARANTINE_SCHEMA, STATISTICS, Sample, writing_manifest, writing_table
 from autolabel.pipeline.records import LABELLED, QUARANTINED, UNITS, read_record
 from autolabel.pipeline.units import Plan, Unit
 
 TABLES = ("manifest.parquet", "quarantine.parquet", *(f"stats/{name}.parquet" for name in STATISTICS))
+_MERGED = {name: schema for name, schema in STATISTICS.items() if name != "review"}  # the records' own rows
 
 
 @dataclass(frozen=True)
@@ -41,9 +43,10 @@ def publish(
     with contextlib.ExitStack() as stack:
         tables = {
             name: stack.enter_context(writing_table(run / "stats" / f"{name}.parquet", schema))
-            for name, schema in STATISTICS.items()
+            for name, schema in _MERGED.items()
         }
         bad = stack.enter_context(writing_table(run / "quarantine.parquet", QUARANTINE_SCHEMA))
+        review = stack.enter_context(writing_review(run / "stats" / "review.parquet", space.names))
         add = stack.enter_context(writing_manifest(run / "manifest.parquet", space, image_root, run, provenance))
         for unit in plan:
             if not (run / UNITS / unit.record).is_file():
@@ -52,8 +55,10 @@ def publish(
             record, _ = read_record(run / UNITS / unit.record)
             here = pc.equal(record["status"], LABELLED)
             found = record.filter(here)
-            for name, schema in STATISTICS.items():
-                tables[name](_statistics(name, found, schema))
+            rows = {name: _statistics(name, found, schema) for name, schema in _MERGED.items()}
+            for name in _MERGED:
+                tables[name](rows[name])
+            review(rows["images"], rows["classes"])
             add(_auto_samples(unit, found, run))
             lost = _quarantined(unit, record)
             bad(lost)

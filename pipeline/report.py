@@ -28,7 +28,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from autolabel.manifests.classes import LabelSpace
-from autolabel.manifests.files import remove_leftovers, sha256, write_bytes
+from autolabel.manifests.files import remove_leftovers, write_bytes
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.stores import Label, RunConfidence, RunLabels, open_confidence, open_labels
 from autolabel.manifests.tables import (
@@ -39,8 +39,10 @@ from autolabel.manifests.tables import (
     read_statistics,
     read_table,
     samples_of,
+    stream_statistics,
 )
 from autolabel.pipeline import charts
+from autolabel.pipeline.folder import find_teacher
 from autolabel.pipeline.pictures import (
     DISAGREEMENT,
     KINDS,
@@ -97,10 +99,10 @@ def write_report(
     manifest = open_manifest(run / "manifest.parquet")
     space, labels = manifest.label_space, open_labels(run)
     table = read_statistics(run, "images").to_pandas().set_index("sample_id")
-    rows = read_statistics(run, "classes")
     quarantine = read_table(run / "quarantine.parquet", QUARANTINE_SCHEMA).to_pylist()
+    review = read_statistics(run, "review").to_pandas().set_index("sample_id")[["rank", "trust"]]
     # Not what is to be done again, because its unit record was deleted.
-    ranked = rank(table[table.index.isin(list(labels))], rows.to_pandas())
+    ranked = review[review.index.isin(list(labels))].join(table)
     wanted = _requested(run, chosen, ranked, quarantine) if chosen else choose(list(ranked.index), images)
     kept = open_confidence(run) if about["confidence_edges"] else None
     teacher_file, no_teacher = _find_teacher(about, teacher, attention) if attention or not kept else (None, "")
@@ -115,7 +117,7 @@ def write_report(
     paint = Painter(pictures, labels, kept, samples, asked, space, about, network, several)
     try:
         drawn = _paint_all(paint, wanted, update)
-        cards = _cards(wanted, drawn, ranked, samples, rows)
+        cards = _cards(run, wanted, drawn, ranked, samples)
         page = _render(
             run=run.absolute(),
             about=about,
@@ -137,8 +139,8 @@ def write_report(
             quarantine=quarantine,
             policy=charts.policy_facts(about),
             throughput=charts.throughput(table, about),
-            histograms=charts.class_histograms(rows, space, about),
-            fates=charts.fates(rows, space),
+            histograms=charts.class_histograms(summary, space, about),
+            fates=charts.fates(summary, space),
             fate_kinds=list(charts.SHOWN_FATES.values()),
             **charts.class_plot(summary, space),
             **charts.confidence_plots(summary, float(about["policy"]["threshold"])),
@@ -156,18 +158,6 @@ def write_report(
 
 
 # --- which images -----------------------------------------------------------------------------------------------------
-
-
-def rank(images: pd.DataFrame, classes: pd.DataFrame) -> pd.DataFrame:
-    """`stats/images.parquet` by sample id, the least trusted first, with the columns `trust` and `rank` (from 1).
-
-    trust: mean confidence, times the share of the coarse pixels that is not given to another class.
-    """
-    overridden = classes.groupby("sample_id")["overridden_pixels"].sum().reindex(images.index, fill_value=0)
-    contradicted = (overridden / images["coarse_pixels"].where(images["coarse_pixels"] > 0)).fillna(0.0)
-    found = images.assign(trust=(1 - contradicted) * images["mean_confidence"]).sort_index()
-    found = found.sort_values("trust", kind="stable")
-    return found.assign(rank=range(1, len(found) + 1))
 
 
 def choose(ranked: Sequence[str], count: int) -> list[str]:
@@ -209,14 +199,11 @@ def _find_asked(about: About, wanted: Collection[str]) -> tuple[Asked | None, st
 
 def _find_teacher(about: About, named: Path | None, attention: bool) -> tuple[Path | None, str]:
     """The file of the run's teacher, or why there is none. Raises ValueError if the user named another one."""
-    path = named or Path(about["teacher"])
-    if path.is_file() and sha256(path) == about["teacher_sha256"]:
-        return path, ""
-    what = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
-    if named:
-        raise ValueError(f"--teacher {path} {what}: name a file whose sha256 is {about['teacher_sha256']}")
+    found, why = find_teacher(about, named)
+    if found:
+        return found, ""
     missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"
-    return None, f"{missing}: {path} {what}. Name it where it is now: autolabel report … --teacher FILE"
+    return None, f"{missing}: {why}. Name it where it is now: autolabel report … --teacher FILE"
 
 
 def _updated(run: Path) -> str:
@@ -346,14 +333,15 @@ def _paint_all(paint: Painter, wanted: Sequence[str], update: Callable[[int, int
 
 
 def _cards(
-    wanted: Sequence[str], drawn: Sequence[Shown], ranked: pd.DataFrame, samples: Asked, classes: pa.Table
+    run: Path, wanted: Sequence[str], drawn: Sequence[Shown], ranked: pd.DataFrame, samples: Asked
 ) -> list[dict[str, Any]]:
     """What the page says of every sample: its statistics and pictures, and its classes as (id, auto, coarse pixels)."""
-    ours = classes.filter(pc.is_in(classes["sample_id"], pa.array(list(wanted), pa.string())))
+    ids = pa.array(list(wanted), pa.string())
     named: dict[str, list[tuple[int, int, int]]] = {}
-    for row in ours.select(["sample_id", "class_id", "pixels", "coarse_pixels"]).to_pylist():
-        if row["pixels"] or row["coarse_pixels"]:
-            named.setdefault(row["sample_id"], []).append((row["class_id"], row["pixels"], row["coarse_pixels"]))
+    for rows in stream_statistics(run, "classes", ["sample_id", "class_id", "pixels", "coarse_pixels"]):
+        for row in rows.filter(pc.is_in(rows["sample_id"], ids)).to_pylist():
+            if row["pixels"] or row["coarse_pixels"]:
+                named.setdefault(row["sample_id"], []).append((row["class_id"], row["pixels"], row["coarse_pixels"]))
     return [
         {
             "sample_id": sample_id,

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from autolabel.manifests.classes import LabelSpace
-from autolabel.manifests.tables import CONFIDENCE_BINS, load_manifest, read_statistics
+from autolabel.manifests.tables import CONFIDENCE_BINS, FATES, open_manifest, stream_statistics
+
+_FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
+_SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "overridden_pixels", *_FATES)
 
 
 @dataclass(frozen=True)
@@ -19,23 +24,32 @@ class Summary:
     images            images in which the auto label has the class
     coarse_pixels, coarse_share    pixels of the class in the coarse labels, and their share of all coarse pixels
     auto_pixels, auto_share        the same for the auto labels
-    kept              share of the pixels whose top class it is that pass the threshold
+    kept              share of the pixels whose top class it is that the teacher's rules keep
     confidence        mean confidence over those pixels, before the threshold
     agreement         share of its coarse pixels that the auto label confirms
     overridden        share of its coarse pixels that the auto label gives to another class
 
-    and the rest is about all pixels of all images. Shares without any pixel are NaN.
+    `fates` has the same rows: the share of the pixels whose top class it is by what became of them, a column for each
+    of FATES that occurs. The rest is about all pixels of all images. Shares without any pixel are NaN.
     """
 
     classes: pd.DataFrame
+    fates: pd.DataFrame
     images: int
     pixels: int
     coarse_coverage: float
     auto_coverage: float
+    kept: float
     confidence: float
     agreement: float
     label_bytes: int
-    histogram: np.ndarray[tuple[int, ...], np.dtype[np.int64]]  # (20,) confidences before the threshold, all classes
+    histograms: NDArray[np.int64]  # (C, 20) confidences before the threshold, by top class
+
+    @property
+    def histogram(self) -> NDArray[np.int64]:
+        """(20,) confidences before the threshold, all classes."""
+        total: NDArray[np.int64] = self.histograms.sum(axis=0)
+        return total
 
 
 def _share(part: pd.Series, whole: pd.Series | float) -> pd.Series:
@@ -43,49 +57,94 @@ def _share(part: pd.Series, whole: pd.Series | float) -> pd.Series:
 
 
 def summarise(run: Path) -> Summary:
-    """Sum up a finished run. Raises BadTable if its statistics or manifest are not there."""
-    space: LabelSpace = load_manifest(run / "manifest.parquet").label_space
-    images = read_statistics(run, "images").to_pandas()
-    rows = read_statistics(run, "classes")
-    histograms = np.array(rows["confidence_hist"].to_pylist(), np.int64).reshape(-1, CONFIDENCE_BINS)
-    table = rows.drop_columns(["confidence_hist"]).to_pandas()
-    table["seen"] = histograms.sum(axis=1)
-    table["confidence_sum"] = table["mean_confidence"].fillna(0.0) * table["seen"]
-    table["present"] = table["pixels"] > 0
-    columns = ["pixels", "seen", "confidence_sum", "present", "coarse_pixels", "agreeing_pixels", "overridden_pixels"]
-    summed = table.groupby("class_id")[columns].sum().reindex(range(len(space)), fill_value=0)
+    """Sum up a finished run, piece by piece. Raises BadTable if its statistics or manifest are not there."""
+    space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
+    sums = {name: np.zeros(len(space), np.int64) for name in (*_SUMMED, "images")}
+    confidence = np.zeros(len(space))
+    histograms = np.zeros((len(space), CONFIDENCE_BINS), np.int64)
+    asked = ["class_id", "mean_confidence", "confidence_hist", *_SUMMED]
+    for rows in stream_statistics(run, "classes", asked):
+        ids = rows["class_id"].to_numpy()
+        for name in _SUMMED:
+            np.add.at(sums[name], ids, rows[name].to_numpy())
+        np.add.at(sums["images"], ids, rows["pixels"].to_numpy() > 0)
+        counts = rows["confidence_hist"].combine_chunks().flatten().to_numpy().reshape(-1, CONFIDENCE_BINS)
+        np.add.at(histograms, ids, counts)
+        np.add.at(confidence, ids, np.nan_to_num(rows["mean_confidence"].to_numpy()) * counts.sum(axis=1))
+    images = pixels = coarse = labelled = label_bytes = 0
+    for rows in stream_statistics(
+        run, "images", ["height", "width", "coarse_pixels", "labelled_pixels", "label_bytes"]
+    ):
+        images += len(rows)
+        pixels += int((rows["height"].to_numpy().astype(np.int64) * rows["width"].to_numpy()).sum())
+        coarse += int(rows["coarse_pixels"].to_numpy().sum())
+        labelled += int(rows["labelled_pixels"].to_numpy().sum())
+        label_bytes += int(rows["label_bytes"].to_numpy().sum())
+    index = pd.Index(space.names, name="class")
+    summed = pd.DataFrame({**sums, "confidence": confidence, "seen": histograms.sum(axis=1)}, index=index)
     classes = pd.DataFrame(
         {
-            "images": summed["present"].astype(int),
+            "images": summed["images"],
             "coarse_pixels": summed["coarse_pixels"],
             "coarse_share": _share(summed["coarse_pixels"], float(summed["coarse_pixels"].sum())),
             "auto_pixels": summed["pixels"],
             "auto_share": _share(summed["pixels"], float(summed["pixels"].sum())),
-            "kept": _share(summed["pixels"], summed["seen"]),
-            "confidence": _share(summed["confidence_sum"], summed["seen"]),
+            "kept": _share(summed["kept_pixels"], summed["seen"]),
+            "confidence": _share(summed["confidence"], summed["seen"]),
             "agreement": _share(summed["agreeing_pixels"], summed["coarse_pixels"]),
             "overridden": _share(summed["overridden_pixels"], summed["coarse_pixels"]),
         }
-    ).set_axis(pd.Index(space.names, name="class"), axis=0)
-    pixels = int((images["height"].astype("int64") * images["width"]).sum())
-    coarse = int(images["coarse_pixels"].sum())
-    agreeing = int(summed["agreeing_pixels"].sum())
+    )
+    fates = {fate: _share(summed[name], summed["seen"]) for name, fate in _FATES.items() if sums[name].any()}
+    agreeing = int(sums["agreeing_pixels"].sum())
     nan = float("nan")
     return Summary(
         classes=classes,
-        images=len(images),
+        fates=pd.DataFrame(fates, index=index),
+        images=images,
         pixels=pixels,
         coarse_coverage=coarse / pixels if pixels else nan,
-        auto_coverage=int(images["labelled_pixels"].sum()) / pixels if pixels else nan,
-        confidence=float(summed["confidence_sum"].sum()) / pixels if pixels else nan,
+        auto_coverage=labelled / pixels if pixels else nan,
+        kept=int(sums["kept_pixels"].sum()) / pixels if pixels else nan,
+        confidence=float(confidence.sum()) / pixels if pixels else nan,
         agreement=agreeing / coarse if coarse else nan,
-        label_bytes=int(images["label_bytes"].sum()),
-        histogram=histograms.sum(axis=0),
+        label_bytes=label_bytes,
+        histograms=histograms,
     )
 
 
-def coverage_at(histogram: np.ndarray[tuple[int, ...], np.dtype[np.int64]], threshold: float) -> float:
+def coverage_at(histogram: NDArray[np.int64], threshold: float) -> float:
     """Share of the pixels that a threshold (a multiple of 1/20) would keep."""
     kept = int(histogram[round(threshold * CONFIDENCE_BINS) :].sum())
     total = int(histogram.sum())
     return kept / total if total else float("nan")
+
+
+def at_threshold(summary: Summary, threshold: float) -> pd.DataFrame:
+    """What another threshold would keep of the teacher's own classes: no human rule, region or the like is part of it.
+
+    One row per class of the label space: `pixels` (whose top class it is), `kept` (share of them), `share` (of all that
+    is kept), and `kept_now`, `share_now` as the run has them. NaN without any pixel. Raises ValueError unless the
+    histograms know the threshold: a multiple of 0.05.
+    """
+    if not 0 <= threshold <= 1:
+        raise ValueError(f"threshold {threshold:g}: expected a probability from 0 to 1, such as 0.7")
+    edge = threshold * CONFIDENCE_BINS
+    if abs(edge - round(edge)) > 1e-9:
+        below, above = math.floor(edge) / CONFIDENCE_BINS, math.ceil(edge) / CONFIDENCE_BINS
+        raise ValueError(
+            f"threshold {threshold:g}: the statistics count confidence in steps of {1 / CONFIDENCE_BINS:g}; the"
+            f" nearest that they know are {below:g} and {above:g}"
+        )
+    pixels, kept = (
+        pd.Series(n, index=summary.classes.index)
+        for n in (summary.histograms.sum(axis=1), summary.histograms[:, round(edge) :].sum(axis=1))
+    )
+    columns = {
+        "pixels": pixels,
+        "kept_now": summary.classes["kept"],
+        "kept": _share(kept, pixels),
+        "share_now": summary.classes["auto_share"],
+        "share": _share(kept, float(kept.sum())),
+    }
+    return pd.DataFrame(columns)

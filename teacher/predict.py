@@ -186,6 +186,15 @@ class Teacher:
         winners, confidences = top_classes(field, 1, self.network.classes, self.device, temperature)
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
+    @torch.inference_mode()
+    def sampled_logits(
+        self, image: Image, every: int, scales: Sequence[float] = SCALES, flip: bool = False
+    ) -> NDArray[np.float32]:
+        """(H, W, 3) uint8 RGB -> (C, h, w) float32: what `logits` holds at [:, ::every, ::every], and no more of it."""
+        field = self._field(self._pixels(image[None]), scales, flip)
+        rows = [field.rows(row, row + 1)[0, :, :, ::every] for row in range(0, field.size[0], every)]
+        return torch.cat(rows, dim=1).float().cpu().numpy()
+
     def plan(self, scales: Sequence[float] = SCALES, flip: bool = False) -> Plan:
         """Label one small image and see what it costs, once. Raises NotEnoughMemory where not even that fits."""
         key = tuple(scales), flip

@@ -12,8 +12,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
-import pyarrow as pa
 import pytest
 import torch
 from conftest import contents
@@ -27,8 +25,9 @@ from autolabel.manifests.stores import open_confidence, open_labels
 from autolabel.manifests.tables import FATES, load_manifest, read_statistics
 from autolabel.pipeline import charts, pictures, report
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.report import choose, rank, write_report
+from autolabel.pipeline.report import choose, write_report
 from autolabel.pipeline.run import generate
+from autolabel.pipeline.stats import summarise
 from autolabel.teacher.build import build
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.predict import load_teacher
@@ -122,16 +121,12 @@ def test_the_page_says_of_every_image_what_the_statistics_say(run: Path) -> None
         assert [share for _, share, _ in card["classes"]] == sorted((c[1] for c in card["classes"]), reverse=True)
 
 
-def test_the_least_trusted_come_first() -> None:
-    ids = ["d", "c", "b", "a"]
-    images = pd.DataFrame(
-        {"coarse_pixels": [100, 200, 0, 100], "mean_confidence": [0.75, 0.875, 0.5625, 0.75]},
-        pd.Index(ids, name="sample_id"),
-    )
-    classes = pd.DataFrame({"sample_id": ["c", "c", "d", "a"], "overridden_pixels": [30, 70, 25, 25]})
-    found = rank(images, classes)
-    assert list(found.index) == ["c", "a", "b", "d"]  # equals by their name
-    assert found.trust.tolist() == [0.4375, 0.5625, 0.5625, 0.5625] and found["rank"].tolist() == [1, 2, 3, 4]
+def test_the_least_trusted_come_first(run: Path) -> None:
+    page = write_report(run, 10, (), None, nothing)
+    review = read_statistics(run, "review").to_pydict()
+    cards = gallery(page)["cards"]
+    assert [card["id"] for card in cards] == review["sample_id"] and [card["rank"] for card in cards] == review["rank"]
+    assert [card["trust"] for card in cards] == pytest.approx(review["trust"], abs=1e-6)
 
 
 def test_most_of_a_choice_are_the_worst_and_the_rest_is_spread() -> None:
@@ -299,13 +294,14 @@ def test_the_policy_is_told_in_words() -> None:
     assert "2 px" in told["Boundary"] and told["Pieces"] == "of less than 64 px are ignored"
 
 
-def test_the_fates_of_a_class_are_shares_of_its_pixels() -> None:
-    columns = {"class_id": [0, 0, 1], **{f"{fate}_pixels": [0, 0, 0] for fate in FATES}}
-    columns |= {"kept_pixels": [30, 30, 0], "below_threshold_pixels": [20, 0, 0], "too_small_pixels": [0, 20, 0]}
-    (road,) = charts.fates(pa.table(columns), CITYSCAPES)  # no pixel has the other class as its top class
-    assert road["name"] == "road" and road["kept"] == 0.6
-    shares = {name: share for name, _, share in road["parts"]}
-    assert shares == {"kept": 0.6, "below its threshold": 0.2, "in too small a piece": 0.2}
+def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
+    classes = read_statistics(run, "classes").to_pandas()
+    road = classes[classes.class_name == "road"]
+    (told,) = (row for row in charts.fates(summarise(run), CITYSCAPES) if row["name"] == "road")
+    top = road[[f"{fate}_pixels" for fate in FATES]].to_numpy().sum()
+    assert told["kept"] == road.kept_pixels.sum() / top
+    shares = {name: share for name, _, share in told["parts"]}
+    assert shares == {"kept": told["kept"], "below its threshold": road.below_threshold_pixels.sum() / top}
     assert set(charts.SHOWN_FATES) == set(FATES)
 
 

@@ -249,6 +249,7 @@ def multiplied(run: Path, out: Path, times: int) -> Path:
     """The same run with each image so many times, under other names: its tables and records, not its labels."""
     shutil.copytree(run, out, ignore=shutil.ignore_patterns("report"))
     tables = [out / "manifest.parquet", out / "stats" / "images.parquet", out / "stats" / "classes.parquet"]
+    tables.append(out / "stats" / "review.parquet")
     for path in (*(out / "units").glob("*.parquet"), *tables):
         table = pq.read_table(path)
         place, names = table.column_names.index("sample_id"), table["sample_id"].to_pylist()

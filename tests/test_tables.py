@@ -358,7 +358,7 @@ def test_statistics_are_read_as_they_were_written(tmp_path: Path) -> None:
 def test_an_unknown_statistics_table_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refusal:
         read_statistics(tmp_path, "pictures")
-    assert str(refusal.value) == "no statistics table 'pictures': expected one of images, classes, centroids"
+    assert str(refusal.value) == "no statistics table 'pictures': expected one of images, classes, centroids, review"
 
 
 def test_a_damaged_statistics_table_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,108 @@
+"""What a policy costs on top of a plain threshold, and what kept confidence takes on disk.
+
+python benchmarks/policy.py [RUN]
+
+Images of 1024 x 2048, 19 classes: blobs of logits at stride 4, about as confident as a network, and a coarse label that
+is mostly right. CPU time of everything after the network, in one thread: enlarge and softmax in bands, levels, counts,
+the policy's rules; with kept confidence its encoding too. Best of 5 turns, in each of which every policy runs once.
+Beside it the small network alone (hrnet18s, scales 0.5, 1 and 2, one thread). RUN, if given, was generated with
+--keep-confidence: its bytes are added up.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from autolabel.manifests.classes import CITYSCAPES, IGNORE
+from autolabel.manifests.policy import PAPER, REFERENCE, Policy
+from autolabel.manifests.stores import crc32c, encode_zarr
+from autolabel.manifests.tables import read_statistics
+from autolabel.pipeline.records import read_record
+from autolabel.pipeline.rules import Rules
+from autolabel.teacher.build import build
+from autolabel.teacher.decide import count, encode, top_classes
+from autolabel.teacher.predict import Teacher
+from autolabel.teacher.scales import at_size
+
+SIZE, CLASSES, TURNS = (1024, 2048), 19, 5
+POLICIES: dict[str, tuple[Policy, int | None]] = {
+    "plain threshold": (PAPER, None),
+    "threshold by class": (Policy(thresholds={"pole": 0.3, "car": 0.7, "sky": 0.9}), None),
+    "human-wins": (Policy(coarse="human-wins"), None),
+    "reference": (REFERENCE, None),
+    "boundary of 2 pixels": (Policy(boundary=2), None),
+    "pieces of 100 pixels": (Policy(min_region=100), None),
+    "all of these": (
+        Policy("", 0.5, {"pole": 0.3, "sky": 0.9}, 1.3, REFERENCE.region, 2, 100, "teacher-wins", {"truck": "union"}),
+        None,
+    ),
+    "8 levels kept": (PAPER, 8),
+}
+
+
+def main() -> None:
+    """Parse the arguments, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("run", type=Path, nargs="?")
+    asked = parser.parse_args()
+    torch.set_num_threads(1)
+    dice = torch.Generator().manual_seed(0)
+    blobs = F.interpolate(torch.randn(1, CLASSES, 16, 32, generator=dice) * 4, scale_factor=16, mode="bilinear")
+    logits = blobs + torch.randn(blobs.shape, generator=dice) * 0.1
+    field = at_size(logits, SIZE, SIZE)
+    top = top_classes(field, 1, CLASSES, torch.device("cpu"))[0][0].numpy()
+    human = np.random.default_rng(0).random((8, 16)).repeat(128, 0).repeat(128, 1)
+    coarse = np.where(human < 0.3, IGNORE, np.where(human < 0.9, top, (top + 1) % CLASSES)).astype(np.uint8)
+
+    def labelled(policy: Policy, keep: int | None) -> None:
+        edges = policy.edges(CITYSCAPES, keep)
+        winners, confidences = top_classes(field, 1, CLASSES, torch.device("cpu"), policy.temperature)
+        codes = encode(winners, confidences, CLASSES, edges).numpy()[0]
+        count(winners[0], confidences[0], CLASSES)
+        rules[policy.name, keep].apply(codes, coarse)
+        if keep:
+            for layer in np.divmod(codes, len(edges) + 1):
+                crc32c(layer)
+                encode_zarr(layer)
+
+    rules = {(p.name, k): Rules(p, CITYSCAPES, p.edges(CITYSCAPES, k)) for p, k in POLICIES.values()}
+    taken: dict[str, list[float]] = {name: [] for name in POLICIES}
+    for _ in range(TURNS):
+        for name, (policy, keep) in POLICIES.items():
+            started = time.process_time()
+            labelled(policy, keep)
+            taken[name].append(time.process_time() - started)
+    best = {name: min(times) for name, times in taken.items()}
+    network = Teacher(build("hrnet18s_ocr_mscale", CLASSES), None, torch.empty(0))
+    started = time.process_time()
+    list(network.predict_in_batches(np.zeros((1, *SIZE, 3), np.uint8), 1, (0.5,)))
+    whole = time.process_time() - started
+    plain = best["plain threshold"]
+    print(f"{'policy':<24}{'ms':>7}{'of plain':>10}{'of labelling by hrnet18s':>27}")
+    for name, seconds in best.items():
+        print(f"{name:<24}{1e3 * seconds:>7.0f}{seconds / plain:>10.2f}{(whole + seconds - plain) / whole:>27.3f}")
+    if asked.run:
+        show_bytes(asked.run)
+
+
+def show_bytes(run: Path) -> None:
+    """Bytes an image of every layer, against the published form: a label and an 8-bit probability map, as PNGs."""
+    images = read_statistics(run, "images")
+    pixels = sum(h * w for h, w in zip(images["height"].to_pylist(), images["width"].to_pylist(), strict=True))
+    layers: dict[str, int] = {}
+    for record in (run / "units").glob("*.parquet"):
+        for layer, shard in read_record(record)[1].items():
+            layers[layer] = layers.get(layer, 0) + shard["bytes"]
+    print(f"\n{run}: {len(images)} images, mean of {pixels / len(images) / 1e6:.2f} megapixels")
+    for layer, size in layers.items():
+        print(f"{layer:<12}{size / len(images) / 1e3:>8.1f} kB an image {1e3 * size / pixels:>8.1f} kB a megapixel")
+
+
+if __name__ == "__main__":
+    main()
