@@ -71,7 +71,7 @@ def confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
 
 
 def class_histograms(summary: Summary, space: LabelSpace, about: About) -> Rows:
-    """Of every class that is the top class anywhere: its pixels by confidence as shares of the highest bin; threshold."""
+    """The classes that are somewhere the top class: pixels by confidence, as shares of the highest bin, and threshold."""
     thresholds = policy_of(about["policy"]).class_thresholds(space)
     return [
         {
@@ -165,20 +165,15 @@ def audit(run: Path) -> dict[str, Any]:
 def reliability(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """Bars of the reliability diagram (Guo et al., arXiv 1706.04599) and the expected calibration error; None without.
 
-    Bars: (left edge, width, share that is right, share of the pixels), all in 0..1; empty bins have none. The error is
-    the mean distance of confidence from accuracy over the pixels.
+    Bars: (left edge, width, share that is right, share of the pixels), all in 0..1; empty bins have none.
     """
     if found is None:
         return None
-    edges, whole = found["edges"], found["all"]
-    counted = [
-        (left, right - left, pixels, correct, confidence)
-        for left, right, pixels, correct, confidence in zip(
-            edges[:-1], edges[1:], whole["pixels"], whole["correct"], whole["confidence"], strict=True
-        )
+    edges, counts = found["edges"], list(zip(found["all"]["pixels"], found["all"]["correct"], strict=True))
+    total = sum(pixels for pixels, _ in counts)
+    bars = [
+        (left, right - left, correct / pixels, pixels / total)
+        for left, right, (pixels, correct) in zip(edges[:-1], edges[1:], counts, strict=True)
         if pixels
     ]
-    total = sum(pixels for _, _, pixels, _, _ in counted)
-    off = sum(abs(correct - confidence * pixels) for _, _, pixels, correct, confidence in counted)
-    bars = [(left, width, correct / pixels, pixels / total) for left, width, pixels, correct, _ in counted]
-    return {"bars": bars, "ece": off / total if total else math.nan}
+    return {"bars": bars, "ece": found["ece"]}

@@ -312,17 +312,16 @@ AUDIT = {
                  "suggested_threshold": 0.35}],
     "mean": {"precision": 0.875, "coverage": 0.75, "iou_kept": 0.8, "iou": 0.7,
              "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": None},
-    "reliability": {"edges": [k / 20 for k in range(21)],
+    "reliability": {"edges": [k / 20 for k in range(21)], "ece": 0.115,
                     "all": {"pixels": [0] * 18 + [100, 300], "correct": [0] * 18 + [50, 300],
                             "confidence": [None] * 18 + [0.9, 0.98]}, "classes": {}},
     "coarse": [], "notes": ["something <to> know"],
 }  # fmt: skip
 
 
-def test_an_audit_is_on_the_page_with_its_calibration_error(run: Path) -> None:
+def test_an_audit_is_on_the_page(run: Path) -> None:
     found = charts.reliability(AUDIT["reliability"])  # type: ignore[arg-type]
-    assert found and found["ece"] == pytest.approx((100 * 0.4 + 300 * 0.02) / 400)
-    assert [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
+    assert found and [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
     assert "Reliability" not in write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
     (run / "audit.json").write_text(json.dumps(AUDIT))
     text = write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
