@@ -71,7 +71,7 @@ def confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
 
 
 def class_histograms(summary: Summary, space: LabelSpace, about: About) -> Rows:
-    """The classes that are somewhere the top class: pixels by confidence, as shares of the highest bin, and threshold."""
+    """The classes that are somewhere the top class: their pixels by confidence (highest bin: 1), and the threshold."""
     thresholds = policy_of(about["policy"]).class_thresholds(space)
     return [
         {
