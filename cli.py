@@ -906,12 +906,12 @@ def _show_audit(run: Path, found: dict[str, Any]) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@click.option("--images", type=click.IntRange(min=1), default=8, show_default=True, help="How many to show.")
+@click.option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="How many, worst first.")
 @click.option("--sample", "chosen", multiple=True, help="Show this sample id; may be given several times.")
 @click.option("--teacher", type=FILE, help="Where the run's teacher is now. [default: where it was]")
 @click.option("--attention", is_flag=True, help="Show too what the teacher sees at each scale, and how much it counts.")
 def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None, attention: bool) -> None:
-    """Write RUN/report/index.html: pictures and plots that open from disk."""
+    """Write RUN/report/index.html: plots, and a gallery that opens from disk."""
     from autolabel.pipeline.report import write_report
 
     with progress("drawing") as update:
@@ -933,7 +933,7 @@ stats {out}/runs/auto
 manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
  --out {out}/compare --steps 190 --batch-size 8 --crop 64x96
-report {out}/runs/auto --images 6
+report {out}/runs/auto
 """.replace("\n ", " ")
 
 
@@ -962,7 +962,7 @@ def demo(out: Path, seed: int) -> None:
         main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
     click.secho(f"\nDone in {_duration(time.monotonic() - started)}.", bold=True)
     click.echo(
-        f"Open {out}/runs/auto/report/index.html in a browser: photograph, coarse label, automatic label, confidence.\n"
+        f"Open {out}/runs/auto/report/index.html in a browser: classes before and after, every image with its labels.\n"
         f"\nOn your own images:\n"
         f"  autolabel manifest scan folder --images IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
         f"  autolabel generate --manifest coarse.parquet --teacher CHECKPOINT --out runs/auto\n"

@@ -1,65 +1,81 @@
 """The report of a run: a page that opens from disk, to look at the labels before anyone trains on them.
 
-report/index.html    the page, replaced last: it always shows one whole report
-report/*.jpeg, *.png  its pictures, named by their content, so that a new report never changes those of the old page
+report/index.html     the page with its style and script, replaced last: it always shows one whole report
+report/pictures-*/    its pictures, in a folder that no other page uses, so that the old page stays whole until then
 """
 
 from __future__ import annotations
 
 import importlib.resources
-import io
 import json
 import math
+import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache, partial
+import shutil
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
-import numpy as np
 import pandas as pd
-from numpy.typing import NDArray
+import pyarrow as pa
+import pyarrow.compute as pc
 from PIL import Image
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
-from autolabel.manifests.files import fingerprint_bytes, remove_leftovers, write_bytes
-from autolabel.manifests.images import BadImage, colourise, read_image, read_label
+from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.files import remove_leftovers, write_bytes
 from autolabel.manifests.policy import COMBINE
-from autolabel.manifests.stores import DamagedLabel, Label, RunLabels, open_labels
-from autolabel.manifests.tables import QUARANTINE_SCHEMA, BadTable, Sample, load_manifest, read_statistics, read_table
+from autolabel.manifests.stores import Label, RunConfidence, RunLabels, open_confidence, open_labels
+from autolabel.manifests.tables import (
+    QUARANTINE_SCHEMA,
+    BadTable,
+    Sample,
+    open_manifest,
+    read_statistics,
+    read_table,
+    samples_of,
+    stream_statistics,
+)
+from autolabel.pipeline import charts
 from autolabel.pipeline.folder import find_teacher
-from autolabel.pipeline.stats import Summary, coverage_at, summarise
+from autolabel.pipeline.pictures import (
+    DISAGREEMENT,
+    KINDS,
+    VIRIDIS,
+    Confidence,
+    Drawn,
+    Missing,
+    Photograph,
+    Seen,
+    attempt,
+    coarse_label,
+    draw_label,
+    draw_share,
+    encode_flat,
+    encode_smooth,
+    from_levels,
+    photograph,
+    write_picture,
+    write_pictures,
+)
+from autolabel.pipeline.stats import summarise
 from autolabel.teacher.predict import Teacher, load_teacher
 from autolabel.teacher.scales import Average, Combination, Explicit, ExplicitPairs
 
-LONGEST = 960  # pixels of a picture's longer side
-KINDS = ("photograph", "coarse", "auto", "confidence")  # of pictures, from left to right
-SCALE_KINDS = ("prediction", "attention", "combined")  # the same below them, by scale
-_OURS = re.compile(rf".+-({'|'.join(KINDS + SCALE_KINDS)})-[0-9a-f]{{16}}\.(jpeg|png)")
-# Viridis at equal steps: perceptually uniform, readable in grey and for colour-blind eyes.
-_VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
-_TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
-_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is printed
-_DOUBTFUL = 0.25  # a class that loses this share of its coarse pixels to other classes is pointed out
+_PICTURES = re.compile(r"pictures-[0-9a-f]{12}")
+_MOST_THREADS = 8  # each holds one image
+_WITH_TEACHER = 24  # images for which the teacher runs again; to run it for all would be to label anew
+_WORST = 0.75  # of the images shown are the least trusted, the others are spread over the rest
 _ONE_SCALE = "Nothing by scale: this run looks at one scale only, so there is nothing to combine."
+_NOT_ALL = f"the teacher runs again for the first {_WITH_TEACHER} images only; --keep-confidence would have kept it"
 
 About = dict[str, Any]  # run.json
 Asked = dict[str, Sample]  # by id
-Draw = Callable[[], Image.Image]
-
-
-@dataclass(frozen=True)
-class Picture:
-    """One picture of an image: a file beside the page, or the reason why there is none."""
-
-    kind: str
-    file: str | None = None
-    size: tuple[int, int] = (0, 0)  # width, height
-    why_not: str = ""
-    scale: float | None = None  # of a prediction or an attention
-    shares: tuple[float, float, float] | None = None  # of an attention: mean, least and most of its pixels
 
 
 def write_report(
@@ -72,94 +88,113 @@ def write_report(
 ) -> Path:
     """Write `report/` of a finished run and return its page. `update(done, total)` follows the images.
 
-    Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is computed anew by the run's
-    teacher, which is at `teacher` or, by default, where the run had it. Of what has gone since, the page says so.
-    With `attention` the teacher also shows what it sees at every scale, and how much each counts.
+    Shown are the `chosen` sample ids, else `images` that `choose` finds. Confidence is what the run has kept of it;
+    else it is computed anew, for the first few, by the run's teacher, which is at `teacher` or, by default, where the
+    run had it. Of what has gone since, the page says so. With `attention` the teacher also shows, for the first few,
+    what it sees at every scale, and how much each counts.
     Raises BadTable if the run is not finished, ValueError for an unknown sample or a `teacher` that is not the run's.
     """
     summary = summarise(run)
     about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-    manifest = load_manifest(run / "manifest.parquet")
-    labels = open_labels(run)
+    manifest = open_manifest(run / "manifest.parquet")
+    space, labels = manifest.label_space, open_labels(run)
     table = read_statistics(run, "images").to_pandas().set_index("sample_id")
-    table = table[table.index.isin(list(labels))]  # not what is to be done again, because its unit record was deleted
     quarantine = read_table(run / "quarantine.parquet", QUARANTINE_SCHEMA).to_pylist()
-    wanted = _requested(run, chosen, table, quarantine) if chosen else choose(table, images)
-    teacher_file, no_teacher = _find_teacher(about, teacher, attention)
+    review = read_statistics(run, "review").to_pandas().set_index("sample_id")[["rank", "trust"]]
+    # Not what is to be done again, because its unit record was deleted.
+    ranked = review[review.index.isin(list(labels))].join(table)
+    wanted = _requested(run, chosen, ranked, quarantine) if chosen else choose(list(ranked.index), images)
+    kept = open_confidence(run) if about["confidence_edges"] else None
+    teacher_file, no_teacher = _find_teacher(about, teacher, attention) if attention or not kept else (None, "")
     combine = about.get("combine", COMBINE[0])  # not in the runs of older versions, which knew no other
     network = load_teacher(teacher_file, "auto", about["precision"], combine) if teacher_file and wanted else None
-    several = network if attention and len(about["scales"]) > 1 else None
-    one_scale = _ONE_SCALE if attention and len(about["scales"]) == 1 else ""
-    asked, no_coarse = _find_asked(about) if summary.coarse_coverage > 0 else (None, "")
-    samples = {s.sample_id: s for s in manifest.samples}
+    several = attention and len(about["scales"]) > 1
+    asked, no_coarse = _find_asked(about, wanted) if summary.coarse_coverage > 0 else (None, "")
+    samples = _samples(run / "manifest.parquet", wanted)
     folder = run / "report"
-    shown: list[dict[str, Any]] = []
-    for done, (sample_id, why) in enumerate(wanted.items()):
-        update(done, len(wanted))
-        draws = _draws(samples[sample_id], labels, asked, manifest.label_space, network, about)
-        pictures = [_picture(folder, sample_id, kind, draws[kind]) for kind in KINDS if kind in draws]
-        by_scale = _by_scale(folder, samples[sample_id], manifest.label_space, several, about) if several else []
-        if by_scale:
-            by_scale.append(_picture(folder, sample_id, "combined", draws["combined"]))
-        row = {"sample_id": sample_id, "why": why, "pictures": pictures, "by_scale": by_scale}
-        shown.append({**table.loc[sample_id], **row})
-    page = _render(
-        run=run.absolute(),
-        about=about,
-        updated=_updated(run),
-        gone=[note for note in (no_teacher, no_coarse, one_scale) if note],
-        summary=summary,
-        shown=shown,
-        weights=_weights(several.combination) if several else "",
-        quarantine=quarantine,
-        space=manifest.label_space,
-        viridis=", ".join(f"#{colour}" for colour in _VIRIDIS.hex(" ", 3).split()),
-        **_class_plot(summary, manifest.label_space),
-        **_confidence_plots(summary, float(about["policy"]["threshold"])),
-    )
-    write_bytes(folder / "index.html", page.encode())
-    _tidy(folder, {picture.file for image in shown for picture in image["pictures"] + image["by_scale"]})
-    update(len(wanted), len(wanted))
+    pictures = folder / f"pictures-{uuid.uuid4().hex[:12]}"
+    pictures.mkdir(parents=True)
+    paint = Painter(pictures, labels, kept, samples, asked, space, about, network, several)
+    try:
+        drawn = _paint_all(paint, wanted, update)
+        cards = _cards(run, wanted, drawn, ranked, samples)
+        page = _render(
+            run=run.absolute(),
+            about=about,
+            updated=_updated(run),
+            gone=[note for note in (no_teacher, no_coarse, _ONE_SCALE if attention and not several else "") if note],
+            summary=summary,
+            space=space,
+            cards=cards,
+            folder=pictures.name,
+            gallery=_gallery(cards, space, pictures.name, len(ranked)),
+            class_counts=[
+                sum(any(i == c and auto for i, auto, _ in card["classes"]) for card in cards) for c in range(len(space))
+            ],
+            groups=sorted(Counter(card["group"] for card in cards).items()),
+            all_kinds=KINDS,
+            kinds=[kind for kind in KINDS if any(kind in one.pictures.kinds for one in drawn)],
+            by_scale=[(card, one.views) for card, one in zip(cards, drawn, strict=True) if one.views],
+            weights=_weights(network.combination) if several and network else "",
+            quarantine=quarantine,
+            policy=charts.policy_facts(about),
+            throughput=charts.throughput(table, about),
+            histograms=charts.class_histograms(summary, space, about),
+            fates=charts.fates(summary, space),
+            fate_kinds=list(charts.SHOWN_FATES.values()),
+            **charts.class_plot(summary, space),
+            **charts.confidence_plots(summary, float(about["policy"]["threshold"])),
+            **charts.audit(run),
+        )
+        write_bytes(folder / "index.html", page.encode())
+    except BaseException:
+        shutil.rmtree(pictures, ignore_errors=True)
+        raise
+    for path in folder.iterdir():  # the pictures of older reports, and nothing that a user may have put beside them
+        if _PICTURES.fullmatch(path.name) and path != pictures:
+            shutil.rmtree(path)
+    remove_leftovers(folder)
     return folder / "index.html"
 
 
-def choose(images: pd.DataFrame, count: int) -> dict[str, str]:
-    """Up to `count` sample ids and why each is worth a look: the extremes, the median, then some spread over the run.
+# --- which images -----------------------------------------------------------------------------------------------------
 
-    `images` is `stats/images.parquet` by sample id. The same table always gives the same choice.
+
+def choose(ranked: Sequence[str], count: int) -> list[str]:
+    """Up to `count` sample ids of those in `ranked`, in their order: mostly the first, then some spread over the rest.
+
+    The same ids always give the same choice.
     """
-    if images.empty:
-        return {}
-    agreement = images["agreement_with_coarse"].dropna()
-    by_ignored = images["ignored_fraction"].sort_values(kind="stable").index
-    remarkable = [
-        (by_ignored[-1], "most ignored pixels"),
-        *([(agreement.idxmin(), "least agreement with its coarse label")] if len(agreement) else []),
-        (images["mean_confidence"].idxmin(), "lowest mean confidence"),
-        (by_ignored[len(by_ignored) // 2], "median by ignored pixels"),
-        (by_ignored[0], "fewest ignored pixels"),
-    ]
-    why: dict[str, str] = {}
-    for sample_id, reason in remarkable:
-        if sample_id in why:
-            why[sample_id] += f", {reason}"
-        elif len(why) < count:
-            why[sample_id] = reason
-    others = [sample_id for sample_id in images.index if sample_id not in why]
-    more = max(0, min(count - len(why), len(others)))
-    spread = [others[(2 * k + 1) * len(others) // (2 * more)] for k in range(more)]
-    return why | dict.fromkeys(spread, "spread evenly over the run")
+    if len(ranked) <= count:
+        return list(ranked)
+    worst = math.ceil(_WORST * count)
+    rest, more = ranked[worst:], count - worst
+    return [*ranked[:worst], *(rest[(2 * k + 1) * len(rest) // (2 * more)] for k in range(more))]
 
 
-def _requested(
-    run: Path, chosen: Sequence[str], images: pd.DataFrame, quarantine: list[dict[str, Any]]
-) -> dict[str, str]:
+def _requested(run: Path, chosen: Sequence[str], ranked: pd.DataFrame, quarantine: list[dict[str, Any]]) -> list[str]:
     refused = {row["sample_id"]: row["reason"] for row in quarantine}
     for sample_id in chosen:
-        if sample_id not in images.index:
+        if sample_id not in ranked.index:
             why = f"quarantined ({refused[sample_id]})" if sample_id in refused else "unknown, or left for later"
             raise ValueError(f"sample {sample_id!r} has no label in {run}: it is {why}")
-    return dict.fromkeys(chosen, "requested")
+    return [sample_id for sample_id in ranked.index if sample_id in set(chosen)]
+
+
+def _samples(manifest: Path, wanted: Collection[str]) -> Asked:
+    """These samples of a manifest; the others are read, but not kept. Raises BadTable."""
+    file = open_manifest(manifest)
+    ids = pa.array(list(wanted), pa.string())
+    parts = (table.filter(pc.is_in(table["sample_id"], ids)) for table in file.tables())
+    return {s.sample_id: s for part in parts for s in samples_of(part, file.image_root, file.label_root)}
+
+
+def _find_asked(about: About, wanted: Collection[str]) -> tuple[Asked | None, str]:
+    """The samples as the run was asked to label them, for their coarse labels; or why there are none."""
+    try:
+        return _samples(Path(about["manifest"]), wanted), ""
+    except BadTable as error:
+        return None, f"No pictures of the coarse labels, which only the run's manifest lists: {error}."
 
 
 def _find_teacher(about: About, named: Path | None, attention: bool) -> tuple[Path | None, str]:
@@ -171,71 +206,105 @@ def _find_teacher(about: About, named: Path | None, attention: bool) -> tuple[Pa
     return None, f"{missing}: {why}. Name it where it is now: autolabel report … --teacher FILE"
 
 
-def _find_asked(about: About) -> tuple[Asked | None, str]:
-    """The samples as the run was asked to label them, for their coarse labels; or why there are none."""
-    try:
-        return {s.sample_id: s for s in load_manifest(about["manifest"]).samples}, ""
-    except BadTable as error:
-        return None, f"No pictures of the coarse labels, which only the run's manifest lists: {error}."
-
-
 def _updated(run: Path) -> str:
     """When the run last finished a unit, ISO 8601; empty if it does not say."""
     path = run / "progress.json"
     return str(json.loads(path.read_text(encoding="utf-8"))["updated"]) if path.is_file() else ""
 
 
-# --- pictures ---------------------------------------------------------------------------------------------------------
+# --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def _draws(
-    sample: Sample, labels: RunLabels, asked: Asked | None, space: LabelSpace, teacher: Teacher | None, about: About
-) -> dict[str, Draw]:
-    """How to draw each picture of a sample, by kind; kinds that the whole run lacks are left out."""
+@dataclass(frozen=True)
+class View:
+    """One picture of what the teacher sees at a scale; shares of an attention: mean, least and most of its pixels."""
 
-    def coarse(original: Sample | None) -> Label:
-        if original is None or original.coarse_label is None:
-            raise BadImage("this image has no coarse label" if original else "the run's manifest lists it no more")
-        return read_label(original.coarse_label, space, original.label_ids)
-
-    draws: dict[str, Draw] = {
-        "photograph": lambda: _shrink(Image.fromarray(_photograph(sample)), Image.Resampling.LANCZOS),
-        "auto": lambda: draw_label(labels[sample.sample_id], space),
-    }
-    if asked is not None:
-        draws["coarse"] = lambda: draw_label(coarse(asked.get(sample.sample_id)), space)
-    if teacher is not None:
-        decided = cache(lambda: teacher.confidence(_photograph(sample), about["scales"], about["flip"]))
-        draws["confidence"] = lambda: draw_share(decided()[1])
-        draws["combined"] = lambda: draw_label(decided()[0], space)
-    return draws
+    kind: str  # prediction, attention or combined
+    file: str
+    size: tuple[int, int]  # width, height
+    scale: float | None = None
+    shares: tuple[float, float, float] | None = None
 
 
-def _photograph(sample: Sample) -> NDArray[np.uint8]:
-    image = read_image(sample.image)
-    if image.shape[:2] != (sample.height, sample.width):
-        raise BadImage(f"{sample.image} has changed since it was labelled: its size is another")
-    return image
+@dataclass(frozen=True)
+class Shown:
+    """All pictures of one sample."""
+
+    pictures: Drawn
+    views: list[View]
 
 
-def _by_scale(folder: Path, sample: Sample, space: LabelSpace, teacher: Teacher, about: About) -> list[Picture]:
-    """What every scale says of a sample, and how much it counts unless all count the same; by ascending scale.
+class Painter:
+    """Draws samples into a folder, several threads at once; one at a time where the teacher is asked."""
 
-    Nothing where the photograph is at fault: the other pictures say so.
-    """
-    try:
-        views = teacher.views(_photograph(sample), about["scales"])
-    except (BadImage, FileNotFoundError):
-        return []
-    pictures = []
-    for view in views:
-        prediction = _picture(folder, sample.sample_id, "prediction", partial(draw_label, view.label, space))
-        pictures.append(replace(prediction, scale=view.scale))
-        if _weights(teacher.combination) != "equal":
-            attention = _picture(folder, sample.sample_id, "attention", partial(draw_share, view.share))
-            shares = float(view.share.mean()), float(view.share.min()), float(view.share.max())
-            pictures.append(replace(attention, scale=view.scale, shares=shares))
-    return pictures
+    def __init__(
+        self,
+        folder: Path,
+        labels: RunLabels,
+        kept: RunConfidence | None,
+        samples: Asked,
+        asked: Asked | None,
+        space: LabelSpace,
+        about: About,
+        teacher: Teacher | None,
+        attention: bool,
+    ) -> None:
+        self._folder, self._labels, self._kept, self._samples, self._asked = folder, labels, kept, samples, asked
+        self._space, self._about, self._teacher, self._attention = space, about, teacher, attention
+        self._asking = threading.Lock()
+
+    def __call__(self, place: int, sample_id: str) -> Shown:
+        """Draw the sample that is shown at this place, from 0."""
+        stem = f"{place:05}-{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}"
+        image = attempt(lambda: photograph(self._samples[sample_id]))
+        auto = attempt(lambda: self._labels[sample_id])
+        kept = attempt(lambda: self._levels(sample_id))
+        again, views = self._teachers(place, stem, image) if kept is None or self._attention else (None, [])
+        seen = Seen(image, auto, self._coarse(sample_id), again if kept is None else kept)
+        return Shown(write_pictures(self._folder, stem, seen, self._space), views)
+
+    def _coarse(self, sample_id: str) -> Label | Missing | None:
+        if self._asked is None:
+            return None
+        asked = self._asked.get(sample_id)
+        return attempt(lambda: coarse_label(asked, self._space))
+
+    def _levels(self, sample_id: str) -> Confidence | None:
+        """What the run has kept of the confidence. Raises DamagedLabel."""
+        return None if self._kept is None else from_levels(self._kept[sample_id][1], self._kept.edges)
+
+    def _teachers(
+        self, place: int, stem: str, image: Photograph | Missing
+    ) -> tuple[Confidence | Missing | None, list[View]]:
+        """The confidence, computed anew, and with attention what the teacher sees at every scale."""
+        if self._teacher is None:
+            return None, []
+        if isinstance(image, Missing):
+            return image, []
+        if place >= _WITH_TEACHER:
+            return Missing(_NOT_ALL), []
+        with self._asking:
+            top, confidence = self._teacher.confidence(image, self._about["scales"], self._about["flip"])
+            return confidence, self._by_scale(self._teacher, stem, image, top) if self._attention else []
+
+    def _by_scale(self, teacher: Teacher, stem: str, image: Photograph, combined: Label) -> list[View]:
+        """What every scale says, and how much it counts unless all count the same; by ascending scale."""
+
+        def written(kind: str, scale: float | None, drawn: Image.Image, encoded: bytes, **more: Any) -> View:
+            name = f"{stem}-{kind}{'' if scale is None else f'-{scale:g}'}.webp"
+            write_picture(self._folder / name, encoded)
+            return View(kind, f"{self._folder.name}/{name}", drawn.size, scale, **more)
+
+        views: list[View] = []
+        for view in teacher.views(image, self._about["scales"]):
+            prediction = draw_label(view.label, self._space)
+            views.append(written("prediction", view.scale, prediction, encode_flat(prediction)))
+            if _weights(teacher.combination) != "equal":
+                attention = draw_share(view.share)
+                shares = float(view.share.mean()), float(view.share.min()), float(view.share.max())
+                views.append(written("attention", view.scale, attention, encode_smooth(attention), shares=shares))
+        whole = draw_label(combined, self._space)
+        return [*views, written("combined", None, whole, encode_flat(whole))]
 
 
 def _weights(combination: Combination) -> str:
@@ -245,89 +314,75 @@ def _weights(combination: Combination) -> str:
     return "free" if isinstance(combination, Explicit | ExplicitPairs) else "chained"
 
 
-def _shrink(image: Image.Image, how: Image.Resampling) -> Image.Image:
-    """The picture with its longer side at most LONGEST; never enlarged."""
-    factor = min(1.0, LONGEST / max(image.size))
-    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), how)
+def _paint_all(paint: Painter, wanted: Sequence[str], update: Callable[[int, int], None]) -> list[Shown]:
+    """Draw all of them, as many at once as there are cores."""
+    shown: list[Shown] = []
+    update(0, len(wanted))
+    with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
+        try:
+            for one in pool.map(paint, range(len(wanted)), wanted):
+                shown.append(one)
+                update(len(shown), len(wanted))
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+    return shown
 
 
-def draw_label(label: Label, space: LabelSpace) -> Image.Image:
-    """(H, W) uint8 train ids in the label space's colours. Ignore is hatched: some classes are nearly black."""
-    small = np.asarray(_shrink(Image.fromarray(label), Image.Resampling.NEAREST))
-    colours = colourise(small, space)
-    y, x = np.indices(small.shape)
-    period = max(8, max(small.shape) // 40)
-    colours[(small == IGNORE) & ((x + y) % period < period // 4)] = 56
-    return Image.fromarray(colours)
+# --- the page ---------------------------------------------------------------------------------------------------------
 
 
-def draw_share(share: NDArray[np.float32]) -> Image.Image:
-    """(H, W) float32 in the colours of viridis, 0 to 1; what lies outside is drawn as the nearer of the two."""
-    small = np.asarray(_shrink(Image.fromarray(share.clip(0, 1)), Image.Resampling.BOX))
-    steps = np.frombuffer(_VIRIDIS, np.uint8).reshape(-1, 3)
-    channels = [np.interp(small, np.linspace(0, 1, len(steps)), channel) for channel in steps.T]
-    return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
+def _cards(
+    run: Path, wanted: Sequence[str], drawn: Sequence[Shown], ranked: pd.DataFrame, samples: Asked
+) -> list[dict[str, Any]]:
+    """What the page says of every sample: its statistics and pictures, and its classes as (id, auto, coarse pixels)."""
+    ids = pa.array(list(wanted), pa.string())
+    named: dict[str, list[tuple[int, int, int]]] = {}
+    for rows in stream_statistics(run, "classes", ["sample_id", "class_id", "pixels", "coarse_pixels"]):
+        for row in rows.filter(pc.is_in(rows["sample_id"], ids)).to_pylist():
+            if row["pixels"] or row["coarse_pixels"]:
+                named.setdefault(row["sample_id"], []).append((row["class_id"], row["pixels"], row["coarse_pixels"]))
+    return [
+        {
+            "sample_id": sample_id,
+            **{str(column): value for column, value in row.items()},
+            "group": samples[sample_id].group,
+            "classes": sorted(named.get(sample_id, []), key=lambda c: -c[1]),
+            "pictures": one.pictures,
+        }
+        for sample_id, row, one in zip(wanted, ranked.loc[list(wanted)].to_dict("records"), drawn, strict=True)
+    ]
 
 
-def _picture(folder: Path, sample_id: str, kind: str, draw: Draw) -> Picture:
-    """Draw and write one picture; where its source is at fault, say so in its place."""
-    try:
-        image = draw()
-    except (BadImage, DamagedLabel) as error:
-        return Picture(kind, why_not=str(error))
-    except FileNotFoundError as error:
-        return Picture(kind, why_not=f"{error.filename} is gone")
-    form, buffer = "JPEG" if kind == "photograph" else "PNG", io.BytesIO()
-    image.save(buffer, form, quality=88, optimize=True)
-    data = buffer.getvalue()
-    name = f"{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}-{kind}-{fingerprint_bytes(data)}.{form.lower()}"
-    write_bytes(folder / name, data)
-    return Picture(kind, name, image.size)
+def _gallery(cards: Sequence[dict[str, Any]], space: LabelSpace, folder: str, images: int) -> dict[str, Any]:
+    """What the script of the page needs to know, as JSON."""
 
+    def number(value: float) -> float | None:
+        return None if math.isnan(value) else round(float(value), 6)
 
-def _tidy(folder: Path, used: set[str | None]) -> None:
-    """Remove the pictures of older reports, and nothing that a user may have put beside them."""
-    for path in folder.iterdir():
-        if _OURS.fullmatch(path.name) and path.name not in used:
-            path.unlink(missing_ok=True)
-    remove_leftovers(folder)
+    def card(one: dict[str, Any]) -> dict[str, Any]:
+        pixels = one["height"] * one["width"]
+        return {
+            "id": one["sample_id"],
+            "group": one["group"],
+            "size": [one["width"], one["height"]],
+            "rank": one["rank"],
+            "trust": number(one["trust"]),
+            "confidence": number(one["mean_confidence"]),
+            "agreement": number(one["agreement_with_coarse"]),
+            "ignored": number(one["ignored_fraction"]),
+            "stem": one["pictures"].stem,
+            "kinds": one["pictures"].kinds,
+            "missing": one["pictures"].missing,
+            "disagreement": [round(share, 4) for share in one["pictures"].disagreement.values()],
+            "classes": [(i, round(auto / pixels, 6), round(coarse / pixels, 6)) for i, auto, coarse in one["classes"]],
+        }
 
-
-# --- numbers ----------------------------------------------------------------------------------------------------------
-
-
-def _class_plot(summary: Summary, space: LabelSpace) -> dict[str, Any]:
-    """Rows and axis of the class table. Bars are on a square-root scale, in per cent of the widest.
-
-    Shares span four orders of magnitude and may be 0: a linear scale hides the rare, a logarithm has no 0.
-    """
-    rows = [dict(row) for row in summary.classes.to_dict("records")]
-    widest = float(np.nan_to_num(summary.classes[["coarse_share", "auto_share"]].to_numpy()).max())
-
-    def place(share: float) -> float:
-        return 100 * math.sqrt(share / widest) if share > 0 else 0.0
-
-    for c, row in zip(space.classes, rows, strict=True):
-        row |= {"name": c.name, "colour": c.colour}
-        row |= {"before": place(row["coarse_share"]), "after": place(row["auto_share"])}
-    seen = [row for row in rows if row["coarse_pixels"] or not math.isnan(row["kept"])]
     return {
-        "seen": seen,
-        "unseen": [row["name"] for row in rows if row not in seen],
-        "lost": [row["name"] for row in seen if row["coarse_pixels"] and not row["auto_pixels"]],
-        "doubtful": [row for row in seen if row["auto_pixels"] and row["overridden"] > _DOUBTFUL],
-        "ticks": [(tick, place(tick)) for tick in _TICKS if tick <= widest],
-    }
-
-
-def _confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
-    """The share of pixels in every bin of confidence, and the share that any threshold would keep, both over 0..1."""
-    pixels, edges = int(summary.histogram.sum()), np.linspace(0, 1, len(summary.histogram) + 1).tolist()
-    return {
-        "threshold": threshold,
-        "bins": (summary.histogram / pixels).tolist() if pixels else [],
-        "curve": [(edge, coverage_at(summary.histogram, edge)) for edge in edges],
-        "would_keep": [(t, coverage_at(summary.histogram, t)) for t in _THRESHOLDS],
+        "folder": folder,
+        "images": images,
+        "classes": [[c.name, f"rgb{c.colour}"] for c in space.classes],
+        "cards": [card(one) for one in cards],
     }
 
 
@@ -339,9 +394,22 @@ def _percent(share: float | None, digits: int = 1) -> str:
     return f"< {smallest:g}" if 0 < 100 * share < smallest / 2 else f"{100 * share:.{digits}f}"
 
 
+def _score(value: float | None) -> str:
+    return "–" if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def _resource(name: str) -> str:
+    return importlib.resources.files("autolabel.pipeline").joinpath(name).read_text(encoding="utf-8")
+
+
 def _render(**values: Any) -> str:
-    source = importlib.resources.files("autolabel.pipeline").joinpath("report.html.j2").read_text(encoding="utf-8")
     env = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    env.filters["percent"] = _percent
-    env.filters["score"] = lambda value: "–" if math.isnan(value) else f"{value:.3f}"
-    return env.from_string(source).render(values)
+    env.filters |= {"percent": _percent, "score": _score}
+    colours = {name: f"rgb({r} {g} {b} / {a / 255:.2f})" for name, (r, g, b, a) in DISAGREEMENT.items()}
+    return env.from_string(_resource("report.html.j2")).render(
+        values,
+        style=_resource("report.css"),
+        script=_resource("report.js"),
+        viridis=", ".join(f"#{colour}" for colour in VIRIDIS.hex(" ", 3).split()),
+        disagreement=colours,
+    )
