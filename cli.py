@@ -929,6 +929,7 @@ manifest scan cityscapes {out}/city --split val -o {out}/val.parquet
 train --manifest {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
  --batch-size 8 --crop 96x128 --seed {seed}
 generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --shard-size 16
+ --keep-confidence 8
 stats {out}/runs/auto
 manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet

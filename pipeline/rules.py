@@ -61,20 +61,20 @@ class Rules:
         self.policy = policy
         self.classes, self.levels = len(space), len(edges) + 1
         # From this level on a class is kept.
-        needed = np.array([edges.index(t) + 1 for t in policy.class_thresholds(space)], np.int64)
+        needed = np.array([edges.index(t) + 1 for t in policy.class_thresholds(space)], np.uint8)
         rules = [policy.coarse_rules.get(name, policy.coarse) for name in space.names]
         self._unions = [h for h, rule in enumerate(rules) if rule == "union"]
         self._around = bool(policy.region or policy.boundary or policy.min_region)
         # Axes of every table: human class (the last one: none), mark, top class, level.
         shape = len(space) + 1, len(_MARKS) if self._around else 1, len(space), self.levels
-        human, mark, top, level = (x.ravel() for x in np.indices(shape))
+        human, mark, top, level = (x.ravel() for x in np.indices(shape, np.uint8))
         self._shape, self._top, self._human = shape, top, human
         self._teacher, self._fate = _teachers_own(mark, top, level, needed)
         without_union = ["ignore" if rule == "union" else rule for rule in rules]
         self._seen = self._table(rules, level, needed)
         self._unseen = self._table(without_union, level, needed)
 
-    def _table(self, rules: Sequence[str], level: Counts, needed: Counts) -> tuple[Label, Counts]:
+    def _table(self, rules: Sequence[str], level: Label, needed: Label) -> tuple[Label, Label]:
         """Label and fate of every case, where the coarse label counts as told by rule and class."""
         rule = np.array([*rules, "ignore"])
         human, top, kept = self._human, self._top, self._teacher != IGNORE
@@ -82,17 +82,17 @@ class Rules:
         named = human < self.classes
         by_human = rule[human]
         agreed = kept & (top == human)
-        sure = level >= np.append(needed, 0)[human]  # of the human's class, by that class's threshold
+        sure = level >= np.append(needed, np.uint8(0))[human]  # of the human's class, by that class's threshold
 
         def decide(where: NDArray[np.bool_], to: Label) -> None:
             label[where], fate[where] = to[where], _HUMAN
 
-        ignored, said = np.full_like(label, IGNORE), human.astype(np.uint8)
+        ignored = np.full_like(label, IGNORE)
         decide(named & kept & (top != human) & ((by_human == "agree") | (rule[top] == "agree")), ignored)
-        decide((by_human == "union") & ~agreed & sure, said)
+        decide((by_human == "union") & ~agreed & sure, human)
         decide((by_human == "union") & kept & (top != human) & ~sure, ignored)
-        decide((by_human == "human-wins") & ~agreed, said)
-        decide((by_human == "teacher-wins") & ~kept, said)
+        decide((by_human == "human-wins") & ~agreed, human)
+        decide((by_human == "teacher-wins") & ~kept, human)
         return label, fate
 
     def apply(self, codes: Codes, coarse: Label | None) -> Outcome:
@@ -109,12 +109,12 @@ class Rules:
         labels, fate = self._tables(asked, coarse)
         human, teacher = asked * (self._human < classes), self._teacher
 
-        def by_class(of: Counts | Label, counts: Counts) -> Counts:
+        def by_class(of: Label, counts: Counts) -> Counts:
             return np.bincount(of, counts, minlength=IGNORE + 1)[:classes].astype(np.int64)
 
         return Outcome(
             label=labels[keys],
-            fates=np.bincount(self._top * len(FATES) + fate, asked, minlength=classes * len(FATES))
+            fates=np.bincount(self._top.astype(np.intp) * len(FATES) + fate, asked, minlength=classes * len(FATES))
             .astype(np.int64)
             .reshape(classes, len(FATES)),
             from_human=by_class(labels, asked * (fate == _HUMAN)),
@@ -123,7 +123,7 @@ class Rules:
             overridden=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
         )
 
-    def _tables(self, asked: Counts, coarse: Label | None) -> tuple[Label, Counts]:
+    def _tables(self, asked: Counts, coarse: Label | None) -> tuple[Label, Label]:
         """Label and fate of every case in an image: `union` waits for the teacher to see the class."""
         if coarse is None or not self._unions:
             return self._seen
@@ -148,9 +148,9 @@ class Rules:
         return marks
 
 
-def _teachers_own(mark: Counts, top: Counts, level: Counts, needed: Counts) -> tuple[Label, Counts]:
+def _teachers_own(mark: Label, top: Label, level: Label, needed: Label) -> tuple[Label, Label]:
     """Label and fate of every case before the coarse label is asked."""
-    fate = np.array(_MARKS)[mark]
+    fate = np.array(_MARKS, np.uint8)[mark]
     fate[(level < needed[top]) & (fate != _OUTSIDE)] = _BELOW
     return np.where(fate == _KEPT, top, IGNORE).astype(np.uint8), fate
 
