@@ -6,12 +6,14 @@ Images of 1024 x 2048, 19 classes: blobs of logits at stride 4, about as confide
 is mostly right. CPU time of everything after the network, in one thread: enlarge and softmax in bands, levels, counts,
 the policy's rules; with kept confidence its encoding too. Best of 9 turns, in each of which every policy runs once.
 Beside it the small network alone (hrnet18s, scales 0.5, 1 and 2, one thread). RUN, if given, was generated with
---keep-confidence: its bytes are added up.
+--keep-confidence: its bytes are added up, and 16 of its images are stored in the published form too, a label and an
+8-bit map of probabilities, as PNGs by Pillow.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import random
 import time
 from pathlib import Path
@@ -19,16 +21,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
 from autolabel.manifests.classes import CITYSCAPES, IGNORE
+from autolabel.manifests.images import read_image
 from autolabel.manifests.policy import PAPER, REFERENCE, Policy
 from autolabel.manifests.stores import crc32c, encode_zarr
-from autolabel.manifests.tables import read_statistics
+from autolabel.manifests.tables import load_manifest, read_statistics
+from autolabel.pipeline.folder import read_about
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.build import build
 from autolabel.teacher.decide import count, encode, top_classes
-from autolabel.teacher.predict import Teacher
+from autolabel.teacher.predict import Teacher, load_teacher
 from autolabel.teacher.scales import at_size
 
 SIZE, CLASSES, TURNS = (1024, 2048), 19, 9
@@ -93,16 +98,29 @@ def main() -> None:
 
 
 def show_bytes(run: Path) -> None:
-    """Bytes an image of every layer, against the published form: a label and an 8-bit probability map, as PNGs."""
+    """Bytes an image of every layer, and of the published form."""
     images = read_statistics(run, "images")
     pixels = sum(h * w for h, w in zip(images["height"].to_pylist(), images["width"].to_pylist(), strict=True))
+    about, samples = read_about(run), load_manifest(run / "manifest.parquet").samples
+    teacher = load_teacher(about["teacher"], "cpu", about["precision"], about["combine"])
+    png = png_pixels = 0
+    for sample in samples[:: max(1, len(samples) // 16)]:
+        top, confidence = teacher.confidence(read_image(sample.image), about["scales"], about["flip"])
+        for layer in (top, (confidence * 255).astype(np.uint8)):
+            buffer = io.BytesIO()
+            Image.fromarray(layer).save(buffer, "PNG")
+            png += len(buffer.getvalue())
+        png_pixels += top.size
     layers: dict[str, int] = {}
     for record in (run / "units").glob("*.parquet"):
         for layer, shard in read_record(record)[1].items():
             layers[layer] = layers.get(layer, 0) + shard["bytes"]
-    print(f"\n{run}: {len(images)} images, mean of {pixels / len(images) / 1e6:.2f} megapixels")
+    layers["top + confidence"] = layers["top"] + layers["confidence"]
+    layers["two 8-bit PNGs"] = png * pixels // png_pixels
+    edges = ", ".join(f"{edge:g}" for edge in about["confidence_edges"])
+    print(f"\n{run}: {len(images)} images of {pixels / len(images) / 1e6:.2f} megapixels, levels between {edges}")
     for layer, size in layers.items():
-        print(f"{layer:<12}{size / len(images) / 1e3:>8.1f} kB an image {1e3 * size / pixels:>8.1f} kB a megapixel")
+        print(f"{layer:<18}{size / len(images) / 1e3:>8.1f} kB an image {1e3 * size / pixels:>8.1f} kB a megapixel")
 
 
 if __name__ == "__main__":
