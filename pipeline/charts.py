@@ -139,6 +139,9 @@ def throughput(images: pd.DataFrame, about: About) -> Facts:
         ("Workers", f"{len(workers)}, with {_range(workers)} images each" if len(workers) > 1 else "1"),
     ]
     for plan in about["plans"]:
+        if "images_at_once" not in plan:  # no teacher took part
+            facts.append((plan["device"], plan["precision"]))
+            continue
         at_once = ", ".join(f"{n} of {_size(size)}" for size, n in plan["images_at_once"].items())
         memory = f"{plan['bytes_per_pixel'] / 1000:.1f} kB a pixel, {plan['free_bytes'] / 2**30:.1f} GiB free"
         facts.append((plan["device"], f"{plan['precision']}; {memory}; {at_once} at once"))

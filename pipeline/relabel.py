@@ -47,7 +47,7 @@ class Relabeller(Labeller):
 
     def plan(self) -> dict[str, Any]:
         """What computed: nothing but table lookups."""
-        return {"device": f"kept by {self.source.name}", "precision": self.about["precision"]}
+        return {"device": f"confidence kept by {self.source.name}", "precision": self.about["precision"]}
 
     def _fast(self, todo: Sequence[Sample], unit: Unit) -> Iterator[tuple[Sample, Labelled]]:
         asked = self._until_stop(todo)

@@ -98,6 +98,17 @@ def test_the_fates_of_all_pixels_sum_to_the_image(kept: Path, tmp_path: Path) ->
         assert mine[mine > 0].to_dict() == {c: n for c, n in enumerate(np.bincount(label.ravel())[:19]) if n}
 
 
+def test_what_follows_a_run_follows_a_relabelled_one(kept: Path, city: Path, tmp_path: Path) -> None:
+    """It is a run like any other: stats, diff, report, fuse."""
+    run = tmp_path / "run"
+    relabel(kept, OTHERS["human first"], run)
+    fused = "manifest", "fuse", city / "fine.parquet", run / "manifest.parquet", "-o", tmp_path / "fused.parquet"
+    for command in (("stats", run), ("stats", "diff", kept, run), ("report", run, "--images", "2"), fused):
+        result = autolabel(*command)
+        assert (result.exit_code, result.stderr.count("Traceback")) == (0, 0), result.stderr
+    assert f"confidence kept by {kept.name}" in (run / "report/index.html").read_text(encoding="utf-8")
+
+
 def test_it_goes_on_where_it_stopped(kept: Path, tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     relabel(kept, OTHERS["by class"], whole)
