@@ -473,9 +473,25 @@ def show(path: Path) -> None:
 @click.option("--learning-rate", type=float, help="Peak. [default: 0.003 for adamw, 0.01 for sgd; a third with --init]")
 @click.option("--init", type=FILE, help="Checkpoint to start from.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--auto-share", type=float, help="Share of automatic labels in each epoch. [default: by weight]")
+@click.option(
+    "--auto-classes",
+    callback=lambda ctx, option, value: value and tuple(name.strip() for name in value.split(",")),
+    metavar="NAMES",
+    help="Classes that crops of automatic labels are aimed at, comma-separated. [default: all]",
+)
+@click.option(
+    "--fine-only-last",
+    type=float,
+    default=0.0,
+    show_default=True,
+    help="Share of the steps, at the end, on fine labels.",
+)
 @device_option
 def train(manifest_path: Path, **options: Any) -> None:
     """Train a teacher on fine labels, or a student on a fused manifest.
+
+    Half of the crops are aimed at a class, every class as often as the next.
 
     autolabel train --manifest fine.parquet --val val.parquet --out teacher
     """
@@ -483,7 +499,14 @@ def train(manifest_path: Path, **options: Any) -> None:
 
     job = training.TrainJob(manifest=manifest_path, **options)
     with progress(f"training {job.arch}") as update:
-        scores = training.train(job, lambda report: update(report.step, job.steps, _step_note(report)))
+
+        def on_step(report: StepReport) -> None:
+            update(report.step, job.steps, _step_note(report), report.images_per_s / job.batch_size)
+
+        def on_label(done: int, total: int) -> None:
+            update(0, job.steps, f"reading labels {done}/{total}")
+
+        scores = training.train(job, on_step, on_label=on_label)
     iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 

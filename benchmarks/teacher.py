@@ -33,9 +33,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from autolabel.manifests.centroids import centroids
 from autolabel.manifests.classes import CITYSCAPES
 from autolabel.manifests.stores import LABELS, Frames, create_zarr, encode_zarr, write_zarr_shard, zarr_folder
-from autolabel.pipeline.label import centroids, class_numbers, image_numbers
+from autolabel.pipeline.label import class_numbers, image_numbers
 from autolabel.teacher.build import build
 from autolabel.teacher.decide import LabelStatistics, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from autolabel.manifests.centroids import centroids
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import fingerprint_bytes, write_bytes
 from autolabel.manifests.images import BadImage, decode_image, decode_label, encode_label
 from autolabel.manifests.stores import (
-    CHUNK,
     CONFIDENCE,
     LABELS,
     TOP,
@@ -428,32 +428,4 @@ def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -
                 "from_human_pixels": int(outcome.from_human[c]),
             }
         )
-    return rows
-
-
-def centroids(label: Label, classes: int) -> list[Row]:
-    """Where each class lies: its centre of mass (y, x) and pixel count in every tile of 512 x 512 pixels.
-
-    Class-uniform sampling draws crops around them (arXiv 2005.10821, section 4).
-    """
-    rows: list[Row] = []
-    for top in range(0, label.shape[0], CHUNK):
-        for left in range(0, label.shape[1], CHUNK):
-            tile = label[top : top + CHUNK, left : left + CHUNK]
-            by_row = np.stack([np.bincount(line, minlength=256)[:classes] for line in tile])  # (h, C)
-            pixels = by_row.sum(axis=0)
-            sum_y = by_row.T @ np.arange(len(tile))
-            across = np.broadcast_to(np.arange(tile.shape[1], dtype=np.float64), tile.shape)
-            sum_x = np.bincount(tile.ravel(), across.ravel(), minlength=256)[:classes]
-            rows += [
-                {
-                    "class_id": int(c),
-                    "tile_y": top // CHUNK,
-                    "tile_x": left // CHUNK,
-                    "y": top + float(sum_y[c] / pixels[c]),
-                    "x": left + float(sum_x[c] / pixels[c]),
-                    "pixels": int(pixels[c]),
-                }
-                for c in np.flatnonzero(pixels)
-            ]
     return rows

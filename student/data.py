@@ -1,14 +1,14 @@
 """Images and labels for training and scoring, from any manifest.
 
 `ManifestDataset` is a plain torch dataset of whole pictures. `TrainingCrops` is a seeded sequence of augmented crops
-drawn from it: the n-th crop depends on the seed and n alone, so a resumed training sees exactly what an uninterrupted
-one would have seen, whatever the number of loading processes.
+drawn from it: the n-th crop depends on what was asked and n alone, so a resumed training sees exactly what an
+uninterrupted one would have seen, whatever the number of loading processes. Which crop is the n-th, `sampling` says.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +18,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
-from autolabel.manifests.classes import IGNORE
-from autolabel.manifests.images import read_image
-from autolabel.manifests.stores import read_sample_label
+from autolabel.manifests.classes import IGNORE, LabelSpace
+from autolabel.manifests.images import decode_picture
+from autolabel.manifests.stores import CHUNK, Label, Window, read_sample_label
 from autolabel.manifests.tables import Manifest, Sample, load_manifest
+from autolabel.student.sampling import Centroid, Draws, Mix
 
 _PADDING = (124, 116, 104)  # the mean colour that normalisation takes away: padding becomes zero
 
@@ -52,16 +53,21 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
 def read_sample_image(sample: Sample) -> NDArray[np.uint8]:
     """(H, W, 3) uint8. Raises ValueError, naming the file, when it is damaged or not of the manifest's size."""
+    return np.asarray(_picture(sample)[0])
+
+
+def _picture(sample: Sample, shrink: float = 1) -> tuple[Image.Image, int]:
+    """A sample's image, and how many times smaller it was read, at most `shrink` (see `decode_picture`)."""
     try:
-        image = read_image(sample.image)
+        picture, smaller = decode_picture(sample.image.read_bytes(), shrink)
     except (ValueError, OSError) as error:
         raise ValueError(f"image {sample.image}: {error}") from error
-    if image.shape[:2] != (sample.height, sample.width):
+    if picture.size != (-(-sample.width // smaller), -(-sample.height // smaller)):
         raise ValueError(
-            f"image {sample.image} is {image.shape[1]} x {image.shape[0]} but its manifest says"
+            f"image {sample.image} is {picture.width * smaller} x {picture.height * smaller} but its manifest says"
             f" {sample.width} x {sample.height}: scan again"
         )
-    return image
+    return picture, smaller
 
 
 def _item(image: NDArray[np.uint8], label: NDArray[np.uint8], sample_id: str) -> dict[str, Any]:
@@ -77,63 +83,81 @@ class Augmentation:
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)  # arXiv 2005.10821, section 4: random scaling 0.5 to 2
     jitter: float = 0.25  # brightness, contrast and saturation each within 1 +- jitter
-    class_uniform: float = 0.5  # share of the crops around a pixel of a class drawn evenly: section 4, too
 
 
 class TrainingCrops(Dataset[dict[str, Any]]):
     """Item n is the n-th augmented crop: {"image": (3, h, w) uint8, "label": (h, w) uint8, "sample_id": str}.
 
-    In every epoch (as many draws as samples) a sample is drawn in proportion to its weight: once if all are equal.
+    `mix` says which samples and classes come how often; see `sampling.Draws`. `on_label` hears (done, all) of the
+    labels that are read for it once, before the first crop. Raises ValueError.
     """
 
-    def __init__(self, dataset: ManifestDataset, augmentation: Augmentation, seed: int, length: int) -> None:
-        self.dataset, self.augmentation, self.seed, self.length = dataset, augmentation, seed, length
-        self.weights = np.array([s.weight for s in dataset.samples], np.float64)
-        if not (self.weights >= 0).all() or self.weights.sum() == 0:
-            raise ValueError("sample weights must not be negative, and one at least must be above 0")
+    def __init__(
+        self,
+        dataset: ManifestDataset,
+        augmentation: Augmentation,
+        seed: int,
+        length: int,
+        mix: Mix | None = None,
+        on_label: Callable[[int, int], None] | None = None,
+    ) -> None:
+        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
+        self.draws = Draws(dataset.samples, dataset.label_space, mix or Mix(), seed, length, on_label)
 
     def __len__(self) -> int:
-        return self.length
+        return len(self.draws)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        epoch, place = divmod(n, len(self.weights))
-        sample = self.dataset.samples[_epoch_order(self.weights.tobytes(), self.seed, epoch)[place]]
-        return self._augmented(sample, np.random.default_rng((self.seed, n)))
+        draw, rng = self.draws[n], np.random.default_rng((self.seed, n))
+        return self._augmented(self.dataset.samples[draw.sample], draw.around, rng)
 
-    def _augmented(self, sample: Sample, rng: np.random.Generator) -> dict[str, Any]:
+    def _augmented(self, sample: Sample, around: Centroid | None, rng: np.random.Generator) -> dict[str, Any]:
         crop_height, crop_width = self.augmentation.crop
         low, high = np.log(self.augmentation.scale)
         scale = float(np.exp(rng.uniform(low, high)))
-        whole = read_sample_label(sample, self.dataset.label_space)
-        y, x = _focus(whole, rng) if rng.random() < self.augmentation.class_uniform else (None, None)
+        read = _label_reader(sample, self.dataset.label_space)
+        y, x = _focus(sample, around, read) if around else (None, None)
         top, height, place_y, out_height = _window(sample.height, crop_height, scale, y, rng)
         left, width, place_x, out_width = _window(sample.width, crop_width, scale, x, rng)
-        picture = Image.fromarray(read_sample_image(sample)).resize(
-            (out_width, out_height), Image.Resampling.BILINEAR, box=(left, top, left + width, top + height)
-        )
+
+        # Geometry first, of both alike; colours are changed only then.
+        whole, by = _picture(sample, 1 / scale)
+        box = (left / by, top / by, (left + width) / by, (top + height) / by)
+        picture = whole.resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)
+        found = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
+        ids = found.resize((out_width, out_height), Image.Resampling.NEAREST)
+        if rng.random() < 0.5:
+            picture, ids = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (picture, ids))
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
             factor = 1 + rng.uniform(-self.augmentation.jitter, self.augmentation.jitter)
             picture = enhance(picture).enhance(factor)
-        found = np.ascontiguousarray(whole[top : top + height, left : left + width])
-        ids = Image.fromarray(found).resize((out_width, out_height), Image.Resampling.NEAREST)
 
         image = np.full((crop_height, crop_width, 3), _PADDING, np.uint8)
         label = np.full((crop_height, crop_width), IGNORE, np.uint8)
         place = np.s_[place_y : place_y + out_height, place_x : place_x + out_width]
         image[place], label[place] = np.asarray(picture), np.asarray(ids)
-        if rng.random() < 0.5:
-            image, label = image[:, ::-1], label[:, ::-1]
         return _item(image, label, sample.sample_id)
 
 
-def _focus(label: NDArray[np.uint8], rng: np.random.Generator) -> tuple[int, int] | tuple[None, None]:
-    """A random pixel (y, x) of a random class of the label (H, W), every class as likely; none if all is ignored."""
-    present = np.flatnonzero(np.bincount(label.ravel(), minlength=256)[:IGNORE])
-    if not len(present):
-        return None, None
-    pixels = np.flatnonzero(label.ravel() == rng.choice(present))
-    y, x = divmod(int(rng.choice(pixels)), label.shape[1])
-    return y, x
+def _label_reader(sample: Sample, space: LabelSpace) -> Callable[[Window], Label]:
+    """Reads windows of a label: of a Zarr store only the chunks that they touch, of a PNG all, but once."""
+    if sample.label_index is not None:
+        return lambda window: read_sample_label(sample, space, window)
+    whole = read_sample_label(sample, space)
+    return lambda window: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+
+
+def _focus(sample: Sample, around: Centroid, read: Callable[[Window], Label]) -> tuple[int, int]:
+    """The pixel (y, x) of the centroid's class, in its tile, that is nearest to it: between two poles there is none."""
+    top, left = (int(place) // CHUNK * CHUNK for place in (around.y, around.x))
+    tile = read((top, left, min(CHUNK, sample.height - top), min(CHUNK, sample.width - left)))
+    ys, xs = np.nonzero(tile == around.class_id)
+    if not len(ys):
+        raise ValueError(
+            f"{sample.label}: the label of {sample.sample_id!r} has changed since the training began: start it again"
+        )
+    nearest = int(np.argmin((ys + top - around.y) ** 2 + (xs + left - around.x) ** 2))
+    return top + int(ys[nearest]), left + int(xs[nearest])
 
 
 def _window(
@@ -150,14 +174,3 @@ def _window(
         return int(rng.integers(low, high + 1)), wanted, 0, crop
     out = max(1, min(crop, round(side * scale)))
     return 0, side, int(rng.integers(crop - out + 1)), out
-
-
-@lru_cache(maxsize=4)
-def _epoch_order(weights: bytes, seed: int, epoch: int) -> NDArray[np.intp]:
-    """Sample index of every draw of an epoch: systematic sampling by weight, then shuffled."""
-    share = np.frombuffer(weights, np.float64)
-    rng = np.random.default_rng((seed, epoch, len(share)))
-    edges = np.cumsum(share) / share.sum() * len(share)
-    edges[-1] = len(share)  # against rounding: the last draw must find a sample
-    draws = np.searchsorted(edges, np.arange(len(share)) + rng.random(), side="right")
-    return rng.permutation(np.minimum(draws, len(share) - 1))

@@ -33,6 +33,7 @@ from autolabel.manifests.tables import Manifest, fingerprints, load_manifest
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.losses import LOSSES, segmentation_loss
+from autolabel.student.sampling import Mix
 from autolabel.teacher.build import architecture, build
 from autolabel.teacher.checkpoints import (
     Checkpoint,
@@ -74,6 +75,14 @@ class TrainJob:
     device: str = "auto"
     precision: str = "auto"
     validations: int = field(default=4)
+    auto_share: float | None = None
+    auto_classes: tuple[str, ...] | None = None
+    fine_only_last: float = 0.0
+
+    @property
+    def mix(self) -> Mix:
+        """How often samples and classes come."""
+        return Mix(auto_share=self.auto_share, auto_classes=self.auto_classes, fine_only_last=self.fine_only_last)
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "validations"):
@@ -89,6 +98,7 @@ class TrainJob:
             raise ValueError(f"learning rate {self.learning_rate:g}: expected a number in (0, 10)")
         if self.crop is not None and min(self.crop) < 32:
             raise ValueError(f"crop {self.crop[0]}x{self.crop[1]}: expected both sides to be 32 pixels or more")
+        _ = self.mix  # refuses shares that mean nothing
 
 
 @dataclass(frozen=True)
@@ -103,6 +113,7 @@ class StepReport:
 
 
 OnStep = Callable[[StepReport], None]
+OnLabel = Callable[[int, int], None]  # done, all
 
 
 def training_precision(name: str, device: str) -> str:
@@ -121,20 +132,26 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
     return peak * min(1.0, (step + 1) / warm) * float((1 - step / steps) ** 0.9)
 
 
-def train(job: TrainJob, on_step: OnStep | None = None, manifest: Manifest | None = None) -> Scores:
+def train(
+    job: TrainJob,
+    on_step: OnStep | None = None,
+    manifest: Manifest | None = None,
+    on_label: OnLabel | None = None,
+) -> Scores:
     """Train, or go on with a training, and return the validation scores of `best.pt`.
 
-    `manifest` stands in for the file `job.manifest` where a caller has already joined several. Raises ValueError for a
-    request that cannot be met, TrainingStopped when the loss diverges.
+    `manifest` stands in for the file `job.manifest` where a caller has already joined several. `on_label` hears of the
+    labels that are read before the first step, to know where their classes are. Raises ValueError for a request that
+    cannot be met, TrainingStopped when the loss diverges.
     """
-    return _Training(job, manifest or load_manifest(job.manifest)).run(on_step or (lambda report: None))
+    return _Training(job, manifest or load_manifest(job.manifest), on_label).run(on_step or (lambda report: None))
 
 
 class _Training:
     """State of one training: network, optimizer, position, curves."""
 
-    def __init__(self, job: TrainJob, manifest: Manifest) -> None:
-        self.job = job
+    def __init__(self, job: TrainJob, manifest: Manifest, on_label: OnLabel | None) -> None:
+        self.job, self.on_label = job, on_label
         self.data, self.val = ManifestDataset(manifest), ManifestDataset(job.val)
         self.space = self.data.label_space
         if self.val.label_space != self.space:
@@ -145,6 +162,7 @@ class _Training:
         if self.start is not None:  # what it has seen, the result has seen
             self.trained_on = torch.unique(torch.cat([self.trained_on, self.start.trained_on]))
         self._require_spread()
+        self._require_whole_batches()
         shared = overlap(self.trained_on, fingerprints(self.val.samples))
         if shared:
             first = self.val.samples[shared[0]].sample_id
@@ -166,6 +184,7 @@ class _Training:
         asked["learning_rate"] = self._peak()
         asked["precision"] = str(self.dtype).removeprefix("torch.")
         asked["images"] = len(marks)
+        asked["auto_classes"] = job.auto_classes and list(job.auto_classes)
         about = job.out / "train.json"
         if about.is_file():
             before = json.loads(about.read_text(encoding="utf-8"))
@@ -192,6 +211,7 @@ class _Training:
             self.optimizer.load_state_dict(state["optimizer"])
             self.step, self.best = state["step"], state["best"]
             self.curves = [StepReport(**row) for row in state["curves"]]
+        self.crops = self._crops() if self.step < job.steps else None  # a training that is over reads no label
         write_json(about, asked)
 
     def _starting_point(self) -> Checkpoint | None:
@@ -221,6 +241,15 @@ class _Training:
                 " pixels, or a larger batch"
             )
 
+    def _require_whole_batches(self) -> None:
+        """Shares hold for whole epochs: in one of two crops there is no fifth."""
+        size, epoch = self.job.batch_size, len(self.data)
+        if self.job.auto_share is not None and epoch < size:
+            raise ValueError(
+                f"auto-share {self.job.auto_share:g}: an epoch of {epoch} crops is smaller than a batch of {size}; give"
+                " more images, or a smaller batch"
+            )
+
     def _optimizer(self) -> torch.optim.Optimizer:
         parameters = self.network.parameters()
         if self.job.optimizer == "sgd":
@@ -237,15 +266,20 @@ class _Training:
         largest = max(s.height for s in self.data.samples), max(s.width for s in self.data.samples)
         return min(largest[0], _CROP_LIMIT[0]), min(largest[1], _CROP_LIMIT[1])
 
+    def _crops(self) -> TrainingCrops:
+        job = self.job
+        total = job.steps * job.batch_size
+        return TrainingCrops(self.data, Augmentation(self._crop()), job.seed, total, job.mix, self.on_label)
+
     def _batches(self) -> Iterator[Mapping[str, Any]]:
-        total = self.job.steps * self.job.batch_size
-        crops = TrainingCrops(self.data, Augmentation(self._crop()), self.job.seed, total)
+        if self.crops is None:
+            return iter(())
         on_gpu = self.device.type == "cuda"
         return iter(
             DataLoader(
-                crops,
+                self.crops,
                 batch_size=self.job.batch_size,
-                sampler=range(self.step * self.job.batch_size, total),  # goes on where the last run stopped
+                sampler=range(self.step * self.job.batch_size, len(self.crops)),  # goes on where the last run stopped
                 num_workers=8 if on_gpu else 0,  # on a CPU the network needs every core itself
                 pin_memory=on_gpu,
             )

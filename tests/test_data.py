@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,10 +22,12 @@ from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.stores import bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.manifests.tables import Manifest, load_manifest, save_manifest, with_roots
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
+from autolabel.student.sampling import Mix
 
 HEIGHT, WIDTH, STRIPE = 96, 192, 16
 MEAN_COLOUR = (124, 116, 104)
 STILL = Augmentation((HEIGHT, WIDTH), scale=(1, 1), jitter=0)  # only the flip is left
+PLAIN = Mix(class_uniform=0)  # samples by weight, aimed at nothing
 
 
 @pytest.fixture(scope="module")
@@ -46,13 +49,31 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> ManifestDataset:
     return ManifestDataset(scan_folder(root / "images", root / "labels", None, CAMVID)[0])
 
 
-def crops(dataset: ManifestDataset, augmentation: Augmentation, seed: int = 0, length: int = 1000) -> TrainingCrops:
-    return TrainingCrops(dataset, augmentation, seed, length)
+def crops(
+    dataset: ManifestDataset, augmentation: Augmentation, seed: int = 0, length: int = 1000, mix: Mix = PLAIN
+) -> TrainingCrops:
+    return TrainingCrops(dataset, augmentation, seed, length, mix)
 
 
 def pixels(item: dict[str, torch.Tensor]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """(h, w, 3) image and (h, w) label of an item."""
     return item["image"].permute(1, 2, 0).numpy(), item["label"].numpy()
+
+
+def drawn_as_labels(
+    root: Path,
+    labels: Mapping[str, NDArray[np.uint8]],
+    images: Mapping[str, NDArray[np.uint8]] | None = None,
+    suffix: str = "png",
+) -> ManifestDataset:
+    """These labels of CamVid's classes, with images that show them or with images of their own."""
+    for folder in ("images", "labels"):
+        (root / folder).mkdir()
+    for name, label in labels.items():
+        image = images[name] if images else np.stack([label] * 3, axis=-1)
+        Image.fromarray(image).save(root / "images" / f"{name}.{suffix}", quality=95)
+        Image.fromarray(label).save(root / "labels" / f"{name}.png")
+    return ManifestDataset(scan_folder(root / "images", root / "labels", None, CAMVID)[0])
 
 
 # --- whole pictures ---------------------------------------------------------------------------------------------------
@@ -104,7 +125,7 @@ def test_labels_of_a_run_are_read_from_zarr_as_from_png(fine: Manifest, tmp_path
     seen = 0
     for here, there in (
         (from_png, from_zarr),
-        (crops(from_png, Augmentation((64, 80)), length=20), crops(from_zarr, Augmentation((64, 80)), length=20)),
+        tuple(crops(d, Augmentation((64, 80)), length=20, mix=Mix()) for d in (from_png, from_zarr)),
     ):
         assert len(here) == len(there)
         for n in range(len(here)):
@@ -133,9 +154,9 @@ def one(tmp_path: Path, fine: Manifest) -> ManifestDataset:
 def complaints(dataset: ManifestDataset) -> set[str]:
     """What is said when the sample is read whole, and when a crop of it is."""
     said = set()
-    for source in (dataset, crops(dataset, Augmentation((32, 32)))):
+    for mix in (None, PLAIN, Mix(class_uniform=1)):
         with pytest.raises(ValueError) as refused:
-            source[0]
+            _ = (dataset if mix is None else crops(dataset, Augmentation((32, 32)), mix=mix))[0]
         said.add(str(refused.value))
     return said
 
@@ -208,10 +229,7 @@ def test_the_label_stays_on_its_image_through_crop_scale_and_flip(stripes: Manif
 def test_crops_come_from_everywhere_at_scales_from_half_to_double(tmp_path: Path) -> None:
     """Of an image whose red is x and whose green is y, each crop tells where and at which scale it was taken."""
     y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.uint8)
-    for name, array in (("images", np.stack([x, y, 0 * x], axis=-1)), ("labels", 0 * x)):
-        (tmp_path / name).mkdir()
-        Image.fromarray(array).save(tmp_path / name / "a.png")
-    dataset = ManifestDataset(scan_folder(tmp_path / "images", tmp_path / "labels", None, CAMVID)[0])
+    dataset = drawn_as_labels(tmp_path, {"a": 0 * x}, {"a": np.stack([x, y, 0 * x], axis=-1)})
     taken = crops(dataset, Augmentation((32, 32), jitter=0))
     found = [pixels(taken[n])[0].astype(int) for n in range(300)]
     scales = np.array([32 / (1 + np.ptp(image[..., 0])) for image in found])
@@ -224,28 +242,83 @@ def test_crops_come_from_everywhere_at_scales_from_half_to_double(tmp_path: Path
     assert 110 <= sum(image[0, 0, 0] > image[0, -1, 0] for image in found) <= 190  # half of them mirrored
 
 
-@pytest.mark.parametrize(("share", "least", "most"), [(0.0, 0.0, 0.1), (0.5, 0.2, 0.4), (1.0, 0.45, 0.65)])
-def test_rare_classes_are_looked_for_in_a_share_of_the_crops(
-    share: float, least: float, most: float, tmp_path: Path
-) -> None:
-    """Of two classes, one has four pixels in a corner: every other crop that is aimed at a class shows it."""
+@pytest.mark.parametrize(("share", "most"), [(0.0, 0.1), (1.0, None)])
+def test_a_rare_class_is_looked_for_where_crops_are_aimed(share: float, most: float | None, tmp_path: Path) -> None:
+    """Of two classes, one has four pixels in a corner: exactly every other aimed crop is aimed at it, and shows it."""
     label = np.zeros((200, 300), np.uint8)
     label[60:62, 280:282] = 1
-    for name, array in (("images", np.stack([label] * 3, axis=-1)), ("labels", label)):
-        (tmp_path / name).mkdir()
-        Image.fromarray(array).save(tmp_path / name / "a.png")
-    dataset = ManifestDataset(scan_folder(tmp_path / "images", tmp_path / "labels", None, CAMVID)[0])
-    taken = crops(dataset, Augmentation((32, 32), scale=(1, 1), jitter=0, class_uniform=share))
-    shown = [1 in taken[n]["label"] for n in range(300)]
-    assert least <= np.mean(shown) <= most
+    dataset = drawn_as_labels(tmp_path, {"a": label})
+    taken = crops(dataset, Augmentation((32, 32), scale=(1, 1), jitter=0), mix=Mix(class_uniform=share))
+    shown = np.array([1 in taken[n]["label"] for n in range(300)])
+    aims = [taken.draws[n].around for n in range(300)]
+    if most is not None:
+        assert shown.mean() <= most
+        assert aims == [None] * 300
+    else:
+        aimed = np.array([around is not None and around.class_id == 1 for around in aims])
+        assert shown[aimed].all()
+        assert 100 < aimed.sum() < 200  # one draw an epoch: either class, as often
 
 
-def test_a_crop_of_a_label_that_is_all_ignored_is_all_ignored(one: ManifestDataset) -> None:
+def test_a_crop_lies_over_a_pixel_of_its_class_also_where_the_centroid_does_not(tmp_path: Path) -> None:
+    """Two poles at either end of a tile: between them, where the centroid is, there is only road."""
+    label = np.zeros((700, 800), np.uint8)
+    label[100:160, 10:14] = label[100:160, 490:494] = 2
+    label[650:, 700:] = 255
+    dataset = drawn_as_labels(tmp_path, {"a": label})
+    still = Augmentation((40, 40), scale=(1, 1), jitter=0)
+    taken = crops(dataset, still, mix=Mix(class_uniform=1))
+    classes = Counter[int]()
+    for n in range(80):
+        around = taken.draws[n].around
+        assert around is not None
+        if around.class_id == 2:
+            assert (around.y, around.x) == (129.5, 251.5)
+        assert around.class_id in taken[n]["label"]
+        classes[around.class_id] += 1
+    assert min(classes[0], classes[2]) > 20
+
+
+def test_labels_that_are_all_ignored_are_refused_where_crops_are_aimed(one: ManifestDataset) -> None:
     label = one.samples[0].label
     assert label is not None
     label.write_bytes(encode_label(np.zeros((HEIGHT, WIDTH), np.uint8)))  # source id 0: unlabeled
-    taken = crops(one, Augmentation((32, 32), class_uniform=1))
+    taken = crops(one, Augmentation((32, 32)))
     assert all((taken[n]["label"] == 255).all() for n in range(5))
+    message = "no fine label has a pixel of any class: there is nothing to learn from them"
+    with pytest.raises(ValueError, match=f"^{message}$"):
+        crops(one, Augmentation((32, 32)), mix=Mix())
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg"])
+@pytest.mark.parametrize("scale", [0.2, 0.5, 0.7, 1.0, 2.0])
+def test_every_pixel_of_a_crop_keeps_its_label_whatever_the_scale(suffix: str, scale: float, tmp_path: Path) -> None:
+    """Red is x / 2 and green y / 2, and so is the label, in cells of 64: also where a JPEG is decoded at half its size.
+
+    The image's colours say where each pixel of a crop comes from, the label at that place is known.
+    """
+    y, x = np.mgrid[:384, :448]
+    label = (y // 64 * 0 + (x // 64 + y // 64) % 7).astype(np.uint8)
+    image = np.stack([x // 2, y // 2, 0 * x + 128], axis=-1).astype(np.uint8)
+    dataset = drawn_as_labels(tmp_path, {"a": label}, {"a": image}, suffix)
+    crop = (48, 80)
+    taken = crops(dataset, Augmentation(crop, scale=(scale, scale), jitter=0), mix=Mix())
+    mirrored = 0
+    for n in range(12):
+        colours, ids = pixels(taken[n])
+        inside = ids != 255
+        assert np.array_equal(inside, (colours != MEAN_COLOUR).any(axis=-1))
+        from_x, from_y = (2 * colours[inside][:, k].astype(float) + 0.5 for k in (0, 1))
+        # Far from a border of the cells by more than resampling and JPEG can shift it.
+        margin = 8 + 2 / scale
+        sure = np.minimum(abs((from_x + 32) % 64 - 32), abs((from_y + 32) % 64 - 32)) > margin
+        expected = (from_x // 64 + from_y // 64) % 7
+        assert sure.sum() > 20
+        assert np.array_equal(expected[sure], ids[inside][sure])
+        columns = np.flatnonzero(inside.any(axis=0))
+        row = np.flatnonzero(inside.any(axis=1))[0]
+        mirrored += colours[row, columns[0], 0] > colours[row, columns[-1], 0]
+    assert 0 < mirrored < 12
 
 
 def test_a_crop_of_the_pictures_own_size_is_the_picture_or_its_mirror_image(fine: Manifest) -> None:
