@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
+from autolabel.manifests.classes import IGNORE
 from autolabel.manifests.images import decode_picture
 from autolabel.manifests.stores import CHUNK, Label, Window, read_sample_label
 from autolabel.manifests.tables import Manifest, Sample, load_manifest
@@ -111,11 +111,19 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         draw, rng = self.draws[n], np.random.default_rng((self.seed, n))
         return self._augmented(self.dataset.samples[draw.sample], draw.around, rng)
 
+    def reader(self, sample: Sample) -> Callable[[Window], Label]:
+        """Reads windows of a label: of a Zarr store only the chunks that they touch, of a PNG all, but once."""
+        space = self.dataset.label_space
+        if sample.label_index is not None:
+            return lambda window: read_sample_label(sample, space, window)
+        whole = read_sample_label(sample, space)
+        return lambda window: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+
     def _augmented(self, sample: Sample, around: Centroid | None, rng: np.random.Generator) -> dict[str, Any]:
         crop_height, crop_width = self.augmentation.crop
         low, high = np.log(self.augmentation.scale)
         scale = float(np.exp(rng.uniform(low, high)))
-        read = _label_reader(sample, self.dataset.label_space)
+        read = self.reader(sample)
         y, x = _focus(sample, around, read) if around else (None, None)
         top, height, place_y, out_height = _window(sample.height, crop_height, scale, y, rng)
         left, width, place_x, out_width = _window(sample.width, crop_width, scale, x, rng)
@@ -137,14 +145,6 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         place = np.s_[place_y : place_y + out_height, place_x : place_x + out_width]
         image[place], label[place] = np.asarray(picture), np.asarray(ids)
         return _item(image, label, sample.sample_id)
-
-
-def _label_reader(sample: Sample, space: LabelSpace) -> Callable[[Window], Label]:
-    """Reads windows of a label: of a Zarr store only the chunks that they touch, of a PNG all, but once."""
-    if sample.label_index is not None:
-        return lambda window: read_sample_label(sample, space, window)
-    whole = read_sample_label(sample, space)
-    return lambda window: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
 
 
 def _focus(sample: Sample, around: Centroid, read: Callable[[Window], Label]) -> tuple[int, int]:

@@ -427,6 +427,8 @@ def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJ
         ({"learning_rate": 10.0}, "learning rate 10: expected a number in (0, 10)"),
         ({"crop": (64, 31)}, "crop 64x31: expected both sides to be 32 pixels or more"),
         ({"seed": -1}, "seed is -1: expected 0 to 4294967295"),
+        ({"auto_share": 1.1}, "auto-share 1.1: expected a number from 0 to 1"),
+        ({"fine_only_last": -0.15}, "fine-only-last -0.15: expected a number from 0 to 1"),
     ],
     ids=lambda value: "-".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -448,6 +450,31 @@ def test_one_picture_of_the_smallest_crop_a_step_is_refused(short: TrainJob, tmp
     train(replace(short, out=tmp_path, batch_size=1, crop=(32, 66), steps=1, validations=1))
 
 
+def test_a_share_of_an_epoch_shorter_than_a_batch_is_refused(short: TrainJob, city: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(city / "fine.parquet")
+    auto = tuple(replace(s, source="auto") if n < 2 else s for n, s in enumerate(manifest.samples))
+    save_manifest(tmp_path / "mixed.parquet", replace(manifest, samples=auto))
+    job = replace(short, manifest=tmp_path / "mixed.parquet", out=tmp_path / "out", steps=1, auto_share=0.5)
+    with pytest.raises(
+        ValueError, match=r"^auto-share 0\.5: an epoch of 6 crops is smaller than a batch of 7; give more"
+    ):
+        train(replace(job, batch_size=7))
+    with pytest.raises(ValueError, match=r"^auto-classes: 'dragon' is not in label space 'cityscapes': road, "):
+        train(replace(job, auto_classes=("dragon",)))
+    assert not (tmp_path / "out").exists()  # nothing was begun
+
+
+def test_labels_are_read_once_before_the_first_step_and_not_when_there_is_none(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    events: list[object] = []
+    job = replace(short, out=tmp_path, steps=1, validations=1, fine_only_last=1.0, auto_classes=None)
+    train(job, lambda report: events.append(report.step), on_label=lambda done, total: events.append((done, total)))
+    assert events == [*((n, 6) for n in range(1, 7)), 1]
+    train(job, on_label=lambda done, total: events.append("again"))
+    assert "again" not in events
+
+
 def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> None:
     assert json.loads((uninterrupted / "train.json").read_text()) == {
         "manifest": str(short.manifest),
@@ -464,5 +491,8 @@ def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> No
         "device": "cpu",
         "precision": "float32",
         "validations": 2,
+        "auto_share": None,
+        "auto_classes": None,
+        "fine_only_last": 0.0,
         "images": 6,
     }
