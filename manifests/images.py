@@ -85,15 +85,17 @@ def decode_image(data: bytes) -> NDArray[np.uint8]:
 def decode_picture(data: bytes, shrink: float = 1) -> tuple[Image.Image, int]:
     """The same as a Pillow image, and how many times smaller it is than the file's: 1, 2, 4 or 8, at most `shrink`.
 
-    Only JPEG can be decoded smaller, in a half of the time and less: it leaves the fine parts of its blocks out. Pixel
-    (i, j) then stands for the square of the file's pixels that begins at (k i, k j).
+    Only an upright JPEG can be decoded smaller, in a half of the time and less: it leaves the fine parts of its blocks
+    out. Pixel (i, j) then stands for the square of the file's pixels that begins at (k i, k j).
     """
     opened = _open(data)
     _require(opened, data, ("RGB",), "8-bit RGB")
     if opened.format == "PNG":
         _verify(_open(data))
-    smaller = max(k for k in (1, 2, 4, 8) if k <= max(1, shrink)) if opened.format == "JPEG" else 1
-    if min(opened.size) < smaller:
+    smaller = max(k for k in (1, 2, 4, 8) if k <= max(1, shrink))
+    # Turned, the squares that the image's edge cuts would come first and shift all others.
+    turned = opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
+    if opened.format != "JPEG" or turned or min(opened.size) < smaller:
         smaller = 1
     if smaller > 1:
         opened.draft("RGB", (opened.width // smaller, opened.height // smaller))

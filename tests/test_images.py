@@ -20,6 +20,7 @@ from autolabel.manifests.images import (
     colourise,
     decode_image,
     decode_label,
+    decode_picture,
     encode_label,
     read_image,
     read_label,
@@ -355,3 +356,32 @@ def test_a_label_with_any_bit_flipped_is_refused_or_unchanged() -> None:
 def test_colours_are_those_of_the_label_space_and_ignore_is_black() -> None:
     label = np.array([[0, 18], [10, 255]], np.uint8)
     assert colourise(label, CITYSCAPES).tolist() == [[[128, 64, 128], [119, 11, 32]], [[70, 130, 180], [0, 0, 0]]]
+
+
+@pytest.mark.parametrize(
+    ("form", "turned", "shrink", "smaller"),
+    [
+        ("JPEG", 1, 1, 1),
+        ("JPEG", 1, 1.9, 1),
+        ("JPEG", 1, 2, 2),
+        ("JPEG", 1, 5, 4),
+        ("JPEG", 1, 100, 8),
+        ("JPEG", 6, 8, 1),
+        ("PNG", 1, 8, 1),
+    ],
+)
+def test_a_jpeg_is_decoded_smaller_on_request_and_every_pixel_stays_in_its_place(
+    form: str, turned: int, shrink: float, smaller: int
+) -> None:
+    """Of sides that no power of two divides; the mean of each square is its pixel, as near as JPEG is."""
+    y, x = np.mgrid[:101, :163]
+    image = np.stack([x, y, 0 * x + 90], axis=-1).astype(np.uint8)
+    options = {"quality": 95} if form == "JPEG" else {}
+    picture, by = decode_picture(encoded(image, form, exif=orientation(turned), **options), shrink)
+    assert by == smaller
+    found, expected = np.asarray(picture).astype(float), TURNED[turned](image)
+    height, width = expected.shape[:2]
+    assert found.shape == (-(-height // by), -(-width // by), 3)
+    rows, columns = height // by, width // by
+    squares = expected[: rows * by, : columns * by].reshape(rows, by, columns, by, 3).mean(axis=(1, 3))
+    assert abs(found[:rows, :columns] - squares).max() < 6

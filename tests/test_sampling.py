@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
+from conftest import autolabel
 from torch.utils.data import DataLoader
 
 from autolabel.manifests.centroids import Centroids, centroids, find_centroids
@@ -19,7 +20,7 @@ from autolabel.manifests.classes import CITYSCAPES
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.stores import open_labels
-from autolabel.manifests.tables import Manifest, Sample, fuse, load_manifest
+from autolabel.manifests.tables import Manifest, Sample, fuse, load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -279,3 +280,27 @@ def test_shares_that_mean_nothing_are_refused(mix: dict[str, float], message: st
 def test_a_mix_that_the_manifest_cannot_give_is_refused(source: str, mix: Mix, message: str, fused: Manifest) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         Draws(only(fused, source), CITYSCAPES, mix, 0, 10)
+
+
+def test_the_command_takes_a_mix_and_refuses_one_in_a_line(city: Path, fused: Manifest, tmp_path: Path) -> None:
+    save_manifest(tmp_path / "fused.parquet", fused)
+    asked = (
+        "train",
+        "--manifest",
+        tmp_path / "fused.parquet",
+        "--val",
+        city / "val.parquet",
+        "--out",
+        tmp_path / "out",
+    )
+    asked = (*asked, "--steps", 2, "--batch-size", 2, "--crop", "64x64", "--auto-classes", "road, sky")
+    refused = autolabel(*asked, "--auto-share", 2)
+    assert (refused.exit_code, refused.stderr) == (2, "autolabel: auto-share 2: expected a number from 0 to 1\n")
+    done = autolabel(*asked, "--auto-share", 0.5, "--fine-only-last", 0.5)
+    assert done.exit_code == 0, done.stderr
+    about = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert (about["auto_share"], about["auto_classes"], about["fine_only_last"]) == (0.5, ["road", "sky"], 0.5)
+    other = autolabel(*asked, "--auto-share", 0.25, "--fine-only-last", 0.5)
+    assert other.exit_code == 2
+    assert "auto_share was 0.5, now 0.25" in other.stderr
+    assert "auto_classes" not in other.stderr
