@@ -18,6 +18,7 @@ from conftest import contents
 from PIL import Image
 from test_arrows import ROOT
 
+from autolabel.manifests import drawing
 from autolabel.manifests.classes import CITYSCAPES, IGNORE
 from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.policy import PAPER, Policy, Region
@@ -214,9 +215,9 @@ def test_an_unknown_sample_is_named(run: Path) -> None:
 
 def test_disagreement_is_told_apart_pixel_by_pixel() -> None:
     coarse, auto = np.array([[3, 3, 3, IGNORE, IGNORE]], np.uint8), np.array([[3, IGNORE, 5, 5, IGNORE]], np.uint8)
-    assert pictures.disagreement(coarse, auto).tolist() == [[0, 1, 2, 3, 3]]
-    drawn = np.asarray(pictures.draw_disagreement(coarse, auto))
-    assert [tuple(pixel) for pixel in drawn[0, :4].tolist()] == list(pictures.DISAGREEMENT.values())
+    assert drawing.disagreement(coarse, auto).tolist() == [[0, 1, 2, 3, 3]]
+    drawn = np.asarray(drawing.draw_disagreement(coarse, auto))
+    assert [tuple(pixel) for pixel in drawn[0, :4].tolist()] == list(drawing.DISAGREEMENT.values())
 
 
 def test_levels_of_confidence_are_drawn_as_their_middle() -> None:
@@ -247,7 +248,7 @@ def lab(rgb: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[
 
 @pytest.mark.parametrize("cones", BLIND)
 def test_disagreement_can_be_read_without_one_kind_of_cones(cones: str) -> None:
-    seen = {name: lab(np.array(BLIND[cones]) @ linear(c)) for name, c in pictures.DISAGREEMENT.items()}
+    seen = {name: lab(np.array(BLIND[cones]) @ linear(c)) for name, c in drawing.DISAGREEMENT.items()}
     for a, b in combinations(seen, 2):
         assert np.linalg.norm(seen[a] - seen[b]) > 35, (a, b)
 
