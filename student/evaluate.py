@@ -75,7 +75,7 @@ def score(
         own = Confusion(len(dataset.label_space))
         own.add(truth, prediction)
         confusion.matrix += own.matrix
-        if boundary:
+        if boundary is not None:
             boundary.add(truth, prediction)
         if worst is not None:
             worst.add(index, own.mean_iou(), prediction)
