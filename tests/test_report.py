@@ -309,20 +309,24 @@ def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
 AUDIT = {
     "truth": "val.parquet", "truth_sha256": "0" * 64, "images": 3, "leaked": 1,
     "classes": [{"name": "road", "truth_pixels": 9, "label_pixels": 8, "precision": 0.875, "coverage": 0.75,
-                 "iou_kept": 0.8, "iou": 0.7, "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": None,
+                 "iou_kept": 0.8, "iou": 0.7, "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": 0.2,
                  "suggested_threshold": 0.35}],
     "mean": {"precision": 0.875, "coverage": 0.75, "iou_kept": 0.8, "iou": 0.7,
              "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": None},
     "reliability": {"edges": [k / 20 for k in range(21)], "ece": 0.115,
                     "all": {"pixels": [0] * 18 + [100, 300], "correct": [0] * 18 + [50, 300],
-                            "confidence": [None] * 18 + [0.9, 0.98]}, "classes": {}},
+                            "confidence": [None] * 18 + [0.9, 0.98]},
+                    "classes": {"road": {"pixels": [0] * 19 + [4], "correct": [0] * 19 + [3], "confidence": []},
+                                "sky": {"pixels": [0] * 20, "correct": [0] * 20, "confidence": []}}},
     "coarse": [], "notes": ["something <to> know"],
 }  # fmt: skip
 
 
 def test_an_audit_is_on_the_page(run: Path) -> None:
-    found = charts.reliability(AUDIT["reliability"])  # type: ignore[arg-type]
-    assert found and [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
+    found = charts.reliability(AUDIT)
+    assert [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
+    ((name, (bar,), error),) = found["classes"]
+    assert (name, bar[2:], error) == ("road", (0.75, 1.0), 0.2)
     assert "Reliability" not in write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
     (run / "audit.json").write_text(json.dumps(AUDIT))
     text = write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
