@@ -609,12 +609,14 @@ def _show_comparison(found: Comparison) -> None:
         ["class", *found.arms],
         rows,
     )
+    if found.absent:
+        click.echo(f"in no validation image: {', '.join(found.absent)}")
     for arm in found.arms[1:] if several else ():
         rows = [
             [n, *(_verdict(found.difference(arm, other, n)) for other in found.baselines(arm))] for n in found.names
         ]
         header = ["class", *(f"against {other}" for other in found.baselines(arm))]
-        table(f"{arm}: points of IoU, paired by seed", header, rows)
+        table(f"{arm}: points of IoU, paired by seed, with 95 % interval", header, rows)
     rows = [[arm, f"{speed:.1f}", _duration(seconds)] for arm in found.arms for speed, seconds in [found.cost(arm)]]
     rows.append(["all", "", _duration(sum(found.cost(arm)[1] for arm in found.arms))])
     table("cost of the trainings", ["arm", "images/s", "h:min:s"], rows, last_is_total=True)

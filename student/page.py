@@ -92,8 +92,8 @@ def _mark(value: Estimate | Difference, low: float, high: float) -> Mark | None:
 def _scores(found: Comparison) -> dict[str, Any]:
     """Rows of the table of IoUs, by class and arm, on an axis from 0."""
     rows = [(name, [found.estimate(arm, name) for arm in found.arms]) for name in found.names]
-    step = _step_of(min(1.0, max([0.01, *_ends(e for _, row in rows for e in row)])))
     longest = min(1.0, max([0.01, *_ends(e for _, row in rows for e in row)]))
+    step = _step_of(longest)
     top = step * math.ceil(longest / step - 1e-9)
     return {
         "rows": [(name, [(e, _mark(e, 0.0, top)) for e in row]) for name, row in rows],
@@ -109,7 +109,7 @@ def _verdicts(found: Comparison) -> dict[str, Any]:
         for baseline in found.baselines(arm)
     ]
     longest = max([0.005, *_ends(d for *_, row in parts for d in row)])
-    step = 2 * _step_of(longest)
+    step = _step_of(longest)
     top = step * math.ceil(longest / step - 1e-9)
     count = round(top / step)
     return {

@@ -101,11 +101,20 @@ class Comparison:
         return tuple(self.scores)
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """All classes of the label space, in its order."""
+        return tuple(self.scores[self.arms[0]][0].iou)
+
+    @property
+    def absent(self) -> tuple[str, ...]:
+        """The classes without a number in any arm: no validation image has them."""
+        return tuple(n for n in self.classes if all(self.estimate(arm, n).mean is None for arm in self.arms))
+
+    @property
     def names(self) -> tuple[str, ...]:
-        """The classes and MEAN: those that lose somewhere first, the greatest loss at the top."""
-        names = (*self.scores[self.arms[0]][0].iou, MEAN)
+        """The other classes, and MEAN: those that lose somewhere first, the greatest loss at the top."""
         lost = dict.fromkeys(d.name for d in self.losses())
-        return (*lost, *(name for name in names if name not in lost))
+        return (*lost, *(n for n in (*self.classes, MEAN) if n not in lost and n not in self.absent))
 
     def baselines(self, arm: str) -> tuple[str, ...]:
         """The arms that an arm is held against: fine + coarse, then fine."""
@@ -126,10 +135,9 @@ class Comparison:
 
     def differences(self) -> Iterator[Difference]:
         """Every arm against each of its baselines, for every class and the mean."""
-        names = (*self.scores[self.arms[0]][0].iou, MEAN)
         for arm in self.arms:
             for baseline in self.baselines(arm):
-                yield from (self.difference(arm, baseline, name) for name in names)
+                yield from (self.difference(arm, baseline, name) for name in (*self.classes, MEAN))
 
     def losses(self) -> list[Difference]:
         """What is worse than a baseline, the greatest loss first."""
@@ -147,14 +155,13 @@ class Comparison:
         def numbers(found: Estimate | Difference) -> dict[str, float | None]:
             return {"mean": found.mean, "half": found.half}
 
-        classes = list(self.scores[self.arms[0]][0].iou)
         costs = {arm: self.cost(arm) for arm in self.arms}
         return {
             **self.asked,
             "seeds": list(self.seeds),
             "arms": {arm: [s.__dict__ for s in found] for arm, found in self.scores.items()},
             "summary": {
-                arm: {name: numbers(self.estimate(arm, name)) for name in (*classes, MEAN)} for arm in self.arms
+                arm: {name: numbers(self.estimate(arm, name)) for name in (*self.classes, MEAN)} for arm in self.arms
             },
             "losses": [f"{d.arm}: {d}" for d in self.losses()],
             "differences": [
