@@ -19,7 +19,6 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -89,7 +88,7 @@ def compare(
     for arm, path in paths.items():
         source = {ARMS[1]: "coarse", ARMS[2]: "auto"}.get(arm)
         manifests[arm] = _half_and_half(fine_manifest, path, load_manifest(path), source)
-    runs = {run: arm for arm, manifest in manifests.items() for run in _runs(manifest)}
+    runs = [(arm, run) for arm, manifest in manifests.items() for run in _runs(manifest)]
     labelled, notes = _teachers(runs, template.val)
     notes += _other_images(manifests)
     for arm, manifest in manifests.items():
@@ -135,17 +134,18 @@ def _runs(manifest: Manifest) -> list[Path]:
     return sorted({run for f in folders for run in (f, *f.parents) if (run / "run.json").is_file()})
 
 
-def _teachers(runs: Mapping[Path, str], val: Path) -> tuple[dict[str, Any], list[str]]:
-    """Who labelled the runs, by arm, and what cannot be known of it. Raises ValueError if one has seen validation."""
+def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """Who labelled the runs of the arms, and what cannot be known. Raises ValueError if one has seen validation."""
     held_out = load_manifest(val).labelled
     marks = fingerprints(held_out)
-    labelled: dict[str, Any] = {}
+    labelled: list[dict[str, str]] = []
     notes: list[str] = []
-    for run, arm in runs.items():
+    for arm, run in runs:
         about = json.loads((run / "run.json").read_text(encoding="utf-8"))
         teacher, digest = Path(about["teacher"]), about["teacher_sha256"]
         policy = about["policy"].get("name", "")
-        labelled[arm] = {"run": str(run), "teacher": str(teacher), "teacher_sha256": digest, "policy": policy}
+        names = {"arm": arm, "run": str(run), "policy": policy}
+        labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
         unknown = "so whether it has seen validation images cannot be told"
         if not teacher.is_file():
             notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")

@@ -26,6 +26,7 @@ _T = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 _NORMAL = 1.960
+_SCORED = ("iou", "miou", "pixel_accuracy", "images")
 
 
 def t_quantile(freedom: int) -> float:
@@ -159,7 +160,9 @@ class Comparison:
         return {
             **self.asked,
             "seeds": list(self.seeds),
-            "arms": {arm: [s.__dict__ for s in found] for arm, found in self.scores.items()},
+            "arms": {
+                arm: [{name: getattr(s, name) for name in _SCORED} for s in found] for arm, found in self.scores.items()
+            },
             "summary": {
                 arm: {name: numbers(self.estimate(arm, name)) for name in (*self.classes, MEAN)} for arm in self.arms
             },

@@ -60,7 +60,7 @@ def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
     seeds = tuple(range(len(next(iter(scores.values())))))
     asked = {
         "steps": 4, "arch": "a network", "batch_size": 8, "crop": [64, 96], "loss": "cross-entropy", "init": None,
-        "optimizer": "adamw", "learning_rate": 0.003, "precision": "float32", "val": "val.parquet", "runs": {},
+        "optimizer": "adamw", "learning_rate": 0.003, "precision": "float32", "val": "val.parquet", "runs": [],
         "manifests": {arm: f"{arm}.parquet" for arm in scores}, "images": dict.fromkeys(scores, 6),
     }  # fmt: skip
     curves = {arm: [curve for _ in seeds] for arm in scores}
@@ -284,12 +284,34 @@ def test_what_the_curves_say_is_in_the_record(
             curve = read_curve(template.out / f"{slug}-seed{seed}" / "curves.csv")
             assert record["curves"][arm][seed] == [[row.step, row.loss, row.miou] for row in curve]
             assert record["arms"][arm][seed]["miou"] == pytest.approx(curve[-1].miou, abs=1e-3)  # of the last step
-    assert record["runs"]["fine + auto"]["teacher"].endswith("best.pt") and record["notes"] == []
+    (run,) = record["runs"]
+    assert run["arm"] == "fine + auto" and run["teacher"].endswith("best.pt") and record["notes"] == []
 
 
 def again(template: TrainJob, city: Path, auto: Path, **more: Path) -> Comparison:
     """The same comparison, of fine labels that weigh 2, with further arms."""
     return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), None, more)
+
+
+def test_the_command_finds_it_done_and_prints_it(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
+) -> None:
+    record = (template.out / "compare.json").read_bytes()
+    found = autolabel(
+        "compare", "--fine", template.manifest, "--coarse", city / "coarse.parquet", "--auto", auto,
+        "--val", city / "val.parquet", "--out", template.out, "--seeds", 2, "--steps", 2, "--batch-size", 2,
+        "--crop", "64x64", "--precision", "float32", "--device", "cpu",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert (template.out / "compare.json").read_bytes() == record
+    result = comparison[0]
+    first = result.losses()[0] if result.losses() else None
+    expected = f"{first.arm}: {first}" if first else "No class is shown to lose."
+    assert found.stdout.startswith(f"{expected}\n")
+    mean = result.estimate("fine")
+    assert mean.mean is not None and mean.half is not None
+    assert f"{100 * mean.mean:.1f} ± {100 * mean.half:.1f}" in found.stdout
+    assert all(text in found.stdout for text in ("against fine + coarse", "images/s", "index.html"))
 
 
 def test_a_further_arm_trains_beside_the_finished_ones(
