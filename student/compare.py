@@ -105,7 +105,7 @@ def compare(
             report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
             best = train(job, report)
             curve = read_curve(job.out / "curves.csv")
-            scores[arm].append(_last_scores(job, best, curve))
+            scores[arm].append(last_scores(job, best, curve))
             curves[arm].append(curve)
     about = json.loads((template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json").read_text(encoding="utf-8"))
     asked = {
@@ -213,7 +213,7 @@ def read_curve(path: Path) -> list[StepReport]:
         ]
 
 
-def _last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:
+def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:
     """Scores after the last step: to pick the step on the images that decide would favour the arm that jumps most."""
     *earlier, last = [row.miou for row in curve if row.miou is not None]
     if last > max(earlier, default=-1.0):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
@@ -19,7 +20,7 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.tables import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.student.compare import ARMS, arm_names, compare, read_curve
+from autolabel.student.compare import ARMS, arm_names, compare, last_scores, read_curve
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores
 from autolabel.student.page import render
@@ -291,6 +292,23 @@ def test_what_the_curves_say_is_in_the_record(
 def again(template: TrainJob, city: Path, auto: Path, **more: Path) -> Comparison:
     """The same comparison, of fine labels that weigh 2, with further arms."""
     return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), None, more)
+
+
+def test_the_last_step_counts_even_where_an_earlier_one_was_better(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob, tmp_path: Path
+) -> None:
+    """And is scored once: the second time its scores are read."""
+    folder = template.out / "fine-seed0"
+    shutil.copy(folder / "last.pt", tmp_path)
+    *_, last = read_curve(folder / "curves.csv")
+    assert last.miou is not None
+    better = Scores({}, 0.9, 0.9, 3)
+    job, curve = replace(template, out=tmp_path), [replace(last, step=1, miou=0.9), last]
+    found = last_scores(job, better, curve)
+    assert found.miou == pytest.approx(last.miou, abs=1e-3) and found.images == 3
+    (tmp_path / "last.pt").unlink()
+    assert last_scores(job, better, curve) == found
+    assert last_scores(job, better, [replace(last, step=1, miou=0.0), replace(last, miou=0.9)]) is better
 
 
 def test_the_command_finds_it_done_and_prints_it(
