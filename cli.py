@@ -9,7 +9,7 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -494,11 +494,11 @@ def _step_note(report: StepReport) -> str:
     return f"loss {report.loss:.3f}  {report.images_per_s:.1f} images/s{miou}"
 
 
-def iou_table(title: str, columns: dict[str, dict[str, float | None]], means: dict[str, float]) -> None:
-    """Print per-class IoUs in per cent, one column each, and their means."""
+def iou_table(title: str, columns: Mapping[str, Mapping[str, float | None]], means: Mapping[str, float | None]) -> None:
+    """Print shares by class in per cent, IoU first, one column each, and their means."""
     names = next(iter(columns.values()))
     rows = [[name, *(percent(column[name]) for column in columns.values())] for name in names]
-    rows.append(["mean IoU", *(percent(means[c]) for c in columns)])
+    rows.append(["mean", *(percent(means[c]) for c in columns)])
     table(title, ["class", *columns], rows, last_is_total=True)
 
 
@@ -507,7 +507,11 @@ def iou_table(title: str, columns: dict[str, dict[str, float | None]], means: di
 @click.option("--manifest", "manifest_path", type=FILE, required=True, help="Manifest with fine labels.")
 @click.option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @click.option("--scales", callback=parse_scales, help="[default: those that it trains with]")
+@click.option("--flip", is_flag=True, help="Average with the mirrored image.")
 @combine_option
+@click.option(
+    "--pictures", type=FOLDER, help="Draw the worst images into this folder: photograph, truth, prediction, errors."
+)
 @click.option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
 @device_option
 def evaluate(
@@ -515,22 +519,34 @@ def evaluate(
     manifest_path: Path,
     output: Path | None,
     scales: tuple[float, ...] | None,
+    flip: bool,
     combine: str,
+    pictures: Path | None,
     allow_overlap: bool,
     device: str,
 ) -> None:
-    """Print per-class IoU and mIoU of a checkpoint.
+    """Print per-class IoU, boundary F and the worst images of a checkpoint.
 
+    \b
     autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet -o scores.json
+    autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet --scales 0.5,1,2 --flip --pictures worst
     """
     from autolabel.student.evaluate import evaluate as run_evaluation
 
     with progress("scoring") as update:
-        scores = run_evaluation(checkpoint, manifest_path, scales, device, allow_overlap, combine, update)
+        scores = run_evaluation(
+            checkpoint, manifest_path, scales, device, allow_overlap, combine, update, flip, pictures
+        )
     if output:
         scores.write(output)
-    iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", {"IoU": scores.iou}, {"IoU": scores.miou})
+    columns = {"IoU": scores.iou} | {f"F {d} px": values for d, values in scores.boundary_f.items()}
+    means = {"IoU": scores.miou} | {f"F {d} px": value for d, value in scores.mean_boundary_f.items()}
+    iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", columns, means)
+    rows = [[image["sample_id"], percent(image["miou"])] for image in scores.worst]
+    table("the worst images, by their own mean IoU", ["image", "mean IoU"], rows)
     click.echo(f"pixel accuracy {percent(scores.pixel_accuracy)} %")
+    if pictures:
+        click.echo(f"pictures       {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
     if scores.overlap:
         click.echo(f"{scores.overlap} of the images were also trained on: these scores flatter the network")
 

@@ -159,24 +159,32 @@ def _size(size: str) -> str:
 
 
 def audit(run: Path) -> dict[str, Any]:
-    """What `autolabel audit` found out about the run, and its reliability diagram; both None if it was not audited."""
+    """What `autolabel audit` found out about the run, its rows of classes that occur, and its reliability diagrams.
+
+    All three None if it was not audited, the last one also if it has none.
+    """
     path = run / "audit.json"
-    found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
-    return {"audit": found, "reliability": reliability(found["reliability"]) if found else None}
+    if not path.is_file():
+        return dict.fromkeys(("audit", "audited", "reliability"))
+    found = json.loads(path.read_text(encoding="utf-8"))
+    audited = [row for row in found["classes"] if row["truth_pixels"] or row["label_pixels"]]
+    return {"audit": found, "audited": audited, "reliability": reliability(found) if found["reliability"] else None}
 
 
-def reliability(found: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """Bars of the reliability diagram (Guo et al., arXiv 1706.04599) and the expected calibration error; None without.
+def reliability(found: Mapping[str, Any]) -> dict[str, Any]:
+    """Bars of the reliability diagrams (Guo et al., arXiv 1706.04599), of all pixels and by class (name, bars, error),
+    and the expected calibration error.
 
     Bars: (left edge, width, share that is right, share of the pixels), all in 0..1; empty bins have none.
     """
-    if found is None:
-        return None
-    edges, counts = found["edges"], list(zip(found["all"]["pixels"], found["all"]["correct"], strict=True))
-    total = sum(pixels for pixels, _ in counts)
-    bars = [
-        (left, right - left, correct / pixels, pixels / total)
-        for left, right, (pixels, correct) in zip(edges[:-1], edges[1:], counts, strict=True)
-        if pixels
+    diagram, errors = found["reliability"], {row["name"]: row["ece"] for row in found["classes"]}
+
+    def bars(counts: Mapping[str, Any]) -> list[tuple[float, float, float, float]]:
+        edges, total = diagram["edges"], sum(counts["pixels"])
+        bins = zip(edges[:-1], edges[1:], counts["pixels"], counts["correct"], strict=True)
+        return [(left, right - left, correct / n, n / total) for left, right, n, correct in bins if n]
+
+    classes = [
+        (name, bars(counts), errors[name]) for name, counts in diagram["classes"].items() if any(counts["pixels"])
     ]
-    return {"bars": bars, "ece": found["ece"]}
+    return {"bars": bars(diagram["all"]), "ece": diagram["ece"], "classes": classes}

@@ -7,36 +7,38 @@ whose photographs are gone.
 from __future__ import annotations
 
 import base64
-import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests.classes import IGNORE, LabelSpace
-from autolabel.manifests.images import BadImage, colourise, read_image, read_label
+from autolabel.manifests.drawing import (
+    DISAGREEMENT,
+    LONGEST,
+    disagreement,
+    draw_disagreement,
+    draw_label,
+    encode_flat,
+    encode_smooth,
+    shrink,
+    shrink_label,
+    write_picture,
+)
+from autolabel.manifests.images import BadImage, read_image, read_label
 from autolabel.manifests.stores import DamagedLabel, Label
 from autolabel.manifests.tables import Sample
 
-LONGEST = 960  # pixels of a picture's longer side
 THUMB = 320  # of a thumbnail's
 _FEW_COLOURS = 64  # of a picture that is small without loss
 KINDS = ("photograph", "coarse", "auto", "confidence", "disagreement")  # of the layers that the viewer shows
 # Viridis at equal steps: perceptually uniform, readable in grey and for colour-blind eyes.
 VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
-# How the auto label compares with the coarse one. Three colours of Okabe and Ito ("Color universal design", 2008) that
-# differ in lightness too; where there is nothing to compare, the photograph shows through, dimmed.
-DISAGREEMENT = {
-    "agree": (0, 114, 178, 255),
-    "dropped": (240, 228, 66, 255),
-    "another class": (213, 94, 0, 255),
-    "no coarse label": (0, 0, 0, 128),
-}
 
 Photograph = NDArray[np.uint8]
 Confidence = NDArray[np.float32]
@@ -105,27 +107,6 @@ def coarse_label(asked: Sample | None, space: LabelSpace) -> Label:
 # --- drawing ----------------------------------------------------------------------------------------------------------
 
 
-def shrink(image: Image.Image, longest: int, how: Image.Resampling) -> Image.Image:
-    """The picture with its longer side at most `longest`; never enlarged."""
-    factor = min(1.0, longest / max(image.size))
-    return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), how)
-
-
-def shrink_label(label: Label) -> Label:
-    """(H, W) uint8 at the size of its picture; no class appears that was not there."""
-    return np.asarray(shrink(Image.fromarray(label), LONGEST, Image.Resampling.NEAREST))
-
-
-def draw_label(label: Label, space: LabelSpace) -> Image.Image:
-    """(H, W) uint8 train ids in the label space's colours. Ignore is hatched: some classes are nearly black."""
-    small = shrink_label(label)
-    colours = colourise(small, space)
-    y, x = np.indices(small.shape)
-    period = max(8, max(small.shape) // 40)
-    colours[(small == IGNORE) & ((x + y) % period < period // 4)] = 56
-    return Image.fromarray(colours)
-
-
 def draw_share(share: Confidence) -> Image.Image:
     """(H, W) float32 in the colours of viridis, 0 to 1; what lies outside is drawn as the nearer of the two."""
     small = np.asarray(shrink(Image.fromarray(share.clip(0, 1)), LONGEST, Image.Resampling.BOX))
@@ -144,44 +125,7 @@ def from_levels(level: NDArray[np.uint8], edges: Sequence[float]) -> Confidence:
     return middles[level]
 
 
-def disagreement(coarse: Label, auto: Label) -> NDArray[np.uint8]:
-    """(H, W) uint8: the place in DISAGREEMENT of what the auto label makes of every pixel of the coarse one."""
-    found = np.where(auto == coarse, 0, np.where(auto == IGNORE, 1, 2))
-    return np.where(coarse == IGNORE, 3, found).astype(np.uint8)
-
-
-def draw_disagreement(coarse: Label, auto: Label) -> Image.Image:
-    """Two labels (H, W) uint8 -> RGBA in the colours of DISAGREEMENT."""
-    colours = np.array(list(DISAGREEMENT.values()), np.uint8)
-    return Image.fromarray(colours[disagreement(shrink_label(coarse), shrink_label(auto))], "RGBA")
-
-
 # --- files ------------------------------------------------------------------------------------------------------------
-
-
-def encode_smooth(image: Image.Image) -> bytes:
-    """WebP of what a camera saw, or of a smooth field of confidence."""
-    return _webp(image, quality=80, method=2)
-
-
-def encode_flat(image: Image.Image) -> bytes:
-    """Lossless WebP of a picture of few colours: edges stay where they are. A fifth of the time of the smallest."""
-    return _webp(image, lossless=True, quality=50, method=0)
-
-
-def _webp(image: Image.Image, **options: Any) -> bytes:
-    buffer = io.BytesIO()
-    image.save(buffer, "WEBP", **options)
-    return buffer.getvalue()
-
-
-def write_picture(path: Path, data: bytes) -> None:
-    """Write a file that no page shows yet. Not forced to disk, which takes most of the time: it can be drawn again."""
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not say where
-        raise
 
 
 def write_pictures(folder: Path, stem: str, seen: Seen, space: LabelSpace) -> Drawn:

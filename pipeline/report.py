@@ -28,6 +28,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
 from autolabel.manifests.files import remove_leftovers, write_bytes
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.stores import Label, RunConfidence, RunLabels, open_confidence, open_labels
@@ -44,7 +45,6 @@ from autolabel.manifests.tables import (
 from autolabel.pipeline import charts
 from autolabel.pipeline.folder import find_teacher
 from autolabel.pipeline.pictures import (
-    DISAGREEMENT,
     KINDS,
     VIRIDIS,
     Confidence,
@@ -54,13 +54,9 @@ from autolabel.pipeline.pictures import (
     Seen,
     attempt,
     coarse_label,
-    draw_label,
     draw_share,
-    encode_flat,
-    encode_smooth,
     from_levels,
     photograph,
-    write_picture,
     write_pictures,
 )
 from autolabel.pipeline.stats import summarise

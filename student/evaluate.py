@@ -1,21 +1,26 @@
-"""Score a network on a manifest: per-class IoU and mIoU from one streaming confusion matrix."""
+"""Score a network on a manifest: IoU, pixel accuracy and boundary F by class, image by image in constant memory."""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from autolabel.manifests.files import write_json
 from autolabel.manifests.policy import COMBINE
-from autolabel.manifests.scores import Confusion
+from autolabel.manifests.scores import BoundaryF, Confusion, Shares
 from autolabel.manifests.tables import fingerprints, load_manifest
 from autolabel.student.data import ManifestDataset
+from autolabel.student.worst import Worst, draw_sheet, write_sheet
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
+
+ByClass = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -23,13 +28,20 @@ class Scores:
     """IoU by class name (None where the class never occurs), their mean, the pixel accuracy, and of how many images.
 
     `overlap` of the images were also trained on: above 0 only where the caller insisted, and then the scores flatter.
+    `boundary_f` holds F by distance in pixels, then by class, and `mean_boundary_f` its means. `worst` are the images
+    of the lowest mean IoU of their own, each with its `sample_id` and `miou`. `asked` says what was scored, and how.
+    Only `evaluate` fills these four: a training's validations do without.
     """
 
-    iou: dict[str, float | None]
+    iou: ByClass
     miou: float
     pixel_accuracy: float
     images: int
     overlap: int = 0
+    boundary_f: dict[str, ByClass] = field(default_factory=dict)
+    mean_boundary_f: ByClass = field(default_factory=dict)
+    worst: list[dict[str, Any]] = field(default_factory=list)
+    asked: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
@@ -46,21 +58,44 @@ def score(
     dataset: ManifestDataset,
     scales: Sequence[float] | None = None,
     on_image: Callable[[int, int], None] | None = None,
+    flip: bool = False,
+    boundary: BoundaryF | None = None,
+    worst: Worst | None = None,
 ) -> Scores:
-    """Score a network on every labelled sample of a dataset, at `scales` or those that it trains with."""
+    """Score a network on every labelled sample of a dataset, at `scales` or those that it trains with.
+
+    With `flip`, logits are averaged with those of the mirrored image. `boundary` and `worst` are filled where given.
+    """
     scales = scales or teacher.network.scale_attn.training_scales
     confusion = Confusion(len(dataset.label_space))
     for index in range(len(dataset)):
         item = dataset[index]
-        winners, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales)
-        confusion.add(item["label"].numpy(), winners)
+        truth = item["label"].numpy()
+        prediction, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales, flip)
+        own = Confusion(len(dataset.label_space))
+        own.add(truth, prediction)
+        confusion.matrix += own.matrix
+        if boundary is not None:
+            boundary.add(truth, prediction)
+        if worst is not None:
+            worst.add(index, own.mean_iou(), prediction)
         if on_image:
             on_image(index + 1, len(dataset))
-    iou = {
-        name: None if np.isnan(value) else float(value)
-        for name, value in zip(dataset.label_space.names, confusion.iou(), strict=True)
-    }
+    iou = _by_class(dataset, confusion.iou())
     return Scores(iou, confusion.mean_iou(), confusion.pixel_accuracy(), len(dataset))
+
+
+def _by_class(dataset: ManifestDataset, values: Shares) -> ByClass:
+    """(C,) -> numbers by class name, None for NaN."""
+    return {
+        name: None if np.isnan(value) else float(value)
+        for name, value in zip(dataset.label_space.names, values, strict=True)
+    }
+
+
+def _mean(values: ByClass) -> float | None:
+    found = [value for value in values.values() if value is not None]
+    return sum(found) / len(found) if found else None
 
 
 def evaluate(
@@ -71,8 +106,15 @@ def evaluate(
     allow_overlap: bool = False,
     combine: str = COMBINE[0],
     on_image: Callable[[int, int], None] | None = None,
+    flip: bool = False,
+    pictures: Path | None = None,
 ) -> Scores:
-    """Score a checkpoint on a manifest. Raises ValueError for another label space, or images it was trained on."""
+    """Score a checkpoint on a manifest, and draw the worst images into the folder `pictures`.
+
+    Raises ValueError for another label space, images it was trained on, labels without a class, or a folder in use.
+    """
+    if pictures and pictures.is_dir() and any(pictures.iterdir()):
+        raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
     teacher = load_teacher(checkpoint, device, combine=combine)
     dataset = ManifestDataset(load_manifest(manifest))
     teacher.require_space(dataset.label_space, str(checkpoint), str(manifest))
@@ -82,4 +124,30 @@ def evaluate(
             f"{checkpoint} was trained on {len(shared)} of the {len(dataset)} images of {manifest} (the first is"
             f" {dataset.samples[shared[0]].sample_id!r}): score it on others, or say --allow-overlap"
         )
-    return replace(score(teacher, dataset, scales, on_image), overlap=len(shared))
+    scales = tuple(scales or teacher.network.scale_attn.training_scales)
+    boundary, worst = BoundaryF(len(dataset.label_space)), Worst()
+    scores = score(teacher, dataset, scales, on_image, flip, boundary, worst)
+    if math.isnan(scores.miou):
+        raise ValueError(f"{manifest}: no pixel of its labels has a class, so there is nothing to score on")
+    if pictures:
+        _write_pictures(pictures, dataset, worst)
+    by_distance = zip(boundary.distances, boundary.f(), strict=True)
+    boundary_f = {str(distance): _by_class(dataset, values) for distance, values in by_distance}
+    asked = {"checkpoint": str(checkpoint), "sha256": teacher.sha256, "manifest": str(manifest)}
+    return replace(
+        scores,
+        overlap=len(shared),
+        boundary_f=boundary_f,
+        mean_boundary_f={distance: _mean(values) for distance, values in boundary_f.items()},
+        worst=[{"sample_id": dataset.samples[index].sample_id, "miou": miou} for index, miou, _ in worst],
+        asked=asked | {"scales": list(scales), "flip": flip, "combine": combine},
+    )
+
+
+def _write_pictures(folder: Path, dataset: ManifestDataset, worst: Worst) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for rank, (index, miou, prediction) in enumerate(worst, start=1):
+        item = dataset[index]
+        image = item["image"].permute(1, 2, 0).numpy()
+        sheet = draw_sheet(image, item["label"].numpy(), prediction, dataset.label_space)
+        write_sheet(folder, rank, item["sample_id"], miou, sheet)

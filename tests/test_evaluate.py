@@ -2,22 +2,27 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+import weakref
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from conftest import autolabel
+from conftest import autolabel, contents
 from PIL import Image
 
 from autolabel.manifests.classes import CAMVID, CITYSCAPES
+from autolabel.manifests.drawing import DISAGREEMENT
 from autolabel.manifests.layouts import scan_folder
+from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, evaluate, score
+from autolabel.student.worst import Worst, draw_sheet, write_sheet
 from autolabel.teacher.predict import load_teacher
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
@@ -26,6 +31,9 @@ torch.set_num_threads(1)  # the small network is no slower with one, and never w
 @pytest.fixture(scope="module")
 def scores(teacher: Path, city: Path) -> Scores:
     return evaluate(teacher, city / "val.parquet", device="cpu")
+
+
+# --- one network ------------------------------------------------------------------------------------------------------
 
 
 def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, teacher: Path, city: Path) -> None:
@@ -59,7 +67,76 @@ def test_scales_are_those_of_the_networks_training_unless_others_are_named(teach
 
 def test_scales_can_be_averaged_instead(teacher: Path, city: Path) -> None:
     averaged = evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu", combine="average")
-    assert averaged != evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu")
+    assert averaged.iou != evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu").iou
+
+
+def test_flip_averages_the_logits_with_those_of_the_mirrored_image(teacher: Path, city: Path) -> None:
+    network, confusion = load_teacher(teacher, "cpu"), Confusion(19)
+    for item in ManifestDataset(city / "val.parquet"):
+        image = item["image"].permute(1, 2, 0).numpy()
+        mirrored = network.logits(image[:, ::-1], (0.5, 1.0)).flip(-1)
+        mean = (network.logits(image, (0.5, 1.0)) + mirrored) / 2
+        confusion.add(item["label"].numpy(), mean.argmax(dim=0).byte().numpy())
+    flipped = evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu", flip=True)
+    expected = {n: None if np.isnan(v) else v for n, v in zip(CITYSCAPES.names, confusion.iou(), strict=True)}
+    assert flipped.iou == expected
+    assert flipped.miou != evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu").miou
+
+
+def test_boundary_f_is_that_of_the_predictions_over_all_pictures(scores: Scores, teacher: Path, city: Path) -> None:
+    network, boundary = load_teacher(teacher, "cpu"), BoundaryF(19)
+    for item in ManifestDataset(city / "val.parquet"):
+        prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0))
+        boundary.add(item["label"].numpy(), prediction)
+    assert list(scores.boundary_f) == list(scores.mean_boundary_f) == ["1", "2", "4"]
+    for found, expected in zip(scores.boundary_f.values(), boundary.f(), strict=True):
+        assert found == {n: None if np.isnan(v) else v for n, v in zip(CITYSCAPES.names, expected, strict=True)}
+    for (distance, mean), expected in zip(scores.mean_boundary_f.items(), boundary.f(), strict=True):
+        assert mean == pytest.approx(np.nanmean(expected), rel=1e-12), distance
+    near, _, far = scores.mean_boundary_f.values()
+    assert near is not None and far is not None and 0 < near < far < 1
+
+
+def test_a_perfect_and_a_shifted_prediction_by_hand() -> None:
+    """Two classes side by side. Moved by two columns, no border pixel is met within 1, all within 2."""
+    truth, moved = np.zeros((4, 10), np.uint8), np.zeros((4, 10), np.uint8)
+    truth[:, 5:] = moved[:, 7:] = 1
+    for prediction, expected in ((truth, [1, 1, 1]), (moved, [0, 1, 1])):
+        boundary = BoundaryF(2)
+        boundary.add(truth, prediction)
+        assert boundary.f().tolist() == [[f, f] for f in expected]
+    confusion = Confusion(2)
+    confusion.add(truth, moved)
+    assert confusion.iou().tolist() == [20 / 28, 12 / 20]
+
+
+def test_a_training_counts_no_borders(teacher: Path, city: Path) -> None:
+    """Its validations take no longer than they have to."""
+    plain = score(load_teacher(teacher, "cpu"), ManifestDataset(city / "val.parquet"), (1.0,))
+    assert (plain.boundary_f, plain.mean_boundary_f, plain.worst, plain.asked) == ({}, {}, [], {})
+    assert Scores.read(teacher.parent / "scores.json").boundary_f == {}
+
+
+def test_the_scores_say_what_was_asked(teacher: Path, city: Path) -> None:
+    found = evaluate(teacher, city / "val.parquet", (1.0,), "cpu", combine="average", flip=True)
+    assert found.asked == {
+        "checkpoint": str(teacher),
+        "sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
+        "manifest": str(city / "val.parquet"),
+        "scales": [1.0],
+        "flip": True,
+        "combine": "average",
+    }
+
+
+def test_labels_without_a_class_are_refused(teacher: Path, tmp_path: Path) -> None:
+    for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.full((64, 64), 255, np.uint8))):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(array).save(tmp_path / folder / "a.png")
+    save_manifest(tmp_path / "m.parquet", scan_folder(tmp_path / "images", tmp_path / "labels", None, CITYSCAPES)[0])
+    message = f"{tmp_path / 'm.parquet'}: no pixel of its labels has a class, so there is nothing to score on"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        evaluate(teacher, tmp_path / "m.parquet", (1.0,), "cpu")
 
 
 def test_progress_names_every_picture(teacher: Path, city: Path) -> None:
@@ -118,3 +195,77 @@ def test_a_manifest_in_another_label_space_is_refused(teacher: Path, tmp_path: P
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         evaluate(teacher, manifest)
+
+
+# --- the worst images -------------------------------------------------------------------------------------------------
+
+
+def test_the_worst_are_kept_and_all_others_forgotten() -> None:
+    """Brute force over a thousand images in any order, many of them equal: the lowest, of equals the first."""
+    dice = np.random.default_rng(3)
+    mious = (dice.integers(0, 200, 1000) / 200).tolist()
+    mious[17] = mious[18] = float("nan")
+    worst, alive = Worst(8), []
+    for index, miou in enumerate(mious):
+        prediction = np.full((2, 2), index % 256, np.uint8)
+        alive.append(weakref.ref(prediction))
+        worst.add(index, miou, prediction)
+        del prediction
+        assert len(worst) <= 8 and sum(one() is not None for one in alive[-20:]) <= 8
+    expected = sorted((miou, index) for index, miou in enumerate(mious) if not np.isnan(miou))[:8]
+    assert [(miou, index) for index, miou, _ in worst] == expected
+    assert [int(prediction[0, 0]) for *_, prediction in worst] == [index % 256 for _, index in expected]
+    assert sum(one() is not None for one in alive) == 8
+
+
+def test_fewer_images_than_asked_for_are_all_there() -> None:
+    worst = Worst(8)
+    for index, miou in enumerate((0.5, 0.25, 0.75)):
+        worst.add(index, miou, np.zeros((1, 1), np.uint8))
+    assert [index for index, _, _ in worst] == [1, 0, 2]
+
+
+def test_the_scores_name_the_worst_images_in_order(scores: Scores, teacher: Path, city: Path) -> None:
+    network, expected = load_teacher(teacher, "cpu"), []
+    for item in ManifestDataset(city / "val.parquet"):
+        one = Confusion(19)
+        one.add(item["label"].numpy(), network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0))[0])
+        expected.append({"sample_id": item["sample_id"], "miou": one.mean_iou()})
+    assert scores.worst == sorted(expected, key=lambda image: image["miou"])
+
+
+def test_a_sheet_is_photograph_truth_prediction_and_errors() -> None:
+    image = np.full((8, 16, 3), 200, np.uint8)
+    truth, prediction = np.zeros((8, 16), np.uint8), np.zeros((8, 16), np.uint8)
+    truth[:, 12:], prediction[:4] = 255, 1
+    sheet = np.asarray(draw_sheet(image, truth, prediction, CITYSCAPES))
+    assert sheet.shape == (16, 32, 3)
+    road, sidewalk = (c.colour for c in CITYSCAPES.classes[:2])
+    colours = {place: tuple(sheet[place].tolist()) for place in ((0, 0), (0, 16), (8, 0), (12, 0), (8, 16), (12, 16))}
+    right, wrong = (DISAGREEMENT[name][:3] for name in ("agree", "another class"))
+    assert list(colours.values()) == [(200, 200, 200), road, sidewalk, road, wrong, right]
+    assert tuple(sheet[8, 28].tolist()) == tuple(sheet[15, 31].tolist()) == (100, 100, 100)  # no truth: dimmed
+
+
+def test_the_command_draws_the_worst_images(scores: Scores, teacher: Path, city: Path, tmp_path: Path) -> None:
+    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "val.parquet", "--pictures", tmp_path / "worst")
+    result = autolabel(*asked)
+    assert result.exit_code == 0, result.output
+    names = [f"{n:02}-{one['sample_id']}-iou{one['miou']:.3f}.webp" for n, one in enumerate(scores.worst, start=1)]
+    assert sorted(path.name for path in (tmp_path / "worst").iterdir()) == names
+    with Image.open(tmp_path / "worst" / names[0]) as sheet:
+        assert (sheet.format, sheet.size) == ("WEBP", (2 * 192, 2 * 96))
+    places = [result.stdout.index(one["sample_id"]) for one in scores.worst]
+    assert places == sorted(places)
+    assert all(column in result.stdout for column in ("IoU", "F 1 px", "F 2 px", "F 4 px", "pixel accuracy"))
+    before = contents(tmp_path)
+    again = autolabel(*asked)  # other pictures would lie among these
+    assert (again.exit_code, again.stderr.count("\n")) == (2, 1)
+    assert again.stderr.startswith(f"autolabel: {tmp_path / 'worst'} is not empty")
+    assert contents(tmp_path) == before
+
+
+def test_a_picture_stays_in_its_folder_whatever_its_id(tmp_path: Path) -> None:
+    (tmp_path / "worst").mkdir()
+    write_sheet(tmp_path / "worst", 3, "../../etc/a b", 0.25, Image.new("RGB", (2, 2)))
+    assert list(contents(tmp_path)) == ["worst/03-.._.._etc_a_b-iou0.250.webp"]

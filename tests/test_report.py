@@ -18,6 +18,7 @@ from conftest import contents
 from PIL import Image
 from test_arrows import ROOT
 
+from autolabel.manifests import drawing
 from autolabel.manifests.classes import CITYSCAPES, IGNORE
 from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.policy import PAPER, Policy, Region
@@ -214,9 +215,9 @@ def test_an_unknown_sample_is_named(run: Path) -> None:
 
 def test_disagreement_is_told_apart_pixel_by_pixel() -> None:
     coarse, auto = np.array([[3, 3, 3, IGNORE, IGNORE]], np.uint8), np.array([[3, IGNORE, 5, 5, IGNORE]], np.uint8)
-    assert pictures.disagreement(coarse, auto).tolist() == [[0, 1, 2, 3, 3]]
-    drawn = np.asarray(pictures.draw_disagreement(coarse, auto))
-    assert [tuple(pixel) for pixel in drawn[0, :4].tolist()] == list(pictures.DISAGREEMENT.values())
+    assert drawing.disagreement(coarse, auto).tolist() == [[0, 1, 2, 3, 3]]
+    drawn = np.asarray(drawing.draw_disagreement(coarse, auto))
+    assert [tuple(pixel) for pixel in drawn[0, :4].tolist()] == list(drawing.DISAGREEMENT.values())
 
 
 def test_levels_of_confidence_are_drawn_as_their_middle() -> None:
@@ -247,7 +248,7 @@ def lab(rgb: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[
 
 @pytest.mark.parametrize("cones", BLIND)
 def test_disagreement_can_be_read_without_one_kind_of_cones(cones: str) -> None:
-    seen = {name: lab(np.array(BLIND[cones]) @ linear(c)) for name, c in pictures.DISAGREEMENT.items()}
+    seen = {name: lab(np.array(BLIND[cones]) @ linear(c)) for name, c in drawing.DISAGREEMENT.items()}
     for a, b in combinations(seen, 2):
         assert np.linalg.norm(seen[a] - seen[b]) > 35, (a, b)
 
@@ -308,20 +309,24 @@ def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
 AUDIT = {
     "truth": "val.parquet", "truth_sha256": "0" * 64, "images": 3, "leaked": 1,
     "classes": [{"name": "road", "truth_pixels": 9, "label_pixels": 8, "precision": 0.875, "coverage": 0.75,
-                 "iou_kept": 0.8, "iou": 0.7, "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": None,
+                 "iou_kept": 0.8, "iou": 0.7, "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": 0.2,
                  "suggested_threshold": 0.35}],
     "mean": {"precision": 0.875, "coverage": 0.75, "iou_kept": 0.8, "iou": 0.7,
              "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": None},
     "reliability": {"edges": [k / 20 for k in range(21)], "ece": 0.115,
                     "all": {"pixels": [0] * 18 + [100, 300], "correct": [0] * 18 + [50, 300],
-                            "confidence": [None] * 18 + [0.9, 0.98]}, "classes": {}},
+                            "confidence": [None] * 18 + [0.9, 0.98]},
+                    "classes": {"road": {"pixels": [0] * 19 + [4], "correct": [0] * 19 + [3], "confidence": []},
+                                "sky": {"pixels": [0] * 20, "correct": [0] * 20, "confidence": []}}},
     "coarse": [], "notes": ["something <to> know"],
 }  # fmt: skip
 
 
 def test_an_audit_is_on_the_page(run: Path) -> None:
-    found = charts.reliability(AUDIT["reliability"])  # type: ignore[arg-type]
-    assert found and [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
+    found = charts.reliability(AUDIT)
+    assert [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
+    ((name, (bar,), error),) = found["classes"]
+    assert (name, bar[2:], error) == ("road", (0.75, 1.0), 0.2)
     assert "Reliability" not in write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
     (run / "audit.json").write_text(json.dumps(AUDIT))
     text = write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
