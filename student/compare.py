@@ -141,9 +141,13 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
     labelled: list[dict[str, str]] = []
     notes: list[str] = []
     for arm, run in runs:
-        about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-        teacher, digest = Path(about["teacher"]), about["teacher_sha256"]
-        policy = about["policy"].get("name", "")
+        try:
+            about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+            teacher, digest, policy = Path(about["teacher"]), about["teacher_sha256"], about["policy"].get("name", "")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{run / 'run.json'} is not that of a run ({error!r}): restore it, or label again"
+            ) from error
         names = {"arm": arm, "run": str(run), "policy": policy}
         labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
         unknown = "so whether it has seen validation images cannot be told"

@@ -388,6 +388,9 @@ def test_what_cannot_be_known_of_a_teacher_is_a_note(
         about.write_text(before.replace(str(teacher), str(template.out / "fine-seed0" / "best.pt")))
         (note,) = again(template, city, auto).notes
         assert "is no longer the teacher that labelled" in note
+        about.write_text(before[:100])
+        with pytest.raises(ValueError, match=r"run.json is not that of a run .*: restore it, or label again"):
+            again(template, city, auto)
     finally:
         about.write_text(before)
     again(template, city, auto)
