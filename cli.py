@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from autolabel.pipeline.progress import Progress
     from autolabel.pipeline.run import Result
     from autolabel.student.train import StepReport
+    from autolabel.student.verdicts import Comparison, Difference
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 
@@ -573,13 +574,28 @@ def evaluate(
         click.echo(f"{scores.overlap} of the images were also trained on: these scores flatter the network")
 
 
+def parse_arms(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Path]:
+    """("clean=runs/clean",) -> {"clean": Path("runs/clean")}."""
+    arms = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (name and equals and path) or name in arms:
+            raise Failure(f"--arm {text}: expected NAME=MANIFEST.parquet or NAME=RUN, every name once")
+        arms[name] = Path(path)
+    return arms
+
+
 @main.command()
 @click.option("--fine", type=FILE, required=True, help="Manifest of fine labels.")
 @click.option("--coarse", type=FILE, required=True, help="Manifest of the coarsely labelled images.")
 @click.option("--auto", "run", type=FOLDER, required=True, help="Run that labelled the same images.")
+@click.option(
+    "--arm", "further", multiple=True, metavar="NAME=PATH", callback=parse_arms,
+    help="One more arm, from a manifest or a run; may be given several times.",
+)  # fmt: skip
 @click.option("--val", type=FILE, required=True, help="Manifest to score on.")
 @click.option("--out", type=FOLDER, required=True)
-@click.option("--seeds", type=int, default=1, show_default=True, help="How many trainings per arm.")
+@click.option("--seeds", type=int, default=1, show_default=True, help="Trainings per arm; verdicts need 2 or more.")
 @arch_option
 @click.option("--steps", type=int, default=1000, show_default=True, help="Of every training.")
 @batch_option
@@ -587,35 +603,71 @@ def evaluate(
 @click.option("--init", type=FILE, help="Checkpoint that every student starts from.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @device_option
-def compare(fine: Path, coarse: Path, run: Path, seeds: int, **options: Any) -> None:
-    """Train three students, alike but for their labels, and print who learnt more.
+def compare(fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds: int, **options: Any) -> None:
+    """Train students, alike but for their labels, and say class by class who learnt more.
 
+    \b
     autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
+       --seeds 3 --arm human-first=runs/human-first
     """
-    from autolabel.student import compare as arms
+    from autolabel.student import compare as students
     from autolabel.student.train import TrainJob
 
     if seeds < 1:
         raise Failure(f"--seeds {seeds}: expected 1 or more")
     template = TrainJob(manifest=fine, **options)
-    total = template.steps * seeds * len(arms.ARMS)
+    arms = students.arm_names(further)
+    total = template.steps * seeds * len(arms)
     with progress("training students") as update:
 
         def report(arm: str, seed: int, step: StepReport) -> None:
-            before = (arms.ARMS.index(arm) * seeds + seed) * template.steps
+            before = (arms.index(arm) * seeds + seed) * template.steps
             update(before + step.step, total, f"{arm}, seed {seed}: {_step_note(step)}")
 
-        result = arms.compare(fine, coarse, run / "manifest.parquet", template, range(seeds), report)
-    names = list(result.scores[arms.ARMS[0]][0].iou)
-    rows = [[name, *(_spread(*result.mean_iou(arm, name), seeds) for arm in arms.ARMS)] for name in names]
-    rows.append(["mean IoU", *(_spread(*result.mean_iou(arm), seeds) for arm in arms.ARMS)])
-    title = f"IoU in %, {template.steps} steps" + (f", mean ± deviation of {seeds} seeds" if seeds > 1 else "")
-    table(title, ["class", *arms.ARMS], rows, last_is_total=True)
-    click.echo(f"wrote {template.out / 'compare.json'}")
+        found = students.compare(fine, coarse, run, template, range(seeds), report, further)
+    _show_comparison(found)
+    click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
 
 
-def _spread(mean: float, deviation: float, seeds: int) -> str:
-    return percent(mean) + (f" ± {100 * deviation:.1f}" if seeds > 1 and not math.isnan(mean) else "")
+def _show_comparison(found: Comparison) -> None:
+    """Print what loses first, then the numbers."""
+    several = len(found.seeds) > 1
+    for loss in found.losses():
+        click.secho(f"{loss.arm}: {loss}", bold=True)
+    if several and not found.losses():
+        click.echo("No class is shown to lose.")
+    for note in found.notes:
+        click.echo(f"note: {note}")
+    rows = []
+    for name in found.names:
+        parts = [found.estimate(arm, name) for arm in found.arms]
+        rows.append([name, *(percent(e.mean) + ("" if e.half is None else f" ± {100 * e.half:.1f}") for e in parts)])
+    title = f"IoU in %, {found.asked['steps']} steps"
+    table(
+        title + (f", mean and 95 % interval of {len(found.seeds)} seeds" if several else ""),
+        ["class", *found.arms],
+        rows,
+    )
+    if found.absent:
+        click.echo(f"in no validation image: {', '.join(found.absent)}")
+    for arm in found.arms[1:] if several else ():
+        rows = [
+            [n, *(_verdict(found.difference(arm, other, n)) for other in found.baselines(arm))] for n in found.names
+        ]
+        header = ["class", *(f"against {other}" for other in found.baselines(arm))]
+        table(f"{arm}: points of IoU, paired by seed, with 95 % interval", header, rows)
+    rows = [[arm, f"{speed:.1f}", _duration(seconds)] for arm in found.arms for speed, seconds in [found.cost(arm)]]
+    rows.append(["all", "", _duration(sum(found.cost(arm)[1] for arm in found.arms))])
+    table("cost of the trainings", ["arm", "images/s", "h:min:s"], rows, last_is_total=True)
+    if not several:
+        click.echo("One seed has no interval: every verdict is undecided (one seed). --seeds 3 or more decides.")
+
+
+def _verdict(found: Difference) -> str:
+    if found.mean is None:
+        return "–"
+    interval = "" if found.half is None else f" ± {100 * found.half:.1f}"
+    return f"{100 * found.mean:+.1f}{interval}  {found.verdict:<9}"
 
 
 # --- generate, stats, report ------------------------------------------------------------------------------------------

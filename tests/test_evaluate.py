@@ -6,7 +6,6 @@ import hashlib
 import json
 import re
 import weakref
-from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,15 +18,10 @@ from PIL import Image
 from autolabel.manifests.classes import CAMVID, CITYSCAPES
 from autolabel.manifests.drawing import DISAGREEMENT
 from autolabel.manifests.layouts import scan_folder
-from autolabel.manifests.policy import Policy
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
-from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.run import generate
-from autolabel.student.compare import ARMS, Comparison, compare
-from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
+from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, evaluate, score
-from autolabel.student.train import StepReport, TrainJob
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
 from autolabel.teacher.predict import load_teacher
 
@@ -275,142 +269,3 @@ def test_a_picture_stays_in_its_folder_whatever_its_id(tmp_path: Path) -> None:
     (tmp_path / "worst").mkdir()
     write_sheet(tmp_path / "worst", 3, "../../etc/a b", 0.25, Image.new("RGB", (2, 2)))
     assert list(contents(tmp_path)) == ["worst/03-.._.._etc_a_b-iou0.250.webp"]
-
-
-# --- three arms -------------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture(scope="module")
-def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The manifest of a run that labelled the coarse images."""
-    out = tmp_path_factory.mktemp("run")
-    generate(
-        LabelJob(
-            city / "coarse.parquet",
-            teacher,
-            out,
-            scales=(0.5, 1),
-            policy=Policy(threshold=0.2),
-            engine="local",
-            workers=1,
-        )
-    )
-    return out / "manifest.parquet"
-
-
-@pytest.fixture(scope="module")
-def template(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    """Two steps. The fine samples weigh 2 each, as they may after `manifest fuse --weight`."""
-    folder = tmp_path_factory.mktemp("compare")
-    fine = load_manifest(city / "fine.parquet")
-    heavy = tuple(replace(s, weight=2.0) for s in fine.samples)
-    save_manifest(folder / "heavy.parquet", replace(fine, samples=heavy))
-    job = TrainJob(folder / "heavy.parquet", city / "val.parquet", folder / "out", steps=2, batch_size=2, crop=(64, 64))
-    return replace(job, device="cpu", precision="float32")
-
-
-@pytest.fixture(scope="module")
-def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, list[tuple[str, int, int]]]:
-    steps: list[tuple[str, int, int]] = []
-
-    def note(arm: str, seed: int, report: StepReport) -> None:
-        steps.append((arm, seed, report.step))
-
-    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), note), steps
-
-
-def test_three_arms_are_trained_alike_with_every_seed(
-    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
-) -> None:
-    result, steps = comparison
-    assert ARMS == ("fine", "fine + coarse", "fine + auto")
-    assert steps == [(arm, seed, step) for arm in ARMS for seed in (0, 1) for step in (1, 2)]
-    assert {arm: [s.images for s in found] for arm, found in result.scores.items()} == {arm: [3, 3] for arm in ARMS}
-    slugs = ("fine", "fine-coarse", "fine-auto")
-    folders = {f"{slug}-seed{seed}" for slug in slugs for seed in (0, 1)}
-    files = {"compare.json", *(f"{slug}.parquet" for slug in slugs)}
-    assert {p.name for p in template.out.iterdir()} == folders | files
-    asked = {name: json.loads((template.out / name / "train.json").read_text()) for name in folders}
-    for slug, images in zip(slugs, (6, 16, 16), strict=True):
-        for seed in (0, 1):
-            job = asked[f"{slug}-seed{seed}"]
-            assert (job["manifest"], job["images"], job["seed"]) == (
-                str(template.out / f"{slug}.parquet"),
-                images,
-                seed,
-            )
-    alike = [{k: v for k, v in job.items() if k not in ("manifest", "images", "seed")} for job in asked.values()]
-    assert alike == [alike[0]] * 6
-
-
-def test_the_record_holds_what_was_measured(
-    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
-) -> None:
-    record = json.loads((template.out / "compare.json").read_text())
-    assert (record["seeds"], record["steps"], record["arch"]) == ([0, 1], 2, "hrnet18s_ocr_mscale")
-    assert {arm: [Scores(**s) for s in found] for arm, found in record["arms"].items()} == comparison[0].scores
-
-
-@pytest.mark.parametrize(("slug", "source"), [("fine-coarse", "coarse"), ("fine-auto", "auto")])
-def test_half_of_the_draws_are_fine_samples(
-    slug: str, source: str, comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
-) -> None:
-    """Six fine samples at weight 2, ten others at 1.2: eight and eight of the sixteen draws of an epoch."""
-    manifest = load_manifest(template.out / f"{slug}.parquet")
-    assert Counter(s.source for s in manifest.samples) == {"fine": 6, source: 10}
-    assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 1.2}
-    kinds = {s.sample_id: s.source for s in manifest.samples}
-    taken = TrainingCrops(ManifestDataset(manifest), Augmentation((32, 32)), 0, 64)
-    for epoch in range(4):
-        drawn = Counter(kinds[taken[epoch * 16 + n]["sample_id"]] for n in range(16))
-        assert {7, 8, 9} >= set(drawn.values())
-
-
-def test_the_second_and_third_arm_see_the_same_pictures_with_other_labels(
-    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
-) -> None:
-    coarse, auto = (ManifestDataset(template.out / f"{slug}.parquet") for slug in ("fine-coarse", "fine-auto"))
-    assert [s.image for s in coarse.samples] == [s.image for s in auto.samples]
-    different = [not torch.equal(a["label"], b["label"]) for a, b in zip(coarse, auto, strict=True)]
-    assert different == [False] * 6 + [True] * 10
-
-
-def test_what_is_finished_is_not_done_again(
-    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
-) -> None:
-    record = (template.out / "compare.json").read_bytes()
-    steps: list[str] = []
-    again = compare(
-        template.manifest, city / "coarse.parquet", auto, template, (0, 1), lambda *step: steps.append(str(step))
-    )
-    assert again == comparison[0]
-    assert steps == []
-    assert (template.out / "compare.json").read_bytes() == record
-
-
-def test_means_and_deviations_are_over_the_seeds() -> None:
-    def run(miou: float, road: float | None) -> Scores:
-        return Scores({"road": road}, miou, 0.9, 3)
-
-    result = Comparison((0, 1, 2), {"fine": [run(0.2, 0.5), run(0.3, 0.6), run(0.7, None)]})
-    assert result.mean_iou("fine") == pytest.approx((0.4, np.sqrt((0.04 + 0.01 + 0.09) / 2)))
-    assert np.isnan(result.mean_iou("fine", "road")[0])
-    assert Comparison((0,), {"fine": [run(0.2, 0.5)]}).mean_iou("fine", "road") == (0.5, 0.0)
-
-
-@pytest.mark.parametrize(
-    ("coarse", "auto", "named"),
-    [
-        pytest.param("val.parquet", "coarse.parquet", "val.parquet", id="coarse manifest without coarse labels"),
-        pytest.param(
-            "coarse.parquet", "coarse.parquet", "coarse.parquet", id="coarse labels where automatic ones belong"
-        ),
-    ],
-)
-def test_an_arm_without_labels_of_its_kind_is_refused(
-    coarse: str, auto: str, named: str, city: Path, template: TrainJob, tmp_path: Path
-) -> None:
-    """Else an arm would quietly repeat another one, and the table would say that the labels add nothing."""
-    job = replace(template, out=tmp_path, steps=1)
-    with pytest.raises(ValueError, match=re.escape(str(city / named))):
-        compare(city / "fine.parquet", city / coarse, city / auto, job, (0,))
