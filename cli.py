@@ -621,7 +621,7 @@ def compare(fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds
     with progress("training students") as update:
 
         def report(arm: str, seed: int, step: StepReport) -> None:
-            before = (arms.index(arm) * seeds + seed) * template.steps
+            before = (seed * len(arms) + arms.index(arm)) * template.steps
             update(before + step.step, total, f"{arm}, seed {seed}: {_step_note(step)}")
 
         found = students.compare(fine, coarse, run, template, range(seeds), report, further)

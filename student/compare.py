@@ -98,9 +98,9 @@ def compare(
 
     scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
     curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
-    for arm in manifests:
-        path = template.out / f"{_slug(arm)}.parquet"
-        for seed in seeds:
+    for seed in seeds:  # a comparison that is stopped has all arms of the first ones
+        for arm in manifests:
+            path = template.out / f"{_slug(arm)}.parquet"
             job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
             report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
             best = train(job, report)

@@ -21,6 +21,7 @@ from autolabel.manifests.tables import Sample
 
 Places = NDArray[np.intp]
 Weights = NDArray[np.float64]
+_FITTINGS = 100
 _REMEMBERED = 4  # epochs: loading processes ask for neighbouring crops
 
 
@@ -67,9 +68,10 @@ class Draws(Sequence[Draw]):
 
     An epoch is as many draws as there are samples (in the part on fine samples alone: fine samples). In it every
     source gets its share of the draws, by its samples' weights or as `mix.auto_share` asks: round(auto_share * epoch)
-    are automatic. Of all draws round(class_uniform * epoch) are aimed at a class; of those that a source has, each of
-    its classes gets as many as the next, give or take one. The others show samples by weight. Raises ValueError where
-    that cannot be met.
+    are automatic. Of all draws, and of every source's, a share of class_uniform is aimed at a class: every class as
+    often as the next, as nearly as the sources' shares allow, and each from the sources that have most of it. What the
+    teacher never finds is then drawn from the fine labels. The other draws show samples by weight. Raises ValueError
+    where that cannot be met.
     """
 
     def __init__(
@@ -150,16 +152,14 @@ class _Source:
         """Samples by weight."""
         return self.samples[_systematic(self.weights[self.samples], count, rng)]
 
-    def aimed(self, count: int, rng: np.random.Generator) -> Places:
-        """Rows of centroids: every class as often as the next, its tiles by the weights of their samples."""
+    def aimed(self, count: int, shares: Weights, rng: np.random.Generator) -> Places:
+        """Rows of centroids: every class by its share (C,), its tiles by the weights of their samples."""
         if not count:
             return np.empty(0, np.intp)
-        each = np.bincount(np.resize(rng.permutation(len(self.tiles)), count), minlength=len(self.tiles))
+        classes = np.flatnonzero(shares)
+        each = np.bincount(classes[_systematic(shares[classes], count, rng)], minlength=len(shares))
         return np.concatenate(
-            [
-                rows[_systematic(self.row_weights[rows], k, rng)]
-                for rows, k in zip(self.tiles.values(), each.tolist(), strict=True)
-            ]
+            [rows[_systematic(self.row_weights[rows], int(each[c]), rng)] for c, rows in self.tiles.items()]
         )
 
 
@@ -178,6 +178,7 @@ class _Part:
                 raise ValueError(
                     f"no {source.name} label has a pixel of any class: there is nothing to learn from them"
                 )
+        self.aims = _class_shares(sources, sums)
         self.ends = np.cumsum(sums) / sums.sum() * size  # of each source's draws, in an epoch that is not shuffled yet
         if mix.auto_share is not None:
             self.ends[0] = mix.auto_share * size  # to the last bit; "auto" comes first
@@ -189,15 +190,34 @@ class _Part:
         ends[-1] = self.size
         aims = np.rint(self.mix.class_uniform * ends)
         samples, rows = [], []
-        for source, count, aimed in zip(
-            self.sources, np.diff(ends, prepend=0).astype(int), np.diff(aims, prepend=0).astype(int), strict=True
-        ):
-            aimed_at = source.aimed(aimed, rng)
+        counts, aimed_counts = (np.diff(edges, prepend=0).astype(int) for edges in (ends, aims))
+        for source, shares, count, aimed in zip(self.sources, self.aims, counts, aimed_counts, strict=True):
+            aimed_at = source.aimed(aimed, shares, rng)
             shown = source.plain(count - aimed, rng)
             samples.append(np.concatenate([np.full(aimed, -1), shown]))
             rows.append(np.concatenate([aimed_at, np.full(len(shown), -1)]))
         shuffle = rng.permutation(self.size)
         return np.concatenate(samples)[shuffle], np.concatenate(rows)[shuffle]
+
+
+def _class_shares(sources: Sequence[_Source], due: Weights) -> Weights:
+    """(S, C): of the aimed draws of a source, the share of each class; (S,) `due` is how much each source draws.
+
+    Every class is due the same of all draws together. From the weights of the tiles, rows and columns are scaled in
+    turn until both sums fit (iterative proportional fitting, Deming and Stephan 1940). Where no shares fit, because a
+    class lies in a source that draws little, the sources' draws hold.
+    """
+    shares = np.zeros((len(sources), 1 + max((c for s in sources for c in s.tiles), default=0)))
+    for place, source in enumerate(sources):
+        for c, rows in source.tiles.items():
+            shares[place, c] = source.row_weights[rows].sum() if due[place] else 0
+    rows_due = due / due.sum()
+    present = shares.any(axis=0)
+    for _ in range(_FITTINGS):
+        shares[:, present] /= shares[:, present].sum(axis=0) * present.sum()
+        sums = shares.sum(axis=1)
+        shares *= np.divide(rows_due, sums, out=np.zeros_like(sums), where=sums > 0)[:, None]
+    return shares
 
 
 def _systematic(weights: Weights, count: int, rng: np.random.Generator) -> Places:

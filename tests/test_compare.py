@@ -194,7 +194,7 @@ def test_three_arms_are_trained_alike_with_every_seed(
 ) -> None:
     result, steps = comparison
     assert ARMS == ("fine", "fine + coarse", "fine + auto")
-    assert steps == [(arm, seed, step) for arm in ARMS for seed in (0, 1) for step in (1, 2)]
+    assert steps == [(arm, seed, step) for seed in (0, 1) for arm in ARMS for step in (1, 2)]
     assert {arm: [s.images for s in found] for arm, found in result.scores.items()} == {arm: [3, 3] for arm in ARMS}
     slugs = ("fine", "fine-coarse", "fine-auto")
     folders = {f"{slug}-seed{seed}" for slug in slugs for seed in (0, 1)}

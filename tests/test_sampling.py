@@ -180,6 +180,27 @@ def test_every_class_of_a_source_comes_as_often_as_the_next(city: Path) -> None:
     assert (len(plain), set(plain.values())) == (120, {1})  # of the other half, no sample comes twice
 
 
+@pytest.mark.parametrize("share", [0.25, 0.95])
+def test_what_the_teacher_never_finds_is_drawn_from_fine_labels(share: float, fused: Manifest) -> None:
+    """A class that automatic labels lack comes as often as any other, as far as the share of fine labels goes."""
+    many = [replace(s, sample_id=f"{s.sample_id}-{k}") for k in range(40) for s in fused.samples]
+    drawn = Draws(many, CITYSCAPES, Mix(auto_share=share), 0, 640)
+    places = {(many[row[0]].source, row[1]) for row in rows(find_centroids(many, CITYSCAPES))}
+    present = {c for _, c in places}
+    missing = {c for c in present if ("auto", c) not in places}
+    assert len(present) >= 6
+    assert len(missing) >= 2
+    aimed = [d for d in (drawn[n] for n in range(640)) if d.around]
+    sources = Counter(many[d.sample].source for d in aimed)
+    assert sources == {"auto": round(share * 320), "fine": 320 - round(share * 320)}
+    counts = Counter(d.around.class_id for d in aimed if d.around)
+    assert counts.keys() == present
+    if share == 0.25:
+        assert max(counts.values()) - min(counts.values()) <= 2  # rounded once in each source
+    else:  # of 16 fine draws, all go to what is only there
+        assert sum(counts[c] for c in missing) == 16
+
+
 def test_automatic_labels_are_drawn_for_the_named_classes_only(fused: Manifest) -> None:
     drawn = draws(fused, Mix(auto_share=0.5, auto_classes=("road", "sky")), length=20 * EPOCH)
     aimed = Counter(
