@@ -620,11 +620,17 @@ def compare(fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds
     total = template.steps * seeds * len(arms)
     with progress("training students") as update:
 
-        def report(arm: str, seed: int, step: StepReport) -> None:
-            before = (seed * len(arms) + arms.index(arm)) * template.steps
-            update(before + step.step, total, f"{arm}, seed {seed}: {_step_note(step)}")
+        def show(arm: str, seed: int, step: int, note: str) -> None:
+            trainings = seed * len(arms) + arms.index(arm)
+            update(trainings * template.steps + step, total, f"{arm}, seed {seed}: {note}")
 
-        found = students.compare(fine, coarse, run, template, range(seeds), report, further)
+        def on_step(arm: str, seed: int, report: StepReport) -> None:
+            show(arm, seed, report.step, _step_note(report))
+
+        def on_label(arm: str, seed: int, done: int, count: int) -> None:
+            show(arm, seed, 0, f"reading labels {done}/{count}")
+
+        found = students.compare(fine, coarse, run, template, range(seeds), on_step, further, on_label)
     _show_comparison(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
 

@@ -1,10 +1,12 @@
-"""The whole job on CamVid: 62 fine training images, 305 coarse ones, 101 to score on.
+"""Do automatic labels help? The whole recipe on CamVid: 62 fine training images, 305 coarse ones, 101 to score on.
 
-    python benchmarks/camvid.py CAMVID OUT [--steps N]
+    python benchmarks/camvid.py CAMVID OUT [--teacher-steps N] [--student-steps N] [--seeds K]
 
 CAMVID holds images/, fine/ and coarse/, each with train/ and val/ (480 x 360, ids 0..10, 255 = void). Every 6th
-training image keeps its fine label; the others have their coarse one only. Prints every command before it runs it, and
-how long it took. Stopped and started again, it goes on.
+training image keeps its fine label; the others have their coarse one only. A teacher is trained on the 62, labels the
+305 once, and two policies make labels of what it said. Students start from the teacher's weights and differ in their
+labels only: so `fine` is the teacher trained for longer. Then one of the students is the teacher of a second round.
+Prints every command before it runs it, and how long it took. Stopped and started again, it goes on.
 """
 
 from __future__ import annotations
@@ -44,7 +46,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("camvid", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=600, help="of the teacher; each student gets 5 twelfths of it")
+    parser.add_argument("--teacher-steps", type=int, default=3000)
+    parser.add_argument("--student-steps", type=int, default=400)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
     camvid = asked.camvid.resolve()
@@ -53,18 +57,27 @@ def main() -> None:
     space = "--label-space camvid"
     val_folders = f"--images {camvid}/images/val --labels {camvid}/fine/val"
     network = f"--batch-size 8 --crop 160x224 --precision {asked.precision}"
-    students = asked.steps * 5 // 12
+    compare = (
+        "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper"
+        " --arm human-first=runs/human-first --val val.parquet --out compare --init teacher/best.pt"
+        f" --seeds {asked.seeds} --steps {asked.student_steps} {network}"
+    )
+    teacher = f"--steps {asked.teacher_steps} {network}"
+    student = "compare/fine-human-first-seed0/best.pt"
     for command in (
         f"autolabel manifest scan folder --images fine/images --labels fine/labels {space} -o fine.parquet",
         f"autolabel manifest scan folder --images coarse/images --coarse coarse/labels {space} -o coarse.parquet",
         f"autolabel manifest scan folder {val_folders} {space} -o val.parquet",
-        f"autolabel train --manifest fine.parquet --val val.parquet --out teacher --steps {asked.steps} {network}",
+        f"autolabel train --manifest fine.parquet --val val.parquet --out teacher {teacher}",
         "autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet --scales 0.5,1,2",
-        "autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto",
-        "autolabel stats runs/auto",
-        "autolabel report runs/auto",
-        f"autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet"
-        f" --out compare --steps {students} {network}",
+        f"autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/kept-coarse"
+        f" --keep-confidence 24 --precision {asked.precision}",
+        "autolabel relabel runs/kept-coarse --policy paper --out runs/paper",
+        "autolabel relabel runs/kept-coarse --policy human-first --out runs/human-first",
+        compare,
+        f"autolabel generate --manifest coarse.parquet --teacher {student} --policy human-first --out runs/second"
+        f" --precision {asked.precision}",
+        f"{compare} --arm second=runs/second",
     ):
         run(command)
 

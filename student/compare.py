@@ -36,6 +36,7 @@ ARMS = ("fine", "fine + coarse", "fine + auto")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("coarse", "auto")
 OnArm = Callable[[str, int, StepReport], None]  # arm, seed, report
+OnArmLabel = Callable[[str, int, int, int], None]  # arm, seed, done, all
 
 
 def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
@@ -75,11 +76,13 @@ def compare(
     seeds: Sequence[int],
     on_step: OnArm | None = None,
     further: Mapping[str, Path] | None = None,
+    on_label: OnArmLabel | None = None,
 ) -> Comparison:
     """Train and score every arm with every seed, under `template.out`; what is finished there is not done again.
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
-    and batch size. Raises ValueError, also where a run's teacher was trained on validation images.
+    and batch size. `on_label` hears of the labels that are read before a training's first step. Raises ValueError,
+    also where a run's teacher was trained on validation images.
     """
     paths = dict(zip(arm_names(further or {})[1:], (coarse, auto, *(further or {}).values()), strict=True))
     paths = {arm: manifest_of(path) for arm, path in paths.items()}
@@ -103,7 +106,8 @@ def compare(
             path = template.out / f"{_slug(arm)}.parquet"
             job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
             report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
-            best = train(job, report)
+            reading = (lambda done, total, a=arm, s=seed: on_label(a, s, done, total)) if on_label else None
+            best = train(job, report, on_label=reading)
             curve = read_curve(job.out / "curves.csv")
             scores[arm].append(last_scores(job, best, curve))
             curves[arm].append(curve)
