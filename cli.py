@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from autolabel.manifests.tables import Manifest
     from autolabel.pipeline.progress import Progress
     from autolabel.pipeline.run import Result
+    from autolabel.student.job import TrainJob
     from autolabel.student.train import StepReport
     from autolabel.student.verdicts import Comparison, Difference
 
@@ -256,8 +257,6 @@ def parse_policy(_: click.Context, __: click.Parameter, text: str | None) -> Pol
 policy_option = click.option(
     "--policy", metavar="P.toml", callback=parse_policy, help=f"Or a preset: {', '.join(PRESETS)}. See docs/policy.md."
 )
-batch_option = click.option("--batch-size", type=int, default=4, show_default=True, help="Crops of a step.")
-crop_option = click.option("--crop", callback=parse_crop, help="HxW. [default: the images' size, up to 512x1024]")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 
 
@@ -454,39 +453,68 @@ def show(path: Path) -> None:
 # --- train, evaluate, compare -----------------------------------------------------------------------------------------
 
 
+def training_options(command: Callable[..., None]) -> Callable[..., None]:
+    """What a training is asked for besides its data, in the order of the help."""
+    options = (
+        arch_option,
+        click.option("--steps", type=int, default=1000, show_default=True),
+        click.option("--batch-size", type=int, default=4, show_default=True, help="Crops of a step."),
+        click.option("--crop", callback=parse_crop, help="HxW. [default: the images' size, up to 512x1024]"),
+        click.option(
+            "--loss", type=click.Choice(["cross-entropy", "image-weighted", "rmi"]), default="cross-entropy",
+            show_default=True, help="image-weighted: rare classes weigh more. rmi: neighbouring pixels are judged"
+            " together (arXiv 1910.12037).",
+        ),
+        click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True),
+        click.option(
+            "--learning-rate", type=float,
+            help="Peak. [default: 0.003 for adamw, 0.01 for sgd; a third with --init]",
+        ),
+        click.option(
+            "--schedule", type=click.Choice(["poly", "cosine"]), default="poly", show_default=True,
+            help="How the learning rate falls, after 5 % of warm-up.",
+        ),
+        click.option("--power", type=float, default=0.9, show_default=True, help="Exponent of poly."),
+        click.option(
+            "--ema", type=float, metavar="DECAY", help="Score and keep averaged weights, with 0.999 for example."
+        ),
+        click.option("--init", type=FILE, help="Checkpoint to start from."),
+        click.option(
+            "--fine-only-last", type=float, default=0.0, show_default=True,
+            help="Share of the steps, at the end, on fine labels.",
+        ),
+        click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16."),
+        click.option("--compile", is_flag=True, help="Compile the network; the first step takes minutes."),
+        click.option(
+            "--accumulate", type=int, default=1, show_default=True, help="Parts of a batch, one after the other."
+        ),
+        click.option(
+            "--workers", type=int, default=1, show_default=True, help="Processes that share every batch (Ray Train)."
+        ),
+        click.option(
+            "--address", help="Ray cluster to train on. [default: $RAY_ADDRESS with --workers, else none]"
+        ),
+        device_option,
+    )  # fmt: skip
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def training_cluster(job: TrainJob, address: str | None) -> Any:
+    """The Ray session that a training asks for, if any."""
+    if job.workers == 1 and address is None:
+        return None
+    from autolabel.pipeline.engine import ray_session
+
+    return ray_session(address, job.out, job.workers, otherwise="--workers 1")
+
+
 @main.command()
 @click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to train on.")
 @click.option("--val", type=FILE, required=True, help="What to validate on; shares no image with --manifest.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the training; started again, it goes on.")
-@arch_option
-@click.option("--steps", type=int, default=1000, show_default=True)
 @click.option("--seed", type=int, default=0, show_default=True)
-@batch_option
-@crop_option
-@click.option(
-    "--loss",
-    type=click.Choice(["cross-entropy", "image-weighted", "rmi"]),
-    default="cross-entropy",
-    show_default=True,
-    help="image-weighted: rare classes weigh more. rmi: neighbouring pixels are judged together (arXiv 1910.12037).",
-)
-@click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
-@click.option("--learning-rate", type=float, help="Peak. [default: 0.003 for adamw, 0.01 for sgd; a third with --init]")
-@click.option(
-    "--schedule",
-    type=click.Choice(["poly", "cosine"]),
-    default="poly",
-    show_default=True,
-    help="How the learning rate falls, after 5 % of warm-up.",
-)
-@click.option("--power", type=float, default=0.9, show_default=True, help="Exponent of poly.")
-@click.option("--ema", type=float, metavar="DECAY", help="Score and keep averaged weights, with 0.999 for example.")
-@click.option("--init", type=FILE, help="Checkpoint to start from.")
-@click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
-@click.option("--compile", is_flag=True, help="Compile the network; the first step takes minutes.")
-@click.option("--workers", type=int, default=1, show_default=True, help="Processes that share every batch (Ray Train).")
-@click.option("--accumulate", type=int, default=1, show_default=True, help="Parts of a batch, one after the other.")
-@click.option("--address", help="Ray cluster to train on. [default: $RAY_ADDRESS with --workers, else none]")
 @click.option("--auto-share", type=float, help="Share of automatic labels in each epoch. [default: by weight]")
 @click.option(
     "--auto-classes",
@@ -494,14 +522,7 @@ def show(path: Path) -> None:
     metavar="NAMES",
     help="Classes that crops of automatic labels are aimed at, comma-separated. [default: all]",
 )
-@click.option(
-    "--fine-only-last",
-    type=float,
-    default=0.0,
-    show_default=True,
-    help="Share of the steps, at the end, on fine labels.",
-)
-@device_option
+@training_options
 def train(manifest_path: Path, address: str | None, **options: Any) -> None:
     """Train a teacher on fine labels, or a student on a fused manifest.
 
@@ -515,11 +536,8 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
     from autolabel.student import train as training
     from autolabel.student.job import TrainJob
 
-    job, cluster = TrainJob(manifest=manifest_path, **options), None
-    if job.workers > 1 or address is not None:
-        from autolabel.pipeline.engine import ray_session
-
-        cluster = ray_session(address, job.out, job.workers, otherwise="--workers 1")
+    job = TrainJob(manifest=manifest_path, **options)
+    cluster = training_cluster(job, address)
     with progress(f"training {job.arch}") as update:
 
         def on_step(report: StepReport) -> None:
@@ -617,14 +635,10 @@ def parse_arms(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
 @click.option("--val", type=FILE, required=True, help="Manifest to score on.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--seeds", type=int, default=1, show_default=True, help="Trainings per arm; verdicts need 2 or more.")
-@arch_option
-@click.option("--steps", type=int, default=1000, show_default=True, help="Of every training.")
-@batch_option
-@crop_option
-@click.option("--init", type=FILE, help="Checkpoint that every student starts from.")
-@click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
-@device_option
-def compare(fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds: int, **options: Any) -> None:
+@training_options
+def compare(
+    fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds: int, address: str | None, **options: Any
+) -> None:
     """Train students, alike but for their labels, and say class by class who learnt more.
 
     \b
@@ -648,10 +662,15 @@ def compare(fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds
         def on_step(arm: str, seed: int, report: StepReport) -> None:
             show(arm, seed, report.step, _step_note(report))
 
+        def cluster(job: TrainJob) -> Any:
+            return training_cluster(job, address)
+
         def on_label(arm: str, seed: int, done: int, count: int) -> None:
             show(arm, seed, 0, f"reading labels {done}/{count}")
 
-        found = students.compare(fine, coarse, run, template, range(seeds), on_step, further, on_label)
+        found = students.compare(
+            fine, coarse, run, template, range(seeds), on_step, further, on_label, cluster, update.say
+        )
     _show_comparison(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
 

@@ -13,12 +13,14 @@ reference's recipe. In the folder:
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -78,12 +80,14 @@ def compare(
     on_step: OnArm | None = None,
     further: Mapping[str, Path] | None = None,
     on_label: OnArmLabel | None = None,
+    cluster: Callable[[TrainJob], contextlib.AbstractContextManager[Any] | None] = lambda job: None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Train and score every arm with every seed, under `template.out`; what is finished there is not done again.
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
-    and batch size. `on_label` hears of the labels that are read before a training's first step. Raises ValueError,
-    also where a run's teacher was trained on validation images.
+    and batch size. `on_label` hears of the labels that are read before a training's first step; `cluster` and `on_note`
+    are those of `train`. Raises ValueError, also where a run's teacher was trained on validation images.
     """
     paths = dict(zip(arm_names(further or {})[1:], (coarse, auto, *(further or {}).values()), strict=True))
     paths = {arm: manifest_of(path) for arm, path in paths.items()}
@@ -108,14 +112,14 @@ def compare(
             job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
             report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
             reading = (lambda done, total, a=arm, s=seed: on_label(a, s, done, total)) if on_label else None
-            best = train(job, report, on_label=reading)
+            best = train(job, report, on_label=reading, cluster=cluster(job), on_note=on_note)
             curve = read_curve(job.out / "curves.csv")
             scores[arm].append(last_scores(job, best, curve))
             curves[arm].append(curve)
     about = json.loads((template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json").read_text(encoding="utf-8"))
     asked = {
-        **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer")},
-        **{name: about[name] for name in ("learning_rate", "precision", "init", "val")},
+        **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate")},
+        **{name: about[name] for name in ("schedule", "power", "ema", "fine_only_last", "precision", "init", "val")},
         "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
         "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
         "runs": labelled,
