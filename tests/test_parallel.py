@@ -6,7 +6,9 @@ Real processes that talk through gloo; no Ray.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +35,8 @@ CPU = torch.device("cpu")
 
 def in_processes(size: int, folder: Path, body: Callable[..., None], *arguments: Any) -> None:
     """Call body(team, *arguments) in so many new processes, and wait for them."""
-    spawn(_join, args=(size, folder / "meeting-place", body, arguments), nprocs=size)
+    place = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")
+    spawn(_join, args=(size, place, body, arguments), nprocs=size)
 
 
 def _join(rank: int, size: int, place: Path, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -102,36 +105,35 @@ def test_the_gradient_of_three_processes_is_that_of_one_with_the_whole_batch(tmp
 def test_the_losses_of_parts_add_up_to_that_of_the_whole(loss: str) -> None:
     torch.manual_seed(5)
     logits, label = torch.randn(6, 5, 16, 16), batch()[1]
-    whole = Counts.of(label)
+    whole, sizes = Counts.of(label), (1, 2, 3)
     joint = LOSSES[loss].joint
-    parts = sum(joint(a, b, whole).item() for a, b in zip(logits.split((1, 2, 3)), label.split((1, 2, 3)), strict=True))
+    parts = sum(joint(a, b, whole).item() for a, b in zip(logits.split(sizes), label.split(sizes), strict=True))
     assert parts == pytest.approx(joint(logits, label).item(), rel=1e-6)
-    apart = sum(joint(a, b).item() for a, b in zip(logits.split(1), label.split(1), strict=True))
-    assert apart != pytest.approx(parts, rel=1e-3)  # so it matters
+    assert joint(logits[:1], label[:1], whole).item() != pytest.approx(joint(logits[:1], label[:1]).item() / 6, rel=0.1)
 
 
 # --- who takes which draw ---------------------------------------------------------------------------------------------
 
 
 def shares(size: int, accumulate: int, first: int = 0) -> list[list[int]]:
-    return [list(Shares(Team(CPU, rank, size), first, 3, 12, accumulate)) for rank in range(size)]
+    return [list(Shares(Team(CPU, rank, size), first, 3, 24, accumulate)) for rank in range(size)]
 
 
 def test_one_process_takes_the_draws_in_their_order() -> None:
-    assert shares(1, 1) == [list(range(36))]
-    assert shares(1, 3) == [list(range(36))]
-    assert shares(1, 1, first=2) == [list(range(24, 36))]
+    assert shares(1, 1) == [list(range(72))]
+    assert shares(1, 3) == [list(range(72))]
+    assert shares(1, 1, first=2) == [list(range(48, 72))]
 
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_what_is_normalised_together_does_not_depend_on_the_number_of_processes(size: int, accumulate: int) -> None:
     found = shares(size, accumulate)
-    own = 12 // size // accumulate
+    own = 24 // size // accumulate
     for part in range(3 * accumulate):
         together = [draw for share in found for draw in share[part * own : (part + 1) * own]]
         assert together == list(range(part * own * size, (part + 1) * own * size))
-    assert {len(Shares(Team(CPU, rank, size), 0, 3, 12, accumulate)) for rank in range(size)} == {36 // size}
+    assert {len(Shares(Team(CPU, rank, size), 0, 3, 24, accumulate)) for rank in range(size)} == {72 // size}
 
 
 # --- whole trainings --------------------------------------------------------------------------------------------------
@@ -139,11 +141,14 @@ def test_what_is_normalised_together_does_not_depend_on_the_number_of_processes(
 
 @pytest.fixture(scope="module")
 def job(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
-    """Four steps of a network without dropout, validated after the second and the last, in two parts each."""
+    """Four steps of a network without dropout, validated after the second and the last, in two parts each.
+
+    Crops are not too small and steps are short: batch norm over two values would blow rounding up a thousandfold.
+    """
     out = tmp_path_factory.mktemp("alone")
-    asked = TrainJob(city / "fine.parquet", city / "val.parquet", out, steps=4, batch_size=4, crop=(64, 64))
+    asked = TrainJob(city / "fine.parquet", city / "val.parquet", out, steps=4, batch_size=4, crop=(96, 128))
     asked = replace(asked, arch="hrnet18s_plain_mscale", optimizer="sgd", ema=0.9, accumulate=2, schedule="cosine")
-    return replace(asked, validations=2, device="cpu", precision="float32")
+    return replace(asked, learning_rate=1e-3, validations=2, device="cpu", precision="float32")
 
 
 @pytest.fixture(scope="module")
@@ -168,31 +173,41 @@ def assert_close(folder: Path, expected: Path) -> None:
     found, wanted = (read_checkpoint(path / "last.pt") for path in (folder, expected))
     assert found.training is not None
     assert wanted.training is not None
-    networks = found.training["network"], wanted.training["network"]
-    for state, other in ((found.state_dict, wanted.state_dict), networks):
+    for state, other in (
+        (found.state_dict, wanted.state_dict),
+        (found.training["network"], wanted.training["network"]),
+    ):
         for key, tensor in other.items():
-            torch.testing.assert_close(state[key], tensor, rtol=1e-3, atol=1e-4, msg=key)
+            torch.testing.assert_close(state[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
     rows = [[(row["step"], row["loss"], row["learning_rate"]) for row in c.training["curves"]] for c in (found, wanted)]
-    assert rows[0] == [(step, pytest.approx(loss, rel=1e-4), rate) for step, loss, rate in rows[1]]
+    assert rows[0] == [(step, pytest.approx(loss, rel=1e-3), rate) for step, loss, rate in rows[1]]
 
 
-def test_two_processes_that_are_killed_and_go_on_give_what_one_gives(
-    job: TrainJob, alone: Path, tmp_path: Path
-) -> None:
-    shared = replace(job, out=tmp_path / "out", workers=2)
+@pytest.fixture(scope="module")
+def killed(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that training, by two processes of which one died after the third step; the second was saved."""
+    folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(ProcessExitedException):
-        in_processes(2, tmp_path, train_in, shared, 3)
-    last = read_checkpoint(shared.out / "last.pt")
+        in_processes(2, folder, train_in, replace(job, out=folder / "out", workers=2), 3)
+    last = read_checkpoint(folder / "out" / "last.pt")
     assert last.training is not None
     assert last.training["step"] == 2
-    (tmp_path / "meeting-place").unlink()
-    in_processes(2, tmp_path, train_in, shared)
-    assert_close(shared.out, alone)
+    return folder / "out"
 
 
-def test_a_training_of_two_processes_goes_on_with_one(job: TrainJob, alone: Path, tmp_path: Path) -> None:
-    shared = replace(job, out=tmp_path / "out", workers=2)
-    with pytest.raises(ProcessExitedException):
-        in_processes(2, tmp_path, train_in, shared, 3)
-    train(replace(shared, workers=1))
-    assert_close(shared.out, alone)
+def test_two_processes_that_are_killed_and_go_on_give_the_same_bits_and_what_one_gives(
+    job: TrainJob, alone: Path, killed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(killed, tmp_path / "resumed")
+    (tmp_path / "unbroken").mkdir()
+    for name in ("resumed", "unbroken"):
+        in_processes(2, tmp_path / name, train_in, replace(job, out=tmp_path / name, workers=2))
+    found, expected = (read_checkpoint(tmp_path / name / "last.pt") for name in ("resumed", "unbroken"))
+    assert all(torch.equal(tensor, expected.state_dict[key]) for key, tensor in found.state_dict.items())
+    assert_close(tmp_path / "resumed", alone)
+
+
+def test_a_training_of_two_processes_goes_on_with_one(job: TrainJob, alone: Path, killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "out")
+    train(replace(job, out=tmp_path / "out", workers=1))
+    assert_close(tmp_path / "out", alone)
