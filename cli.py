@@ -472,7 +472,7 @@ def show(path: Path) -> None:
 )
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--learning-rate", type=float, help="Peak. [default: 0.003 for adamw, 0.01 for sgd; a third with --init]")
-@click.option("--init", type=FILE, help="Checkpoint to start from.")
+@click.option("--init", type=FILE, help="Start from this checkpoint, or from weights of the trunk; docs/teacher.md.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--auto-share", type=float, help="Share of automatic labels in each epoch. [default: by weight]")
 @click.option(
@@ -507,7 +507,10 @@ def train(manifest_path: Path, **options: Any) -> None:
         def on_label(done: int, total: int) -> None:
             update(0, job.steps, f"reading labels {done}/{total}")
 
-        scores = training.train(job, on_step, on_label=on_label)
+        def on_start(told: str) -> None:
+            update.say(f"starts with {told}")
+
+        scores = training.train(job, on_step, on_label=on_label, on_start=on_start)
     iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 

@@ -36,11 +36,12 @@ from autolabel.student.losses import LOSSES, segmentation_loss
 from autolabel.student.sampling import Mix
 from autolabel.teacher.build import architecture, build
 from autolabel.teacher.checkpoints import (
-    Checkpoint,
+    Start,
     fingerprint_tensor,
     load_network,
     overlap,
     read_checkpoint,
+    read_start,
     save_checkpoint,
 )
 from autolabel.teacher.networks import SegmentationNet
@@ -114,6 +115,7 @@ class StepReport:
 
 OnStep = Callable[[StepReport], None]
 OnLabel = Callable[[int, int], None]  # done, all
+OnStart = Callable[[str], None]  # what was taken from `init`, and what starts fresh
 
 
 def training_precision(name: str, device: str) -> str:
@@ -137,28 +139,31 @@ def train(
     on_step: OnStep | None = None,
     manifest: Manifest | None = None,
     on_label: OnLabel | None = None,
+    on_start: OnStart | None = None,
 ) -> Scores:
     """Train, or go on with a training, and return the validation scores of `best.pt`.
 
     `manifest` stands in for the file `job.manifest` where a caller has already joined several. `on_label` hears of the
-    labels that are read before the first step, to know where their classes are. Raises ValueError for a request that
-    cannot be met, TrainingStopped when the loss diverges.
+    labels that are read before the first step, to know where their classes are; `on_start` of what was taken from
+    `job.init`, unless the training goes on from its own last step. Raises ValueError for a request that cannot be met,
+    TrainingStopped when the loss diverges.
     """
-    return _Training(job, manifest or load_manifest(job.manifest), on_label).run(on_step or (lambda report: None))
+    training = _Training(job, manifest or load_manifest(job.manifest), on_label, on_start)
+    return training.run(on_step or (lambda report: None))
 
 
 class _Training:
     """State of one training: network, optimizer, position, curves."""
 
-    def __init__(self, job: TrainJob, manifest: Manifest, on_label: OnLabel | None) -> None:
-        self.job, self.on_label = job, on_label
+    def __init__(self, job: TrainJob, manifest: Manifest, on_label: OnLabel | None, on_start: OnStart | None) -> None:
+        self.job, self.on_label, self.on_start = job, on_label, on_start
         self.data, self.val = ManifestDataset(manifest), ManifestDataset(job.val)
         self.space = self.data.label_space
         if self.val.label_space != self.space:
             raise ValueError(f"{job.manifest} and {job.val} use different label spaces: train and validate in one")
         marks = fingerprints(self.data.samples)
         self.trained_on = fingerprint_tensor(marks)
-        self.start = self._starting_point()
+        self.start: Start | None = read_start(job.init, job.arch, self.space) if job.init else None
         if self.start is not None:  # what it has seen, the result has seen
             self.trained_on = torch.unique(torch.cat([self.trained_on, self.start.trained_on]))
         self._require_spread()
@@ -184,6 +189,7 @@ class _Training:
         asked["learning_rate"] = self._peak()
         asked["precision"] = str(self.dtype).removeprefix("torch.")
         asked["images"] = len(marks)
+        asked["started_from"] = self.start and self.start.told
         asked["auto_classes"] = job.auto_classes and list(job.auto_classes)
         about = job.out / "train.json"
         if about.is_file():
@@ -198,10 +204,12 @@ class _Training:
         self.network: SegmentationNet
         if checkpoint is not None:
             self.network = load_network(last, checkpoint)
-        elif self.start is not None and job.init is not None:
-            self.network = load_network(job.init, self.start)
         else:
-            self.network = build(job.arch, len(self.space))
+            self.network = build(job.arch, len(self.space), self.start.scales if self.start else 3)
+            if self.start is not None:
+                self.network.load_state_dict(self.network.state_dict() | self.start.state_dict)
+                if self.on_start:
+                    self.on_start(self.start.told)
         self.network.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.optimizer = self._optimizer()
         if checkpoint is not None and checkpoint.training is not None:
@@ -213,18 +221,6 @@ class _Training:
             self.curves = [StepReport(**row) for row in state["curves"]]
         self.crops = self._crops() if self.step < job.steps else None  # a training that is over reads no label
         write_json(about, asked)
-
-    def _starting_point(self) -> Checkpoint | None:
-        path = self.job.init
-        if path is None:
-            return None
-        checkpoint = read_checkpoint(path)
-        if checkpoint.arch != self.job.arch or checkpoint.classes != len(self.space):
-            raise ValueError(
-                f"--init {path} is {checkpoint.arch} with {checkpoint.classes} classes: expected {self.job.arch} with"
-                f" {len(self.space)}"
-            )
-        return checkpoint
 
     def _require_spread(self) -> None:
         """Batch norm needs two values per channel, also at a thirty-second of the half-size image.
