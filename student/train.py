@@ -29,7 +29,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from autolabel.manifests.files import remove_leftovers, write_bytes, write_json
-from autolabel.manifests.tables import Manifest, fingerprints, load_manifest
+from autolabel.manifests.tables import Manifest, fingerprints
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.losses import LOSSES, segmentation_loss
@@ -148,16 +148,18 @@ def train(
     `job.init`, unless the training goes on from its own last step. Raises ValueError for a request that cannot be met,
     TrainingStopped when the loss diverges.
     """
-    training = _Training(job, manifest or load_manifest(job.manifest), on_label, on_start)
+    training = _Training(job, ManifestDataset(manifest or job.manifest), on_label, on_start)
     return training.run(on_step or (lambda report: None))
 
 
 class _Training:
     """State of one training: network, optimizer, position, curves."""
 
-    def __init__(self, job: TrainJob, manifest: Manifest, on_label: OnLabel | None, on_start: OnStart | None) -> None:
+    def __init__(
+        self, job: TrainJob, data: ManifestDataset, on_label: OnLabel | None, on_start: OnStart | None
+    ) -> None:
         self.job, self.on_label, self.on_start = job, on_label, on_start
-        self.data, self.val = ManifestDataset(manifest), ManifestDataset(job.val)
+        self.data, self.val = data, ManifestDataset(job.val)
         self.space = self.data.label_space
         if self.val.label_space != self.space:
             raise ValueError(f"{job.manifest} and {job.val} use different label spaces: train and validate in one")
