@@ -256,7 +256,7 @@ def parse_policy(_: click.Context, __: click.Parameter, text: str | None) -> Pol
 policy_option = click.option(
     "--policy", metavar="P.toml", callback=parse_policy, help=f"Or a preset: {', '.join(PRESETS)}. See docs/policy.md."
 )
-batch_option = click.option("--batch-size", type=int, default=4, show_default=True)
+batch_option = click.option("--batch-size", type=int, default=4, show_default=True, help="Crops of a step.")
 crop_option = click.option("--crop", callback=parse_crop, help="HxW. [default: the images' size, up to 512x1024]")
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 
@@ -472,8 +472,21 @@ def show(path: Path) -> None:
 )
 @click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True)
 @click.option("--learning-rate", type=float, help="Peak. [default: 0.003 for adamw, 0.01 for sgd; a third with --init]")
+@click.option(
+    "--schedule",
+    type=click.Choice(["poly", "cosine"]),
+    default="poly",
+    show_default=True,
+    help="How the learning rate falls, after 5 % of warm-up.",
+)
+@click.option("--power", type=float, default=0.9, show_default=True, help="Exponent of poly.")
+@click.option("--ema", type=float, metavar="DECAY", help="Score and keep averaged weights, with 0.999 for example.")
 @click.option("--init", type=FILE, help="Start from this checkpoint, or from weights of the trunk; docs/teacher.md.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
+@click.option("--compile", is_flag=True, help="Compile the network; the first step takes minutes.")
+@click.option("--workers", type=int, default=1, show_default=True, help="Processes that share every batch (Ray Train).")
+@click.option("--accumulate", type=int, default=1, show_default=True, help="Parts of a batch, one after the other.")
+@click.option("--address", help="Ray cluster to train on. [default: $RAY_ADDRESS with --workers, else none]")
 @click.option("--auto-share", type=float, help="Share of automatic labels in each epoch. [default: by weight]")
 @click.option(
     "--auto-classes",
@@ -489,16 +502,24 @@ def show(path: Path) -> None:
     help="Share of the steps, at the end, on fine labels.",
 )
 @device_option
-def train(manifest_path: Path, **options: Any) -> None:
+def train(manifest_path: Path, address: str | None, **options: Any) -> None:
     """Train a teacher on fine labels, or a student on a fused manifest.
 
-    Half of the crops are aimed at a class, every class as often as the next.
+    Half of the crops are aimed at a class, every class as often as the next. A step shows --batch-size crops, whatever
+    the number of workers.
 
+    \b
     autolabel train --manifest fine.parquet --val val.parquet --out teacher
+    autolabel train --manifest fine.parquet --val val.parquet --out teacher --batch-size 16 --workers 4
     """
     from autolabel.student import train as training
+    from autolabel.student.job import TrainJob
 
-    job = training.TrainJob(manifest=manifest_path, **options)
+    job, cluster = TrainJob(manifest=manifest_path, **options), None
+    if job.workers > 1 or address is not None:
+        from autolabel.pipeline.engine import ray_session
+
+        cluster = ray_session(address, job.out, job.workers, otherwise="--workers 1")
     with progress(f"training {job.arch}") as update:
 
         def on_step(report: StepReport) -> None:
@@ -507,10 +528,7 @@ def train(manifest_path: Path, **options: Any) -> None:
         def on_label(done: int, total: int) -> None:
             update(0, job.steps, f"reading labels {done}/{total}")
 
-        def on_start(told: str) -> None:
-            update.say(f"starts with {told}")
-
-        scores = training.train(job, on_step, on_label=on_label, on_start=on_start)
+        scores = training.train(job, on_step, on_label=on_label, cluster=cluster, on_note=update.say)
     iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
@@ -614,7 +632,7 @@ def compare(fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds
        --seeds 3 --arm human-first=runs/human-first
     """
     from autolabel.student import compare as students
-    from autolabel.student.train import TrainJob
+    from autolabel.student.job import TrainJob
 
     if seeds < 1:
         raise Failure(f"--seeds {seeds}: expected 1 or more")

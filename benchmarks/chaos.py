@@ -59,7 +59,8 @@ DIED = "worker processes died or hung"
 
 def draw(root: Path, images: int) -> tuple[Path, Path]:
     """A manifest of drawn street scenes with coarse labels, five of them damaged, and a teacher that has seen a few."""
-    from autolabel.student.train import TrainJob, train
+    from autolabel.student.job import TrainJob
+    from autolabel.student.train import train
 
     data = root / "data"
     write_city(data, seed=1, fine=6, coarse=images, val=2, height=96, width=192)

@@ -219,10 +219,13 @@ def cluster_address(address: str | None) -> str | None:
 
 
 @contextlib.contextmanager
-def ray_session(address: str | None, folder: Path, workers: int | None = None) -> Iterator[Any]:
+def ray_session(
+    address: str | None, folder: Path, workers: int | None = None, otherwise: str = "--engine local"
+) -> Iterator[Any]:
     """A connection to a cluster, or a private Ray on this machine with room for so many `workers`.
 
-    `folder` becomes the workers' first import path, so it must hold no Python files. Raises EngineFailed.
+    `folder` becomes the workers' first import path, so it must hold no Python files. `otherwise` is the option that
+    does without Ray. Raises EngineFailed.
     """
     address = cluster_address(address)
     if address and address != "auto":
@@ -248,7 +251,7 @@ def ray_session(address: str | None, folder: Path, workers: int | None = None) -
                 ray.init(**settings)
         except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
             where = f"the Ray cluster at {address}" if address else "a local Ray"
-            raise EngineFailed(f"cannot start or reach {where} ({error}); without Ray: --engine local") from error
+            raise EngineFailed(f"cannot start or reach {where} ({error}); without Ray: {otherwise}") from error
         try:
             yield ray
         finally:

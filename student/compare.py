@@ -26,8 +26,9 @@ from autolabel.manifests.files import sha256, write_bytes, write_json
 from autolabel.manifests.tables import Manifest, Sample, fingerprints, fuse, load_manifest, save_manifest
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, score
+from autolabel.student.job import TrainJob
 from autolabel.student.page import render
-from autolabel.student.train import StepReport, TrainJob, train
+from autolabel.student.train import StepReport, train
 from autolabel.student.verdicts import Comparison
 from autolabel.teacher.checkpoints import overlap, read_checkpoint
 from autolabel.teacher.predict import load_teacher

@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from autolabel.manifests.files import write_json
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
 from autolabel.manifests.tables import fingerprints
 from autolabel.student.data import ManifestDataset
+from autolabel.student.parallel import Team
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -61,14 +63,17 @@ def score(
     flip: bool = False,
     boundary: BoundaryF | None = None,
     worst: Worst | None = None,
+    team: Team | None = None,
 ) -> Scores:
     """Score a network on every labelled sample of a dataset, at `scales` or those that it trains with.
 
     With `flip`, logits are averaged with those of the mirrored image. `boundary` and `worst` are filled where given.
+    Of a `team` each process predicts its part of the samples, and all get the same scores.
     """
+    team = team or Team(teacher.device)
     scales = scales or teacher.network.scale_attn.training_scales
     confusion = Confusion(len(dataset.label_space))
-    for index in range(len(dataset)):
+    for index in range(team.rank, len(dataset), team.size):
         item = dataset[index]
         truth = item["label"].numpy()
         prediction, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales, flip)
@@ -81,6 +86,7 @@ def score(
             worst.add(index, own.mean_iou(), prediction)
         if on_image:
             on_image(index + 1, len(dataset))
+    confusion.matrix = team.sum(torch.from_numpy(confusion.matrix)).cpu().numpy()
     iou = _by_class(dataset, confusion.iou())
     return Scores(iou, confusion.mean_iou(), confusion.pixel_accuracy(), len(dataset))
 

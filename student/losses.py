@@ -12,13 +12,16 @@ mutual information is asked of the combined output only, and the others get its 
 Every loss takes logits (B, C, H, W) of any float type and a label (B, H, W) int64 of train ids, 255 = ignore, and
 gives a scalar. It computes in float32 or better, also inside an autocast region. Ignored pixels get no gradient, and
 where all are ignored, the loss is finite and the gradient is zero.
+
+A batch may be looked at in parts. A loss that is given the `Counts` of the whole batch is a part's share of the whole
+batch's loss, exactly for all three: means divide by the pixels or images of the whole, classes weigh by their share of
+the whole, and everything else is a sum over images.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import wraps
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -26,8 +29,6 @@ from torch import Tensor
 
 from autolabel.manifests.classes import IGNORE
 from autolabel.teacher.scales import TrainingOutput
-
-Loss = Callable[[Tensor, Tensor], Tensor]  # logits, label -> scalar
 
 AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
 _REGION_SHARE = 0.5  # of the region term in rmi; the rest is binary cross-entropy
@@ -37,13 +38,41 @@ _FLOOR = 1e-6  # added to probabilities
 _RIDGE = 5e-4  # added to variances: no matrix is singular, and a perfect prediction is not worth infinitely much
 
 
-def _in_full_precision(loss: Loss) -> Loss:
+class Counts(NamedTuple):
+    """What is in a whole batch: pixels by train id, (256,) int64 with the ignored ones last, and images."""
+
+    pixels: Tensor
+    images: int
+
+    @classmethod
+    def of(cls, label: Tensor) -> Counts:
+        """Those of a label (B, H, W) of any integer type."""
+        return cls(torch.bincount(label.flatten(), minlength=IGNORE + 1), len(label))
+
+    @property
+    def valid(self) -> Tensor:
+        """How many pixels are not ignored: a scalar."""
+        return self.pixels[:IGNORE].sum()
+
+
+class Loss(Protocol):
+    """Logits and label -> scalar. `whole` is the batch that they are a part of; by default they are all of it."""
+
+    def __call__(self, logits: Tensor, label: Tensor, whole: Counts | None = None) -> Tensor: ...
+
+
+class _Formula(Protocol):
+    def __call__(self, logits: Tensor, label: Tensor, whole: Counts) -> Tensor: ...
+
+
+def _in_full_precision(loss: _Formula) -> Loss:
     """The loss on logits of float32 or better, and with autocast off."""
 
     @wraps(loss)
-    def computed(logits: Tensor, label: Tensor) -> Tensor:
+    def computed(logits: Tensor, label: Tensor, whole: Counts | None = None) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
-            return loss(logits.to(torch.promote_types(logits.dtype, torch.float32)), label)
+            exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+            return loss(exact, label, Counts.of(label) if whole is None else whole)
 
     return computed
 
@@ -52,21 +81,20 @@ def _in_full_precision(loss: Loss) -> Loss:
 
 
 @_in_full_precision
-def cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
     """Mean over the valid pixels of the batch; 0 where there is none."""
-    valid = (label != IGNORE).sum().clamp(min=1)
-    return F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum") / valid
+    return F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum") / whole.valid.clamp(min=1)
 
 
 @_in_full_precision
-def image_weighted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def image_weighted_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
     """Sum over the images of their weighted means; an image that is all ignore adds 0.
 
     A class weighs 2 - its share of the batch's valid pixels. As in the reference implementation the shares are those of
     the whole batch and the images are summed, not averaged: the gradient grows with the batch.
     """
     classes = logits.shape[1]
-    pixels = torch.bincount(label.flatten(), minlength=IGNORE + 1)[:classes].to(logits.dtype)
+    pixels = whole.pixels[:classes].to(logits.dtype)
     weight_of = logits.new_zeros(IGNORE + 1)  # by train id: 0 for ignore
     weight_of[:classes] = 2 - pixels / pixels.sum().clamp(min=1)
     weight = weight_of[label]  # (B, H, W)
@@ -79,17 +107,17 @@ def image_weighted_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
 
 
 @_in_full_precision
-def binary_cross_entropy(logits: Tensor, label: Tensor) -> Tensor:
+def binary_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
     """Each class by itself against the rest: summed over classes and valid pixels, over the valid pixels plus 1."""
-    return _binary_cross_entropy(logits, _one_hot(label, logits), _valid(label))
+    return _binary_cross_entropy(logits, _one_hot(label, logits), _valid(label), whole)
 
 
 @_in_full_precision
-def region_mutual_information(logits: Tensor, label: Tensor) -> Tensor:
+def region_mutual_information(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
     """Half binary cross-entropy, half region term. It can be negative. Raises ValueError for crops below 8 x 8."""
     truth, valid = _one_hot(label, logits), _valid(label)
-    pixels = _binary_cross_entropy(logits, truth, valid)
-    regions = _region_term(logits.sigmoid() * valid + _FLOOR, truth)
+    pixels = _binary_cross_entropy(logits, truth, valid, whole)
+    regions = _region_term(logits.sigmoid() * valid + _FLOOR, truth) / whole.images
     return (1 - _REGION_SHARE) * pixels + _REGION_SHARE * regions
 
 
@@ -103,9 +131,9 @@ def _one_hot(label: Tensor, like: Tensor) -> Tensor:
     return (label.unsqueeze(1) == classes).to(like.dtype)
 
 
-def _binary_cross_entropy(logits: Tensor, truth: Tensor, valid: Tensor) -> Tensor:
+def _binary_cross_entropy(logits: Tensor, truth: Tensor, valid: Tensor, whole: Counts) -> Tensor:
     surprise = F.binary_cross_entropy_with_logits(logits, truth, weight=valid.to(logits.dtype), reduction="sum")
-    return surprise / (valid.sum() + 1)
+    return surprise / (whole.valid + 1)
 
 
 def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -119,10 +147,10 @@ def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
     (a ridge added to its variances and to those of the prediction), and 0.5 log det M, but for its sign and constants,
     bounds the mutual information of the two from below (arXiv 1910.12037, section 3). M is the Schur complement in the
     joint covariance of both, so its Cholesky factor is the lower right block of the joint one's: no inverse is needed,
-    and what is factorised has no eigenvalue below the ridge. Covariances are sums over the regions, not means. Mean
-    over images, by numbers of a region; sum over classes.
+    and what is factorised has no eigenvalue below the ridge. Covariances are sums over the regions, not means. Sum
+    over images and classes, by numbers of a region.
     """
-    images, _, height, width = predicted.shape
+    height, width = predicted.shape[-2:]
     least = (_REGION - 1) * _POOL
     if min(height, width) < least:
         raise ValueError(f"a crop of {height}x{width} pixels holds no region: rmi needs {least}x{least} or more")
@@ -139,7 +167,7 @@ def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
     factor: Tensor = torch.linalg.cholesky_ex(covariance).L
     numbers = _REGION**2
     half_log_det = factor.diagonal(dim1=-2, dim2=-1)[:, numbers:].log().sum(dim=-1)  # (B * C,)
-    return (half_log_det.sum() / (images * numbers)).to(predicted.dtype)
+    return (half_log_det.sum() / numbers).to(predicted.dtype)
 
 
 # --- all outputs of a network -----------------------------------------------------------------------------------------
@@ -159,12 +187,13 @@ LOSSES = {
 }
 
 
-def segmentation_loss(name: str, output: TrainingOutput, label: Tensor) -> Tensor:
-    """The loss of this name (see LOSSES) of all outputs of a network, weighted."""
+def segmentation_loss(name: str, output: TrainingOutput, label: Tensor, whole: Counts | None = None) -> Tensor:
+    """The loss of this name (see LOSSES) of all outputs of a network, weighted. `whole`: see `Loss`."""
     joint, other = LOSSES[name]
-    total = joint(output.joint, label)
+    whole = Counts.of(label) if whole is None else whole
+    total = joint(output.joint, label, whole)
     if output.aux is not None:
-        total = total + AUX_WEIGHT * other(output.aux, label)
+        total = total + AUX_WEIGHT * other(output.aux, label, whole)
     for logits in output.scales:
-        total = total + SCALE_WEIGHT * other(logits, label)
+        total = total + SCALE_WEIGHT * other(logits, label, whole)
     return total

@@ -44,7 +44,8 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def teacher(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint after a few steps on the city: knows road from sky, and is unsure enough to ignore pixels."""
-    from autolabel.student.train import TrainJob, train
+    from autolabel.student.job import TrainJob
+    from autolabel.student.train import train
 
     out = tmp_path_factory.mktemp("teacher")
     fine, val = city / "fine.parquet", city / "val.parquet"

@@ -23,8 +23,9 @@ from autolabel.pipeline.run import generate
 from autolabel.student.compare import ARMS, arm_names, compare, last_scores, read_curve
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores
+from autolabel.student.job import TrainJob
 from autolabel.student.page import render
-from autolabel.student.train import StepReport, TrainJob
+from autolabel.student.train import StepReport
 from autolabel.student.verdicts import MEAN, Comparison, Difference, Estimate, estimate, t_quantile
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core

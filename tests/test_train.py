@@ -25,15 +25,10 @@ from autolabel.manifests.classes import CAMVID, CITYSCAPES
 from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
 from autolabel.student.evaluate import Scores
+from autolabel.student.job import TrainJob
 from autolabel.student.losses import LOSSES
-from autolabel.student.train import (
-    LEARNING_RATES,
-    StepReport,
-    TrainingStopped,
-    TrainJob,
-    learning_rate_at,
-    train,
-)
+from autolabel.student.optimise import LEARNING_RATES, learning_rate_at
+from autolabel.student.train import StepReport, TrainingStopped, train
 from autolabel.teacher.build import build
 from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
 from autolabel.teacher.hrnet import HRNet
@@ -232,7 +227,8 @@ def test_killed_without_warning_and_resumed_gives_the_same_bits(
     """The victim has saved after its second step, and waits to be killed after the third."""
     code = (
         "import pathlib, sys, time\n"
-        "from autolabel.student.train import TrainJob, train\n"
+        "from autolabel.student.job import TrainJob\n"
+        "from autolabel.student.train import train\n"
         "fine, val, out = map(pathlib.Path, sys.argv[1:])\n"
         "job = TrainJob(fine, val, out, steps=4, batch_size=2, crop=(64, 64), device='cpu', precision='float32',"
         " validations=2)\n"
@@ -399,10 +395,14 @@ def overflowing(short: TrainJob, folder: Path) -> TrainJob:
 @pytest.mark.parametrize("loss", LOSSES)
 def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJob, tmp_path: Path) -> None:
     message = (
-        r"^the loss became (nan|inf) at step 1: start again in another --out with a smaller --learning-rate than 0\.5$"
+        r"^the loss became (nan|inf) at step 1, on ([a-z0-9_]+), ([a-z0-9_]+): nothing was saved yet; start again in"
+        r" another --out with a smaller --learning-rate than 0\.5$"
     )
-    with pytest.raises(TrainingStopped, match=message):
+    with pytest.raises(TrainingStopped, match=message) as stopped:
         train(replace(overflowing(short, tmp_path), loss=loss))
+    found = re.match(message, str(stopped.value))
+    assert found is not None
+    assert set(found.groups()[1:]) < {s.sample_id for s in load_manifest(short.manifest).samples}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json"]  # nothing broken is kept
 
 

@@ -1,0 +1,225 @@
+"""Several processes train as one: Ray Train starts them, on one machine or many, and again when one of them dies.
+
+The only file of this room that imports Ray. Where to go on is not Ray's matter: whoever starts reads `last.pt`, and the
+first of the workers writes it, just as a single process does. What they have to say reaches the driver through a small
+actor, because Ray Train itself passes nothing on before the end.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import threading
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from autolabel.student.parallel import Team
+
+FAILURES = 3  # deaths of workers that a call outlives; preempted machines do not count
+_START_S = 900.0  # an autoscaler may need this long to bring machines
+_QUIET_S = 30.0
+_SCRATCH = ".ray-train"  # in the training's folder: Ray Train insists on one
+
+OnStep = Callable[[Any], None]
+Body = Callable[[Team, OnStep], None]
+
+_STOPPING = "stopping after the step under way, which is kept; press Ctrl-C again to stop at once"
+
+
+class WorkersFailed(RuntimeError):
+    """The workers died too often, or none could be had; the message says why. The last save is kept."""
+
+
+class _Mailbox:
+    """An actor: what the workers say, until the driver fetches it, and whether it wants them to stop."""
+
+    def __init__(self) -> None:
+        self.reports: list[Any] = []
+        self.begun = self.stopping = False
+        self.outcome: BaseException | None = None
+
+    def begin(self) -> bool:
+        """A worker is there; False if it need not begin."""
+        self.begun = True
+        return self.outcome is None
+
+    def report(self, report: Any) -> bool:
+        """A step is done; True if it is to be the last."""
+        self.reports.append(report)
+        return self.stopping
+
+    def end(self, outcome: BaseException) -> None:
+        """Trying again would not help. Only the first one counts: the others follow from it."""
+        self.outcome = self.outcome or outcome
+
+    def stop(self) -> None:
+        """No further step."""
+        self.stopping = True
+
+    def fetch(self) -> tuple[bool, list[Any], BaseException | None]:
+        """Whether a worker has begun, the steps since the last call, and what has ended the training."""
+        reports, self.reports = self.reports, []
+        return self.begun, reports, self.outcome
+
+
+def run_workers(
+    body: Body,
+    workers: int,
+    device: str,
+    folder: Path,
+    on_step: OnStep,
+    on_note: Callable[[str], None],
+    final: tuple[type[Exception], ...],
+) -> None:
+    """Run `body` in so many processes of the Ray that is connected, until it has ended in all of them.
+
+    What body's first process passes to its `on_step`, ours gets; it may get a step again, after a failure. Errors of
+    `final` types are raised here at once, others count as a failed worker: all start again. Ctrl-C raises
+    KeyboardInterrupt in the first process's `on_step`, then here. Raises WorkersFailed, ValueError.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        raise ValueError(f"workers {workers}: expected a connection to Ray (`ray.init()`, or a `cluster`)")
+    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    on_gpu = device.startswith("cuda") or (device == "auto" and found.get("GPU", 0) >= workers)
+    here = ray.get_runtime_context().get_node_id()
+    mailbox = (
+        ray.remote(_Mailbox)
+        .options(
+            num_cpus=0, scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, False)
+        )
+        .remote()
+    )
+    shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+    work = partial(_work, body, mailbox, final, os.getcwd())
+    fitting = _Fitting(_trainer(work, workers, on_gpu, folder))
+    fitting.start()
+    try:
+        _follow(ray, fitting, mailbox, workers, on_gpu, on_step, on_note)
+    finally:
+        shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+
+
+def _trainer(work: Callable[[], None], workers: int, on_gpu: bool, folder: Path) -> Any:
+    os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{_START_S:.0f}")
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchConfig, TorchTrainer
+
+    return TorchTrainer(
+        work,
+        scaling_config=ScalingConfig(
+            num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1, "GPU": on_gpu}
+        ),
+        torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
+        run_config=RunConfig(
+            name=_SCRATCH, storage_path=str(folder.absolute()), failure_config=FailureConfig(max_failures=FAILURES)
+        ),
+    )
+
+
+class _Fitting(threading.Thread):
+    """Ray Train's own call, which blocks; `error` is what it raised."""
+
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(daemon=True)
+        self.trainer = trainer
+        self.error: BaseException | None = None
+
+    def run(self) -> None:
+        try:
+            self.trainer.fit()
+        except BaseException as error:
+            self.error = error
+
+
+def _follow(
+    ray: Any,
+    fitting: _Fitting,
+    mailbox: Any,
+    workers: int,
+    on_gpu: bool,
+    on_step: OnStep,
+    on_note: Callable[[str], None],
+) -> None:
+    """Pass on what the workers say until they are done."""
+    began, told, stopping = time.monotonic(), False, False
+    needs = f"{workers} workers need {'1 GPU and ' if on_gpu else ''}1 CPU each"
+    while True:
+        try:
+            over = not fitting.is_alive()
+            begun, reports, outcome = ray.get(mailbox.fetch.remote())
+            for report in reports:
+                on_step(report)
+            if outcome is not None:
+                raise outcome
+            if over:
+                break
+            waited = 0.0 if begun else time.monotonic() - began
+            if waited > _START_S:
+                raise WorkersFailed(f"no worker started in {_START_S:.0f} s: {needs}, the cluster has {_has(ray)}")
+            if waited > _QUIET_S and not told:
+                told = True
+                on_note(f"waiting: {needs}, the cluster has {_has(ray)}; giving up after {_START_S / 60:.0f} min")
+            fitting.join(0.3)
+        except KeyboardInterrupt:
+            if stopping or not begun:
+                raise
+            stopping = True
+            on_note(_STOPPING)
+            mailbox.stop.remote()
+    if fitting.error is not None:
+        raise WorkersFailed(
+            f"the workers failed {FAILURES + 1} times ({_reason(fitting.error)}); run the same again to go on from the"
+            " last save"
+        ) from fitting.error
+
+
+def _has(ray: Any) -> str:
+    found = ray.cluster_resources()
+    return f"{found.get('GPU', 0):g} GPU and {found.get('CPU', 0):g} CPU"
+
+
+def _reason(error: BaseException) -> str:
+    """What the workers died of, in one line."""
+    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
+    lines = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
+    return lines[-1].strip()
+
+
+def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: str) -> None:
+    """What a worker does: join the team, and tell the driver how it goes."""
+    import ray
+    import ray.train.torch
+
+    if not ray.get(mailbox.begin.remote()):
+        return
+    with contextlib.suppress(OSError):  # for relative paths; elsewhere there may be no such folder
+        os.chdir(folder)
+    context = ray.train.get_context()
+    device = ray.train.torch.get_device()
+    if device.type == "cpu":
+        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+    answer: Any = None
+
+    def on_step(report: Any) -> None:
+        """The answer is looked at once it is there: a step does not wait for it."""
+        nonlocal answer
+        if answer is not None and ray.wait([answer], timeout=0)[0] and ray.get(answer):
+            raise KeyboardInterrupt
+        answer = mailbox.report.remote(report)
+
+    try:
+        body(Team(device, context.get_world_rank(), context.get_world_size()), on_step)
+    except BaseException as error:
+        if isinstance(error, (KeyboardInterrupt, *final)):
+            ray.get(mailbox.end.remote(error))
+        raise
