@@ -32,7 +32,7 @@ from torch import Tensor
 
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import writing
-from autolabel.teacher.build import ARCHITECTURES, build, recognise
+from autolabel.teacher.build import ARCHITECTURES, architecture, build, recognise
 from autolabel.teacher.networks import SegmentationNet
 
 FORMAT = "autolabel-checkpoint/1"
@@ -243,9 +243,9 @@ class Start(NamedTuple):
 def read_start(path: Path, arch: str, space: LabelSpace) -> Start:
     """What a training of `arch` with the classes of `space` can take from a file.
 
-    From a checkpoint of the same network everything, but where its classes are others, not the layers that stand for
-    classes. From weights of the trunk alone the whole trunk. Raises BadCheckpoint where that does not fit in every
-    tensor, FileNotFoundError.
+    From a checkpoint of the same network everything; of another decoder or combination, what both networks have alike.
+    Layers that stand for classes are left out where the classes are others. From weights of the trunk alone the whole
+    trunk. Raises BadCheckpoint where that does not fit in every tensor, FileNotFoundError.
     """
     content, state = _read_state(path)
     if content.get("format") == FORMAT or recognise(state):
@@ -255,25 +255,32 @@ def read_start(path: Path, arch: str, space: LabelSpace) -> Start:
 
 
 def _start_from_network(path: Path, checkpoint: Checkpoint, arch: str, space: LabelSpace) -> Start:
-    if checkpoint.arch != arch:
+    theirs, ours = architecture(checkpoint.arch), architecture(arch)
+    if theirs.trunk != ours.trunk:
         raise BadCheckpoint(
-            f"{path} is {checkpoint.arch}: expected {arch}, of any classes, or weights of its trunk alone"
+            f"{path} is {theirs}: expected a network on {ours.trunk}, as {ours} is, or weights of it alone"
         )
+    wrong = mismatches(_shapes(checkpoint.arch, checkpoint.classes, checkpoint.scales), checkpoint.state_dict)
+    if wrong:
+        raise BadCheckpoint(f"{path} does not fit {checkpoint.arch}: {_first(wrong)}")
+    scales = checkpoint.scales if theirs == ours else 3
+    expected, other = _shapes(arch, len(space), scales), _shapes(arch, len(space) + 1, scales)
+    alike = {"backbone"}
+    if theirs.decoder == ours.decoder:
+        alike |= {k.split(".")[0] for k in expected if not k.startswith("scale_attn.")}
+    if theirs == ours:
+        alike.add("scale_attn")
     known = checkpoint.label_space
     same = checkpoint.classes == len(space) and (known is None or known.names == space.names)
-    expected, there = _shapes(arch, len(space), checkpoint.scales), _shapes(arch, checkpoint.classes, checkpoint.scales)
-    wrong = mismatches(there, checkpoint.state_dict)
-    if wrong:
-        raise BadCheckpoint(f"{path} does not fit {arch}: {_first(wrong)}")
-    other = _shapes(arch, len(space) + 1, checkpoint.scales)
     of_classes = set() if same else {k for k, v in expected.items() if v.shape != other[k].shape}
-    taken = {k: v for k, v in checkpoint.state_dict.items() if k not in of_classes}
-    fresh = ""
-    if of_classes:
-        layers = " and ".join(sorted({k.rpartition(".")[0] for k in of_classes}))
+    wanted = {k for k in expected if k.split(".")[0] in alike} - of_classes
+    layers = {k.rpartition(".")[0] if k.split(".")[0] in alike else k.split(".")[0] for k in expected.keys() - wanted}
+    fresh = f"; {', '.join(sorted(layers))} start fresh" if layers else ""
+    if not same:
         classes = f"{checkpoint.classes} classes there, {len(space)} here"
-        fresh = f"; {layers} start fresh ({classes if checkpoint.classes != len(space) else 'other classes'})"
-    return _start(path, expected, taken, checkpoint.scales, checkpoint.trained_on, fresh)
+        fresh += f" ({classes if checkpoint.classes != len(space) else 'other classes'})"
+    taken = {k: v for k, v in checkpoint.state_dict.items() if k in wanted}
+    return _start(path, expected, taken, scales, checkpoint.trained_on, fresh)
 
 
 # Torchvision's names of what is `layer0` in the published ResNet-50.
@@ -297,7 +304,7 @@ def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space:
     if not any(k in trunk and v.shape == trunk[k].shape for k, v in found.items() if v.ndim):
         raise BadCheckpoint(
             f"{path}: nothing in it fits {arch} (it begins with {', '.join(list(state)[:3])}): expected a checkpoint of"
-            " that network, or weights of its trunk alone"
+            " docs/teacher.md with that trunk, or weights of the trunk alone"
         )
     if wrong:
         raise BadCheckpoint(f"{path} does not fit the trunk of {arch}: {_first(wrong)}")

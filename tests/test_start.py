@@ -74,7 +74,7 @@ def test_from_other_classes_everything_is_taken_but_the_layers_that_stand_for_th
     assert same(start.state_dict, state)
     assert start.trained_on.tolist() == []
     assert start.told == (
-        f"2.0 of 2.0 M parameters from {path}; ocr.aux_head.2 and ocr.cls_head start fresh (65 classes there, 19 here)"
+        f"2.0 of 2.0 M parameters from {path}; ocr.aux_head.2, ocr.cls_head start fresh (65 classes there, 19 here)"
         + UNKNOWN
     )
 
@@ -96,7 +96,29 @@ def test_as_many_classes_of_other_names_are_other_classes(tmp_path: Path) -> Non
     save_checkpoint(path, ARCH, lava, build(ARCH, len(CAMVID)), fingerprint_tensor(["0f"]), {})
     start = read_start(path, ARCH, CAMVID)
     assert HEADS.isdisjoint(start.state_dict)
-    assert start.told.endswith("; ocr.aux_head.2 and ocr.cls_head start fresh (other classes)")
+    assert start.told.endswith("; ocr.aux_head.2, ocr.cls_head start fresh (other classes)")
+
+
+@pytest.mark.parametrize(
+    ("there", "taken", "fresh"),
+    [
+        ("hrnet18s_ocr", {"backbone", "ocr"}, "ocr.aux_head.2, ocr.cls_head, scale_attn"),
+        ("hrnet18s_ocr_explicit", {"backbone", "ocr"}, "ocr.aux_head.2, ocr.cls_head, scale_attn"),
+        ("hrnet18s_plain_mscale", {"backbone"}, "ocr, scale_attn"),
+    ],
+)
+def test_of_another_network_on_the_same_trunk_what_both_have_alike_is_taken(
+    there: str, taken: set[str], fresh: str, tmp_path: Path
+) -> None:
+    """As the recipe for Cityscapes does: the weights that it starts from have seen Mapillary at one scale only."""
+    theirs = build(there, 65).state_dict()
+    torch.save({"state_dict": theirs}, tmp_path / "mapillary.pth")
+    start = read_start(tmp_path / "mapillary.pth", ARCH, CITYSCAPES)
+    with torch.device("meta"):
+        expected = build(ARCH, 19).state_dict()
+    assert start.state_dict.keys() == {k for k in expected if k.split(".")[0] in taken} - HEADS
+    assert same(start.state_dict, theirs)
+    assert f"; {fresh} start fresh (65 classes there, 19 here)" in start.told
 
 
 def test_from_imagenet_weights_of_the_small_trunk_the_trunk_is_taken(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -200,13 +222,13 @@ def trunk_of(arch: str) -> dict[str, Tensor]:
     [
         pytest.param(
             lambda: torch.nn.Linear(2, 2).state_dict(),
-            ": nothing in it fits hrnet18s_ocr_mscale (it begins with weight, bias): expected a checkpoint of that"
-            " network, or weights of its trunk alone",
+            ": nothing in it fits hrnet18s_ocr_mscale (it begins with weight, bias): expected a checkpoint of"
+            " docs/teacher.md with that trunk, or weights of the trunk alone",
             id="nothing fits",
         ),
         pytest.param(
-            lambda: build("hrnet18s_ocr", 19).state_dict(),
-            " is hrnet18s_ocr: expected hrnet18s_ocr_mscale, of any classes, or weights of its trunk alone",
+            lambda: build("resnet50_deeplabv3", 19).state_dict(),
+            " is resnet50_deeplabv3: expected a network on hrnet18s, as hrnet18s_ocr_mscale is, or weights of it alone",
             id="another network",
         ),
         pytest.param(
