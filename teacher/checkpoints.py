@@ -285,6 +285,7 @@ def _start_from_network(path: Path, checkpoint: Checkpoint, arch: str, space: La
 
 # Torchvision's names of what is `layer0` in the published ResNet-50.
 _RESNET_STEM = (("conv1.", "layer0.0."), ("bn1.", "layer0.1."))
+_EFFICIENTNET_LAST = "backbone.features.8."  # 1x1 before its classifier, and not part of the trunk
 
 
 def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space: LabelSpace) -> Start:
@@ -299,8 +300,10 @@ def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space:
         return f"backbone.{key}"
 
     found = {renamed(k): v for k, v in state.items()}
-    taken = {k: v for k, v in found.items() if k in trunk}
-    wrong = mismatches(trunk, taken)
+    modules = {k.split(".")[1] for k in trunk}
+    mine = {k for k in found if k.split(".")[1] in modules and not k.startswith(_EFFICIENTNET_LAST)}
+    taken = {k: v for k, v in found.items() if k in mine}
+    wrong = mismatches(trunk, taken)  # a deeper trunk has more in the same modules
     if not any(k in trunk and v.shape == trunk[k].shape for k, v in found.items() if v.ndim):
         raise BadCheckpoint(
             f"{path}: nothing in it fits {arch} (it begins with {', '.join(list(state)[:3])}): expected a checkpoint of"
@@ -309,7 +312,7 @@ def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space:
     if wrong:
         raise BadCheckpoint(f"{path} does not fit the trunk of {arch}: {_first(wrong)}")
     fresh = ", ".join(sorted({k.split(".")[0] for k in expected.keys() - trunk.keys()}))
-    unused = ", ".join(sorted({k.split(".")[1] for k in found.keys() - trunk.keys()}))
+    unused = ", ".join(sorted({k.split(".")[1] for k in found.keys() - mine}))
     told = f", the trunk; {fresh} start fresh" + (f"; not used: {unused}" if unused else "")
     return _start(path, expected, taken, 3, torch.zeros(0, dtype=torch.int64), told)
 

@@ -155,6 +155,21 @@ def test_the_trunk_of_resnet_50_has_the_names_of_torchvision(tmp_path: Path) -> 
     assert "; not used: fc;" in start.told
 
 
+def test_a_deeper_trunk_is_refused(tmp_path: Path) -> None:
+    """ResNet-101 is ResNet-50 with more blocks: all tensors of the smaller one would be found in it."""
+    more = {"layer3.6.conv1.weight": torch.zeros(256, 1024, 1, 1)}
+    torch.save(stand_in("resnet50_deeplabv3plus", "") | more, tmp_path / "resnet101.pth")
+    with pytest.raises(BadCheckpoint, match=r"trunk of .*: backbone\.layer3\.6\.conv1\.weight is not in the network$"):
+        read_start(tmp_path / "resnet101.pth", "resnet50_deeplabv3plus", CITYSCAPES)
+
+
+def test_the_last_convolution_of_efficientnet_belongs_to_its_classifier(tmp_path: Path) -> None:
+    arch = "efficientnet_b4_deeplabv3plus"
+    more = {"features.8.0.weight": torch.zeros(1792, 448, 1, 1), "classifier.1.bias": torch.zeros(1000)}
+    torch.save(stand_in(arch, "") | more, tmp_path / "b4.pth")
+    assert "; not used: classifier, features;" in read_start(tmp_path / "b4.pth", arch, CITYSCAPES).told
+
+
 def test_the_trunk_of_xception_71_is_published_as_model_dict(tmp_path: Path) -> None:
     trunk = stand_in("xception71_deeper", "module.")
     torch.save({"epoch": 3, "model_dict": trunk}, tmp_path / "x71.pth")
