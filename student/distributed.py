@@ -23,7 +23,7 @@ from autolabel.student.parallel import Team
 
 FAILURES = 3  # deaths of workers that a call outlives; preempted machines do not count
 _START_S = 900.0  # an autoscaler may need this long to bring machines
-_QUIET_S = 30.0
+_QUIET_S = 60.0
 _SCRATCH = ".ray-train"  # in the training's folder: Ray Train insists on one
 
 OnStep = Callable[[Any], None]

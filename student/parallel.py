@@ -56,7 +56,7 @@ class Team:
             for module in twin.modules():
                 if isinstance(module, nn.BatchNorm2d):
                     module.__class__ = SynchronisedBatchNorm
-        return DistributedDataParallel(twin, [self.device] if on_gpu else None, broadcast_buffers=False)
+        return DistributedDataParallel(twin, [self.device] if on_gpu else None)
 
 
 class Shares(Sampler[int]):
@@ -106,7 +106,7 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         if not self.training:
             return super().forward(x)
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
-        values = x.float()
+        values = x.to(torch.promote_types(x.dtype, torch.float32))
         size = dist.get_world_size()
         own_variance, own_mean = torch.var_mean(values, dim=(0, 2, 3), correction=0)
         mean = _sum(own_mean) / size

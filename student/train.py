@@ -101,7 +101,7 @@ def train(
     if on_note and request.started_from and not request.last.is_file():
         on_note(f"starts with {request.started_from}")
     if cluster is None and job.workers == 1:
-        _Training(request, Team(torch.device(pick_device(job.device)))).run(on_step)
+        Training(request, Team(torch.device(pick_device(job.device)))).run(on_step)
     elif request.crops is not None:
         from autolabel.student.distributed import run_workers
 
@@ -116,10 +116,10 @@ def train(
 
 def _train_in(request: Request, team: Team, on_step: OnStep) -> None:
     """What each of several processes does."""
-    _Training(request, team).run(on_step)
+    Training(request, team).run(on_step)
 
 
-class _Training:
+class Training:
     """State of one training in one process: network, optimizer, position, curves."""
 
     def __init__(self, request: Request, team: Team) -> None:

@@ -486,6 +486,12 @@ def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> No
         "auto_share": None,
         "auto_classes": None,
         "fine_only_last": 0.0,
+        "workers": 1,
+        "accumulate": 1,
+        "schedule": "poly",
+        "power": 0.9,
+        "ema": None,
+        "compile": False,
         "images": 6,
         "started_from": None,
     }
