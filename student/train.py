@@ -211,9 +211,9 @@ class Training:
             total += loss.detach()
         value = team.sum(total).item()
         if not math.isfinite(value):
-            self._stop("loss", value)
+            self._stop(f"the loss became {value}", self.step)
         if not optimiser.update(rate) and optimiser.hopeless:
-            self._stop("gradient", math.inf)
+            self._stop("the gradient became infinite or nan", self.step)
         return value, rate
 
     def _loss(self, images: Tensor, label: Tensor, whole: Counts) -> Tensor:
@@ -228,13 +228,13 @@ class Training:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _stop(self, what: str, value: float) -> NoReturn:
-        """Raise TrainingStopped for the step under way; nothing of it has reached the weights."""
+    def _stop(self, what: str, step: int) -> NoReturn:
+        """Raise TrainingStopped for a step, counted from 0, of which nothing is kept."""
         kept = f"last.pt keeps the weights of step {self.saved}" if self.saved else "nothing was saved yet"
         other = " or --precision bfloat16" if self.dtype == torch.float16 else ""
         raise TrainingStopped(
-            f"the {what} became {value} at step {self.step + 1}, on {self.request.shown_at(self.step)}: {kept}; start"
-            f" again in another --out with a smaller --learning-rate than {self.request.peak:g}{other}"
+            f"{what} at step {step + 1}, on {self.request.shown_at(step)}: {kept}; start again in another --out with a"
+            f" smaller --learning-rate than {self.request.peak:g}{other}"
         )
 
     @property
@@ -248,8 +248,7 @@ class Training:
         for network in {self.network, self._result}:
             for name, tensor in network.state_dict().items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    self.step -= 1
-                    self._stop(name, math.inf)
+                    self._stop(f"{name} became infinite or nan", self.step - 1)
 
     def _validate(self) -> float:
         self._require_finite()

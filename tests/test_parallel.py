@@ -6,7 +6,9 @@ Real processes that talk through gloo; no Ray.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
+import uuid
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -33,7 +35,8 @@ CPU = torch.device("cpu")
 
 def in_processes(size: int, folder: Path, body: Callable[..., None], *arguments: Any) -> None:
     """Call body(team, *arguments) in so many new processes, and wait for them."""
-    spawn(_join, args=(size, folder / "meeting-place", body, arguments), nprocs=size)
+    place = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")
+    spawn(_join, args=(size, place, body, arguments), nprocs=size)
 
 
 def _join(rank: int, size: int, place: Path, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
@@ -170,30 +173,41 @@ def assert_close(folder: Path, expected: Path) -> None:
     found, wanted = (read_checkpoint(path / "last.pt") for path in (folder, expected))
     assert found.training is not None
     assert wanted.training is not None
-    for state, other in ((found.state_dict, wanted.state_dict), (found.training["network"], wanted.training["network"])):
+    for state, other in (
+        (found.state_dict, wanted.state_dict),
+        (found.training["network"], wanted.training["network"]),
+    ):
         for key, tensor in other.items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
     rows = [[(row["step"], row["loss"], row["learning_rate"]) for row in c.training["curves"]] for c in (found, wanted)]
     assert rows[0] == [(step, pytest.approx(loss, rel=1e-3), rate) for step, loss, rate in rows[1]]
 
 
-def test_two_processes_that_are_killed_and_go_on_give_what_one_gives(
-    job: TrainJob, alone: Path, tmp_path: Path
-) -> None:
-    shared = replace(job, out=tmp_path / "out", workers=2)
+@pytest.fixture(scope="module")
+def killed(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that training, by two processes of which one died after the third step; the second was saved."""
+    folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(ProcessExitedException):
-        in_processes(2, tmp_path, train_in, shared, 3)
-    last = read_checkpoint(shared.out / "last.pt")
+        in_processes(2, folder, train_in, replace(job, out=folder / "out", workers=2), 3)
+    last = read_checkpoint(folder / "out" / "last.pt")
     assert last.training is not None
     assert last.training["step"] == 2
-    (tmp_path / "meeting-place").unlink()
-    in_processes(2, tmp_path, train_in, shared)
-    assert_close(shared.out, alone)
+    return folder / "out"
 
 
-def test_a_training_of_two_processes_goes_on_with_one(job: TrainJob, alone: Path, tmp_path: Path) -> None:
-    shared = replace(job, out=tmp_path / "out", workers=2)
-    with pytest.raises(ProcessExitedException):
-        in_processes(2, tmp_path, train_in, shared, 3)
-    train(replace(shared, workers=1))
-    assert_close(shared.out, alone)
+def test_two_processes_that_are_killed_and_go_on_give_the_same_bits_and_what_one_gives(
+    job: TrainJob, alone: Path, killed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(killed, tmp_path / "resumed")
+    (tmp_path / "unbroken").mkdir()
+    for name in ("resumed", "unbroken"):
+        in_processes(2, tmp_path / name, train_in, replace(job, out=tmp_path / name, workers=2))
+    found, expected = (read_checkpoint(tmp_path / name / "last.pt") for name in ("resumed", "unbroken"))
+    assert all(torch.equal(tensor, expected.state_dict[key]) for key, tensor in found.state_dict.items())
+    assert_close(tmp_path / "resumed", alone)
+
+
+def test_a_training_of_two_processes_goes_on_with_one(job: TrainJob, alone: Path, killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "out")
+    train(replace(job, out=tmp_path / "out", workers=1))
+    assert_close(tmp_path / "out", alone)

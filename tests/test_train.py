@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import re
 import shutil
@@ -24,10 +25,11 @@ from torch.nn.modules.module import register_module_forward_hook
 from autolabel.manifests.classes import CAMVID, CITYSCAPES
 from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
+from autolabel.pipeline.engine import ray_session
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
 from autolabel.student.losses import LOSSES
-from autolabel.student.optimise import LEARNING_RATES, learning_rate_at
+from autolabel.student.optimise import LEARNING_RATES, Optimiser, learning_rate_at
 from autolabel.student.train import StepReport, TrainingStopped, train
 from autolabel.teacher.build import build
 from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
@@ -146,6 +148,77 @@ def test_the_learning_rate_warms_up_and_decays(short: TrainJob) -> None:
     assert learning_rate_at(0, 1, 2.0) == 2.0
 
 
+def test_the_other_schedule_and_another_power() -> None:
+    cosine = [learning_rate_at(step, 100, 2.0, "cosine") for step in range(100)]
+    assert cosine[0] == pytest.approx(2 / 5)
+    assert cosine[25] == pytest.approx(2 * (1 + 0.5**0.5) / 2)
+    assert cosine[50] == pytest.approx(1)
+    assert cosine[4:] == sorted(cosine[4:], reverse=True)
+    assert learning_rate_at(50, 100, 2.0, "poly", 2) == pytest.approx(0.5)
+
+
+# --- from gradients to weights ----------------------------------------------------------------------------------------
+
+
+def small(**options: Any) -> tuple[torch.nn.Module, Optimiser]:
+    """A network of one weight and running statistics, and its optimiser without momentum of note."""
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1, affine=False))
+    torch.nn.init.constant_(next(network.parameters()), 1.0)
+    asked = {"optimizer": "sgd", "peak": 0.1, "average_decay": None, "precision": torch.float32} | options
+    return network, Optimiser(network, **asked)
+
+
+def pull(optimiser: Optimiser, weight: torch.Tensor, by: float) -> bool:
+    """One update of a weight whose gradient is `by`."""
+    optimiser.clear()
+    optimiser.backward(weight.sum() * by)
+    return optimiser.update(0.1)
+
+
+def test_gradients_are_clipped_to_a_length_of_ten() -> None:
+    network, optimiser = small()
+    weight = next(network.parameters())
+    assert pull(optimiser, weight, 1000.0)
+    assert weight.item() == pytest.approx(1 - 0.1 * (10 + 5e-4), abs=1e-6)  # with weight decay
+
+
+@pytest.mark.parametrize("by", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(by: float) -> None:
+    network, optimiser = small(average_decay=0.5)
+    weight = next(network.parameters())
+    assert not pull(optimiser, weight, by)
+    assert optimiser.hopeless
+    assert (weight.item(), optimiser.updates) == (1.0, 0)
+
+
+def test_in_float16_such_a_step_is_skipped_and_the_scale_halved_until_it_cannot_be_the_scale() -> None:
+    network, optimiser = small(precision=torch.float16)
+    weight = next(network.parameters())
+    scale = optimiser.scaler.get_scale()
+    assert not pull(optimiser, weight, math.inf)
+    assert (weight.item(), optimiser.scaler.get_scale(), optimiser.hopeless) == (1.0, scale / 2, False)
+    assert pull(optimiser, weight, 1.0)
+    assert weight.item() == pytest.approx(1 - 0.1 * (1 + 5e-4))
+    again = small(precision=torch.float16)[1]
+    again.load_state_dict(optimiser.state_dict())
+    assert again.scaler.get_scale() == scale / 2
+    assert [pull(optimiser, weight, math.inf) for _ in range(30)] == [False] * 30
+    assert optimiser.hopeless
+
+
+def test_averaged_weights_follow_the_formula_and_soon_forget_the_start() -> None:
+    network, optimiser = small(average_decay=0.3)
+    weight, mean = next(network.parameters()), 1.0
+    for number, decay in enumerate((2 / 11, 3 / 12, 0.3, 0.3), start=1):
+        pull(optimiser, weight, 1.0)
+        network(torch.tensor([[1.0], [2.0]]))  # moves the running statistics, and counts
+        mean = decay * mean + (1 - decay) * weight.item()
+        assert optimiser.average is not None
+        assert next(optimiser.average.parameters()).item() == pytest.approx(mean)
+        assert optimiser.updates == number
+    assert optimiser.average.get_buffer("1.num_batches_tracked").item() == 3  # of the last update
+
+
 # --- killed and started again -----------------------------------------------------------------------------------------
 
 
@@ -197,6 +270,76 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bits(
         hook.remove()
     train(job)
     assert_same_training(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            {"ema": 0.9, "accumulate": 2, "crop": (64, 96), "schedule": "cosine", "optimizer": "sgd"},
+            id="averaged, in two parts",
+        ),
+        pytest.param({"precision": "float16"}, id="float16", marks=pytest.mark.slow),  # a CPU emulates it
+        pytest.param({"precision": "bfloat16", "power": 2.0}, id="bfloat16, power 2"),
+    ],
+)
+def test_every_way_to_train_resumes_to_the_same_bits(change: dict[str, Any], short: TrainJob, tmp_path: Path) -> None:
+    job = replace(short, steps=3, validations=1, **change)
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 1:
+            raise KeyboardInterrupt
+
+    for name in ("unbroken", "resumed"):
+        job = replace(job, out=tmp_path / name)
+        if name == "resumed":
+            with pytest.raises(KeyboardInterrupt):
+                train(job, interrupt)
+        train(job)
+    assert_same_training(tmp_path / "resumed", tmp_path / "unbroken")
+    states = [read_checkpoint(tmp_path / name / "last.pt").training for name in ("resumed", "unbroken")]
+    assert all(state is not None for state in states)
+    first, second = (state["optimizer"]["state"] for state in states if state)
+    assert all(torch.equal(value, second[k][name]) for k in first for name, value in first[k].items())
+
+
+def test_averaged_weights_are_scored_and_both_are_kept(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    """The steps themselves are those of a training without an average."""
+    train(replace(short, out=tmp_path, ema=0.5))
+    last, plain = read_checkpoint(tmp_path / "last.pt"), read_checkpoint(uninterrupted / "last.pt")
+    assert last.training is not None
+    live = last.training["network"]
+    assert all(torch.equal(live[key], tensor) for key, tensor in plain.state_dict.items())
+    assert not torch.equal(last.state_dict["backbone.conv1.weight"], live["backbone.conv1.weight"])
+    best = read_checkpoint(tmp_path / "best.pt")
+    if best.metrics["step"] == 4:
+        assert weights(tmp_path / "best.pt") == weights(tmp_path / "last.pt")
+    assert [row["loss"] for row in curves(tmp_path)] == [row["loss"] for row in curves(uninterrupted)]
+
+
+def test_the_request_is_in_the_checkpoint_too(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    (tmp_path / "out" / "train.json").unlink()
+    with pytest.raises(ValueError, match=re.escape("another training (power was 0.9, now 2.0)")):
+        train(replace(short, out=tmp_path / "out", power=2.0))
+
+
+def test_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
+    """A finished training returns at once, whatever is to compute it; it needs no Ray."""
+    expected = Scores.read(uninterrupted / "scores.json")
+    assert train(replace(short, workers=2, compile=True)) == expected
+
+
+def test_a_training_of_an_older_version_goes_on(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    """What its train.json does not know was as it is by default."""
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    about = json.loads((tmp_path / "out" / "train.json").read_text())
+    for key in ("workers", "accumulate", "schedule", "power", "ema", "compile"):
+        del about[key]
+    (tmp_path / "out" / "train.json").write_text(json.dumps(about))
+    train(replace(short, out=tmp_path / "out"))
+    with pytest.raises(ValueError, match=re.escape("another training (ema was None, now 0.5)")):
+        train(replace(short, out=tmp_path / "out", ema=0.5))
 
 
 def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:
@@ -406,6 +549,63 @@ def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJ
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json"]  # nothing broken is kept
 
 
+def test_a_training_that_diverges_late_keeps_its_last_good_weights(short: TrainJob, tmp_path: Path) -> None:
+    """From the third step on, the trunk's features are infinite; the second step was saved."""
+    steps = 0
+
+    def break_down(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        nonlocal steps
+        if isinstance(module, HRNet) and module.training:
+            steps += 1
+            return output * math.inf if steps > 2 * 2 else None  # two scales a step
+        return None
+
+    hook = register_module_forward_hook(break_down)
+    try:
+        with pytest.raises(
+            TrainingStopped, match=r"at step 3, on .*: last\.pt keeps the weights of step 2; start again"
+        ):
+            train(replace(short, out=tmp_path))
+    finally:
+        hook.remove()
+    last = read_checkpoint(tmp_path / "last.pt")
+    assert all(tensor.isfinite().all() for tensor in last.state_dict.values())
+    assert last.metrics["step"] == 2
+
+
+def test_statistics_that_overflow_under_a_finite_loss_are_not_saved(short: TrainJob, tmp_path: Path) -> None:
+    """A variance of 1e60 is infinity, what is divided by it is 0, and the loss does not notice."""
+    network = build(short.arch, 19)
+    with torch.no_grad():
+        network.backbone.conv1.weight.mul_(1e30)
+    save_checkpoint(tmp_path / "init.pt", short.arch, CITYSCAPES, network, fingerprint_tensor([]), {})
+    job = replace(short, out=tmp_path / "out", init=tmp_path / "init.pt", learning_rate=1e-9)
+    with pytest.raises(
+        TrainingStopped, match=r"running_var became infinite or nan at step 2, on .*: nothing was saved"
+    ):
+        train(job)
+    assert [p.name for p in (tmp_path / "out").iterdir()] == ["train.json"]
+
+
+@pytest.mark.slow
+def test_a_compiled_network_takes_the_same_step(short: TrainJob, tmp_path: Path) -> None:
+    for name, compiled in (("plain", False), ("compiled", True)):
+        train(replace(short, out=tmp_path / name, steps=1, validations=1, compile=compiled, arch="hrnet18s_plain"))
+    found, expected = (float(curves(tmp_path / name)[0]["loss"]) for name in ("compiled", "plain"))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_two_gpus_give_what_one_gives(short: TrainJob, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    job = replace(short, device="cuda", batch_size=4, crop=(96, 128), arch="hrnet18s_plain_mscale", optimizer="sgd")
+    train(replace(job, out=tmp_path / "one"))
+    train(replace(job, out=tmp_path / "two", workers=2), cluster=ray_session(None, tmp_path, 2))
+    found, expected = ([float(row["loss"]) for row in curves(tmp_path / name)] for name in ("two", "one"))
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -421,6 +621,16 @@ def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJ
         ({"seed": -1}, "seed is -1: expected 0 to 4294967295"),
         ({"auto_share": 1.1}, "auto-share 1.1: expected a number from 0 to 1"),
         ({"fine_only_last": -0.15}, "fine-only-last -0.15: expected a number from 0 to 1"),
+        ({"workers": 0}, "workers is 0: expected 1 or more"),
+        ({"accumulate": 0}, "accumulate is 0: expected 1 or more"),
+        ({"schedule": "step"}, "schedule 'step': expected poly or cosine"),
+        ({"power": 0.0}, "power 0: expected a number above 0, up to 10"),
+        ({"schedule": "cosine", "power": 2.0}, "power 2 with schedule cosine: only poly has one"),
+        ({"ema": 1.0}, "ema 1: expected a decay between 0 and 1, such as 0.999"),
+        (
+            {"workers": 2, "accumulate": 2},
+            "a batch of 2 does not split evenly over workers 2 x accumulate 2: give a batch size that 4 divides",
+        ),
     ],
     ids=lambda value: "-".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
@@ -440,6 +650,26 @@ def test_one_picture_of_the_smallest_crop_a_step_is_refused(short: TrainJob, tmp
     with pytest.raises(ValueError, match="crop 32x32"):
         train(replace(short, out=tmp_path, batch_size=1, crop=(32, 32), steps=1, validations=1))
     train(replace(short, out=tmp_path, batch_size=1, crop=(32, 66), steps=1, validations=1))
+
+
+def test_parts_of_a_batch_of_one_value_are_refused(short: TrainJob, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="crop 32x32"):
+        train(replace(short, out=tmp_path, batch_size=2, accumulate=2, crop=(32, 32)))
+    with pytest.raises(ValueError, match="pools the whole image"):
+        train(replace(short, out=tmp_path, batch_size=2, accumulate=2, arch="hrnet18s_aspp"))
+
+
+def test_more_workers_than_samples_are_refused(short: TrainJob, tmp_path: Path) -> None:
+    message = f"workers 7: {short.manifest} has 6 samples, give at most as many"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, out=tmp_path / "out", workers=7, batch_size=7))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_may_be_larger_than_an_epoch(short: TrainJob, tmp_path: Path) -> None:
+    """Its images are shown several times, cropped anew each time."""
+    train(replace(short, out=tmp_path, batch_size=13, steps=1, validations=1))
+    assert len(curves(tmp_path)) == 1
 
 
 def test_a_share_of_an_epoch_shorter_than_a_batch_is_refused(short: TrainJob, city: Path, tmp_path: Path) -> None:

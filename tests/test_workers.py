@@ -1,0 +1,195 @@
+"""A worker, or the command itself, dies in the middle of a training by several workers, and nothing of it is lost.
+
+Real Ray Train and real SIGKILLs, on one machine; the arithmetic of several processes is held in `test_parallel.py`.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+from ray import cloudpickle
+from test_parallel import alone, assert_close, job
+
+from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
+from autolabel.pipeline.engine import ray_session
+from autolabel.student import distributed
+from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
+from autolabel.student.job import Request, TrainJob
+from autolabel.student.parallel import Team
+from autolabel.student.train import StepReport, Training, TrainingStopped, train
+from autolabel.teacher.checkpoints import read_checkpoint
+
+__all__ = ["alone", "job"]  # fixtures
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no copy of this file
+torch.set_num_threads(1)
+
+FINAL = (ValueError, OSError, TrainingStopped)
+
+
+@pytest.fixture(scope="module")
+def connected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with ray_session(None, tmp_path_factory.mktemp("ray"), 2):
+        yield
+
+
+def nothing(_: object) -> None:
+    pass
+
+
+# --- workers die ------------------------------------------------------------------------------------------------------
+
+
+def train_and_die_once(request: Request, mark: Path, team: Team, on_step: OnStep) -> None:
+    """After step 3, the first time, the second process is killed while the first one waits for it."""
+
+    def watch() -> None:
+        while not mark.exists():
+            time.sleep(0.05)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def step(report: StepReport) -> None:
+        on_step(report)
+        if report.step == 3 and not mark.exists():
+            mark.touch()
+            time.sleep(600)
+
+    if team.rank == 1 and not mark.exists():
+        threading.Thread(target=watch, daemon=True).start()
+    Training(request, team).run(step)
+
+
+def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(
+    connected: None, job: TrainJob, alone: Path, tmp_path: Path
+) -> None:
+    """Two workers; the second step was saved, the third is done twice."""
+    shared = replace(job, out=tmp_path / "out", workers=2)
+    shared.out.mkdir()
+    request = Request(shared, load_manifest(shared.manifest), None)
+    steps: list[int] = []
+    run_workers(
+        partial(train_and_die_once, request, tmp_path / "mark"), 2, "cpu", shared.out,
+        lambda report: steps.append(report.step), nothing, FINAL,
+    )  # fmt: skip
+    assert steps == [1, 2, 3, 3, 4]
+    assert_close(shared.out, alone)
+
+
+def die(team: Team, on_step: OnStep) -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_workers_that_keep_dying_end_the_call_with_one_line(
+    connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(distributed, "FAILURES", 0)
+    message = r"^the workers failed 1 times \([^\n]+\); run the same again to go on from the last save$"
+    with pytest.raises(WorkersFailed, match=message):
+        run_workers(die, 2, "cpu", tmp_path, nothing, nothing, FINAL)
+    assert list(tmp_path.iterdir()) == []
+
+
+# --- what trying again would not help ---------------------------------------------------------------------------------
+
+
+def test_a_damaged_image_ends_the_call_at_once_and_is_named(connected: None, job: TrainJob, tmp_path: Path) -> None:
+    manifest = load_manifest(job.manifest)
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(manifest.samples[0].image.read_bytes()[:2000])
+    samples = tuple(replace(s, image=broken) for s in manifest.samples)
+    save_manifest(tmp_path / "broken.parquet", with_roots(manifest.label_space, samples, {}))
+    with pytest.raises(ValueError, match=f"^image {re.escape(str(broken))}: "):
+        train(replace(job, manifest=tmp_path / "broken.parquet", out=tmp_path / "out", workers=2))
+    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json"]
+
+
+def test_several_workers_need_a_connection(
+    connected: None, job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    with pytest.raises(ValueError, match=r"^workers 2: expected a connection to Ray"):
+        train(replace(job, out=tmp_path / "out", workers=2))
+
+
+# --- the command dies -------------------------------------------------------------------------------------------------
+
+
+def command(job: TrainJob, out: Path) -> list[str]:
+    """The command line of that training, with two workers."""
+    options = {
+        "manifest": job.manifest, "val": job.val, "out": out, "arch": job.arch, "steps": job.steps, "batch-size": 4,
+        "crop": "96x128", "optimizer": "sgd", "learning-rate": 1e-3, "ema": 0.9, "accumulate": 2, "schedule": "cosine",
+        "device": "cpu", "precision": "float32", "workers": 2,
+    }  # fmt: skip
+    return [sys.executable, "-m", "autolabel.cli", "train", *(f"--{key}={value}" for key, value in options.items())]
+
+
+def workers() -> list[int]:
+    """Workers of Ray Train that this session started: they know its token."""
+    token = os.environ["RAY_AUTH_TOKEN"].encode()
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        try:
+            if (path / "cmdline").read_bytes().startswith(b"ray::RayTrainWorker"):
+                found += [int(path.name)] if token in (path / "environ").read_bytes() else []
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def run_until_saved(job: TrainJob, out: Path, number: signal.Signals) -> tuple[int, str]:
+    """Send the command a signal once a step was saved, and wait for its workers too: exit code, stderr."""
+    with subprocess.Popen(command(job, out), stderr=subprocess.PIPE, text=True) as victim:
+        while not (out / "last.pt").exists():
+            assert victim.poll() is None
+            time.sleep(0.02)
+        victim.send_signal(number)
+        assert victim.stderr is not None
+        said = victim.stderr.read()
+    waited = time.monotonic()
+    while workers():
+        assert time.monotonic() - waited < 120
+        time.sleep(0.1)
+    return victim.returncode, said
+
+
+def step_of(out: Path) -> int:
+    training = read_checkpoint(out / "last.pt").training
+    assert training is not None
+    return int(training["step"])
+
+
+@pytest.mark.slow
+def test_a_killed_command_takes_its_workers_along_and_one_process_goes_on(
+    job: TrainJob, alone: Path, tmp_path: Path
+) -> None:
+    """To the result of an unbroken training."""
+    asked = replace(job, out=tmp_path / "out", validations=4)
+    assert run_until_saved(asked, asked.out, signal.SIGKILL)[0] == -signal.SIGKILL
+    assert 1 <= step_of(asked.out) < 4
+    train(asked)
+    found, expected = (read_checkpoint(folder / "last.pt") for folder in (asked.out, alone))
+    for key, tensor in expected.state_dict.items():
+        torch.testing.assert_close(found.state_dict[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
+
+
+@pytest.mark.slow
+def test_ctrl_c_saves_the_step_under_way(job: TrainJob, tmp_path: Path) -> None:
+    code, said = run_until_saved(replace(job, steps=80), tmp_path / "out", signal.SIGINT)
+    assert code == 130
+    assert "stopping after the step under way" in said
+    assert "everything finished so far is kept" in said
+    assert 20 < step_of(tmp_path / "out") < 60  # the first save is that of the first validation, step 20
