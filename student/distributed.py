@@ -131,7 +131,7 @@ class _Fitting(threading.Thread):
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(daemon=True)
-        self.trainer = trainer
+        self.trainer, self.over = trainer, threading.Event()
         self.error: BaseException | None = None
 
     def run(self) -> None:
@@ -139,6 +139,8 @@ class _Fitting(threading.Thread):
             self.trainer.fit()
         except BaseException as error:
             self.error = error
+        finally:
+            self.over.set()
 
 
 def _follow(
@@ -155,7 +157,7 @@ def _follow(
     needs = f"{workers} workers need {'1 GPU and ' if on_gpu else ''}1 CPU each"
     while True:
         try:
-            over = not fitting.is_alive()
+            over = fitting.over.is_set()  # before the last look
             begun, reports, outcome = ray.get(mailbox.fetch.remote())
             for report in reports:
                 on_step(report)
@@ -169,7 +171,7 @@ def _follow(
             if waited > _QUIET_S and not told:
                 told = True
                 on_note(f"waiting: {needs}, the cluster has {_has(ray)}; giving up after {_START_S / 60:.0f} min")
-            fitting.join(0.3)
+            fitting.over.wait(0.3)  # not join: interrupted by Ctrl-C, it takes the thread for ended
         except KeyboardInterrupt:
             if stopping or not begun:
                 raise
