@@ -478,7 +478,9 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option(
             "--ema", type=float, metavar="DECAY", help="Score and keep averaged weights, with 0.999 for example."
         ),
-        click.option("--init", type=FILE, help="Checkpoint to start from."),
+        click.option(
+            "--init", type=FILE, help="Start from this checkpoint, or from weights of the trunk; docs/teacher.md."
+        ),
         click.option(
             "--fine-only-last", type=float, default=0.0, show_default=True,
             help="Share of the steps, at the end, on fine labels.",

@@ -435,17 +435,32 @@ def _committed(run: Path, layer: str) -> dict[str, StoredLabel]:
 def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None = None) -> Label:
     """A manifest sample's label as (h, w) uint8 train ids, whole or the crop `window` = (top, left, height, width).
 
-    Raises ValueError if the sample has no label, BadImage or DamagedLabel if it cannot be read.
+    Raises ValueError if the sample has no label, BadImage, DamagedLabel or OSError if it cannot be read; of a run
+    always DamagedLabel, which names sample and run and says what to do.
     """
     if sample.label is None:
         raise ValueError(f"sample {sample.sample_id!r} has no label")
-    top, left, height, width = window or (0, 0, sample.height, sample.width)
+    try:
+        return _sample_label(sample, sample.label, space, window or (0, 0, sample.height, sample.width))
+    except (BadImage, DamagedLabel, OSError) as error:
+        run = next((folder for folder in sample.label.parents if (folder / "run.json").is_file()), None)
+        if run is None:
+            raise
+        reason = f"{sample.label}: {error.strerror}" if isinstance(error, OSError) else str(error)
+        raise DamagedLabel(
+            f"sample {sample.sample_id!r} of run {run}: {reason}; `autolabel verify {run} --repair` finds all that is"
+            " damaged, for `autolabel generate` to make it again"
+        ) from error
+
+
+def _sample_label(sample: Sample, path: Path, space: LabelSpace, window: Window) -> Label:
+    top, left, height, width = window
     if sample.label_index is not None:
-        return read_zarr(sample.label, sample.label_index, top, left, height, width)
-    label = read_label(sample.label, space, sample.label_ids)
+        return read_zarr(path, sample.label_index, top, left, height, width)
+    label = read_label(path, space, sample.label_ids)
     if label.shape != (sample.height, sample.width):
         raise BadImage(
-            f"{sample.label}: the label is {label.shape[1]} x {label.shape[0]} but its manifest says"
+            f"{path}: the label is {label.shape[1]} x {label.shape[0]} but its manifest says"
             f" {sample.width} x {sample.height}: scan again"
         )
     return label[top : top + height, left : left + width]

@@ -39,7 +39,8 @@ class ManifestDataset(Dataset[dict[str, Any]]):
         self.samples = self.manifest.labelled
         self.label_space = self.manifest.label_space
         if not self.samples:
-            raise ValueError("the manifest has no labelled sample: nothing to train on or to score")
+            name = "the manifest" if isinstance(manifest, Manifest) else manifest
+            raise ValueError(f"{name} has no labelled sample: nothing to train on or to score")
 
     def __len__(self) -> int:
         return len(self.samples)

@@ -15,7 +15,7 @@ import torch
 from autolabel.manifests.files import write_json
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
-from autolabel.manifests.tables import fingerprints, load_manifest
+from autolabel.manifests.tables import fingerprints
 from autolabel.student.data import ManifestDataset
 from autolabel.student.parallel import Team
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
@@ -122,7 +122,7 @@ def evaluate(
     if pictures and pictures.is_dir() and any(pictures.iterdir()):
         raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
     teacher = load_teacher(checkpoint, device, combine=combine)
-    dataset = ManifestDataset(load_manifest(manifest))
+    dataset = ManifestDataset(manifest)
     teacher.require_space(dataset.label_space, str(checkpoint), str(manifest))
     shared = overlap(teacher.trained_on, fingerprints(dataset.samples))
     if shared and not allow_overlap:

@@ -11,13 +11,21 @@ from typing import Any
 
 import torch
 
-from autolabel.manifests.tables import Manifest, fingerprints
+from autolabel.manifests.tables import fingerprints
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.losses import LOSSES
 from autolabel.student.optimise import LEARNING_RATES, POWER, SCHEDULES
 from autolabel.student.sampling import Mix
 from autolabel.teacher.build import architecture, build
-from autolabel.teacher.checkpoints import Checkpoint, fingerprint_tensor, load_network, overlap, read_checkpoint
+from autolabel.teacher.checkpoints import (
+    Checkpoint,
+    Start,
+    fingerprint_tensor,
+    load_network,
+    overlap,
+    read_checkpoint,
+    read_start,
+)
 from autolabel.teacher.networks import SegmentationNet
 
 FINE_TUNING = 3  # so many times lower is the learning rate where a checkpoint is the start
@@ -100,15 +108,15 @@ class TrainJob:
 class Request:
     """A job that can be done, and its data. Every process that trains gets it."""
 
-    def __init__(self, job: TrainJob, manifest: Manifest, on_label: OnLabel | None) -> None:
+    def __init__(self, job: TrainJob, data: ManifestDataset, on_label: OnLabel | None) -> None:
         self.job = job
-        self.data, self.val = ManifestDataset(manifest), ManifestDataset(job.val)
+        self.data, self.val = data, ManifestDataset(job.val)
         self.space = self.data.label_space
         if self.val.label_space != self.space:
             raise ValueError(f"{job.manifest} and {job.val} use different label spaces: train and validate in one")
         marks = fingerprints(self.data.samples)
         self.trained_on = fingerprint_tensor(marks)
-        start = self._starting_point()
+        start = self._start()
         if start is not None:  # what it has seen, the result has seen
             self.trained_on = torch.unique(torch.cat([self.trained_on, start.trained_on]))
         self._require_spread()
@@ -125,6 +133,8 @@ class Request:
         self.asked["crop"] = list(self._crop())
         self.asked["learning_rate"] = self.peak
         self.asked["images"] = len(marks)
+        self.started_from = start and start.told
+        self.asked["started_from"] = self.started_from
         self.asked["auto_classes"] = job.auto_classes and list(job.auto_classes)
         self.last = job.out / "last.pt"
         step = self.require_same({k: v for k, v in self.asked.items() if k != "precision"}, self.read_last())
@@ -157,22 +167,14 @@ class Request:
         """The network as the next step finds it, but for what `last.pt` keeps beside its own weights."""
         if last is not None:
             return load_network(self.last, last)
-        start = self._starting_point()
-        if start is not None and self.job.init is not None:
-            return load_network(self.job.init, start)
-        return build(self.job.arch, len(self.space))
+        start = self._start()
+        network = build(self.job.arch, len(self.space), start.scales if start else 3)
+        if start is not None:
+            network.load_state_dict(network.state_dict() | start.state_dict)
+        return network
 
-    def _starting_point(self) -> Checkpoint | None:
-        path = self.job.init
-        if path is None:
-            return None
-        checkpoint = read_checkpoint(path)
-        if checkpoint.arch != self.job.arch or checkpoint.classes != len(self.space):
-            raise ValueError(
-                f"--init {path} is {checkpoint.arch} with {checkpoint.classes} classes: expected {self.job.arch} with"
-                f" {len(self.space)}"
-            )
-        return checkpoint
+    def _start(self) -> Start | None:
+        return read_start(self.job.init, self.job.arch, self.space) if self.job.init else None
 
     def _require_spread(self) -> None:
         """Batch norm needs two values per channel, also at a thirty-second of the half-size image.

@@ -38,7 +38,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from autolabel.manifests.files import remove_leftovers, write_bytes, write_json
-from autolabel.manifests.tables import Manifest, load_manifest
+from autolabel.manifests.tables import Manifest
+from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import OnLabel, Request, TrainJob
 from autolabel.student.losses import Counts, segmentation_loss
@@ -91,12 +92,14 @@ def train(
 
     `manifest` stands in for the file `job.manifest` where a caller has already joined several. `on_label` hears of the
     labels that are read before the first step, to know where their classes are. `cluster` connects to Ray, and is
-    entered only where there is something to train; with it, or with several workers, Ray Train runs the training, and
-    `on_note` hears what a person should know. Raises ValueError for a request that cannot be met, TrainingStopped when
-    the loss diverges, WorkersFailed when Ray's workers die too often.
+    entered only where there is something to train; with it, or with several workers, Ray Train runs the training.
+    `on_note` hears what a person should know, such as what was taken from `job.init`. Raises ValueError for a request
+    that cannot be met, TrainingStopped when the loss diverges, WorkersFailed when Ray's workers die too often.
     """
-    request = Request(job, manifest or load_manifest(job.manifest), on_label)
+    request = Request(job, ManifestDataset(manifest or job.manifest), on_label)
     on_step = on_step or (lambda report: None)
+    if on_note and request.started_from and not request.last.is_file():
+        on_note(f"starts with {request.started_from}")
     if cluster is None and job.workers == 1:
         Training(request, Team(torch.device(pick_device(job.device)))).run(on_step)
     elif request.crops is not None:

@@ -13,9 +13,15 @@ from test_arrows import MAY_IMPORT, ROOT, commands
 from autolabel.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-PAGES = {path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))}
+PAGES = {
+    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+}
 TYPED = sorted(
-    {line for text in PAGES.values() for line in re.findall(r"^autolabel [^#\n]+", text, flags=re.MULTILINE)}
+    {
+        line
+        for text in PAGES.values()
+        for line in re.findall(r"^autolabel [^#\n]+", text.replace("\\\n", " "), flags=re.MULTILINE)
+    }
 )
 
 

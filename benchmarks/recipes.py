@@ -1,0 +1,112 @@
+"""What the recipes of docs/recipes cost: steps, floating point operations and memory, from our own network.
+
+python benchmarks/recipes.py
+
+Operations of one training crop (forward and backward, convolutions and matrix products) are counted on shapes alone.
+Memory is what autograd keeps for the backward pass, rmi included, measured on a CPU with bfloat16 for two small crops:
+it grows with the pixels, so a line through them gives the recipe's crop. Weights, gradients and momentum are 12 bytes a
+parameter. What the backward pass itself, communication and libraries need comes on top.
+
+Hours come from the two training times that the paper's authors gave (github.com/NVIDIA/semantic-segmentation, issues 81
+and 119): 1.5 days of 16 V100 for 175 epochs of Cityscapes, 3 to 5 days of 32 for 200 epochs of Mapillary.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from autolabel.student.losses import segmentation_loss
+from autolabel.teacher.build import build
+
+ARCH = "hrnet48_ocr_mscale"
+SMALL = ((128, 256), (256, 256))
+GIB = 2**30
+
+
+class Recipe(NamedTuple):
+    """One training. images: of an epoch; batch: crops of a step on all GPUs; each: on one of them."""
+
+    name: str
+    classes: int
+    images: int
+    epochs: int
+    batch: int
+    crop: tuple[int, int]
+    each: int
+
+
+RECIPES = (
+    Recipe("Cityscapes, fine", 19, 2975, 175, 8, (1024, 2048), 1),
+    Recipe("Cityscapes, SOTA", 19, 2975, 175, 16, (1024, 2048), 1),
+    Recipe("Mapillary, code", 65, 18000, 200, 16, (1024, 1024), 2),
+    Recipe("Mapillary, paper", 65, 18000, 200, 32, (1024, 1856), 1),
+)
+V100_SECONDS = 1.5 * 86400 * 16 / (175 * 2975)  # of one GPU for one crop of 1024 x 2048, validations included
+
+
+def step(classes: int, crop: tuple[int, int], device: str) -> torch.Tensor:
+    """The loss of one crop, under autocast where something is computed."""
+    with torch.device(device):
+        network = build(ARCH, classes)
+        images = torch.zeros(1, 3, *crop)
+    with torch.autocast("cpu", torch.bfloat16, enabled=device == "cpu"):
+        output = network(images)
+    if device == "meta":
+        return output.joint.sum()
+    return segmentation_loss("rmi", output, torch.randint(0, classes, (1, *crop)))
+
+
+def operations(classes: int, crop: tuple[int, int]) -> int:
+    """Floating point operations of one training crop. Nothing is computed: tensors have shapes only."""
+    with FlopCounterMode(display=False) as counter:
+        step(classes, crop, "meta").backward()
+    return int(counter.get_total_flops())
+
+
+def kept_bytes(classes: int, crop: tuple[int, int]) -> int:
+    """What autograd keeps of one crop's forward pass, parameters left out."""
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        if not tensor.is_leaf or not tensor.requires_grad:
+            kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        step(classes, crop, "cpu")
+    return sum(kept.values())
+
+
+def main() -> None:
+    """Print both tables."""
+    with torch.device("meta"):
+        parameters = {n: sum(p.numel() for p in build(ARCH, n).parameters()) for n in {r.classes for r in RECIPES}}
+    print("| recipe | crop | parameters, M | TFLOPs a crop | kept, GiB a crop | with weights, GiB a GPU |")
+    print("|---|---|---:|---:|---:|---:|")
+    for recipe in RECIPES:
+        flops = operations(recipe.classes, recipe.crop)
+        pixels = [math.prod(crop) for crop in SMALL]
+        small = [kept_bytes(recipe.classes, crop) for crop in SMALL]
+        slope = (small[1] - small[0]) / (pixels[1] - pixels[0])
+        kept = small[0] + slope * (math.prod(recipe.crop) - pixels[0])
+        whole = kept * recipe.each + 12 * parameters[recipe.classes]
+        print(
+            f"| {recipe.name} | {recipe.crop[0]}x{recipe.crop[1]} | {parameters[recipe.classes] / 1e6:.1f}"
+            f" | {flops / 1e12:.2f} | {kept / GIB:.1f} | {whole / GIB:.1f} |",
+            flush=True,
+        )
+    print("\n| recipe | crops | steps | V100 hours, all | days on 8 |")
+    print("|---|---:|---:|---:|---:|")
+    for recipe in RECIPES:
+        crops = recipe.images * recipe.epochs
+        hours = crops * V100_SECONDS * math.prod(recipe.crop) / (1024 * 2048) / 3600
+        steps = recipe.epochs * math.ceil(recipe.images / recipe.batch)
+        print(f"| {recipe.name} | {crops:,} | {steps:,} | {hours:,.0f} | {hours / 8 / 24:.1f} |")
+
+
+if __name__ == "__main__":
+    main()
