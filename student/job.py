@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from autolabel.manifests.tables import fingerprints
+from autolabel.manifests.tables import Manifest, fingerprints
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.losses import LOSSES
 from autolabel.student.optimise import LEARNING_RATES, POWER, SCHEDULES
@@ -108,9 +108,9 @@ class TrainJob:
 class Request:
     """A job that can be done, and its data. Every process that trains gets it."""
 
-    def __init__(self, job: TrainJob, data: ManifestDataset, on_label: OnLabel | None) -> None:
+    def __init__(self, job: TrainJob, manifest: Manifest | Path, on_label: OnLabel | None) -> None:
         self.job = job
-        self.data, self.val = data, ManifestDataset(job.val)
+        self.data, self.val = ManifestDataset(manifest), ManifestDataset(job.val)
         self.space = self.data.label_space
         if self.val.label_space != self.space:
             raise ValueError(f"{job.manifest} and {job.val} use different label spaces: train and validate in one")

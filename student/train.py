@@ -39,7 +39,6 @@ from torch.utils.data import DataLoader
 
 from autolabel.manifests.files import remove_leftovers, write_bytes, write_json
 from autolabel.manifests.tables import Manifest
-from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import OnLabel, Request, TrainJob
 from autolabel.student.losses import Counts, segmentation_loss
@@ -96,7 +95,7 @@ def train(
     `on_note` hears what a person should know, such as what was taken from `job.init`. Raises ValueError for a request
     that cannot be met, TrainingStopped when the loss diverges, WorkersFailed when Ray's workers die too often.
     """
-    request = Request(job, ManifestDataset(manifest or job.manifest), on_label)
+    request = Request(job, manifest or job.manifest, on_label)
     on_step = on_step or (lambda report: None)
     if on_note and request.started_from and not request.last.is_file():
         on_note(f"starts with {request.started_from}")
