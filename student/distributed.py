@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -29,6 +29,7 @@ _SCRATCH = ".ray-train"  # in the training's folder: Ray Train insists on one
 OnStep = Callable[[Any], None]
 Body = Callable[[Team, OnStep], None]
 
+_DIED = "its process died"
 _STOPPING = "stopping after the step under way, which is kept; press Ctrl-C again to stop at once"
 
 
@@ -36,36 +37,48 @@ class WorkersFailed(RuntimeError):
     """The workers died too often, or none could be had; the message says why. The last save is kept."""
 
 
+class _News(NamedTuple):
+    """starts: how often the workers have begun. trouble: what the last worker to fail had to say, if anything."""
+
+    starts: int
+    trouble: str
+    reports: list[Any]
+    outcome: BaseException | None
+
+
 class _Mailbox:
     """An actor: what the workers say, until the driver fetches it, and whether it wants them to stop."""
 
     def __init__(self) -> None:
-        self.reports: list[Any] = []
-        self.begun = self.stopping = False
-        self.outcome: BaseException | None = None
+        self.news, self.stopping = _News(0, "", [], None), False
 
-    def begin(self) -> bool:
+    def begin(self, rank: int) -> bool:
         """A worker is there; False if it need not begin."""
-        self.begun = True
-        return self.outcome is None
+        self.news = self.news._replace(starts=self.news.starts + (rank == 0))
+        return self.news.outcome is None
 
     def report(self, report: Any) -> bool:
         """A step is done; True if it is to be the last."""
-        self.reports.append(report)
+        self.news.reports.append(report)
+        self.news = self.news._replace(trouble="")
         return self.stopping
+
+    def fail(self, why: str) -> None:
+        """A worker ends, and may be started again."""
+        self.news = self.news._replace(trouble=why)
 
     def end(self, outcome: BaseException) -> None:
         """Trying again would not help. Only the first one counts: the others follow from it."""
-        self.outcome = self.outcome or outcome
+        self.news = self.news._replace(outcome=self.news.outcome or outcome)
 
     def stop(self) -> None:
         """No further step."""
         self.stopping = True
 
-    def fetch(self) -> tuple[bool, list[Any], BaseException | None]:
-        """Whether a worker has begun, the steps since the last call, and what has ended the training."""
-        reports, self.reports = self.reports, []
-        return self.begun, reports, self.outcome
+    def fetch(self) -> _News:
+        """What there is, with the steps since the last call."""
+        news, self.news = self.news, self.news._replace(reports=[])
+        return news
 
 
 def run_workers(
@@ -84,19 +97,14 @@ def run_workers(
     KeyboardInterrupt in the first process's `on_step`, then here. Raises WorkersFailed, ValueError.
     """
     import ray
+    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized():
         raise ValueError(f"workers {workers}: expected a connection to Ray (`ray.init()`, or a `cluster`)")
     found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     on_gpu = device.startswith("cuda") or (device == "auto" and found.get("GPU", 0) >= workers)
-    here = ray.get_runtime_context().get_node_id()
-    mailbox = (
-        ray.remote(_Mailbox)
-        .options(
-            num_cpus=0, scheduling_strategy=ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(here, False)
-        )
-        .remote()
-    )
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
     work = partial(_work, body, mailbox, final, os.getcwd())
     fitting = _Fitting(_trainer(work, workers, on_gpu, folder))
@@ -153,19 +161,22 @@ def _follow(
     on_note: Callable[[str], None],
 ) -> None:
     """Pass on what the workers say until they are done."""
-    began, told, stopping = time.monotonic(), False, False
+    began, starts, told, stopping = time.monotonic(), 0, False, False
     needs = f"{workers} workers need {'1 GPU and ' if on_gpu else ''}1 CPU each"
     while True:
         try:
             over = fitting.over.is_set()  # before the last look
-            begun, reports, outcome = ray.get(mailbox.fetch.remote())
-            for report in reports:
+            news: _News = ray.get(mailbox.fetch.remote())
+            if news.starts > max(1, starts):
+                on_note(f"a worker failed ({news.trouble or _DIED}); all have started again, from the last save")
+            starts = news.starts
+            for report in news.reports:
                 on_step(report)
-            if outcome is not None:
-                raise outcome
+            if news.outcome is not None:
+                raise news.outcome
             if over:
                 break
-            waited = 0.0 if begun else time.monotonic() - began
+            waited = 0.0 if starts else time.monotonic() - began
             if waited > _START_S:
                 raise WorkersFailed(f"no worker started in {_START_S:.0f} s: {needs}, the cluster has {_has(ray)}")
             if waited > _QUIET_S and not told:
@@ -173,16 +184,20 @@ def _follow(
                 on_note(f"waiting: {needs}, the cluster has {_has(ray)}; giving up after {_START_S / 60:.0f} min")
             fitting.over.wait(0.3)  # not join: interrupted by Ctrl-C, it takes the thread for ended
         except KeyboardInterrupt:
-            if stopping or not begun:
+            if stopping or not starts:
                 raise
             stopping = True
             on_note(_STOPPING)
             mailbox.stop.remote()
     if fitting.error is not None:
+        why = news.trouble or (_DIED if starts else _first_line(fitting.error))
         raise WorkersFailed(
-            f"the workers failed {FAILURES + 1} times ({_reason(fitting.error)}); run the same again to go on from the"
-            " last save"
+            f"workers failed {FAILURES + 1} times (the last: {why}); run the same again to go on from the last save"
         ) from fitting.error
+
+
+def _first_line(error: BaseException) -> str:
+    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
 
 
 def _has(ray: Any) -> str:
@@ -190,23 +205,17 @@ def _has(ray: Any) -> str:
     return f"{found.get('GPU', 0):g} GPU and {found.get('CPU', 0):g} CPU"
 
 
-def _reason(error: BaseException) -> str:
-    """What the workers died of, in one line."""
-    causes = list(getattr(error, "worker_failures", {}).values()) or [error]
-    lines = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
-    return lines[-1].strip()
-
-
 def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: str) -> None:
     """What a worker does: join the team, and tell the driver how it goes."""
     import ray
     import ray.train.torch
 
-    if not ray.get(mailbox.begin.remote()):
+    context = ray.train.get_context()
+    rank = context.get_world_rank()
+    if not ray.get(mailbox.begin.remote(rank)):
         return
     with contextlib.suppress(OSError):  # for relative paths; elsewhere there may be no such folder
         os.chdir(folder)
-    context = ray.train.get_context()
     device = ray.train.torch.get_device()
     if device.type == "cpu":
         torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
@@ -220,8 +229,8 @@ def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: 
         answer = mailbox.report.remote(report)
 
     try:
-        body(Team(device, context.get_world_rank(), context.get_world_size()), on_step)
+        body(Team(device, rank, context.get_world_size()), on_step)
     except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, *final)):
-            ray.get(mailbox.end.remote(error))
+        end = isinstance(error, (KeyboardInterrupt, *final))
+        ray.get(mailbox.end.remote(error) if end else mailbox.fail.remote(_first_line(error)))
         raise

@@ -46,17 +46,23 @@ class Team:
         """
         if self.size == 1:
             return network
-        # A twin of the modules that shares their tensors: the network itself keeps plain batch norms, for prediction.
-        shared = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
-        twin = copy.deepcopy(network, shared)
         on_gpu = self.device.type == "cuda"
-        if on_gpu:
-            twin = nn.SyncBatchNorm.convert_sync_batchnorm(twin)  # type: ignore[no-untyped-call]
-        else:  # which torch's own does not know
-            for module in twin.modules():
-                if isinstance(module, nn.BatchNorm2d):
-                    module.__class__ = SynchronisedBatchNorm
-        return DistributedDataParallel(twin, [self.device] if on_gpu else None)
+        return DistributedDataParallel(synchronised(network, on_gpu), [self.device] if on_gpu else None)
+
+
+def synchronised(network: nn.Module, on_gpu: bool) -> nn.Module:
+    """A twin that shares the network's tensors, and whose batch norms span all processes.
+
+    The network itself keeps plain ones, for prediction.
+    """
+    shared = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
+    twin = copy.deepcopy(network, shared)
+    if on_gpu:
+        return nn.SyncBatchNorm.convert_sync_batchnorm(twin)  # type: ignore[no-any-return, no-untyped-call]
+    for module in twin.modules():  # torch's own does not compute on a CPU
+        if isinstance(module, nn.BatchNorm2d):
+            module.__class__ = SynchronisedBatchNorm
+    return twin
 
 
 class Shares(Sampler[int]):

@@ -24,8 +24,9 @@ from torch.nn.parallel import DistributedDataParallel
 from autolabel.manifests.tables import load_manifest
 from autolabel.student.job import Request, TrainJob
 from autolabel.student.losses import LOSSES, Counts
-from autolabel.student.parallel import Shares, Team
+from autolabel.student.parallel import Shares, SynchronisedBatchNorm, Team, synchronised
 from autolabel.student.train import StepReport, Training, train
+from autolabel.teacher.build import build
 from autolabel.teacher.checkpoints import read_checkpoint
 
 torch.set_num_threads(1)
@@ -99,6 +100,20 @@ def compare_with_one_process(team: Team) -> None:
 def test_the_gradient_of_three_processes_is_that_of_one_with_the_whole_batch(tmp_path: Path) -> None:
     """Also where one of them has no labelled pixel, for all losses, and with a batch in two parts."""
     in_processes(3, tmp_path, compare_with_one_process)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_what_is_trained_is_the_network_itself_but_for_its_batch_norms(on_gpu: bool) -> None:
+    network = build("hrnet18s_ocr_mscale", 5)
+    twin = synchronised(network, on_gpu)
+    for own, other in (
+        (network.named_parameters(), twin.named_parameters()),
+        (network.named_buffers(), twin.named_buffers()),
+    ):
+        assert {name: id(tensor) for name, tensor in own} == {name: id(tensor) for name, tensor in other}
+    kinds = {type(module) for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {nn.SyncBatchNorm if on_gpu else SynchronisedBatchNorm}
+    assert not any(isinstance(module, (nn.SyncBatchNorm, SynchronisedBatchNorm)) for module in network.modules())
 
 
 @pytest.mark.parametrize("loss", LOSSES)

@@ -20,6 +20,7 @@ from pathlib import Path
 import pytest
 import ray
 import torch
+from conftest import autolabel
 from ray import cloudpickle
 from test_parallel import alone, assert_close, job
 
@@ -80,11 +81,15 @@ def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(
     shared.out.mkdir()
     request = Request(shared, load_manifest(shared.manifest), None)
     steps: list[int] = []
+    notes: list[str] = []
     run_workers(
         partial(train_and_die_once, request, tmp_path / "mark"), 2, "cpu", shared.out,
-        lambda report: steps.append(report.step), nothing, FINAL,
+        lambda report: steps.append(report.step), notes.append, FINAL,
     )  # fmt: skip
     assert steps == [1, 2, 3, 3, 4]
+    assert [note for note in notes if "waiting" not in note] == [
+        "a worker failed (its process died); all have started again, from the last save"
+    ]
     assert_close(shared.out, alone)
 
 
@@ -96,7 +101,7 @@ def test_workers_that_keep_dying_end_the_call_with_one_line(
     connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(distributed, "FAILURES", 0)
-    message = r"^the workers failed 1 times \([^\n]+\); run the same again to go on from the last save$"
+    message = r"^workers failed 1 times \(the last: its process died\); run the same again to go on from the last save$"
     with pytest.raises(WorkersFailed, match=message):
         run_workers(die, 2, "cpu", tmp_path, nothing, nothing, FINAL)
     assert list(tmp_path.iterdir()) == []
@@ -122,6 +127,25 @@ def test_several_workers_need_a_connection(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=r"^workers 2: expected a connection to Ray"):
         train(replace(job, out=tmp_path / "out", workers=2))
+
+
+@pytest.mark.parametrize(
+    ("options", "line"),
+    [
+        (
+            ["--workers", 3],
+            "a batch of 4 does not split evenly over workers 3 x accumulate 1: give a batch size that 3",
+        ),
+        (["--workers", 8, "--batch-size", 8], "workers 8: .* has 6 samples, give at most as many"),
+        (["--workers", 2, "--address", "127.0.0.1:1"], "nobody listens at 127.0.0.1:1"),
+        (["--address", "127.0.0.1:1"], "nobody listens at 127.0.0.1:1"),
+    ],
+    ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
+)
+def test_the_command_refuses_in_one_line(options: list[object], line: str, job: TrainJob, tmp_path: Path) -> None:
+    result = autolabel("train", "--manifest", job.manifest, "--val", job.val, "--out", tmp_path / "out", *options)
+    assert result.exit_code == 2
+    assert re.match(f"^autolabel: {line}[^\n]*\n$", result.stderr.splitlines(keepends=True)[-1])
 
 
 # --- the command dies -------------------------------------------------------------------------------------------------
