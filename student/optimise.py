@@ -99,7 +99,8 @@ class Optimiser:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave."""
+        """Take what `state_dict` gave; an older version gave the optimizer's alone."""
         self.optimizer.load_state_dict(state["optimizer"])
-        self.scaler.load_state_dict(state["scaler"])
-        self.updates = state["updates"]
+        if state.get("scaler"):
+            self.scaler.load_state_dict(state["scaler"])
+        self.updates = state.get("updates", 0)

@@ -331,15 +331,27 @@ def test_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, unint
 
 
 def test_a_training_of_an_older_version_goes_on(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
-    """What its train.json does not know was as it is by default."""
-    shutil.copytree(uninterrupted, tmp_path / "out")
-    about = json.loads((tmp_path / "out" / "train.json").read_text())
+    """What its files do not know was as it is by default."""
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == 2:
+            raise KeyboardInterrupt
+
+    job = replace(short, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt)
+    about = json.loads((tmp_path / "train.json").read_text())
     for key in ("workers", "accumulate", "schedule", "power", "ema", "compile"):
         del about[key]
-    (tmp_path / "out" / "train.json").write_text(json.dumps(about))
-    train(replace(short, out=tmp_path / "out"))
+    (tmp_path / "train.json").write_text(json.dumps(about))
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    for key in ("scaler", "updates", "asked"):
+        del content["training"][key]
+    torch.save(content, tmp_path / "last.pt")
     with pytest.raises(ValueError, match=re.escape("another training (ema was None, now 0.5)")):
-        train(replace(short, out=tmp_path / "out", ema=0.5))
+        train(replace(job, ema=0.5))
+    train(job)
+    assert_same_training(tmp_path, uninterrupted)
 
 
 def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:

@@ -97,6 +97,7 @@ def die(team: Team, on_step: OnStep) -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+@pytest.mark.slow
 def test_workers_that_keep_dying_end_the_call_with_one_line(
     connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
