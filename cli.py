@@ -1072,7 +1072,7 @@ generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {
 stats {out}/runs/auto
 manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
- --out {out}/compare --steps 190 --batch-size 8 --crop 64x96
+ --out {out}/compare --init {out}/teacher/best.pt --steps 190 --batch-size 8 --crop 64x96 --ema 0.98
 report {out}/runs/auto
 """.replace("\n ", " ")
 
