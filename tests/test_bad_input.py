@@ -42,11 +42,11 @@ def training(out: Path, manifest: Path, val: Path, *more: object) -> Result:
     return autolabel("train", "--manifest", manifest, "--val", val, "--out", out, *SMALL, *more)
 
 
-def comparison(city: Path, out: Path, **other: Path) -> Result:
+def comparison(city: Path, out: Path, *more: object, **other: Path) -> Result:
     """`autolabel compare` on the city, with some of its arguments replaced."""
     manifests = {name: city / f"{name}.parquet" for name in ("fine", "coarse", "val")} | other
     return autolabel("compare", *(x for name, path in manifests.items() for x in (f"--{name}", path)),
-                     "--out", out, *SMALL)  # fmt: skip
+                     "--out", out, *SMALL, *more)  # fmt: skip
 
 
 def labelled(city: Path, teacher: Path, out: Path, store: str, *more: object) -> Path:
@@ -178,7 +178,7 @@ def test_a_label_that_the_run_has_lost_is_named_with_its_run_and_the_way_back(
     assert line.endswith(
         f"; `autolabel verify {mine} --repair` finds all that is damaged, for `autolabel generate` to make it again"
     )
-    assert re.match(r"sample '.*' of run ", refused(comparison(city, tmp_path / "c", auto=mine)))
+    assert re.match(r"sample '.*' of run ", refused(comparison(city, tmp_path / "c", "--steps", 6, auto=mine)))
     assert autolabel("verify", mine, "--repair").exit_code == 0
     after = contents(labelled(city, teacher, mine, store))
     assert all(after[file.relative_to(mine).as_posix()] == before[file.relative_to(mine).as_posix()] for file in lost)
