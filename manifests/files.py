@@ -1,4 +1,4 @@
-"""Write a file whole or not at all, and recognise a file by its content.
+"""Write a file whole or not at all, recognise a file by its content, and keep a folder to oneself.
 
 A reader sees the old file or the new one, never a part: bytes go to a temporary name beside the target, are forced to
 disk, then renamed over it.
@@ -7,17 +7,21 @@ disk, then renamed over it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import hashlib
 import json
 import os
+import platform
 import uuid
 from collections.abc import Iterator
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import google_crc32c
 
 TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave behind
+LOCK = ".lock"
 _EDGE = 64 * 1024
 
 
@@ -106,3 +110,40 @@ def sha256(path: Path) -> str:
     """Hex sha256 of a whole file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Hold a folder, made if need be, against other processes; the lock goes with this one, however it ends.
+
+    Raises ValueError naming who holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / LOCK, "a+", encoding="utf-8") as file:
+        if not try_lock(file):
+            raise busy(file, folder)
+        sign(file)
+        yield
+
+
+def try_lock(file: IO[str], how: int = fcntl.LOCK_EX) -> bool:
+    """Lock an open file, for as long as it is open, unless another process has."""
+    try:
+        fcntl.flock(file, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def sign(file: IO[str]) -> None:
+    """Say in a lock's file who holds it."""
+    file.truncate(0)
+    file.write(f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC).isoformat(timespec='seconds')}")
+    file.flush()
+
+
+def busy(file: IO[str], folder: Path) -> ValueError:
+    """The error of a lock that another process holds."""
+    file.seek(0)
+    who = file.read().strip() or "a process that has not signed yet"
+    return ValueError(f"another autolabel is at work in {folder} ({who}): wait for it, or stop it")

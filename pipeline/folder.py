@@ -15,22 +15,18 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import platform
 import time
 from collections.abc import Iterator
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any
 
 import google_crc32c
 
-from autolabel.manifests.files import json_bytes, sha256, write_json
+from autolabel.manifests.files import LOCK, busy, json_bytes, sha256, sign, try_lock, write_json
 from autolabel.manifests.policy import differences
 
 FORMAT = "autolabel-run/3"
 RUN = "run.json"
-LOCK = ".lock"
 _SETUP_SECONDS = 60.0  # that another piece may need to prepare the folder
 About = dict[str, Any]
 
@@ -119,20 +115,20 @@ class Lock:
         with contextlib.ExitStack() as stack:
             if self._piece is not None:
                 own = self._open(stack, f"{LOCK}.{self._piece[0]}-of-{self._piece[1]}")
-                if not _try(own, fcntl.LOCK_EX):
-                    raise self._busy(own)
-                _sign(own)
+                if not try_lock(own):
+                    raise busy(own, self._out)
+                sign(own)
             self._file = self._open(stack, LOCK)
             deadline = time.monotonic() + (_SETUP_SECONDS if self._piece else 0)
             while True:
-                if _try(self._file, fcntl.LOCK_EX):
+                if try_lock(self._file):
                     self.alone = True
-                    _sign(self._file)
+                    sign(self._file)
                     break
-                if self._piece is not None and _try(self._file, fcntl.LOCK_SH):
+                if self._piece is not None and try_lock(self._file, fcntl.LOCK_SH):
                     break
                 if time.monotonic() >= deadline:
-                    raise self._busy(self._file)
+                    raise busy(self._file, self._out)
                 time.sleep(0.1)
             yield self
 
@@ -152,22 +148,3 @@ class Lock:
 
     def _open(self, stack: contextlib.ExitStack, name: str) -> IO[str]:
         return stack.enter_context(open(self._out / name, "a+", encoding="utf-8"))
-
-    def _busy(self, file: IO[str]) -> ValueError:
-        file.seek(0)
-        who = file.read().strip() or "a process that has not signed yet"
-        return ValueError(f"another autolabel is at work in {self._out} ({who}): wait for it, or stop it")
-
-
-def _try(file: IO[str], how: int) -> bool:
-    try:
-        fcntl.flock(file, how | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    return True
-
-
-def _sign(file: IO[str]) -> None:
-    file.truncate(0)
-    file.write(f"process {os.getpid()} on {platform.node()} since {datetime.now(UTC).isoformat(timespec='seconds')}")
-    file.flush()

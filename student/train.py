@@ -37,7 +37,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
-from autolabel.manifests.files import remove_leftovers, write_bytes, write_json
+from autolabel.manifests.files import alone_in, remove_leftovers, write_bytes, write_json
 from autolabel.manifests.tables import Manifest
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import OnLabel, Request, TrainJob
@@ -93,23 +93,24 @@ def train(
     labels that are read before the first step, to know where their classes are. `cluster` connects to Ray, and is
     entered only where there is something to train; with it, or with several workers, Ray Train runs the training.
     `on_note` hears what a person should know, such as what was taken from `job.init`. Raises ValueError for a request
-    that cannot be met, TrainingStopped when the loss diverges, WorkersFailed when Ray's workers die too often.
+    that cannot be met and where another process trains in `job.out`, TrainingStopped when the loss diverges,
+    WorkersFailed when Ray's workers die too often.
     """
     request = Request(job, manifest or job.manifest, on_label)
-    on_step = on_step or (lambda report: None)
-    if on_note and request.started_from and not request.last.is_file():
+    on_step, on_note = on_step or (lambda report: None), on_note or (lambda note: None)
+    if request.started_from and not request.last.is_file():
         on_note(f"starts with {request.started_from}")
-    if cluster is None and job.workers == 1:
-        Training(request, Team(torch.device(pick_device(job.device)))).run(on_step)
-    elif request.crops is not None:
-        from autolabel.student.distributed import run_workers
+    with alone_in(job.out):
+        if cluster is None and job.workers == 1:
+            Training(request, Team(torch.device(pick_device(job.device)))).run(on_step)
+        elif request.crops is not None:
+            from autolabel.student.distributed import run_workers
 
-        job.out.mkdir(parents=True, exist_ok=True)
-        with cluster or contextlib.nullcontext():
-            run_workers(
-                partial(_train_in, request), job.workers, job.device, job.out, on_step, on_note or (lambda note: None),
-                final=(ValueError, OSError, TrainingStopped, torch.OutOfMemoryError),
-            )  # fmt: skip
+            with cluster or contextlib.nullcontext():
+                run_workers(
+                    partial(_train_in, request), job.workers, job.device, job.out, on_step, on_note,
+                    final=(ValueError, OSError, TrainingStopped, torch.OutOfMemoryError),
+                )  # fmt: skip
     return Scores.read(job.out / "scores.json")
 
 

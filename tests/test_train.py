@@ -23,6 +23,7 @@ from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
 from autolabel.manifests.classes import CAMVID, CITYSCAPES
+from autolabel.manifests.files import alone_in
 from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
 from autolabel.pipeline.engine import ray_session
@@ -470,6 +471,18 @@ def test_another_request_in_the_same_folder_is_refused_with_the_difference(
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         train(replace(short, **change))
     assert {p: p.read_bytes() for p in uninterrupted.iterdir()} == before
+
+
+def test_a_second_training_in_the_same_folder_is_refused_naming_the_process(short: TrainJob, tmp_path: Path) -> None:
+    asked = replace(short, out=tmp_path / "out")
+    with alone_in(asked.out), pytest.raises(ValueError) as refusal:
+        train(asked)
+    assert re.fullmatch(
+        rf"another autolabel is at work in {re.escape(str(asked.out))} \(process {os.getpid()} on .* since .*\):"
+        " wait for it, or stop it",
+        str(refusal.value),
+    )
+    assert not (asked.out / "train.json").exists()
 
 
 def test_other_images_under_the_same_manifest_are_refused(short: TrainJob, uninterrupted: Path, city: Path) -> None:
