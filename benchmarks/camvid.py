@@ -46,7 +46,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("camvid", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--teacher-steps", type=int, default=3000)
+    parser.add_argument("--teacher-steps", type=int, default=4200)
     parser.add_argument("--student-steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
@@ -60,7 +60,7 @@ def main() -> None:
     compare = (
         "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper"
         " --arm human-first=runs/human-first --val val.parquet --out compare --init teacher/best.pt"
-        f" --seeds {asked.seeds} --steps {asked.student_steps} {network}"
+        f" --seeds {asked.seeds} --steps {asked.student_steps} --ema 0.99 --fine-only-last 0.25 {network}"
     )
     teacher = f"--steps {asked.teacher_steps} {network}"
     student = "compare/fine-human-first-seed0/best.pt"
