@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner, Result
 
 from autolabel.cli import main
+from autolabel.manifests.files import LOCK
 from autolabel.manifests.layouts import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
 from autolabel.manifests.stores import open_labels
@@ -71,6 +72,11 @@ def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _LOADED: dict[tuple[object, ...], object] = {}
+
+
+def names_in(folder: Path) -> list[str]:
+    """What lies in a folder, but for its lock."""
+    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
 
 
 def autolabel(*arguments: object) -> Result:

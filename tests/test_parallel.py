@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from conftest import names_in
 from torch import Tensor, nn
 from torch.multiprocessing import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
@@ -184,7 +185,7 @@ def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
 
 def assert_close(folder: Path, expected: Path) -> None:
     """The same training but for rounding."""
-    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
+    assert names_in(folder) == names_in(expected)
     found, wanted = (read_checkpoint(path / "last.pt") for path in (folder, expected))
     assert found.training is not None
     assert wanted.training is not None

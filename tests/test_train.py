@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import names_in
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
@@ -68,7 +69,7 @@ def curves(folder: Path) -> list[dict[str, str]]:
 
 
 def assert_same_training(folder: Path, expected: Path) -> None:
-    assert sorted(p.name for p in folder.iterdir()) == sorted(p.name for p in expected.iterdir())
+    assert names_in(folder) == names_in(expected)
     assert weights(folder / "best.pt") == weights(expected / "best.pt")
     assert weights(folder / "last.pt") == weights(expected / "last.pt")
     assert curves(folder) == curves(expected)
@@ -97,7 +98,7 @@ def test_the_loss_falls_and_the_curves_tell_how(teacher: Path) -> None:
 
 def test_a_finished_training_leaves_five_files_that_agree(uninterrupted: Path, city: Path) -> None:
     names = ["best.pt", "curves.csv", "last.pt", "scores.json", "train.json"]
-    assert sorted(p.name for p in uninterrupted.iterdir()) == names
+    assert names_in(uninterrupted) == names
     scores, best = Scores.read(uninterrupted / "scores.json"), read_checkpoint(uninterrupted / "best.pt")
     measured = {int(row["step"]): row["miou"] for row in curves(uninterrupted) if row["miou"]}
     assert list(measured) == [2, 4]
@@ -407,12 +408,15 @@ def test_killed_without_warning_and_resumed_gives_the_same_bits(
 
 
 def test_a_finished_training_returns_at_once(short: TrainJob, uninterrupted: Path) -> None:
-    before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in uninterrupted.iterdir() if p.name != "train.json"}
+    def contents() -> dict[str, tuple[int, bytes]]:
+        files = [uninterrupted / name for name in names_in(uninterrupted) if name != "train.json"]
+        return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+    before = contents()
     seen: list[StepReport] = []
     assert train(short, seen.append) == Scores.read(uninterrupted / "scores.json")
     assert seen == []
-    after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in uninterrupted.iterdir() if p.name != "train.json"}
-    assert after == before
+    assert contents() == before
 
 
 def test_what_a_killed_training_left_half_written_is_cleared_away(
@@ -571,7 +575,7 @@ def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJ
     found = re.match(message, str(stopped.value))
     assert found is not None
     assert set(found.groups()[1:]) < {s.sample_id for s in load_manifest(short.manifest).samples}
-    assert sorted(p.name for p in (tmp_path / "out").iterdir()) == ["train.json"]  # nothing broken is kept
+    assert names_in(tmp_path / "out") == ["train.json"]  # nothing broken is kept
 
 
 def test_a_training_that_diverges_late_keeps_its_last_good_weights(short: TrainJob, tmp_path: Path) -> None:
@@ -609,7 +613,7 @@ def test_statistics_that_overflow_under_a_finite_loss_are_not_saved(short: Train
         TrainingStopped, match=r"running_var became infinite or nan at step 2, on .*: nothing was saved"
     ):
         train(job)
-    assert [p.name for p in (tmp_path / "out").iterdir()] == ["train.json"]
+    assert names_in(tmp_path / "out") == ["train.json"]
 
 
 @pytest.mark.slow
