@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
-from autolabel.manifests.stores import CHUNK, read_sample_label
+from autolabel.manifests.stores import CHUNK, read_sample_label, run_of
 from autolabel.manifests.tables import Sample, stream_statistics
 
 _COLUMNS = ("sample_id", "class_id", "y", "x")
@@ -82,10 +82,10 @@ def find_centroids(
 
     Raises ValueError, BadImage or DamagedLabel where a label cannot be read.
     """
-    run_of = lru_cache(maxsize=4096)(_run_of)  # of this call alone: folders change
+    run_above = lru_cache(maxsize=4096)(run_of)  # of this call alone: folders change
     runs: dict[Path, dict[str, int]] = defaultdict(dict)
     for place, sample in enumerate(samples):
-        run = run_of(sample.label.parent) if sample.source == "auto" and sample.label else None
+        run = run_above(sample.label.parent) if sample.source == "auto" and sample.label else None
         if run:
             runs[run][sample.sample_id] = place
     pieces = [piece for run, places in runs.items() if _unchanged(run) for piece in _from_table(run, places)]
@@ -115,11 +115,6 @@ def _columns(sample: Iterable[int], class_id: Iterable[int], y: Iterable[float],
         np.asarray(y, np.float32),
         np.asarray(x, np.float32),
     )
-
-
-def _run_of(folder: Path) -> Path | None:
-    """The run whose labels lie in a folder, if they lie in one."""
-    return next((parent for parent in folder.parents if (parent / "run.json").is_file()), None)
 
 
 def _unchanged(run: Path) -> bool:

@@ -432,6 +432,11 @@ def _committed(run: Path, layer: str) -> dict[str, StoredLabel]:
     return labels
 
 
+def run_of(label: Path) -> Path | None:
+    """The run in whose folder a label lies, if it lies in one."""
+    return next((folder for folder in label.parents if (folder / "run.json").is_file()), None)
+
+
 def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None = None) -> Label:
     """A manifest sample's label as (h, w) uint8 train ids, whole or the crop `window` = (top, left, height, width).
 
@@ -443,7 +448,7 @@ def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None =
     try:
         return _sample_label(sample, sample.label, space, window or (0, 0, sample.height, sample.width))
     except (BadImage, DamagedLabel, OSError) as error:
-        run = next((folder for folder in sample.label.parents if (folder / "run.json").is_file()), None)
+        run = run_of(sample.label)
         if run is None:
             raise
         reason = f"{sample.label}: {error.strerror}" if isinstance(error, OSError) else str(error)

@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests.files import sha256, write_bytes, write_json
+from autolabel.manifests.stores import run_of
 from autolabel.manifests.tables import Manifest, Sample, fingerprints, fuse, load_manifest, save_manifest
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, score
@@ -140,7 +141,7 @@ def _slug(arm: str) -> str:
 def _runs(manifest: Manifest) -> list[Path]:
     """The run folders that hold automatic labels of a manifest."""
     folders = {s.label.parent for s in manifest.labelled if s.source == "auto" and s.label}
-    return sorted({run for f in folders for run in (f, *f.parents) if (run / "run.json").is_file()})
+    return sorted(run for run in {run_of(folder) for folder in folders} if run)
 
 
 def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:

@@ -66,10 +66,11 @@ def _duration(seconds: float) -> str:
     return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
 
 
-def _step_of(longest: float) -> float:
-    """A round distance between ticks, for three to six of them up to `longest`."""
+def _axis(longest: float) -> tuple[float, int]:
+    """A round distance between ticks, and how many of them, three to six, reach `longest`."""
     power = 10.0 ** math.floor(math.log10(longest or 1.0))
-    return next(power * part for part in (0.2, 0.5, 1.0, 2.0) if longest <= power * part * 5)
+    step = next(power * part for part in (0.2, 0.5, 1.0, 2.0) if longest <= power * part * 5)
+    return step, math.ceil(longest / step - 1e-9)
 
 
 def _ends(values: Iterable[Estimate | Difference]) -> list[float]:
@@ -93,11 +94,11 @@ def _scores(found: Comparison) -> dict[str, Any]:
     """Rows of the table of IoUs, by class and arm, on an axis from 0."""
     rows = [(name, [found.estimate(arm, name) for arm in found.arms]) for name in found.names]
     longest = min(1.0, max([0.01, *_ends(e for _, row in rows for e in row)]))
-    step = _step_of(longest)
-    top = step * math.ceil(longest / step - 1e-9)
+    step, count = _axis(longest)
+    top = step * count
     return {
         "rows": [(name, [(e, _mark(e, 0.0, top)) for e in row]) for name, row in rows],
-        "ticks": [(k * step, 100 * k * step / top) for k in range(round(top / step) + 1)],
+        "ticks": [(k * step, 100 * k / count) for k in range(count + 1)],
     }
 
 
@@ -109,9 +110,8 @@ def _verdicts(found: Comparison) -> dict[str, Any]:
         for baseline in found.baselines(arm)
     ]
     longest = max([0.005, *_ends(d for *_, row in parts for d in row)])
-    step = _step_of(longest)
-    top = step * math.ceil(longest / step - 1e-9)
-    count = round(top / step)
+    step, count = _axis(longest)
+    top = step * count
     return {
         "parts": [(arm, baseline, [(d, _mark(d, -top, top)) for d in row]) for arm, baseline, row in parts],
         "ticks": [(k * step, 50 + 50 * k / count) for k in range(-count, count + 1)],
@@ -144,12 +144,12 @@ def _plot(
     title: str, about: str, lines: list[tuple[str, list[tuple[int, float]]]], steps: int, unit: float
 ) -> dict[str, Any]:
     longest = max([0.01, *(y for _, line in lines for _, y in line)])
-    step = _step_of(longest)
-    top = step * math.ceil(longest / step - 1e-9)
+    step, count = _axis(longest)
+    top = step * count
     return {
         "title": title,
         "about": about,
         "steps": steps,
         "lines": [(arm, [(100 * x / steps, 100 - 100 * y / top) for x, y in line]) for arm, line in lines],
-        "ticks": [(f"{k * step * unit:g}", 100 * k * step / top) for k in range(round(top / step) + 1)],
+        "ticks": [(f"{k * step * unit:g}", 100 * k / count) for k in range(count + 1)],
     }

@@ -11,11 +11,14 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner, Result
+from PIL import Image
 
 from autolabel.cli import main
+from autolabel.manifests.classes import CAMVID
 from autolabel.manifests.files import LOCK
 from autolabel.manifests.layouts import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
@@ -72,6 +75,17 @@ def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 _LOADED: dict[tuple[object, ...], object] = {}
+
+
+@pytest.fixture(scope="session")
+def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A manifest of one picture in another label space."""
+    root = tmp_path_factory.mktemp("camvid")
+    for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.zeros((64, 64), np.uint8))):
+        (root / folder).mkdir()
+        Image.fromarray(array).save(root / folder / "a.png")
+    save_manifest(root / "camvid.parquet", scan_folder(root / "images", root / "labels", None, CAMVID)[0])
+    return root / "camvid.parquet"
 
 
 def names_in(folder: Path) -> list[str]:

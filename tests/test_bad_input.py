@@ -18,8 +18,7 @@ from click.testing import Result
 from conftest import autolabel, contents
 from PIL import Image
 
-from autolabel.manifests.classes import CAMVID, CITYSCAPES
-from autolabel.manifests.layouts import scan_folder
+from autolabel.manifests.classes import CITYSCAPES
 from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
 
@@ -60,17 +59,6 @@ def labelled(city: Path, teacher: Path, out: Path, store: str, *more: object) ->
 @pytest.fixture(scope="module")
 def run(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return labelled(city, teacher, tmp_path_factory.mktemp("labels") / "run", "zarr")
-
-
-@pytest.fixture(scope="module")
-def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One picture of other classes."""
-    root = tmp_path_factory.mktemp("camvid")
-    for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.zeros((64, 64), np.uint8))):
-        (root / folder).mkdir()
-        Image.fromarray(array).save(root / folder / "a.png")
-    save_manifest(root / "camvid.parquet", scan_folder(root / "images", root / "labels", None, CAMVID)[0])
-    return root / "camvid.parquet"
 
 
 # --- manifests that do not belong together ----------------------------------------------------------------------------

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,9 +24,8 @@ from conftest import names_in
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
-from autolabel.manifests.classes import CAMVID, CITYSCAPES
+from autolabel.manifests.classes import CITYSCAPES
 from autolabel.manifests.files import alone_in
-from autolabel.manifests.layouts import scan_folder
 from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
 from autolabel.pipeline.engine import ray_session
 from autolabel.student.evaluate import Scores
@@ -66,6 +66,16 @@ def curves(folder: Path) -> list[dict[str, str]]:
     """The rows of curves.csv without the speed, which is never the same."""
     with open(folder / "curves.csv", newline="") as file:
         return [{k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)]
+
+
+def interrupt_at(step: int) -> Callable[[StepReport], None]:
+    """What to tell of each step, for Ctrl-C right after this one."""
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == step:
+            raise KeyboardInterrupt
+
+    return interrupt
 
 
 def assert_same_training(folder: Path, expected: Path) -> None:
@@ -230,12 +240,8 @@ def test_interrupted_between_steps_and_resumed_gives_the_same_bits(
 ) -> None:
     job, seen = replace(short, out=tmp_path), list[int]()
 
-    def interrupt(report: StepReport) -> None:
-        if report.step == step:
-            raise KeyboardInterrupt
-
     with pytest.raises(KeyboardInterrupt):
-        train(job, interrupt)
+        train(job, interrupt_at(step))
     train(job, lambda report: seen.append(report.step))
     assert seen == list(range(step + 1, 5))
     assert_same_training(tmp_path, uninterrupted)
@@ -288,15 +294,11 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bits(
 def test_every_way_to_train_resumes_to_the_same_bits(change: dict[str, Any], short: TrainJob, tmp_path: Path) -> None:
     job = replace(short, steps=3, validations=1, **change)
 
-    def interrupt(report: StepReport) -> None:
-        if report.step == 1:
-            raise KeyboardInterrupt
-
     for name in ("unbroken", "resumed"):
         job = replace(job, out=tmp_path / name)
         if name == "resumed":
             with pytest.raises(KeyboardInterrupt):
-                train(job, interrupt)
+                train(job, interrupt_at(1))
         train(job)
     assert_same_training(tmp_path / "resumed", tmp_path / "unbroken")
     states = [read_checkpoint(tmp_path / name / "last.pt").training for name in ("resumed", "unbroken")]
@@ -335,13 +337,9 @@ def test_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, unint
 def test_a_training_of_an_older_version_goes_on(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
     """What its files do not know was as it is by default."""
 
-    def interrupt(report: StepReport) -> None:
-        if report.step == 2:
-            raise KeyboardInterrupt
-
     job = replace(short, out=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train(job, interrupt)
+        train(job, interrupt_at(2))
     about = json.loads((tmp_path / "train.json").read_text())
     for key in ("workers", "accumulate", "schedule", "power", "ema", "compile"):
         del about[key]
@@ -359,13 +357,9 @@ def test_a_training_of_an_older_version_goes_on(short: TrainJob, uninterrupted: 
 def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:
     """As if the second step had reached 99 %: what the fourth reaches is then no reason to write best.pt."""
 
-    def interrupt(report: StepReport) -> None:
-        if report.step == 3:
-            raise KeyboardInterrupt
-
     job = replace(short, out=tmp_path)
     with pytest.raises(KeyboardInterrupt):
-        train(job, interrupt)
+        train(job, interrupt_at(3))
     last, best = read_checkpoint(tmp_path / "last.pt"), (tmp_path / "best.pt").read_bytes()
     network = build(job.arch, 19)
     network.load_state_dict(last.state_dict)
@@ -525,17 +519,6 @@ def test_a_validation_image_that_the_starting_point_was_trained_on_is_refused(
     job = replace(short, manifest=city / "coarse.parquet", val=tmp_path / "val.parquet", out=tmp_path / "out")
     with pytest.raises(ValueError, match="'renamed'"):
         train(replace(job, init=uninterrupted / "best.pt", steps=1, validations=1))
-
-
-@pytest.fixture(scope="module")
-def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A manifest of one picture in another label space."""
-    root = tmp_path_factory.mktemp("camvid")
-    for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.zeros((64, 64), np.uint8))):
-        (root / folder).mkdir()
-        Image.fromarray(array).save(root / folder / "a.png")
-    save_manifest(root / "camvid.parquet", scan_folder(root / "images", root / "labels", None, CAMVID)[0])
-    return root / "camvid.parquet"
 
 
 def test_training_and_validation_must_speak_of_the_same_classes(short: TrainJob, camvid: Path, tmp_path: Path) -> None:
