@@ -461,9 +461,9 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
         click.option("--batch-size", type=int, default=4, show_default=True, help="Crops of a step."),
         click.option("--crop", callback=parse_crop, help="HxW. [default: the images' size, up to 512x1024]"),
         click.option(
-            "--loss", type=click.Choice(["cross-entropy", "image-weighted", "rmi"]), default="cross-entropy",
-            show_default=True, help="image-weighted: rare classes weigh more. rmi: neighbouring pixels are judged"
-            " together (arXiv 1910.12037).",
+            "--loss", type=click.Choice(["cross-entropy", "balanced", "image-weighted", "rmi"]),
+            default="cross-entropy", show_default=True, help="balanced and, slightly, image-weighted: rare classes"
+            " weigh more. rmi: neighbouring pixels are judged together (arXiv 1910.12037).",
         ),
         click.option("--optimizer", type=click.Choice(["adamw", "sgd"]), default="adamw", show_default=True),
         click.option(
@@ -876,9 +876,9 @@ def verify(run: Path, repair: bool) -> None:
 
 @main.group(cls=Otherwise, otherwise="RUN")
 def stats() -> None:
-    """What a run's labels look like, and how two runs differ.
+    """What a run's labels look like, how two runs differ, and what people outlined.
 
-    `autolabel stats RUN --help` and `autolabel stats diff --help` have the options.
+    `autolabel stats RUN --help`, and `diff` or `outlined` in its place, have the options.
     """
 
 
@@ -941,6 +941,31 @@ def _show_threshold(run: Path, found: DataFrame, threshold: float) -> None:
 def points(before: float, after: float, digits: int = 1) -> str:
     """The change of a share in percentage points, with its sign; a dash where either is missing."""
     return "–" if math.isnan(after - before) else f"{100 * (after - before):+.{digits}f}"
+
+
+@stats.command("outlined")
+@click.argument("run", type=FOLDER)
+@click.option("-o", "--output", type=FILE, required=True, help="The run's policy with these shares, for `generate`.")
+def stats_outlined(run: Path, output: Path) -> None:
+    """Count how much of each class people outline, and write a policy that makes use of it.
+
+    \b
+    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
+    autolabel stats outlined trial -o outlined.toml
+    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
+    """
+    from autolabel.manifests.files import write_bytes
+    from autolabel.pipeline.stats import outlined
+
+    found, policy = outlined(run)
+    rows = [
+        [str(name), f"{int(row['named']):,}", f"{int(row['left_out']):,}", percent(row["share"])]
+        for name, row in found.iterrows()
+    ]
+    table(f"{run}: what people outlined", ["class", "outlined px", "left out px", "outlined %"], rows)
+    output.parent.mkdir(parents=True, exist_ok=True)
+    write_bytes(output, policy.to_toml().encode())
+    click.echo(f"wrote {output}: policy {policy.name!r}, to be used where these people labelled")
 
 
 @stats.command("diff")

@@ -87,8 +87,10 @@ class Policy:
     of the teacher names its fate; the coarse label is asked last and may decide any pixel anew.
 
     1. region: outside it the teacher is not heard.
-    2. temperature, threshold, thresholds (by class): a pixel keeps its top class where softmax(logits / temperature)
-       of it exceeds the class's threshold.
+    2. outlined (by class), temperature, threshold, thresholds (by class): a pixel keeps its top class where the
+       probability of it, softmax(logits / temperature), exceeds the class's threshold. Where the human coarse label
+       names no class, Bayes' rule comes first: of a class, people outline this share of its pixels, so that a pixel
+       which they left out is of it with a probability that is 1 - share times as high, before all are made to sum to 1.
     3. boundary: pixels no further than so many from another top class (rows and columns apart) are dropped.
     4. min_region: what is left of the teacher's label, in pieces (4-connected, one class) of fewer pixels, is dropped.
     5. coarse, coarse_rules (by class): what the human coarse label counts where it names a class.
@@ -111,6 +113,7 @@ class Policy:
     min_region: int = 0
     coarse: str = COARSE_RULES[0]
     coarse_rules: dict[str, str] = field(default_factory=dict)
+    outlined: dict[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
@@ -119,6 +122,9 @@ class Policy:
                 check_threshold(threshold)
             except ValueError as error:
                 raise ValueError(f"class {name!r}: {error}") from error
+        for name, share in self.outlined.items():
+            if not 0 <= share < 1:
+                raise ValueError(f"outlined {name!r} {share:g}: expected a share of its pixels in [0, 1), such as 0.8")
         if not 0.05 <= self.temperature <= 20:
             raise ValueError(f"temperature {self.temperature:g}: expected a number from 0.05 to 20")
         for name, most in (("boundary", 64), ("min_region", 1 << 20)):
@@ -137,11 +143,16 @@ class Policy:
 
     def require(self, space: LabelSpace) -> None:
         """Raise ValueError if a rule names a class that the label space does not have."""
-        for name in (*self.thresholds, *self.coarse_rules):
+        for name in (*self.thresholds, *self.outlined, *self.coarse_rules):
             if name not in space.names:
                 close = difflib.get_close_matches(name, space.names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(space.names)}"
                 raise ValueError(f"policy {self.name!r}: {name!r} is no class of label space {space.name!r}: {hint}")
+
+    def left_out(self, space: LabelSpace) -> list[float] | None:
+        """The share of every class's pixels, by train id, that people do not outline; None if all are alike."""
+        shares = [1 - self.outlined.get(name, 0.0) for name in space.names]
+        return shares if len(set(shares)) > 1 else None
 
     def class_thresholds(self, space: LabelSpace) -> list[float]:
         """The threshold of every class, by train id."""
@@ -172,7 +183,7 @@ class Policy:
     def to_toml(self, comments: dict[str, str] | None = None) -> str:
         """A file that `load_policy` reads; rules that change nothing are left out.
 
-        comments: by class, what to say of its threshold.
+        comments: by class, what to say of its numbers.
         """
         plain = Policy()
         lines = [f"name = {_quoted(self.name)}", f"threshold = {self.threshold!r}"]
@@ -181,11 +192,11 @@ class Policy:
         ]
         if self.coarse != plain.coarse:
             lines.append(f"coarse = {_quoted(self.coarse)}")
-        if self.thresholds:
-            lines += ["", "[thresholds]"]
-            for name, threshold in self.thresholds.items():
+        for key, table in (("thresholds", self.thresholds), ("outlined", self.outlined)):
+            lines += ["", f"[{key}]"] if table else []
+            for name, value in table.items():
                 lines += [f"# {comments[name]}"] if comments and name in comments else []
-                lines.append(f"{_quoted(name)} = {threshold!r}")
+                lines.append(f"{_quoted(name)} = {value!r}")
         if self.region:
             lines += ["", "[region]", f"unit = {_quoted(self.region.unit)}", f"rows = {list(self.region.rows)}"]
             lines.append(f"columns = {list(self.region.columns)}")
@@ -200,6 +211,7 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "threshold": (int, float),
     "thresholds": (dict,),
+    "outlined": (dict,),
     "temperature": (int, float),
     "region": (dict,),
     "boundary": (int,),
@@ -217,8 +229,9 @@ def _quoted(text: str) -> str:
 def policy_of(document: dict[str, Any]) -> Policy:
     """A policy from `Policy.to_dict` or a parsed TOML file. Raises ValueError naming the key and what was expected."""
     _require_keys(document, _KEYS, "")
-    for name, value in document.get("thresholds", {}).items():
-        _require_type(value, (int, float), f"thresholds.{name}")
+    for key in ("thresholds", "outlined"):
+        for name, value in document.get(key, {}).items():
+            _require_type(value, (int, float), f"{key}.{name}")
     region = document.get("region")
     if region is not None:
         _require_keys(region, {"rows": (list,), "columns": (list,), "unit": (str,)}, "region.")

@@ -11,7 +11,7 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -82,6 +82,7 @@ CLASSES_SCHEMA = pa.schema(
         ("coarse_pixels", pa.int64()),
         ("agreeing_pixels", pa.int64()),
         ("overridden_pixels", pa.int64()),
+        ("left_out_pixels", pa.int64()),
         *((f"{fate}_pixels", pa.int64()) for fate in FATES),
         ("from_human_pixels", pa.int64()),
     ]
@@ -307,6 +308,12 @@ class ManifestFile:
             self._require_under(self.label_root, table["label"])
             self._require_under(self.label_root, table["coarse_label"])
             yield table
+
+    def find(self, sample_ids: Collection[str]) -> dict[str, Sample]:
+        """These samples, by id; the others are read, but not kept. Raises BadTable."""
+        ids = pa.array(list(sample_ids), pa.string())
+        parts = (table.filter(pc.is_in(table["sample_id"], ids)) for table in self.tables())
+        return {s.sample_id: s for part in parts for s in samples_of(part, self.image_root, self.label_root)}
 
     def _require_under(self, root: Path, paths: pa.ChunkedArray) -> None:
         leaving = paths.filter(pc.match_substring_regex(paths, r"^/|(^|/)\.\.(/|$)"))

@@ -24,7 +24,14 @@ from autolabel.manifests.images import read_image
 from autolabel.manifests.policy import Policy, policy_of
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, Shares, shares
 from autolabel.manifests.stores import RunLabels, read_sample_label, stored_labels
-from autolabel.manifests.tables import CONFIDENCE_BINS, Sample, fingerprints, load_manifest, stream_statistics
+from autolabel.manifests.tables import (
+    CONFIDENCE_BINS,
+    Sample,
+    fingerprints,
+    load_manifest,
+    open_manifest,
+    stream_statistics,
+)
 from autolabel.pipeline.calibration import (
     ESTIMABLE,
     GRID,
@@ -35,6 +42,7 @@ from autolabel.pipeline.calibration import (
     TemperatureFit,
 )
 from autolabel.pipeline.folder import About, find_teacher, read_about
+from autolabel.pipeline.label import read_coarse
 from autolabel.pipeline.records import LABELLED, UNITS, Row, read_record
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -84,6 +92,10 @@ def audit(
         raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     notes = matched.notes + notes
     policy = policy_of(about["policy"])
+    left_out = policy.left_out(space)
+    if left_out is not None and fit_temperature:
+        raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
+    asked = open_manifest(about["manifest"]).find(matched.truth) if left_out is not None and network else {}
     images, passes = len(matched.truth), 1 + fit_temperature
     fitted = None
     if fit_temperature and network:
@@ -99,8 +111,9 @@ def audit(
         confusion.add(true, label)
         boundary.add(true, label)
         if network and calibration:
+            coarse_label = read_coarse(asked[sample_id], space) if sample_id in asked else None
             top, confidence = network.confidence(
-                read_image(sample.image), about["scales"], about["flip"], temperature=policy.temperature
+                read_image(sample.image), about["scales"], about["flip"], policy.temperature, left_out, coarse_label
             )
             calibration.add(true, top, confidence)
             if fitted:

@@ -109,6 +109,9 @@ def policy_facts(about: About) -> Facts:
     ]
     if policy.temperature != 1:
         facts.append(("Temperature", f"{policy.temperature:g}: logits are divided by it"))
+    if policy.outlined:
+        shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in policy.outlined.items())
+        facts.append(("Outlined by people", f"{shares}: so much less likely is a class where they named none"))
     if policy.region:
         (top, bottom), (left, right) = policy.region.rows, policy.region.columns
         facts.append(("Region", f"rows {top:g} to {bottom:g}, columns {left:g} to {right:g}, {policy.region.unit}"))

@@ -104,6 +104,7 @@ class Labeller:
     def __init__(self, job: LabelJob, space: LabelSpace, image_root: Path, device: str, threads: int) -> None:
         self.job, self.space, self.image_root = job, space, image_root
         self.edges = job.policy.edges(space, job.keep_confidence)
+        self.left_out = job.policy.left_out(space)
         self.worker = f"{platform.node()}:{os.getpid()}"
         self.stopping = threading.Event()
         self._set_up(device, threads)
@@ -256,9 +257,9 @@ class Labeller:
         job, started = self.job, time.perf_counter()
         images = [decoded.image for decoded in batch]
         try:
-            temperature = job.policy.temperature
-            asked = len(images), self.edges, job.scales, job.flip, temperature
-            found = list(self.teacher.predict_in_batches(images, *asked))
+            asked = len(images), self.edges, job.scales, job.flip, job.policy.temperature
+            human = self.left_out, [decoded.coarse for decoded in batch]
+            found = list(self.teacher.predict_in_batches(images, *asked, *human))
         except NotEnoughMemory as error:
             return [str(error)] * len(batch)
         each = 1e3 * (time.perf_counter() - started) / len(batch)
@@ -406,6 +407,7 @@ def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -
     mean_confidence and confidence_hist are over the pixels whose top class it is, before the threshold, and so are the
     fates. coarse_pixels: pixels of this class in the coarse label; agreeing_pixels: those to which the teacher, before
     the coarse label was asked, gives the same class; overridden_pixels: another one (it gives none to the rest).
+    left_out_pixels: of the pixels whose top class it is, those where the coarse label, if there is one, names none.
     """
     rows = []
     for c, name in enumerate(space.names):
@@ -424,6 +426,7 @@ def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -
                 "coarse_pixels": coarse_pixels,
                 "agreeing_pixels": int(outcome.agreeing[c]),
                 "overridden_pixels": int(outcome.overridden[c]),
+                "left_out_pixels": int(outcome.left_out[c]),
                 **{f"{fate}_pixels": int(n) for fate, n in zip(FATES, outcome.fates[c], strict=True)},
                 "from_human_pixels": int(outcome.from_human[c]),
             }

@@ -68,7 +68,7 @@ class Relabeller(Labeller):
             return Labelled(row | {"status": QUARANTINED, "reason": known["reason"]})
         started = time.perf_counter()
         try:
-            coarse = read_coarse(sample, self.space) if self.job.policy.asks_human or known["coarse_pixels"] else None
+            coarse = read_coarse(sample, self.space)
             prediction = self._kept(known)
             if coarse is not None:
                 check_sizes(sample, prediction.codes, coarse)
@@ -126,12 +126,17 @@ def _require_enough(source: Path, about: About, policy: Policy) -> None:
     edges = about["confidence_edges"]
     if edges is None:
         raise ValueError(f"{source} has kept no confidence: generate it anew with --keep-confidence 8")
-    policy.require(LabelSpace.of(about["label_space"]))
+    space = LabelSpace.of(about["label_space"])
+    policy.require(space)
     before = policy_of(about["policy"])
     if policy.temperature != before.temperature:
         raise ValueError(
             f"policy {policy.name!r} has temperature {policy.temperature:g}, {source} {before.temperature:g}: only"
             " `autolabel generate` can change it"
+        )
+    if policy.left_out(space) != before.left_out(space):
+        raise ValueError(
+            f"policy {policy.name!r} and {source} differ in what is outlined: only `autolabel generate` can change it"
         )
     unknown = sorted({policy.threshold, *policy.thresholds.values()}.difference(edges))
     if unknown:

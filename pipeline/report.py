@@ -30,7 +30,7 @@ from PIL import Image
 from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
 from autolabel.manifests.files import remove_leftovers, write_bytes
-from autolabel.manifests.policy import COMBINE
+from autolabel.manifests.policy import COMBINE, policy_of
 from autolabel.manifests.stores import Label, RunConfidence, RunLabels, open_confidence, open_labels
 from autolabel.manifests.tables import (
     QUARANTINE_SCHEMA,
@@ -39,7 +39,6 @@ from autolabel.manifests.tables import (
     open_manifest,
     read_statistics,
     read_table,
-    samples_of,
     stream_statistics,
 )
 from autolabel.pipeline import charts
@@ -106,7 +105,7 @@ def write_report(
     network = load_teacher(teacher_file, "auto", about["precision"], combine) if teacher_file and wanted else None
     several = attention and len(about["scales"]) > 1
     asked, no_coarse = _find_asked(about, wanted) if summary.coarse_coverage > 0 else (None, "")
-    samples = _samples(run / "manifest.parquet", wanted)
+    samples = manifest.find(wanted)
     folder = run / "report"
     pictures = folder / f"pictures-{uuid.uuid4().hex[:12]}"
     pictures.mkdir(parents=True)
@@ -177,18 +176,10 @@ def _requested(run: Path, chosen: Sequence[str], ranked: pd.DataFrame, quarantin
     return [sample_id for sample_id in ranked.index if sample_id in set(chosen)]
 
 
-def _samples(manifest: Path, wanted: Collection[str]) -> Asked:
-    """These samples of a manifest; the others are read, but not kept. Raises BadTable."""
-    file = open_manifest(manifest)
-    ids = pa.array(list(wanted), pa.string())
-    parts = (table.filter(pc.is_in(table["sample_id"], ids)) for table in file.tables())
-    return {s.sample_id: s for part in parts for s in samples_of(part, file.image_root, file.label_root)}
-
-
 def _find_asked(about: About, wanted: Collection[str]) -> tuple[Asked | None, str]:
     """The samples as the run was asked to label them, for their coarse labels; or why there are none."""
     try:
-        return _samples(Path(about["manifest"]), wanted), ""
+        return open_manifest(about["manifest"]).find(wanted), ""
     except BadTable as error:
         return None, f"No pictures of the coarse labels, which only the run's manifest lists: {error}."
 
@@ -247,6 +238,8 @@ class Painter:
     ) -> None:
         self._folder, self._labels, self._kept, self._samples, self._asked = folder, labels, kept, samples, asked
         self._space, self._about, self._teacher, self._attention = space, about, teacher, attention
+        self._policy = policy_of(about["policy"])
+        self._left_out = self._policy.left_out(space)
         self._asking = threading.Lock()
 
     def __call__(self, place: int, sample_id: str) -> Shown:
@@ -255,8 +248,9 @@ class Painter:
         image = attempt(lambda: photograph(self._samples[sample_id]))
         auto = attempt(lambda: self._labels[sample_id])
         kept = attempt(lambda: self._levels(sample_id))
-        again, views = self._teachers(place, stem, image) if kept is None or self._attention else (None, [])
-        seen = Seen(image, auto, self._coarse(sample_id), again if kept is None else kept)
+        coarse = self._coarse(sample_id)
+        again, views = self._teachers(place, stem, image, coarse) if kept is None or self._attention else (None, [])
+        seen = Seen(image, auto, coarse, again if kept is None else kept)
         return Shown(write_pictures(self._folder, stem, seen, self._space), views)
 
     def _coarse(self, sample_id: str) -> Label | Missing | None:
@@ -270,7 +264,7 @@ class Painter:
         return None if self._kept is None else from_levels(self._kept[sample_id][1], self._kept.edges)
 
     def _teachers(
-        self, place: int, stem: str, image: Photograph | Missing
+        self, place: int, stem: str, image: Photograph | Missing, coarse: Label | Missing | None
     ) -> tuple[Confidence | Missing | None, list[View]]:
         """The confidence, computed anew, and with attention what the teacher sees at every scale."""
         if self._teacher is None:
@@ -280,7 +274,10 @@ class Painter:
         if place >= _WITH_TEACHER:
             return Missing(_NOT_ALL), []
         with self._asking:
-            top, confidence = self._teacher.confidence(image, self._about["scales"], self._about["flip"])
+            named = None if isinstance(coarse, Missing) else coarse
+            top, confidence = self._teacher.confidence(
+                image, self._about["scales"], self._about["flip"], self._policy.temperature, self._left_out, named
+            )
             return confidence, self._by_scale(self._teacher, stem, image, top) if self._attention else []
 
     def _by_scale(self, teacher: Teacher, stem: str, image: Photograph, combined: Label) -> list[View]:

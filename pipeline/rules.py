@@ -36,6 +36,7 @@ class Outcome:
     from_human (C,): pixels of the label that have this class because the coarse label decided.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
     the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; overridden, another class.
+    left_out (C,): pixels by top class where the coarse label names none; 0 without a coarse label.
     """
 
     label: Label
@@ -44,6 +45,7 @@ class Outcome:
     coarse: Counts
     agreeing: Counts
     overridden: Counts
+    left_out: Counts
 
     @property
     def pixels(self) -> Counts:
@@ -121,6 +123,7 @@ class Rules:
             coarse=by_class(self._human, human),
             agreeing=by_class(self._human, human * (teacher == self._human)),
             overridden=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
+            left_out=by_class(self._top, (asked - human) * (coarse is not None)),
         )
 
     def _tables(self, asked: Counts, coarse: Label | None) -> tuple[Label, Label]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +11,12 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.policy import Policy, policy_of
 from autolabel.manifests.tables import CONFIDENCE_BINS, FATES, open_manifest, stream_statistics
+from autolabel.pipeline.folder import read_about
 
 _FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
+_MOST_OUTLINED = 0.99
 _SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "overridden_pixels", *_FATES)
 
 
@@ -111,6 +114,28 @@ def summarise(run: Path) -> Summary:
         label_bytes=label_bytes,
         histograms=histograms,
     )
+
+
+def outlined(run: Path) -> tuple[pd.DataFrame, Policy]:
+    """How much of each class people outline, as far as the teacher can tell; and the run's policy with that in it.
+
+    One row per class of the label space: `named`, pixels of it in the coarse labels, `left_out`, pixels whose top class
+    it is in these images where the coarse labels name none, and `share`, the part of both that is named; NaN without
+    any pixel, and at most 0.99, because a teacher that never found a class outside proves little. Raises ValueError for
+    a run without coarse labels, BadTable.
+    """
+    space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
+    named, left_out = np.zeros((2, len(space)), np.int64)
+    for rows in stream_statistics(run, "classes", ["class_id", "coarse_pixels", "left_out_pixels"]):
+        np.add.at(named, rows["class_id"].to_numpy(), rows["coarse_pixels"].to_numpy())
+        np.add.at(left_out, rows["class_id"].to_numpy(), rows["left_out_pixels"].to_numpy())
+    if not named.any():
+        raise ValueError(f"{run} has no coarse label: nobody outlined anything in its images")
+    counts = pd.DataFrame({"named": named, "left_out": left_out}, index=pd.Index(space.names, name="class"))
+    found = counts.assign(share=_share(counts["named"], counts.sum(axis=1)).clip(upper=_MOST_OUTLINED))
+    before = policy_of(read_about(run)["policy"])
+    shares = {str(name): round(share, 4) for name, share in found["share"].dropna().items()}
+    return found, replace(before, name=f"{before.name}-outlined", outlined=shares)
 
 
 def coverage_at(histogram: NDArray[np.int64], threshold: float) -> float:

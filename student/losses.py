@@ -1,7 +1,8 @@
-"""The losses of the paper: how far a network's logits are from a label, in one number.
+"""The losses: how far a network's logits are from a label, in one number. All but `balanced` are the paper's.
 
     cross-entropy     how surprised the network is by the label, mean over the pixels
-    image-weighted    the same, where a class weighs more the rarer it is in the batch
+    balanced          the same, where a class counts by the square root of its pixels in the batch
+    image-weighted    the same, where a class weighs up to twice as much the rarer it is in the batch
     rmi               per class and pixel (binary cross-entropy), and whether neighbouring pixels are right together:
                       region mutual information (Zhao, Wang, Yang, Cai, arXiv 1910.12037)
 
@@ -14,7 +15,7 @@ gives a scalar. It computes in float32 or better, also inside an autocast region
 where all are ignored, the loss is finite and the gradient is zero.
 
 A batch may be looked at in parts. A loss that is given the `Counts` of the whole batch is a part's share of the whole
-batch's loss, exactly for all three: means divide by the pixels or images of the whole, classes weigh by their share of
+batch's loss, exactly for all four: means divide by the pixels or images of the whole, classes weigh by their share of
 the whole, and everything else is a sum over images.
 """
 
@@ -84,6 +85,19 @@ def _in_full_precision(loss: _Formula) -> Loss:
 def cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
     """Mean over the valid pixels of the batch; 0 where there is none."""
     return F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum") / whole.valid.clamp(min=1)
+
+
+@_in_full_precision
+def balanced_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
+    """Weighted mean over the valid pixels of the batch: each weighs 1 / sqrt(pixels of its class there); 0 without any.
+
+    Half way between counting pixels and counting classes: a class with a hundredth of the pixels has a tenth of the
+    weight (as Mahajan et al., arXiv 1805.00932, sample hashtags).
+    """
+    pixels = whole.pixels[: logits.shape[1]].to(logits.dtype)
+    weight = pixels.clamp(min=1).rsqrt()
+    surprise = F.cross_entropy(logits, label, weight, ignore_index=IGNORE, reduction="sum")
+    return surprise / pixels.sqrt().sum().clamp(min=1)
 
 
 @_in_full_precision
@@ -182,6 +196,7 @@ class Losses(NamedTuple):
 
 LOSSES = {
     "cross-entropy": Losses(cross_entropy, cross_entropy),
+    "balanced": Losses(balanced_cross_entropy, balanced_cross_entropy),
     "image-weighted": Losses(image_weighted_cross_entropy, image_weighted_cross_entropy),
     "rmi": Losses(region_mutual_information, binary_cross_entropy),
 }

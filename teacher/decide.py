@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +23,16 @@ from autolabel.teacher.scales import Field, Size
 # A band's logits: on a CPU they should stay near the core (1, 2 and 8 MiB were slower), on a GPU keep all of it busy.
 _BAND_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 _COUNTED_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 26}  # pixels, likewise
+
+
+class LeftOut(NamedTuple):
+    """Where people outlined nothing, (B, H, W) bool, and the share of each class that they do not outline, (C,) > 0.
+
+    By Bayes' rule the latter is how likely each class makes the former: there its probability is multiplied by it.
+    """
+
+    where: Tensor
+    shares: Tensor
 
 
 @dataclass(frozen=True)
@@ -73,13 +84,23 @@ def top_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]
 
 
 def top_classes(
-    field: Field, images: int, classes: int, device: torch.device, temperature: float = 1.0
+    field: Field,
+    images: int,
+    classes: int,
+    device: torch.device,
+    temperature: float = 1.0,
+    left_out: LeftOut | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of every image of a field: top class (B, H, W) uint8, and its probability (B, H, W) float32, on the device."""
     winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
     confidences = torch.empty(images, *field.size, device=device)
     for top, bottom in bands(field.size, classes, device):
-        winners[:, top:bottom], confidences[:, top:bottom] = top_class(field.rows(top, bottom), temperature)
+        logits = field.rows(top, bottom)
+        if left_out is not None:
+            # A factor of the probability is a term of the logit; the temperature is yet to divide both.
+            terms = temperature * left_out.shares.log().view(-1, 1, 1)
+            logits = torch.where(left_out.where[:, None, top:bottom], logits + terms, logits)
+        winners[:, top:bottom], confidences[:, top:bottom] = top_class(logits, temperature)
     return winners, confidences
 
 

@@ -17,11 +17,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.classes import IGNORE, LabelSpace
 from autolabel.manifests.files import sha256
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
-from autolabel.teacher.decide import LabelStatistics, Prediction, count, encode, keep, top_classes
+from autolabel.teacher.decide import LabelStatistics, LeftOut, Prediction, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks import SegmentationNet
 from autolabel.teacher.scales import Average, Field, Part, at_size, mean_with_mirrored
@@ -179,11 +179,21 @@ class Teacher:
 
     @torch.inference_mode()
     def confidence(
-        self, image: Image, scales: Sequence[float] = SCALES, flip: bool = False, temperature: float = 1.0
+        self,
+        image: Image,
+        scales: Sequence[float] = SCALES,
+        flip: bool = False,
+        temperature: float = 1.0,
+        shares: Sequence[float] | None = None,
+        coarse: Image | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """(H, W, 3) uint8 RGB -> top class (H, W) uint8, before any threshold, and its probability (H, W) float32."""
+        """(H, W, 3) uint8 RGB -> top class (H, W) uint8, before any threshold, and its probability (H, W) float32.
+
+        shares, coarse: as of `predict_in_batches`, of one image.
+        """
         field = self._field(self._pixels(image[None]), scales, flip)
-        winners, confidences = top_classes(field, 1, self.network.classes, self.device, temperature)
+        left_out = self._left_out(shares, [coarse], image.shape[:2])
+        winners, confidences = top_classes(field, 1, self.network.classes, self.device, temperature, left_out)
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
     @torch.inference_mode()
@@ -241,11 +251,14 @@ class Teacher:
         scales: Sequence[float] = SCALES,
         flip: bool = False,
         temperature: float = 1.0,
+        shares: Sequence[float] | None = None,
+        coarse: Sequence[Image | None] = (),
     ) -> Iterator[Prediction]:
         """Predict images of one size, `batch` at a time, halved where memory does not suffice; yields them in order.
 
-        edges: ascending confidences that are told apart. The last batch is filled up, so that every image goes through
-        the very same kernels. Raises NotEnoughMemory.
+        edges: ascending confidences that are told apart. shares: of each class (C,), what people do not outline of it,
+        where that counts; coarse: each image's coarse label (H, W) uint8, if there is one. The last batch is filled up,
+        so that every image goes through the very same kernels. Raises NotEnoughMemory.
         """
         size = images[0].shape[:2]
         batch = min(batch, self.fits.get(size, batch))
@@ -257,7 +270,8 @@ class Teacher:
         while done < len(images):
             some = images[done : done + batch]
             try:
-                outcome = self._predict_batch(some, batch, edges, scales, flip, temperature)
+                left_out = self._left_out(shares, coarse[done : done + batch], size, batch)
+                outcome = self._predict_batch(some, batch, edges, scales, flip, temperature, left_out)
             except (RuntimeError, MemoryError) as error:
                 if not _is_memory(error):
                     raise
@@ -279,6 +293,18 @@ class Teacher:
             f" ({wanted}{free_memory(self.device) / 2**30:.1f} GiB free): leave that scale out, or use a larger device"
         )
 
+    def _left_out(
+        self, shares: Sequence[float] | None, coarse: Sequence[Image | None], size: tuple[int, ...], batch: int = 1
+    ) -> LeftOut | None:
+        """Where no class is named; nowhere in an image without a coarse label, and in what fills a batch up."""
+        if shares is None or all(label is None for label in coarse):
+            return None
+        where = np.zeros((batch, *size), np.bool_)
+        for place, label in enumerate(coarse):
+            if label is not None:
+                where[place] = label == IGNORE
+        return LeftOut(torch.from_numpy(where).to(self.device), torch.tensor(shares, device=self.device))
+
     @torch.inference_mode()
     def _predict_batch(
         self,
@@ -288,11 +314,12 @@ class Teacher:
         scales: Sequence[float],
         flip: bool,
         temperature: float,
+        left_out: LeftOut | None,
     ) -> list[Prediction]:
         classes = self.network.classes
         filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
         field = self._field(self._pixels(filled), scales, flip)
-        found = top_classes(field, batch, classes, self.device, temperature)
+        found = top_classes(field, batch, classes, self.device, temperature, left_out)
         winners, confidences = (x[: len(images)] for x in found)  # without what filled the batch up
         codes = encode(winners, confidences, classes, edges).cpu().numpy()
         counts = [count(w, p, classes) for w, p in zip(winners, confidences, strict=True)]

@@ -191,7 +191,7 @@ def no_constant(text: str) -> float:
     raise AssertionError(f"{text} in a file that promises JSON")
 
 
-@pytest.mark.parametrize("loss", ["cross-entropy", "image-weighted", "rmi"])
+@pytest.mark.parametrize("loss", ["cross-entropy", "balanced", "image-weighted", "rmi"])
 def test_a_class_without_a_pixel_anywhere_is_a_dash_and_never_nan(loss: str, city: Path, tmp_path: Path) -> None:
     """All labels say road or sky; of the network's 19 classes 17 are in none, and it learns not to predict them."""
     manifests = {}

@@ -28,6 +28,9 @@ columns = [14, 2030]
 [coarse_rules]
 truck = "union"
 car = "ignore"
+
+[outlined]
+sky = 0.9
 """
 
 
@@ -40,7 +43,7 @@ def written(folder: Path, text: str) -> str:
 def test_a_file_says_what_counts(tmp_path: Path) -> None:
     assert load_policy(written(tmp_path, EVERYTHING)) == Policy(
         "all of it", 0.6, {"pole": 0.3, "traffic light": 0.35}, 1.5, Region((15, 840), (14, 2030)), 2, 50,
-        "teacher-wins", {"truck": "union", "car": "ignore"},
+        "teacher-wins", {"truck": "union", "car": "ignore"}, {"sky": 0.9},
     )  # fmt: skip
 
 

@@ -25,7 +25,16 @@ OTHERS = {
     "by class": Policy(thresholds={"road": 0.7, "car": 0.3, "sky": 0.9}),
     "human first": Policy("human-first", coarse="human-wins"),
     "reference": REFERENCE,
-    "all rules": Policy("all", 0.3, {"sky": 0.9}, 1.0, REFERENCE.region, 1, 400, "teacher-wins", {"road": "agree"}),
+    "all rules": Policy(
+        "all",
+        0.3,
+        {"sky": 0.9},
+        region=REFERENCE.region,
+        boundary=1,
+        min_region=400,
+        coarse="teacher-wins",
+        coarse_rules={"road": "agree"},
+    ),
 }
 NOT_THE_LABELS = {"decode_ms", "infer_ms", "encode_ms", "worker"}
 

@@ -624,7 +624,7 @@ def test_two_gpus_give_what_one_gives(short: TrainJob, tmp_path: Path) -> None:
         ({"steps": 0}, "steps is 0: expected 1 or more"),
         ({"batch_size": -1}, "batch_size is -1: expected 1 or more"),
         ({"validations": 0}, "validations is 0: expected 1 or more"),
-        ({"loss": "dice"}, "loss 'dice': expected cross-entropy, image-weighted, rmi"),
+        ({"loss": "dice"}, "loss 'dice': expected cross-entropy, balanced, image-weighted, rmi"),
         ({"optimizer": "adam"}, "optimizer 'adam': expected sgd or adamw"),
         ({"learning_rate": 0.0}, "learning rate 0: expected a number in (0, 10)"),
         ({"learning_rate": float("nan")}, "learning rate nan: expected a number in (0, 10)"),
