@@ -182,11 +182,11 @@ def test_a_run_without_a_labelled_image_has_nothing_to_show(tmp_path: Path) -> N
     assert refused.stderr.startswith(f"autolabel: {tmp_path}/run has no labelled image")
 
 
-def test_help_shows_both_commands_and_a_folder_may_have_any_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_shows_all_commands_and_a_folder_may_have_any_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     shown = autolabel("stats", "--help").stdout
-    assert "  RUN " in shown and "  diff " in shown
+    assert all(f"  {name} " in shown for name in ("RUN", "diff", "outlined"))
     monkeypatch.chdir(run.parent)
-    for name in ("RUN", "diff"):
+    for name in ("RUN", "diff", "outlined"):
         run.rename(name)
         run = Path(name)
         assert "a threshold would keep" in autolabel("stats", f"./{name}").stdout
