@@ -32,7 +32,7 @@ from autolabel.pipeline.folder import read_about
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.build import build
-from autolabel.teacher.decide import count, encode, top_classes
+from autolabel.teacher.decide import LeftOut, count, encode, top_classes
 from autolabel.teacher.predict import Teacher, load_teacher
 from autolabel.teacher.scales import at_size
 
@@ -42,6 +42,7 @@ POLICIES: dict[str, tuple[Policy, int | None]] = {
     "threshold by class": (Policy(thresholds={"pole": 0.3, "car": 0.7, "sky": 0.9}), None),
     "human-wins": (Policy(coarse="human-wins"), None),
     "reference": (REFERENCE, None),
+    "what is outlined": (Policy(coarse="human-wins", outlined={"road": 0.9, "pole": 0.1}), None),
     "boundary of 2 pixels": (Policy(boundary=2), None),
     "pieces of 100 pixels": (Policy(min_region=100), None),
     "all of these": (
@@ -68,7 +69,9 @@ def main() -> None:
 
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
         edges = policy.edges(CITYSCAPES, keep)
-        winners, confidences = top_classes(field, 1, CLASSES, torch.device("cpu"), policy.temperature)
+        shares = policy.left_out(CITYSCAPES)
+        left_out = None if shares is None else LeftOut(torch.from_numpy(coarse == IGNORE)[None], torch.tensor(shares))
+        winners, confidences = top_classes(field, 1, CLASSES, torch.device("cpu"), policy.temperature, left_out)
         codes = encode(winners, confidences, CLASSES, edges).numpy()[0]
         count(winners[0], confidences[0], CLASSES)
         rules[name].apply(codes, coarse)
