@@ -38,9 +38,9 @@ POLICIES = {
     "thresholds by class": "",  # suggested by the audit of the validation images
     "agree": 'coarse = "agree"',
     "teacher-wins": 'coarse = "teacher-wins"',
-    "human-first": 'coarse = "human-wins"',
     "human-first, 0.3": 'coarse = "human-wins"\nthreshold = 0.3',
-    "human-first, 0.7": 'coarse = "human-wins"\nthreshold = 0.7',
+    "human-first, 0.5": 'coarse = "human-wins"',
+    "human-first": 'coarse = "human-wins"\nthreshold = 0.7',
 }
 OUTLINED = (0.3, 0.5, 0.7)  # thresholds
 
