@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.policy import load_policy
+from autolabel.manifests.policy import HUMAN_FIRST, load_policy
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.manifests.stores import open_labels, read_sample_label
 from autolabel.manifests.tables import load_manifest
@@ -40,7 +40,7 @@ POLICIES = {
     "teacher-wins": 'coarse = "teacher-wins"',
     "human-first, 0.3": 'coarse = "human-wins"\nthreshold = 0.3',
     "human-first, 0.5": 'coarse = "human-wins"',
-    "human-first": 'coarse = "human-wins"\nthreshold = 0.7',
+    "human-first": HUMAN_FIRST.to_toml(),
 }
 OUTLINED = (0.3, 0.5, 0.7)  # thresholds
 

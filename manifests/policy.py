@@ -10,7 +10,7 @@ import difflib
 import json
 import math
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -136,11 +136,6 @@ class Policy:
         if not self.name:
             object.__setattr__(self, "name", f"threshold {self.threshold:g}")
 
-    @property
-    def asks_human(self) -> bool:
-        """Whether the coarse label counts for anything."""
-        return set(self.coarse_rules.values()) | {self.coarse} != {"ignore"}
-
     def require(self, space: LabelSpace) -> None:
         """Raise ValueError if a rule names a class that the label space does not have."""
         for name in (*self.thresholds, *self.outlined, *self.coarse_rules):
@@ -183,7 +178,7 @@ class Policy:
     def to_toml(self, comments: dict[str, str] | None = None) -> str:
         """A file that `load_policy` reads; rules that change nothing are left out.
 
-        comments: by class, what to say of its numbers.
+        comments: by class, what to say of its threshold.
         """
         plain = Policy()
         lines = [f"name = {_quoted(self.name)}", f"threshold = {self.threshold!r}"]
@@ -192,17 +187,11 @@ class Policy:
         ]
         if self.coarse != plain.coarse:
             lines.append(f"coarse = {_quoted(self.coarse)}")
-        for key, table in (("thresholds", self.thresholds), ("outlined", self.outlined)):
-            lines += ["", f"[{key}]"] if table else []
-            for name, value in table.items():
-                lines += [f"# {comments[name]}"] if comments and name in comments else []
-                lines.append(f"{_quoted(name)} = {value!r}")
+        lines += _toml_table("thresholds", self.thresholds, comments) + _toml_table("outlined", self.outlined)
         if self.region:
             lines += ["", "[region]", f"unit = {_quoted(self.region.unit)}", f"rows = {list(self.region.rows)}"]
             lines.append(f"columns = {list(self.region.columns)}")
-        if self.coarse_rules:
-            lines += ["", "[coarse_rules]"]
-            lines += [f"{_quoted(name)} = {_quoted(rule)}" for name, rule in self.coarse_rules.items()]
+        lines += _toml_table("coarse_rules", self.coarse_rules)
         return "\n".join(lines) + "\n"
 
 
@@ -222,8 +211,17 @@ _KEYS: dict[str, tuple[type, ...]] = {
 _WORDS = {str: "a text", dict: "a table", float: "a number", int: "a whole number", list: "a list"}
 
 
-def _quoted(text: str) -> str:
-    return json.dumps(text, ensure_ascii=False)
+def _quoted(value: str | float) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _toml_table(key: str, table: Mapping[str, str | float], comments: Mapping[str, str] | None = None) -> list[str]:
+    """The lines of a table, each entry under its comment; none for an empty one."""
+    lines = ["", f"[{key}]"] if table else []
+    for name, value in table.items():
+        lines += [f"# {comments[name]}"] if comments and name in comments else []
+        lines.append(f"{_quoted(name)} = {_quoted(value)}")
+    return lines
 
 
 def policy_of(document: dict[str, Any]) -> Policy:
