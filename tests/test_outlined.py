@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from test_cli import refused
 from test_decide import CPU, noise
 
-from autolabel.manifests.classes import IGNORE
+from autolabel.manifests.classes import IGNORE, LabelSpace
 from autolabel.manifests.images import read_image
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.stores import open_confidence, open_labels
@@ -20,7 +20,9 @@ from autolabel.pipeline.audit import audit
 from autolabel.pipeline.folder import read_about
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import read_coarse
+from autolabel.pipeline.pictures import Drawn, Seen, write_pictures
 from autolabel.pipeline.relabel import relabel
+from autolabel.pipeline.report import write_report
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.stats import outlined
 from autolabel.teacher.decide import LeftOut, top_classes
@@ -197,6 +199,24 @@ def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> 
     assert abs(np.array(found["reliability"]["all"]["pixels"]) - counted).sum() < 10  # those on an edge
     with pytest.raises(ValueError, match="--fit-temperature: policy 'ours' says what is outlined"):
         audit(job.out, city / "val.parquet", fit_temperature=True)
+
+
+def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its maps of confidence are those that the run compared with its thresholds, at the run's temperature."""
+    job, drawn = replace(job, policy=replace(OUTLINED, temperature=2.0)), dict[str, NDArray[np.float32]]()
+    generate(job)
+
+    def seen(folder: Path, stem: str, what: Seen, space: LabelSpace) -> Drawn:
+        assert isinstance(what.confidence, np.ndarray)
+        drawn[stem] = what.confidence
+        return write_pictures(folder, stem, what, space)
+
+    monkeypatch.setattr("autolabel.pipeline.report.write_pictures", seen)
+    write_report(job.out, 3, [], None, lambda done, total: None)
+    expected = {s.sample_id: by_hand(job, s)[1] for s in load_manifest(job.manifest).samples}
+    assert len(drawn) == len(expected) == 3
+    for found in drawn.values():
+        assert any(np.allclose(found, p, atol=1e-5) for p in expected.values())
 
 
 @pytest.mark.parametrize(
