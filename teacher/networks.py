@@ -1,7 +1,8 @@
 """Whole networks: a trunk, a decoder, and a way to combine scales.
 
-A network is built around one of the trunks of `hrnet.py` and `trunks.py`; the classes below differ in the decoder.
-Their combination (see `scales.py`) is the attribute `scale_attn`, and any of them can be used in its place.
+A network is built around one of the trunks of `hrnet.py`, `efficientnet_lite.py` and `trunks.py`; the classes below
+differ in the decoder. Their combination (see `scales.py`) is the attribute `scale_attn`, and any of them can be used in
+its place.
 
 Module names follow the customary ones, so that published state dicts load without renaming.
 """
@@ -14,11 +15,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from autolabel.teacher.efficientnet_lite import EfficientNetLite0
 from autolabel.teacher.hrnet import HRNet, resize
 from autolabel.teacher.ocr import OCR
 from autolabel.teacher.scales import Combination, Field, Part, Prediction, Size, TrainingOutput, at_size, head_layers
 from autolabel.teacher.trunks import EfficientNetB4, Features, ResNet50, WideResNet38, Xception71
 
+FlatTrunk = HRNet | EfficientNetLite0
 PyramidTrunk = ResNet50 | WideResNet38 | Xception71 | EfficientNetB4
 
 
@@ -80,9 +83,9 @@ def _size(images: Tensor) -> Size:
 
 
 class OCRNet(SegmentationNet):
-    """HRNet and object-contextual representations: the network of arXiv 2005.10821."""
+    """A trunk of one map and object-contextual representations; with HRNet-W48 the network of arXiv 2005.10821."""
 
-    def __init__(self, trunk: HRNet, classes: int, mid: int, key: int) -> None:
+    def __init__(self, trunk: FlatTrunk, classes: int, mid: int, key: int) -> None:
         super().__init__()
         self.classes, self.features = classes, mid
         self.backbone = trunk
@@ -118,9 +121,9 @@ class ASPP(nn.Module):
 
 
 class HRNetPlain(SegmentationNet):
-    """HRNet and a convolutional head."""
+    """HRNet, or another trunk of one map, and a convolutional head."""
 
-    def __init__(self, trunk: HRNet, classes: int) -> None:
+    def __init__(self, trunk: FlatTrunk, classes: int) -> None:
         super().__init__()
         self.classes, self.features = classes, trunk.channels
         self.backbone = trunk
@@ -132,9 +135,9 @@ class HRNetPlain(SegmentationNet):
 
 
 class HRNetASPP(SegmentationNet):
-    """HRNet, ASPP and a convolutional head."""
+    """HRNet, or another trunk of one map, ASPP and a convolutional head."""
 
-    def __init__(self, trunk: HRNet, classes: int) -> None:
+    def __init__(self, trunk: FlatTrunk, classes: int) -> None:
         super().__init__()
         self.classes, self.features = classes, 256
         self.backbone = trunk

@@ -25,6 +25,7 @@ from autolabel.teacher.predict import normalise
 GAINS: list[tuple[str, int | None, float]] = [
     (r"^backbone\.(layer|mod)\d", None, 0.8),
     (r"^backbone\.(block|conv)\d", None, 0.7),
+    (r"^backbone\._blocks\.", None, 0.9),
     (r"^(aspp|bot_aspp|bot_fine)\b", None, 0.9),
     (r"^(convs|conv_up)[1-4]\b", None, 0.9),
     (r"^(final|conv_up5)(\.6)?\.weight$", None, 5.0),

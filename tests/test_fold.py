@@ -39,6 +39,7 @@ PRE_ACTIVATION = [f"backbone.mod{m}.block{b}.bn1.0" for m, blocks in WRN38_BLOCK
         pytest.param("resnet50_deeplabv3plus", 60, [], id="resnet deeplab+"),
         pytest.param("xception71_deeper_mscale", 139, [], id="xception deeper"),
         pytest.param("efficientnet_b4_deeplabv3plus_mscale", 104, [], id="efficientnet deeplab+"),
+        pytest.param("efficientnet_lite0_ocr", 57, [], id="efficientnet lite ocr"),
         pytest.param("wrn38_deeplabv3plus_mscale", 28, PRE_ACTIVATION, id="wide resnet deeplab+"),
     ],
 )

