@@ -135,7 +135,7 @@ def outlined(run: Path) -> tuple[pd.DataFrame, Policy]:
     found = counts.assign(share=_share(counts["named"], counts.sum(axis=1)).clip(upper=_MOST_OUTLINED))
     before = policy_of(read_about(run)["policy"])
     shares = {str(name): round(share, 4) for name, share in found["share"].dropna().items()}
-    return found, replace(before, name=f"{before.name}-outlined", outlined=shares)
+    return found, replace(before, name=before.name.removesuffix("-outlined") + "-outlined", outlined=shares)
 
 
 def coverage_at(histogram: NDArray[np.int64], threshold: float) -> float:

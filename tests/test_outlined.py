@@ -144,6 +144,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     assert result.exit_code == 0, result.output
     assert read_about(again)["policy"]["outlined"] == policy.outlined
     assert labels_of(again) != labels_of(job.out)
+    assert outlined(again)[1].name == policy.name  # counted once more it is still the same kind of policy
 
 
 def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> None:
