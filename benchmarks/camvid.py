@@ -5,8 +5,8 @@
 
 CAMVID holds images/, fine/ and coarse/, each with train/ and val/ (480 x 360, ids 0..10, 255 = void). Every 6th
 training image keeps its fine label; the others have their coarse one only. A teacher is trained on the 62 and labels
-the 305; two policies make labels of what it says: `paper`, and `outlined`, in which people have the first word and what
-they left out counts (docs/policy.md). Students start from ImageNet, like the teacher, and differ in their labels only.
+the 305; two policies make labels of what it says: `paper`, and `human-first`, in which people have the first word
+(docs/policy.md). Students start from ImageNet, like the teacher, and differ in their labels only.
 One more arm has the true labels of the 305: what better labels could bring at all. Then one of the students is the
 teacher of a second round.
 Prints every command before it runs it, and how long it took. Stopped and started again, it goes on.
@@ -81,11 +81,11 @@ def main() -> None:
     )
     generate = f"autolabel generate --manifest coarse.parquet --precision {asked.precision}"
     compare = (
-        "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper --arm outlined=runs/outlined"
+        "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper --arm human-first=runs/human-first"
         " --arm truth=truth.parquet --val val.parquet --out compare --arch efficientnet_lite0_ocr"
         f" --seeds {asked.seeds} --steps {asked.student_steps} {network}"
     )
-    student = "compare/fine-outlined-seed0/best.pt"
+    student = "compare/fine-human-first-seed0/best.pt"
     for command in (
         f"autolabel manifest scan folder --images fine/images --labels fine/labels {space} -o fine.parquet",
         f"autolabel manifest scan folder --images coarse/images --coarse coarse/labels {space} -o coarse.parquet",
@@ -96,10 +96,8 @@ def main() -> None:
         f"{generate} --teacher teacher/best.pt --out runs/kept-coarse --keep-confidence 24",
         "autolabel relabel runs/kept-coarse --policy paper --out runs/paper",
         "autolabel relabel runs/kept-coarse --policy human-first --out runs/human-first",
-        "autolabel stats outlined runs/human-first -o outlined.toml",
-        f"{generate} --teacher teacher/best.pt --policy outlined.toml --out runs/outlined",
         compare,
-        f"{generate} --teacher {student} --policy outlined.toml --out runs/second",
+        f"{generate} --teacher {student} --policy human-first --out runs/second",
         f"{compare} --arm second=runs/second",
     ):
         run(command)

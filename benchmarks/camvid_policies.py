@@ -1,7 +1,7 @@
 """What each policy's labels are worth on CamVid: 305 coarsely labelled images against their fine labels.
 
     python benchmarks/camvid.py CAMVID OUT          # or a teacher from elsewhere: --teacher
-    python benchmarks/camvid_policies.py CAMVID OUT
+    python benchmarks/camvid_policies.py OUT
 
 The teacher was trained on the 62 other images. It labels the 305 once, with its confidence kept; every policy relabels
 that run, and the result is held against the fine labels, which nobody has used; those that say what is outlined, as
@@ -75,31 +75,27 @@ def scores(run: Path, truth: Path) -> dict[str, NDArray[np.float64]]:
 def main() -> None:
     """Parse the arguments, label, relabel, audit, print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("camvid", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--teacher", type=Path, default=Path("teacher/best.pt"))
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
-    camvid = asked.camvid.resolve()
     os.chdir(asked.out)
-    space = "--label-space camvid"
-    fine = f"--images coarse/images --labels {camvid}/fine/train {space}"
-    autolabel(f"manifest scan folder {fine} -o truth.parquet")
     label = f"generate --teacher {asked.teacher} --precision {asked.precision}"
     for name in ("coarse", "val"):
         autolabel(f"{label} --manifest {name}.parquet --out runs/kept-{name} --keep-confidence {LEVELS}")
     autolabel("audit runs/kept-val --truth val.parquet --target-precision 0.9")
     found = {}
     for name, text in POLICIES.items():
-        file, run = Path("policies") / f"{name.replace(' ', '-').replace(',', '')}.toml", Path("runs") / name
+        slug = name.replace(" ", "-").replace(",", "")
+        file, run = Path(f"policies/{slug}.toml"), Path(f"policies/{slug}")
         file.parent.mkdir(exist_ok=True)
         file.write_text(text or Path("runs/kept-val/suggested.toml").read_text(encoding="utf-8"), encoding="utf-8")
-        autolabel(f"relabel runs/kept-coarse --policy {shlex.quote(str(file))} --out {shlex.quote(str(run))}")
+        autolabel(f"relabel runs/kept-coarse --policy {file} --out {run}")
         found[name] = scores(run, Path("truth.parquet"))
-    autolabel("stats outlined runs/human-first -o policies/outlined.toml")
+    autolabel("stats outlined policies/human-first -o policies/outlined.toml")
     for threshold in OUTLINED:
         policy = replace(load_policy("policies/outlined.toml"), threshold=threshold)
-        file, run = Path(f"policies/outlined-{threshold}.toml"), Path(f"runs/outlined-{threshold}")
+        file, run = Path(f"policies/outlined-{threshold}.toml"), Path(f"policies/outlined-{threshold}")
         file.write_text(policy.to_toml(), encoding="utf-8")
         autolabel(f"{label} --manifest coarse.parquet --policy {file} --out {run}")
         found[f"outlined, {threshold}"] = scores(run, Path("truth.parquet"))
