@@ -81,9 +81,9 @@ def main() -> None:
     )
     generate = f"autolabel generate --manifest coarse.parquet --precision {asked.precision}"
     compare = (
-        "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper --arm human-first=runs/human-first"
-        " --arm truth=truth.parquet --val val.parquet --out compare --arch efficientnet_lite0_ocr"
-        f" --seeds {asked.seeds} --steps {asked.student_steps} {network}"
+        "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper"
+        " --arm human-first=runs/human-first --arm truth=truth.parquet --val val.parquet --out compare"
+        f" --arch efficientnet_lite0_ocr --seeds {asked.seeds} --steps {asked.student_steps} {network}"
     )
     student = "compare/fine-human-first-seed0/best.pt"
     for command in (
