@@ -9,11 +9,10 @@ Module names are those of the published PyTorch weights, which load without rena
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autolabel.teacher.hrnet import resize
+from autolabel.teacher.hrnet import concatenate
 
 
 class SamePadConv(nn.Conv2d):
@@ -91,4 +90,4 @@ class EfficientNetLite0(nn.Module):
             x = block(x)
             if number in self._LAST_OF_STRIDE:
                 kept.append(x)
-        return torch.cat([resize(x, kept[0].shape[-2:]) for x in kept], dim=1)
+        return concatenate(kept)

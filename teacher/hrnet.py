@@ -61,6 +61,11 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
+def concatenate(maps: Sequence[Tensor]) -> Tensor:
+    """All channels of maps (B, C, h, w) of several sizes, resized to that of the first."""
+    return torch.cat([resize(x, maps[0].shape[-2:]) for x in maps], dim=1)
+
+
 class BasicBlock(nn.Module):
     """Two 3x3 convolutions around a shortcut."""
 
@@ -194,5 +199,4 @@ class HRNet(nn.Module):
             # A new branch starts from the coarsest old one.
             xs = [path(xs[min(i, len(xs) - 1)]) for i, path in enumerate(paths)]
             xs = getattr(self, f"stage{number}")(xs)
-        size = xs[0].shape[-2:]
-        return torch.cat([resize(x, size) for x in xs], dim=1)
+        return concatenate(xs)
