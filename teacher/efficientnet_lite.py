@@ -9,6 +9,7 @@ Module names are those of the published PyTorch weights, which load without rena
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -31,6 +32,22 @@ class SamePadConv(nn.Conv2d):
         return super().forward(x)
 
 
+class DepthwiseConv(SamePadConv):
+    """Convolves each channel by itself; on a CPU in the precision of its weights, also under autocast.
+
+    There its gradients take a third of the time in float32 that they take in bfloat16 (benchmarks/training_step.py).
+    """
+
+    def __init__(self, channels: int, kernel: int, stride: int) -> None:
+        super().__init__(channels, channels, kernel, stride, groups=channels)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu":
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.to(self.weight.dtype)).to(x.dtype)
+
+
 def _norm(channels: int) -> nn.BatchNorm2d:
     return nn.BatchNorm2d(channels, eps=1e-3, momentum=0.01)
 
@@ -44,7 +61,7 @@ class LiteBlock(nn.Module):
         self._expand_conv, self._bn0 = None, None
         if expand != 1:
             self._expand_conv, self._bn0 = nn.Conv2d(inputs, wide, 1, bias=False), _norm(wide)
-        self._depthwise_conv, self._bn1 = SamePadConv(wide, wide, kernel, stride, groups=wide), _norm(wide)
+        self._depthwise_conv, self._bn1 = DepthwiseConv(wide, kernel, stride), _norm(wide)
         self._project_conv, self._bn2 = nn.Conv2d(wide, outputs, 1, bias=False), _norm(outputs)
         self.shortcut = stride == 1 and inputs == outputs
 
