@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.student.losses import cross_entropy
 from autolabel.teacher.build import ARCHITECTURES, COMBINATIONS, build, recognise
-from autolabel.teacher.efficientnet_lite import EfficientNetLite0, SamePadConv
+from autolabel.teacher.efficientnet_lite import DepthwiseConv, EfficientNetLite0, SamePadConv
 from autolabel.teacher.hrnet import resize
 from autolabel.teacher.networks import OCRNet, SegmentationNet
 from autolabel.teacher.ocr import ObjectAttention, region_features
@@ -378,6 +378,24 @@ def test_efficientnet_lite_pads_as_tensorflow_does(
     expected = conv2d(pad(images, (before, after) * 2), conv.weight, stride=2)
     assert expected.shape == (1, 2, outputs, outputs)
     assert torch.equal(conv(images), expected)
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+def test_on_a_cpu_autocast_leaves_convolutions_of_single_channels_in_float32(stride: int) -> None:
+    torch.manual_seed(0)
+    ours = DepthwiseConv(6, 5, stride)
+    plain = SamePadConv(6, 6, 5, stride, groups=6)
+    plain.load_state_dict(ours.state_dict())
+    x = torch.randn(2, 6, 13, 18).bfloat16()
+    expected = plain(x.float())
+    expected.bfloat16().sum().backward()
+    with torch.autocast("cpu", torch.bfloat16):
+        found = ours(x)
+    found.sum().backward()
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    assert ours.weight.grad is not None and plain.weight.grad is not None
+    assert torch.equal(ours.weight.grad, plain.weight.grad)
 
 
 def test_efficientnet_lite_gives_one_map_at_stride_4() -> None:
