@@ -637,9 +637,20 @@ def parse_arms(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) ->
 @click.option("--val", type=FILE, required=True, help="Manifest to score on.")
 @click.option("--out", type=FOLDER, required=True)
 @click.option("--seeds", type=int, default=1, show_default=True, help="Trainings per arm; verdicts need 2 or more.")
+@click.option(
+    "--added-share", type=float, default=0.5, show_default=True,
+    help="Share of the draws of every arm but fine that are of the labels it adds.",
+)  # fmt: skip
 @training_options
 def compare(
-    fine: Path, coarse: Path, run: Path, further: dict[str, Path], seeds: int, address: str | None, **options: Any
+    fine: Path,
+    coarse: Path,
+    run: Path,
+    further: dict[str, Path],
+    seeds: int,
+    added_share: float,
+    address: str | None,
+    **options: Any,
 ) -> None:
     """Train students, alike but for their labels, and say class by class who learnt more.
 
@@ -671,7 +682,7 @@ def compare(
             show(arm, seed, 0, f"reading labels {done}/{count}")
 
         found = students.compare(
-            fine, coarse, run, template, range(seeds), on_step, further, on_label, cluster, update.say
+            fine, coarse, run, template, range(seeds), on_step, further, on_label, cluster, update.say, added_share
         )
     _show_comparison(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")

@@ -3,7 +3,7 @@
 Students alike in everything but their labels (arXiv 2005.10821, section 3.3 and table 6): fine labels only; fine and
 coarse; fine and automatic labels of the same coarse images; fine and whatever else is to be held against these. Same
 network, steps, seeds and validation images. In all arms but the first, half of the draws are fine samples, as in the
-reference's recipe. In the folder:
+reference's recipe, or as many as one asks for. In the folder:
 
     ARM.parquet         what an arm trains on
     ARM-seedN/          a training (student/train.py)
@@ -37,6 +37,7 @@ from autolabel.teacher.checkpoints import overlap, read_checkpoint
 from autolabel.teacher.predict import load_teacher
 
 ARMS = ("fine", "fine + coarse", "fine + auto")
+ADDED_SHARE = 0.5  # of the draws: the reference's recipe
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("coarse", "auto")
 OnArm = Callable[[str, int, StepReport], None]  # arm, seed, report
@@ -58,8 +59,8 @@ def manifest_of(path: Path) -> Path:
     return path / "manifest.parquet" if path.is_dir() else path
 
 
-def _half_and_half(fine: Manifest, other_name: Path, other: Manifest, source: str | None) -> Manifest:
-    """Fine samples and the others (of one source, or all that are not among the fine ones), each half of the draws."""
+def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | None, share: float) -> Manifest:
+    """Fine samples, and the others (of one source, or all that are not among the fine ones) as `share` of the draws."""
     known = {(s.source, s.sample_id) for s in fine.labelled}
     chosen = tuple(
         s for s in other.labelled if (s.source == source if source else (s.source, s.sample_id) not in known)
@@ -67,7 +68,7 @@ def _half_and_half(fine: Manifest, other_name: Path, other: Manifest, source: st
     if not chosen:
         what = f"samples with {source} labels" if source else "labelled samples beside the fine ones"
         raise ValueError(f"{other_name} has no {what}: this arm would only repeat the first")
-    weight = sum(s.weight for s in fine.labelled) / len(chosen)
+    weight = share / (1 - share) * sum(s.weight for s in fine.labelled) / len(chosen)
     weighted = replace(other, samples=tuple(replace(s, weight=weight) for s in chosen))
     return fuse([("the fine manifest", fine), (str(other_name), weighted)], {}, leak_check=None)
 
@@ -83,20 +84,24 @@ def compare(
     on_label: OnArmLabel | None = None,
     cluster: Callable[[TrainJob], contextlib.AbstractContextManager[Any] | None] = lambda job: None,
     on_note: Callable[[str], None] | None = None,
+    added_share: float = ADDED_SHARE,
 ) -> Comparison:
     """Train and score every arm with every seed, under `template.out`; what is finished there is not done again.
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
     and batch size. `on_label` hears of the labels that are read before a training's first step; `cluster` and `on_note`
-    are those of `train`. Raises ValueError, also where a run's teacher was trained on validation images.
+    are those of `train`. `added_share` of the draws of every arm but the first are of what it adds. Raises ValueError,
+    also where a run's teacher was trained on validation images.
     """
+    if not 0 < added_share < 1:
+        raise ValueError(f"added-share {added_share:g}: expected a number between 0 and 1, such as {ADDED_SHARE}")
     paths = dict(zip(arm_names(further or {})[1:], (coarse, auto, *(further or {}).values()), strict=True))
     paths = {arm: manifest_of(path) for arm, path in paths.items()}
     fine_manifest = load_manifest(fine)
     manifests = {ARMS[0]: fine_manifest}
     for arm, path in paths.items():
         source = {ARMS[1]: "coarse", ARMS[2]: "auto"}.get(arm)
-        manifests[arm] = _half_and_half(fine_manifest, path, load_manifest(path), source)
+        manifests[arm] = _joined(fine_manifest, path, load_manifest(path), source, added_share)
     runs = [(arm, run) for arm, manifest in manifests.items() for run in _runs(manifest)]
     labelled, notes = _teachers(runs, template.val)
     notes += _other_images(manifests)
@@ -121,6 +126,7 @@ def compare(
     asked = {
         **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate")},
         **{name: about[name] for name in ("schedule", "power", "ema", "fine_only_last", "precision", "init", "val")},
+        "added_share": added_share,
         "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
         "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
         "runs": labelled,
@@ -196,7 +202,7 @@ def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:
 
 
 def _require_same(path: Path, manifest: Manifest) -> None:
-    """Refuse to take trainings on other samples, or other labels, for those of this comparison."""
+    """Refuse to take trainings on other samples, labels or shares for those of this comparison."""
 
     def listed(samples: Sequence[Sample]) -> list[tuple[object, ...]]:
         return [(s.source, s.sample_id, s.image, s.label, s.label_index, np.float32(s.weight)) for s in samples]
@@ -204,8 +210,8 @@ def _require_same(path: Path, manifest: Manifest) -> None:
     begun = any(path.parent.glob(f"{path.stem}-seed*/train.json"))
     if begun and path.is_file() and listed(load_manifest(path).samples) != listed(manifest.samples):
         raise ValueError(
-            f"{path.parent} holds trainings on other samples or labels than those now asked for (see {path.name}):"
-            " choose another --out"
+            f"{path.parent} holds trainings on other samples, labels or shares than those now asked for (see"
+            f" {path.name}): choose another --out"
         )
 
 

@@ -64,6 +64,7 @@ def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
         "steps": 4, "arch": "a network", "batch_size": 8, "crop": [64, 96], "loss": "cross-entropy", "init": None,
         "optimizer": "adamw", "learning_rate": 0.003, "precision": "float32", "val": "val.parquet", "runs": [],
         "schedule": "poly", "power": 0.9, "ema": 0.99, "fine_only_last": 0.25,
+        "added_share": 0.5,
         "manifests": {arm: f"{arm}.parquet" for arm in scores}, "images": dict.fromkeys(scores, 6),
     }  # fmt: skip
     curves = {arm: [curve for _ in seeds] for arm in scores}
@@ -238,6 +239,31 @@ def test_half_of_the_draws_are_fine_samples(
         assert {7, 8, 9} >= set(drawn.values())
 
 
+def test_the_share_of_what_an_arm_adds_can_be_asked_for(
+    city: Path, auto: Path, template: TrainJob, tmp_path: Path
+) -> None:
+    """Six fine samples at weight 2 are a quarter of the draws, ten others at 3.6 are the rest."""
+    job = replace(template, out=tmp_path, steps=1)
+    found = compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.75)
+    for arm, source in (("fine + coarse", "coarse"), ("fine + auto", "auto")):
+        manifest = load_manifest(tmp_path / f"{arm.replace(' + ', '-')}.parquet")
+        assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 3.6}
+    assert json.loads((tmp_path / "compare.json").read_text())["added_share"] == found.asked["added_share"] == 0.75
+    assert "75.0 % of the draws are of the labels that the arm adds" in (tmp_path / "index.html").read_text()
+    with pytest.raises(ValueError, match=r"other samples, labels or shares .*fine-coarse.parquet"):
+        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 83.0, math.nan])
+def test_a_share_that_leaves_nothing_to_compare_is_refused(
+    share: float, city: Path, auto: Path, template: TrainJob, tmp_path: Path
+) -> None:
+    job = replace(template, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=rf"added-share {share:g}: expected a number between 0 and 1"):
+        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=share)
+    assert not job.out.exists()
+
+
 def test_the_second_and_third_arm_see_the_same_pictures_with_other_labels(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
 ) -> None:
@@ -405,7 +431,9 @@ def test_trainings_on_other_labels_are_not_taken_for_these(
     """Same images, same names, another run: the finished trainings know nothing of its labels."""
     run = load_manifest(auto / "manifest.parquet")
     save_manifest(tmp_path / "other.parquet", replace(run, samples=run.samples[::-1]))
-    with pytest.raises(ValueError, match=r"holds trainings on other samples or labels .*fine-auto.parquet.*--out"):
+    with pytest.raises(
+        ValueError, match=r"holds trainings on other samples, labels or shares .*fine-auto.parquet.*--out"
+    ):
         again(template, city, tmp_path / "other.parquet")
 
 
