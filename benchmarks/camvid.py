@@ -5,10 +5,10 @@
 
 CAMVID holds images/, fine/ and coarse/, each with train/ and val/ (480 x 360, ids 0..10, 255 = void). Every 6th
 training image keeps its fine label; the others have their coarse one only. A teacher is trained on the 62 and labels
-the 305; two policies make labels of what it says: `paper`, and `human-first`, in which people have the first word
-(docs/policy.md). Students start from the teacher's weights and differ in their labels only: so `fine` is the teacher
-trained for longer, and `fine + truth`, with the true labels of the 305, shows what the best labels would gain. Then one
-of the students is the teacher of a second round.
+the 305; two policies make labels of what it says: `human-first`, in which people have the first word (`fine + auto`),
+and `paper` (docs/policy.md). Students start from the teacher's weights, with all their images equally often, and differ
+in their labels only: so `fine` is the teacher trained for longer, and `fine + truth`, with the true labels of the 305,
+shows what the best labels would gain. Then one of the students is the teacher of a second round.
 Prints every command before it runs it, and how long it took. Stopped and started again, it goes on.
 """
 
@@ -61,8 +61,8 @@ def main() -> None:
     parser.add_argument("camvid", type=Path)
     parser.add_argument("out", type=Path)
     parser.add_argument("--teacher-steps", type=int, default=800)
-    parser.add_argument("--student-steps", type=int, default=500)
-    parser.add_argument("--seeds", type=int, default=7)
+    parser.add_argument("--student-steps", type=int, default=1000)
+    parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--precision", default="auto")
     asked = parser.parse_args()
     camvid = asked.camvid.resolve()
@@ -79,13 +79,14 @@ def main() -> None:
         f" --init lite0.pth --steps {asked.teacher_steps} {network}"
     )
     generate = f"autolabel generate --manifest coarse.parquet --precision {asked.precision}"
+    fine, coarse = (len(list(Path(part, "images").iterdir())) for part in ("fine", "coarse"))
     compare = (
-        "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/paper"
-        " --arm human-first=runs/human-first --arm truth=truth.parquet --val val.parquet --out compare"
+        "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/human-first"
+        " --arm paper=runs/paper --arm truth=truth.parquet --val val.parquet --out compare"
         " --arch efficientnet_lite0_ocr --init teacher/best.pt"
-        f" --seeds {asked.seeds} --steps {asked.student_steps} {network}"
+        f" --added-share {coarse / (fine + coarse)} --seeds {asked.seeds} --steps {asked.student_steps} {network}"
     )
-    student = "compare/fine-human-first-seed0/best.pt"
+    student = "compare/fine-auto-seed0/best.pt"
     for command in (
         f"autolabel manifest scan folder --images fine/images --labels fine/labels {space} -o fine.parquet",
         f"autolabel manifest scan folder --images coarse/images --coarse coarse/labels {space} -o coarse.parquet",
