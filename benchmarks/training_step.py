@@ -43,8 +43,8 @@ def main() -> None:
     times: dict[str, list[tuple[float, float]]] = {"bfloat16": [], "ours": []}
     for turn in range(repeats + 1):  # the first one warms up
         for name in times:
-            forward = SamePadConv.forward if name == "bfloat16" else DepthwiseConv.forward
-            with patch.object(DepthwiseConv, "forward", forward):
+            convolve = SamePadConv.forward if name == "bfloat16" else DepthwiseConv.forward
+            with patch.object(DepthwiseConv, "forward", convolve):
                 took = milliseconds(network, images, label)
             if turn:
                 times[name].append(took)
