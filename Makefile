@@ -1,7 +1,7 @@
 # `make demo` and `make test` need Python 3.11 or newer and nothing else; both build .venv first.
 PYTHON ?= python3
 BIN := .venv/bin
-SOURCES := $(wildcard *.py */*.py */*.j2 */report.*) setup.cfg pyproject.toml constraints.txt
+SOURCES := $(shell git ls-files '*.py' '*.j2' '*.css' '*.js' '*.toml' '*.safetensors' | grep -v '^tests/\|^benchmarks/') setup.cfg pyproject.toml constraints.txt
 
 .PHONY: demo test lint clean
 

@@ -22,13 +22,13 @@ from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-    from autolabel.manifests.layouts import Account
+    from autolabel.manifests.scan import Account
     from autolabel.manifests.tables import Manifest
     from autolabel.pipeline.progress import Progress
     from autolabel.pipeline.run import Result
+    from autolabel.student.comparison.verdicts import Comparison, Difference
     from autolabel.student.job import TrainJob
     from autolabel.student.train import StepReport
-    from autolabel.student.verdicts import Comparison, Difference
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 
@@ -285,7 +285,7 @@ def scan_cityscapes(root: Path, splits: tuple[str, ...], output: Path) -> None:
 
     autolabel manifest scan cityscapes data/cityscapes --split train_extra -o coarse.parquet
     """
-    from autolabel.manifests import layouts
+    from autolabel.manifests import scan as layouts
 
     with progress("checking files") as update:
         found = layouts.scan_cityscapes(root, splits, update)
@@ -301,7 +301,7 @@ def scan_mapillary(root: Path, splits: tuple[str, ...], output: Path) -> None:
 
     autolabel manifest scan mapillary data/vistas --split training -o fine.parquet
     """
-    from autolabel.manifests import layouts
+    from autolabel.manifests import scan as layouts
 
     with progress("checking files") as update:
         found = layouts.scan_mapillary(root, splits, update)
@@ -328,8 +328,8 @@ def scan_folder(
 
     autolabel manifest scan folder --images drive/ --label-space cityscapes -o drive.parquet
     """
-    from autolabel.manifests import layouts
-    from autolabel.manifests.classes import load_label_space
+    from autolabel.manifests import scan as layouts
+    from autolabel.manifests.label_space import load_label_space
 
     space = load_label_space(label_space)
     with progress("checking files") as update:
@@ -386,7 +386,8 @@ def fuse(
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --drop-worst 5%
        --keep-if 'agreement_with_coarse > 0.8'
     """
-    from autolabel.manifests import review, tables
+    from autolabel.manifests import tables
+    from autolabel.manifests.run import review
 
     by_source = {}
     for text in weights:
@@ -658,7 +659,7 @@ def compare(
     autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
        --seeds 3 --arm human-first=runs/human-first
     """
-    from autolabel.student import compare as students
+    from autolabel.student.comparison import compare as students
     from autolabel.student.job import TrainJob
 
     if seeds < 1:
@@ -903,7 +904,7 @@ def stats_run(run: Path, threshold: float | None) -> None:
     autolabel stats runs/auto
     autolabel stats runs/auto --threshold 0.7
     """
-    from autolabel.pipeline.stats import at_threshold, coverage_at, summarise
+    from autolabel.pipeline.analysis.stats import at_threshold, coverage_at, summarise
 
     found = summarise(run)
     if not found.images:
@@ -966,7 +967,7 @@ def stats_outlined(run: Path, output: Path) -> None:
     autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
     """
     from autolabel.manifests.files import write_bytes
-    from autolabel.pipeline.stats import outlined
+    from autolabel.pipeline.analysis.stats import outlined
 
     found, policy = outlined(run)
     rows = [
@@ -987,7 +988,7 @@ def stats_diff(run_a: Path, run_b: Path) -> None:
 
     autolabel stats diff runs/auto runs/strict
     """
-    from autolabel.pipeline.diff import compare
+    from autolabel.pipeline.analysis.diff import compare
 
     with progress("comparing") as update:
         found = compare(run_a, run_b, update)
@@ -1025,8 +1026,8 @@ def audit(run: Path, truth: Path, target_precision: float, fit_temperature: bool
 
     autolabel audit runs/auto --truth held_out.parquet
     """
-    from autolabel.pipeline.audit import AUDIT, SUGGESTED
-    from autolabel.pipeline.audit import audit as audit_run
+    from autolabel.pipeline.analysis.audit import AUDIT, SUGGESTED
+    from autolabel.pipeline.analysis.audit import audit as audit_run
 
     with progress("auditing") as update:
         found = audit_run(run, truth, target_precision, fit_temperature, allow_leak, teacher, update)
@@ -1087,7 +1088,7 @@ def _show_audit(run: Path, found: dict[str, Any]) -> None:
 @click.option("--attention", is_flag=True, help="Show too what the teacher sees at each scale, and how much it counts.")
 def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None, attention: bool) -> None:
     """Write RUN/report/index.html: plots, and a gallery that opens from disk."""
-    from autolabel.pipeline.report import write_report
+    from autolabel.pipeline.report.write import write_report
 
     with progress("drawing") as update:
         page = write_report(run, images, chosen, teacher, update, attention)

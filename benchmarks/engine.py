@@ -26,10 +26,10 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from autolabel.manifests.classes import CITYSCAPES
-from autolabel.manifests.layouts import scan_folder
+from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.run.labels import bucket_of
+from autolabel.manifests.scan import scan_folder
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.stores import bucket_of
 from autolabel.manifests.tables import Sample, open_manifest, samples_of, save_manifest, writing_manifest
 from autolabel.pipeline.engine import Crew, Work, run_local, run_ray
 from autolabel.pipeline.job import LabelJob
@@ -37,9 +37,9 @@ from autolabel.pipeline.label import Decoded, Labeller, Outcome
 from autolabel.pipeline.progress import Meter
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Plan, Tally, Unit, write_plan
-from autolabel.teacher.build import build
 from autolabel.teacher.checkpoints import fingerprint_tensor, save_checkpoint
 from autolabel.teacher.decide import LabelStatistics
+from autolabel.teacher.networks.build import build
 
 SLEEP = 0.2  # seconds an image
 SHARD = 64

@@ -22,10 +22,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from autolabel.manifests.centroids import find_centroids
-from autolabel.manifests.classes import CITYSCAPES
-from autolabel.manifests.scenes import draw_scene
-from autolabel.manifests.stores import (
+from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.run.centroids import find_centroids
+from autolabel.manifests.run.labels import (
     LABELS,
     Label,
     Window,
@@ -35,6 +34,7 @@ from autolabel.manifests.stores import (
     write_zarr_shard,
     zarr_folder,
 )
+from autolabel.manifests.scenes import draw_scene
 from autolabel.manifests.tables import Manifest, Sample
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 

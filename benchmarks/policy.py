@@ -23,18 +23,18 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from autolabel.manifests.classes import CITYSCAPES, IGNORE
 from autolabel.manifests.images import read_image
+from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import PAPER, REFERENCE, Policy
-from autolabel.manifests.stores import crc32c, encode_zarr
+from autolabel.manifests.run.folder import read_about
+from autolabel.manifests.run.labels import crc32c, encode_zarr
 from autolabel.manifests.tables import load_manifest, read_statistics
-from autolabel.pipeline.folder import read_about
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.build import build
 from autolabel.teacher.decide import LeftOut, count, encode, top_classes
+from autolabel.teacher.networks.build import build
+from autolabel.teacher.networks.combine import at_size
 from autolabel.teacher.predict import Teacher, load_teacher
-from autolabel.teacher.scales import at_size
 
 SIZE, CLASSES, TURNS = (1024, 2048), 19, 9
 POLICIES: dict[str, tuple[Policy, int | None]] = {

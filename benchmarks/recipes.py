@@ -20,7 +20,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from autolabel.student.losses import segmentation_loss
-from autolabel.teacher.build import build
+from autolabel.teacher.networks.build import build
 
 ARCH = "hrnet48_ocr_mscale"
 SMALL = ((128, 256), (256, 256))

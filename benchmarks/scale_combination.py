@@ -12,7 +12,7 @@ from __future__ import annotations
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from autolabel.teacher.build import build
+from autolabel.teacher.networks.build import build
 
 CASES = [  # name, architecture, the paper's relative FLOPs
     ("single scale", "resnet50_deeplabv3plus", 1.00),

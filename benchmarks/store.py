@@ -35,11 +35,10 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from zarr.codecs import ZstdCodec
 
-from autolabel.manifests import stores
-from autolabel.manifests.classes import CITYSCAPES, IGNORE
 from autolabel.manifests.images import encode_label
-from autolabel.manifests.scenes import draw_scene
-from autolabel.manifests.stores import (
+from autolabel.manifests.label_space import CITYSCAPES, IGNORE
+from autolabel.manifests.run import labels as stores
+from autolabel.manifests.run.labels import (
     LABELS,
     bucket_of,
     create_zarr,
@@ -48,6 +47,7 @@ from autolabel.manifests.stores import (
     write_zarr_shard,
     zarr_folder,
 )
+from autolabel.manifests.scenes import draw_scene
 
 SHARD, TURNS, CROPS = 64, 5, 240
 CROP = (512, 1024)

@@ -33,16 +33,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from autolabel.manifests.centroids import centroids
-from autolabel.manifests.classes import CITYSCAPES
-from autolabel.manifests.stores import LABELS, Frames, create_zarr, encode_zarr, write_zarr_shard, zarr_folder
+from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.run.centroids import centroids
+from autolabel.manifests.run.labels import LABELS, Frames, create_zarr, encode_zarr, write_zarr_shard, zarr_folder
 from autolabel.pipeline.label import class_numbers, image_numbers
-from autolabel.teacher.build import build
 from autolabel.teacher.decide import LabelStatistics, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
-from autolabel.teacher.networks import OCRNet
+from autolabel.teacher.networks.build import build
+from autolabel.teacher.networks.combine import Hierarchical, Part, rescaled_size
+from autolabel.teacher.networks.decoders import OCRNet
 from autolabel.teacher.predict import Teacher, normalise
-from autolabel.teacher.scales import Hierarchical, Part, rescaled_size
 
 CLASSES, SCALES, THRESHOLD = 19, (0.5, 1.0, 2.0), 0.5
 CORES = len(os.sched_getaffinity(0))

@@ -3,7 +3,7 @@
 python benchmarks/training_step.py [--repeats N]
 
 Eight crops of 160 x 224, the loss `balanced`, bfloat16, one thread. "bfloat16" leaves every convolution to autocast,
-"ours" computes those that convolve each channel by itself in float32 (teacher/efficientnet_lite.py). Turn by turn, the
+"ours" computes those that convolve each channel by itself in float32 (teacher/networks/efficientnet_lite.py). Turn by turn, the
 fastest of each.
 """
 
@@ -17,8 +17,8 @@ import torch
 from torch import nn
 
 from autolabel.student.losses import segmentation_loss
-from autolabel.teacher.build import build
-from autolabel.teacher.efficientnet_lite import DepthwiseConv, SamePadConv
+from autolabel.teacher.networks.build import build
+from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv, SamePadConv
 
 
 def milliseconds(network: nn.Module, images: torch.Tensor, label: torch.Tensor) -> tuple[float, float]:

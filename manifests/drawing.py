@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
 from autolabel.manifests.images import colourise
+from autolabel.manifests.label_space import IGNORE, LabelSpace
 
 LONGEST = 960  # pixels of a picture's longer side
 # How a label compares with another one: auto with coarse, predicted with true. Three colours of Okabe and Ito ("Color

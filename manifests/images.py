@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, ImageOps
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE, LabelSpace
 
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
 LABEL_SUFFIXES = (".png",)

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
 COMBINE = ("network", "average")  # scales are combined as the network has learnt to, or their logits are averaged

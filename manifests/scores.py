@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.classes import IGNORE
+from autolabel.manifests.label_space import IGNORE
 
 Counts = NDArray[np.int64]
 Shares = NDArray[np.float64]

@@ -21,8 +21,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import fingerprint, writing
+from autolabel.manifests.label_space import LabelSpace
 
 SCHEMA_VERSION = 1
 ROWS_AT_ONCE = 16_384  # of a manifest in memory, and in one of its row groups
@@ -115,7 +115,7 @@ STATISTICS = {
     "images": IMAGES_SCHEMA,
     "classes": CLASSES_SCHEMA,
     "centroids": CENTROIDS_SCHEMA,
-    "review": REVIEW_SCHEMA,  # follows from images and classes: manifests/review.py
+    "review": REVIEW_SCHEMA,  # follows from images and classes: manifests/run/review.py
 }
 
 

@@ -24,7 +24,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
-from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.tables import Sample
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import DEATHS, Labeller

@@ -24,11 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autolabel.manifests.centroids import centroids
-from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import fingerprint_bytes, write_bytes
 from autolabel.manifests.images import BadImage, decode_image, decode_label, encode_label
-from autolabel.manifests.stores import (
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.centroids import centroids
+from autolabel.manifests.run.labels import (
     CONFIDENCE,
     LABELS,
     TOP,

@@ -10,9 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
-from autolabel.manifests.review import writing_review
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.tables import QUARANTINE_SCHEMA, STATISTICS, Sample, writing_manifest, writing_table
 from autolabel.pipeline.records import LABELLED, QUARANTINED, UNITS, read_record
 from autolabel.pipeline.units import Plan, Unit

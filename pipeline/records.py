@@ -23,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autolabel.manifests.files import fingerprint, write_bytes
-from autolabel.manifests.stores import CONFIDENCE, LABELS, TOP, WrittenShard, in_layer, zarr_folder
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, WrittenShard, in_layer, zarr_folder
 from autolabel.manifests.tables import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA, BadTable
 from autolabel.pipeline.units import Tally, Unit
 

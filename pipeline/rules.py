@@ -14,9 +14,9 @@ import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.stores import Label
+from autolabel.manifests.run.labels import Label
 from autolabel.manifests.tables import FATES
 
 Codes = NDArray[np.uint8] | NDArray[np.int16]

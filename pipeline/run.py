@@ -13,7 +13,17 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests.files import remove_leftovers, sha256, writing
-from autolabel.manifests.stores import CONFIDENCE, LABELS, TOP, create_zarr, png_name, zarr_folder
+from autolabel.manifests.run.folder import (
+    FORMAT,
+    RUN,
+    About,
+    Lock,
+    read_about,
+    require_new_or_run,
+    require_same,
+    write_about,
+)
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, create_zarr, png_name, zarr_folder
 from autolabel.manifests.tables import ManifestFile, open_manifest
 from autolabel.pipeline.engine import (
     Crew,
@@ -24,16 +34,6 @@ from autolabel.pipeline.engine import (
     cluster_gpus,
     run_local,
     run_ray,
-)
-from autolabel.pipeline.folder import (
-    FORMAT,
-    RUN,
-    About,
-    Lock,
-    read_about,
-    require_new_or_run,
-    require_same,
-    write_about,
 )
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.progress import Meter, Progress

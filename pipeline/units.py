@@ -21,7 +21,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from autolabel.manifests.files import file_crc32c, sync_folder, writing
-from autolabel.manifests.stores import bucket_of, whole_chunks
+from autolabel.manifests.run.labels import bucket_of, whole_chunks
 from autolabel.manifests.tables import MANIFEST_SCHEMA, BadTable, ManifestFile, Sample, samples_of
 
 _KEPT = ("sample_id", "image", "height", "width", "split", "group", "label_ids", "coarse_label")

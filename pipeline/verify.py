@@ -8,9 +8,10 @@ from pathlib import Path
 
 import google_crc32c
 
-from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import sha256
-from autolabel.manifests.stores import (
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.folder import RUN, About, Lock, read_about, write_about
+from autolabel.manifests.run.labels import (
     LABELS,
     DamagedLabel,
     RunLabels,
@@ -20,7 +21,6 @@ from autolabel.manifests.stores import (
     zarr_folder,
 )
 from autolabel.manifests.tables import BadTable, open_manifest
-from autolabel.pipeline.folder import RUN, About, Lock, read_about, write_about
 from autolabel.pipeline.publish import TABLES
 from autolabel.pipeline.records import UNITS, Row, read_record
 from autolabel.pipeline.run import zarr_layers

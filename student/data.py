@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
-from autolabel.manifests.classes import IGNORE
 from autolabel.manifests.images import decode_picture
-from autolabel.manifests.stores import CHUNK, Label, Window, read_sample_label
+from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.run.labels import CHUNK, Label, Window, read_sample_label
 from autolabel.manifests.tables import Manifest, Sample, load_manifest
 from autolabel.student.sampling import Centroid, Draws, Mix
 

@@ -14,9 +14,8 @@ import torch
 from autolabel.manifests.tables import Manifest, fingerprints
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.losses import LOSSES
-from autolabel.student.optimise import LEARNING_RATES, POWER, SCHEDULES
+from autolabel.student.optimizer import LEARNING_RATES, POWER, SCHEDULES
 from autolabel.student.sampling import Mix
-from autolabel.teacher.build import architecture, build
 from autolabel.teacher.checkpoints import (
     Checkpoint,
     Start,
@@ -26,7 +25,8 @@ from autolabel.teacher.checkpoints import (
     read_checkpoint,
     read_start,
 )
-from autolabel.teacher.networks import SegmentationNet
+from autolabel.teacher.networks.build import architecture, build
+from autolabel.teacher.networks.decoders import SegmentationNet
 
 FINE_TUNING = 3  # so many times lower is the learning rate where a checkpoint is the start
 _CROP_LIMIT = (512, 1024)

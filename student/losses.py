@@ -28,8 +28,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolabel.manifests.classes import IGNORE
-from autolabel.teacher.scales import TrainingOutput
+from autolabel.manifests.label_space import IGNORE
+from autolabel.teacher.networks.combine import TrainingOutput
 
 AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
 _REGION_SHARE = 0.5  # of the region term in rmi; the rest is binary cross-entropy

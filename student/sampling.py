@@ -15,8 +15,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.centroids import Centroids, find_centroids
-from autolabel.manifests.classes import LabelSpace
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.centroids import Centroids, find_centroids
 from autolabel.manifests.tables import Sample
 
 Places = NDArray[np.intp]

@@ -42,10 +42,10 @@ from autolabel.manifests.tables import Manifest
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import OnLabel, Request, TrainJob
 from autolabel.student.losses import Counts, segmentation_loss
-from autolabel.student.optimise import Optimiser, learning_rate_at
+from autolabel.student.optimizer import Optimiser, learning_rate_at
 from autolabel.student.parallel import Shares, Team
 from autolabel.teacher.checkpoints import save_checkpoint
-from autolabel.teacher.networks import SegmentationNet
+from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import PRECISIONS, Teacher, normalise, pick_device, pick_precision
 
 _SAVE_SECONDS = 60.0

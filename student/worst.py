@@ -12,8 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.drawing import LONGEST, draw_disagreement, draw_label, encode_smooth, shrink, write_picture
+from autolabel.manifests.label_space import LabelSpace
 
 COUNT = 8
 _NAME = 60  # characters of a sample id in a file's name

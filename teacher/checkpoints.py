@@ -30,10 +30,10 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autolabel.manifests.classes import LabelSpace
 from autolabel.manifests.files import writing
-from autolabel.teacher.build import ARCHITECTURES, architecture, build, recognise
-from autolabel.teacher.networks import SegmentationNet
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.teacher.networks.build import ARCHITECTURES, architecture, build, recognise
+from autolabel.teacher.networks.decoders import SegmentationNet
 
 FORMAT = "autolabel-checkpoint/1"
 

@@ -16,9 +16,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.classes import IGNORE
+from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.tables import CONFIDENCE_BINS
-from autolabel.teacher.scales import Field, Size
+from autolabel.teacher.networks.combine import Field, Size
 
 # A band's logits: on a CPU they should stay near the core (1, 2 and 8 MiB were slower), on a GPU keep all of it busy.
 _BAND_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}

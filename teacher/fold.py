@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from autolabel.teacher.networks import SegmentationNet
+from autolabel.teacher.networks.decoders import SegmentationNet
 
 
 @torch.no_grad()

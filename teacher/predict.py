@@ -17,14 +17,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.classes import IGNORE, LabelSpace
 from autolabel.manifests.files import sha256
+from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.decide import LabelStatistics, LeftOut, Prediction, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
-from autolabel.teacher.networks import SegmentationNet
-from autolabel.teacher.scales import Average, Field, Part, at_size, mean_with_mirrored
+from autolabel.teacher.networks.combine import Average, Field, Part, at_size, mean_with_mirrored
+from autolabel.teacher.networks.decoders import SegmentationNet
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)

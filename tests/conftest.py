@@ -18,11 +18,11 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from autolabel.cli import main
-from autolabel.manifests.classes import CAMVID
 from autolabel.manifests.files import LOCK
-from autolabel.manifests.layouts import scan_cityscapes, scan_folder
+from autolabel.manifests.label_space import CAMVID
+from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.scan import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.stores import open_labels
 from autolabel.manifests.tables import load_manifest, save_manifest
 
 HEIGHT, WIDTH = 96, 192

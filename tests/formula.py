@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from autolabel.teacher.build import ARCHITECTURES, build
-from autolabel.teacher.networks import SegmentationNet
+from autolabel.teacher.networks.build import ARCHITECTURES, build
+from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import normalise
 
 # Convolutions are scaled by 0.6, but for these: so every layer's output stays near unit size, and several classes win.

@@ -37,7 +37,7 @@ def imported(path: Path) -> set[str]:
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
-    for path in (ROOT / room).glob("*.py"):
+    for path in (ROOT / room).rglob("*.py"):
         rooms = {name.split(".")[1] for name in imported(path) if name.startswith("autolabel.")}
         assert rooms <= MAY_IMPORT[room], path.name
 
@@ -46,7 +46,7 @@ def test_ray_is_imported_in_two_files_and_nowhere_else() -> None:
     users = {
         path.relative_to(ROOT).as_posix()
         for room in MAY_IMPORT
-        for path in (ROOT / room).glob("*.py")
+        for path in (ROOT / room).rglob("*.py")
         if any(name.split(".")[0] == "ray" for name in imported(path))
     }
     assert users == {"pipeline/engine.py", "student/distributed.py"}

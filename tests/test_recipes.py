@@ -18,11 +18,11 @@ from conftest import autolabel
 from PIL import Image
 from test_arrows import ROOT
 
-from autolabel.manifests.classes import CITYSCAPES
+from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.tables import load_manifest, read_statistics
 from autolabel.student.evaluate import Scores
-from autolabel.teacher.build import build
 from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
+from autolabel.teacher.networks.build import build
 
 SMALL = "hrnet18s_ocr_mscale"
 SIZES = {"--arch": SMALL, "--steps": "2", "--crop": "64x64", "--batch-size": "2", "--workers": "1",

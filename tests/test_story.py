@@ -12,7 +12,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from conftest import HEIGHT, WIDTH, autolabel
 
-from autolabel.manifests.stores import open_labels
+from autolabel.manifests.run.labels import open_labels
 from autolabel.manifests.tables import load_manifest, read_manifest, read_statistics
 
 

@@ -1,0 +1,1 @@
+"""One run folder: what it holds, and how its labels are stored and read."""

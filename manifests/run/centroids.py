@@ -1,0 +1,134 @@
+"""Where each class lies in the labels: what class-uniform sampling draws from (arXiv 2005.10821, section 4).
+
+A run has counted it: `stats/centroids.parquet`. Rows are taken from there while the table is what the run recorded, by
+its sha256; for any other label the same rows are counted from its pixels. Nothing is cached under a name, so that new
+labels are never looked for where old ones were.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from autolabel.manifests.files import sha256
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.labels import CHUNK, read_sample_label, run_of
+from autolabel.manifests.tables import Sample, stream_statistics
+
+_COLUMNS = ("sample_id", "class_id", "y", "x")
+_TABLE = "stats/centroids.parquet"
+
+
+def centroids(label: NDArray[np.uint8], classes: int) -> list[dict[str, Any]]:
+    """Centre of mass (y, x) and pixel count of every class in every tile of 512 x 512 pixels of a label (H, W) uint8.
+
+    Rows of `CENTROIDS_SCHEMA` without the sample's id.
+    """
+    rows: list[dict[str, Any]] = []
+    for top in range(0, label.shape[0], CHUNK):
+        for left in range(0, label.shape[1], CHUNK):
+            tile = label[top : top + CHUNK, left : left + CHUNK]
+            by_row = np.stack([np.bincount(line, minlength=256)[:classes] for line in tile])  # (h, C)
+            pixels = by_row.sum(axis=0)
+            sum_y = by_row.T @ np.arange(len(tile))
+            across = np.broadcast_to(np.arange(tile.shape[1], dtype=np.float64), tile.shape)
+            sum_x = np.bincount(tile.ravel(), across.ravel(), minlength=256)[:classes]
+            rows += [
+                {
+                    "class_id": int(c),
+                    "tile_y": top // CHUNK,
+                    "tile_x": left // CHUNK,
+                    "y": top + float(sum_y[c] / pixels[c]),
+                    "x": left + float(sum_x[c] / pixels[c]),
+                    "pixels": int(pixels[c]),
+                }
+                for c in np.flatnonzero(pixels)
+            ]
+    return rows
+
+
+@dataclass(frozen=True)
+class Centroids:
+    """One row per sample, tile and class in it, N in all: 16 bytes a row.
+
+    `sample` (N,) int32 are places in the list of samples, ascending; `class_id` (N,) int32; `y` and `x` (N,) float32
+    pixels of the image. A centroid lies in its tile, at times beside the pixels of its class.
+    """
+
+    sample: NDArray[np.int32]
+    class_id: NDArray[np.int32]
+    y: NDArray[np.float32]
+    x: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+
+def find_centroids(
+    samples: Sequence[Sample], space: LabelSpace, on_label: Callable[[int, int], None] | None = None
+) -> Centroids:
+    """The centroids of all labels. `on_label` hears (done, all) of the labels that have to be read for it.
+
+    Raises ValueError, BadImage or DamagedLabel where a label cannot be read.
+    """
+    run_above = lru_cache(maxsize=4096)(run_of)  # of this call alone: folders change
+    runs: dict[Path, dict[str, int]] = defaultdict(dict)
+    for place, sample in enumerate(samples):
+        run = run_above(sample.label.parent) if sample.source == "auto" and sample.label else None
+        if run:
+            runs[run][sample.sample_id] = place
+    pieces = [piece for run, places in runs.items() if _unchanged(run) for piece in _from_table(run, places)]
+    told = set[int]().union(*(np.unique(piece.sample).tolist() for piece in pieces))
+    # Labelled since the table was written, all ignored, or without a table.
+    unknown = [place for place in range(len(samples)) if place not in told]
+
+    def read(place: int) -> Centroids:
+        rows = centroids(read_sample_label(samples[place], space), len(space))
+        return _columns([place] * len(rows), *([row[name] for row in rows] for name in _COLUMNS[1:]))
+
+    with ThreadPoolExecutor() as pool:
+        for done, piece in enumerate(pool.map(read, unknown), 1):
+            pieces.append(piece)
+            if on_label:
+                on_label(done, len(unknown))
+    # Wherever a label's rows came from, they end in the same order: tile by tile, the classes of each ascending.
+    everything = [np.concatenate([getattr(piece, name) for piece in pieces]) for name in Centroids.__annotations__]
+    order = np.argsort(everything[0], kind="stable")
+    return _columns(*(column[order] for column in everything))
+
+
+def _columns(sample: Iterable[int], class_id: Iterable[int], y: Iterable[float], x: Iterable[float]) -> Centroids:
+    return Centroids(
+        np.asarray(sample, np.int32),
+        np.asarray(class_id, np.int32),
+        np.asarray(y, np.float32),
+        np.asarray(x, np.float32),
+    )
+
+
+def _unchanged(run: Path) -> bool:
+    """Whether the run's table is there and is the one that it recorded when it was finished."""
+    recorded = (json.loads((run / "run.json").read_bytes()).get("tables") or {}).get(_TABLE)
+    return recorded is not None and (run / _TABLE).is_file() and sha256(run / _TABLE) == recorded
+
+
+def _from_table(run: Path, places: dict[str, int]) -> Iterable[Centroids]:
+    ids, numbers = pa.array(places), np.fromiter(places.values(), np.int32)
+    for table in stream_statistics(run, "centroids", _COLUMNS):
+        found = pc.index_in(table["sample_id"], ids)
+        here = pc.is_valid(found)
+        yield _columns(
+            numbers[found.filter(here).to_numpy()],
+            *(table[name].filter(here).to_numpy() for name in _COLUMNS[1:]),
+        )

@@ -1,0 +1,140 @@
+"""What a teacher's confidences are worth: how often it is right where it is so sure.
+
+After Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks" (arXiv 1706.04599): the reliability
+diagram, the expected calibration error, and the one temperature that the logits are divided by.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.scores import Counts, Shares, shares
+from autolabel.manifests.tables import CONFIDENCE_BINS
+
+GRID = tuple(k / 100 for k in range(100))  # thresholds to choose from
+ESTIMABLE = 100  # pixels above a threshold from which their precision is believed
+TEMPERATURES = tuple(0.25 * 16 ** (k / 40) for k in range(41))  # 0.25 to 4, each 7 % above the one before
+
+Label = NDArray[np.uint8]
+
+
+class Reliability(NamedTuple):
+    """Of the pixels in each of 20 equal bins of confidence over (0, 1]: how many, how many right, sum of confidence."""
+
+    pixels: Counts
+    correct: Counts
+    confidence: Shares
+
+    def ece(self) -> Shares:
+        """Expected calibration error: |accuracy - mean confidence|, each bin weighed by its pixels. NaN without any."""
+        return shares(abs(self.correct - self.confidence).sum(axis=-1), self.pixels.sum(axis=-1))
+
+
+class Suggestion(NamedTuple):
+    """For each class (C,): a threshold, the precision above it and the share of pixels there, over known truth.
+
+    reached: whether this precision is the target. All but that NaN for a class that was top at too few pixels.
+    """
+
+    threshold: Shares
+    precision: Shares
+    kept: Shares
+    reached: NDArray[np.bool_]
+
+
+class Calibration:
+    """Confidences by top class, before any threshold; memory constant in the number of images.
+
+    `grid` are the thresholds to choose from, ascending. Pixels whose truth is ignored count nowhere.
+    """
+
+    def __init__(self, classes: int, grid: Sequence[float] = GRID) -> None:
+        self._grid = tuple(grid)
+        self._twentieths = tuple(k / CONFIDENCE_BINS for k in range(CONFIDENCE_BINS))
+        self._edges = np.array(sorted({*self._grid, *self._twentieths}))  # bin k holds edge k < p <= edge k + 1
+        shape = classes, len(self._edges)
+        self._counts = Reliability(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape))
+
+    def add(self, truth: Label, top: Label, confidence: NDArray[np.float32]) -> None:
+        """Count an image: truth and top class, uint8, and the probability of the latter, all of one shape."""
+        known = truth != IGNORE
+        truth, top, confidence = truth[known], top[known], confidence[known]
+        bins = np.searchsorted(self._edges[1:].astype(np.float32), confidence, side="left")
+        place = top.astype(np.intp) * len(self._edges) + bins
+        for table, counted in zip(
+            self._counts,
+            (np.bincount(place, minlength=self._counts.pixels.size),
+             np.bincount(place[truth == top], minlength=self._counts.pixels.size),
+             np.bincount(place, confidence, minlength=self._counts.pixels.size)),
+            strict=True,
+        ):  # fmt: skip
+            table += counted.reshape(table.shape)
+
+    def reliability(self) -> Reliability:
+        """By class, tables (C, 20)."""
+        return Reliability(*(np.add.reduceat(t, self._places(self._twentieths), axis=1) for t in self._counts))
+
+    def overall(self) -> Reliability:
+        """Of all classes together, tables (20,)."""
+        return Reliability(*(table.sum(axis=0) for table in self.reliability()))
+
+    def suggest(self, precision: float) -> Suggestion:
+        """The lowest threshold above which `ESTIMABLE` pixels or more have this precision; else the highest."""
+        pixels, correct, _ = (table[:, ::-1].cumsum(axis=1)[:, ::-1] for table in self._counts)  # above each edge
+        places = self._places(self._grid)
+        good = (pixels >= ESTIMABLE) & (correct >= precision * pixels)
+        reached: NDArray[np.bool_] = np.asarray(good[:, places].any(axis=1))
+        choice = np.where(reached, good[:, places].argmax(axis=1), len(places) - 1)
+        at = np.arange(len(pixels)), places[choice]
+        found = self._edges[at[1]], shares(correct[at], pixels[at]), shares(pixels[at], pixels[:, 0])
+        threshold, above, kept = (np.where(pixels[:, 0] >= ESTIMABLE, numbers, np.nan) for numbers in found)
+        return Suggestion(threshold, above, kept, reached)
+
+    def _places(self, some: Sequence[float]) -> NDArray[np.intp]:
+        return np.searchsorted(self._edges, some)
+
+
+class TemperatureFit:
+    """Finds the temperature T that makes softmax(logits / T) most likely to say the truth, in one pass over images."""
+
+    def __init__(self, now: float) -> None:
+        """`now`: the temperature in use, to compare with."""
+        self._temperatures = (*TEMPERATURES, now)
+        self._losses, self._pixels = np.zeros(len(self._temperatures)), 0
+
+    def add(self, truth: Label, logits: NDArray[np.float32]) -> None:
+        """Count the pixels of an image: truth (h, w) uint8, logits (C, h, w)."""
+        known = truth != IGNORE
+        ids, logits = truth[known], logits[:, known]
+        below = logits - logits.max(axis=0, initial=-np.inf)
+        true = np.take_along_axis(below, ids[None].astype(np.intp), axis=0)[0]
+        for k, temperature in enumerate(self._temperatures):
+            spread = np.log(np.exp(below / np.float32(temperature)).sum(axis=0))
+            self._losses[k] += (spread - true / np.float32(temperature)).sum(dtype=np.float64)
+        self._pixels += len(ids)
+
+    def loss_now(self) -> float:
+        """Mean negative log likelihood, in nats a pixel, at the temperature in use; NaN without pixels."""
+        return float(self._losses[-1] / self._pixels) if self._pixels else float("nan")
+
+    def best(self) -> tuple[float, float]:
+        """The temperature, and its mean negative log likelihood.
+
+        Both from the parabola, over the temperature's logarithm, through the best that was tried and its neighbours; at
+        an end of `TEMPERATURES` that end. Raises ValueError without pixels.
+        """
+        if not self._pixels:
+            raise ValueError("no pixel whose truth is known: there is nothing to fit a temperature to")
+        losses = self._losses[:-1] / self._pixels
+        k = int(losses.argmin())
+        if not 0 < k < len(losses) - 1:
+            return TEMPERATURES[k], float(losses[k])
+        left, middle, right = losses[k - 1 : k + 2].tolist()
+        bend, slope = left - 2 * middle + right, (right - left) / 2
+        shift = -slope / bend if bend > 0 else 0.0
+        return TEMPERATURES[k] * (TEMPERATURES[1] / TEMPERATURES[0]) ** shift, middle + slope * shift / 2

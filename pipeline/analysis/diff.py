@@ -1,0 +1,114 @@
+"""Two runs over the same manifest, pixel by pixel: what another teacher, threshold or policy changes in the labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+
+from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.run.folder import read_about
+from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.scores import count_pairs, shares
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Two runs, A and B, over the `images` that both have labelled; `identical` of them have the same label throughout.
+
+    joint (C + 1, C + 1) int64: pixels by A's label and B's label; the last row and column are ignore.
+    """
+
+    space: LabelSpace
+    joint: NDArray[np.int64]
+    images: int
+    identical: int
+    only_a: int
+    only_b: int
+
+    @property
+    def classes(self) -> pd.DataFrame:
+        """One row per class, indexed by name. Shares without any pixel are NaN.
+
+        a_pixels, b_pixels, a_share, b_share    pixels of the class, and their share of all labelled pixels
+        agreement    pixels that are the class in both, of those that are it in either (IoU between the runs)
+        lost         share of A's pixels that B ignores
+        gained       share of B's pixels that A ignores
+        moved        share of A's pixels that are another class in B
+        """
+        both = np.diagonal(self.joint)[:-1]
+        a, b = self.joint[:-1].sum(axis=1), self.joint[:, :-1].sum(axis=0)
+        lost, gained = self.joint[:-1, -1], self.joint[-1, :-1]
+        columns = {
+            "a_pixels": a,
+            "b_pixels": b,
+            "a_share": shares(a, a.sum()),
+            "b_share": shares(b, b.sum()),
+            "agreement": shares(both, a + b - both),
+            "lost": shares(lost, a),
+            "gained": shares(gained, b),
+            "moved": shares(a - both - lost, a),
+        }
+        return pd.DataFrame(columns, index=pd.Index(self.space.names, name="class"))
+
+    @property
+    def agreement(self) -> float:
+        """Share of the pixels labelled by both that have the same class, NaN without any."""
+        return float(shares(np.trace(self.joint[:-1, :-1]), self.joint[:-1, :-1].sum()))
+
+    @property
+    def coverage(self) -> tuple[float, float]:
+        """Share of all pixels that A labels, and B."""
+        total = self.joint.sum()
+        return float(self.joint[:-1].sum() / total), float(self.joint[:, :-1].sum() / total)
+
+    @property
+    def drift(self) -> float:
+        """Total variation distance between the class distributions: 0 the same, 1 nothing in common. NaN without."""
+        both = self.classes[["a_share", "b_share"]].to_numpy()
+        return float(np.abs(both[:, 0] - both[:, 1]).sum() / 2)
+
+    def moves(self, least: float = 0.01) -> dict[str, list[tuple[str, float]]]:
+        """Where A's pixels of a class went, as shares of at least `least`, largest first; most changed class first."""
+        names = (*self.space.names, "ignored")
+        parts = shares(self.joint, self.joint.sum(axis=1, keepdims=True))
+        found: dict[str, list[tuple[str, float]]] = {}
+        for row in np.argsort(np.diagonal(parts), kind="stable"):
+            others = [k for k in np.argsort(-parts[row], kind="stable") if k != row and parts[row, k] >= least]
+            if others:
+                found[names[row]] = [(names[k], float(parts[row, k])) for k in others]
+        return found
+
+
+def compare(run_a: Path, run_b: Path, update: Callable[[int, int], None]) -> Difference:
+    """Compare the labels of two runs, one image at a time. `update(done, total)` follows the images.
+
+    Raises FileNotFoundError or ValueError unless both are runs over the same manifest with an image labelled in both,
+    DamagedLabel.
+    """
+    a, b = read_about(run_a), read_about(run_b)
+    if a["manifest_sha256"] != b["manifest_sha256"]:
+        raise ValueError(
+            f"{run_a} and {run_b} label different manifests ({a['manifest']}, sha256 {a['manifest_sha256'][:12]}, and"
+            f" {b['manifest']}, sha256 {b['manifest_sha256'][:12]}): compare two runs over the same one"
+        )
+    labels_a, labels_b = open_labels(run_a), open_labels(run_b)
+    shared = [sample_id for sample_id in labels_a if sample_id in labels_b]
+    if not shared:
+        raise ValueError(f"no image is labelled in both {run_a} ({len(labels_a)}) and {run_b} ({len(labels_b)})")
+    space = LabelSpace.of(a["label_space"])
+    joint = np.zeros((256, 256), np.int64)
+    identical = 0
+    for done, sample_id in enumerate(shared):
+        update(done, len(shared))
+        pairs = count_pairs(labels_a[sample_id], labels_b[sample_id])
+        identical += bool(np.trace(pairs) == pairs.sum())
+        joint += pairs
+    update(len(shared), len(shared))
+    ids = [*range(len(space)), IGNORE]
+    only = len(labels_a) - len(shared), len(labels_b) - len(shared)
+    return Difference(space, joint[np.ix_(ids, ids)], len(shared), identical, *only)

@@ -1,0 +1,1 @@
+"""Students that differ in their labels only, trained, compared and drawn."""

@@ -1,0 +1,244 @@
+"""The paper's question, answered on your data: what do automatic labels add?
+
+Students alike in everything but their labels (arXiv 2005.10821, section 3.3 and table 6): fine labels only; fine and
+coarse; fine and automatic labels of the same coarse images; fine and whatever else is to be held against these. Same
+network, steps, seeds and validation images. In all arms but the first, half of the draws are fine samples, as in the
+reference's recipe, or as many as one asks for. In the folder:
+
+    ARM.parquet         what an arm trains on
+    ARM-seedN/          a training (student/train.py)
+    compare.json        everything that was measured (docs/compare.md)
+    index.html          the same to look at; opens from disk
+"""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import json
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from autolabel.manifests.files import sha256, write_bytes, write_json
+from autolabel.manifests.run.labels import run_of
+from autolabel.manifests.tables import Manifest, Sample, fingerprints, fuse, load_manifest, save_manifest
+from autolabel.student.comparison.page import render
+from autolabel.student.comparison.verdicts import Comparison
+from autolabel.student.data import ManifestDataset
+from autolabel.student.evaluate import Scores, score
+from autolabel.student.job import TrainJob
+from autolabel.student.train import StepReport, train
+from autolabel.teacher.checkpoints import overlap, read_checkpoint
+from autolabel.teacher.predict import load_teacher
+
+ARMS = ("fine", "fine + coarse", "fine + auto")
+ADDED_SHARE = 0.5  # of the draws: the reference's recipe
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+_TAKEN = ("coarse", "auto")
+OnArm = Callable[[str, int, StepReport], None]  # arm, seed, report
+OnArmLabel = Callable[[str, int, int, int], None]  # arm, seed, done, all
+
+
+def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
+    """All arms, the further ones last. Raises ValueError for a name that cannot be a file's, or is taken."""
+    for name in further:
+        if not _NAME.fullmatch(name) or name in _TAKEN:
+            raise ValueError(
+                f"arm {name!r}: expected a name of letters, digits, '.', '_' and '-' other than {' and '.join(_TAKEN)}"
+            )
+    return (*ARMS, *(f"fine + {name}" for name in further))
+
+
+def manifest_of(path: Path) -> Path:
+    """The manifest of a run folder, or the manifest itself."""
+    return path / "manifest.parquet" if path.is_dir() else path
+
+
+def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | None, share: float) -> Manifest:
+    """Fine samples, and the others (of one source, or all that are not among the fine ones) as `share` of the draws."""
+    known = {(s.source, s.sample_id) for s in fine.labelled}
+    chosen = tuple(
+        s for s in other.labelled if (s.source == source if source else (s.source, s.sample_id) not in known)
+    )
+    if not chosen:
+        what = f"samples with {source} labels" if source else "labelled samples beside the fine ones"
+        raise ValueError(f"{other_name} has no {what}: this arm would only repeat the first")
+    weight = share / (1 - share) * sum(s.weight for s in fine.labelled) / len(chosen)
+    weighted = replace(other, samples=tuple(replace(s, weight=weight) for s in chosen))
+    return fuse([("the fine manifest", fine), (str(other_name), weighted)], {}, leak_check=None)
+
+
+def compare(
+    fine: Path,
+    coarse: Path,
+    auto: Path,
+    template: TrainJob,
+    seeds: Sequence[int],
+    on_step: OnArm | None = None,
+    further: Mapping[str, Path] | None = None,
+    on_label: OnArmLabel | None = None,
+    cluster: Callable[[TrainJob], contextlib.AbstractContextManager[Any] | None] = lambda job: None,
+    on_note: Callable[[str], None] | None = None,
+    added_share: float = ADDED_SHARE,
+) -> Comparison:
+    """Train and score every arm with every seed, under `template.out`; what is finished there is not done again.
+
+    `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
+    and batch size. `on_label` hears of the labels that are read before a training's first step; `cluster` and `on_note`
+    are those of `train`. `added_share` of the draws of every arm but the first are of what it adds. Raises ValueError,
+    also where a run's teacher was trained on validation images.
+    """
+    if not 0 < added_share < 1:
+        raise ValueError(f"added-share {added_share:g}: expected a number between 0 and 1, such as {ADDED_SHARE}")
+    paths = dict(zip(arm_names(further or {})[1:], (coarse, auto, *(further or {}).values()), strict=True))
+    paths = {arm: manifest_of(path) for arm, path in paths.items()}
+    fine_manifest = load_manifest(fine)
+    manifests = {ARMS[0]: fine_manifest}
+    for arm, path in paths.items():
+        source = {ARMS[1]: "coarse", ARMS[2]: "auto"}.get(arm)
+        manifests[arm] = _joined(fine_manifest, path, load_manifest(path), source, added_share)
+    runs = [(arm, run) for arm, manifest in manifests.items() for run in _runs(manifest)]
+    labelled, notes = _teachers(runs, template.val)
+    notes += _other_images(manifests)
+    for arm, manifest in manifests.items():
+        path = template.out / f"{_slug(arm)}.parquet"
+        _require_same(path, manifest)
+        save_manifest(path, manifest)
+
+    scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
+    curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
+    for seed in seeds:  # a comparison that is stopped has all arms of the first ones
+        for arm in manifests:
+            path = template.out / f"{_slug(arm)}.parquet"
+            job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
+            report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
+            reading = (lambda done, total, a=arm, s=seed: on_label(a, s, done, total)) if on_label else None
+            best = train(job, report, on_label=reading, cluster=cluster(job), on_note=on_note)
+            curve = read_curve(job.out / "curves.csv")
+            scores[arm].append(last_scores(job, best, curve))
+            curves[arm].append(curve)
+    about = json.loads((template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json").read_text(encoding="utf-8"))
+    asked = {
+        **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate")},
+        **{name: about[name] for name in ("schedule", "power", "ema", "fine_only_last", "precision", "init", "val")},
+        "added_share": added_share,
+        "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
+        "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
+        "runs": labelled,
+    }
+    found = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), asked)
+    write_json(template.out / "compare.json", found.record())
+    write_bytes(template.out / "index.html", render(found, template.out).encode())
+    return found
+
+
+def _slug(arm: str) -> str:
+    return arm.replace(" + ", "-")
+
+
+# --- what is compared -------------------------------------------------------------------------------------------------
+
+
+def _runs(manifest: Manifest) -> list[Path]:
+    """The run folders that hold automatic labels of a manifest."""
+    folders = {s.label.parent for s in manifest.labelled if s.source == "auto" and s.label}
+    return sorted(run for run in {run_of(folder) for folder in folders} if run)
+
+
+def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:
+    """Who labelled the runs of the arms, and what cannot be known. Raises ValueError if one has seen validation."""
+    held_out = load_manifest(val).labelled
+    marks = fingerprints(held_out)
+    labelled: list[dict[str, str]] = []
+    notes: list[str] = []
+    for arm, run in runs:
+        try:
+            about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+            teacher, digest, policy = Path(about["teacher"]), about["teacher_sha256"], about["policy"].get("name", "")
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"{run / 'run.json'} is not that of a run ({error!r}): restore it, or label again"
+            ) from error
+        names = {"arm": arm, "run": str(run), "policy": policy}
+        labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
+        unknown = "so whether it has seen validation images cannot be told"
+        if not teacher.is_file():
+            notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
+            continue
+        if sha256(teacher) != digest:
+            notes.append(f"{arm}: {teacher} is no longer the teacher that labelled {run}, {unknown}.")
+            continue
+        trained_on = read_checkpoint(teacher).trained_on
+        if not len(trained_on):
+            notes.append(f"{arm}: the teacher {teacher} does not say what it was trained on, {unknown}.")
+        shared = overlap(trained_on, marks)
+        if shared:
+            raise ValueError(
+                f"{arm}: the teacher {teacher} of {run} was trained on {len(shared)} of the {len(marks)} validation"
+                f" images of {val} (the first is {held_out[shared[0]].sample_id!r}): its labels pass on what it learnt"
+                " there; validate on others, or label with a teacher that has not seen them"
+            )
+    return labelled, notes
+
+
+def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:
+    """A note on every arm that does not hold the images of fine + coarse."""
+    fine = set(fingerprints(manifests[ARMS[0]].labelled))
+    images = {arm: set(fingerprints(m.labelled)) - fine for arm, m in manifests.items() if arm != ARMS[0]}
+    notes = []
+    for arm, found in images.items():
+        more, fewer = len(found - images[ARMS[1]]), len(images[ARMS[1]] - found)
+        if more or fewer:
+            notes.append(
+                f"{arm} holds other images than {ARMS[1]} ({more} more, {fewer} fewer, {len(found & images[ARMS[1]])}"
+                " the same): a difference may come from the images, not from their labels."
+            )
+    return notes
+
+
+def _require_same(path: Path, manifest: Manifest) -> None:
+    """Refuse to take trainings on other samples, labels or shares for those of this comparison."""
+
+    def listed(samples: Sequence[Sample]) -> list[tuple[object, ...]]:
+        return [(s.source, s.sample_id, s.image, s.label, s.label_index, np.float32(s.weight)) for s in samples]
+
+    begun = any(path.parent.glob(f"{path.stem}-seed*/train.json"))
+    if begun and path.is_file() and listed(load_manifest(path).samples) != listed(manifest.samples):
+        raise ValueError(
+            f"{path.parent} holds trainings on other samples, labels or shares than those now asked for (see"
+            f" {path.name}): choose another --out"
+        )
+
+
+# --- what came out ----------------------------------------------------------------------------------------------------
+
+
+def read_curve(path: Path) -> list[StepReport]:
+    """A training's `curves.csv`."""
+    with open(path, encoding="utf-8", newline="") as file:
+        return [
+            StepReport(
+                step=int(row["step"]),
+                loss=float(row["loss"]),
+                learning_rate=float(row["learning_rate"]),
+                images_per_s=float(row["images_per_s"]),
+                miou=float(row["miou"]) if row["miou"] else None,
+            )
+            for row in csv.DictReader(file)
+        ]
+
+
+def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:
+    """Scores after the last step: to pick the step on the images that decide would favour the arm that jumps most."""
+    *earlier, last = [row.miou for row in curve if row.miou is not None]
+    if last > max(earlier, default=-1.0):
+        return best  # of the last step
+    path = job.out / "last_scores.json"
+    if not path.is_file():
+        score(load_teacher(job.out / "last.pt", job.device), ManifestDataset(job.val)).write(path)
+    return Scores.read(path)

@@ -1,0 +1,1 @@
+"""The networks: trunks, decoders, scales, and how they are put together."""

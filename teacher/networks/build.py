@@ -1,0 +1,188 @@
+"""Named networks: TRUNK_DECODER for one scale, TRUNK_DECODER_COMBINATION for several.
+
+hrnet48_ocr_mscale is the network of arXiv 2005.10821. Published networks under these names:
+
+    hrnet48_ocr_mscale                ocrnet.HRNet_Mscale     {wrn38,xception71}_deeper          deeper.Deeper*
+    hrnet48_ocr                       ocrnet.HRNet            {…}_deeper_mscale                  mscale.Deeper*
+    hrnet48_{plain,aspp}[_mscale]     basic.*, mscale.HRNet*  resnet50_deeplabv3plus_mscale2     mscale2.DeepV3R50
+    resnet50_deeplabv3                deepv3.DeepV3R50        resnet50_deeplabv3plus_explicit    attnscale.DeepV3R50
+    {…}_deeplabv3plus                 deepv3.DeepV3Plus*      {…}_deeplabv3plus_explicit_bn      attnscale.DeepV3R50B
+    {…}_deeplabv3plus_mscale          mscale.DeepV3*          {…}_deeplabv3plus_explicit_pairs   attnscale.DeepV3R50BP
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from torch import Tensor
+
+from autolabel.teacher.networks.combine import (
+    Average,
+    Combination,
+    Explicit,
+    ExplicitPairs,
+    Hierarchical,
+    HierarchicalPairs,
+)
+from autolabel.teacher.networks.decoders import (
+    DeeperLab,
+    DeepLabV3,
+    DeepLabV3Plus,
+    FlatTrunk,
+    HRNetASPP,
+    HRNetPlain,
+    OCRNet,
+    PyramidTrunk,
+    SegmentationNet,
+)
+from autolabel.teacher.networks.efficientnet_lite import EfficientNetLite0
+from autolabel.teacher.networks.hrnet import HRNET_W18_SMALL, HRNET_W48, HRNet
+from autolabel.teacher.networks.trunks import EfficientNetB4, ResNet50, WideResNet38, Xception71
+
+
+class Architecture(NamedTuple):
+    """The three pieces of a network, by name; combination "" is the average."""
+
+    trunk: str
+    decoder: str
+    combination: str
+
+    def __str__(self) -> str:
+        return "_".join(filter(None, self))
+
+
+# One feature map at stride 4. The two small ones train on two CPU cores: 2 and 4 million parameters with `ocr_mscale`.
+_FLAT: dict[str, Callable[[], FlatTrunk]] = {
+    "hrnet48": lambda: HRNet(HRNET_W48),
+    "hrnet18s": lambda: HRNet(HRNET_W18_SMALL),
+    "efficientnet_lite0": EfficientNetLite0,
+}
+_FLAT_DECODERS: dict[str, Callable[[FlatTrunk, int], SegmentationNet]] = {"plain": HRNetPlain, "aspp": HRNetASPP}
+_PYRAMIDS: dict[str, Callable[[], PyramidTrunk]] = {
+    "resnet50": ResNet50,
+    "wrn38": WideResNet38,
+    "xception71": Xception71,
+    "efficientnet_b4": EfficientNetB4,
+}
+_PYRAMID_DECODERS: dict[str, Callable[[PyramidTrunk, int], SegmentationNet]] = {
+    "deeplabv3": DeepLabV3,
+    "deeplabv3plus": DeepLabV3Plus,
+    "deeper": DeeperLab,  # ends at stride 2, where ResNet-50 has no features
+}
+# Smaller heads for the smaller trunks: OCR's channels (mid, key), and the attention's.
+_OCR = {"hrnet48": (512, 256), "hrnet18s": (128, 64), "efficientnet_lite0": (128, 64)}
+_ATTENTION = {"hrnet18s": 64, "efficientnet_lite0": 64}
+COMBINATIONS = ("", "mscale", "mscale2", "explicit", "explicit_bn", "explicit_pairs")
+
+
+ARCHITECTURES: dict[str, Architecture] = {
+    str(pieces): pieces
+    for pieces in (
+        Architecture(trunk, decoder, combination)
+        for trunks, decoders in ((_FLAT, ("ocr", *_FLAT_DECODERS)), (_PYRAMIDS, _PYRAMID_DECODERS))
+        for trunk in trunks
+        for decoder in decoders
+        for combination in COMBINATIONS
+        if (trunk, decoder) != ("resnet50", "deeper")
+    )
+}
+
+
+def architecture(name: str) -> Architecture:
+    """The pieces of a named network. Raises ValueError for an unknown name."""
+    if name not in ARCHITECTURES:
+        raise ValueError(
+            f"unknown architecture {name!r}: expected TRUNK_DECODER[_COMBINATION] such as hrnet48_ocr_mscale, with"
+            f" trunks {', '.join(_FLAT)} (decoders ocr, {', '.join(_FLAT_DECODERS)}) or {', '.join(_PYRAMIDS)}"
+            f" (decoders {', '.join(_PYRAMID_DECODERS)}); combinations {', '.join(filter(None, COMBINATIONS))}"
+        )
+    return ARCHITECTURES[name]
+
+
+def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
+    """A network with fresh weights; `scales` matters to the explicit combinations alone: how many they weigh.
+
+    Raises ValueError for an unknown name.
+    """
+    pieces = architecture(arch)
+    network: SegmentationNet
+    if pieces.trunk in _PYRAMIDS:
+        network = _PYRAMID_DECODERS[pieces.decoder](_PYRAMIDS[pieces.trunk](), classes)
+    elif pieces.decoder == "ocr":
+        network = OCRNet(_FLAT[pieces.trunk](), classes, *_OCR[pieces.trunk])
+    else:
+        network = _FLAT_DECODERS[pieces.decoder](_FLAT[pieces.trunk](), classes)
+    attention = _ATTENTION.get(pieces.trunk, 256)
+    network.scale_attn = _combination(pieces.combination, network.features, attention, scales)
+    return network
+
+
+def _combination(name: str, features: int, channels: int, scales: int) -> Combination:
+    if name == "mscale":
+        return Hierarchical(features, channels)
+    if name == "mscale2":
+        return HierarchicalPairs(features, channels)
+    if name == "explicit_pairs":
+        return ExplicitPairs(features, channels)
+    if name.startswith("explicit"):
+        return Explicit(features, scales, batch_norm=name == "explicit_bn")
+    return Average()
+
+
+class Recognised(NamedTuple):
+    """What a state dict's keys and shapes say: a name in ARCHITECTURES, classes, and scales weighed at once."""
+
+    arch: str
+    classes: int
+    scales: int
+
+
+# A tensor that only this trunk, or this decoder, has. The first match counts.
+_TRUNK_MARKS = {
+    "backbone.stage4.0.branches.0.0.conv1.weight": None,  # HRNet: which one, its width tells
+    "backbone.layer0.0.weight": "resnet50",
+    "backbone.mod1.conv1.weight": "wrn38",
+    "backbone.block20.skip.weight": "xception71",
+    "backbone.features.0.0.weight": "efficientnet_b4",
+    "backbone._blocks.15._project_conv.weight": "efficientnet_lite0",
+}
+# The tensor whose length is the number of classes.
+_DECODER_MARKS = {
+    "ocr.cls_head.weight": "ocr",
+    "cls_head.6.weight": "plain",
+    "conv_up5.weight": "deeper",
+    "final.6.weight": None,  # which one, its bottlenecks tell
+}
+
+
+def recognise(state: Mapping[str, Tensor], published: str = "") -> Recognised | None:
+    """The network that a state dict most likely belongs to, None where nothing is familiar.
+
+    `published` is the name under which the reference saved it, if it is known. Only tell-tale tensors are looked at;
+    whether all the others fit is for the caller to check.
+    """
+    trunk_mark = next((key for key in _TRUNK_MARKS if key in state), None)
+    decoder_mark = next((key for key in _DECODER_MARKS if key in state and state[key].ndim == 4), None)
+    if trunk_mark is None or decoder_mark is None:
+        return None
+    trunk = _TRUNK_MARKS[trunk_mark] or ("hrnet18s" if state[trunk_mark].shape[0] == 16 else "hrnet48")
+    decoder = _DECODER_MARKS[decoder_mark]
+    if decoder is None:
+        bottlenecks = "bot_fine.weight" in state, "bot_aspp.weight" in state
+        decoder = {(True, True): "deeplabv3plus", (False, True): "aspp"}.get(bottlenecks, "deeplabv3")
+    combination, scales = _recognise_combination(state, published)
+    arch = str(Architecture(trunk, decoder, combination))
+    return Recognised(arch, state[decoder_mark].shape[0], scales) if arch in ARCHITECTURES else None
+
+
+def _recognise_combination(state: Mapping[str, Tensor], published: str) -> tuple[str, int]:
+    if "scale_attn.conv0.weight" in state:
+        return "mscale", 3
+    plain, deep = state.get("scale_attn.2.weight"), state.get("scale_attn.6.weight")
+    if deep is not None:
+        weights = deep.shape[0]
+        if weights == 2 and published.startswith("attnscale.") and not published.endswith("P"):
+            return "explicit_bn", 2  # of the same shapes as the paired head
+        return {1: "mscale2", 2: "explicit_pairs"}.get(weights, "explicit_bn"), weights
+    return ("explicit", plain.shape[0]) if plain is not None else ("", 3)

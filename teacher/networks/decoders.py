@@ -1,0 +1,231 @@
+"""Whole networks: a trunk, a decoder, and a way to combine scales.
+
+A network is built around one of the trunks of `hrnet.py`, `efficientnet_lite.py` and `trunks.py`; the classes below
+differ in the decoder. Their combination (see `scales.py`) is the attribute `scale_attn`, and any of them can be used in
+its place.
+
+Module names follow the customary ones, so that published state dicts load without renaming.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from autolabel.teacher.networks.combine import (
+    Combination,
+    Field,
+    Part,
+    Prediction,
+    Size,
+    TrainingOutput,
+    at_size,
+    head_layers,
+)
+from autolabel.teacher.networks.efficientnet_lite import EfficientNetLite0
+from autolabel.teacher.networks.hrnet import HRNet, resize
+from autolabel.teacher.networks.ocr import OCR
+from autolabel.teacher.networks.trunks import EfficientNetB4, Features, ResNet50, WideResNet38, Xception71
+
+FlatTrunk = HRNet | EfficientNetLite0
+PyramidTrunk = ResNet50 | WideResNet38 | Xception71 | EfficientNetB4
+
+
+class SegmentationNet(nn.Module):
+    """Normalised RGB (B, 3, H, W) float -> class logits, at one scale (`predict`) or combined (`field`).
+
+    features: how many channels the attention reads.
+    """
+
+    classes: int
+    features: int
+    scale_attn: Combination
+
+    def predict(self, images: Tensor) -> Prediction:
+        """One scale's prediction, at the decoder's own resolution (stride 2 to 8)."""
+        raise NotImplementedError
+
+    def parts(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> list[Part]:
+        """What every scale says, and how far it is trusted. Raises ValueError for scales that cannot be weighed."""
+
+        def predict(size: Size) -> Prediction:
+            now = self.predict(resize(images, size))
+            aux = None if now.aux is None else now.aux.float()
+            return replace(now, logits=now.logits.float(), aux=aux)  # combining is always done in float32
+
+        combination = combination or self.scale_attn
+        combination.require(scales)
+        return combination.weigh(predict, _size(images), scales)
+
+    def field(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> Field:
+        """Combined logits (B, K, H, W), to be read in bands or whole."""
+        combination = combination or self.scale_attn
+        return combination.mix(self.parts(images, scales, combination), _size(images))
+
+    def logits(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> Tensor:
+        """Combined logits (B, K, H, W) in float32."""
+        return self.field(images, scales, combination).whole()
+
+    def forward(self, images: Tensor) -> TrainingOutput:
+        """The forward pass of training, at the scales that the combination trains with."""
+        size, scales = _size(images), self.scale_attn.training_scales
+        parts = self.parts(images, scales)
+        with_aux = all(part.aux is not None for part in parts)
+        own = [at_size(part.logits, part.size, size).whole() for part in sorted(parts, key=lambda p: p.scale)]
+        return TrainingOutput(
+            joint=self.scale_attn.mix(parts, size).whole(),
+            aux=self.scale_attn.mix(parts, size, _aux).whole() if with_aux else None,
+            scales=tuple(own) if len(own) > 1 else (),
+        )
+
+
+def _aux(part: Part) -> Tensor:
+    assert part.aux is not None
+    return part.aux
+
+
+def _size(images: Tensor) -> Size:
+    return images.shape[-2], images.shape[-1]
+
+
+class OCRNet(SegmentationNet):
+    """A trunk of one map and object-contextual representations; with HRNet-W48 the network of arXiv 2005.10821."""
+
+    def __init__(self, trunk: FlatTrunk, classes: int, mid: int, key: int) -> None:
+        super().__init__()
+        self.classes, self.features = classes, mid
+        self.backbone = trunk
+        self.ocr = OCR(trunk.channels, classes, mid, key)
+
+    def predict(self, images: Tensor) -> Prediction:
+        logits, aux, features = self.ocr(self.backbone(images))
+        return Prediction(logits, features, aux)
+
+
+class ASPP(nn.Module):
+    """Atrous spatial pyramid pooling at stride 8 (Chen et al., arXiv 1802.02611): (B, inputs, h, w) -> 1280 channels.
+
+    The image's mean feature, a 1x1 convolution, and 3x3 convolutions with dilations 12, 24 and 36.
+    """
+
+    outputs = 5 * 256
+
+    def __init__(self, inputs: int) -> None:
+        super().__init__()
+        self.features = nn.ModuleList(self._branch(inputs, rate) for rate in (0, 12, 24, 36))
+        self.img_conv = self._branch(inputs, 0)
+
+    @staticmethod
+    def _branch(inputs: int, rate: int) -> nn.Sequential:
+        """A 3x3 convolution dilated by `rate`, or 1x1 where that is 0; batch norm, ReLU."""
+        conv = nn.Conv2d(inputs, 256, 3 if rate else 1, dilation=max(1, rate), padding=rate, bias=False)
+        return nn.Sequential(conv, nn.BatchNorm2d(256), nn.ReLU(inplace=True))
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = self.img_conv(x.mean(dim=(2, 3), keepdim=True))
+        return torch.cat([mean.expand(-1, -1, *_size(x)), *(branch(x) for branch in self.features)], dim=1)
+
+
+class HRNetPlain(SegmentationNet):
+    """HRNet, or another trunk of one map, and a convolutional head."""
+
+    def __init__(self, trunk: FlatTrunk, classes: int) -> None:
+        super().__init__()
+        self.classes, self.features = classes, trunk.channels
+        self.backbone = trunk
+        self.cls_head = nn.Sequential(*head_layers(trunk.channels, 256, classes))
+
+    def predict(self, images: Tensor) -> Prediction:
+        features = self.backbone(images)
+        return Prediction(self.cls_head(features), features)
+
+
+class HRNetASPP(SegmentationNet):
+    """HRNet, or another trunk of one map, ASPP and a convolutional head."""
+
+    def __init__(self, trunk: FlatTrunk, classes: int) -> None:
+        super().__init__()
+        self.classes, self.features = classes, 256
+        self.backbone = trunk
+        self.aspp = ASPP(trunk.channels)
+        self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
+        self.final = nn.Sequential(*head_layers(256, 256, classes))
+
+    def predict(self, images: Tensor) -> Prediction:
+        features = self.bot_aspp(self.aspp(self.backbone(images)))
+        return Prediction(self.final(features), features)
+
+
+class DeepLabV3(SegmentationNet):
+    """ASPP on the deepest features, and a convolutional head (Chen et al., arXiv 1706.05587)."""
+
+    def __init__(self, trunk: PyramidTrunk, classes: int) -> None:
+        super().__init__()
+        self.classes, self.features = classes, ASPP.outputs
+        self.backbone = trunk
+        self.aspp = ASPP(trunk.channels[-1])
+        self.final = nn.Sequential(*head_layers(ASPP.outputs, 256, classes))
+
+    def predict(self, images: Tensor) -> Prediction:
+        features = self.aspp(self.backbone(images).deep)
+        return Prediction(self.final(features), features)
+
+
+class DeepLabV3Plus(SegmentationNet):
+    """ASPP joined with fine features before the head (Chen et al., arXiv 1802.02611)."""
+
+    def __init__(self, trunk: PyramidTrunk, classes: int) -> None:
+        super().__init__()
+        self.classes, self.features = classes, 48 + 256
+        self.backbone = trunk
+        self.aspp = ASPP(trunk.channels[-1])
+        self.bot_fine = nn.Conv2d(trunk.channels[0], 48, 1, bias=False)
+        self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
+        self.final = nn.Sequential(*head_layers(48 + 256, 256, classes))
+
+    def predict(self, images: Tensor) -> Prediction:
+        trunk: Features = self.backbone(images)
+        fine = self.bot_fine(trunk.fine)
+        joined = torch.cat([fine, resize(self.bot_aspp(self.aspp(trunk.deep)), _size(fine))], dim=1)
+        return Prediction(self.final(joined), joined)
+
+
+class ConvBnRelu(nn.Module):
+    """5x5 convolution, batch norm, ReLU."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 5, padding=2, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu_(self.bn(self.conv(x)))
+
+
+class DeeperLab(SegmentationNet):
+    """A decoder in three steps, strides 8, 4 and 2, each joined with the trunk's features of that stride.
+
+    After DeeperLab (Yang et al., arXiv 1902.05093); needs a trunk with features at strides 2 and 4.
+    """
+
+    def __init__(self, trunk: PyramidTrunk, classes: int) -> None:
+        super().__init__()
+        self.classes, self.features = classes, 256
+        self.backbone = trunk
+        self.aspp = ASPP(trunk.channels[2])
+        self.convs2 = nn.Conv2d(trunk.channels[0], 32, 1, bias=False)
+        self.convs4 = nn.Conv2d(trunk.channels[1], 64, 1, bias=False)
+        self.conv_up1 = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
+        self.conv_up2 = ConvBnRelu(256 + 64, 256)
+        self.conv_up3 = ConvBnRelu(256 + 32, 256)
+        self.conv_up5 = nn.Conv2d(256, classes, 1, bias=False)
+
+    def predict(self, images: Tensor) -> Prediction:
+        trunk: Features = self.backbone(images)
+        x = self.conv_up1(self.aspp(trunk.deep))
+        x = self.conv_up2(torch.cat([resize(x, _size(trunk.middle)), self.convs4(trunk.middle)], dim=1))
+        x = self.conv_up3(torch.cat([resize(x, _size(trunk.fine)), self.convs2(trunk.fine)], dim=1))
+        return Prediction(self.conv_up5(x), x)

@@ -1,0 +1,292 @@
+"""Workers die, hang, and lose their machines; no image is lost, none is labelled twice, and the guilty one is named.
+
+Real Ray: a cluster of several nodes on this machine. What goes wrong is told by the images' names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from conftest import labels_of, photograph, quarantined, scanned
+from ray import cloudpickle
+from ray.cluster_utils import Cluster
+
+from autolabel.manifests.tables import Sample, read_statistics
+from autolabel.pipeline import engine
+from autolabel.pipeline.engine import EngineFailed, Limits, cluster_address
+from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.label import Decoded, Labeller
+from autolabel.pipeline.publish import Accounts
+from autolabel.pipeline.records import Attempt, excuse
+from autolabel.pipeline.run import Result, generate
+from autolabel.pipeline.units import Unit
+
+cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes have no copy of this file
+
+
+class Fragile(Labeller):
+    """A labeller to whom the names of images do something."""
+
+    def _decode(self, sample: Sample, unit: Unit) -> Decoded:
+        what, _, _ = sample.sample_id.partition("-")
+        if what == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if what == "hang":
+            time.sleep(3600)
+        if what == "raise":
+            raise RuntimeError("CUDA error: an illegal memory access was encountered")
+        if what == "slow":
+            time.sleep(0.4)
+        return super()._decode(sample, unit)
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """A head without CPUs and two nodes of one CPU."""
+    small = {"object_store_memory": 80 * 2**20}
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False, **small})
+    for _ in range(2):
+        made.add_node(num_cpus=1, **small)
+    yield made
+    made.shutdown()
+
+
+@pytest.fixture
+def drive(city: Path, tmp_path: Path) -> Callable[..., Path]:
+    """A function that makes a manifest of images with the given names."""
+
+    def make(*names: str) -> Path:
+        photograph(city, tmp_path / "drive", names)
+        return scanned(city, tmp_path / "drive")
+
+    return make
+
+
+def names(count: int, what: str = "ok") -> list[str]:
+    return [f"{what}-{n:02d}" for n in range(count)]
+
+
+def job(manifest: Path, teacher: Path, out: str = "run", **settings: Any) -> LabelJob:
+    defaults = {"scales": (1.0,), "shard_size": 3, "max_quarantined": 1.0}
+    return LabelJob(manifest, teacher, manifest.parent / out, **{**defaults, **settings})
+
+
+def in_a_thread(work: Callable[[], Result]) -> Callable[[], Result]:
+    """Start it; the function that is returned waits for what comes out. Ray's cluster belongs to the main thread."""
+    box: list[Result | BaseException] = []
+
+    def run() -> None:
+        try:
+            box.append(work())
+        except BaseException as error:
+            box.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+
+    def result() -> Result:
+        thread.join(180)
+        (found,) = box
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    return result
+
+
+def wait_for(what: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 90
+    while not what():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def units_of(run: Path) -> int:
+    return len(list((run / "units").glob("*.parquet")))
+
+
+# --- the one image that is to blame -----------------------------------------------------------------------------------
+
+
+def test_images_that_kill_or_hang_their_process_are_found_and_cost_only_themselves(
+    cluster: Cluster, drive: Callable[..., Path], teacher: Path
+) -> None:
+    manifest = drive(*names(7), "kill-it", "hang-it")  # in three units of three
+    asked = job(manifest, teacher)
+    notes: list[str] = []
+    result = generate(asked, on_note=notes.append, address=cluster.address, labeller=Fragile, limits=Limits(stall_s=4))
+    assert result == Result(Accounts(asked=9, labelled=7, quarantined=2, left=0), done=9, failed={}, stopped=False)
+    why = "4 worker processes died or hung while they labelled it"
+    assert quarantined(asked.out) == {"hang-it": why, "kill-it": why}
+    assert any("no image finished in 4 s" in note for note in notes)
+    assert any("ActorDiedError" in note for note in notes)
+    assert not list((asked.out / "attempts").iterdir())
+    # The others have the labels that they have without trouble.
+    whole = job(drive(*names(7)), teacher, "whole", engine="local")
+    (manifest.parent / "drive" / "kill-it.png").unlink()
+    (manifest.parent / "drive" / "hang-it.png").unlink()
+    generate(job(drive(), teacher, "whole", engine="local"))
+    assert labels_of(asked.out) == labels_of(whole.out)
+
+
+def test_without_ray_the_next_call_goes_on_carefully(drive: Callable[..., Path], teacher: Path) -> None:
+    """The image kills the whole command; called again, it finds out which one it was."""
+    asked = job(drive(*names(4), "kill-it"), teacher, engine="local", shard_size=64)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
+        "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', shard_size=64), labeller=Fragile)"
+    )
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(asked.manifest), str(asked.teacher)]
+    for _ in range(5):  # once nobody looked, four times it was seen
+        assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    assert generate(asked, labeller=Fragile).accounts == Accounts(5, 4, 1, 0)
+    assert list(quarantined(asked.out)) == ["kill-it"]
+
+
+def test_an_attempt_tells_what_earlier_processes_died_on(tmp_path: Path) -> None:
+    unit = Unit("b512x512.000000", "b512x512", 0, ())
+    first = Attempt(tmp_path, unit)
+    assert not first.careful and not first.deaths
+    second = Attempt(tmp_path, unit)  # the first one died without a word
+    assert second.careful and not second.deaths
+    second.begin("a")
+    second.begin("b")
+    third = Attempt(tmp_path, unit)
+    assert third.deaths == {"b": 1}
+    third.begin("b")
+    third.end(committed=False)  # left in order: not a death
+    assert Attempt(tmp_path, unit).deaths == {"b": 1}
+    with open(third.path, "a") as file:
+        file.write('{"attempt": "x", "sam')  # died while it wrote
+    with pytest.raises(ValueError, match="Unterminated"):
+        json.loads(third.path.read_text().splitlines()[-1])
+    last = Attempt(tmp_path, unit)
+    assert last.careful and last.deaths == {"b": 1}
+    last.begin("b")
+    excuse(last.path)  # its machine was lost
+    last = Attempt(tmp_path, unit)
+    assert last.deaths == {"b": 1}
+    last.end(committed=True)
+    assert not last.path.exists() and not Attempt(tmp_path, unit).careful
+
+
+def test_an_error_of_ours_is_tried_again_and_then_leaves_its_unit_for_later(
+    cluster: Cluster, drive: Callable[..., Path], teacher: Path
+) -> None:
+    asked = job(drive(*names(5), "raise-it"), teacher)
+    result = generate(asked, address=cluster.address, labeller=Fragile, limits=Limits(crashes=2))
+    assert result.accounts == Accounts(asked=6, labelled=3, quarantined=0, left=3)
+    assert result.failed == {"b512x512.000001": "RuntimeError: CUDA error: an illegal memory access was encountered"}
+    assert generate(replace(asked, engine="local")).accounts == Accounts(6, 6, 0, 0)  # the error has been mended
+
+
+# --- machines come and go ---------------------------------------------------------------------------------------------
+
+
+def test_a_lost_machine_costs_nothing_and_a_new_one_is_used(
+    cluster: Cluster, drive: Callable[..., Path], teacher: Path
+) -> None:
+    asked = job(drive(*names(24, "slow")), teacher, shard_size=2)
+    notes: list[str] = []
+    finish = in_a_thread(lambda: generate(asked, on_note=notes.append, address=cluster.address, labeller=Fragile))
+    wait_for(lambda: units_of(asked.out) >= 2)
+    for node in [*cluster.worker_nodes]:
+        cluster.remove_node(node, allow_graceful=False)
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    wait_for(lambda: units_of(asked.out) >= 5)
+    cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
+    assert finish() == Result(Accounts(24, 24, 0, 0), done=24, failed={}, stopped=False)
+    assert any("its machine was lost" in note for note in notes)
+    workers = read_statistics(asked.out)["worker"].to_pylist()
+    assert len(set(workers)) >= 3  # from before, the replacement, and the one that joined
+    undisturbed = job(asked.manifest, teacher, "undisturbed", engine="local", shard_size=2)
+    generate(undisturbed)
+    assert labels_of(asked.out) == labels_of(undisturbed.out)
+
+
+def test_a_gpu_that_cannot_be_had_is_a_clear_message(
+    cluster: Cluster, drive: Callable[..., Path], teacher: Path
+) -> None:
+    asked = job(drive(*names(2)), teacher, device="cuda", precision="float32")
+    with pytest.raises(EngineFailed) as failure:
+        generate(asked, address=cluster.address, limits=Limits(start_s=3))
+    assert str(failure.value).startswith(
+        "no worker started in 3 s: each needs 1 GPU and 1 CPU, the cluster has 0 GPU, 2 CPU and "
+    )
+
+
+def test_workers_that_cannot_start_say_why(
+    cluster: Cluster, drive: Callable[..., Path], teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(engine.importlib.metadata, "version", lambda name: "0.0.0")
+    with pytest.raises(EngineFailed, match=r"workers cannot start: .*a node has autolabel .*, the driver 0\.0\.0"):
+        generate(job(drive(*names(2)), teacher), address=cluster.address)
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [("127.0.0.1:1", r"nobody listens at 127\.0\.0\.1:1 "), ("ray://there:10001", "is a Ray Client address")],
+)
+def test_a_cluster_that_cannot_be_reached_is_told_before_ray_is_asked(
+    drive: Callable[..., Path], teacher: Path, monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert cluster_address(None) == address and cluster_address("here:1") == "here:1"
+    with pytest.raises(EngineFailed, match=message):
+        generate(job(drive(*names(1)), teacher, device="cpu"))
+    assert not ray.is_initialized()
+
+
+# --- stopping ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("engine_name", "how"), [("local", signal.SIGTERM), ("ray", signal.SIGINT)], ids=["local SIGTERM", "ray Ctrl-C"]
+)
+def test_a_stopped_run_keeps_the_images_that_are_done_within_a_unit(
+    drive: Callable[..., Path], teacher: Path, engine_name: str, how: signal.Signals
+) -> None:
+    """One unit of 40 images: a stop in its middle loses none that is finished."""
+    asked = job(drive(*names(40, "slow")), teacher, engine=engine_name, shard_size=64, workers=1)
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
+        "asked = job(Path(sys.argv[2]), Path(sys.argv[3]), engine=sys.argv[4], shard_size=64, workers=1);"
+        "say = lambda what: print(what, file=sys.stderr, flush=True);"
+        "result = generate(asked, lambda p: say(p.done), say, labeller=Fragile);"
+        "sys.exit(130 if result.stopped else 0)"
+    )
+    command = [
+        sys.executable,
+        "-c",
+        code,
+        str(Path(__file__).parents[1]),
+        str(asked.manifest),
+        str(teacher),
+        engine_name,
+    ]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    assert process.stderr is not None
+    for line in process.stderr:
+        if line.strip().isdigit() and int(line) >= 3:
+            break
+    process.send_signal(how)
+    _, rest = process.communicate(timeout=60)
+    assert process.returncode == 130, rest
+    assert "stopping: images under way are finished" in rest
+    done = labels_of(asked.out)
+    assert 3 <= len(done) < 40
+    result = generate(replace(asked, engine="local"))
+    assert result.accounts == Accounts(40, 40, 0, 0) and result.done == 40 - len(done)
+    assert done.items() <= labels_of(asked.out).items()

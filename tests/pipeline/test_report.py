@@ -1,0 +1,424 @@
+"""The page opens from disk and shows what the run did. If this fails, nobody looks before they train."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import contents
+from PIL import Image
+from test_arrows import ROOT
+
+from autolabel.manifests import drawing
+from autolabel.manifests.images import colourise, read_image, read_label
+from autolabel.manifests.label_space import CITYSCAPES, IGNORE
+from autolabel.manifests.policy import PAPER, Policy, Region
+from autolabel.manifests.run.labels import open_confidence, open_labels
+from autolabel.manifests.tables import FATES, load_manifest, read_statistics
+from autolabel.pipeline.analysis.stats import summarise
+from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.report import charts, pictures
+from autolabel.pipeline.report import write as report
+from autolabel.pipeline.report.write import choose, write_report
+from autolabel.pipeline.run import generate
+from autolabel.teacher.checkpoints import save_checkpoint
+from autolabel.teacher.networks.build import build
+from autolabel.teacher.predict import load_teacher
+
+
+@pytest.fixture(scope="module")
+def finished(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("report") / "run"
+    generate(LabelJob(city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local"))
+    return run
+
+
+@pytest.fixture
+def run(finished: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+LAYERS = ["photograph", "coarse", "auto", "confidence", "disagreement"]
+
+
+def gallery(page: Path) -> dict[str, Any]:
+    """What the script of the page reads."""
+    found = re.search(r'id="gallery-data">(.*?)</script>', page.read_text(encoding="utf-8"))
+    assert found
+    return dict(json.loads(found[1]))
+
+
+def by_scale(page: Path) -> list[str]:
+    """The kinds of pictures that say what the teacher sees at every scale, from top to bottom."""
+    return re.findall(r'<img src="[^"]+-(prediction|attention|combined)', page.read_text(encoding="utf-8"))
+
+
+def files(page: Path) -> set[str]:
+    """Every file that the page shows or links, and those that its viewer opens."""
+    text, data = page.read_text(encoding="utf-8"), gallery(page)
+    told = {f"{data['folder']}/{c['stem']}-{kind}.webp" for c in data["cards"] for kind in c["kinds"]}
+    told |= {f"{data['folder']}/{c['stem']}-ids.js" for c in data["cards"]}
+    return told | set(re.findall(r'(?:src|href)="(pictures-[^"]+)"', text))
+
+
+def on_disk(page: Path) -> set[str]:
+    return set(contents(page.parent)) - {"index.html"}
+
+
+def opened(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    return np.asarray(Image.open(path))
+
+
+def nothing(done: int, total: int) -> None:
+    pass
+
+
+def test_every_image_has_all_layers_and_the_folder_holds_what_the_page_shows_and_no_more(run: Path) -> None:
+    page = write_report(run, 10, (), None, nothing)
+    assert [card["kinds"] for card in gallery(page)["cards"]] == [LAYERS] * 10
+    assert files(page) == on_disk(page) and len(on_disk(page)) == 10 * (len(LAYERS) + 2)  # thumbnail, ids
+    text = page.read_text(encoding="utf-8")
+    assert text.count('loading="lazy"') == 20 and "http://" not in text and "https://" not in text
+
+
+def test_the_pictures_are_the_labels_to_the_pixel(run: Path, city: Path) -> None:
+    page = write_report(run, 3, (), None, nothing)
+    asked = {s.sample_id: s for s in load_manifest(city / "coarse.parquet").samples}
+    for card in gallery(page)["cards"]:
+        auto, sample = open_labels(run)[card["id"]], asked[card["id"]]
+        coarse = read_label(sample.coarse_label, CITYSCAPES, sample.label_ids)  # type: ignore[arg-type]
+        stem = page.parent / gallery(page)["folder"] / card["stem"]
+        for kind, label in (("auto", auto), ("coarse", coarse)):
+            drawn = opened(Path(f"{stem}-{kind}.webp"))
+            assert (drawn[label != IGNORE] == colourise(label, CITYSCAPES)[label != IGNORE]).all()
+            assert set(np.unique(drawn[label == IGNORE])) <= {0, 56}  # hatched
+        script = Path(f"{stem}-ids.js").read_text()
+        ids = np.asarray(Image.open(io.BytesIO(base64.b64decode(script.split("base64,")[1].split('"')[0]))))
+        assert (ids[..., 0] == auto).all() and (ids[..., 1] == coarse).all()
+        shares = [((coarse != IGNORE) & (auto == coarse)).mean(), ((coarse != IGNORE) & (auto == IGNORE)).mean()]
+        assert card["disagreement"][:2] == pytest.approx(shares, abs=1e-4) and sum(
+            card["disagreement"]
+        ) == pytest.approx(1, abs=2e-4)
+
+
+def test_the_page_says_of_every_image_what_the_statistics_say(run: Path) -> None:
+    page = write_report(run, 10, (), None, nothing)
+    images = read_statistics(run, "images").to_pandas().set_index("sample_id")
+    classes = read_statistics(run, "classes").to_pandas()
+    for card in gallery(page)["cards"]:
+        rows, pixels = classes[classes.sample_id == card["id"]].set_index("class_id"), 192 * 96
+        told = {i: (round(auto * pixels), round(coarse * pixels)) for i, auto, coarse in card["classes"]}
+        there = rows[(rows.pixels > 0) | (rows.coarse_pixels > 0)]
+        assert told == {i: (row.pixels, row.coarse_pixels) for i, row in there.iterrows()}
+        assert card["agreement"] == pytest.approx(images.agreement_with_coarse[card["id"]], abs=1e-6)
+        assert [share for _, share, _ in card["classes"]] == sorted((c[1] for c in card["classes"]), reverse=True)
+
+
+def test_the_least_trusted_come_first(run: Path) -> None:
+    page = write_report(run, 10, (), None, nothing)
+    review = read_statistics(run, "review").to_pydict()
+    cards = gallery(page)["cards"]
+    assert [card["id"] for card in cards] == review["sample_id"] and [card["rank"] for card in cards] == review["rank"]
+    assert [card["trust"] for card in cards] == pytest.approx(review["trust"], abs=1e-6)
+
+
+def test_most_of_a_choice_are_the_worst_and_the_rest_is_spread() -> None:
+    names = [f"{n:03}" for n in range(100)]
+    assert choose(names, 8) == ["000", "001", "002", "003", "004", "005", "029", "076"]
+    assert choose(names, 1) == ["000"] and choose(names, 100) == choose(names, 5000) == names and choose([], 3) == []
+
+
+def test_a_new_report_replaces_the_pictures_of_the_old_one(run: Path) -> None:
+    page = write_report(run, 3, (), None, nothing)
+    (page.parent / "my notes.txt").write_text("kept")
+    chosen = sorted(open_labels(run))[4]
+    write_report(run, 8, (chosen,), None, nothing)
+    assert [card["id"] for card in gallery(page)["cards"]] == [chosen]
+    assert on_disk(page) == files(page) | {"my notes.txt"}
+
+
+def test_a_report_that_is_interrupted_leaves_the_old_one_as_it_was(run: Path) -> None:
+    page = write_report(run, 2, (), None, nothing)
+    before = contents(page.parent)
+
+    def interrupt(done: int, total: int) -> None:
+        if done == 1:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_report(run, 5, (), None, interrupt)
+    assert contents(page.parent) == before
+
+
+def test_without_its_teacher_the_page_says_what_is_missing(run: Path, tmp_path: Path) -> None:
+    about = (run / "run.json").read_text()
+    (run / "run.json").write_text(re.sub(r'"teacher": "[^"]+"', f'"teacher": "{tmp_path}/gone.pt"', about))
+    page = write_report(run, 1, (), None, nothing)
+    rest = [kind for kind in LAYERS if kind != "confidence"]
+    assert gallery(page)["cards"][0]["kinds"] == rest and "No confidence maps: " in page.read_text(encoding="utf-8")
+    page = write_report(run, 1, (), None, nothing, attention=True)
+    assert gallery(page)["cards"][0]["kinds"] == rest and by_scale(page) == []
+    text = page.read_text(encoding="utf-8")
+    assert "no attention" in text and "--teacher" in text
+
+
+def test_the_teacher_runs_again_for_the_first_images_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "_WITH_TEACHER", 2)
+    cards = gallery(write_report(run, 4, (), None, nothing))["cards"]
+    assert ["confidence" in card["kinds"] for card in cards] == [True, True, False, False]
+    assert "images only" in cards[2]["missing"]["confidence"]
+
+
+def test_confidence_that_was_kept_needs_no_teacher(city: Path, teacher: Path, tmp_path: Path) -> None:
+    run, mine = tmp_path / "run", Path(shutil.copyfile(teacher, tmp_path / "mine.pt"))
+    job = LabelJob(city / "coarse.parquet", mine, run, scales=(1.0,), engine="local", limit=2, keep_confidence=4)
+    generate(job)
+    mine.unlink()
+    page = write_report(run, 5, (), None, nothing)
+    kept = open_confidence(run)
+    for card in gallery(page)["cards"]:
+        drawn = opened(page.parent / gallery(page)["folder"] / f"{card['stem']}-confidence.webp")
+        wanted = np.asarray(pictures.draw_share(pictures.from_levels(kept[card["id"]][1], kept.edges)))
+        assert card["kinds"] == LAYERS and (drawn == wanted).all()
+    assert "No confidence maps" not in page.read_text(encoding="utf-8")
+
+
+def test_what_is_gone_or_damaged_is_said_in_its_place(run: Path, city: Path, tmp_path: Path) -> None:
+    moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
+    page = write_report(moved, 1, (), None, nothing)
+    (card,) = gallery(page)["cards"]
+    assert card["kinds"] == ["coarse", "auto", "disagreement"] and files(page) == on_disk(page)
+    assert "is gone" in card["missing"]["photograph"] and "is gone" in card["missing"]["confidence"]
+    (shard,) = (run / "labels.zarr").rglob("c.*")
+    shard.write_bytes(b"no labels")
+    (card,) = gallery(write_report(run, 1, (), None, nothing))["cards"]
+    assert card["kinds"] == ["photograph", "coarse", "confidence"]
+    assert "damaged" in card["missing"]["auto"] and "damaged" in card["missing"]["disagreement"]
+
+
+def test_an_unknown_sample_is_named(run: Path) -> None:
+    with pytest.raises(ValueError, match="sample 'atlantis' has no label"):
+        write_report(run, 1, ("atlantis",), None, nothing)
+    assert not (run / "report").exists()
+
+
+# --- colours ----------------------------------------------------------------------------------------------------------
+
+
+def test_disagreement_is_told_apart_pixel_by_pixel() -> None:
+    coarse, auto = np.array([[3, 3, 3, IGNORE, IGNORE]], np.uint8), np.array([[3, IGNORE, 5, 5, IGNORE]], np.uint8)
+    assert drawing.disagreement(coarse, auto).tolist() == [[0, 1, 2, 3, 3]]
+    drawn = np.asarray(drawing.draw_disagreement(coarse, auto))
+    assert [tuple(pixel) for pixel in drawn[0, :4].tolist()] == list(drawing.DISAGREEMENT.values())
+
+
+def test_levels_of_confidence_are_drawn_as_their_middle() -> None:
+    level = np.array([[0, 1, 2]], np.uint8)
+    assert pictures.from_levels(level, (0.5, 0.9)).tolist() == [[0.25, pytest.approx(0.7), pytest.approx(0.95)]]
+
+
+# What is left of linear RGB for people without red, green or blue cones: Viénot, Brettel and Mollon 1999 for the first
+# two, and for the third Machado, Oliveira and Fernandes 2009.
+BLIND = {
+    "red": [[0.11238, 0.88762, 0], [0.11238, 0.88762, 0], [0.00401, -0.00401, 1]],
+    "green": [[0.29275, 0.70725, 0], [0.29275, 0.70725, 0], [-0.02234, 0.02234, 1]],
+    "blue": [[1.25553, -0.07675, -0.17878], [-0.07841, 0.93081, 0.14760], [0.00473, 0.69137, 0.30390]],
+}
+
+
+def linear(colour: tuple[int, ...]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    c = np.array(colour[:3]) / 255
+    return np.where(c <= 0.04045, c / 12.92, ((c + 0.055) / 1.055) ** 2.4)
+
+
+def lab(rgb: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """Linear RGB -> CIE L*a*b*, D65."""
+    to_xyz = np.array([[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]])
+    x, y, z = np.cbrt(to_xyz @ rgb.clip(0, 1) / [0.9505, 1, 1.089])
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
+
+
+@pytest.mark.parametrize("cones", BLIND)
+def test_disagreement_can_be_read_without_one_kind_of_cones(cones: str) -> None:
+    seen = {name: lab(np.array(BLIND[cones]) @ linear(c)) for name, c in drawing.DISAGREEMENT.items()}
+    for a, b in combinations(seen, 2):
+        assert np.linalg.norm(seen[a] - seen[b]) > 35, (a, b)
+
+
+def contrast(a: str, b: str) -> float:
+    """The contrast ratio of two colours "#rgb" or "#rrggbb", 1 to 21 (WCAG 2)."""
+    bright, dark = sorted((_luminance(a), _luminance(b)), reverse=True)
+    return (bright + 0.05) / (dark + 0.05)
+
+
+def _luminance(colour: str) -> float:
+    digits = colour[1:] if len(colour) == 7 else "".join(2 * d for d in colour[1:])
+    return float(linear(tuple(bytes.fromhex(digits))) @ [0.2126, 0.7152, 0.0722])
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_text_can_be_read_on_every_ground(theme: str) -> None:
+    style = (ROOT / "pipeline" / "report.css").read_text(encoding="utf-8")
+    light, dark = style.split("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", light if theme == "light" else dark))
+    for text in ("ink", "soft", "accent", "warn"):
+        for ground in ("page", "card"):
+            assert contrast(colours[text], colours[ground]) >= 4.5, (text, ground)
+    assert contrast(colours["ink"], colours["warn-card"]) >= 4.5 <= contrast(colours["warn"], colours["warn-card"])
+    assert contrast(colours["edge"], colours["page"]) >= 3 <= contrast(colours["edge"], colours["card"])  # of controls
+
+
+# --- numbers ----------------------------------------------------------------------------------------------------------
+
+
+def test_the_policy_is_told_in_words() -> None:
+    about = {"scales": [0.5, 1.0], "flip": True, "policy": PAPER.to_dict()}
+    plain = dict(charts.policy_facts(about))
+    assert plain["Scales"] == "0.5×, 1× and mirrored" and plain["Of classes"] == "the same for all"
+    assert plain["Human labels"] == "ignore for all classes"
+    careful = Policy(
+        "careful", 0.9, {"pole": 0.4}, 1.5, Region((0.1, 0.9), (0, 1), "fractions"), 2, 64, "agree",
+        {"person": "union", "rider": "union"},
+    )  # fmt: skip
+    told = dict(charts.policy_facts({**about, "policy": careful.to_dict()}))
+    assert told["Name"] == "careful" and told["Of classes"] == "pole 0.4"
+    assert told["Human labels"] == "union for person, rider; agree for all others"
+    assert told["Region"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
+    assert "2 px" in told["Boundary"] and told["Pieces"] == "of less than 64 px are ignored"
+
+
+def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
+    classes = read_statistics(run, "classes").to_pandas()
+    road = classes[classes.class_name == "road"]
+    (told,) = (row for row in charts.fates(summarise(run), CITYSCAPES) if row["name"] == "road")
+    top = road[[f"{fate}_pixels" for fate in FATES]].to_numpy().sum()
+    assert told["kept"] == road.kept_pixels.sum() / top
+    shares = {name: share for name, _, share in told["parts"]}
+    assert shares == {"kept": told["kept"], "below its threshold": road.below_threshold_pixels.sum() / top}
+    assert set(charts.SHOWN_FATES) == set(FATES)
+
+
+AUDIT = {
+    "truth": "val.parquet", "truth_sha256": "0" * 64, "images": 3, "leaked": 1,
+    "classes": [{"name": "road", "truth_pixels": 9, "label_pixels": 8, "precision": 0.875, "coverage": 0.75,
+                 "iou_kept": 0.8, "iou": 0.7, "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": 0.2,
+                 "suggested_threshold": 0.35}],
+    "mean": {"precision": 0.875, "coverage": 0.75, "iou_kept": 0.8, "iou": 0.7,
+             "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": None},
+    "reliability": {"edges": [k / 20 for k in range(21)], "ece": 0.115,
+                    "all": {"pixels": [0] * 18 + [100, 300], "correct": [0] * 18 + [50, 300],
+                            "confidence": [None] * 18 + [0.9, 0.98]},
+                    "classes": {"road": {"pixels": [0] * 19 + [4], "correct": [0] * 19 + [3], "confidence": []},
+                                "sky": {"pixels": [0] * 20, "correct": [0] * 20, "confidence": []}}},
+    "coarse": [], "notes": ["something <to> know"],
+}  # fmt: skip
+
+
+def test_an_audit_is_on_the_page(run: Path) -> None:
+    found = charts.reliability(AUDIT)
+    assert [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
+    ((name, (bar,), error),) = found["classes"]
+    assert (name, bar[2:], error) == ("road", (0.75, 1.0), 0.2)
+    assert "Reliability" not in write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
+    (run / "audit.json").write_text(json.dumps(AUDIT))
+    text = write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
+    assert "<td>87.5</td><td>75.0</td><td>80.0</td><td>70.0</td><td>25.0</td>" in text.replace("\n", "")
+    assert "<td>0.35</td>" in text and "11.5 %" in text and "something &lt;to&gt; know" in text
+    assert "3 images" in text and "Leaked" in text
+    (run / "audit.json").write_text(json.dumps({**AUDIT, "reliability": None}))
+    assert "Reliability" not in write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
+
+
+# --- what every scale says --------------------------------------------------------------------------------------------
+
+
+def labelled(city: Path, checkpoint: Path, out: Path, scales: tuple[float, ...], combine: str = "network") -> Path:
+    generate(LabelJob(city / "coarse.parquet", checkpoint, out, scales, combine=combine, engine="local", limit=2))
+    return out
+
+
+def untrained(arch: str, path: Path) -> Path:
+    torch.manual_seed(0)
+    network = build(arch, len(CITYSCAPES), scales=2)
+    for weights in network.scale_attn.parameters():
+        torch.nn.init.normal_(weights, std=1.0)  # sure of itself without any reason
+    save_checkpoint(path, arch, CITYSCAPES, network, torch.zeros(0, dtype=torch.int64), {})
+    return path
+
+
+@pytest.fixture(scope="module")
+def scaled(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return labelled(city, teacher, tmp_path_factory.mktemp("scaled") / "run", (0.5, 1.0, 2.0))
+
+
+def test_attention_adds_each_scale_with_its_share_and_the_combined_prediction(scaled: Path) -> None:
+    page = write_report(scaled, 2, (), None, nothing, attention=True)
+    assert by_scale(page) == [*["prediction", "attention"] * 3, "combined"] * 2 and files(page) == on_disk(page)
+    text = page.read_text(encoding="utf-8")
+    for scale in ("0.5×", "1×", "2×"):
+        assert f"<b>Prediction at {scale}</b>" in text and f"<b>Attention for {scale}</b>" in text
+    assert text.count("<span>what the others leave,</span>") == 2  # the highest scale of both images
+    write_report(scaled, 2, (), None, nothing)
+    assert by_scale(page) == [] and files(page) == on_disk(page)  # only when it is asked for
+
+
+def test_shares_are_those_by_which_the_predictions_become_the_combined_one(city: Path, teacher: Path) -> None:
+    network, image = load_teacher(teacher, "cpu"), read_image(next((city / "data").rglob("*_leftImg8bit.png")))
+    views = network.views(image, (1.0, 0.5, 2.0))
+    assert [view.scale for view in views] == [0.5, 1.0, 2.0]
+    half, one, _ = (part.attention for part in network.parts(image, (0.5, 1.0, 2.0)))
+    assert half is not None and one is not None and 0 < views[0].share.min() < views[0].share.max() < 1
+    np.testing.assert_allclose(sum(view.share for view in views), 1, atol=1e-5)
+    np.testing.assert_allclose(views[0].share.mean(), half.mean().item(), atol=0.02)
+    combined = network.confidence(image, (0.5, 1.0, 2.0))[0]
+    alike = [float((view.label == combined).mean()) for view in views]
+    assert all(view.label.shape == view.share.shape == combined.shape for view in views) and max(alike) > 0.5
+
+
+def test_scales_that_count_equally_have_no_attention_and_the_page_says_so(
+    city: Path, teacher: Path, tmp_path: Path
+) -> None:
+    run = labelled(city, teacher, tmp_path / "run", (0.5, 1.0), "average")
+    page = write_report(run, 1, (), None, nothing, attention=True)
+    assert by_scale(page) == ["prediction", "prediction", "combined"]
+    assert "they count equally everywhere" in page.read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("arch", ["hrnet18s_ocr_explicit", "hrnet18s_ocr_explicit_pairs", "hrnet18s_ocr_mscale2"])
+def test_every_kind_of_attention_can_be_shown(city: Path, tmp_path: Path, arch: str) -> None:
+    run = labelled(city, untrained(arch, tmp_path / "net.pt"), tmp_path / "run", (0.5, 1.0))
+    page = write_report(run, 1, (), None, nothing, attention=True)
+    assert by_scale(page) == [*["prediction", "attention"] * 2, "combined"]
+    text = page.read_text(encoding="utf-8")
+    assert ("need not add up to 1" in text) == ("explicit" in arch)
+    assert ("<span>in truth " in text) == (arch == "hrnet18s_ocr_explicit")  # the others' are sigmoids
+
+
+def test_one_scale_needs_no_attention(run: Path) -> None:
+    page = write_report(run, 1, (), None, nothing, attention=True)
+    assert by_scale(page) == [] and "looks at one scale only" in page.read_text(encoding="utf-8")
+
+
+def test_a_run_from_before_there_was_a_choice_of_combination_is_shown(scaled: Path, tmp_path: Path) -> None:
+    run = Path(shutil.copytree(scaled, tmp_path / "run"))
+    about = json.loads((run / "run.json").read_text())
+    del about["combine"]
+    (run / "run.json").write_text(json.dumps(about))
+    assert "attention" in by_scale(write_report(run, 1, (), None, nothing, attention=True))
+
+
+def test_where_a_photograph_is_gone_there_is_nothing_by_scale_and_the_reason_is_there(
+    scaled: Path, tmp_path: Path
+) -> None:
+    moved = Path(shutil.copytree(scaled, tmp_path / "further" / "down" / "run"))  # its images are found from its place
+    page = write_report(moved, 1, (), None, nothing, attention=True)
+    assert by_scale(page) == [] and "is gone" in gallery(page)["cards"][0]["missing"]["photograph"]

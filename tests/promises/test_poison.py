@@ -1,0 +1,479 @@
+"""A folder as people have them: whatever a file holds, it costs at most its own label; and no disk loses one.
+
+If this fails, one strange file stops a run of a million images at night, or gets a label that is not its own.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import io
+import os
+import re
+import shutil
+import signal
+import struct
+import subprocess
+import sys
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import HEIGHT, WIDTH, autolabel, contents, labels_of, photograph, quarantined, scanned
+from PIL import ExifTags, Image
+
+from autolabel.manifests import files
+from autolabel.manifests.images import decode_image
+from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.scan import scan_folder
+from autolabel.manifests.tables import load_manifest
+from autolabel.pipeline.job import STORES, LabelJob
+from autolabel.pipeline.publish import Accounts
+from autolabel.pipeline.run import Result, generate
+from autolabel.pipeline.verify import verify
+
+pytestmark = pytest.mark.usefixtures("load_once")
+
+
+def job(place: Path, teacher: Path, run: str = "run", **settings: object) -> LabelJob:
+    defaults = {"scales": (1.0,), "engine": "local", "shard_size": 4, "max_quarantined": 1.0}
+    return LabelJob(place / "drive.parquet", teacher, place / run, **{**defaults, **settings})  # type: ignore[arg-type]
+
+
+@contextlib.contextmanager
+def in_time(seconds: int, *pipes: Path) -> Iterator[None]:
+    """TimeoutError after so long; who waits for a writer of these pipes is let go."""
+
+    def give_up(number: int, frame: object) -> None:
+        for pipe in pipes:
+            os.close(os.open(pipe, os.O_RDWR | os.O_NONBLOCK))
+        raise TimeoutError(f"hung for {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, give_up)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+# --- the files --------------------------------------------------------------------------------------------------------
+
+GOOD = ["good-1", "good-2", "good-3"]
+
+
+def encoded(picture: Image.Image, form: str, **options: Any) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, form, **options)
+    return buffer.getvalue()
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, bits: int, pixels: bytes) -> bytes:
+    """An RGB PNG of a kind that Pillow does not write."""
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(pixels)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+def flipped(data: bytes, place: int) -> bytes:
+    return data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :]
+
+
+def turned() -> Image.Exif:
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6  # the camera was held upright
+    return exif
+
+
+def write_poison(drive: Path, outside: Path) -> None:
+    """Every file that is bad or strange already when the folder is scanned."""
+    outside.mkdir()
+    street = Image.open(drive / "good-1.png").convert("RGB")
+    whole, photo = encoded(street, "PNG"), encoded(street, "JPEG", quality=90)
+    for name, data in {
+        "cut png.png": whole[: len(whole) // 2],
+        "cut jpeg.jpg": photo[: len(photo) // 2],
+        "empty.png": b"",
+        "text.png": b"milk, bread, eggs\n" * 9,
+        "sixteen bits.png": png(4, 2, 16, (b"\0" + bytes(24)) * 2),
+        "cmyk.jpg": encoded(street.convert("CMYK"), "JPEG"),
+        "rgba.png": encoded(street.convert("RGBA"), "PNG"),
+        "palette.png": encoded(street.quantize(256), "PNG"),
+        "bomb.png": png(30_000, 30_000, 8, b"\0"),
+        "bit.png": flipped(whole, whole.index(b"IDAT") + 1000),
+        "garbage.jpg": photo[: len(photo) // 2] + b"\xde\xad\xbe\xef" * 8 + photo[len(photo) // 2 + 32 :],
+        "pixel.png": encoded(street.resize((1, 1)), "PNG"),
+        "turned.jpg": encoded(street, "JPEG", quality=90, exif=turned()),
+    }.items():
+        (drive / name).write_bytes(data)
+    upright = decode_image((drive / "turned.jpg").read_bytes())
+    Image.fromarray(upright).save(drive / "upright.png")
+    (outside / "street").write_bytes(whole)
+    (outside / "passwd").write_text("root:x:0:0:root:/root:/bin/bash\n")
+    for name, target in (
+        ("link to an image.png", outside / "street"),
+        ("link to text.png", outside / "passwd"),
+        ("link to nothing.png", outside / "gone"),
+        ("loop.png", drive / "pool.png"),
+        ("pool.png", drive / "loop.png"),
+    ):
+        (drive / name).symlink_to(target)
+
+
+def spoil(drive: Path) -> None:
+    """What becomes of files after the scan."""
+    for name in ("directory", "pipe", "gone", "emptied"):
+        (drive / f"{name}.png").unlink()
+    (drive / "directory.png").mkdir()
+    os.mkfifo(drive / "pipe.png")
+    (drive / "emptied.png").touch()
+
+
+NO_IMAGE = "not a readable image (UnidentifiedImageError)"
+CONVERT = ": expected 8-bit RGB; convert the file first"
+LOOP = "the file cannot be read (Too many levels of symbolic links)"
+LABELLED = {"pixel", "turned", "upright", "link to an image"}
+REASONS = {
+    "cut png": "damaged or truncated: Truncated File Read",
+    "cut jpeg": "damaged or truncated: image file is truncated",
+    "empty": "the file is empty",
+    "text": NO_IMAGE,
+    "sixteen bits": "mode RGB, 16 bits" + CONVERT,
+    "cmyk": "mode CMYK" + CONVERT,
+    "rgba": "mode RGBA, 8 bits" + CONVERT,
+    "palette": "mode P, 8 bits" + CONVERT,
+    "bomb": "too many pixels: Image size (900000000 pixels) exceeds limit of 178956970 pixels, could be decompression"
+    " bomb DOS attack.",
+    "bit": "damaged or truncated: broken PNG file (bad header checksum in b'IDAT')",
+    "link to text": NO_IMAGE,
+    "link to nothing": "the file is missing",
+    "loop": LOOP,
+    "pool": LOOP,
+    "directory": "not a regular file",
+    "pipe": "not a regular file",
+    "gone": "the file is missing",
+    "emptied": "the file is empty",
+}
+UNREADABLE = {  # already for the scan; recorded as 0 x 0
+    "empty", "text", "sixteen bits", "cmyk", "rgba", "palette", "bomb",
+    "link to text", "link to nothing", "loop", "pool",
+}  # fmt: skip
+
+
+def test_every_file_is_labelled_rightly_or_quarantined_by_name(city: Path, teacher: Path, tmp_path: Path) -> None:
+    drive = tmp_path / "drive"
+    photograph(city, drive, [*GOOD, "directory", "pipe", "gone", "emptied"])
+    write_poison(drive, tmp_path / "outside")
+    manifest = load_manifest(scanned(city, drive))
+    assert {s.sample_id for s in manifest.samples if not s.readable} == UNREADABLE
+    assert {s.sample_id for s in manifest.samples} == LABELLED | REASONS.keys() | {*GOOD, "garbage"}
+    spoil(drive)
+    asked = job(tmp_path, teacher)
+    with in_time(60, drive / "pipe.png"):
+        result = generate(asked)
+    reasons, labels = quarantined(asked.out), open_labels(asked.out)
+    assert set(labels) - {"garbage"} == LABELLED | set(GOOD)
+    garbage = reasons.pop("garbage", "damaged or truncated")  # some decoders make a picture of it
+    assert garbage.startswith("damaged or truncated")
+    assert {name: re.sub(r" \(\d+ bytes not processed\)$", "", why) for name, why in reasons.items()} == REASONS
+    asked_for, done = len(manifest.samples), len(labels)
+    accounts = Accounts(asked_for, done, asked_for - done, 0)
+    assert result == Result(accounts, done=asked_for, failed={}, stopped=False)
+    assert verify(asked.out, False, lambda *_: None).faults == []
+    # The strange ones have labels of the right picture, and the good ones those that they have without company.
+    assert labels["pixel"].shape == (1, 1)
+    assert labels["turned"].shape == (WIDTH, HEIGHT)
+    assert np.array_equal(labels["turned"], labels["upright"])
+    assert np.array_equal(labels["link to an image"], labels["good-1"])
+    photograph(city, tmp_path / "alone" / "drive", GOOD)
+    scanned(city, tmp_path / "alone" / "drive")
+    alone = job(tmp_path / "alone", teacher)
+    generate(alone)
+    assert labels_of(alone.out) == {name: labels[name].tobytes() for name in GOOD}
+    # Called again, nothing is done, and nothing hangs.
+    with in_time(60, drive / "pipe.png"):
+        assert generate(asked).done == 0
+
+
+@pytest.mark.parametrize("form", ["WEBP", "PNG"])
+def test_an_animation_is_no_photograph(city: Path, teacher: Path, tmp_path: Path, form: str) -> None:
+    """A label of its first frame would be one of a picture that nobody chose."""
+    drive = tmp_path / "drive"
+    photograph(city, drive, GOOD)
+    frames = [Image.open(drive / f"{name}.png").convert("RGB") for name in GOOD]
+    name = f"moving.{form.lower()}"
+    (drive / name).write_bytes(encoded(frames[0], form, save_all=True, append_images=frames[1:], duration=100))
+    scanned(city, drive)
+    asked = job(tmp_path, teacher)
+    assert generate(asked).accounts == Accounts(4, 3, 1, 0)
+    assert quarantined(asked.out) == {"moving": "an animation of 3 pictures: expected one; save the one that is meant"}
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_a_file_that_may_not_be_read_costs_itself(city: Path, teacher: Path, tmp_path: Path) -> None:
+    photograph(city, tmp_path / "drive", GOOD)
+    scanned(city, tmp_path / "drive")
+    (tmp_path / "drive" / "good-1.png").chmod(0)
+    asked = job(tmp_path, teacher)
+    assert generate(asked).accounts == Accounts(3, 2, 1, 0)
+    assert quarantined(asked.out) == {"good-1": "the file cannot be read (Permission denied)"}
+    (tmp_path / "drive" / "good-1.png").chmod(0o600)
+    assert generate(asked).accounts == Accounts(3, 3, 0, 0)
+
+
+def _pipe(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def _loop(path: Path) -> None:
+    path.symlink_to(path)
+
+
+@pytest.mark.parametrize("make", [_pipe, Path.mkdir, _loop], ids=["pipe", "directory", "loop"])
+def test_a_quarantined_image_that_becomes_something_else_stays_quarantined(
+    city: Path, teacher: Path, tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    """To find out whether it has been repaired, the next call looks at it again; it must not wait for a pipe."""
+    photograph(city, tmp_path / "drive", GOOD)
+    scanned(city, tmp_path / "drive")
+    image = tmp_path / "drive" / "good-2.png"
+    image.write_bytes(image.read_bytes()[:1000])
+    asked = job(tmp_path, teacher)
+    assert generate(asked).accounts == Accounts(3, 2, 1, 0)
+    image.unlink()
+    make(image)
+    with in_time(10, *([image] if make is _pipe else [])):
+        assert generate(asked).accounts == Accounts(3, 2, 1, 0)
+    assert list(quarantined(asked.out)) == ["good-2"]
+
+
+@pytest.mark.parametrize("make", [_pipe, Path.mkdir, _loop, None], ids=["pipe", "directory", "loop", "nothing"])
+def test_a_labelled_image_that_is_no_file_any_more_is_named(
+    city: Path, teacher: Path, tmp_path: Path, make: Callable[[Path], None] | None
+) -> None:
+    photograph(city, tmp_path / "drive", GOOD)
+    scanned(city, tmp_path / "drive")
+    image = tmp_path / "drive" / "good-2.png"
+    asked = job(tmp_path, teacher)
+    generate(asked)
+    image.unlink()
+    if make is not None:
+        make(image)
+    with (
+        in_time(10, *([image] if make is _pipe else [])),
+        pytest.raises(ValueError, match=f"image {image} has changed since it was labelled"),
+    ):
+        generate(asked)
+
+
+def test_a_scan_does_not_wait_for_a_pipe(city: Path, tmp_path: Path) -> None:
+    photograph(city, tmp_path / "drive", GOOD)
+    pipe = tmp_path / "drive" / "pipe.png"
+    os.mkfifo(pipe)
+    with in_time(10, pipe):
+        manifest, account = scan_folder(tmp_path / "drive", None, None, CITYSCAPES)
+    assert [s.sample_id for s in manifest.samples if s.readable] == GOOD
+    assert account.unreadable == [f"{pipe}: not a regular file"]
+
+
+def test_a_scan_does_not_walk_in_circles(city: Path, tmp_path: Path) -> None:
+    photograph(city, tmp_path / "drive", GOOD)
+    (tmp_path / "drive" / "again").symlink_to(tmp_path / "drive")
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere" / "good-4.png").symlink_to(tmp_path / "drive" / "good-1.png")
+    (tmp_path / "drive" / "link").symlink_to(tmp_path / "elsewhere")  # a link that is no circle is followed
+    manifest, _ = scan_folder(tmp_path / "drive", None, None, CITYSCAPES)
+    assert [s.sample_id for s in manifest.samples] == [*GOOD, "link/good-4"]
+
+
+# --- the disk ---------------------------------------------------------------------------------------------------------
+
+NAMES = ["a", "b", "c", "d", "e"]  # units of three and two
+
+
+@pytest.fixture(scope="module")
+def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five images; for each store a finished run, and one in which the first unit is done."""
+    made = tmp_path_factory.mktemp("originals")
+    photograph(city, made / "drive", NAMES)
+    scanned(city, made / "drive")
+    for store in STORES:
+        generate(job(made, teacher, f"{store}-whole", store=store, shard_size=3))
+        generate(job(made, teacher, f"{store}-begun", store=store, shard_size=3, limit=3))
+    return made
+
+
+class Disk:
+    """`os` and `open` as `manifests/files.py` sees them. The first `call` for a file called like `name` fails, once."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, call: str, name: str, number: int) -> None:
+        self.call, self.name, self.number, self.failed = call, name, number, ""
+        monkeypatch.setattr(files, "os", self)
+        monkeypatch.setattr(files, "open", self.opened, raising=False)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(os, name)
+
+    def _at(self, call: str, path: str) -> None:
+        if not self.failed and call == self.call and re.search(self.name, path):
+            self.failed = path
+            raise OSError(self.number, os.strerror(self.number), path)
+
+    def fsync(self, descriptor: int) -> None:
+        self._at("fsync", os.readlink(f"/proc/self/fd/{descriptor}"))
+        os.fsync(descriptor)
+
+    def replace(self, source: Path, target: Path) -> None:
+        self._at("replace", str(target))
+        os.replace(source, target)
+
+    def opened(self, path: Path, mode: str) -> Any:
+        if mode == "rb+":  # to force to disk what was written
+            self._at("open", str(path))
+        return open(path, mode)
+
+
+def stored(run: Path) -> dict[str, bytes]:
+    return {name: data for name, data in contents(run).items() if name.startswith("labels")}
+
+
+def require_finished(asked: LabelJob, whole: Path) -> None:
+    assert generate(asked).accounts == Accounts(5, 5, 0, 0)
+    assert stored(asked.out) == stored(whole)
+    assert labels_of(asked.out) == labels_of(whole)
+    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert not list(asked.out.rglob("*.tmp"))
+
+
+PLACES = {  # regular expressions of paths
+    "a shard": r"/\.?c\.1\.0\.0",
+    "the folder of a shard": r"/labels\.zarr/b512x512$",  # after the shard was renamed
+    "a label": r"/labels/\.?e\.png",  # the second one of the second unit
+    "a record": r"/units/\.?b512x512\.000001\.parquet",
+    "the folder of a record": r"/units$",
+    "run.json": r"/\.?run\.json",
+    "progress.json": r"/\.?progress\.json",
+    "a table": r"/stats/\.?classes\.parquet",
+    "the quarantine list": r"/\.?quarantine\.parquet",
+    "the manifest": r"/\.?manifest\.parquet",
+}
+
+
+@pytest.mark.parametrize(
+    ("store", "call", "place", "number"),
+    [
+        ("zarr", "fsync", "a shard", errno.ENOSPC),
+        ("zarr", "replace", "a shard", errno.EIO),
+        ("zarr", "open", "a shard", errno.EACCES),
+        ("zarr", "fsync", "the folder of a shard", errno.EIO),
+        ("zarr", "fsync", "a record", errno.EDQUOT),
+        ("zarr", "replace", "a record", errno.ENOSPC),
+        ("zarr", "open", "a record", errno.EIO),
+        ("zarr", "fsync", "the folder of a record", errno.EDQUOT),
+        ("zarr", "replace", "run.json", errno.EACCES),
+        ("zarr", "fsync", "progress.json", errno.ENOSPC),
+        ("zarr", "replace", "a table", errno.EDQUOT),
+        ("zarr", "open", "the quarantine list", errno.ENOSPC),
+        ("zarr", "fsync", "the manifest", errno.EIO),
+        ("png", "fsync", "a label", errno.EIO),
+        ("png", "replace", "a label", errno.ENOSPC),
+        ("png", "open", "a label", errno.EDQUOT),
+        ("png", "replace", "a record", errno.EACCES),
+    ],
+    ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value,
+)
+def test_an_error_of_the_disk_ends_the_call_and_costs_no_label(
+    originals: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    store: str, call: str, place: str, number: int,
+) -> None:  # fmt: skip
+    shutil.copytree(originals / f"{store}-begun", tmp_path / "run")
+    asked = replace(job(originals, teacher, store=store, shard_size=3), out=tmp_path / "run")
+    whole, before = labels_of(originals / f"{store}-whole"), labels_of(asked.out)
+    assert list(before) == NAMES[:3]
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, call, PLACES[place], number)
+        result = autolabel(
+            "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
+            "--engine", "local", "--shard-size", 3, "--store", store,
+        )  # fmt: skip
+    assert disk.failed
+    assert result.exit_code == 2
+    (line,) = [line for line in result.stderr.splitlines() if not line.startswith("labelling: ")]
+    assert line.startswith(f"autolabel: {os.strerror(number)}: {disk.failed}")
+    assert not list(asked.out.rglob("*.tmp"))
+    committed = {p.stem for p in (asked.out / "units").iterdir()} == {"b512x512.000000", "b512x512.000001"}
+    assert labels_of(asked.out) == (whole if committed else before)
+    require_finished(asked, originals / f"{store}-whole")
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_an_error_of_the_disk_is_raised_as_it_is(
+    originals: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    """In a new folder; the very first file of the first unit."""
+    asked = replace(job(originals, teacher, store=store, shard_size=3), out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        Disk(patch, "fsync", r"/c\.0|\.c\.0|/labels/\.a\.png", errno.ENOSPC)
+        with pytest.raises(OSError) as failure:
+            generate(asked)
+    assert failure.value.errno == errno.ENOSPC
+    assert labels_of(asked.out) == {}
+    require_finished(asked, originals / f"{store}-whole")
+
+
+@pytest.mark.parametrize(
+    ("store", "shard_size", "room"),
+    [("zarr", 512, 8000), ("png", 3, 9000)],
+    ids=["a shard that is written again", "a record"],
+)
+def test_a_write_that_really_comes_short_leaves_nothing_half_written(
+    originals: Path, teacher: Path, tmp_path: Path, store: str, shard_size: int, room: int
+) -> None:
+    """No file may become larger than `room` bytes. An index of 512 rows has more, and so has a record."""
+    asked = replace(job(originals, teacher, store=store, shard_size=shard_size), out=tmp_path / "run")
+    generate(replace(asked, limit=3))
+    before = labels_of(asked.out)
+    code = (
+        "import resource, signal, sys; from autolabel.cli import run;"
+        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN); room = int(sys.argv.pop(1));"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)); run()"
+    )
+    command = [
+        sys.executable, "-c", code, room, "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out",
+        asked.out, "--scales", "1", "--engine", "local", "--shard-size", shard_size, "--store", store,
+    ]  # fmt: skip
+    done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert re.fullmatch(r"(labelling: 5/5.*\n)?autolabel: .*File too large.*\n", done.stderr)
+    assert not list(asked.out.rglob("*.tmp"))
+    assert labels_of(asked.out) == before
+    assert generate(asked).accounts == Accounts(5, 5, 0, 0)
+    assert labels_of(asked.out) == labels_of(originals / f"{store}-whole")
+    assert verify(asked.out, False, lambda *_: None).faults == []
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_folder_that_may_not_be_written_to_is_one_clear_line(originals: Path, teacher: Path, tmp_path: Path) -> None:
+    shutil.copytree(originals / "zarr-begun", tmp_path / "run")
+    for folder in (tmp_path / "run", *(p for p in (tmp_path / "run").rglob("*") if p.is_dir())):
+        folder.chmod(0o500)
+    asked = replace(job(originals, teacher, shard_size=3), out=tmp_path / "run")
+    result = autolabel(
+        "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
+        "--engine", "local", "--shard-size", 3,
+    )  # fmt: skip
+    assert result.exit_code == 2
+    assert re.fullmatch(r"autolabel: Permission denied: .*\n", result.stderr)
+    for folder in (tmp_path / "run", *(p for p in (tmp_path / "run").rglob("*") if p.is_dir())):
+        folder.chmod(0o700)
+    require_finished(asked, originals / "zarr-whole")

@@ -1,0 +1,491 @@
+"""A comparison that flatters, hides a class that loses, or calls noise a gain sends the wrong labels into training."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import shutil
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from conftest import autolabel
+
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.tables import load_manifest, save_manifest
+from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.run import generate
+from autolabel.student.comparison.compare import ARMS, arm_names, compare, last_scores, read_curve
+from autolabel.student.comparison.page import render
+from autolabel.student.comparison.verdicts import MEAN, Comparison, Difference, Estimate, estimate, t_quantile
+from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
+from autolabel.student.evaluate import Scores
+from autolabel.student.job import TrainJob
+from autolabel.student.train import StepReport
+
+torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
+
+# --- what a few seeds tell --------------------------------------------------------------------------------------------
+
+
+def test_t_quantiles_leave_a_fortieth_above_them() -> None:
+    """Against the density itself, integrated by Simpson's rule from 0; the table has three decimals."""
+    for freedom in (*range(1, 31), 10_000):
+        scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
+        x = np.linspace(0, t_quantile(freedom), 20_001)
+        y = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+        area = (x[1] / 3) * (y[0] + y[-1] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum())
+        assert 0.5 + area == pytest.approx(0.975, abs=3e-5), freedom
+    assert (t_quantile(1), t_quantile(2), t_quantile(30), t_quantile(31)) == (12.706, 4.303, 2.042, 1.960)
+
+
+def test_an_interval_is_computed_as_by_hand() -> None:
+    """0.1, 0.2, 0.3: deviation 0.1, so 4.303 x 0.1 / sqrt 3 = 0.24843."""
+    found = estimate([0.1, 0.2, 0.3])
+    assert found.mean == pytest.approx(0.2) and found.half == pytest.approx(0.248434, abs=1e-6)
+    assert estimate([0.25]) == Estimate(0.25, None)
+    assert estimate([0.1, None, 0.3]) == estimate([None]) == estimate([0.1, math.nan]) == Estimate(None, None)
+
+
+def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
+    """Scores by arm and seed; the mean IoU is that of what there is. Every curve: 4 steps of 8 images, 16 a second."""
+    scores = {
+        arm: [Scores(iou, float(np.mean([v for v in iou.values() if v is not None])), 0.9, 3) for iou in of_arm]
+        for arm, of_arm in values.items()
+    }
+    curve = [StepReport(n, 4.0 / n, 0.001, 16.0, 0.1 * n if n % 2 == 0 else None) for n in range(1, 5)]
+    seeds = tuple(range(len(next(iter(scores.values())))))
+    asked = {
+        "steps": 4, "arch": "a network", "batch_size": 8, "crop": [64, 96], "loss": "cross-entropy", "init": None,
+        "optimizer": "adamw", "learning_rate": 0.003, "precision": "float32", "val": "val.parquet", "runs": [],
+        "schedule": "poly", "power": 0.9, "ema": 0.99, "fine_only_last": 0.25,
+        "added_share": 0.5,
+        "manifests": {arm: f"{arm}.parquet" for arm in scores}, "images": dict.fromkeys(scores, 6),
+    }  # fmt: skip
+    curves = {arm: [curve for _ in seeds] for arm in scores}
+    return Comparison(seeds, scores, curves, 8, ("a note <to> read",), asked)
+
+
+@pytest.fixture
+def three_seeds() -> Comparison:
+    """Seeds differ by 0.3, the arms of one seed by little: only pairs can tell. Pole loses 0.021 ± 0.008 by auto."""
+    seeds, around = (0.2, 0.5, 0.8), 0.008 * math.sqrt(3) / 4.303
+    return made_up(
+        {
+            "fine": [{"road": s, "sky": 0.5, "pole": s, "train": None} for s in seeds],
+            "fine + coarse": [
+                {"road": s + d, "sky": v, "pole": s + 0.05, "train": None}
+                for s, d, v in zip(seeds, (0.03, 0.04, 0.05), (0.5, 0.52, 0.48), strict=True)
+            ],
+            "fine + auto": [
+                {"road": s + 0.1, "sky": v, "pole": s + 0.029 + d, "train": None}
+                for s, d, v in zip(seeds, (-around, 0.0, around), (0.41, 0.5, 0.47), strict=True)
+            ],
+        }
+    )
+
+
+def test_differences_are_paired_by_seed(three_seeds: Comparison) -> None:
+    """Road of fine + coarse against fine: +0.03, 0.04, 0.05, so 0.04 ± 4.303 x 0.01 / sqrt 3 = 0.024843."""
+    found = three_seeds.difference("fine + coarse", "fine", "road")
+    assert found.mean == pytest.approx(0.04) and found.half == pytest.approx(0.0248434, abs=1e-7)
+    assert found.verdict == "better"
+    alone = three_seeds.estimate("fine + coarse", "road").half
+    assert alone is not None and alone > 0.7  # unpaired, nothing could be said
+
+
+def test_verdicts_are_given_only_where_the_interval_leaves_zero_out(three_seeds: Comparison) -> None:
+    verdicts = {(d.arm, d.baseline, d.name): d.verdict for d in three_seeds.differences()}
+    assert {key[:2] for key in verdicts} == {
+        ("fine + coarse", "fine"), ("fine + auto", "fine + coarse"), ("fine + auto", "fine"),
+    }  # fmt: skip
+    against = {name: verdicts["fine + auto", "fine + coarse", name] for name in ("road", "sky", "pole", "train")}
+    assert against == {"road": "better", "sky": "undecided", "pole": "worse", "train": "undecided"}
+    assert Difference("a", "b", "road", 0.2, 0.2).verdict == "undecided"  # 0 is still in it
+
+
+def test_a_class_that_loses_is_said_first(three_seeds: Comparison) -> None:
+    assert [f"{d.arm}: {d}" for d in three_seeds.losses()] == [
+        "fine + auto: pole loses 2.1 ± 0.8 points against fine + coarse"
+    ]
+    assert three_seeds.names == ("pole", "road", "sky", MEAN) and three_seeds.absent == ("train",)
+    assert three_seeds.record()["losses"] == ["fine + auto: pole loses 2.1 ± 0.8 points against fine + coarse"]
+    page = render(three_seeds, Path("out"))
+    assert page.index("pole loses</b> 2.1 ± 0.8 points against fine + coarse") < page.index('<dl class="tiles"')
+    rows = re.findall(r'<th scope="row">(.*?)</th>', page)
+    assert rows[:4] == ["pole", "road", "sky", MEAN]
+
+
+def test_the_greatest_loss_comes_before_others() -> None:
+    values = {"fine": (0.5, 0.5), "fine + coarse": (0.4, 0.4), "fine + auto": (0.1, 0.1)}
+    found = made_up({arm: [{"road": v, "sky": 0.9 - v} for v in of_arm] for arm, of_arm in values.items()})
+    assert [(d.arm, d.baseline, d.name) for d in found.losses()] == [
+        ("fine + auto", "fine", "road"), ("fine + auto", "fine + coarse", "road"), ("fine + coarse", "fine", "road"),
+    ]  # fmt: skip
+
+
+def test_one_seed_decides_nothing() -> None:
+    values = {"fine": 0.5, "fine + coarse": 0.1, "fine + auto": 0.9}
+    found = made_up({arm: [{"road": v, "train": None}] for arm, v in values.items()})
+    assert {d.verdict for d in found.differences() if d.name != "train"} == {"undecided (one seed)"}
+    assert found.losses() == [] and found.estimate("fine", "road") == Estimate(0.5, None)
+    assert "undecided (one seed)" in (page := render(found, Path("out"))) and "No class can be shown to lose" in page
+
+
+def test_a_class_that_never_occurs_has_no_number_anywhere(three_seeds: Comparison) -> None:
+    record = json.loads(json.dumps(three_seeds.record(), allow_nan=False))
+    assert record["summary"]["fine"]["train"] == {"mean": None, "half": None}
+    assert [d["verdict"] for d in record["differences"] if d["name"] == "train"] == ["undecided"] * 3
+    assert "nan" not in re.sub(r"<style>.*</style>", "", render(three_seeds, Path("out")), flags=re.DOTALL).lower()
+
+
+def test_cost_is_images_over_speed(three_seeds: Comparison) -> None:
+    """Three trainings of 4 steps of 8 images at 16 a second: 2 s each."""
+    assert three_seeds.cost("fine") == (16.0, 6.0)
+    assert three_seeds.record()["seconds"] == 18.0
+
+
+# --- a real comparison ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that labelled the coarse images."""
+    out = tmp_path_factory.mktemp("run")
+    generate(
+        LabelJob(
+            city / "coarse.parquet",
+            teacher,
+            out,
+            scales=(0.5, 1),
+            policy=Policy(threshold=0.2),
+            engine="local",
+            workers=1,
+        )
+    )
+    return out
+
+
+@pytest.fixture(scope="module")
+def template(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """Two steps. The fine samples weigh 2 each, as they may after `manifest fuse --weight`."""
+    folder = tmp_path_factory.mktemp("compare")
+    fine = load_manifest(city / "fine.parquet")
+    heavy = tuple(replace(s, weight=2.0) for s in fine.samples)
+    save_manifest(folder / "heavy.parquet", replace(fine, samples=heavy))
+    job = TrainJob(folder / "heavy.parquet", city / "val.parquet", folder / "out", steps=2, batch_size=2, crop=(64, 64))
+    return replace(job, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, list[tuple[str, int, int]]]:
+    steps: list[tuple[str, int, int]] = []
+
+    def note(arm: str, seed: int, report: StepReport) -> None:
+        steps.append((arm, seed, report.step))
+
+    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), note), steps
+
+
+def test_three_arms_are_trained_alike_with_every_seed(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    result, steps = comparison
+    assert ARMS == ("fine", "fine + coarse", "fine + auto")
+    assert steps == [(arm, seed, step) for seed in (0, 1) for arm in ARMS for step in (1, 2)]
+    assert {arm: [s.images for s in found] for arm, found in result.scores.items()} == {arm: [3, 3] for arm in ARMS}
+    slugs = ("fine", "fine-coarse", "fine-auto")
+    folders = {f"{slug}-seed{seed}" for slug in slugs for seed in (0, 1)}
+    files = {"compare.json", "index.html", *(f"{slug}.parquet" for slug in slugs)}
+    assert {p.name for p in template.out.iterdir()} == folders | files
+    asked = {name: json.loads((template.out / name / "train.json").read_text()) for name in folders}
+    for slug, images in zip(slugs, (6, 16, 16), strict=True):
+        for seed in (0, 1):
+            job = asked[f"{slug}-seed{seed}"]
+            assert (job["manifest"], job["images"], job["seed"]) == (
+                str(template.out / f"{slug}.parquet"),
+                images,
+                seed,
+            )
+    alike = [{k: v for k, v in job.items() if k not in ("manifest", "images", "seed")} for job in asked.values()]
+    assert alike == [alike[0]] * 6
+
+
+def test_the_record_holds_what_was_measured(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    record = json.loads((template.out / "compare.json").read_text())
+    assert (record["seeds"], record["steps"], record["arch"]) == ([0, 1], 2, "hrnet18s_ocr_mscale")
+    assert {arm: [Scores(**s) for s in found] for arm, found in record["arms"].items()} == comparison[0].scores
+
+
+@pytest.mark.parametrize(("slug", "source"), [("fine-coarse", "coarse"), ("fine-auto", "auto")])
+def test_half_of_the_draws_are_fine_samples(
+    slug: str, source: str, comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    """Six fine samples at weight 2, ten others at 1.2: eight and eight of the sixteen draws of an epoch."""
+    manifest = load_manifest(template.out / f"{slug}.parquet")
+    assert Counter(s.source for s in manifest.samples) == {"fine": 6, source: 10}
+    assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 1.2}
+    kinds = {s.sample_id: s.source for s in manifest.samples}
+    taken = TrainingCrops(ManifestDataset(manifest), Augmentation((32, 32)), 0, 64)
+    for epoch in range(4):
+        drawn = Counter(kinds[taken[epoch * 16 + n]["sample_id"]] for n in range(16))
+        assert {7, 8, 9} >= set(drawn.values())
+
+
+def test_the_share_of_what_an_arm_adds_can_be_asked_for(
+    city: Path, auto: Path, template: TrainJob, tmp_path: Path
+) -> None:
+    """Six fine samples at weight 2 are a quarter of the draws, ten others at 3.6 are the rest."""
+    job = replace(template, out=tmp_path, steps=1)
+    found = compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.75)
+    for arm, source in (("fine + coarse", "coarse"), ("fine + auto", "auto")):
+        manifest = load_manifest(tmp_path / f"{arm.replace(' + ', '-')}.parquet")
+        assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 3.6}
+    assert json.loads((tmp_path / "compare.json").read_text())["added_share"] == found.asked["added_share"] == 0.75
+    assert "75.0 % of the draws are of the labels that the arm adds" in (tmp_path / "index.html").read_text()
+    with pytest.raises(ValueError, match=r"other samples, labels or shares .*fine-coarse.parquet"):
+        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.5)
+
+
+@pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 83.0, math.nan])
+def test_a_share_that_leaves_nothing_to_compare_is_refused(
+    share: float, city: Path, auto: Path, template: TrainJob, tmp_path: Path
+) -> None:
+    job = replace(template, out=tmp_path / "out")
+    with pytest.raises(ValueError, match=rf"added-share {share:g}: expected a number between 0 and 1"):
+        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=share)
+    assert not job.out.exists()
+
+
+def test_the_second_and_third_arm_see_the_same_pictures_with_other_labels(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    coarse, auto = (ManifestDataset(template.out / f"{slug}.parquet") for slug in ("fine-coarse", "fine-auto"))
+    assert [s.image for s in coarse.samples] == [s.image for s in auto.samples]
+    different = [not torch.equal(a["label"], b["label"]) for a, b in zip(coarse, auto, strict=True)]
+    assert different == [False] * 6 + [True] * 10
+
+
+def test_what_is_finished_is_not_done_again(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
+) -> None:
+    record = (template.out / "compare.json").read_bytes()
+    steps: list[str] = []
+    again = compare(
+        template.manifest, city / "coarse.parquet", auto, template, (0, 1), lambda *step: steps.append(str(step))
+    )
+    assert again == comparison[0]
+    assert steps == []
+    assert (template.out / "compare.json").read_bytes() == record
+
+
+@pytest.mark.parametrize(
+    ("coarse", "auto", "named"),
+    [
+        pytest.param("val.parquet", "coarse.parquet", "val.parquet", id="coarse manifest without coarse labels"),
+        pytest.param(
+            "coarse.parquet", "coarse.parquet", "coarse.parquet", id="coarse labels where automatic ones belong"
+        ),
+    ],
+)
+def test_an_arm_without_labels_of_its_kind_is_refused(
+    coarse: str, auto: str, named: str, city: Path, template: TrainJob, tmp_path: Path
+) -> None:
+    """Else an arm would quietly repeat another one, and the table would say that the labels add nothing."""
+    job = replace(template, out=tmp_path, steps=1)
+    with pytest.raises(ValueError, match=re.escape(str(city / named))):
+        compare(city / "fine.parquet", city / coarse, city / auto, job, (0,))
+
+
+def test_what_the_curves_say_is_in_the_record(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
+) -> None:
+    record = json.loads((template.out / "compare.json").read_text())
+    for arm, slug in zip(ARMS, ("fine", "fine-coarse", "fine-auto"), strict=True):
+        for seed in (0, 1):
+            curve = read_curve(template.out / f"{slug}-seed{seed}" / "curves.csv")
+            assert record["curves"][arm][seed] == [[row.step, row.loss, row.miou] for row in curve]
+            assert record["arms"][arm][seed]["miou"] == pytest.approx(curve[-1].miou, abs=1e-3)  # of the last step
+    (run,) = record["runs"]
+    assert run["arm"] == "fine + auto" and run["teacher"].endswith("best.pt") and record["notes"] == []
+
+
+def again(template: TrainJob, city: Path, auto: Path, **more: Path) -> Comparison:
+    """The same comparison, of fine labels that weigh 2, with further arms."""
+    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), None, more)
+
+
+def test_the_last_step_counts_even_where_an_earlier_one_was_better(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob, tmp_path: Path
+) -> None:
+    """And is scored once: the second time its scores are read."""
+    folder = template.out / "fine-seed0"
+    shutil.copy(folder / "last.pt", tmp_path)
+    *_, last = read_curve(folder / "curves.csv")
+    assert last.miou is not None
+    better = Scores({}, 0.9, 0.9, 3)
+    job, curve = replace(template, out=tmp_path), [replace(last, step=1, miou=0.9), last]
+    found = last_scores(job, better, curve)
+    assert found.miou == pytest.approx(last.miou, abs=1e-3) and found.images == 3
+    (tmp_path / "last.pt").unlink()
+    assert last_scores(job, better, curve) == found
+    assert last_scores(job, better, [replace(last, step=1, miou=0.0), replace(last, miou=0.9)]) is better
+
+
+def test_the_command_finds_it_done_and_prints_it(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
+) -> None:
+    record = (template.out / "compare.json").read_bytes()
+    found = autolabel(
+        "compare", "--fine", template.manifest, "--coarse", city / "coarse.parquet", "--auto", auto,
+        "--val", city / "val.parquet", "--out", template.out, "--seeds", 2, "--steps", 2, "--batch-size", 2,
+        "--crop", "64x64", "--precision", "float32", "--device", "cpu",
+    )  # fmt: skip
+    assert found.exit_code == 0, found.output
+    assert (template.out / "compare.json").read_bytes() == record
+    result = comparison[0]
+    first = result.losses()[0] if result.losses() else None
+    expected = f"{first.arm}: {first}" if first else "No class is shown to lose."
+    assert found.stdout.startswith(f"{expected}\n")
+    mean = result.estimate("fine")
+    assert mean.mean is not None and mean.half is not None
+    assert f"{100 * mean.mean:.1f} ± {100 * mean.half:.1f}" in found.stdout
+    assert all(text in found.stdout for text in ("against fine + coarse", "images/s", "index.html"))
+
+
+def test_a_further_arm_trains_beside_the_finished_ones(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Eight of the ten automatic labels, fused with the fine ones by someone: only what is not fine is taken."""
+    fine, run = load_manifest(city / "fine.parquet"), load_manifest(auto / "manifest.parquet")
+    save_manifest(tmp_path / "eight.parquet", replace(run, samples=run.samples[:8]))
+    fused = autolabel(
+        "manifest", "fuse", city / "fine.parquet", tmp_path / "eight.parquet", "-o", tmp_path / "fused.parquet"
+    )
+    assert fused.exit_code == 0, fused.output
+    found = again(template, city, auto, eight=tmp_path / "fused.parquet")
+    assert found.arms == (*ARMS, "fine + eight") and found.baselines("fine + eight") == ("fine + coarse", "fine")
+    assert {arm: found.scores[arm] for arm in ARMS} == comparison[0].scores
+    samples = load_manifest(template.out / "fine-eight.parquet").samples
+    assert Counter((s.source, round(s.weight, 6)) for s in samples) == {("fine", 2.0): 6, ("auto", 1.5): 8}
+    assert len(fine.samples) == 6
+    assert found.notes == (
+        "fine + eight holds other images than fine + coarse (0 more, 2 fewer, 8 the same): a difference may come from"
+        " the images, not from their labels.",
+    )
+    assert "2 fewer" in (template.out / "index.html").read_text()
+    assert again(template, city, auto) == comparison[0]  # and leaves the folder as others know it
+
+
+def test_a_teacher_that_has_seen_validation_images_is_refused(
+    teacher: Path, city: Path, auto: Path, template: TrainJob, tmp_path: Path
+) -> None:
+    job = replace(template, val=city / "fine.parquet", out=tmp_path)
+    first = load_manifest(city / "fine.parquet").samples[0].sample_id
+    with pytest.raises(
+        ValueError, match=rf"was trained on 6 of the 6 validation images .*{first!r}.*validate on others"
+    ):
+        compare(city / "val.parquet", city / "coarse.parquet", auto, job, (0,))
+    asked = (
+        "compare", "--fine", city / "val.parquet", "--coarse", city / "coarse.parquet", "--auto", auto,
+        "--val", city / "fine.parquet", "--out", tmp_path / "out",
+    )  # fmt: skip
+    refused = autolabel(*asked)
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert refused.stderr.startswith(f"autolabel: fine + auto: the teacher {teacher} of {auto} was trained on 6")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_cannot_be_known_of_a_teacher_is_a_note(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], teacher: Path, city: Path, auto: Path, template: TrainJob
+) -> None:
+    about = auto / "run.json"
+    before = about.read_text()
+    try:
+        about.write_text(before.replace(str(teacher), "gone.pt"))
+        (note,) = again(template, city, auto).notes
+        assert note.startswith("fine + auto: the teacher gone.pt is gone")
+        about.write_text(before.replace(str(teacher), str(template.out / "fine-seed0" / "best.pt")))
+        (note,) = again(template, city, auto).notes
+        assert "is no longer the teacher that labelled" in note
+        about.write_text(before[:100])
+        with pytest.raises(ValueError, match=r"run.json is not that of a run .*: restore it, or label again"):
+            again(template, city, auto)
+    finally:
+        about.write_text(before)
+    again(template, city, auto)
+
+
+def test_trainings_on_other_labels_are_not_taken_for_these(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob,
+    tmp_path: Path,
+) -> None:  # fmt: skip
+    """Same images, same names, another run: the finished trainings know nothing of its labels."""
+    run = load_manifest(auto / "manifest.parquet")
+    save_manifest(tmp_path / "other.parquet", replace(run, samples=run.samples[::-1]))
+    with pytest.raises(
+        ValueError, match=r"holds trainings on other samples, labels or shares .*fine-auto.parquet.*--out"
+    ):
+        again(template, city, tmp_path / "other.parquet")
+
+
+@pytest.mark.parametrize("text", ["clean", "=x.parquet", "clean="])
+def test_an_arm_without_name_or_path_is_refused(text: str, city: Path, tmp_path: Path) -> None:
+    asked = ("compare", "--fine", "f", "--coarse", "c", "--auto", "r", "--val", "v", "--out", tmp_path, "--arm", text)
+    refused = autolabel(*asked)
+    assert refused.exit_code == 2 and refused.stderr.startswith(f"autolabel: --arm {text}: expected NAME=")
+
+
+def test_names_that_are_taken_or_no_file_names_are_refused() -> None:
+    assert arm_names({"human-first": Path("x")}) == (*ARMS, "fine + human-first")
+    for name in ("coarse", "auto", "../up", ""):
+        with pytest.raises(ValueError, match=re.escape(f"arm {name!r}: expected a name of letters")):
+            arm_names({name: Path("x")})
+
+
+# --- the page ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["three seeds", "one seed", "six arms, long names"])
+def test_the_page_works_in_a_browser(three_seeds: Comparison, kind: str, tmp_path: Path) -> None:
+    """From disk, without script or network, on a phone and on a desk, light and dark, every text readable."""
+    from test_report_browser import CHROMIUM, FAINT, playwright
+
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium on the PATH")
+    found = three_seeds
+    if kind == "one seed":
+        found = made_up({arm: [found.scores[arm][0].iou] for arm in found.arms})
+    elif kind == "six arms, long names":
+        more = {f"fine + {'automatic-' * 4}{k}": [s.iou for s in found.scores["fine + auto"]] for k in range(3)}
+        found = made_up({**{arm: [s.iou for s in found.scores[arm]] for arm in found.arms}, **more})
+    (tmp_path / "index.html").write_text(render(found, tmp_path), encoding="utf-8")
+    complaints: list[str] = []
+    with playwright.sync_playwright() as tools:
+        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
+        for width in (400, 1400):
+            for scheme in ("light", "dark"):
+                size = {"width": width, "height": 900}
+                page = browser.new_context(viewport=size, color_scheme=scheme).new_page()
+                page.on("console", lambda message: complaints.append(message.text))
+                page.on("pageerror", lambda error: complaints.append(str(error)))
+                page.on("request", lambda r: None if r.url.startswith("file:") else complaints.append(r.url))
+                page.goto((tmp_path / "index.html").as_uri())
+                assert page.evaluate("document.documentElement.scrollWidth") == width
+                assert page.evaluate(FAINT) == []
+                assert page.locator("script").count() == 0
+                assert page.locator("#notes li").all_text_contents() == ["a note <to> read"]
+                for part in page.locator(".card").all():  # nothing sticks out of its card
+                    assert part.evaluate("card => card.scrollWidth <= card.clientWidth"), part.inner_text()
+        lines = page.locator("#curves .line[d*=' ']").count()
+        browser.close()
+    assert complaints == []
+    assert lines >= 2 * len(found.seeds) * len(found.arms)

@@ -1,0 +1,229 @@
+"""Several processes are to give what one gives. If this fails, a training on two GPUs is another training than on one.
+
+Real processes that talk through gloo; no Ray.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import uuid
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import names_in
+from torch import Tensor, nn
+from torch.multiprocessing import ProcessExitedException, spawn
+from torch.nn.parallel import DistributedDataParallel
+
+from autolabel.manifests.tables import load_manifest
+from autolabel.student.job import Request, TrainJob
+from autolabel.student.losses import LOSSES, Counts
+from autolabel.student.parallel import Shares, SynchronisedBatchNorm, Team, synchronised
+from autolabel.student.train import StepReport, Training, train
+from autolabel.teacher.checkpoints import read_checkpoint
+from autolabel.teacher.networks.build import build
+
+torch.set_num_threads(1)
+
+CPU = torch.device("cpu")
+
+
+def in_processes(size: int, folder: Path, body: Callable[..., None], *arguments: Any) -> None:
+    """Call body(team, *arguments) in so many new processes, and wait for them."""
+    place = folder.with_name(f"{folder.name}-{uuid.uuid4().hex}")
+    spawn(_join, args=(size, place, body, arguments), nprocs=size)
+
+
+def _join(rank: int, size: int, place: Path, body: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{place}", rank=rank, world_size=size)
+    body(Team(CPU, rank, size), *arguments)
+    dist.destroy_process_group()
+
+
+# --- one batch, in parts ----------------------------------------------------------------------------------------------
+
+
+def tiny() -> nn.Module:
+    """Two batch norms, one of them on features far from zero."""
+    torch.manual_seed(3)
+    layers = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 5, 1), nn.BatchNorm2d(5)
+    return nn.Sequential(*layers).double()
+
+
+def batch() -> tuple[Tensor, Tensor]:
+    """Six crops of 16 x 16, of five classes; the first has hardly a label, the last has none."""
+    torch.manual_seed(4)
+    label = torch.randint(0, 5, (6, 16, 16))
+    label[0, 1:], label[5] = 255, 255
+    return torch.randn(6, 3, 16, 16).double() + 30, label
+
+
+def gradients(team: Team, loss: str, accumulate: int) -> tuple[float, nn.Module]:
+    """The loss of the whole batch, and the network with its gradients, computed as the training does."""
+    network = tiny()
+    model = team.join(network)
+    images, labels = batch()
+    own = list(Shares(team, 0, 1, len(labels), accumulate))
+    whole = Counts(team.sum(Counts.of(labels[own]).pixels), len(labels))
+    total = torch.zeros((), dtype=torch.float64)
+    for part in torch.tensor(own).chunk(accumulate):
+        if isinstance(model, DistributedDataParallel):
+            model.require_backward_grad_sync = bool(part[-1] == own[-1])
+        value = LOSSES[loss].joint(model(images[part]), labels[part], whole)
+        (value * team.size).backward()  # type: ignore[no-untyped-call]
+        total += value.detach()
+    return team.sum(total).item(), network
+
+
+def compare_with_one_process(team: Team) -> None:
+    """In float64, so that a wrong factor cannot hide behind rounding."""
+    for loss in LOSSES:
+        for accumulate in (1, 2):
+            expected, alone = gradients(Team(CPU), loss, accumulate)
+            found, network = gradients(team, loss, accumulate)
+            assert found == pytest.approx(expected, rel=1e-9)
+            for (name, p), q in zip(network.named_parameters(), alone.parameters(), strict=True):
+                assert p.grad is not None
+                assert q.grad is not None
+                torch.testing.assert_close(p.grad, q.grad, rtol=1e-6, atol=1e-9, msg=f"{loss} {accumulate} {name}")
+            for (name, b), c in zip(network.named_buffers(), alone.buffers(), strict=True):
+                torch.testing.assert_close(b, c, msg=f"{loss} {accumulate} {name}")
+
+
+def test_the_gradient_of_three_processes_is_that_of_one_with_the_whole_batch(tmp_path: Path) -> None:
+    """Also where one of them has no labelled pixel, for all losses, and with a batch in two parts."""
+    in_processes(3, tmp_path, compare_with_one_process)
+
+
+@pytest.mark.parametrize("on_gpu", [False, True])
+def test_what_is_trained_is_the_network_itself_but_for_its_batch_norms(on_gpu: bool) -> None:
+    network = build("hrnet18s_ocr_mscale", 5)
+    twin = synchronised(network, on_gpu)
+    for own, other in (
+        (network.named_parameters(), twin.named_parameters()),
+        (network.named_buffers(), twin.named_buffers()),
+    ):
+        assert {name: id(tensor) for name, tensor in own} == {name: id(tensor) for name, tensor in other}
+    kinds = {type(module) for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
+    assert kinds == {nn.SyncBatchNorm if on_gpu else SynchronisedBatchNorm}
+    assert not any(isinstance(module, (nn.SyncBatchNorm, SynchronisedBatchNorm)) for module in network.modules())
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_the_losses_of_parts_add_up_to_that_of_the_whole(loss: str) -> None:
+    torch.manual_seed(5)
+    logits, label = torch.randn(6, 5, 16, 16), batch()[1]
+    whole, sizes = Counts.of(label), (1, 2, 3)
+    joint = LOSSES[loss].joint
+    parts = sum(joint(a, b, whole).item() for a, b in zip(logits.split(sizes), label.split(sizes), strict=True))
+    assert parts == pytest.approx(joint(logits, label).item(), rel=1e-6)
+    assert joint(logits[:1], label[:1], whole).item() != pytest.approx(joint(logits[:1], label[:1]).item() / 6, rel=0.1)
+
+
+# --- who takes which draw ---------------------------------------------------------------------------------------------
+
+
+def shares(size: int, accumulate: int, first: int = 0) -> list[list[int]]:
+    return [list(Shares(Team(CPU, rank, size), first, 3, 24, accumulate)) for rank in range(size)]
+
+
+def test_one_process_takes_the_draws_in_their_order() -> None:
+    assert shares(1, 1) == [list(range(72))]
+    assert shares(1, 3) == [list(range(72))]
+    assert shares(1, 1, first=2) == [list(range(48, 72))]
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3])
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_what_is_normalised_together_does_not_depend_on_the_number_of_processes(size: int, accumulate: int) -> None:
+    found = shares(size, accumulate)
+    own = 24 // size // accumulate
+    for part in range(3 * accumulate):
+        together = [draw for share in found for draw in share[part * own : (part + 1) * own]]
+        assert together == list(range(part * own * size, (part + 1) * own * size))
+    assert {len(Shares(Team(CPU, rank, size), 0, 3, 24, accumulate)) for rank in range(size)} == {72 // size}
+
+
+# --- whole trainings --------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def job(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """Four steps of a network without dropout, validated after the second and the last, in two parts each.
+
+    Crops are not too small and steps are short: batch norm over two values would blow rounding up a thousandfold.
+    """
+    out = tmp_path_factory.mktemp("alone")
+    asked = TrainJob(city / "fine.parquet", city / "val.parquet", out, steps=4, batch_size=4, crop=(96, 128))
+    asked = replace(asked, arch="hrnet18s_plain_mscale", optimizer="sgd", ema=0.9, accumulate=2, schedule="cosine")
+    return replace(asked, learning_rate=1e-3, validations=2, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def alone(job: TrainJob) -> Path:
+    train(job)
+    return job.out
+
+
+def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
+    """Train; the first process ends as by SIGKILL before it has told of step `die_at`."""
+
+    def on_step(report: StepReport) -> None:
+        if report.step == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Training(Request(job, load_manifest(job.manifest), None), team).run(on_step)
+
+
+def assert_close(folder: Path, expected: Path) -> None:
+    """The same training but for rounding."""
+    assert names_in(folder) == names_in(expected)
+    found, wanted = (read_checkpoint(path / "last.pt") for path in (folder, expected))
+    assert found.training is not None
+    assert wanted.training is not None
+    for state, other in (
+        (found.state_dict, wanted.state_dict),
+        (found.training["network"], wanted.training["network"]),
+    ):
+        for key, tensor in other.items():
+            torch.testing.assert_close(state[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
+    rows = [[(row["step"], row["loss"], row["learning_rate"]) for row in c.training["curves"]] for c in (found, wanted)]
+    assert rows[0] == [(step, pytest.approx(loss, rel=1e-3), rate) for step, loss, rate in rows[1]]
+
+
+@pytest.fixture(scope="module")
+def killed(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that training, by two processes of which one died after the third step; the second was saved."""
+    folder = tmp_path_factory.mktemp("killed")
+    with pytest.raises(ProcessExitedException):
+        in_processes(2, folder, train_in, replace(job, out=folder / "out", workers=2), 3)
+    last = read_checkpoint(folder / "out" / "last.pt")
+    assert last.training is not None
+    assert last.training["step"] == 2
+    return folder / "out"
+
+
+def test_two_processes_that_are_killed_and_go_on_give_the_same_bits_and_what_one_gives(
+    job: TrainJob, alone: Path, killed: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(killed, tmp_path / "resumed")
+    (tmp_path / "unbroken").mkdir()
+    for name in ("resumed", "unbroken"):
+        in_processes(2, tmp_path / name, train_in, replace(job, out=tmp_path / name, workers=2))
+    found, expected = (read_checkpoint(tmp_path / name / "last.pt") for name in ("resumed", "unbroken"))
+    assert all(torch.equal(tensor, expected.state_dict[key]) for key, tensor in found.state_dict.items())
+    assert_close(tmp_path / "resumed", alone)
+
+
+def test_a_training_of_two_processes_goes_on_with_one(job: TrainJob, alone: Path, killed: Path, tmp_path: Path) -> None:
+    shutil.copytree(killed, tmp_path / "out")
+    train(replace(job, out=tmp_path / "out", workers=1))
+    assert_close(tmp_path / "out", alone)

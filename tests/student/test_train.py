@@ -1,0 +1,739 @@
+"""A week of training is lost to a power cut, or goes on from there into something that nobody asked for."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import names_in
+from PIL import Image
+from torch.nn.modules.module import register_module_forward_hook
+
+from autolabel.manifests.files import alone_in
+from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
+from autolabel.pipeline.engine import ray_session
+from autolabel.student.evaluate import Scores
+from autolabel.student.job import TrainJob
+from autolabel.student.losses import LOSSES
+from autolabel.student.optimizer import LEARNING_RATES, Optimiser, learning_rate_at
+from autolabel.student.train import StepReport, TrainingStopped, train
+from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
+from autolabel.teacher.networks.build import build
+from autolabel.teacher.networks.hrnet import HRNet
+
+# One thread: the small network is no slower with it, never waits for a busy core, and two trainings give equal bits.
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="module")
+def short(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
+    """Four steps, validated after the second and the last."""
+    out = tmp_path_factory.mktemp("uninterrupted")
+    job = TrainJob(city / "fine.parquet", city / "val.parquet", out, steps=4, batch_size=2, crop=(64, 64))
+    return replace(job, validations=2, device="cpu", precision="float32")
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(short: TrainJob) -> Path:
+    """The folder of that training, finished in one go."""
+    train(short)
+    return short.out
+
+
+def weights(path: Path) -> bytes:
+    """Every bit of every tensor that a later step or a reader depends on."""
+    checkpoint = read_checkpoint(path)
+    return b"".join(key.encode() + tensor.numpy().tobytes() for key, tensor in checkpoint.state_dict.items())
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    """The rows of curves.csv without the speed, which is never the same."""
+    with open(folder / "curves.csv", newline="") as file:
+        return [{k: v for k, v in row.items() if k != "images_per_s"} for row in csv.DictReader(file)]
+
+
+def interrupt_at(step: int) -> Callable[[StepReport], None]:
+    """What to tell of each step, for Ctrl-C right after this one."""
+
+    def interrupt(report: StepReport) -> None:
+        if report.step == step:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+def assert_same_training(folder: Path, expected: Path) -> None:
+    assert names_in(folder) == names_in(expected)
+    assert weights(folder / "best.pt") == weights(expected / "best.pt")
+    assert weights(folder / "last.pt") == weights(expected / "last.pt")
+    assert curves(folder) == curves(expected)
+    assert (folder / "scores.json").read_bytes() == (expected / "scores.json").read_bytes()
+    assert read_checkpoint(folder / "best.pt").metrics == read_checkpoint(expected / "best.pt").metrics
+
+
+# --- what a training gives --------------------------------------------------------------------------------------------
+
+
+def test_the_loss_falls_and_the_curves_tell_how(teacher: Path) -> None:
+    """The teacher of all tests: 30 steps with two pictures each, validated once."""
+    with open(teacher.parent / "curves.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["step", "loss", "learning_rate", "images_per_s", "miou"]
+    assert [int(row["step"]) for row in rows] == list(range(1, 31))
+    losses = [float(row["loss"]) for row in rows]
+    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert [row["learning_rate"] for row in rows] == [
+        f"{learning_rate_at(n, 30, LEARNING_RATES['adamw']):.8f}" for n in range(30)
+    ]
+    assert all(float(row["images_per_s"]) > 0 for row in rows)
+    assert [row["miou"] for row in rows[:-1]] == [""] * 29
+    assert float(rows[-1]["miou"]) == pytest.approx(read_checkpoint(teacher).metrics["miou"], abs=1e-6)
+
+
+def test_a_finished_training_leaves_five_files_that_agree(uninterrupted: Path, city: Path) -> None:
+    names = ["best.pt", "curves.csv", "last.pt", "scores.json", "train.json"]
+    assert names_in(uninterrupted) == names
+    scores, best = Scores.read(uninterrupted / "scores.json"), read_checkpoint(uninterrupted / "best.pt")
+    measured = {int(row["step"]): row["miou"] for row in curves(uninterrupted) if row["miou"]}
+    assert list(measured) == [2, 4]
+    assert f"{scores.miou:.6f}" == max(measured.values()) == measured[int(best.metrics["step"])]
+    assert best.metrics["miou"] == scores.miou
+    assert scores.images == 3
+    assert (best.arch, best.label_space, best.training) == ("hrnet18s_ocr_mscale", CITYSCAPES, None)
+    seen = fingerprints(load_manifest(city / "fine.parquet").samples)
+    assert torch.equal(best.trained_on, fingerprint_tensor(seen))
+
+
+def test_more_validations_than_steps_are_one_after_every_step(short: TrainJob, tmp_path: Path) -> None:
+    train(replace(short, out=tmp_path, steps=1, validations=4))
+    assert [row["miou"] != "" for row in curves(tmp_path)] == [True]
+
+
+def test_the_same_seed_gives_the_same_network_and_another_seed_another(short: TrainJob, tmp_path: Path) -> None:
+    def after_one_step(name: str, seed: int) -> bytes:
+        train(replace(short, out=tmp_path / name, seed=seed, steps=1, validations=1))
+        return weights(tmp_path / name / "last.pt")
+
+    first, again, other = after_one_step("a", 0), after_one_step("b", 0), after_one_step("c", 1)
+    assert first == again
+    assert first != other
+
+
+@pytest.mark.parametrize(("optimizer", "rate"), [("adamw", 1e-8), ("sgd", 1e-4)])
+def test_a_training_may_start_from_a_checkpoint_and_has_seen_what_that_one_saw(
+    optimizer: str, rate: float, short: TrainJob, uninterrupted: Path, city: Path, tmp_path: Path
+) -> None:
+    """With a tiny learning rate the start is still there after a step."""
+    init = uninterrupted / "best.pt"
+    job = replace(short, manifest=city / "coarse.parquet", out=tmp_path, init=init, optimizer=optimizer)
+    train(replace(job, steps=1, validations=1, learning_rate=rate))
+    before, after = read_checkpoint(init), read_checkpoint(tmp_path / "best.pt")
+    drift = after.state_dict["ocr.cls_head.bias"] - before.state_dict["ocr.cls_head.bias"]
+    assert 0 < drift.abs().max() < 1e-3
+    assert len(after.trained_on) == 6 + 10
+    assert set(before.trained_on.tolist()) < set(after.trained_on.tolist())
+
+
+def test_the_learning_rate_warms_up_and_decays(short: TrainJob) -> None:
+    rates = [learning_rate_at(step, 100, 2.0) for step in range(100)]
+    assert rates[:5] == pytest.approx([2 * (n + 1) / 5 * (1 - n / 100) ** 0.9 for n in range(5)])
+    assert rates[50] == pytest.approx(2 * 0.5**0.9)
+    assert rates.index(max(rates)) == 4
+    assert rates[4:] == sorted(rates[4:], reverse=True)
+    assert rates[99] == pytest.approx(2 * 0.01**0.9)
+    assert learning_rate_at(0, 1, 2.0) == 2.0
+
+
+def test_the_other_schedule_and_another_power() -> None:
+    cosine = [learning_rate_at(step, 100, 2.0, "cosine") for step in range(100)]
+    assert cosine[0] == pytest.approx(2 / 5)
+    assert cosine[25] == pytest.approx(2 * (1 + 0.5**0.5) / 2)
+    assert cosine[50] == pytest.approx(1)
+    assert cosine[4:] == sorted(cosine[4:], reverse=True)
+    assert learning_rate_at(50, 100, 2.0, "poly", 2) == pytest.approx(0.5)
+
+
+# --- from gradients to weights ----------------------------------------------------------------------------------------
+
+
+def small(**options: Any) -> tuple[torch.nn.Module, Optimiser]:
+    """A network of one weight and running statistics, and its optimiser without momentum of note."""
+    network = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.BatchNorm1d(1, affine=False))
+    torch.nn.init.constant_(next(network.parameters()), 1.0)
+    asked = {"optimizer": "sgd", "peak": 0.1, "average_decay": None, "precision": torch.float32} | options
+    return network, Optimiser(network, **asked)
+
+
+def pull(optimiser: Optimiser, weight: torch.Tensor, by: float) -> bool:
+    """One update of a weight whose gradient is `by`."""
+    optimiser.clear()
+    optimiser.backward(weight.sum() * by)
+    return optimiser.update(0.1)
+
+
+def test_gradients_are_clipped_to_a_length_of_ten() -> None:
+    network, optimiser = small()
+    weight = next(network.parameters())
+    assert pull(optimiser, weight, 1000.0)
+    assert weight.item() == pytest.approx(1 - 0.1 * (10 + 5e-4), abs=1e-6)  # with weight decay
+
+
+@pytest.mark.parametrize("by", [math.inf, math.nan])
+def test_a_gradient_that_is_not_finite_never_reaches_the_weights(by: float) -> None:
+    network, optimiser = small(average_decay=0.5)
+    weight = next(network.parameters())
+    assert not pull(optimiser, weight, by)
+    assert optimiser.hopeless
+    assert (weight.item(), optimiser.updates) == (1.0, 0)
+
+
+def test_in_float16_such_a_step_is_skipped_and_the_scale_halved_until_it_cannot_be_the_scale() -> None:
+    network, optimiser = small(precision=torch.float16)
+    weight = next(network.parameters())
+    scale = optimiser.scaler.get_scale()
+    assert not pull(optimiser, weight, math.inf)
+    assert (weight.item(), optimiser.scaler.get_scale(), optimiser.hopeless) == (1.0, scale / 2, False)
+    assert pull(optimiser, weight, 1.0)
+    assert weight.item() == pytest.approx(1 - 0.1 * (1 + 5e-4))
+    again = small(precision=torch.float16)[1]
+    again.load_state_dict(optimiser.state_dict())
+    assert again.scaler.get_scale() == scale / 2
+    assert [pull(optimiser, weight, math.inf) for _ in range(30)] == [False] * 30
+    assert optimiser.hopeless
+
+
+def test_averaged_weights_follow_the_formula_and_soon_forget_the_start() -> None:
+    network, optimiser = small(average_decay=0.3)
+    weight, mean = next(network.parameters()), 1.0
+    for number, decay in enumerate((2 / 11, 3 / 12, 0.3, 0.3), start=1):
+        pull(optimiser, weight, 1.0)
+        network(torch.tensor([[1.0], [2.0]]))  # moves the running statistics, and counts
+        mean = decay * mean + (1 - decay) * weight.item()
+        assert optimiser.average is not None
+        assert next(optimiser.average.parameters()).item() == pytest.approx(mean)
+        assert optimiser.updates == number
+    assert optimiser.average.get_buffer("1.num_batches_tracked").item() == 3  # of the last update
+
+
+# --- killed and started again -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_interrupted_between_steps_and_resumed_gives_the_same_bits(
+    step: int, short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    job, seen = replace(short, out=tmp_path), list[int]()
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt_at(step))
+    train(job, lambda report: seen.append(report.step))
+    assert seen == list(range(step + 1, 5))
+    assert_same_training(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    ("training", "call"),
+    [
+        pytest.param(True, 3, id="in the second step"),
+        pytest.param(True, 8, id="in the last step"),
+        pytest.param(False, 2, id="in the first validation"),
+        pytest.param(False, 8, id="in the last validation"),
+    ],
+)
+def test_interrupted_anywhere_and_resumed_gives_the_same_bits(
+    training: bool, call: int, short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Ctrl-C comes while the trunk has just looked at a picture, for the n-th time in this phase."""
+    calls = 0
+
+    def interrupt(module: torch.nn.Module, inputs: Any, output: Any) -> None:
+        nonlocal calls
+        if isinstance(module, HRNet) and module.training == training:
+            calls += 1
+            if calls == call:
+                signal.raise_signal(signal.SIGINT)
+
+    job = replace(short, out=tmp_path)
+    hook = register_module_forward_hook(interrupt)
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            train(job)
+    finally:
+        hook.remove()
+    train(job)
+    assert_same_training(tmp_path, uninterrupted)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(
+            {"ema": 0.9, "accumulate": 2, "crop": (64, 96), "schedule": "cosine", "optimizer": "sgd"},
+            id="averaged, in two parts",
+        ),
+        pytest.param({"precision": "float16"}, id="float16", marks=pytest.mark.slow),  # a CPU emulates it
+        pytest.param({"precision": "bfloat16", "power": 2.0}, id="bfloat16, power 2"),
+    ],
+)
+def test_every_way_to_train_resumes_to_the_same_bits(change: dict[str, Any], short: TrainJob, tmp_path: Path) -> None:
+    job = replace(short, steps=3, validations=1, **change)
+
+    for name in ("unbroken", "resumed"):
+        job = replace(job, out=tmp_path / name)
+        if name == "resumed":
+            with pytest.raises(KeyboardInterrupt):
+                train(job, interrupt_at(1))
+        train(job)
+    assert_same_training(tmp_path / "resumed", tmp_path / "unbroken")
+    states = [read_checkpoint(tmp_path / name / "last.pt").training for name in ("resumed", "unbroken")]
+    assert all(state is not None for state in states)
+    first, second = (state["optimizer"]["state"] for state in states if state)
+    assert all(torch.equal(value, second[k][name]) for k in first for name, value in first[k].items())
+
+
+def test_averaged_weights_are_scored_and_both_are_kept(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    """The steps themselves are those of a training without an average."""
+    train(replace(short, out=tmp_path, ema=0.5))
+    last, plain = read_checkpoint(tmp_path / "last.pt"), read_checkpoint(uninterrupted / "last.pt")
+    assert last.training is not None
+    live = last.training["network"]
+    assert all(torch.equal(live[key], tensor) for key, tensor in plain.state_dict.items())
+    assert not torch.equal(last.state_dict["backbone.conv1.weight"], live["backbone.conv1.weight"])
+    best = read_checkpoint(tmp_path / "best.pt")
+    if best.metrics["step"] == 4:
+        assert weights(tmp_path / "best.pt") == weights(tmp_path / "last.pt")
+    assert [row["loss"] for row in curves(tmp_path)] == [row["loss"] for row in curves(uninterrupted)]
+
+
+def test_the_request_is_in_the_checkpoint_too(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    (tmp_path / "out" / "train.json").unlink()
+    with pytest.raises(ValueError, match=re.escape("another training (power was 0.9, now 2.0)")):
+        train(replace(short, out=tmp_path / "out", power=2.0))
+
+
+def test_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
+    """A finished training returns at once, whatever is to compute it; it needs no Ray."""
+    expected = Scores.read(uninterrupted / "scores.json")
+    assert train(replace(short, workers=2, compile=True)) == expected
+
+
+def test_a_training_of_an_older_version_goes_on(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    """What its files do not know was as it is by default."""
+
+    job = replace(short, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt_at(2))
+    about = json.loads((tmp_path / "train.json").read_text())
+    for key in ("workers", "accumulate", "schedule", "power", "ema", "compile"):
+        del about[key]
+    (tmp_path / "train.json").write_text(json.dumps(about))
+    content = torch.load(tmp_path / "last.pt", weights_only=True)
+    for key in ("scaler", "updates", "asked"):
+        del content["training"][key]
+    torch.save(content, tmp_path / "last.pt")
+    with pytest.raises(ValueError, match=re.escape("another training (ema was None, now 0.5)")):
+        train(replace(job, ema=0.5))
+    train(job)
+    assert_same_training(tmp_path, uninterrupted)
+
+
+def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:
+    """As if the second step had reached 99 %: what the fourth reaches is then no reason to write best.pt."""
+
+    job = replace(short, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt_at(3))
+    last, best = read_checkpoint(tmp_path / "last.pt"), (tmp_path / "best.pt").read_bytes()
+    network = build(job.arch, 19)
+    network.load_state_dict(last.state_dict)
+    assert last.training is not None
+    training = last.training | {"best": 0.99}
+    save_checkpoint(tmp_path / "last.pt", job.arch, CITYSCAPES, network, last.trained_on, last.metrics, training)
+    scores = Scores.read(tmp_path / "scores.json")
+    assert train(job) == scores
+    assert (tmp_path / "best.pt").read_bytes() == best
+    assert read_checkpoint(tmp_path / "last.pt").metrics == {"miou": 0.99, "step": 4.0}
+
+
+def test_killed_without_warning_and_resumed_gives_the_same_bits(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """The victim has saved after its second step, and waits to be killed after the third."""
+    code = (
+        "import pathlib, sys, time\n"
+        "from autolabel.student.job import TrainJob\n"
+        "from autolabel.student.train import train\n"
+        "fine, val, out = map(pathlib.Path, sys.argv[1:])\n"
+        "job = TrainJob(fine, val, out, steps=4, batch_size=2, crop=(64, 64), device='cpu', precision='float32',"
+        " validations=2)\n"
+        "train(job, lambda report: time.sleep(600) if report.step == 3 else None)\n"
+    )
+    command = [sys.executable, "-c", code, str(short.manifest), str(short.val), str(tmp_path)]
+    with subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}) as victim:
+        while not (tmp_path / "last.pt").exists():
+            assert victim.poll() is None
+            time.sleep(0.01)
+        victim.kill()
+    assert victim.returncode == -signal.SIGKILL
+    left = read_checkpoint(tmp_path / "last.pt")
+    assert left.training is not None
+    assert left.training["step"] == 2
+    train(replace(short, out=tmp_path))
+    for leftover in tmp_path.glob(".*.tmp"):  # a file that the victim had not finished
+        leftover.unlink()
+    assert_same_training(tmp_path, uninterrupted)
+
+
+def test_a_finished_training_returns_at_once(short: TrainJob, uninterrupted: Path) -> None:
+    def contents() -> dict[str, tuple[int, bytes]]:
+        files = [uninterrupted / name for name in names_in(uninterrupted) if name != "train.json"]
+        return {file.name: (file.stat().st_mtime_ns, file.read_bytes()) for file in files}
+
+    before = contents()
+    seen: list[StepReport] = []
+    assert train(short, seen.append) == Scores.read(uninterrupted / "scores.json")
+    assert seen == []
+    assert contents() == before
+
+
+def test_what_a_killed_training_left_half_written_is_cleared_away(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    """Each such file is as large as a checkpoint with its optimizer: hundreds of megabytes for the full network."""
+    shutil.copytree(uninterrupted, tmp_path / "out")
+    (tmp_path / "out" / ".last.pt.0123456789ab.tmp").write_bytes(b"half a checkpoi")
+    train(replace(short, out=tmp_path / "out"))
+    assert_same_training(tmp_path / "out", uninterrupted)
+
+
+def test_a_training_that_started_from_a_checkpoint_resumes_too(
+    short: TrainJob, uninterrupted: Path, city: Path, tmp_path: Path
+) -> None:
+    job = replace(short, manifest=city / "coarse.parquet", out=tmp_path, init=uninterrupted / "best.pt")
+    job = replace(job, steps=2, validations=1)
+
+    def interrupt(report: StepReport) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt)
+    scores = train(job)
+    assert train(job) == scores
+    assert len(read_checkpoint(tmp_path / "best.pt").trained_on) == 6 + 10
+
+
+# --- what is refused --------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        pytest.param({"steps": 7}, "steps was 4, now 7", id="steps"),
+        pytest.param({"seed": 1}, "seed was 0, now 1", id="seed"),
+        pytest.param({"batch_size": 3}, "batch_size was 2, now 3", id="batch size"),
+        pytest.param({"crop": (64, 96)}, "crop was [64, 64], now [64, 96]", id="crop"),
+        pytest.param({"loss": "rmi"}, "loss was 'cross-entropy', now 'rmi'", id="loss"),
+        pytest.param(
+            {"optimizer": "sgd"}, "optimizer was 'adamw', now 'sgd'; learning_rate was 0.003, now 0.01", id="optimizer"
+        ),
+        pytest.param({"learning_rate": 0.5}, "learning_rate was 0.003, now 0.5", id="learning rate"),
+        pytest.param(
+            {"arch": "hrnet48_ocr_mscale", "validations": 1},
+            "arch was 'hrnet18s_ocr_mscale', now 'hrnet48_ocr_mscale'; validations was 2, now 1",
+            id="two things",
+        ),
+    ],
+)
+def test_another_request_in_the_same_folder_is_refused_with_the_difference(
+    change: dict[str, Any], difference: str, short: TrainJob, uninterrupted: Path
+) -> None:
+    before = {p: p.read_bytes() for p in uninterrupted.iterdir()}
+    message = f"{uninterrupted} holds another training ({difference}): choose another --out"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, **change))
+    assert {p: p.read_bytes() for p in uninterrupted.iterdir()} == before
+
+
+def test_a_second_training_in_the_same_folder_is_refused_naming_the_process(short: TrainJob, tmp_path: Path) -> None:
+    asked = replace(short, out=tmp_path / "out")
+    with alone_in(asked.out), pytest.raises(ValueError) as refusal:
+        train(asked)
+    assert re.fullmatch(
+        rf"another autolabel is at work in {re.escape(str(asked.out))} \(process {os.getpid()} on .* since .*\):"
+        " wait for it, or stop it",
+        str(refusal.value),
+    )
+    assert not (asked.out / "train.json").exists()
+
+
+def test_other_images_under_the_same_manifest_are_refused(short: TrainJob, uninterrupted: Path, city: Path) -> None:
+    other = load_manifest(city / "coarse.parquet")
+    other = with_roots(CITYSCAPES, other.samples[:6], {})
+    message = f"{uninterrupted / 'last.pt'} was trained on other images than {short.manifest} lists"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        train(short, manifest=other)
+    fewer = with_roots(CITYSCAPES, load_manifest(short.manifest).samples[:5], {})
+    with pytest.raises(ValueError, match=re.escape(f"{uninterrupted} holds another training (images was 6, now 5)")):
+        train(short, manifest=fewer)
+
+
+def renamed_copy(manifest: Manifest, folder: Path) -> Manifest:
+    """The first sample under another name, in another folder."""
+    sample = manifest.samples[0]
+    (folder / "renamed.png").write_bytes(sample.image.read_bytes())
+    return with_roots(manifest.label_space, (replace(sample, sample_id="renamed", image=folder / "renamed.png"),), {})
+
+
+def test_a_validation_image_that_is_trained_on_is_refused_whatever_its_name(short: TrainJob, tmp_path: Path) -> None:
+    save_manifest(tmp_path / "val.parquet", renamed_copy(load_manifest(short.manifest), tmp_path))
+    message = (
+        "1 validation images are also trained on (the first is 'renamed'): the score would mean nothing; leave them"
+        " out of one manifest"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, val=tmp_path / "val.parquet", out=tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_validation_image_that_the_starting_point_was_trained_on_is_refused(
+    short: TrainJob, uninterrupted: Path, city: Path, tmp_path: Path
+) -> None:
+    save_manifest(tmp_path / "val.parquet", renamed_copy(load_manifest(short.manifest), tmp_path))
+    job = replace(short, manifest=city / "coarse.parquet", val=tmp_path / "val.parquet", out=tmp_path / "out")
+    with pytest.raises(ValueError, match="'renamed'"):
+        train(replace(job, init=uninterrupted / "best.pt", steps=1, validations=1))
+
+
+def test_training_and_validation_must_speak_of_the_same_classes(short: TrainJob, camvid: Path, tmp_path: Path) -> None:
+    message = f"{short.manifest} and {camvid} use different label spaces: train and validate in one"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, val=camvid, out=tmp_path))
+
+
+def test_validation_labels_without_a_single_pixel_are_refused(short: TrainJob, tmp_path: Path) -> None:
+    """Their score would be NaN, which is never better than anything: no best.pt would ever be written."""
+    sample = load_manifest(short.val).samples[0]
+    Image.fromarray(np.zeros((96, 192), np.uint8)).save(tmp_path / "nothing.png")  # all unlabelled
+    save_manifest(
+        tmp_path / "val.parquet", with_roots(CITYSCAPES, (replace(sample, label=tmp_path / "nothing.png"),), {})
+    )
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "val.parquet"))):
+        train(replace(short, val=tmp_path / "val.parquet", out=tmp_path / "out", steps=1, validations=1))
+
+
+def overflowing(short: TrainJob, folder: Path) -> TrainJob:
+    """A starting point whose weights are finite, but too large for what they are multiplied with."""
+    network = build(short.arch, 19)
+    with torch.no_grad():
+        network.ocr.cls_head.weight.mul_(1e38)
+    save_checkpoint(folder / "init.pt", short.arch, CITYSCAPES, network, fingerprint_tensor([]), {})
+    return replace(short, out=folder / "out", init=folder / "init.pt", learning_rate=0.5)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJob, tmp_path: Path) -> None:
+    message = (
+        r"^the loss became (nan|inf) at step 1, on ([a-z0-9_]+), ([a-z0-9_]+): nothing was saved yet; start again in"
+        r" another --out with a smaller --learning-rate than 0\.5$"
+    )
+    with pytest.raises(TrainingStopped, match=message) as stopped:
+        train(replace(overflowing(short, tmp_path), loss=loss))
+    found = re.match(message, str(stopped.value))
+    assert found is not None
+    assert set(found.groups()[1:]) < {s.sample_id for s in load_manifest(short.manifest).samples}
+    assert names_in(tmp_path / "out") == ["train.json"]  # nothing broken is kept
+
+
+def test_a_training_that_diverges_late_keeps_its_last_good_weights(short: TrainJob, tmp_path: Path) -> None:
+    """From the third step on, the trunk's features are infinite; the second step was saved."""
+    steps = 0
+
+    def break_down(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
+        nonlocal steps
+        if isinstance(module, HRNet) and module.training:
+            steps += 1
+            return output * math.inf if steps > 2 * 2 else None  # two scales a step
+        return None
+
+    hook = register_module_forward_hook(break_down)
+    try:
+        with pytest.raises(
+            TrainingStopped, match=r"at step 3, on .*: last\.pt keeps the weights of step 2; start again"
+        ):
+            train(replace(short, out=tmp_path))
+    finally:
+        hook.remove()
+    last = read_checkpoint(tmp_path / "last.pt")
+    assert all(tensor.isfinite().all() for tensor in last.state_dict.values())
+    assert last.metrics["step"] == 2
+
+
+def test_statistics_that_overflow_under_a_finite_loss_are_not_saved(short: TrainJob, tmp_path: Path) -> None:
+    """A variance of 1e60 is infinity, what is divided by it is 0, and the loss does not notice."""
+    network = build(short.arch, 19)
+    with torch.no_grad():
+        network.backbone.conv1.weight.mul_(1e30)
+    save_checkpoint(tmp_path / "init.pt", short.arch, CITYSCAPES, network, fingerprint_tensor([]), {})
+    job = replace(short, out=tmp_path / "out", init=tmp_path / "init.pt", learning_rate=1e-9)
+    with pytest.raises(
+        TrainingStopped, match=r"running_var became infinite or nan at step 2, on .*: nothing was saved"
+    ):
+        train(job)
+    assert names_in(tmp_path / "out") == ["train.json"]
+
+
+@pytest.mark.slow
+def test_a_compiled_network_takes_the_same_step(short: TrainJob, tmp_path: Path) -> None:
+    for name, compiled in (("plain", False), ("compiled", True)):
+        train(replace(short, out=tmp_path / name, steps=1, validations=1, compile=compiled, arch="hrnet18s_plain"))
+    found, expected = (float(curves(tmp_path / name)[0]["loss"]) for name in ("compiled", "plain"))
+    assert found == pytest.approx(expected, rel=1e-3)
+
+
+@pytest.mark.gpu
+def test_two_gpus_give_what_one_gives(short: TrainJob, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    job = replace(short, device="cuda", batch_size=4, crop=(96, 128), arch="hrnet18s_plain_mscale", optimizer="sgd")
+    train(replace(job, out=tmp_path / "one"))
+    train(replace(job, out=tmp_path / "two", workers=2), cluster=ray_session(None, tmp_path, 2))
+    found, expected = ([float(row["loss"]) for row in curves(tmp_path / name)] for name in ("two", "one"))
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"steps": 0}, "steps is 0: expected 1 or more"),
+        ({"batch_size": -1}, "batch_size is -1: expected 1 or more"),
+        ({"validations": 0}, "validations is 0: expected 1 or more"),
+        ({"loss": "dice"}, "loss 'dice': expected cross-entropy, balanced, image-weighted, rmi"),
+        ({"optimizer": "adam"}, "optimizer 'adam': expected sgd or adamw"),
+        ({"learning_rate": 0.0}, "learning rate 0: expected a number in (0, 10)"),
+        ({"learning_rate": float("nan")}, "learning rate nan: expected a number in (0, 10)"),
+        ({"learning_rate": 10.0}, "learning rate 10: expected a number in (0, 10)"),
+        ({"crop": (64, 31)}, "crop 64x31: expected both sides to be 32 pixels or more"),
+        ({"seed": -1}, "seed is -1: expected 0 to 4294967295"),
+        ({"auto_share": 1.1}, "auto-share 1.1: expected a number from 0 to 1"),
+        ({"fine_only_last": -0.15}, "fine-only-last -0.15: expected a number from 0 to 1"),
+        ({"workers": 0}, "workers is 0: expected 1 or more"),
+        ({"accumulate": 0}, "accumulate is 0: expected 1 or more"),
+        ({"schedule": "step"}, "schedule 'step': expected poly or cosine"),
+        ({"power": 0.0}, "power 0: expected a number above 0, up to 10"),
+        ({"schedule": "cosine", "power": 2.0}, "power 2 with schedule cosine: only poly has one"),
+        ({"ema": 1.0}, "ema 1: expected a decay between 0 and 1, such as 0.999"),
+        (
+            {"workers": 2, "accumulate": 2},
+            "a batch of 2 does not split evenly over workers 2 x accumulate 2: give a batch size that 4 divides",
+        ),
+    ],
+    ids=lambda value: "-".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
+)
+def test_settings_that_mean_nothing_are_refused(change: dict[str, Any], message: str, short: TrainJob) -> None:
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        replace(short, **change)
+
+
+def test_seeds_use_32_bits(short: TrainJob, tmp_path: Path) -> None:
+    train(replace(short, out=tmp_path, seed=2**32 - 1, steps=1, validations=1))
+    with pytest.raises(ValueError, match=r"^seed is 4294967296: expected 0 to 4294967295$"):
+        replace(short, seed=2**32)
+
+
+def test_one_picture_of_the_smallest_crop_a_step_is_refused(short: TrainJob, tmp_path: Path) -> None:
+    """Batch norm needs more than one value per channel; at a thirty-second of half of 32 pixels there is one."""
+    with pytest.raises(ValueError, match="crop 32x32"):
+        train(replace(short, out=tmp_path, batch_size=1, crop=(32, 32), steps=1, validations=1))
+    train(replace(short, out=tmp_path, batch_size=1, crop=(32, 66), steps=1, validations=1))
+
+
+def test_parts_of_a_batch_of_one_value_are_refused(short: TrainJob, tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="crop 32x32"):
+        train(replace(short, out=tmp_path, batch_size=2, accumulate=2, crop=(32, 32)))
+    with pytest.raises(ValueError, match="pools the whole image"):
+        train(replace(short, out=tmp_path, batch_size=2, accumulate=2, arch="hrnet18s_aspp"))
+
+
+def test_more_workers_than_samples_are_refused(short: TrainJob, tmp_path: Path) -> None:
+    message = f"workers 7: {short.manifest} has 6 samples, give at most as many"
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
+        train(replace(short, out=tmp_path / "out", workers=7, batch_size=7))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_batch_may_be_larger_than_an_epoch(short: TrainJob, tmp_path: Path) -> None:
+    """Its images are shown several times, cropped anew each time."""
+    train(replace(short, out=tmp_path, batch_size=13, steps=1, validations=1))
+    assert len(curves(tmp_path)) == 1
+
+
+def test_a_share_of_an_epoch_shorter_than_a_batch_is_refused(short: TrainJob, city: Path, tmp_path: Path) -> None:
+    manifest = load_manifest(city / "fine.parquet")
+    auto = tuple(replace(s, source="auto") if n < 2 else s for n, s in enumerate(manifest.samples))
+    save_manifest(tmp_path / "mixed.parquet", replace(manifest, samples=auto))
+    job = replace(short, manifest=tmp_path / "mixed.parquet", out=tmp_path / "out", steps=1, auto_share=0.5)
+    with pytest.raises(
+        ValueError, match=r"^auto-share 0\.5: an epoch of 6 crops is smaller than a batch of 7; give more"
+    ):
+        train(replace(job, batch_size=7))
+    with pytest.raises(ValueError, match=r"^auto-classes: 'dragon' is not in label space 'cityscapes': road, "):
+        train(replace(job, auto_classes=("dragon",)))
+    assert not (tmp_path / "out").exists()  # nothing was begun
+
+
+def test_labels_are_read_once_before_the_first_step_and_not_when_there_is_none(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    events: list[object] = []
+    job = replace(short, out=tmp_path, steps=1, validations=1, fine_only_last=1.0, auto_classes=None)
+    train(job, lambda report: events.append(report.step), on_label=lambda done, total: events.append((done, total)))
+    assert events == [*((n, 6) for n in range(1, 7)), 1]
+    train(job, on_label=lambda done, total: events.append("again"))
+    assert "again" not in events
+
+
+def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> None:
+    assert json.loads((uninterrupted / "train.json").read_text()) == {
+        "manifest": str(short.manifest),
+        "val": str(short.val),
+        "arch": "hrnet18s_ocr_mscale",
+        "steps": 4,
+        "seed": 0,
+        "batch_size": 2,
+        "crop": [64, 64],
+        "loss": "cross-entropy",
+        "optimizer": "adamw",
+        "learning_rate": 0.003,
+        "init": None,
+        "device": "cpu",
+        "precision": "float32",
+        "validations": 2,
+        "auto_share": None,
+        "auto_classes": None,
+        "fine_only_last": 0.0,
+        "workers": 1,
+        "accumulate": 1,
+        "schedule": "poly",
+        "power": 0.9,
+        "ema": None,
+        "compile": False,
+        "images": 6,
+        "started_from": None,
+    }
