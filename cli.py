@@ -220,7 +220,7 @@ def two_numbers(separator: str, expected: str) -> Callable[..., tuple[int, int] 
 
 
 parse_crop = two_numbers("x", "HEIGHTxWIDTH in pixels, such as 320x480")
-parse_piece = two_numbers("/", "I/N, such as 2/8 for the second of eight")
+parse_part = two_numbers("/", "I/N, such as 2/8 for the second of eight")
 
 
 def parse_share(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
@@ -750,12 +750,12 @@ def _verdict(found: Difference) -> str:
 @click.option("--workers", type=int, help="[default: one per GPU, or one per core without GPUs]")
 @click.option("--limit", type=int, help="Label the first N samples only; the rest is left for later.")
 @click.option("--only", metavar="GLOB", help="Label the samples whose id fits, such as 'aachen_*'.")
-@click.option("--shard", "piece", metavar="I/N", callback=parse_piece, help="Every N-th unit, from the I-th.")
+@click.option("--part", "part", metavar="I/N", callback=parse_part, help="Every N-th unit, from the I-th.")
 @click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, such as on a larger GPU.")
-@click.option("--shard-size", type=int, default=LabelJob.shard_size, show_default=True, help="Samples of a unit.")
+@click.option("--unit-size", type=int, default=LabelJob.unit_size, show_default=True, help="Samples of a unit.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
-@click.option("--plan", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
+@click.option("--dry-run", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
 def generate(
     manifest_path: Path, threshold: float | None, policy: Policy | None, address: str | None, plan: bool, **options: Any
 ) -> None:
@@ -819,7 +819,7 @@ def _show_plan(job: LabelJob, address: str | None) -> None:
     shown = ", ".join(f"{size}: {n}" for size, n in sizes[:5]) + (f", {len(sizes) - 5} more" if sizes[5:] else "")
     lines = {
         "images": f"{found.samples} ({shown})",
-        "units": f"{found.units} of up to {job.shard_size} images, {found.units_left} of them left",
+        "units": f"{found.units} of up to {job.unit_size} images, {found.units_left} of them left",
         "done": f"{found.done} images; this call would do {found.wanted}",
         "device": f"{found.device}, {found.precision}",
     }
@@ -912,11 +912,11 @@ def stats_run(run: Path, threshold: float | None) -> None:
     if threshold is not None:
         _show_threshold(run, at_threshold(found, threshold), threshold)
         return
-    header = ["class", "images", "coarse %", "auto %", "kept %", "confidence", "agrees %", "overridden %"]
+    header = ["class", "images", "coarse %", "auto %", "kept %", "confidence", "agrees %", "contradicted %"]
     rows = [
         [
             str(name), str(int(row["images"])), percent(row["coarse_share"], 2), percent(row["auto_share"], 2),
-            percent(row["kept"]), percent(row["confidence"]), percent(row["agreement"]), percent(row["overridden"]),
+            percent(row["kept"]), percent(row["confidence"]), percent(row["agreement"]), percent(row["contradicted"]),
         ]
         for name, row in found.classes.iterrows()
     ]  # fmt: skip
@@ -1072,10 +1072,10 @@ def _show_audit(run: Path, found: dict[str, Any]) -> None:
     coarse = [row for row in found["coarse"] if row["coarse_pixels"]]
     if coarse:
         rows = [
-            [row["name"], str(row["coarse_pixels"]), percent(row["agreement"]), percent(row["overridden"])]
+            [row["name"], str(row["coarse_pixels"]), percent(row["agreement"]), percent(row["contradicted"])]
             for row in coarse
         ]
-        table("against human coarse labels, all images", ["class", "coarse pixels", "agrees %", "overridden %"], rows)
+        table("against human coarse labels, all images", ["class", "coarse pixels", "agrees %", "contradicted %"], rows)
     for note in found["notes"]:
         click.echo(note)
 
@@ -1104,7 +1104,7 @@ manifest scan cityscapes {out}/city --split train_extra -o {out}/coarse.parquet
 manifest scan cityscapes {out}/city --split val -o {out}/val.parquet
 train --manifest {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
  --batch-size 8 --crop 96x128 --seed {seed}
-generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --shard-size 16
+generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --unit-size 16
  --keep-confidence 8
 stats {out}/runs/auto
 manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet

@@ -111,7 +111,7 @@ def listed(folder: Path, images: Path) -> Path:
 
 def job(folder: Path, manifest: Path, out: str, **settings: object) -> LabelJob:
     """A job at scale 1 on CPUs."""
-    about = {"scales": (1.0,), "device": "cpu", "shard_size": SHARD, **settings}
+    about = {"scales": (1.0,), "device": "cpu", "unit_size": SHARD, **settings}
     return LabelJob(manifest, checkpoint(folder), folder / out, **about)  # type: ignore[arg-type]
 
 
@@ -126,7 +126,7 @@ def sleeping(folder: Path) -> None:
     print("| workers | images/s, ideal | images/s | of the ideal |\n|---:|---:|---:|---:|")
     for workers in (2, 4, 8, 16):
         units = workers * 14
-        asked = job(folder, manifest, f"s{workers}", workers=workers, limit=units * size, shard_size=size)
+        asked = job(folder, manifest, f"s{workers}", workers=workers, limit=units * size, unit_size=size)
         assert generate(asked, labeller=Sleeper).done == units * size
         by_worker: dict[str, list[float]] = {}
         for path in (asked.out / "units").iterdir():

@@ -31,7 +31,7 @@ from autolabel.manifests.run.labels import crc32c, encode_zarr
 from autolabel.manifests.tables import load_manifest, read_statistics
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.decide import LeftOut, count, encode, top_classes
+from autolabel.teacher.decide import Undrawn, count, encode, top_classes
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import at_size
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -44,9 +44,9 @@ POLICIES: dict[str, tuple[Policy, int | None]] = {
     "reference": (REFERENCE, None),
     "what is outlined": (Policy(coarse="human-wins", outlined={"road": 0.9, "pole": 0.1}), None),
     "boundary of 2 pixels": (Policy(boundary=2), None),
-    "pieces of 100 pixels": (Policy(min_region=100), None),
+    "pieces of 100 pixels": (Policy(smallest_piece=100), None),
     "all of these": (
-        Policy("", 0.5, {"pole": 0.3}, 1.3, REFERENCE.region, 2, 100, "teacher-wins", {"truck": "union"}),
+        Policy("", 0.5, {"pole": 0.3}, 1.3, REFERENCE.area, 2, 100, "teacher-wins", {"truck": "union"}),
         None,
     ),
     "8 levels kept": (PAPER, 8),
@@ -70,7 +70,7 @@ def main() -> None:
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
         edges = policy.edges(CITYSCAPES, keep)
         shares = policy.left_out(CITYSCAPES)
-        left_out = None if shares is None else LeftOut(torch.from_numpy(coarse == IGNORE)[None], torch.tensor(shares))
+        left_out = None if shares is None else Undrawn(torch.from_numpy(coarse == IGNORE)[None], torch.tensor(shares))
         winners, confidences = top_classes(field, 1, CLASSES, torch.device("cpu"), policy.temperature, left_out)
         codes = encode(winners, confidences, CLASSES, edges).numpy()[0]
         count(winners[0], confidences[0], CLASSES)

@@ -3,8 +3,8 @@
 python benchmarks/training_step.py [--repeats N]
 
 Eight crops of 160 x 224, the loss `balanced`, bfloat16, one thread. "bfloat16" leaves every convolution to autocast,
-"ours" computes those that convolve each channel by itself in float32 (teacher/networks/efficientnet_lite.py). Turn by turn, the
-fastest of each.
+"ours" computes those that convolve each channel by itself in float32 (teacher/networks/efficientnet_lite.py).
+Turn by turn, the fastest of each.
 """
 
 from __future__ import annotations

@@ -21,7 +21,7 @@ SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
 COMBINE = ("network", "average")  # scales are combined as the network has learnt to, or their logits are averaged
 THRESHOLD = 0.5  # the article's and the published code's; the paper's text says 0.9
 COARSE_RULES = ("ignore", "agree", "union", "human-wins", "teacher-wins")
-UNITS = ("pixels", "fractions")  # of a region
+UNITS = ("pixels", "fractions")  # of a area
 LEVELS = (2, 32)  # fewest and most levels of confidence that can be kept
 # Which thresholds are worth keeping beside those in force, the most likely asked for first.
 _WORTH_KEEPING = (
@@ -47,7 +47,7 @@ def check_threshold(threshold: float) -> float:
 
 
 @dataclass(frozen=True)
-class Region:
+class Area:
     """Where the teacher is heard: from the first of two rows up to the second, which is outside; columns likewise.
 
     In pixels, or in fractions of an image's height and width, which are rounded to the nearest pixel.
@@ -59,13 +59,13 @@ class Region:
 
     def __post_init__(self) -> None:
         if self.unit not in UNITS:
-            raise ValueError(f"region unit {self.unit!r}: expected {' or '.join(UNITS)}")
+            raise ValueError(f"area unit {self.unit!r}: expected {' or '.join(UNITS)}")
         for name in ("rows", "columns"):
             first, end = ends = tuple(getattr(self, name))
             whole = self.unit == "fractions" or all(float(x).is_integer() for x in ends)
             if not (whole and 0 <= first < end and (end <= 1 or self.unit == "pixels")):
                 expected = "two fractions in 0..1" if self.unit == "fractions" else "two whole numbers, 0 or more"
-                raise ValueError(f"region {name} {list(ends)}: expected {expected}, the first less than the second")
+                raise ValueError(f"area {name} {list(ends)}: expected {expected}, the first less than the second")
             object.__setattr__(self, name, ends)
 
     def box(self, height: int, width: int) -> tuple[slice, slice]:
@@ -75,7 +75,7 @@ class Region:
             top, bottom, left, right = round(top * height), round(bottom * height), round(left * width), right * width
         if bottom > height or right > width:
             raise ValueError(
-                f"region of rows {top:g}..{bottom:g} and columns {left:g}..{right:g} leaves an image of"
+                f"area of rows {top:g}..{bottom:g} and columns {left:g}..{right:g} leaves an image of"
                 f" {height} rows and {width} columns: give it in fractions, or label these images in a run of their own"
             )
         return slice(int(top), int(bottom)), slice(int(left), round(right))
@@ -86,18 +86,18 @@ class Policy:
     """Every rule that turns confidences into a label. Rules are applied in this order, and the first that drops a pixel
     of the teacher names its fate; the coarse label is asked last and may decide any pixel anew.
 
-    1. region: outside it the teacher is not heard.
+    1. area: outside it the teacher is not heard.
     2. outlined (by class), temperature, threshold, thresholds (by class): a pixel keeps its top class where the
        probability of it, softmax(logits / temperature), exceeds the class's threshold. Where the human coarse label
        names no class, Bayes' rule comes first: of a class, people outline this share of its pixels, so that a pixel
        which they left out is of it with a probability that is 1 - share times as high, before all are made to sum to 1.
     3. boundary: pixels no further than so many from another top class (rows and columns apart) are dropped.
-    4. min_region: what is left of the teacher's label, in pieces (4-connected, one class) of fewer pixels, is dropped.
+    4. smallest_piece: pieces (4-connected, one class) of the teacher's label that have fewer pixels are dropped.
     5. coarse, coarse_rules (by class): what the human coarse label counts where it names a class.
        ignore        nothing
        agree         the teacher's class is dropped where the two differ, if either of the two classes has this rule
        union         the pixel is the human's class, if the teacher's confidence there exceeds that class's threshold,
-                     else dropped; in images where the teacher sees the class somewhere inside the region
+                     else dropped; in images where the teacher sees the class somewhere inside the area
        human-wins    the pixel is the human's class
        teacher-wins  the pixel is the human's class where the teacher has none
 
@@ -108,9 +108,9 @@ class Policy:
     threshold: float = THRESHOLD
     thresholds: dict[str, float] = field(default_factory=dict)
     temperature: float = 1.0
-    region: Region | None = None
+    area: Area | None = None
     boundary: int = 0
-    min_region: int = 0
+    smallest_piece: int = 0
     coarse: str = COARSE_RULES[0]
     coarse_rules: dict[str, str] = field(default_factory=dict)
     outlined: dict[str, float] = field(default_factory=dict)
@@ -127,7 +127,7 @@ class Policy:
                 raise ValueError(f"outlined {name!r} {share:g}: expected a share of its pixels in [0, 1), such as 0.8")
         if not 0.05 <= self.temperature <= 20:
             raise ValueError(f"temperature {self.temperature:g}: expected a number from 0.05 to 20")
-        for name, most in (("boundary", 64), ("min_region", 1 << 20)):
+        for name, most in (("boundary", 64), ("smallest_piece", 1 << 20)):
             if not 0 <= getattr(self, name) <= most:
                 raise ValueError(f"{name} {getattr(self, name)}: expected 0 to {most} pixels")
         for rule in (self.coarse, *self.coarse_rules.values()):
@@ -188,23 +188,23 @@ class Policy:
         if self.coarse != plain.coarse:
             lines.append(f"coarse = {_quoted(self.coarse)}")
         lines += _toml_table("thresholds", self.thresholds, comments) + _toml_table("outlined", self.outlined)
-        if self.region:
-            lines += ["", "[region]", f"unit = {_quoted(self.region.unit)}", f"rows = {list(self.region.rows)}"]
-            lines.append(f"columns = {list(self.region.columns)}")
+        if self.area:
+            lines += ["", "[area]", f"unit = {_quoted(self.area.unit)}", f"rows = {list(self.area.rows)}"]
+            lines.append(f"columns = {list(self.area.columns)}")
         lines += _toml_table("coarse_rules", self.coarse_rules)
         return "\n".join(lines) + "\n"
 
 
-_NUMBERS = ("threshold", "temperature", "boundary", "min_region")
+_NUMBERS = ("threshold", "temperature", "boundary", "smallest_piece")
 _KEYS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "threshold": (int, float),
     "thresholds": (dict,),
     "outlined": (dict,),
     "temperature": (int, float),
-    "region": (dict,),
+    "area": (dict,),
     "boundary": (int,),
-    "min_region": (int,),
+    "smallest_piece": (int,),
     "coarse": (str,),
     "coarse_rules": (dict,),
 }
@@ -230,18 +230,18 @@ def policy_of(document: dict[str, Any]) -> Policy:
     for key in ("thresholds", "outlined"):
         for name, value in document.get(key, {}).items():
             _require_type(value, (int, float), f"{key}.{name}")
-    region = document.get("region")
-    if region is not None:
-        _require_keys(region, {"rows": (list,), "columns": (list,), "unit": (str,)}, "region.")
-        missing = [key for key in ("rows", "columns") if key not in region]
+    area = document.get("area")
+    if area is not None:
+        _require_keys(area, {"rows": (list,), "columns": (list,), "unit": (str,)}, "area.")
+        missing = [key for key in ("rows", "columns") if key not in area]
         if missing:
-            raise ValueError(f"region has no {missing[0]}: expected rows and columns, such as rows = [15, 840]")
+            raise ValueError(f"area has no {missing[0]}: expected rows and columns, such as rows = [15, 840]")
         for key in ("rows", "columns"):
-            if len(region[key]) != 2:
-                raise ValueError(f"region.{key} {region[key]}: expected two numbers")
-            for value in region[key]:
-                _require_type(value, (int, float), f"region.{key}")
-        document = document | {"region": Region(**{**region, **{k: tuple(region[k]) for k in ("rows", "columns")}})}
+            if len(area[key]) != 2:
+                raise ValueError(f"area.{key} {area[key]}: expected two numbers")
+            for value in area[key]:
+                _require_type(value, (int, float), f"area.{key}")
+        document = document | {"area": Area(**{**area, **{k: tuple(area[k]) for k in ("rows", "columns")}})}
     rules = [f"coarse_rules.{name}" for name, rule in document.get("coarse_rules", {}).items() if type(rule) is not str]
     if rules:
         raise ValueError(f"{rules[0]}: expected one of {', '.join(COARSE_RULES)}")
@@ -254,7 +254,7 @@ def _require_keys(table: dict[str, Any], known: dict[str, tuple[type, ...]], pre
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
             raise ValueError(f"unknown key {prefix + key!r}: {hint}")
-        if not (key == "region" and value is None):
+        if not (key == "area" and value is None):
             _require_type(value, known[key], prefix + key)
 
 
@@ -291,7 +291,7 @@ PAPER = Policy("paper")
 # 8-bit probabilities, and does so after the union; rows 15..839 and columns 14..2029 of 1024 x 2048 are looked at.
 REFERENCE = Policy(
     "reference",
-    region=Region((15 / 1024, 840 / 1024), (14 / 2048, 2030 / 2048), "fractions"),
+    area=Area((15 / 1024, 840 / 1024), (14 / 2048, 2030 / 2048), "fractions"),
     coarse_rules=dict.fromkeys(("truck", "bus", "train"), "union"),
 )
 # People are sure of what they drew. The teacher fills in what they left out, where the difficult pixels are: so it has

@@ -31,7 +31,7 @@ _ABOUT = ("schema_version", "label_space", "image_root", "label_root", "provenan
 SOURCES = ("fine", "coarse", "auto", "none")
 LABEL_IDS = ("train", "source")  # what a label file holds
 # What can become of a pixel of the teacher's; pipeline/rules.py decides.
-FATES = ("kept", "below_threshold", "in_boundary", "too_small", "outside_region", "overridden_by_human")
+FATES = ("kept", "below_threshold", "near_boundary", "in_small_piece", "outside_area", "decided_by_human")
 CONFIDENCE_BINS = 20  # equal bins over (0, 1]; bin k holds k/20 < p <= (k+1)/20
 
 MANIFEST_SCHEMA = pa.schema(
@@ -81,8 +81,8 @@ CLASSES_SCHEMA = pa.schema(
         ("confidence_hist", pa.list_(pa.int64(), CONFIDENCE_BINS)),
         ("coarse_pixels", pa.int64()),
         ("agreeing_pixels", pa.int64()),
-        ("overridden_pixels", pa.int64()),
-        ("left_out_pixels", pa.int64()),
+        ("contradicted_pixels", pa.int64()),
+        ("undrawn_pixels", pa.int64()),
         *((f"{fate}_pixels", pa.int64()) for fate in FATES),
         ("from_human_pixels", pa.int64()),
     ]

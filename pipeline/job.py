@@ -32,9 +32,9 @@ class LabelJob:
     workers: int | None = None  # None: one per GPU, or one per CPU core where there is no GPU
     limit: int | None = None
     only: str | None = None  # glob of sample ids
-    piece: tuple[int, int] | None = None  # (I, N): every N-th unit, beginning with the I-th
+    part: tuple[int, int] | None = None  # (I, N): every N-th unit, beginning with the I-th
     retry_quarantined: bool = False
-    shard_size: int = 64  # labels in a shard = samples in a unit
+    unit_size: int = 64  # labels in a shard = samples in a unit
     max_quarantined: float = 0.001  # share of the samples; Cityscapes itself ships one broken image
 
     def __post_init__(self) -> None:
@@ -48,9 +48,9 @@ class LabelJob:
                 raise ValueError(f"{name} {value}: expected 1 or more")
         if self.keep_confidence is not None and not LEVELS[0] <= self.keep_confidence <= LEVELS[1]:
             raise ValueError(f"keep-confidence {self.keep_confidence}: expected {LEVELS[0]} to {LEVELS[1]} levels")
-        if self.piece is not None and not 1 <= self.piece[0] <= self.piece[1]:
-            raise ValueError(f"shard {self.piece[0]}/{self.piece[1]}: expected I/N with I from 1 to N")
-        if not 1 <= self.shard_size <= 4096:
-            raise ValueError(f"shard size {self.shard_size}: expected 1 to 4096")
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise ValueError(f"shard {self.part[0]}/{self.part[1]}: expected I/N with I from 1 to N")
+        if not 1 <= self.unit_size <= 4096:
+            raise ValueError(f"shard size {self.unit_size}: expected 1 to 4096")
         if not 0 <= self.max_quarantined <= 1:
             raise ValueError(f"max quarantined {self.max_quarantined:g}: expected a share in [0, 1]")

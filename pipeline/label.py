@@ -304,7 +304,7 @@ class Labeller:
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):
                 array = run / zarr_folder(layer) / unit.bucket
                 maps = [one.get(layer) for one in encoded]
-                shards[layer] = write_zarr_shard(array, unit.first_row, self.job.shard_size, maps)
+                shards[layer] = write_zarr_shard(array, unit.first_row, self.job.unit_size, maps)
         write_record(run, unit, [outcome.row for outcome in present], shards)
 
 
@@ -406,8 +406,8 @@ def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -
 
     mean_confidence and confidence_hist are over the pixels whose top class it is, before the threshold, and so are the
     fates. coarse_pixels: pixels of this class in the coarse label; agreeing_pixels: those to which the teacher, before
-    the coarse label was asked, gives the same class; overridden_pixels: another one (it gives none to the rest).
-    left_out_pixels: of the pixels whose top class it is, those where the coarse label, if there is one, names none.
+    the coarse label was asked, gives the same class; contradicted_pixels: another one (it gives none to the rest).
+    undrawn_pixels: of the pixels whose top class it is, those where the coarse label, if there is one, names none.
     """
     rows = []
     for c, name in enumerate(space.names):
@@ -425,8 +425,8 @@ def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -
                 "confidence_hist": prediction.histogram[c].tolist() if seen else [0] * CONFIDENCE_BINS,
                 "coarse_pixels": coarse_pixels,
                 "agreeing_pixels": int(outcome.agreeing[c]),
-                "overridden_pixels": int(outcome.overridden[c]),
-                "left_out_pixels": int(outcome.left_out[c]),
+                "contradicted_pixels": int(outcome.contradicted[c]),
+                "undrawn_pixels": int(outcome.left_out[c]),
                 **{f"{fate}_pixels": int(n) for fate, n in zip(FATES, outcome.fates[c], strict=True)},
                 "from_human_pixels": int(outcome.from_human[c]),
             }

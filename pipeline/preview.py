@@ -1,4 +1,4 @@
-"""What a run would take, told before anything is labelled: `generate --plan`."""
+"""What a run would take, told before anything is labelled: `generate --dry-run`."""
 
 from __future__ import annotations
 
@@ -109,11 +109,11 @@ def _plan(job: LabelJob, folder: Path, before: About | None) -> Plan:
     manifest = open_manifest(job.manifest)
     roots = manifest.image_root, manifest.label_root
     if before is None:
-        path = write_plan(folder, manifest, job.shard_size)
+        path = write_plan(folder, manifest, job.unit_size)
     else:
         path = Path(shutil.copy(job.out / before["plan"], folder))
-        path = extend_plan(Plan(path, job.shard_size, *roots), manifest)
-    return Plan(path, job.shard_size, *roots)
+        path = extend_plan(Plan(path, job.unit_size, *roots), manifest)
+    return Plan(path, job.unit_size, *roots)
 
 
 def _workers(job: LabelJob, address: str | None) -> tuple[int, ...]:

@@ -117,7 +117,7 @@ def relabel(
     job = LabelJob(
         manifest, Path(about["teacher"]), out, scales=tuple(about["scales"]), flip=about["flip"],
         combine=about["combine"], policy=policy, source=source, precision=about["precision"], device=about["device"],
-        store=about["store"], engine="local", workers=workers or os.cpu_count(), shard_size=about["shard_size"],
+        store=about["store"], engine="local", workers=workers or os.cpu_count(), unit_size=about["unit_size"],
     )  # fmt: skip
     return job, generate(job, on_progress, on_note, labeller=Relabeller)
 

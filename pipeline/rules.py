@@ -2,7 +2,7 @@
 
 What the teacher says of a pixel is one small number, and what the human says another. Rules that look at one pixel only
 are therefore one table, made once for a run: a lookup gives every pixel its label, and counting how often each entry is
-asked for gives all statistics. Rules that look around (boundary, region, size) mark pixels beforehand.
+asked for gives all statistics. Rules that look around (boundary, area, size) mark pixels beforehand.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Outcome:
     fates (C, 6): what became of the pixels whose top class it is, in the order of FATES; they sum to H * W.
     from_human (C,): pixels of the label that have this class because the coarse label decided.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
-    the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; overridden, another class.
+    the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; contradicted, another.
     left_out (C,): pixels by top class where the coarse label names none; 0 without a coarse label.
     """
 
@@ -44,7 +44,7 @@ class Outcome:
     from_human: Counts
     coarse: Counts
     agreeing: Counts
-    overridden: Counts
+    contradicted: Counts
     left_out: Counts
 
     @property
@@ -66,7 +66,7 @@ class Rules:
         needed = np.array([edges.index(t) + 1 for t in policy.class_thresholds(space)], np.uint8)
         rules = [policy.coarse_rules.get(name, policy.coarse) for name in space.names]
         self._unions = [h for h, rule in enumerate(rules) if rule == "union"]
-        self._around = bool(policy.region or policy.boundary or policy.min_region)
+        self._around = bool(policy.area or policy.boundary or policy.smallest_piece)
         # Axes of every table: human class (the last one: none), mark, top class, level.
         shape = len(space) + 1, len(_MARKS) if self._around else 1, len(space), self.levels
         human, mark, top, level = (x.ravel() for x in np.indices(shape, np.uint8))
@@ -100,7 +100,7 @@ class Rules:
     def apply(self, codes: Codes, coarse: Label | None) -> Outcome:
         """The label of an image: codes (H, W) of `Prediction`, coarse (H, W) uint8 train ids or None.
 
-        Raises ValueError if the policy's region leaves the image.
+        Raises ValueError if the policy's area leaves the image.
         """
         classes, cases = self.classes, self._shape[1] * self._shape[2] * self._shape[3]
         keys = codes.astype(np.intp)
@@ -122,7 +122,7 @@ class Rules:
             from_human=by_class(labels, asked * (fate == _HUMAN)),
             coarse=by_class(self._human, human),
             agreeing=by_class(self._human, human * (teacher == self._human)),
-            overridden=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
+            contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
             left_out=by_class(self._top, (asked - human) * (coarse is not None)),
         )
 
@@ -138,16 +138,16 @@ class Rules:
     def _marks(self, codes: Codes) -> Label:
         """By which rule that looks around a pixel (H, W) is dropped."""
         policy = self.policy
-        marks = np.full(codes.shape, _BEYOND if policy.region else _INSIDE, np.uint8)
-        if policy.region:
-            marks[policy.region.box(*codes.shape)] = _INSIDE
+        marks = np.full(codes.shape, _BEYOND if policy.area else _INSIDE, np.uint8)
+        if policy.area:
+            marks[policy.area.box(*codes.shape)] = _INSIDE
         if policy.boundary:
             top = codes // self.levels
             np.putmask(marks, near_boundary(top, policy.boundary) & (marks == _INSIDE), _NEAR)
-        if policy.min_region:
+        if policy.smallest_piece:
             own = self._teacher.take(codes)  # the table begins with the cases of unmarked pixels
             np.putmask(own, marks != _INSIDE, IGNORE)
-            np.putmask(marks, small_pieces(own, policy.min_region), _PIECE)
+            np.putmask(marks, small_pieces(own, policy.smallest_piece), _PIECE)
         return marks
 
 

@@ -44,7 +44,7 @@ from autolabel.pipeline.units import (
     Tally,
     Unit,
     extend_plan,
-    in_piece,
+    in_part,
     matcher,
     require_distinct,
     write_plan,
@@ -83,7 +83,7 @@ def generate(
         if job.source is None:
             require_fitting(job, manifest)
     job.out.mkdir(parents=True, exist_ok=True)
-    with Lock(job.out, job.piece).held() as lock:
+    with Lock(job.out, job.part).held() as lock:
         job, about, plan = _prepare(job, manifest, address, lock)
         lock.share()
         left = survey(job, plan)
@@ -122,16 +122,16 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
     digest = sha256(job.manifest)
     if before is not None:
         require_same(job.out, before, asked)
-    if not lock.alone:  # another piece has prepared everything
+    if not lock.alone:  # another part has prepared everything
         if before is None or before["manifest_sha256"] != digest:
-            raise ValueError(f"another piece of {job.out} works on another manifest: give all of them the same")
+            raise ValueError(f"another part of {job.out} works on another manifest: give all of them the same")
         return job, before, _open_plan(job.out / before["plan"], job, manifest)
     remove_leftovers(job.out)
     if before is not None and before["engine"] == "ray":  # its workers ended with their driver
         for note in (job.out / ATTEMPTS).glob("*.jsonl"):
             excuse(note)
     if before is None:
-        made = write_plan(job.out, manifest, job.shard_size) if job.source is None else _same_plan(job.source, job.out)
+        made = write_plan(job.out, manifest, job.unit_size) if job.source is None else _same_plan(job.source, job.out)
         plan = _open_plan(made, job, manifest)
     else:
         plan = _open_plan(job.out / before["plan"], job, manifest)
@@ -141,7 +141,7 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
         raise ValueError(f"{job.manifest} lists no samples: nothing to label")
     if job.store == "zarr":
         for layer, attributes in zarr_layers(asked).items():
-            create_zarr(job.out / zarr_folder(layer), plan.rows(), job.shard_size, attributes)
+            create_zarr(job.out / zarr_folder(layer), plan.rows(), job.unit_size, attributes)
     else:
         _require_distinct_labels(manifest)
     (job.out / UNITS).mkdir(exist_ok=True)
@@ -179,7 +179,7 @@ def _same_plan(source: Path, out: Path) -> Path:
 
 
 def _open_plan(path: Path, job: LabelJob, manifest: ManifestFile) -> Plan:
-    return Plan(path, job.shard_size, manifest.image_root, manifest.label_root)
+    return Plan(path, job.unit_size, manifest.image_root, manifest.label_root)
 
 
 def settled(job: LabelJob, before: About | None, address: str | None, folder: Path) -> LabelJob:
@@ -216,7 +216,7 @@ def identity(job: LabelJob, manifest: ManifestFile) -> About:
         "precision": job.precision,
         "device": job.device,
         "store": job.store,
-        "shard_size": job.shard_size,
+        "unit_size": job.unit_size,
         "label_space": json.loads(manifest.label_space.to_json()),
     }
 
@@ -232,7 +232,7 @@ def require_policy(job: LabelJob, manifest: ManifestFile) -> None:
     """Raise ValueError if the policy does not fit the label space, or an image of the manifest."""
     job.policy.require(manifest.label_space)
     job.policy.edges(manifest.label_space, job.keep_confidence)
-    if job.policy.region is not None:
+    if job.policy.area is not None:
         for table in manifest.tables():
             sizes = zip(
                 table["height"].to_pylist(), table["width"].to_pylist(), table["image"].to_pylist(), strict=True
@@ -240,7 +240,7 @@ def require_policy(job: LabelJob, manifest: ManifestFile) -> None:
             for height, width, image in sizes:
                 if height:  # else it cannot be read
                     try:
-                        job.policy.region.box(height, width)
+                        job.policy.area.box(height, width)
                     except ValueError as error:
                         raise ValueError(f"{image}: {error}") from error
 
@@ -291,7 +291,7 @@ def survey(job: LabelJob, plan: Plan) -> Left:
     wanted, before, room = 0, Tally(), job.limit
     every = job.only is None
     for number in range(len(plan)):
-        mine = in_piece(number, job.piece) and room != 0
+        mine = in_part(number, job.part) and room != 0
         recorded = f"{plan.name(number)}.parquet" in records
         if every and not recorded and (room is None or room >= plan.count(number)):
             asked, left = plan.count(number) if mine else 0, plan.count(number) if mine else 0
@@ -336,7 +336,7 @@ def _tidy(run: Path, whole: bool) -> None:
 
 def _publish(job: LabelJob, manifest: ManifestFile, plan: Plan, plans: list[dict[str, Any]], left: Left) -> Accounts:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
-    about = read_about(job.out)  # as another piece may have left it
+    about = read_about(job.out)  # as another part may have left it
     if about["tables"] and not left.units and all((job.out / name).is_file() for name in TABLES):
         told = Accounts(**about["accounts"])
         if told.labelled + told.quarantined == left.before.done:

@@ -67,8 +67,8 @@ class Tally:
 class Plan:
     """The units of a run by number. Raises BadTable unless the file is what was written, for this shard size."""
 
-    def __init__(self, path: Path, shard_size: int, image_root: Path, label_root: Path) -> None:
-        self.path, self.shard_size, self._roots = path, shard_size, (image_root, label_root)
+    def __init__(self, path: Path, unit_size: int, image_root: Path, label_root: Path) -> None:
+        self.path, self.unit_size, self._roots = path, unit_size, (image_root, label_root)
         try:
             if path.name != _name(path):  # asked first: Arrow trusts what it reads
                 raise self._damaged("its checksum is another")
@@ -92,7 +92,7 @@ class Plan:
         rows = batch.column("row").to_numpy()
         (height, width), *others = np.unique(_bucket_sizes(batch), axis=1).T.tolist()
         first = int(rows[0])
-        whole = not others and first % self.shard_size == 0 and len(rows) <= self.shard_size
+        whole = not others and first % self.unit_size == 0 and len(rows) <= self.unit_size
         if not whole or not np.array_equal(rows, np.arange(first, first + len(rows))):
             raise self._damaged(f"unit of row {first}")
         return bucket_of(height, width), first, len(rows)
@@ -110,7 +110,7 @@ class Plan:
 
     def name(self, number: int) -> str:
         """Name of a unit, such as b1024x2048.000017: its bucket and which shard of it."""
-        return f"{self._names[self._bucket[number]]}.{self._first[number] // self.shard_size:06d}"
+        return f"{self._names[self._bucket[number]]}.{self._first[number] // self.unit_size:06d}"
 
     @property
     def samples(self) -> int:
@@ -142,13 +142,13 @@ def _name(path: Path) -> str:
     return f"plan-{file_crc32c(path)}.arrow"
 
 
-def write_plan(folder: Path, manifest: ManifestFile, shard_size: int) -> Path:
+def write_plan(folder: Path, manifest: ManifestFile, unit_size: int) -> Path:
     """Cut a manifest into units. Returns the file, whose name is its checksum: a plan is never changed, only replaced.
 
     Raises ValueError where the manifest lists a sample twice, BadTable if it cannot be read.
     """
     require_distinct((t["sample_id"].to_pylist() for t in manifest.tables()), _listed_twice(manifest))
-    return _write(folder, (), manifest.tables(), Counter(), shard_size)
+    return _write(folder, (), manifest.tables(), Counter(), unit_size)
 
 
 def _listed_twice(manifest: ManifestFile) -> Callable[[str], str]:
@@ -160,7 +160,7 @@ def extend_plan(plan: Plan, manifest: ManifestFile) -> Path:
     new = gained(plan, manifest)
     if not new:
         return plan.path
-    return _write(plan.path.parent, plan.tables(), new, Counter(plan.rows(unreadable=True)), plan.shard_size)
+    return _write(plan.path.parent, plan.tables(), new, Counter(plan.rows(unreadable=True)), plan.unit_size)
 
 
 def gained(plan: Plan, manifest: ManifestFile) -> list[pa.Table]:
@@ -199,11 +199,11 @@ def _rows(table: pa.Table) -> Iterable[tuple[object, ...]]:
     return zip(*(table[name].to_pylist() for name in _KEPT), strict=True)
 
 
-def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Counter[str], shard_size: int) -> Path:
+def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Counter[str], unit_size: int) -> Path:
     """Copy old units, and cut new samples into units that begin behind the rows that are `used` by bucket."""
     path = folder / "plan.arrow"  # until its checksum is known
     waiting: dict[str, pa.Table] = {}
-    next_row = {bucket: -(-rows // shard_size) * shard_size for bucket, rows in used.items()}
+    next_row = {bucket: -(-rows // unit_size) * unit_size for bucket, rows in used.items()}
     with (
         writing(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -212,7 +212,7 @@ def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used:
 
         def unit(bucket: str, samples: pa.Table) -> None:
             first = next_row.get(bucket, 0)
-            next_row[bucket] = first + shard_size
+            next_row[bucket] = first + unit_size
             rows = pa.array(np.arange(first, first + len(samples)), pa.int64())
             columns = [samples[name].combine_chunks() for name in _KEPT]
             out.write_batch(pa.RecordBatch.from_arrays([rows, *columns], schema=_PLAN_SCHEMA))
@@ -225,9 +225,9 @@ def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used:
                 bucket = bucket_of(height, width)
                 some = table.filter(pa.array((sizes[0] == height) & (sizes[1] == width)))
                 some = pa.concat_tables([waiting.pop(bucket), some]) if bucket in waiting else some
-                whole = len(some) // shard_size * shard_size
-                for first in range(0, whole, shard_size):
-                    unit(bucket, some.slice(first, shard_size))
+                whole = len(some) // unit_size * unit_size
+                for first in range(0, whole, unit_size):
+                    unit(bucket, some.slice(first, unit_size))
                 if whole < len(some):
                     waiting[bucket] = some.slice(whole).combine_chunks()
         for bucket in sorted(waiting):
@@ -252,9 +252,9 @@ def require_distinct(names: Iterable[list[str]], complaint: Callable[[str], str]
             raise ValueError(complaint(some[int(np.flatnonzero(marks == twice[0])[-1])]))
 
 
-def in_piece(number: int, piece: tuple[int, int] | None) -> bool:
-    """Whether a unit belongs to piece I of N, as (I, N)."""
-    return piece is None or number % piece[1] == piece[0] - 1
+def in_part(number: int, part: tuple[int, int] | None) -> bool:
+    """Whether a unit belongs to part I of N, as (I, N)."""
+    return part is None or number % part[1] == part[0] - 1
 
 
 def matcher(glob: str | None) -> Callable[[str], bool]:

@@ -52,7 +52,7 @@ def verify(run: Path, repair: bool, on_unit: Callable[[int, int], None]) -> Veri
         found.faults += _damaged_tables(run, about)
         if about["store"] == "zarr":
             for layer, attributes in zarr_layers(about).items():
-                metadata = (run / zarr_folder(layer), plan.rows(), about["shard_size"], attributes)
+                metadata = (run / zarr_folder(layer), plan.rows(), about["unit_size"], attributes)
                 damaged = damaged_metadata(*metadata)
                 found.faults += [f"{path} differs from what was written" for path in damaged]
                 if damaged and repair:
@@ -84,7 +84,7 @@ def verify(run: Path, repair: bool, on_unit: Callable[[int, int], None]) -> Veri
 
 def _plan(run: Path, about: About, repair: bool, found: Verified) -> Plan | None:
     """The plan, compared with the manifest where that is still the same; `repair` makes it again from there."""
-    path, size = Path(about["manifest"]), about["shard_size"]
+    path, size = Path(about["manifest"]), about["unit_size"]
     unchanged = path.is_file() and sha256(path) == about["manifest_sha256"]
     manifest = open_manifest(path) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())

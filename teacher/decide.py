@@ -25,7 +25,7 @@ _BAND_BYTES = {"cpu": 4 << 20, "cuda": 256 << 20}
 _COUNTED_AT_ONCE = {"cpu": 1 << 16, "cuda": 1 << 26}  # pixels, likewise
 
 
-class LeftOut(NamedTuple):
+class Undrawn(NamedTuple):
     """Where people outlined nothing, (B, H, W) bool, and the share of each class that they do not outline, (C,) > 0.
 
     By Bayes' rule the latter is how likely each class makes the former: there its probability is multiplied by it.
@@ -89,7 +89,7 @@ def top_classes(
     classes: int,
     device: torch.device,
     temperature: float = 1.0,
-    left_out: LeftOut | None = None,
+    left_out: Undrawn | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Of every image of a field: top class (B, H, W) uint8, and its probability (B, H, W) float32, on the device."""
     winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)

@@ -21,7 +21,7 @@ from autolabel.manifests.files import sha256
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
-from autolabel.teacher.decide import LabelStatistics, LeftOut, Prediction, count, encode, keep, top_classes
+from autolabel.teacher.decide import LabelStatistics, Prediction, Undrawn, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks.combine import Average, Field, Part, at_size, mean_with_mirrored
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -295,7 +295,7 @@ class Teacher:
 
     def _left_out(
         self, shares: Sequence[float] | None, coarse: Sequence[Image | None], size: tuple[int, ...], batch: int = 1
-    ) -> LeftOut | None:
+    ) -> Undrawn | None:
         """Where no class is named; nowhere in an image without a coarse label, and in what fills a batch up."""
         if shares is None or all(label is None for label in coarse):
             return None
@@ -303,7 +303,7 @@ class Teacher:
         for place, label in enumerate(coarse):
             if label is not None:
                 where[place] = label == IGNORE
-        return LeftOut(torch.from_numpy(where).to(self.device), torch.tensor(shares, device=self.device))
+        return Undrawn(torch.from_numpy(where).to(self.device), torch.tensor(shares, device=self.device))
 
     @torch.inference_mode()
     def _predict_batch(
@@ -314,7 +314,7 @@ class Teacher:
         scales: Sequence[float],
         flip: bool,
         temperature: float,
-        left_out: LeftOut | None,
+        left_out: Undrawn | None,
     ) -> list[Prediction]:
         classes = self.network.classes
         filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])

@@ -21,7 +21,7 @@ def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp
     generate = ("generate", "--manifest", city / "coarse.parquet", "--teacher", teacher, "--out", run)
 
     # First four of ten images, in units of three: the second unit is left half done.
-    first = autolabel(*generate, "--shard-size", 3, "--limit", 4, "--workers", 2)
+    first = autolabel(*generate, "--unit-size", 3, "--limit", 4, "--workers", 2)
     assert (first.exit_code, first.stdout.splitlines()[0]) == (
         0,
         "10 samples: 4 labelled, 0 quarantined, 6 left for later",
@@ -30,7 +30,7 @@ def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp
     assert len(before) == 4
 
     # The same again, without the limit: only the rest is done, and what was there stays byte for byte.
-    second = autolabel(*generate, "--shard-size", 3, "--workers", 2)
+    second = autolabel(*generate, "--unit-size", 3, "--workers", 2)
     assert (second.exit_code, second.stdout.splitlines()[0]) == (
         0,
         "10 samples: 10 labelled, 0 quarantined, 0 left for later",

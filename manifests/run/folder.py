@@ -27,7 +27,7 @@ from autolabel.manifests.policy import differences
 
 FORMAT = "autolabel-run/3"
 RUN = "run.json"
-_SETUP_SECONDS = 60.0  # that another piece may need to prepare the folder
+_SETUP_SECONDS = 60.0  # that another part may need to prepare the folder
 About = dict[str, Any]
 
 
@@ -99,14 +99,14 @@ def _short(value: Any) -> str:
 
 
 class Lock:
-    """One driver per run folder, or several that each do a piece of their own.
+    """One driver per run folder, or several that each do a part of their own.
 
-    The first one in is `alone` and may prepare the folder; a driver of a piece then lets others in with `share`. Locks
+    The first one in is `alone` and may prepare the folder; a driver of a part then lets others in with `share`. Locks
     go with the process that holds them, however it ends.
     """
 
-    def __init__(self, out: Path, piece: tuple[int, int] | None) -> None:
-        self._out, self._piece = out, piece
+    def __init__(self, out: Path, part: tuple[int, int] | None) -> None:
+        self._out, self._piece = out, part
         self.alone = False
 
     @contextlib.contextmanager
@@ -133,14 +133,14 @@ class Lock:
             yield self
 
     def share(self) -> None:
-        """The folder is prepared: other pieces may come in."""
+        """The folder is prepared: other parts may come in."""
         if self._piece is not None:
             fcntl.flock(self._file, fcntl.LOCK_SH)
             self.alone = False
 
     @contextlib.contextmanager
     def publishing(self) -> Iterator[None]:
-        """One piece after the other derives the tables."""
+        """One part after the other derives the tables."""
         with contextlib.ExitStack() as stack:
             if self._piece is not None:
                 fcntl.flock(self._open(stack, f"{LOCK}.publish"), fcntl.LOCK_EX)

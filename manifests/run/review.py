@@ -1,6 +1,6 @@
 """Which automatic labels to look at, or to leave out of training, first: a run's images, the least trusted on top.
 
-    trust = (1 - disagreement) * mean_confidence,    disagreement = overridden coarse pixels / coarse pixels
+    trust = (1 - disagreement) * mean_confidence,    disagreement = contradicted coarse pixels / coarse pixels
 
 Where no human drew anything there is no disagreement, and trust is the confidence alone.
 """
@@ -70,14 +70,14 @@ def writing_review(path: Path, names: Sequence[str]) -> Iterator[Callable[[pa.Ta
 
 def _scores(images: pa.Table, classes: pa.Table) -> pa.Table:
     place = pc.index_in(classes["sample_id"], images["sample_id"].combine_chunks()).to_numpy()
-    lost = np.zeros((len(images), MAX_CLASSES), np.int64)  # overridden pixels by image and class
-    np.add.at(lost, (place, classes["class_id"].to_numpy()), classes["overridden_pixels"].to_numpy())
-    overridden, coarse = lost.sum(axis=1), images["coarse_pixels"].to_numpy()
-    disagreement = np.divide(overridden, coarse, out=np.zeros(len(images)), where=coarse > 0)
+    lost = np.zeros((len(images), MAX_CLASSES), np.int64)  # contradicted pixels by image and class
+    np.add.at(lost, (place, classes["class_id"].to_numpy()), classes["contradicted_pixels"].to_numpy())
+    contradicted, coarse = lost.sum(axis=1), images["coarse_pixels"].to_numpy()
+    disagreement = np.divide(contradicted, coarse, out=np.zeros(len(images)), where=coarse > 0)
     columns = {
         "trust": (1 - disagreement) * images["mean_confidence"].to_numpy(),
         "disagreement": pa.array(disagreement, mask=coarse == 0),
-        "worst": pa.array(lost.argmax(axis=1), pa.uint8(), mask=overridden == 0),
+        "worst": pa.array(lost.argmax(axis=1), pa.uint8(), mask=contradicted == 0),
     }
     return pa.table([columns[name] if name in columns else images[name] for name in _SCORES.names], schema=_SCORES)
 

@@ -340,16 +340,16 @@ def _diagram(space: LabelSpace, calibration: Calibration) -> Report:
 
 def _coarse(run: Path, space: LabelSpace) -> list[Report]:
     """What became of the human coarse labels, over all images of the run, from its statistics alone."""
-    columns = ["coarse_pixels", "agreeing_pixels", "overridden_pixels"]
+    columns = ["coarse_pixels", "agreeing_pixels", "contradicted_pixels"]
     sums: Counts = np.zeros((len(space), len(columns)), np.int64)
     for batch in stream_statistics(run, "classes", ["class_id", *columns]):
         counts = np.stack([batch[name].to_numpy() for name in columns], axis=1)
         np.add.at(sums, batch["class_id"].to_numpy(), counts)
-    pixels, agreeing, overridden = sums.T
+    pixels, agreeing, contradicted = sums.T
     return [
-        {"name": name, "coarse_pixels": int(n), "agreement": _number(yes), "overridden": _number(no)}
+        {"name": name, "coarse_pixels": int(n), "agreement": _number(yes), "contradicted": _number(no)}
         for name, n, yes, no in zip(
-            space.names, pixels, shares(agreeing, pixels), shares(overridden, pixels), strict=True
+            space.names, pixels, shares(agreeing, pixels), shares(contradicted, pixels), strict=True
         )
     ]
 

@@ -17,7 +17,7 @@ from autolabel.manifests.tables import CONFIDENCE_BINS, FATES, open_manifest, st
 
 _FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
 _MOST_OUTLINED = 0.99
-_SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "overridden_pixels", *_FATES)
+_SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "contradicted_pixels", *_FATES)
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Summary:
     kept              share of the pixels whose top class it is that the teacher's rules keep
     confidence        mean confidence over those pixels, before the threshold
     agreement         share of its coarse pixels that the auto label confirms
-    overridden        share of its coarse pixels that the auto label gives to another class
+    contradicted        share of its coarse pixels that the auto label gives to another class
 
     `fates` has the same rows: the share of the pixels whose top class it is by what became of them, a column for each
     of FATES that occurs. The rest is about all pixels of all images. Shares without any pixel are NaN.
@@ -95,7 +95,7 @@ def summarise(run: Path) -> Summary:
             "kept": _share(summed["kept_pixels"], summed["seen"]),
             "confidence": _share(summed["confidence"], summed["seen"]),
             "agreement": _share(summed["agreeing_pixels"], summed["coarse_pixels"]),
-            "overridden": _share(summed["overridden_pixels"], summed["coarse_pixels"]),
+            "contradicted": _share(summed["contradicted_pixels"], summed["coarse_pixels"]),
         }
     )
     fates = {fate: _share(summed[name], summed["seen"]) for name, fate in _FATES.items() if sums[name].any()}
@@ -126,9 +126,9 @@ def outlined(run: Path) -> tuple[pd.DataFrame, Policy]:
     """
     space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
     named, left_out = np.zeros((2, len(space)), np.int64)
-    for rows in stream_statistics(run, "classes", ["class_id", "coarse_pixels", "left_out_pixels"]):
+    for rows in stream_statistics(run, "classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
         np.add.at(named, rows["class_id"].to_numpy(), rows["coarse_pixels"].to_numpy())
-        np.add.at(left_out, rows["class_id"].to_numpy(), rows["left_out_pixels"].to_numpy())
+        np.add.at(left_out, rows["class_id"].to_numpy(), rows["undrawn_pixels"].to_numpy())
     if not named.any():
         raise ValueError(f"{run} has no coarse label: nobody outlined anything in its images")
     counts = pd.DataFrame({"named": named, "left_out": left_out}, index=pd.Index(space.names, name="class"))

@@ -22,10 +22,10 @@ _DOUBTFUL = 0.25  # a class that loses this share of its coarse pixels to other 
 SHOWN_FATES = {
     "kept": ("kept", "#0072b2"),
     "below_threshold": ("below its threshold", "#e69f00"),
-    "in_boundary": ("near a boundary", "#56b4e9"),
-    "too_small": ("in too small a piece", "#f0e442"),
-    "outside_region": ("outside the region", "#8c8c8c"),
-    "overridden_by_human": ("decided by the human label", "#cc79a7"),
+    "near_boundary": ("near a boundary", "#56b4e9"),
+    "in_small_piece": ("in too small a piece", "#f0e442"),
+    "outside_area": ("outside the area", "#8c8c8c"),
+    "decided_by_human": ("decided by the human label", "#cc79a7"),
 }
 
 About = Mapping[str, Any]  # run.json
@@ -52,7 +52,7 @@ def class_plot(summary: Summary, space: LabelSpace) -> dict[str, Any]:
         "seen": seen,
         "unseen": [row["name"] for row in rows if row not in seen],
         "lost": [row["name"] for row in seen if row["coarse_pixels"] and not row["auto_pixels"]],
-        "doubtful": [row for row in seen if row["auto_pixels"] and row["overridden"] > _DOUBTFUL],
+        "doubtful": [row for row in seen if row["auto_pixels"] and row["contradicted"] > _DOUBTFUL],
         "ticks": [(tick, place(tick)) for tick in _TICKS if tick <= widest],
     }
 
@@ -112,13 +112,13 @@ def policy_facts(about: About) -> Facts:
     if policy.outlined:
         shares = ", ".join(f"{name} {100 * share:.0f} %" for name, share in policy.outlined.items())
         facts.append(("Outlined by people", f"{shares}: so much less likely is a class where they named none"))
-    if policy.region:
-        (top, bottom), (left, right) = policy.region.rows, policy.region.columns
-        facts.append(("Region", f"rows {top:g} to {bottom:g}, columns {left:g} to {right:g}, {policy.region.unit}"))
+    if policy.area:
+        (top, bottom), (left, right) = policy.area.rows, policy.area.columns
+        facts.append(("Area", f"rows {top:g} to {bottom:g}, columns {left:g} to {right:g}, {policy.area.unit}"))
     if policy.boundary:
         facts.append(("Boundary", f"pixels within {policy.boundary} px of another class are ignored"))
-    if policy.min_region:
-        facts.append(("Pieces", f"of less than {policy.min_region} px are ignored"))
+    if policy.smallest_piece:
+        facts.append(("Pieces", f"of less than {policy.smallest_piece} px are ignored"))
     by_rule: dict[str, list[str]] = {}
     for name, rule in policy.coarse_rules.items():
         by_rule.setdefault(rule, []).append(name)

@@ -187,7 +187,7 @@ def test_a_chunk_in_which_all_is_ignored_takes_no_bytes() -> None:
 
 
 @pytest.mark.parametrize("shard", [1, 3, 64, 256])
-def test_a_store_of_any_shard_size_with_a_short_last_shard_is_read_back(tmp_path: Path, shard: int) -> None:
+def test_a_store_of_any_unit_size_with_a_short_last_shard_is_read_back(tmp_path: Path, shard: int) -> None:
     labels = [street(i, 90, 100) for i in range(shard + 1)]
     create_zarr(tmp_path, {BUCKET: len(labels)}, shard, {})
     for first in range(0, len(labels), shard):

@@ -7,21 +7,21 @@ from pathlib import Path
 import pytest
 
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
-from autolabel.manifests.policy import PAPER, PRESETS, REFERENCE, Policy, Region, differences, load_policy, policy_of
+from autolabel.manifests.policy import PAPER, PRESETS, REFERENCE, Area, Policy, differences, load_policy, policy_of
 
 EVERYTHING = """
 name = "all of it"
 threshold = 0.6
 temperature = 1.5
 boundary = 2
-min_region = 50
+smallest_piece = 50
 coarse = "teacher-wins"
 
 [thresholds]
 pole = 0.3
 "traffic light" = 0.35
 
-[region]
+[area]
 rows = [15, 840]
 columns = [14, 2030]
 
@@ -43,7 +43,7 @@ def written(folder: Path, text: str) -> str:
 
 def test_a_file_says_what_counts(tmp_path: Path) -> None:
     assert load_policy(written(tmp_path, EVERYTHING)) == Policy(
-        "all of it", 0.6, {"pole": 0.3, "traffic light": 0.35}, 1.5, Region((15, 840), (14, 2030)), 2, 50,
+        "all of it", 0.6, {"pole": 0.3, "traffic light": 0.35}, 1.5, Area((15, 840), (14, 2030)), 2, 50,
         "teacher-wins", {"truck": "union", "car": "ignore"}, {"sky": 0.9, "pole": 0.1},
     )  # fmt: skip
 
@@ -82,16 +82,16 @@ def test_every_rule_comes_back(tmp_path: Path) -> None:
         ("temperature = 0", "temperature 0: expected a number from 0.05 to 20"),
         ("boundary = 1.5", "boundary = 1.5: expected a whole number"),
         ("boundary = 65", "boundary 65: expected 0 to 64 pixels"),
-        ("min_region = -1", "min_region -1: expected 0 to 1048576 pixels"),
+        ("smallest_piece = -1", "smallest_piece -1: expected 0 to 1048576 pixels"),
         ("coarse = 'human'", "coarse rule 'human': expected one of ignore, agree, union, human-wins, teacher-wins"),
         ("[coarse_rules]\ncar = 1", "coarse_rules.car: expected one of ignore"),
-        ("[region]\nrows = [0, 10]", "region has no columns: expected rows and columns"),
-        ("[region]\nrows = [10, 0]\ncolumns = [0, 9]", "region rows [10, 0]: expected two whole numbers"),
-        ("[region]\nrows = [0, 1.5]\ncolumns = [0, 9]", "region rows [0, 1.5]: expected two whole numbers"),
-        ("[region]\nunit='fractions'\nrows=[0, 1.5]\ncolumns=[0, 1]", "region rows [0, 1.5]: expected two fractions"),
-        ("[region]\nunit='inches'\nrows=[0, 1]\ncolumns=[0, 1]", "region unit 'inches': expected pixels or fractions"),
-        ("[region]\nrows = [0]\ncolumns = [0, 1]", "region.rows [0]: expected two numbers"),
-        ("[region]\nrow = [0, 1]", "unknown key 'region.row': did you mean 'rows'?"),
+        ("[area]\nrows = [0, 10]", "area has no columns: expected rows and columns"),
+        ("[area]\nrows = [10, 0]\ncolumns = [0, 9]", "area rows [10, 0]: expected two whole numbers"),
+        ("[area]\nrows = [0, 1.5]\ncolumns = [0, 9]", "area rows [0, 1.5]: expected two whole numbers"),
+        ("[area]\nunit='fractions'\nrows=[0, 1.5]\ncolumns=[0, 1]", "area rows [0, 1.5]: expected two fractions"),
+        ("[area]\nunit='inches'\nrows=[0, 1]\ncolumns=[0, 1]", "area unit 'inches': expected pixels or fractions"),
+        ("[area]\nrows = [0]\ncolumns = [0, 1]", "area.rows [0]: expected two numbers"),
+        ("[area]\nrow = [0, 1]", "unknown key 'area.row': did you mean 'rows'?"),
         ("threshold = ", "Invalid value"),
     ],
 )  # fmt: skip
@@ -115,15 +115,15 @@ def test_a_class_of_another_label_space_is_refused_by_name() -> None:
 
 
 def test_the_reference_looks_at_rows_15_to_839_and_columns_14_to_2029() -> None:
-    assert REFERENCE.region is not None
-    assert REFERENCE.region.box(1024, 2048) == (slice(15, 840), slice(14, 2030))
-    assert REFERENCE.region.box(512, 1024) == (slice(8, 420), slice(7, 1015))  # scaled with the image
+    assert REFERENCE.area is not None
+    assert REFERENCE.area.box(1024, 2048) == (slice(15, 840), slice(14, 2030))
+    assert REFERENCE.area.box(512, 1024) == (slice(8, 420), slice(7, 1015))  # scaled with the image
 
 
 def test_a_region_must_lie_in_the_image() -> None:
-    assert Region((0, 10), (0, 20)).box(10, 20) == (slice(0, 10), slice(0, 20))
+    assert Area((0, 10), (0, 20)).box(10, 20) == (slice(0, 10), slice(0, 20))
     with pytest.raises(ValueError, match="leaves an image of 10 rows and 19 columns: give it in fractions"):
-        Region((0, 10), (0, 20)).box(10, 19)
+        Area((0, 10), (0, 20)).box(10, 19)
 
 
 @pytest.mark.parametrize("levels", [3, 8, 20, 32])

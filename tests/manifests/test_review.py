@@ -29,15 +29,15 @@ IMAGES = pa.schema(
         ("ignored_fraction", pa.float64()),
     ]
 )
-CLASSES = pa.schema([("sample_id", pa.string()), ("class_id", pa.int32()), ("overridden_pixels", pa.int64())])
+CLASSES = pa.schema([("sample_id", pa.string()), ("class_id", pa.int32()), ("contradicted_pixels", pa.int64())])
 
 
 def image(name: str, confidence: float, coarse: int = 0, agreement: float | None = None) -> dict[str, Any]:
     return dict(zip(IMAGES.names, (name, confidence, coarse, agreement, 0.25), strict=True))
 
 
-def overridden(name: str, *pixels: int) -> Rows:
-    return [{"sample_id": name, "class_id": c, "overridden_pixels": n} for c, n in enumerate(pixels)]
+def contradicted(name: str, *pixels: int) -> Rows:
+    return [{"sample_id": name, "class_id": c, "contradicted_pixels": n} for c, n in enumerate(pixels)]
 
 
 def ranked(path: Path, *units: tuple[Rows, Rows]) -> Rows:
@@ -59,8 +59,8 @@ def test_four_images_by_hand(tmp_path: Path) -> None:
         image("tie b", 0.875, 4, 0.0),
         image("tie a", 0.875, 4, 0.0),
     ]
-    classes = overridden("sure", 0, 10) + overridden("contradicted", 20, 10, 20) + overridden("alone", 0, 0)
-    classes += overridden("tie a", 0, 0, 1) + overridden("tie b", 1)
+    classes = contradicted("sure", 0, 10) + contradicted("contradicted", 20, 10, 20) + contradicted("alone", 0, 0)
+    classes += contradicted("tie a", 0, 0, 1) + contradicted("tie b", 1)
     found = ranked(tmp_path / "review.parquet", (images[:2], classes[:5]), ([], []), (images[2:], classes[5:]))
     keys = ("rank", "sample_id", "trust", "agreement_with_coarse", "disagreement", "worst_class")
     assert [tuple(row[key] for key in keys) for row in found] == [
@@ -109,7 +109,7 @@ def run(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         row["label"] = None
     root = shutil.copytree(city, folder / "city")
     pq.write_table(pa.Table.from_pylist(rows, manifest.schema), root / "coarse.parquet")
-    generate(LabelJob(root / "coarse.parquet", teacher, folder / "run", (1.0,), engine="local", shard_size=4))
+    generate(LabelJob(root / "coarse.parquet", teacher, folder / "run", (1.0,), engine="local", unit_size=4))
     return folder / "run"
 
 
@@ -117,7 +117,7 @@ def test_a_run_ranks_its_images_by_what_its_other_tables_say(run: Path) -> None:
     images = {row["sample_id"]: row for row in read_statistics(run, "images").to_pylist()}
     lost: dict[str, dict[str, int]] = {name: {} for name in images}
     for row in read_statistics(run, "classes").to_pylist():
-        lost[row["sample_id"]][row["class_name"]] = row["overridden_pixels"]
+        lost[row["sample_id"]][row["class_name"]] = row["contradicted_pixels"]
     found = read_statistics(run, "review").to_pylist()
     assert [row["rank"] for row in found] == list(range(1, 11))
     assert [row["trust"] for row in found] == sorted(row["trust"] for row in found)

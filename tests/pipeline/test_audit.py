@@ -40,7 +40,7 @@ def finished(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     folder = tmp_path_factory.mktemp("audit")
     save_manifest(folder / "both.parquet", scan_cityscapes(city / "data", ["train", "val"])[0])
     job = LabelJob(folder / "both.parquet", teacher, folder / "run", scales=(1.0,), engine="local", store="png")
-    generate(replace(job, policy=Policy(threshold=0.3), shard_size=4))
+    generate(replace(job, policy=Policy(threshold=0.3), unit_size=4))
     return folder / "run"
 
 
@@ -133,12 +133,12 @@ def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path
 
 def test_the_suggestion_is_a_policy_file_that_keeps_the_other_rules(run: Path, city: Path) -> None:
     about = read_about(run)
-    rules = {"threshold": 0.3, "thresholds": {"train": 0.8, "sky": 0.2}, "min_region": 9, "coarse": "agree"}
+    rules = {"threshold": 0.3, "thresholds": {"train": 0.8, "sky": 0.2}, "smallest_piece": 9, "coarse": "agree"}
     write_about(run, {**about, "policy": {**about["policy"], **rules}})
     found = audit(run, city / "val.parquet", precision=0.7)
     policy = load_policy(str(run / "suggested.toml"))
     assert (policy.name, policy.threshold, policy.temperature) == ("precision-0.7", 0.3, 1)
-    assert (policy.min_region, policy.coarse) == (9, "agree")
+    assert (policy.smallest_piece, policy.coarse) == (9, "agree")
     suggested = {c["name"]: c["suggested_threshold"] for c in found["classes"] if c["suggested_threshold"] is not None}
     assert suggested and "train" not in suggested  # never seen: as it was
     assert policy.thresholds == {"train": 0.8, "sky": 0.2} | suggested
@@ -230,8 +230,8 @@ def test_coarse_labels_are_a_check_on_every_image(run: Path, city: Path) -> None
     pixels = sum(r["coarse_pixels"] for r in rows)
     assert len(rows) == 9 and found["road"]["coarse_pixels"] == pixels > 0
     assert found["road"]["agreement"] == sum(r["agreeing_pixels"] for r in rows) / pixels
-    assert found["road"]["overridden"] == sum(r["overridden_pixels"] for r in rows) / pixels
-    assert found["train"] == {"name": "train", "coarse_pixels": 0, "agreement": None, "overridden": None}
+    assert found["road"]["contradicted"] == sum(r["contradicted_pixels"] for r in rows) / pixels
+    assert found["train"] == {"name": "train", "coarse_pixels": 0, "agreement": None, "contradicted": None}
 
 
 def test_truth_that_the_teacher_has_seen_is_refused_unless_it_is_recorded(run: Path, city: Path) -> None:

@@ -79,7 +79,7 @@ def names(count: int, what: str = "ok") -> list[str]:
 
 
 def job(manifest: Path, teacher: Path, out: str = "run", **settings: Any) -> LabelJob:
-    defaults = {"scales": (1.0,), "shard_size": 3, "max_quarantined": 1.0}
+    defaults = {"scales": (1.0,), "unit_size": 3, "max_quarantined": 1.0}
     return LabelJob(manifest, teacher, manifest.parent / out, **{**defaults, **settings})
 
 
@@ -143,10 +143,10 @@ def test_images_that_kill_or_hang_their_process_are_found_and_cost_only_themselv
 
 def test_without_ray_the_next_call_goes_on_carefully(drive: Callable[..., Path], teacher: Path) -> None:
     """The image kills the whole command; called again, it finds out which one it was."""
-    asked = job(drive(*names(4), "kill-it"), teacher, engine="local", shard_size=64)
+    asked = job(drive(*names(4), "kill-it"), teacher, engine="local", unit_size=64)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
-        "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', shard_size=64), labeller=Fragile)"
+        "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', unit_size=64), labeller=Fragile)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(asked.manifest), str(asked.teacher)]
     for _ in range(5):  # once nobody looked, four times it was seen
@@ -198,7 +198,7 @@ def test_an_error_of_ours_is_tried_again_and_then_leaves_its_unit_for_later(
 def test_a_lost_machine_costs_nothing_and_a_new_one_is_used(
     cluster: Cluster, drive: Callable[..., Path], teacher: Path
 ) -> None:
-    asked = job(drive(*names(24, "slow")), teacher, shard_size=2)
+    asked = job(drive(*names(24, "slow")), teacher, unit_size=2)
     notes: list[str] = []
     finish = in_a_thread(lambda: generate(asked, on_note=notes.append, address=cluster.address, labeller=Fragile))
     wait_for(lambda: units_of(asked.out) >= 2)
@@ -211,7 +211,7 @@ def test_a_lost_machine_costs_nothing_and_a_new_one_is_used(
     assert any("its machine was lost" in note for note in notes)
     workers = read_statistics(asked.out)["worker"].to_pylist()
     assert len(set(workers)) >= 3  # from before, the replacement, and the one that joined
-    undisturbed = job(asked.manifest, teacher, "undisturbed", engine="local", shard_size=2)
+    undisturbed = job(asked.manifest, teacher, "undisturbed", engine="local", unit_size=2)
     generate(undisturbed)
     assert labels_of(asked.out) == labels_of(undisturbed.out)
 
@@ -259,10 +259,10 @@ def test_a_stopped_run_keeps_the_images_that_are_done_within_a_unit(
     drive: Callable[..., Path], teacher: Path, engine_name: str, how: signal.Signals
 ) -> None:
     """One unit of 40 images: a stop in its middle loses none that is finished."""
-    asked = job(drive(*names(40, "slow")), teacher, engine=engine_name, shard_size=64, workers=1)
+    asked = job(drive(*names(40, "slow")), teacher, engine=engine_name, unit_size=64, workers=1)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
-        "asked = job(Path(sys.argv[2]), Path(sys.argv[3]), engine=sys.argv[4], shard_size=64, workers=1);"
+        "asked = job(Path(sys.argv[2]), Path(sys.argv[3]), engine=sys.argv[4], unit_size=64, workers=1);"
         "say = lambda what: print(what, file=sys.stderr, flush=True);"
         "result = generate(asked, lambda p: say(p.done), say, labeller=Fragile);"
         "sys.exit(130 if result.stopped else 0)"

@@ -25,7 +25,7 @@ from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
-from autolabel.teacher.decide import LeftOut, top_classes
+from autolabel.teacher.decide import Undrawn, top_classes
 from autolabel.teacher.networks.combine import InMemory
 from autolabel.teacher.predict import Teacher, load_teacher
 
@@ -66,7 +66,7 @@ def test_a_pixel_that_was_left_out_is_of_a_class_that_is(temperature: float) -> 
     where = torch.rand(2, 256, 1024, generator=torch.Generator().manual_seed(1)) < 0.5
     where[1] = False
     shares = torch.linspace(0.01, 1, 19)
-    winner, confidence = top_classes(InMemory(logits), 2, 19, CPU, temperature, LeftOut(where, shares))
+    winner, confidence = top_classes(InMemory(logits), 2, 19, CPU, temperature, Undrawn(where, shares))
     p = torch.softmax(logits.double() / temperature, dim=1)
     p = torch.where(where[:, None], p * shares.double().view(-1, 1, 1), p)
     expected, top = (p / p.sum(dim=1, keepdim=True)).max(dim=1)
@@ -154,8 +154,8 @@ def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> No
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    place = table.schema.get_field_index("left_out_pixels")
-    pq.write_table(table.set_column(place, "left_out_pixels", pa.array([0] * len(table), pa.int64())), path)
+    place = table.schema.get_field_index("undrawn_pixels")
+    pq.write_table(table.set_column(place, "undrawn_pixels", pa.array([0] * len(table), pa.int64())), path)
     _, policy = outlined(job.out)
     assert policy.outlined and set(policy.outlined.values()) == {0.99}
 

@@ -31,9 +31,9 @@ def manifest(folder: Path, samples: list[Sample]) -> Path:
     return path
 
 
-def planned(folder: Path, samples: list[Sample], shard_size: int) -> Plan:
+def planned(folder: Path, samples: list[Sample], unit_size: int) -> Plan:
     file = open_manifest(manifest(folder, samples))
-    return Plan(write_plan(folder, file, shard_size), shard_size, file.image_root, file.label_root)
+    return Plan(write_plan(folder, file, unit_size), unit_size, file.image_root, file.label_root)
 
 
 def shape(plan: Plan) -> list[tuple[str, int, list[str]]]:
@@ -56,16 +56,16 @@ def test_the_samples_of_a_bucket_fill_its_units_in_the_manifests_order(tmp_path:
     assert [plan.name(k) for k in range(4)] == [u.name for u in plan]
 
 
-@pytest.mark.parametrize("shard_size", [1, 2, 3, 64, 256])
-def test_every_sample_is_in_one_unit_whatever_its_size(tmp_path: Path, shard_size: int) -> None:
-    rng = random.Random(shard_size)
+@pytest.mark.parametrize("unit_size", [1, 2, 3, 64, 256])
+def test_every_sample_is_in_one_unit_whatever_its_size(tmp_path: Path, unit_size: int) -> None:
+    rng = random.Random(unit_size)
     samples = [sample(n, rng.choice([1, 511, 512, 513, 1024]), rng.choice([1, 513, 2048])) for n in range(500)]
-    plan = planned(tmp_path, samples, shard_size)
+    plan = planned(tmp_path, samples, unit_size)
     assert sorted((s for u in plan for s in u.samples), key=lambda s: s.sample_id) == samples
     assert len({u.name for u in plan}) == len(plan)
     for unit in plan:
-        assert unit.first_row % shard_size == 0 and 1 <= len(unit.samples) <= shard_size
-    short = [u for u in plan if len(u.samples) < shard_size]
+        assert unit.first_row % unit_size == 0 and 1 <= len(unit.samples) <= unit_size
+    short = [u for u in plan if len(u.samples) < unit_size]
     assert len(short) <= len({u.bucket for u in plan})  # only the last one of a bucket
 
 
@@ -145,7 +145,7 @@ def test_a_flipped_bit_is_noticed_before_arrow_reads_it(tmp_path: Path) -> None:
             Plan(path, 2, tmp_path, tmp_path)
 
 
-def test_a_plan_of_another_shard_size_is_not_believed(tmp_path: Path) -> None:
+def test_a_plan_of_another_unit_size_is_not_believed(tmp_path: Path) -> None:
     path = planned(tmp_path, [sample(n) for n in range(9)], 3).path
     with pytest.raises(BadTable, match="unit of row 0"):
         Plan(path, 2, tmp_path, tmp_path)

@@ -29,9 +29,9 @@ OTHERS = {
         "all",
         0.3,
         {"sky": 0.9},
-        region=REFERENCE.region,
+        area=REFERENCE.area,
         boundary=1,
-        min_region=400,
+        smallest_piece=400,
         coarse="teacher-wins",
         coarse_rules={"road": "agree"},
     ),
@@ -44,7 +44,7 @@ def nothing(*_: object) -> None:
 
 
 def job(city: Path, teacher: Path, out: Path, policy: Policy = PAPER, **more: object) -> LabelJob:
-    asked = LabelJob(city / "coarse.parquet", teacher, out, (1.0,), policy=policy, engine="local", shard_size=4)
+    asked = LabelJob(city / "coarse.parquet", teacher, out, (1.0,), policy=policy, engine="local", unit_size=4)
     return replace(asked, **more)  # type: ignore[arg-type]
 
 
@@ -163,7 +163,7 @@ def test_what_cannot_be_relabelled_is_told_in_one_line(city: Path, teacher: Path
         (run, "threshold = 0.123", f"has threshold 0.123, but {run} can tell apart only 0.5, 0.7, 0.9: use these"),
         (run, "temperature = 2", f"has temperature 2, {run} 1: only `autolabel generate` can change it"),
         (run, "[thresholds]\nrode = 0.5", "'rode' is no class of label space 'cityscapes': did you mean 'road'?"),
-        (run, "[region]\nrows = [0, 97]\ncolumns = [0, 9]", "leaves an image of 96 rows and 192 columns"),
+        (run, "[area]\nrows = [0, 97]\ncolumns = [0, 9]", "leaves an image of 96 rows and 192 columns"),
     ]
     for source, text, message in refusals:
         mine.write_text(text)

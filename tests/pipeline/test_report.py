@@ -21,7 +21,7 @@ from test_arrows import ROOT
 from autolabel.manifests import drawing
 from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
-from autolabel.manifests.policy import PAPER, Policy, Region
+from autolabel.manifests.policy import PAPER, Area, Policy
 from autolabel.manifests.run.labels import open_confidence, open_labels
 from autolabel.manifests.tables import FATES, load_manifest, read_statistics
 from autolabel.pipeline.analysis.stats import summarise
@@ -286,13 +286,13 @@ def test_the_policy_is_told_in_words() -> None:
     assert plain["Scales"] == "0.5×, 1× and mirrored" and plain["Of classes"] == "the same for all"
     assert plain["Human labels"] == "ignore for all classes"
     careful = Policy(
-        "careful", 0.9, {"pole": 0.4}, 1.5, Region((0.1, 0.9), (0, 1), "fractions"), 2, 64, "agree",
+        "careful", 0.9, {"pole": 0.4}, 1.5, Area((0.1, 0.9), (0, 1), "fractions"), 2, 64, "agree",
         {"person": "union", "rider": "union"},
     )  # fmt: skip
     told = dict(charts.policy_facts({**about, "policy": careful.to_dict()}))
     assert told["Name"] == "careful" and told["Of classes"] == "pole 0.4"
     assert told["Human labels"] == "union for person, rider; agree for all others"
-    assert told["Region"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
+    assert told["Area"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
     assert "2 px" in told["Boundary"] and told["Pieces"] == "of less than 64 px are ignored"
 
 

@@ -147,7 +147,7 @@ def test_filters_show_exactly_what_the_statistics_say(visit: Callable[..., Any],
 def test_the_worst_come_first_and_other_orders_are_at_hand(visit: Callable[..., Any], run: Path) -> None:
     page = visit()
     images = read_statistics(run, "images").to_pandas().set_index("sample_id")
-    classes = read_statistics(run, "classes").to_pandas().groupby("sample_id").overridden_pixels.sum()
+    classes = read_statistics(run, "classes").to_pandas().groupby("sample_id").contradicted_pixels.sum()
     trust = images.mean_confidence * (1 - classes / images.coarse_pixels)
     worst_first = list(trust.sort_values().index)
     assert shown(page) == worst_first

@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import CAMVID, IGNORE, LabelClass, LabelSpace
-from autolabel.manifests.policy import COARSE_RULES, Policy, Region
+from autolabel.manifests.policy import COARSE_RULES, Area, Policy
 from autolabel.manifests.tables import FATES
 from autolabel.pipeline.rules import Outcome, Rules, near_boundary, small_pieces
 
@@ -43,21 +43,21 @@ def by_hand(policy: Policy, top: Map, level: Map, coarse: Map) -> tuple[Map, NDA
     threshold = policy.class_thresholds(SPACE)
     sure = lambda y, x, c: level[y, x] > EDGES.index(threshold[c])  # noqa: E731
     label, fate = top.copy(), np.full(top.shape, "kept", object)
-    rows, columns = policy.region.box(height, width) if policy.region else (slice(0, height), slice(0, width))
+    rows, columns = policy.area.box(height, width) if policy.area else (slice(0, height), slice(0, width))
     inside = lambda y, x: rows.start <= y < rows.stop and columns.start <= x < columns.stop  # noqa: E731
     for y, x in np.ndindex(top.shape):
         around = top[max(0, y - policy.boundary) : y + policy.boundary + 1,
                      max(0, x - policy.boundary) : x + policy.boundary + 1]  # fmt: skip
         if not inside(y, x):
-            label[y, x], fate[y, x] = IGNORE, "outside_region"
+            label[y, x], fate[y, x] = IGNORE, "outside_area"
         elif not sure(y, x, top[y, x]):
             label[y, x], fate[y, x] = IGNORE, "below_threshold"
         elif (around != top[y, x]).any():
-            label[y, x], fate[y, x] = IGNORE, "in_boundary"
+            label[y, x], fate[y, x] = IGNORE, "near_boundary"
     for piece in list(pieces_by_hand(label)):
-        if len(piece) < policy.min_region:
+        if len(piece) < policy.smallest_piece:
             for y, x in piece:
-                label[y, x], fate[y, x] = IGNORE, "too_small"
+                label[y, x], fate[y, x] = IGNORE, "in_small_piece"
     seen = {int(top[y, x]) for y, x in np.ndindex(top.shape) if inside(y, x)}
     teachers = label.copy()
     for y, x in np.ndindex(top.shape):
@@ -79,7 +79,7 @@ def by_hand(policy: Policy, top: Map, level: Map, coarse: Map) -> tuple[Map, NDA
         if rule == "teacher-wins" and not kept:
             to = h
         if to is not None:
-            label[y, x], fate[y, x] = to, "overridden_by_human"
+            label[y, x], fate[y, x] = to, "decided_by_human"
     return label, fate
 
 
@@ -102,10 +102,10 @@ def applied(policy: Policy, top: Map, level: Map, coarse: Map | None) -> Outcome
 
 AROUND = {
     "nothing around": {},
-    "region": {"region": Region((3, 20), (5, 28))},
+    "area": {"area": Area((3, 20), (5, 28))},
     "boundary": {"boundary": 1},
-    "small": {"min_region": 9},
-    "all": {"region": Region((0.1, 0.9), (0.0, 0.8), "fractions"), "boundary": 2, "min_region": 5},
+    "small": {"smallest_piece": 9},
+    "all": {"area": Area((0.1, 0.9), (0.0, 0.8), "fractions"), "boundary": 2, "smallest_piece": 5},
 }
 HUMAN = {
     **{rule: {"coarse": rule} for rule in COARSE_RULES},
@@ -127,7 +127,7 @@ def test_labels_and_fates_are_those_of_one_pixel_after_the_other(
         assert np.array_equal(found.label, label)
         for c in range(4):
             assert found.fates[c].tolist() == [((top == c) & (fate == name)).sum() for name in FATES]
-            assert found.from_human[c] == ((label == c) & (fate == "overridden_by_human")).sum()
+            assert found.from_human[c] == ((label == c) & (fate == "decided_by_human")).sum()
             assert found.pixels[c] == (label == c).sum()
         assert found.fates.sum() == top.size
 
@@ -143,7 +143,7 @@ def test_agreement_is_that_of_the_teacher_alone(around: dict[str, object]) -> No
             here = alone[coarse == h]
             assert found.coarse[h] == len(here)
             assert found.agreeing[h] == (here == h).sum()
-            assert found.overridden[h] == ((here != h) & (here != IGNORE)).sum()
+            assert found.contradicted[h] == ((here != h) & (here != IGNORE)).sum()
 
 
 def test_without_a_coarse_label_the_teacher_decides_alone() -> None:
@@ -157,16 +157,16 @@ def test_without_a_coarse_label_the_teacher_decides_alone() -> None:
 
 
 def test_a_union_waits_for_the_teacher_to_see_the_class_inside_the_region() -> None:
-    """One truck pixel of the teacher, outside the region, is not enough; inside it is."""
+    """One truck pixel of the teacher, outside the area, is not enough; inside it is."""
     top, level = np.zeros((4, 6), np.uint8), np.full((4, 6), 3, np.uint8)
     coarse = np.full((4, 6), IGNORE, np.uint8)
     coarse[:, 3:] = 2
-    policy = Policy(coarse_rules={"truck": "union"}, region=Region((0, 3), (0, 6)))
+    policy = Policy(coarse_rules={"truck": "union"}, area=Area((0, 3), (0, 6)))
     top[3, 0] = 2
     assert (applied(policy, top, level, coarse).label != 2).all()
     top[0, 0] = 2
     found = applied(policy, top, level, coarse)
-    assert (found.label[:, 3:] == 2).all()  # also below the region, as in the published loader
+    assert (found.label[:, 3:] == 2).all()  # also below the area, as in the published loader
     assert found.from_human.tolist() == [0, 0, 12, 0]
 
 
@@ -201,7 +201,7 @@ def test_a_piece_of_exactly_the_least_size_stays() -> None:
 def test_a_region_that_leaves_the_image_is_refused() -> None:
     top, level, coarse = random_case(1)
     with pytest.raises(ValueError, match="leaves an image of 24 rows and 31 columns"):
-        applied(Policy(region=Region((0, 25), (0, 31))), top, level, coarse)
+        applied(Policy(area=Area((0, 25), (0, 31))), top, level, coarse)
 
 
 def test_camvids_classes_fit_one_byte_with_eight_levels() -> None:

@@ -54,7 +54,7 @@ def drive(city: Path, tmp_path: Path) -> Path:
 
 
 def job(drive: Path, teacher: Path, out: str = "run", **settings: object) -> LabelJob:
-    defaults = {"engine": "local", "shard_size": 3, "scales": (0.5, 1.0)}
+    defaults = {"engine": "local", "unit_size": 3, "scales": (0.5, 1.0)}
     return LabelJob(
         drive.parent / "drive.parquet",
         teacher,
@@ -84,7 +84,7 @@ def test_labels_are_those_of_the_teacher_alone(drive: Path, teacher: Path) -> No
         {"engine": "local", "workers": 1},
         {"engine": "local", "workers": 4},
         {"store": "png"},
-        {"shard_size": 64},
+        {"unit_size": 64},
     ],
     ids=str,
 )
@@ -288,7 +288,7 @@ def test_a_finished_run_is_not_touched_by_the_same_call(drive: Path, teacher: Pa
         ({"scales": (1.0,)}, "scales was [0.5, 1.0], now [1.0]"),
         ({"flip": True}, "flip was false, now true"),
         ({"store": "png"}, 'store was "zarr", now "png"'),
-        ({"shard_size": 4}, "shard_size was 3, now 4"),
+        ({"unit_size": 4}, "unit_size was 3, now 4"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -372,7 +372,7 @@ def test_two_drivers_never_share_a_run(drive: Path, teacher: Path) -> None:
 def command(asked: LabelJob, *more: str) -> list[str]:
     return [
         sys.executable, "-m", "autolabel.cli", "generate", "--manifest", str(asked.manifest), "--teacher",
-        str(asked.teacher), "--out", str(asked.out), "--scales", "0.5,1", "--shard-size", "1", *more,
+        str(asked.teacher), "--out", str(asked.out), "--scales", "0.5,1", "--unit-size", "1", *more,
     ]  # fmt: skip
 
 
@@ -387,9 +387,9 @@ def wait_for_units(run: Path, count: int) -> None:
 def test_a_killed_run_keeps_what_was_committed_and_finishes_the_rest(
     drive: Path, teacher: Path, how: signal.Signals, code: int
 ) -> None:
-    whole = job(drive, teacher, "whole", shard_size=1)
+    whole = job(drive, teacher, "whole", unit_size=1)
     generate(whole)
-    asked = job(drive, teacher, shard_size=1)
+    asked = job(drive, teacher, unit_size=1)
     process = subprocess.Popen(command(asked, "--engine", "local", "--workers", "1"), stderr=subprocess.PIPE)
     wait_for_units(asked.out, 2)
     process.send_signal(how)
@@ -406,7 +406,7 @@ def test_a_killed_run_keeps_what_was_committed_and_finishes_the_rest(
 
 def test_a_killed_ray_worker_costs_no_image(drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker that dies is replaced and its unit is done again; nothing is lost and nothing counted twice."""
-    asked = job(drive, teacher, engine="ray", workers=1, shard_size=2)
+    asked = job(drive, teacher, engine="ray", workers=1, unit_size=2)
     killed: list[int] = []
 
     def kill_once(progress: object) -> None:

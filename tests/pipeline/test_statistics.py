@@ -127,8 +127,8 @@ def test_4_what_to_look_at(ask: Any, labels: Any, coarse: Any, folder: Path) -> 
     trust = {}
     for row in pq.read_table(folder / "runs" / "auto" / "stats" / "images.parquet").to_pylist():
         auto, human = labels[row["sample_id"]], coarse[row["sample_id"]]
-        overridden = ((human != 255) & (auto != 255) & (auto != human)).sum() / (human != 255).sum()
-        trust[row["sample_id"]] = (1 - overridden) * row["mean_confidence"]
+        contradicted = ((human != 255) & (auto != 255) & (auto != human)).sum() / (human != 255).sum()
+        trust[row["sample_id"]] = (1 - contradicted) * row["mean_confidence"]
     assert {row["sample_id"]: row["trust"] for row in found} == pytest.approx(
         dict(sorted(trust.items(), key=lambda item: item[1])[:5])
     )

@@ -74,10 +74,10 @@ def run(tmp_path: Path) -> Path:
     ]
     classes = [
         row("a", sky, bins(b8=20, b12=10, b19=30), pixels=40, mean_confidence=0.7, coarse_pixels=30,
-            agreeing_pixels=15, overridden_pixels=3),
+            agreeing_pixels=15, contradicted_pixels=3),
         row("a", road, bins(b9=10, b13=30), pixels=30, mean_confidence=0.6, coarse_pixels=10, agreeing_pixels=10),
         row("b", sky, bins(b4=20), pixels=0, mean_confidence=0.2),
-        row("b", road, bins(b19=80), pixels=80, mean_confidence=1.0, coarse_pixels=10, overridden_pixels=5),
+        row("b", road, bins(b19=80), pixels=80, mean_confidence=1.0, coarse_pixels=10, contradicted_pixels=5),
     ]  # fmt: skip
     return written(tmp_path / "run", images, classes)
 
@@ -90,11 +90,11 @@ def test_two_images_by_hand(run: Path) -> None:
     sky, road, car = (found.classes.loc[name] for name in ("sky", "road", "car"))
     assert sky[["images", "coarse_pixels", "auto_pixels"]].tolist() == [1, 30, 40]
     assert sky[["coarse_share", "auto_share", "kept"]].tolist() == [30 / 50, 40 / 150, 40 / 80]
-    assert sky[["agreement", "overridden"]].tolist() == [0.5, 0.1]
+    assert sky[["agreement", "contradicted"]].tolist() == [0.5, 0.1]
     assert sky["confidence"] == pytest.approx((60 * 0.7 + 20 * 0.2) / 80)
-    assert road[["images", "kept", "agreement", "overridden"]].tolist() == [2, 110 / 120, 0.5, 0.25]
+    assert road[["images", "kept", "agreement", "contradicted"]].tolist() == [2, 110 / 120, 0.5, 0.25]
     assert car[["images", "coarse_pixels", "auto_pixels", "coarse_share", "auto_share"]].tolist() == [0, 0, 0, 0, 0]
-    assert car[["kept", "confidence", "agreement", "overridden"]].isna().all()
+    assert car[["kept", "confidence", "agreement", "contradicted"]].isna().all()
     assert found.histograms.shape == (11, 20)
     assert found.histogram.tolist() == bins(b4=20, b8=20, b9=10, b12=10, b13=30, b19=110)
 
@@ -136,7 +136,7 @@ def test_tables_of_many_pieces_add_up_as_one(tmp_path: Path, monkeypatch: pytest
     random, count = np.random.default_rng(0), ROWS_AT_ONCE // 2
     classes = [
         row(f"{k}", c, random.multinomial(50, np.ones(20) / 20).tolist(), pixels=int(random.integers(1, 50)),
-            mean_confidence=float(random.random()), coarse_pixels=20, overridden_pixels=int(random.integers(20)))
+            mean_confidence=float(random.random()), coarse_pixels=20, contradicted_pixels=int(random.integers(20)))
         for k in range(count) for c in (0, 3, 8)
     ]  # fmt: skip
     run = written(tmp_path / "run", [image(f"{k}") for k in range(count)], classes)
@@ -152,10 +152,10 @@ def test_tables_of_many_pieces_add_up_as_one(tmp_path: Path, monkeypatch: pytest
     found = summarise(run)
     assert max(pieces) <= ROWS_AT_ONCE < sum(pieces)  # never the whole table at once
     rows = pd.DataFrame(classes)
-    sums = rows.groupby("class_name", sort=False)[["pixels", "overridden_pixels"]].sum()
+    sums = rows.groupby("class_name", sort=False)[["pixels", "contradicted_pixels"]].sum()
     ours = found.classes.loc[sums.index]
     assert ours["auto_pixels"].tolist() == sums["pixels"].tolist()
-    assert (ours["overridden"] * 20 * count).round().tolist() == sums["overridden_pixels"].tolist()
+    assert (ours["contradicted"] * 20 * count).round().tolist() == sums["contradicted_pixels"].tolist()
     assert found.histograms.sum() == 50 * 3 * count
     weighted = (rows["mean_confidence"] * 50).groupby(rows["class_name"], sort=False).sum() / (50 * count)
     assert ours["confidence"].tolist() == pytest.approx(weighted.tolist())
@@ -197,11 +197,11 @@ def test_help_shows_all_commands_and_a_folder_may_have_any_name(run: Path, monke
 
 
 def test_what_became_of_the_pixels_is_told_as_far_as_it_happened(tmp_path: Path) -> None:
-    fates = {"kept_pixels": 6, "below_threshold_pixels": 3, "overridden_by_human_pixels": 1}
+    fates = {"kept_pixels": 6, "below_threshold_pixels": 3, "decided_by_human_pixels": 1}
     rows = [row("a", 0, bins(b19=10), pixels=8, **fates), row("a", 3, bins(b19=90), pixels=90)]
     run = written(tmp_path / "run", [image("a", labelled_pixels=98)], rows)
     found = summarise(run)
-    assert found.fates.columns.tolist() == ["kept", "below_threshold", "overridden_by_human"]
+    assert found.fates.columns.tolist() == ["kept", "below_threshold", "decided_by_human"]
     assert found.fates.loc["sky"].tolist() == [0.6, 0.3, 0.1] and found.fates.loc["road"].tolist() == [1, 0, 0]
     assert (found.classes.loc["sky", "kept"], found.kept, found.auto_coverage) == (
         0.6,
@@ -209,4 +209,4 @@ def test_what_became_of_the_pixels_is_told_as_far_as_it_happened(tmp_path: Path)
         0.98,
     )  # what humans added is not the teacher's
     shown = autolabel("stats", run).stdout
-    assert "what became of the pixels" in shown and "overridden by human" in shown and "too small" not in shown
+    assert "what became of the pixels" in shown and "contradicted by human" in shown and "too small" not in shown

@@ -38,7 +38,7 @@ FLIPS = {"run.json": 20, "plan": 30, "records": 30, "labels": 50, "tables": 20} 
 
 def job(city: Path, teacher: Path, run: Path, store: str) -> LabelJob:
     return LabelJob(
-        city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local", shard_size=4, store=store
+        city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local", unit_size=4, store=store
     )  # fmt: skip
 
 

@@ -51,7 +51,7 @@ def comparison(city: Path, out: Path, *more: object, **other: Path) -> Result:
 def labelled(city: Path, teacher: Path, out: Path, store: str, *more: object) -> Path:
     """A run over the city's ten coarse images, in units of four."""
     made = autolabel("generate", "--manifest", city / "coarse.parquet", "--teacher", teacher, "--out", out,
-                     "--engine", "local", "--shard-size", 4, "--store", store, "--scales", "1", *more)  # fmt: skip
+                     "--engine", "local", "--unit-size", 4, "--store", store, "--scales", "1", *more)  # fmt: skip
     assert made.exit_code == 0, made.output
     return out
 

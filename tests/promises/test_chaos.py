@@ -92,7 +92,7 @@ def test_the_comparison_sees_every_kind_of_damage(city: Path, teacher: Path, tmp
     manifest = root / "coarse.parquet"
     next((root / "data/leftImg8bit/train_extra").rglob("*.png")).unlink()
     for name in ("quiet", "same"):
-        generate(LabelJob(manifest, teacher, tmp_path / name, scales=(1.0,), engine="local", shard_size=4))
+        generate(LabelJob(manifest, teacher, tmp_path / name, scales=(1.0,), engine="local", unit_size=4))
     assert chaos.differences(tmp_path / "same", tmp_path / "quiet") == []
     missed = []
     for what, (change, expected) in CHANGES.items():

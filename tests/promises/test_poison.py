@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("load_once")
 
 
 def job(place: Path, teacher: Path, run: str = "run", **settings: object) -> LabelJob:
-    defaults = {"scales": (1.0,), "engine": "local", "shard_size": 4, "max_quarantined": 1.0}
+    defaults = {"scales": (1.0,), "engine": "local", "unit_size": 4, "max_quarantined": 1.0}
     return LabelJob(place / "drive.parquet", teacher, place / run, **{**defaults, **settings})  # type: ignore[arg-type]
 
 
@@ -308,8 +308,8 @@ def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactor
     photograph(city, made / "drive", NAMES)
     scanned(city, made / "drive")
     for store in STORES:
-        generate(job(made, teacher, f"{store}-whole", store=store, shard_size=3))
-        generate(job(made, teacher, f"{store}-begun", store=store, shard_size=3, limit=3))
+        generate(job(made, teacher, f"{store}-whole", store=store, unit_size=3))
+        generate(job(made, teacher, f"{store}-begun", store=store, unit_size=3, limit=3))
     return made
 
 
@@ -397,14 +397,14 @@ def test_an_error_of_the_disk_ends_the_call_and_costs_no_label(
     store: str, call: str, place: str, number: int,
 ) -> None:  # fmt: skip
     shutil.copytree(originals / f"{store}-begun", tmp_path / "run")
-    asked = replace(job(originals, teacher, store=store, shard_size=3), out=tmp_path / "run")
+    asked = replace(job(originals, teacher, store=store, unit_size=3), out=tmp_path / "run")
     whole, before = labels_of(originals / f"{store}-whole"), labels_of(asked.out)
     assert list(before) == NAMES[:3]
     with monkeypatch.context() as patch:
         disk = Disk(patch, call, PLACES[place], number)
         result = autolabel(
             "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
-            "--engine", "local", "--shard-size", 3, "--store", store,
+            "--engine", "local", "--unit-size", 3, "--store", store,
         )  # fmt: skip
     assert disk.failed
     assert result.exit_code == 2
@@ -421,7 +421,7 @@ def test_an_error_of_the_disk_is_raised_as_it_is(
     originals: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, store: str
 ) -> None:
     """In a new folder; the very first file of the first unit."""
-    asked = replace(job(originals, teacher, store=store, shard_size=3), out=tmp_path / "run")
+    asked = replace(job(originals, teacher, store=store, unit_size=3), out=tmp_path / "run")
     with monkeypatch.context() as patch:
         Disk(patch, "fsync", r"/c\.0|\.c\.0|/labels/\.a\.png", errno.ENOSPC)
         with pytest.raises(OSError) as failure:
@@ -432,15 +432,15 @@ def test_an_error_of_the_disk_is_raised_as_it_is(
 
 
 @pytest.mark.parametrize(
-    ("store", "shard_size", "room"),
+    ("store", "unit_size", "room"),
     [("zarr", 512, 8000), ("png", 3, 9000)],
     ids=["a shard that is written again", "a record"],
 )
 def test_a_write_that_really_comes_short_leaves_nothing_half_written(
-    originals: Path, teacher: Path, tmp_path: Path, store: str, shard_size: int, room: int
+    originals: Path, teacher: Path, tmp_path: Path, store: str, unit_size: int, room: int
 ) -> None:
     """No file may become larger than `room` bytes. An index of 512 rows has more, and so has a record."""
-    asked = replace(job(originals, teacher, store=store, shard_size=shard_size), out=tmp_path / "run")
+    asked = replace(job(originals, teacher, store=store, unit_size=unit_size), out=tmp_path / "run")
     generate(replace(asked, limit=3))
     before = labels_of(asked.out)
     code = (
@@ -450,7 +450,7 @@ def test_a_write_that_really_comes_short_leaves_nothing_half_written(
     )
     command = [
         sys.executable, "-c", code, room, "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out",
-        asked.out, "--scales", "1", "--engine", "local", "--shard-size", shard_size, "--store", store,
+        asked.out, "--scales", "1", "--engine", "local", "--unit-size", unit_size, "--store", store,
     ]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
@@ -467,10 +467,10 @@ def test_a_folder_that_may_not_be_written_to_is_one_clear_line(originals: Path, 
     shutil.copytree(originals / "zarr-begun", tmp_path / "run")
     for folder in (tmp_path / "run", *(p for p in (tmp_path / "run").rglob("*") if p.is_dir())):
         folder.chmod(0o500)
-    asked = replace(job(originals, teacher, shard_size=3), out=tmp_path / "run")
+    asked = replace(job(originals, teacher, unit_size=3), out=tmp_path / "run")
     result = autolabel(
         "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
-        "--engine", "local", "--shard-size", 3,
+        "--engine", "local", "--unit-size", 3,
     )  # fmt: skip
     assert result.exit_code == 2
     assert re.fullmatch(r"autolabel: Permission denied: .*\n", result.stderr)

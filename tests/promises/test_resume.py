@@ -1,4 +1,4 @@
-"""A run goes on where it was left: what is done is known by content, and several drivers share it in pieces.
+"""A run goes on where it was left: what is done is known by content, and several drivers share it in parts.
 
 If this fails, images are labelled twice or never, labels of two teachers are mixed, or one is that of another image.
 """
@@ -38,7 +38,7 @@ LIVE = ("progress.json", ".lock")  # written by every call
 
 def job(place: Path, run: str, **settings: object) -> LabelJob:
     """What the run folder `place`/`run` is asked for; `run` begins with the name of its store."""
-    defaults = {"scales": (1.0,), "engine": "local", "shard_size": 3, "store": run[:4].removesuffix("-")}
+    defaults = {"scales": (1.0,), "engine": "local", "unit_size": 3, "store": run[:4].removesuffix("-")}
     return LabelJob(place / "drive.parquet", place / "teacher.pt", place / run, **{**defaults, **settings})  # type: ignore[arg-type]
 
 
@@ -81,7 +81,7 @@ def options(asked: LabelJob, *more: object) -> list[str]:
     """The command line that asks for the same."""
     return [
         "generate", "--manifest", str(asked.manifest), "--teacher", str(asked.teacher), "--out", str(asked.out),
-        "--scales", "1", "--engine", "local", "--shard-size", str(asked.shard_size), "--store", asked.store,
+        "--scales", "1", "--engine", "local", "--unit-size", str(asked.unit_size), "--store", asked.store,
         *map(str, more),
     ]  # fmt: skip
 
@@ -122,7 +122,7 @@ def test_a_grown_manifest_labels_only_what_is_new(place: Path, city: Path, store
 @pytest.mark.parametrize("store", STORES)
 def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: Path, city: Path, store: str) -> None:
     """Planned afresh, samples come to other units and other rows; a crop must not be that of the row's old owner."""
-    asked = job(place, f"{store}-alone", shard_size=64)
+    asked = job(place, f"{store}-alone", unit_size=64)
     generate(asked)
     photograph(city, place / "drive", [*NAMES, "s00", "s04", "s99"])
     scanned(city, place / "drive")
@@ -213,7 +213,7 @@ def test_a_run_json_that_is_not_as_it_was_written_is_refused(
     path = asked.out / "run.json"
     path.write_text(damage(path.read_text()))
     before = written(asked.out)
-    for command in (options(asked), options(asked, "--plan"), ["verify", asked.out]):
+    for command in (options(asked), options(asked, "--dry-run"), ["verify", asked.out]):
         result = autolabel(*command)
         assert result.exit_code == 2
         assert result.stderr.startswith(f"autolabel: {path} {message}")
@@ -260,12 +260,12 @@ def test_a_unit_that_was_done_in_two_calls_has_the_bytes_of_one(place: Path, sto
     assert verify(asked.out, False, lambda *_: None).faults == []
 
 
-@pytest.mark.parametrize("shard_size", [1, 2, 7, 64, 256])
-def test_labels_are_the_same_whatever_the_units(place: Path, shard_size: int) -> None:
-    asked = job(place, "zarr-other", shard_size=shard_size)
+@pytest.mark.parametrize("unit_size", [1, 2, 7, 64, 256])
+def test_labels_are_the_same_whatever_the_units(place: Path, unit_size: int) -> None:
+    asked = job(place, "zarr-other", unit_size=unit_size)
     generate(asked)
     assert labels_of(asked.out) == labels_of(job(place, "zarr").out)
-    assert len(records(asked)) == -(-7 // shard_size)
+    assert len(records(asked)) == -(-7 // unit_size)
 
 
 def test_run_json_tells_what_was_asked_and_how_far_it_is(place: Path) -> None:
@@ -282,13 +282,13 @@ def test_run_json_tells_what_was_asked_and_how_far_it_is(place: Path) -> None:
     )  # fmt: skip
     for told in (part, whole):
         assert set(told["tables"]) == set(TABLES)  # type: ignore[call-overload]
-    same = ["teacher_sha256", "scales", "flip", "combine", "policy", "precision", "store", "shard_size", "manifest"]
+    same = ["teacher_sha256", "scales", "flip", "combine", "policy", "precision", "store", "unit_size", "manifest"]
     assert [part[name] for name in same] == [whole[name] for name in same]
-    assert (whole["scales"], whole["policy"]["threshold"], whole["shard_size"]) == ([1.0], 0.5, 3)
+    assert (whole["scales"], whole["policy"]["threshold"], whole["unit_size"]) == ([1.0], 0.5, 3)
     assert whole["manifest"] == str(place / "drive.parquet")
 
 
-# --- pieces for several machines --------------------------------------------------------------------------------------
+# --- parts for several machines --------------------------------------------------------------------------------------
 
 
 def require_like_one_run(asked: LabelJob, place: Path) -> None:
@@ -301,9 +301,9 @@ def require_like_one_run(asked: LabelJob, place: Path) -> None:
 
 
 def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
-    asked = job(place, "zarr-pieces")
+    asked = job(place, "zarr-parts")
     for number, done in ((1, 3), (2, 3), (3, 1)):
-        assert generate(replace(asked, piece=(number, 3))).done == done
+        assert generate(replace(asked, part=(number, 3))).done == done
     require_like_one_run(asked, place)
     before = written(asked.out)
     assert generate(asked).done == 0
@@ -311,8 +311,8 @@ def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
 
 
 def test_pieces_at_the_same_time_make_the_run(place: Path) -> None:
-    asked = job(place, "zarr-pieces", shard_size=1)
-    commands = [[sys.executable, "-m", "autolabel.cli", *options(asked, "--shard", f"{n}/2")] for n in (1, 2)]
+    asked = job(place, "zarr-parts", unit_size=1)
+    commands = [[sys.executable, "-m", "autolabel.cli", *options(asked, "--part", f"{n}/2")] for n in (1, 2)]
     processes = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
     told = [process.communicate(timeout=120) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], told
@@ -335,8 +335,8 @@ def meanwhile(asked: LabelJob, other: Callable[[], None]) -> Result:
 
 
 def test_a_piece_that_ends_first_does_not_close_the_run(place: Path) -> None:
-    asked = job(place, "zarr-pieces", shard_size=1)  # units 0, 2, 4, 6 and 1, 3, 5
-    first, second = replace(asked, piece=(1, 2)), replace(asked, piece=(2, 2))
+    asked = job(place, "zarr-parts", unit_size=1)  # units 0, 2, 4, 6 and 1, 3, 5
+    first, second = replace(asked, part=(1, 2)), replace(asked, part=(2, 2))
     ended: list[Result] = []
     result = meanwhile(first, lambda: ended.append(generate(second)))
     assert ended == [Result(Accounts(7, 4, 0, 3), done=3, failed={}, stopped=False)]
@@ -345,9 +345,9 @@ def test_a_piece_that_ends_first_does_not_close_the_run(place: Path) -> None:
 
 
 def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call(place: Path) -> None:
-    """The other piece has published without it; nothing is left to label, but the tables are not up to date."""
-    asked = job(place, "zarr-pieces", shard_size=1)
-    first, second = replace(asked, piece=(1, 2)), replace(asked, piece=(2, 2))
+    """The other part has published without it; nothing is left to label, but the tables are not up to date."""
+    asked = job(place, "zarr-parts", unit_size=1)
+    first, second = replace(asked, part=(1, 2)), replace(asked, part=(2, 2))
 
     class Died(Exception):
         pass
@@ -367,7 +367,7 @@ def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call
 
 
 def test_the_same_piece_twice_at_once_is_refused_naming_the_process(place: Path) -> None:
-    asked = job(place, "zarr-pieces", piece=(1, 2))
+    asked = job(place, "zarr-parts", part=(1, 2))
 
     def again() -> None:
         with pytest.raises(ValueError) as refusal:
@@ -382,9 +382,9 @@ def test_the_same_piece_twice_at_once_is_refused_naming_the_process(place: Path)
 
 
 def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_SETUP_SECONDS", 0.2)  # a piece waits as long for another one that is setting up
-    asked = job(place, "zarr-pieces", shard_size=1)
-    piece = replace(asked, piece=(1, 2))
+    monkeypatch.setattr(folder, "_SETUP_SECONDS", 0.2)  # a part waits as long for another one that is setting up
+    asked = job(place, "zarr-parts", unit_size=1)
+    part = replace(asked, part=(1, 2))
 
     def refuse(other: LabelJob) -> Callable[[], None]:
         def check() -> None:
@@ -393,8 +393,8 @@ def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monke
 
         return check
 
-    assert meanwhile(piece, refuse(asked)).done == 4
-    assert meanwhile(asked, refuse(replace(asked, piece=(2, 2)))).done == 3
+    assert meanwhile(part, refuse(asked)).done == 4
+    assert meanwhile(asked, refuse(replace(asked, part=(2, 2)))).done == 3
     require_like_one_run(asked, place)
 
 
@@ -404,14 +404,14 @@ def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monke
         ("0/3", "shard 0/3: expected I/N with I from 1 to N"),
         ("4/3", "shard 4/3: expected I/N with I from 1 to N"),
         ("1/0", "shard 1/0: expected I/N with I from 1 to N"),
-        ("x", "--shard x: expected I/N, such as 2/8 for the second of eight"),
-        ("1/2/3", "--shard 1/2/3: expected I/N, such as 2/8 for the second of eight"),
-        ("", "--shard : expected I/N, such as 2/8 for the second of eight"),
+        ("x", "--part x: expected I/N, such as 2/8 for the second of eight"),
+        ("1/2/3", "--part 1/2/3: expected I/N, such as 2/8 for the second of eight"),
+        ("", "--part : expected I/N, such as 2/8 for the second of eight"),
     ],
 )
 def test_a_piece_that_is_none_is_refused(place: Path, text: str, message: str) -> None:
     asked = job(place, "zarr-none")
-    result = autolabel(*options(asked, "--shard", text))
+    result = autolabel(*options(asked, "--part", text))
     assert (result.exit_code, result.stderr) == (2, f"autolabel: {message}\n")
     assert not asked.out.exists()
 
@@ -420,8 +420,8 @@ def test_a_piece_that_is_none_is_refused(place: Path, text: str, message: str) -
 
 
 def told(asked: LabelJob, *more: object) -> dict[str, str]:
-    """The lines of `generate --plan` by their first word; the table of workers as one."""
-    result = autolabel(*options(asked, "--plan", "--device", "cpu", *more))
+    """The lines of `generate --dry-run` by their first word; the table of workers as one."""
+    result = autolabel(*options(asked, "--dry-run", "--device", "cpu", *more))
     assert result.exit_code == 0, result.output
     lines, _, table = result.stdout.partition("\nexpected, if workers do not hold each other up\n")
     found = {line[:8].strip(): line[8:] for line in lines.splitlines()}
@@ -456,7 +456,7 @@ def test_the_plan_of_a_run_tells_what_is_done(place: Path, city: Path) -> None:
         "3 of up to 3 images, 2 of them left", "4 images; this call would do 3",
     )  # fmt: skip
     assert told(asked, "--limit", 5)["done"] == "4 images; this call would do 1"
-    assert told(asked, "--shard", "3/3")["done"] == "4 images; this call would do 1"
+    assert told(asked, "--part", "3/3")["done"] == "4 images; this call would do 1"
     photograph(city, place / "drive", [*NAMES, "s99"])
     scanned(city, place / "drive")
     found = told(asked)
@@ -479,7 +479,7 @@ def test_the_plan_of_a_finished_run_needs_no_probe(place: Path, store: str) -> N
 
 def test_a_plan_of_another_request_is_refused_like_the_run_itself(place: Path) -> None:
     asked = job(place, "zarr")
-    result = autolabel(*options(asked, "--plan", "--threshold", 0.9))
+    result = autolabel(*options(asked, "--dry-run", "--threshold", 0.9))
     assert result.exit_code == 2
     assert "policy: threshold was 0.5, now 0.9" in result.stderr
 
