@@ -1,8 +1,8 @@
 """A network that differs from the published one by one detail still loads its weights, and every label is wrong.
 
 No trained weights are at hand, so both sides are filled with the same numbers (see `formula.py`). `data/network.npz`
-holds what our networks gave with them; rewrite it with `python tests/teacher/test_network.py`, only after the comparison
-with the reference's recorded outputs (`../shared/data/goldens`) has passed.
+holds what our networks gave with them; rewrite it with `python tests/teacher/test_network.py`, and only after the
+comparison with the reference's recorded outputs (`../shared/data/goldens`) has passed.
 """
 
 from __future__ import annotations
