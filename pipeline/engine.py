@@ -25,7 +25,7 @@ from types import FrameType
 from typing import Any, Protocol
 
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.tables import Sample
+from autolabel.manifests.samples import Sample
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import DEATHS, Labeller
 from autolabel.pipeline.records import Row, excuse, note_of

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests.run.folder import RUN, About, read_about, require_new_or_run, require_same
-from autolabel.manifests.tables import open_manifest
+from autolabel.manifests.samples import open_manifest
 from autolabel.pipeline.engine import Crew, cluster_address, probe
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import LABELLED

@@ -23,7 +23,8 @@ from conftest import labels_of, photograph, quarantined, scanned
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from autolabel.manifests.tables import Sample, read_statistics
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline import engine
 from autolabel.pipeline.engine import EngineFailed, Limits, cluster_address
 from autolabel.pipeline.job import LabelJob
