@@ -103,7 +103,7 @@ def build_job(job: type[Job], values: dict[str, Any]) -> Job:
         if field.name in rest:
             mine[field.name] = rest.pop(field.name)
         elif dataclasses.is_dataclass(types[field.name]):
-            names = {nested.name for nested in job_fields(types[field.name])}  # type: ignore[arg-type]
+            names = {nested.name for nested in job_fields(types[field.name])}
             inner = {name: rest.pop(name) for name in list(rest) if name in names}
             if inner:
                 mine[field.name] = build_job(types[field.name], inner)
