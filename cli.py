@@ -509,7 +509,7 @@ def training_cluster(job: TrainJob, address: str | None) -> Any:
     """The Ray session that a training asks for, if any."""
     if job.workers == 1 and address is None:
         return None
-    from autolabel.pipeline.engine import ray_session
+    from autolabel.manifests.cluster import ray_session
 
     return ray_session(address, job.out, job.workers, otherwise="--workers 1")
 

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests.cluster import cluster_address, cluster_gpus
 from autolabel.manifests.files import remove_leftovers, sha256, writing
 from autolabel.manifests.run.folder import (
     FORMAT,
@@ -31,8 +32,6 @@ from autolabel.pipeline.engine import (
     EngineFailed,
     Outcome,
     Work,
-    cluster_address,
-    cluster_gpus,
     run_local,
     run_ray,
 )
@@ -75,7 +74,8 @@ def generate(
 ) -> Result:
     """Label what is left of a run and publish it. `crew` replaces fields of `Crew`.
 
-    Raises ValueError for a request that cannot be met or differs from the one the folder holds, EngineFailed, OSError.
+    Raises ValueError for a request that cannot be met or differs from the one the folder holds, ClusterFailed,
+    EngineFailed, OSError.
     """
     job = absolute(job)
     manifest = open_manifest(job.manifest)
