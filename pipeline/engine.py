@@ -11,10 +11,7 @@ import contextlib
 import errno
 import importlib.metadata
 import os
-import secrets
 import signal
-import socket
-import sys
 import threading
 import time
 from collections import Counter, deque
@@ -24,8 +21,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from autolabel.manifests.cluster import cluster_address, ray_session
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.tables import Sample
+from autolabel.manifests.samples import Sample
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import DEATHS, Labeller
 from autolabel.pipeline.records import Row, excuse, note_of
@@ -213,74 +211,6 @@ class Worker:
         yield Tick(tally, self.labeller.plan())
 
 
-def cluster_address(address: str | None) -> str | None:
-    """The cluster that is meant: the named one, or $RAY_ADDRESS (set inside a Ray job); None for a private Ray."""
-    return address or os.environ.get("RAY_ADDRESS") or None
-
-
-@contextlib.contextmanager
-def ray_session(
-    address: str | None, folder: Path, workers: int | None = None, otherwise: str = "--engine local"
-) -> Iterator[Any]:
-    """A connection to a cluster, or a private Ray on this machine with room for so many `workers`.
-
-    `folder` becomes the workers' first import path, so it must hold no Python files. `otherwise` is the option that
-    does without Ray. Raises EngineFailed.
-    """
-    address = cluster_address(address)
-    if address and address != "auto":
-        _require_listener(address)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than the usual 30
-    if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        if not address:
-            # Ray's ports listen on every interface, even for a private session: only this process knows the token.
-            os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
-        elif _has_token():
-            os.environ["RAY_AUTH_MODE"] = "token"
-    import ray
-
-    settings: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
-    if not address:
-        settings |= {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-        settings["num_cpus"] = max(workers or 1, os.cpu_count() or 1)
-    with contextlib.redirect_stdout(sys.stderr):  # Ray reports errors of nodes on stdout
-        try:
-            with contextlib.chdir(folder):
-                ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
-            where = f"the Ray cluster at {address}" if address else "a local Ray"
-            raise EngineFailed(f"cannot start or reach {where} ({error}); without Ray: {otherwise}") from error
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
-
-
-def _has_token() -> bool:
-    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
-    path = Path(named) if named else Path.home() / ".ray" / "auth_token"
-    return "RAY_AUTH_TOKEN" in os.environ or path.is_file()
-
-
-def _require_listener(address: str) -> None:
-    """Raise EngineFailed if nobody is there: Ray itself would try for a minute and then end the process."""
-    if address.startswith("ray://"):
-        raise EngineFailed(
-            f"{address} is a Ray Client address, which is not supported: use `ray job submit`, or run on a node of the"
-            " cluster with --address auto"
-        )
-    host, _, port = address.rpartition(":")
-    try:
-        socket.create_connection((host, int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise EngineFailed(
-            f"nobody listens at {address} ({error}): expected HOST:PORT of a running Ray cluster; leave out --address,"
-            " and unset RAY_ADDRESS, for a private Ray on this machine"
-        ) from error
-
-
 def _actor(ray: Any, crew: Crew) -> Callable[[], Any]:
     """A function that asks Ray for a new worker."""
     needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(crew.job.device == "cuda")}
@@ -312,14 +242,8 @@ def _no_worker(ray: Any, crew: Crew) -> str:
     return f"{waited}: each needs {_needs(crew)}, the cluster has {_has(ray)}"
 
 
-def cluster_gpus(address: str, folder: Path) -> int:
-    """GPUs that a cluster has now."""
-    with ray_session(address, folder) as ray:
-        return int(ray.cluster_resources().get("GPU", 0))
-
-
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Outcome:
-    """Do `total` units of work with Ray actors. Raises EngineFailed, OSError."""
+    """Do `total` units of work with Ray actors. Raises EngineFailed, ClusterFailed, OSError."""
     with ray_session(address, crew.job.out, crew.job.workers) as ray:
         if cluster_address(address) is None and crew.job.device == "cuda" and not ray.cluster_resources().get("GPU"):
             raise EngineFailed("no GPU can be had: Ray sees none on this machine (it has " + _has(ray) + ")")

@@ -10,9 +10,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests.cluster import cluster_address
 from autolabel.manifests.run.folder import RUN, About, read_about, require_new_or_run, require_same
-from autolabel.manifests.tables import open_manifest
-from autolabel.pipeline.engine import Crew, cluster_address, probe
+from autolabel.manifests.samples import open_manifest
+from autolabel.pipeline.engine import Crew, probe
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import LABELLED
 from autolabel.pipeline.run import absolute, identity, require_fitting, require_policy, settled, survey, worker_bytes

@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests.cluster import cluster_address, cluster_gpus
 from autolabel.manifests.files import remove_leftovers, sha256, writing
 from autolabel.manifests.run.folder import (
     FORMAT,
@@ -23,15 +24,14 @@ from autolabel.manifests.run.folder import (
     require_same,
     write_about,
 )
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, create_zarr, png_name, zarr_folder
-from autolabel.manifests.tables import ManifestFile, open_manifest
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, png_name, zarr_folder
+from autolabel.manifests.run.shards import create_zarr
+from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.engine import (
     Crew,
     EngineFailed,
     Outcome,
     Work,
-    cluster_address,
-    cluster_gpus,
     run_local,
     run_ray,
 )
@@ -74,7 +74,8 @@ def generate(
 ) -> Result:
     """Label what is left of a run and publish it. `crew` replaces fields of `Crew`.
 
-    Raises ValueError for a request that cannot be met or differs from the one the folder holds, EngineFailed, OSError.
+    Raises ValueError for a request that cannot be met or differs from the one the folder holds, ClusterFailed,
+    EngineFailed, OSError.
     """
     job = absolute(job)
     manifest = open_manifest(job.manifest)

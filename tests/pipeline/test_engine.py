@@ -23,9 +23,11 @@ from conftest import labels_of, photograph, quarantined, scanned
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from autolabel.manifests.tables import Sample, read_statistics
+from autolabel.manifests.cluster import ClusterFailed, cluster_address
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline import engine
-from autolabel.pipeline.engine import EngineFailed, Limits, cluster_address
+from autolabel.pipeline.engine import EngineFailed, Limits
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import Decoded, Labeller
 from autolabel.pipeline.publish import Accounts
@@ -244,7 +246,7 @@ def test_a_cluster_that_cannot_be_reached_is_told_before_ray_is_asked(
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
     assert cluster_address(None) == address and cluster_address("here:1") == "here:1"
-    with pytest.raises(EngineFailed, match=message):
+    with pytest.raises(ClusterFailed, match=message):
         generate(job(drive(*names(1)), teacher, device="cpu"))
     assert not ray.is_initialized()
 

@@ -25,12 +25,13 @@ import zarr
 from conftest import address_space, autolabel, labels_of, quarantined, scanned
 from PIL import Image
 
+from autolabel.manifests.cluster import ClusterFailed
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import load_manifest, read_statistics
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline import label as label_module
 from autolabel.pipeline.analysis.stats import coverage_at, summarise
-from autolabel.pipeline.engine import EngineFailed
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.progress import Progress
 from autolabel.pipeline.publish import Accounts
@@ -443,7 +444,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
 
 
 def test_an_unreachable_cluster_is_one_clear_error(drive: Path, teacher: Path) -> None:
-    with pytest.raises(EngineFailed, match=r"nobody listens at 127\.0\.0\.1:1 "):
+    with pytest.raises(ClusterFailed, match=r"nobody listens at 127\.0\.0\.1:1 "):
         generate(job(drive, teacher, engine="ray"), address="127.0.0.1:1")
 
 

@@ -24,8 +24,8 @@ from conftest import autolabel, names_in
 from ray import cloudpickle
 from test_parallel import alone, assert_close, job
 
-from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
-from autolabel.pipeline.engine import ray_session
+from autolabel.manifests.cluster import ray_session
+from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
 from autolabel.student import distributed
 from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
 from autolabel.student.job import Request, TrainJob
