@@ -57,7 +57,7 @@ def test_the_tree_in_contributing_has_every_file_of_the_rooms_and_no_other() -> 
     files = [path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.*") if "__pycache__" not in path.parts]
     rooms = {path.name for path in files} - {"__init__.py"}
     top = {path.name for path in ROOT.glob("*.py")} - {"__init__.py"}
-    assert sorted(rooms | top) == sorted(listed)
+    assert (sorted((rooms | top) - listed), sorted(listed - rooms - top)) == ([], [])  # missing, superfluous
 
 
 def test_the_readme_has_at_most_130_lines() -> None:
