@@ -550,7 +550,7 @@ def test_a_teacher_of_18_classes_is_refused_for_a_manifest_of_19(city: Path, tmp
     path = tmp_path / "c.pth"
     torch.save({"state_dict": as_published(build(ARCH, 18).state_dict())}, path)
     manifest, out = city / "val.parquet", tmp_path / "run"
-    result = autolabel("generate", "--manifest", manifest, "--teacher", path, "--out", out)
+    result = autolabel("generate", manifest, "--teacher", path, "--out", out)
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
         f"autolabel: {path} predicts 18 classes of an unnamed label space, but {manifest} uses"
