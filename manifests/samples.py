@@ -34,7 +34,7 @@ _HEADER = ("schema_version", "label_space", "image_root", "label_root", "provena
 
 @dataclass(frozen=True)
 class Sample:
-    """One image and its labels; paths are absolute. docs/design.md describes every field of a manifest.
+    """One image and its labels; paths are absolute. docs/words-and-files.md describes every field of a manifest.
 
     run: the folder of the run that made the label, None for a label that people made. It is no column of a manifest:
     the provenance names the runs, and a label belongs to the run whose folder holds it.
