@@ -758,7 +758,12 @@ def _verdict(found: Difference) -> str:
 @click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
 @click.option("--dry-run", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
 def generate(
-    manifest_path: Path, threshold: float | None, policy: Policy | None, address: str | None, plan: bool, **options: Any
+    manifest_path: Path,
+    threshold: float | None,
+    policy: Policy | None,
+    address: str | None,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Label the images of a manifest.
 
@@ -771,7 +776,7 @@ def generate(
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
     job = LabelJob(manifest=manifest_path, policy=policy, **options)
-    if plan:
+    if dry_run:
         _show_plan(job, address)
         return
     with progress("labelling") as update:
