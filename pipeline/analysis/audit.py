@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests.files import sha256, write_bytes, write_json
-from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, policy_of
+from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import About, find_teacher, read_about
 from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
 from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
@@ -37,7 +37,6 @@ from autolabel.pipeline.analysis.calibration import (
     Suggestion,
     TemperatureFit,
 )
-from autolabel.pipeline.label import read_coarse
 from autolabel.pipeline.records import LABELLED, UNITS, Row, read_record
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -108,7 +107,7 @@ def audit(
         if network and calibration:
             coarse_label = read_coarse(asked[sample_id], space) if sample_id in asked else None
             top, confidence = network.confidence(
-                read_image(sample.image), about["scales"], about["flip"], policy.temperature, left_out, coarse_label
+                read_photograph(sample), about["scales"], about["flip"], policy.temperature, left_out, coarse_label
             )
             calibration.add(true, top, confidence)
             if fitted:
@@ -225,7 +224,7 @@ def _fit(
         true = read_sample_label(sample, space)
         every = _every(true)
         true = true[::every, ::every]
-        logits = network.sampled_logits(read_image(sample.image), every, about["scales"], about["flip"])
+        logits = network.sampled_logits(read_photograph(sample), every, about["scales"], about["flip"])
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
         before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))

@@ -31,6 +31,7 @@ from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, e
 from autolabel.manifests.files import remove_leftovers, write_bytes
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, policy_of
+from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.run.folder import find_teacher
 from autolabel.manifests.run.labels import RunConfidence, RunLabels, open_confidence, open_labels
 from autolabel.manifests.run.shards import Label
@@ -51,7 +52,6 @@ from autolabel.pipeline.report.pictures import (
     coarse_label,
     draw_share,
     from_levels,
-    photograph,
     write_pictures,
 )
 from autolabel.teacher.networks.combine import Average, Combination, Explicit, ExplicitPairs
@@ -240,7 +240,7 @@ class Painter:
     def __call__(self, place: int, sample_id: str) -> Shown:
         """Draw the sample that is shown at this place, from 0."""
         stem = f"{place:05}-{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}"
-        image = attempt(lambda: photograph(self._samples[sample_id]))
+        image = attempt(lambda: read_photograph(self._samples[sample_id]))
         auto = attempt(lambda: self._labels[sample_id])
         kept = attempt(lambda: self._levels(sample_id))
         coarse = self._coarse(sample_id)

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import read_about
 from autolabel.manifests.run.labels import open_confidence, open_labels
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
@@ -19,7 +20,6 @@ from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.label import read_coarse
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
 from autolabel.pipeline.report.write import write_report
