@@ -967,7 +967,7 @@ def stats_outlined(run: Path, output: Path) -> None:
     autolabel stats outlined trial -o outlined.toml
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
     """
-    from autolabel.manifests.files import write_bytes
+    from autolabel.manifests import storage
     from autolabel.pipeline.analysis.stats import outlined
 
     found, policy = outlined(run)
@@ -977,7 +977,7 @@ def stats_outlined(run: Path, output: Path) -> None:
     ]
     table(f"{run}: what people outlined", ["class", "outlined px", "left out px", "outlined %"], rows)
     output.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(output, policy.to_toml().encode())
+    storage.write(output, policy.to_toml().encode())
     click.echo(f"wrote {output}: policy {policy.name!r}, to be used where these people labelled")
 
 

@@ -30,7 +30,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
-from autolabel.manifests.files import writing
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.teacher.networks.build import ARCHITECTURES, architecture, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -92,8 +92,8 @@ def save_checkpoint(
     }
     if training is not None:
         content["training"] = dict(training)
-    with writing(path) as temporary:
-        torch.save(content, temporary)
+    with storage.writing(path) as file:
+        torch.save(content, file)
 
 
 def _numpy_scalars() -> list[Any]:
