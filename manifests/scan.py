@@ -146,9 +146,9 @@ def scan(
             f"{root} holds a data set in the layout of {layout}, whose classes are those of label space {space.name!r},"
             f" not {label_space.name!r}: leave out the label space, or scan its images alone with --layout folder"
         )
-    return _checked(
-        listing, assumed_space=layout == "folder" and label_space is None, guessed=guessed, progress=progress
-    )
+    listing = replace(listing, skipped_runs=listing.skipped_runs or tuple(skipped_runs))
+    assumed = layout == "folder" and label_space is None
+    return _checked(listing, assumed_space=assumed, guessed=guessed, progress=progress)
 
 
 # --- guessing the layout ----------------------------------------------------------------------------------------------

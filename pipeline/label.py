@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import fingerprint_bytes, write_bytes
+from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage, decode_image, decode_label, encode_label
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.centroids import centroids
@@ -228,7 +228,7 @@ class Labeller:
             started = time.perf_counter()
             row |= _identify(sample.image)
             data = _read(sample.image)
-            row["image_fingerprint"] = fingerprint_bytes(data)
+            row["image_fingerprint"] = storage.fingerprint_bytes(data)
             image = decode_image(data)
             coarse = read_coarse(sample, self.space)
             check_sizes(sample, image, coarse)
@@ -286,7 +286,7 @@ class Labeller:
         if self.job.store == "png":
             for outcome in present:
                 for layer, (data,) in outcome.encoded.items():
-                    write_bytes(run / in_layer(outcome.row["label"], layer), data)
+                    storage.write(run / in_layer(outcome.row["label"], layer), data)
         else:
             encoded = [outcomes[s.sample_id].encoded if s.sample_id in outcomes else {} for s in unit.samples]
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):

@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from autolabel.manifests.files import write_json
+from autolabel.manifests import storage
 from autolabel.pipeline.units import Tally
 
 PROGRESS = "progress.json"
@@ -126,4 +126,4 @@ class Meter:
         everything = self.before + self._total()
         share = {name: everything.kept[c] / (everything.pixels or 1) for c, name in enumerate(self.names)}
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.out / PROGRESS, {**asdict(self.now()), "class_coverage": share, "updated": stamp})
+        storage.write_json(self.out / PROGRESS, {**asdict(self.now()), "class_coverage": share, "updated": stamp})

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.samples import Sample, writing_manifest
@@ -71,7 +71,7 @@ def publish(
             labelled, quarantined = labelled + len(found), quarantined + len(lost)
             left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
     accounts = Accounts(plan.samples, labelled, quarantined, left)
-    return accounts, {name: sha256(run / name) for name in TABLES}
+    return accounts, {name: storage.sha256(run / name) for name in TABLES}
 
 
 def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -22,7 +22,7 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import fingerprint, write_bytes
+from autolabel.manifests import storage
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, zarr_folder
 from autolabel.manifests.run.shards import WrittenShard
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
@@ -77,7 +77,7 @@ def write_record(run: Path, unit: Unit, rows: Sequence[Row], shards: Mapping[str
     metadata = {b"shards": json.dumps(about).encode(), b"seal": _OPEN}
     pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
     data = file.getvalue()
-    write_bytes(run / UNITS / unit.record, data.replace(_OPEN, _seal(data)))
+    storage.write(run / UNITS / unit.record, data.replace(_OPEN, _seal(data)))
 
 
 # In the footer of a record; its digits become the checksum that the file has while they are zeros.
@@ -185,7 +185,7 @@ def _changed(image: Path, row: Row) -> bool:
 def fingerprint_of(image: Path) -> str | None:
     """`fingerprint` of a regular file that can be read, else None; to open a pipe would wait for its writer."""
     try:
-        return fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
+        return storage.fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
     except OSError:
         return None
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, policy_of
@@ -112,7 +112,7 @@ def relabel(
     about = read_about(source)
     _require_enough(source, about, policy)
     manifest = Path(about["manifest"])
-    if not manifest.is_file() or sha256(manifest) != about["manifest_sha256"]:
+    if not manifest.is_file() or storage.sha256(manifest) != about["manifest_sha256"]:
         raise ValueError(f"{manifest}, the manifest of {source}, is gone or has changed: put it back as it was")
     if about["state"] != "complete":
         raise ValueError(f"{source} is not complete: finish it with the same `autolabel generate` first")

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address, cluster_gpus
-from autolabel.manifests.files import remove_leftovers, sha256, writing
 from autolabel.manifests.run.folder import (
     FORMAT,
     RUN,
     About,
-    Lock,
     read_about,
     require_new_or_run,
     require_same,
@@ -36,6 +35,7 @@ from autolabel.pipeline.engine import (
     run_ray,
 )
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.progress import Meter, Progress
 from autolabel.pipeline.publish import TABLES, Accounts, publish
 from autolabel.pipeline.records import ATTEMPTS, UNITS, committed, excuse, tally
@@ -120,14 +120,14 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
     before = read_about(job.out) if (job.out / RUN).is_file() else None
     job = settled(job, before, address, job.out)
     asked = identity(job, manifest)
-    digest = sha256(job.manifest)
+    digest = storage.sha256(job.manifest)
     if before is not None:
         require_same(job.out, before, asked)
     if not lock.alone:  # another part has prepared everything
         if before is None or before["manifest_sha256"] != digest:
             raise ValueError(f"another part of {job.out} works on another manifest: give all of them the same")
         return job, before, _open_plan(job.out / before["plan"], job, manifest)
-    remove_leftovers(job.out)
+    storage.remove_leftovers(job.out)
     if before is not None and before["engine"] == "ray":  # its workers ended with their driver
         for note in (job.out / ATTEMPTS).glob("*.jsonl"):
             excuse(note)
@@ -174,8 +174,8 @@ def _prepare(job: LabelJob, manifest: ManifestFile, address: str | None, lock: L
 def _same_plan(source: Path, out: Path) -> Path:
     """The plan of another run: every sample gets its unit and row there."""
     path = out / str(read_about(source)["plan"])
-    with writing(path) as temporary:
-        shutil.copyfile(source / path.name, temporary)
+    with storage.reading(source / path.name) as old, storage.writing(path) as new:
+        shutil.copyfileobj(old, new)
     return path
 
 
@@ -203,7 +203,7 @@ def identity(job: LabelJob, manifest: ManifestFile) -> About:
     if job.source is not None:
         teacher = str(read_about(job.source)["teacher_sha256"])
     elif job.teacher.is_file():
-        teacher = sha256(job.teacher)
+        teacher = storage.sha256(job.teacher)
     else:
         raise BadCheckpoint(f"{job.teacher} does not exist: expected a checkpoint")
     kept = job.policy.edges(manifest.label_space, job.keep_confidence) if job.keep_confidence else None
@@ -329,7 +329,7 @@ def worker_bytes(job: LabelJob, plan: Plan, left: Left) -> int:
 
 def _tidy(run: Path, whole: bool) -> None:
     """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
-    remove_leftovers(run)
+    storage.remove_leftovers(run)
     if whole:
         for note in (run / ATTEMPTS).glob("*.jsonl"):
             note.unlink(missing_ok=True)

@@ -8,13 +8,14 @@ from pathlib import Path
 
 import google_crc32c
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.folder import RUN, About, Lock, read_about, write_about
+from autolabel.manifests.run.folder import RUN, About, read_about, write_about
 from autolabel.manifests.run.labels import LABELS, RunLabels, stored_labels, zarr_folder
 from autolabel.manifests.run.shards import DamagedLabel, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
+from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.publish import TABLES
 from autolabel.pipeline.records import UNITS, Row, read_record
 from autolabel.pipeline.run import zarr_layers
@@ -79,7 +80,7 @@ def verify(run: Path, repair: bool, on_unit: Callable[[int, int], None]) -> Veri
 def _plan(run: Path, about: About, repair: bool, found: Verified) -> Plan | None:
     """The plan, compared with the manifest where that is still the same; `repair` makes it again from there."""
     path, size = Path(about["manifest"]), about["unit_size"]
-    unchanged = path.is_file() and sha256(path) == about["manifest_sha256"]
+    unchanged = path.is_file() and storage.sha256(path) == about["manifest_sha256"]
     manifest = open_manifest(path) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
     try:
@@ -100,7 +101,7 @@ def _damaged_tables(run: Path, about: About) -> list[str]:
     return [
         f"{run / name} differs from what was published"
         for name in TABLES
-        if name in digests and not ((run / name).is_file() and sha256(run / name) == digests[name])
+        if name in digests and not ((run / name).is_file() and storage.sha256(run / name) == digests[name])
     ]
 
 

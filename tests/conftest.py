@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from autolabel.cli import main
-from autolabel.manifests.files import LOCK
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.run.labels import open_labels
 from autolabel.manifests.samples import load_manifest, save_manifest
@@ -61,12 +61,12 @@ def teacher(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every checkpoint is loaded once in a session: half of the time that a run of ten small images takes."""
-    from autolabel.manifests.files import sha256
+    from autolabel.manifests import storage
     from autolabel.pipeline import label, run
     from autolabel.teacher.predict import load_teacher
 
     def load(path: Path, *more: object) -> object:
-        key = (sha256(path), *more)
+        key = (storage.sha256(path), *more)
         if key not in _LOADED:
             _LOADED[key] = load_teacher(path, *more)  # type: ignore[arg-type]
         return _LOADED[key]
@@ -93,7 +93,7 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def names_in(folder: Path) -> list[str]:
     """What lies in a folder, but for its lock."""
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    return sorted(path.name for path in folder.iterdir() if not path.name.startswith(storage.LOCK))
 
 
 def autolabel(*arguments: object) -> Result:

@@ -20,7 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.shards import CHUNK
@@ -119,7 +119,7 @@ def _columns(sample: Iterable[int], class_id: Iterable[int], y: Iterable[float],
 def _unchanged(run: Path) -> bool:
     """Whether the run's table is there and is the one that it recorded when it was finished."""
     recorded = (json.loads((run / "run.json").read_bytes()).get("tables") or {}).get(_TABLE)
-    return recorded is not None and (run / _TABLE).is_file() and sha256(run / _TABLE) == recorded
+    return recorded is not None and (run / _TABLE).is_file() and storage.sha256(run / _TABLE) == recorded
 
 
 def _from_table(run: Path, places: dict[str, int]) -> Iterable[Centroids]:

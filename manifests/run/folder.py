@@ -1,4 +1,4 @@
-"""A run folder: who may write to it, what it was asked for, and whether that is still what is asked.
+"""A run folder: what it was asked for, and whether that is still what is asked.
 
 run.json            what was asked, with which versions; and, at the end, the accounts
 plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
@@ -12,22 +12,17 @@ audit.json, suggested.toml    what the labels are worth, and a policy from it (p
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import google_crc32c
 
-from autolabel.manifests.files import LOCK, busy, json_bytes, sha256, sign, try_lock, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.policy import differences
 
 FORMAT = "autolabel-run/3"
 RUN = "run.json"
-_SETUP_SECONDS = 60.0  # that another part may need to prepare the folder
 About = dict[str, Any]
 
 
@@ -41,7 +36,7 @@ def read_about(run: Path) -> About:
         about = json.loads(data)
     except ValueError as error:
         raise ValueError(f"{path} is not readable JSON: restore it, or choose another --out") from error
-    if not isinstance(about, dict) or json_bytes(about) != data:
+    if not isinstance(about, dict) or storage.json_bytes(about) != data:
         raise ValueError(f"{path} differs from what was written: restore it, or choose another --out")
     if about.get("format") != FORMAT:
         found = about.get("format")
@@ -55,7 +50,7 @@ def read_about(run: Path) -> About:
 
 def write_about(run: Path, about: About) -> None:
     """Write `run.json` with a checksum of itself."""
-    write_json(run / RUN, {**about, "crc32c": _checksum(about)})
+    storage.write_json(run / RUN, {**about, "crc32c": _checksum(about)})
 
 
 def _checksum(about: About) -> str:
@@ -65,7 +60,7 @@ def _checksum(about: About) -> str:
 def find_teacher(about: About, named: Path | None) -> tuple[Path | None, str]:
     """The file of the run's teacher, or None and why. Raises ValueError if the user `named` another one."""
     path = named or Path(about["teacher"])
-    if path.is_file() and sha256(path) == about["teacher_sha256"]:
+    if path.is_file() and storage.sha256(path) == about["teacher_sha256"]:
         return path, ""
     what = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
     if named:
@@ -75,7 +70,7 @@ def find_teacher(about: About, named: Path | None) -> tuple[Path | None, str]:
 
 def require_new_or_run(out: Path) -> None:
     """Raise ValueError if the folder holds something that is not a run."""
-    ours = (LOCK, "plan-", ".plan")  # what a killed start may have left
+    ours = (storage.LOCK, "plan-", ".plan-")  # what a killed start may have left
     if not (out / RUN).is_file() and any(not child.name.startswith(ours) for child in out.iterdir()):
         raise ValueError(f"{out} is not empty and not a run (no {RUN}): choose another --out")
 
@@ -96,55 +91,3 @@ def require_same(out: Path, before: About, identity: About) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value)
     return text if len(text) <= 40 else text[:12] + "…" + text[-4:]
-
-
-class Lock:
-    """One driver per run folder, or several that each do a part of their own.
-
-    The first one in is `alone` and may prepare the folder; a driver of a part then lets others in with `share`. Locks
-    go with the process that holds them, however it ends.
-    """
-
-    def __init__(self, out: Path, part: tuple[int, int] | None) -> None:
-        self._out, self._piece = out, part
-        self.alone = False
-
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Lock]:
-        """Hold the lock. Raises ValueError naming who holds it."""
-        with contextlib.ExitStack() as stack:
-            if self._piece is not None:
-                own = self._open(stack, f"{LOCK}.{self._piece[0]}-of-{self._piece[1]}")
-                if not try_lock(own):
-                    raise busy(own, self._out)
-                sign(own)
-            self._file = self._open(stack, LOCK)
-            deadline = time.monotonic() + (_SETUP_SECONDS if self._piece else 0)
-            while True:
-                if try_lock(self._file):
-                    self.alone = True
-                    sign(self._file)
-                    break
-                if self._piece is not None and try_lock(self._file, fcntl.LOCK_SH):
-                    break
-                if time.monotonic() >= deadline:
-                    raise busy(self._file, self._out)
-                time.sleep(0.1)
-            yield self
-
-    def share(self) -> None:
-        """The folder is prepared: other parts may come in."""
-        if self._piece is not None:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
-            self.alone = False
-
-    @contextlib.contextmanager
-    def publishing(self) -> Iterator[None]:
-        """One part after the other derives the tables."""
-        with contextlib.ExitStack() as stack:
-            if self._piece is not None:
-                fcntl.flock(self._open(stack, f"{LOCK}.publish"), fcntl.LOCK_EX)
-            yield
-
-    def _open(self, stack: contextlib.ExitStack, name: str) -> IO[str]:
-        return stack.enter_context(open(self._out / name, "a+", encoding="utf-8"))
