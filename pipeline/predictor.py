@@ -1,0 +1,152 @@
+"""Sources of predictions: a teacher that looks at images, or the confidence that an earlier run has kept.
+
+The labeller asks one of them and does the rest: threads, rules, encoding, commits.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolabel.manifests.files import fingerprint_bytes
+from autolabel.manifests.images import BadImage, decode_image, decode_label
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.recipe import Recipe
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.labels import CONFIDENCE, TOP, Label, StoredLabel, read_stored
+from autolabel.manifests.tables import CONFIDENCE_BINS, Sample
+from autolabel.pipeline.records import Row, read_rows
+from autolabel.pipeline.units import Unit
+from autolabel.teacher.decide import Prediction
+from autolabel.teacher.predict import Teacher, load_teacher
+
+Size = tuple[int, int]  # height, width
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A sample that is ready to be predicted: its row so far, its photograph and its coarse label.
+
+    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None.
+    """
+
+    row: Row
+    image: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))
+    coarse: Label | None = None
+
+
+class Predictor(Protocol):
+    """A source of predictions. Its methods are called from several threads."""
+
+    device: str  # kind of device: "cpu", "cuda" or "mps"
+    edges: tuple[float, ...]  # confidences that a prediction tells apart, ascending
+
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded:
+        """Read the inputs of a sample. Raises BadImage, MemoryError."""
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """Predict samples of one size. Raises BadImage, NotEnoughMemory."""
+
+    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+        """The number of images of this size to predict at once, 1 to `most`, with so many `batches` in flight."""
+
+    def budget(self) -> dict[str, Any]:
+        """The device and the memory that it has and needs, for `run.json`."""
+
+
+class TeacherPredictor:
+    """A teacher that looks at every image at the recipe's scales."""
+
+    def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
+        self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
+        self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
+        self._undrawn = recipe.policy.left_out(recipe.label_space)
+
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded:
+        """Read photograph and coarse label, of the size that the manifest says. Raises BadImage, MemoryError."""
+        data = read_whole(sample.image)
+        row = replace(row, image_fingerprint=fingerprint_bytes(data))
+        try:
+            image = decode_image(data)
+            require_listed_size(sample, image)
+            return Decoded(row, image, read_coarse(sample, self.recipe.label_space))
+        except BadImage as error:
+            raise BadSample(str(error), row) from error
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """Predict images of one size in one pass, or in several where memory is short. Raises NotEnoughMemory."""
+        recipe = self.recipe
+        return list(
+            self.teacher.predict_in_batches(
+                [decoded.image for decoded in batch], len(batch), self.edges, recipe.scales, recipe.flip,
+                recipe.policy.temperature, self._undrawn, [decoded.coarse for decoded in batch],
+            )
+        )  # fmt: skip
+
+    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+        """The number of images that fit into memory together, 1 to `most`."""
+        return self.teacher.plan(self.recipe.scales, self.recipe.flip).at_once(*size, most, batches)
+
+    def budget(self) -> dict[str, Any]:
+        """The memory of the device, and the bytes that a pixel needs; probed once."""
+        return asdict(self.teacher.plan(self.recipe.scales, self.recipe.flip))
+
+
+class KeptPredictor:
+    """The top classes and levels of confidence that an earlier run has kept; no image is opened."""
+
+    device = "cpu"
+
+    def __init__(self, source: Run) -> None:
+        assert source.recipe.confidence_edges is not None
+        self.source, self.edges = source, source.recipe.confidence_edges
+        self._rows = lru_cache(maxsize=4)(self._read_rows)
+
+    def _read_rows(self, record: str) -> dict[str, Row]:
+        return {row.sample_id: row for row in read_rows(self.source.units / record)}
+
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded:
+        """Take over the identity of the image from the earlier run, and read the coarse label. Raises BadImage."""
+        earlier = self._rows(unit.record)[sample.sample_id]
+        row = replace(
+            row, image_bytes=earlier.image_bytes, image_mtime_ns=earlier.image_mtime_ns,
+            image_fingerprint=earlier.image_fingerprint,
+        )  # fmt: skip
+        if not earlier.labelled:
+            raise BadSample(earlier.reason or "", row)
+        try:
+            return Decoded(row, coarse=read_coarse(sample, self.source.label_space))
+        except BadImage as error:
+            raise BadSample(str(error), row) from error
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """Read the predictions that the earlier run has kept. Raises DamagedLabel."""
+        return [self._kept(self._rows(f"{decoded.row.unit}.parquet")[decoded.row.sample_id]) for decoded in batch]
+
+    def _kept(self, row: Row) -> Prediction:
+        top, level = (read_map(self.source, row, layer) for layer in (TOP, CONFIDENCE))
+        classes, levels = len(self.source.label_space), len(self.edges) + 1
+        histogram, confidence = np.zeros((classes, CONFIDENCE_BINS), np.int64), np.zeros(classes)
+        for entry in row.classes or ():
+            c, mean = entry["class_id"], entry["mean_confidence"]
+            histogram[c] = entry["confidence_hist"]
+            confidence[c] = 0 if mean is None else mean * histogram[c].sum()
+        return Prediction(top.astype(np.int16) * np.int16(levels) + level, levels, histogram, confidence)
+
+    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+        """Every thread may read one sample."""
+        return most
+
+    def budget(self) -> dict[str, Any]:
+        """Name the run that the confidence comes from."""
+        return {
+            "device": f"confidence kept by {self.source.path.name}", "precision": self.source.recipe.precision,
+        }  # fmt: skip
