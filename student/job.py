@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from autolabel.manifests.tables import Manifest, fingerprints
+from autolabel.manifests.samples import Manifest, fingerprints
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.losses import LOSSES
 from autolabel.student.optimizer import LEARNING_RATES, POWER, SCHEDULES

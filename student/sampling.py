@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.centroids import Centroids, find_centroids
-from autolabel.manifests.tables import Sample
+from autolabel.manifests.samples import Sample
 
 Places = NDArray[np.intp]
 Weights = NDArray[np.float64]

@@ -23,8 +23,10 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.files import sha256
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.labels import CHUNK, read_sample_label, run_of
-from autolabel.manifests.tables import Sample, stream_statistics
+from autolabel.manifests.run.labels import read_sample_label, run_of
+from autolabel.manifests.run.shards import CHUNK
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.tables import stream_statistics
 
 _COLUMNS = ("sample_id", "class_id", "y", "x")
 _TABLE = "stats/centroids.parquet"

@@ -35,7 +35,9 @@ from autolabel.manifests.run.labels import (
     committed_labels,
     zarr_folder,
 )
-from autolabel.manifests.tables import QUARANTINE_SCHEMA, STATISTICS, ManifestFile, open_manifest, pieces, read_table
+from autolabel.manifests.samples import ManifestFile, open_manifest
+from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
+from autolabel.manifests.tables import BadTable, read_pieces, read_table
 
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
@@ -115,11 +117,18 @@ class RunFolder:
 
     def statistics(self, table: str = "images", columns: Sequence[str] = ()) -> pa.Table:
         """One of the statistics tables ("images", "classes", "centroids", "review"). Raises BadTable."""
-        return read_table(self.statistics_path(table), _some(table, columns))
+        return read_table(*self._statistics(table, columns))
 
     def stream_statistics(self, table: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
         """The same table piece by piece, however many rows there are. Raises BadTable."""
-        yield from pieces(self.statistics_path(table), _some(table, columns))
+        yield from read_pieces(*self._statistics(table, columns))
+
+    def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
+        path = self.statistics_path(table)
+        if not path.is_file():
+            raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
+        schema = STATISTICS[table]
+        return path, pa.schema([schema.field(name) for name in columns or schema.names])
 
     def quarantine(self) -> pa.Table:
         """The quarantined samples with their reasons. Raises BadTable."""
@@ -280,11 +289,6 @@ class Run(RunFolder):
         space, edges = {"label_space": recipe["label_space"]}, recipe["confidence_edges"]
         layers = {LABELS: {**space, "ignore": 255, "policy": recipe["policy"]}}
         return layers if edges is None else {**layers, TOP: space, CONFIDENCE: {"edges": edges}}
-
-
-def _some(table: str, columns: Sequence[str]) -> pa.Schema:
-    schema = STATISTICS.get(table)
-    return schema and pa.schema([schema.field(name) for name in columns or schema.names])
 
 
 def _writer(document: Mapping[str, Any]) -> str:
