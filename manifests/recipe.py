@@ -82,8 +82,10 @@ class Machine:
     """Where a call computes. Labels do not depend on it. Raises ValueError naming the value."""
 
     engine: str = setting(
-        ENGINES[0], "Compute in this process or on Ray; auto takes Ray for several GPUs or workers, or a cluster.",
-        group="machine", choices=ENGINES,
+        ENGINES[0],
+        "Compute in this process or on Ray; auto takes Ray for several GPUs or workers, or a cluster.",
+        group="machine",
+        choices=ENGINES,
     )
     workers: int | None = setting(
         None, "Number of workers.", group="machine", unset="one per GPU, or one per core without GPUs"

@@ -24,9 +24,7 @@ class Portion:
         None, "Label every N-th unit, from the I-th: N machines without Ray share a run.",
         group="machine", metavar="I/N", parse=parse_pair("/", "I/N, such as 2/8 for the second of eight"),
     )  # fmt: skip
-    retry_quarantined: bool = setting(
-        False, "Try quarantined images again, such as on a larger GPU.", group="rarely"
-    )
+    retry_quarantined: bool = setting(False, "Try quarantined images again, such as on a larger GPU.", group="rarely")
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:

@@ -66,6 +66,7 @@ _BRIEF += [
     "classes.list.element.pixels",
 ]
 
+
 @dataclass(frozen=True)
 class Row:
     """One sample's row of a record, or the part of it that was read. The fields are the columns of RECORD_SCHEMA.

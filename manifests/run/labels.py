@@ -10,7 +10,6 @@ as 255 everywhere, and a file that exists may belong to a unit that died.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
