@@ -515,8 +515,8 @@ def training_cluster(job: TrainJob, address: str | None) -> Any:
 
 
 @main.command()
-@click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to train on.")
-@click.option("--val", type=FILE, required=True, help="What to validate on; shares no image with --manifest.")
+@click.argument("manifest_path", metavar="MANIFEST", type=FILE)
+@click.option("--val", type=FILE, required=True, help="Manifest to validate on; it shares no image with MANIFEST.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the training; started again, it goes on.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--auto-share", type=float, help="Share of automatic labels in each epoch. [default: by weight]")
@@ -534,8 +534,8 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
     the number of workers.
 
     \b
-    autolabel train --manifest fine.parquet --val val.parquet --out teacher
-    autolabel train --manifest fine.parquet --val val.parquet --out teacher --batch-size 16 --workers 4
+    autolabel train fine.parquet --val val.parquet --out teacher
+    autolabel train fine.parquet --val val.parquet --out teacher --batch-size 16 --workers 4
     """
     from autolabel.student import train as training
     from autolabel.student.job import TrainJob
@@ -569,8 +569,8 @@ def iou_table(title: str, columns: Mapping[str, Mapping[str, float | None]], mea
 
 
 @main.command()
-@click.option("--checkpoint", type=FILE, required=True)
-@click.option("--manifest", "manifest_path", type=FILE, required=True, help="Manifest with fine labels.")
+@click.argument("checkpoint", type=FILE)
+@click.argument("manifest_path", metavar="MANIFEST", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @click.option("--scales", callback=parse_scales, help="[default: those that it trains with]")
 @click.option("--flip", is_flag=True, help="Average with the mirrored image.")
@@ -591,11 +591,11 @@ def evaluate(
     allow_overlap: bool,
     device: str,
 ) -> None:
-    """Print per-class IoU, boundary F and the worst images of a checkpoint.
+    """Print per-class IoU, boundary F and the worst images of a checkpoint on a manifest with fine labels.
 
     \b
-    autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet -o scores.json
-    autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet --scales 0.5,1,2 --flip --pictures worst
+    autolabel evaluate teacher/best.pt val.parquet -o scores.json
+    autolabel evaluate teacher/best.pt val.parquet --scales 0.5,1,2 --flip --pictures worst
     """
     from autolabel.student.evaluate import evaluate as run_evaluation
 
@@ -735,7 +735,7 @@ def _verdict(found: Difference) -> str:
 
 
 @main.command()
-@click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to label.")
+@click.argument("manifest_path", metavar="SOURCE", type=Path)
 @click.option("--teacher", type=FILE, required=True, help="Checkpoint of `autolabel train`, or a published one.")
 @click.option("--out", type=FOLDER, required=True, help="Run folder; started again, it does what is left.")
 @click.option("--scales", default=numbers(SCALES), show_default=True, callback=parse_scales)
@@ -758,11 +758,16 @@ def _verdict(found: Difference) -> str:
 @click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
 @click.option("--dry-run", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
 def generate(
-    manifest_path: Path, threshold: float | None, policy: Policy | None, address: str | None, plan: bool, **options: Any
+    manifest_path: Path,
+    threshold: float | None,
+    policy: Policy | None,
+    address: str | None,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Label the images of a manifest.
 
-    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto
     """
     from autolabel.pipeline.run import generate as run_labelling
 
@@ -771,7 +776,7 @@ def generate(
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
     job = LabelJob(manifest=manifest_path, policy=policy, **options)
-    if plan:
+    if dry_run:
         _show_plan(job, address)
         return
     with progress("labelling") as update:
@@ -963,9 +968,9 @@ def stats_outlined(run: Path, output: Path) -> None:
     """Count how much of each class people outline, and write a policy that makes use of it.
 
     \b
-    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
     autolabel stats outlined trial -o outlined.toml
-    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
     """
     from autolabel.manifests.files import write_bytes
     from autolabel.pipeline.analysis.stats import outlined
@@ -1103,9 +1108,9 @@ _DEMO_STEPS = """
 manifest scan cityscapes {out}/city --split train -o {out}/fine.parquet
 manifest scan cityscapes {out}/city --split train_extra -o {out}/coarse.parquet
 manifest scan cityscapes {out}/city --split val -o {out}/val.parquet
-train --manifest {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
+train {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
  --batch-size 8 --crop 96x128 --seed {seed}
-generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --unit-size 16
+generate {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --unit-size 16
  --keep-confidence 8
 stats {out}/runs/auto
 manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
@@ -1143,7 +1148,7 @@ def demo(out: Path, seed: int) -> None:
         f"Open {out}/runs/auto/report/index.html in a browser: classes before and after, every image with its labels.\n"
         f"\nOn your own images:\n"
         f"  autolabel manifest scan folder --images IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
-        f"  autolabel generate --manifest coarse.parquet --teacher CHECKPOINT --out runs/auto\n"
+        f"  autolabel generate coarse.parquet --teacher CHECKPOINT --out runs/auto\n"
         f"  autolabel report runs/auto"
     )
 

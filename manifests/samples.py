@@ -31,7 +31,7 @@ _ABOUT = ("schema_version", "label_space", "image_root", "label_root", "provenan
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is known about it; paths are absolute. See docs/design.md for every field."""
+    """One image with what is known about it; paths are absolute. See docs/words-and-files.md for every field."""
 
     sample_id: str
     image: Path

@@ -140,7 +140,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
         assert policy.outlined.get(name) == (round(min(n / (n + m), 0.99), 4) if n + m else None)
         assert f"{n:,}" in result.output
     again = tmp_path / "again"
-    command = "generate", "--manifest", job.manifest, "--teacher", job.teacher, "--engine", "local", "--out", again
+    command = "generate", job.manifest, "--teacher", job.teacher, "--engine", "local", "--out", again
     result = autolabel(*command, "--policy", tmp_path / "new/outlined.toml")
     assert result.exit_code == 0, result.output
     assert read_about(again)["policy"]["outlined"] == policy.outlined
@@ -233,6 +233,6 @@ def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob, monkeypatch: py
 def test_what_is_wrong_is_said_before_anything_is_labelled(text: str, message: str, job: LabelJob) -> None:
     file = job.out.parent / "mine.toml"
     file.write_text(text)
-    asked = "--manifest", job.manifest, "--teacher", job.teacher, "--policy", file, "--out", job.out
+    asked = job.manifest, "--teacher", job.teacher, "--policy", file, "--out", job.out
     assert message in refused("generate", *asked)
     assert not (job.out / "run.json").exists()

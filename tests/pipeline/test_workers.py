@@ -144,7 +144,7 @@ def test_several_workers_need_a_connection(
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
 def test_the_command_refuses_in_one_line(options: list[object], line: str, job: TrainJob, tmp_path: Path) -> None:
-    result = autolabel("train", "--manifest", job.manifest, "--val", job.val, "--out", tmp_path / "out", *options)
+    result = autolabel("train", job.manifest, "--val", job.val, "--out", tmp_path / "out", *options)
     assert result.exit_code == 2
     assert re.match(f"^autolabel: {line}[^\n]*\n$", result.stderr.splitlines(keepends=True)[-1])
 

@@ -175,7 +175,7 @@ def test_one_trained_picture_among_others_is_found_under_another_name(
 
 
 def test_the_command_refuses_in_one_line_and_obeys_allow_overlap(teacher: Path, city: Path, tmp_path: Path) -> None:
-    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "fine.parquet", "--scales", "1")
+    asked = ("evaluate", teacher, city / "fine.parquet", "--scales", "1")
     refused = autolabel(*asked)
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert refused.stderr.startswith(f"autolabel: {teacher} was trained on 6 of the 6 images")
@@ -248,7 +248,7 @@ def test_a_sheet_is_photograph_truth_prediction_and_errors() -> None:
 
 
 def test_the_command_draws_the_worst_images(scores: Scores, teacher: Path, city: Path, tmp_path: Path) -> None:
-    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "val.parquet", "--pictures", tmp_path / "worst")
+    asked = ("evaluate", teacher, city / "val.parquet", "--pictures", tmp_path / "worst")
     result = autolabel(*asked)
     assert result.exit_code == 0, result.output
     names = [f"{n:02}-{one['sample_id']}-iou{one['miou']:.3f}.webp" for n, one in enumerate(scores.worst, start=1)]

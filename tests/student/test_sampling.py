@@ -308,7 +308,6 @@ def test_the_command_takes_a_mix_and_refuses_one_in_a_line(city: Path, fused: Ma
     save_manifest(tmp_path / "fused.parquet", fused)
     asked = (
         "train",
-        "--manifest",
         tmp_path / "fused.parquet",
         "--val",
         city / "val.parquet",
