@@ -136,11 +136,7 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
             excuse(note)
     if run is None or run.input_sha256 != request.input_sha256:
         plan_path = _plan_path(request, run, source)
-        run = Run(
-            job.out, request.recipe, job.manifest, request.input_sha256, plan_path.name, job.teacher, "local",
-            {name: importlib.metadata.version(name) for name in _PACKAGES}, platform.machine(),
-            run.budgets if run else (),
-        )  # fmt: skip
+        run = replace(new_run(request, plan_path.name, job.out), budgets=run.budgets if run else ())
         plan = open_plan(run, manifest)
         _make_folders(run, plan, manifest)
         run.save()
@@ -151,6 +147,16 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         if old.name != run.plan:
             old.unlink()
     return run, plan
+
+
+def new_run(request: Request, plan: str, folder: Path) -> Run:
+    """A run that has not begun, with this plan (the name of a file in `folder`)."""
+    job = request.job
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return Run(
+        folder, request.recipe, job.manifest, request.input_sha256, plan, job.teacher, "local", versions,
+        platform.machine(),
+    )  # fmt: skip
 
 
 def _plan_path(request: Request, run: Run | None, source: Run | None) -> Path:
