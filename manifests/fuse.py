@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from autolabel.manifests.condition import parse_condition
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, with_roots
-from autolabel.manifests.tables import read_statistics
 
 
 def fuse(
@@ -120,7 +120,7 @@ def _select(manifest: Manifest, run: Path, share: float, condition: pc.Expressio
 
 def _known(run: Path) -> pa.Table:
     """What a condition may ask of an image, the least trusted first."""
-    review, images = read_statistics(run, "review"), read_statistics(run, "images")
+    review, images = RunFolder(run).statistics("review"), RunFolder(run).statistics("images")
     images = images.take(pc.index_in(review["sample_id"], images["sample_id"]))
     for name in review.schema.names:
         if name not in images.schema.names:

@@ -238,7 +238,8 @@ class Labeller:
         prediction = one.prediction
         outcome = self.rules.apply(prediction.codes, one.decoded.coarse)
         started = time.perf_counter()
-        encoded, checksums = {LABELS: self._encode(outcome.label)}, {}
+        encoded = {LABELS: self._encode(outcome.label)}
+        checksums: dict[str, Any] = {}
         if self.recipe.confidence_edges is not None:
             top, level = np.divmod(prediction.codes, prediction.levels)
             for layer, values in ((TOP, top.astype(np.uint8)), (CONFIDENCE, level.astype(np.uint8))):

@@ -70,8 +70,8 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
         accounts = run.accounts
         if accounts and not undone and result.samples != accounts.labelled + accounts.quarantined:
             result.faults.append(
-                f"{run.units} holds {counted(result.samples, 'sample')}, {run.record.name} accounts for others: a record"
-                " is gone"
+                f"{run.units} holds {counted(result.samples, 'sample')}, {run.record.name} accounts for others:"
+                " a record is gone"
             )
         if repair and result.faults:
             for name in (*undone, *records):
