@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from click import Command, Group
-from conftest import autolabel
+from conftest import ROOT, autolabel
 
 from autolabel.cli import main
 
-ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "manifests": {"manifests"},
     "teacher": {"teacher", "manifests"},

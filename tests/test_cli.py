@@ -10,20 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import autolabel
+from conftest import autolabel, refused
 from PIL import Image
 
 from autolabel.manifests.samples import load_manifest
-
-
-def refused(*arguments: object) -> str:
-    """Run a command that must fail; return its one line."""
-    result = autolabel(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("autolabel: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0].removeprefix("autolabel: ")
 
 
 def scan(images: Path, output: Path, *more: object) -> tuple[object, ...]:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import click
 import pytest
-from test_arrows import MAY_IMPORT, ROOT, commands
+from conftest import ROOT
+from test_arrows import MAY_IMPORT, commands
 
 from autolabel.cli import main
 

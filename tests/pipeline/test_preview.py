@@ -17,7 +17,7 @@ import pytest
 from autolabel.manifests.label_space import load_label_space
 from autolabel.manifests.samples import Sample, open_manifest, writing_manifest
 from autolabel.manifests.tables import BadTable
-from autolabel.pipeline.units import Plan, extend_plan, gained, in_piece, matcher, require_distinct, write_plan
+from autolabel.pipeline.units import Plan, extend_plan, gained, in_part, matcher, require_distinct, write_plan
 
 
 def sample(number: int, height: int = 300, width: int = 400, root: Path = Path("/drive")) -> Sample:
@@ -153,8 +153,8 @@ def test_a_plan_of_another_unit_size_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_pieces_share_the_units_among_them() -> None:
-    assert [[k for k in range(10) if in_piece(k, (i, 3))] for i in (1, 2, 3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
-    assert all(in_piece(k, None) for k in range(10))
+    assert [[k for k in range(10) if in_part(k, (i, 3))] for i in (1, 2, 3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert all(in_part(k, None) for k in range(10))
 
 
 def test_only_takes_globs() -> None:
