@@ -20,7 +20,7 @@ import pytest
 from conftest import autolabel, contents, labels_of
 
 from autolabel.manifests.files import write_bytes
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.pipeline.job import STORES, LabelJob
 from autolabel.pipeline.publish import TABLES, Accounts
@@ -28,7 +28,6 @@ from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import Verified
 from autolabel.pipeline.verify import verify as verify_run
 
-pytestmark = pytest.mark.usefixtures("load_once")
 
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
@@ -39,7 +38,7 @@ FLIPS = {"run.json": 20, "plan": 30, "records": 30, "labels": 50, "tables": 20} 
 
 def job(city: Path, teacher: Path, run: Path, store: str) -> LabelJob:
     return LabelJob(
-        city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local", unit_size=4, store=store
+        city / "coarse.parquet", teacher, run, scales=(1.0,), unit_size=4, store=store
     )  # fmt: skip
 
 
@@ -311,7 +310,7 @@ def test_a_damaged_table_undoes_no_unit_and_is_written_again(asked: LabelJob, na
 
 def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob) -> None:
     run, lost = asked.out, samples_of(asked.out, SECOND)
-    whole = open_labels(run)
+    whole = Run.open(run).labels
     for read in (whole.__getitem__, lambda name: whole.crop(name, 0, 0, 1, 1)):
         with pytest.raises(KeyError, match="never heard of"):
             read("never heard of")
@@ -322,7 +321,7 @@ def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob
             read(lost[2])
     kept.rename(file)
     (run / "units" / SECOND).unlink()  # the labels lie there, but the unit is not committed
-    left = open_labels(run)
+    left = Run.open(run).labels
     assert set(left) == set(whole) - set(lost)
     for name in lost:
         with pytest.raises(KeyError, match=name):
