@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -397,7 +396,6 @@ def fuse(
        --keep-if 'agreement_with_coarse > 0.8'
     """
     from autolabel.manifests import fuse as joining
-    from autolabel.manifests.samples import load_manifest, save_manifest
     from autolabel.manifests.schemas import SOURCES
 
     by_source = {}
@@ -409,33 +407,11 @@ def fuse(
             by_source[source] = -1.0
         if source not in SOURCES or not 0 <= by_source[source] < math.inf:
             raise Failure(f"--weight {text}: expected SOURCE=NUMBER, such as auto=0.5")
-    loaded = [(str(path), load_manifest(path)) for path in manifests]
-    held_out = (str(leak_check), load_manifest(leak_check)) if leak_check else None
-    dropped: dict[str, joining.Dropped] = {}
-    if drop_worst is not None or keep_if is not None:
-        loaded, dropped = joining.select(loaded, drop_worst, keep_if)
-    joined = joining.fuse(loaded, by_source, held_out)
-    if not joined.samples:
-        why = ", after what --drop-worst and --keep-if dropped" if dropped else ""
-        raise Failure(f"no labelled sample in these manifests{why}: nothing to fuse")
-    if dropped:
-        selection = {
-            "drop_worst": drop_worst,
-            "keep_if": keep_if,
-            "dropped": {k: asdict(d) for k, d in dropped.items()},
-        }
-        joined = replace(joined, provenance={**joined.provenance, "selection": selection})
-    save_manifest(output, joined)
-    for path, one in loaded:
-        left_out = len(one.samples) - len(one.labelled)
-        remark = f", {left_out} without a label left out" if left_out else ""
-        click.echo(f"{path}: {len(one.labelled)} samples{remark}")
-        if path in dropped:
-            by = dropped[path]
-            parts = [f"{by.worst} by --drop-worst"] if drop_worst is not None else []
-            parts += [f"{by.failed} by --keep-if, {by.missing} because the value is missing"] if keep_if else []
-            click.echo(f"  dropped: {', '.join(parts)}")
-    click.echo(f"wrote {output}: {len(joined.samples)} samples")
+    fused = joining.fuse(
+        manifests, output, weights=by_source, leak_check=leak_check, drop_worst=drop_worst, keep_if=keep_if
+    )
+    for line in fused.lines():
+        click.echo(line)
 
 
 @manifest.command()
@@ -445,21 +421,9 @@ def show(path: Path) -> None:
     from autolabel.manifests.samples import load_manifest
 
     found = load_manifest(path)
-    click.echo(f"{path}: {len(found.samples)} samples, label space {found.label_space.name!r}")
-    click.echo(f"  classes     {', '.join(found.label_space.names)}")
-    click.echo(f"  image root  {found.image_root}")
-    click.echo(f"  label root  {found.label_root}")
-    kinds = sorted({(s.split, s.source) for s in found.samples})
-    rows = []
-    for split, source in kinds:
-        members = [s for s in found.samples if (s.split, s.source) == (split, source)]
-        sizes = sorted({(s.width, s.height) for s in members})
-        size = " x ".join(map(str, sizes[0])) + (f" … {sizes[-1][0]} x {sizes[-1][1]}" if len(sizes) > 1 else "")
-        groups = len({s.group for s in members})
-        weights = sorted({s.weight for s in members})
-        weight = " … ".join(f"{w:g}" for w in dict.fromkeys((weights[0], weights[-1])))
-        rows.append([split or "–", source, str(len(members)), str(groups), size, weight, members[0].sample_id])
-    table("samples", ["split", "source", "samples", "groups", "size", "weight", "the first is"], rows)
+    click.echo(f"{path}: " + "\n".join(found.lines()))
+    for shown in found.tables():
+        table(shown.title, shown.header, shown.rows)
 
 
 # --- train, evaluate, compare -----------------------------------------------------------------------------------------

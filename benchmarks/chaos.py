@@ -192,7 +192,13 @@ def differences(run: Path, quiet: Path) -> list[str]:
     if sorted(names) != sorted(asked):
         found.append(f"records name {len(names)} samples, {len(set(names))} of them different, of {len(asked)}")
     accounts = opened.accounts
-    if accounts is None or not accounts.balanced() or accounts.left or accounts.asked != len(asked) or opened.state != "complete":
+    if (
+        accounts is None
+        or not accounts.balanced()
+        or accounts.left
+        or accounts.asked != len(asked)
+        or opened.state != "complete"
+    ):
         found.append(f"the accounts are {accounts}, {opened.state}")
     return [f"{run.name}: {what}" for what in found]
 

@@ -35,7 +35,12 @@ def publish(
         }
         bad = stack.enter_context(writing_table(run.quarantine_path, QUARANTINE_SCHEMA))
         review = stack.enter_context(writing_review(run.statistics_path("review"), space.names))
-        add = stack.enter_context(writing_manifest(run.manifest_path, space, image_root, run.path, provenance))
+        add = stack.enter_context(
+            writing_manifest(
+                run.manifest_path, space, image_root=image_root, label_root=run.path, runs=[run.path],
+                provenance=provenance,
+            )
+        )  # fmt: skip
         for unit in plan:
             if not (run.units / unit.record).is_file():
                 left += len(unit.samples)

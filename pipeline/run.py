@@ -150,7 +150,7 @@ def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[st
     published = run.accounts and run.tables_sha256 and not left.units and all(path.is_file() for path in tables)
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
-    provenance = {"run": run.record.name, "manifest": str(run.input_manifest), "policy": run.policy.name}
+    provenance = {"manifest": str(run.input_manifest), "policy": run.policy.name}
     accounts, digests = publish(run, plan, manifest.label_space, manifest.image_root, provenance)
     kinds = {budget["device"] for budget in budgets}
     run = replace(

@@ -20,7 +20,6 @@ from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 
 
-
 def silent(done: int, total: int) -> None:
     pass
 

@@ -27,7 +27,7 @@ def sample(number: int, height: int = 300, width: int = 400, root: Path = Path("
 def manifest(folder: Path, samples: list[Sample]) -> Path:
     path = folder / "m.parquet"
     space = load_label_space("cityscapes")
-    with writing_manifest(path, space, Path("/drive"), Path("/drive"), {}) as write:
+    with writing_manifest(path, space, image_root=Path("/drive"), label_root=Path("/drive")) as write:
         write(samples)
     return path
 
@@ -170,7 +170,7 @@ def test_planning_takes_no_more_memory_for_many_samples_than_for_few(tmp_path: P
     for count in (2_000, 100_000):
         path = tmp_path / f"{count}.parquet"
         space = load_label_space("cityscapes")
-        with writing_manifest(path, space, Path("/drive"), Path("/drive"), {}) as write:
+        with writing_manifest(path, space, image_root=Path("/drive"), label_root=Path("/drive")) as write:
             for first in range(0, count, 10_000):
                 write([sample(n) for n in range(first, min(first + 10_000, count))])
         code = (

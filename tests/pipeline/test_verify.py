@@ -28,7 +28,6 @@ from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import Verified
 from autolabel.pipeline.verify import verify as verify_run
 
-
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
 UNCHECKED = ("progress.json", ".lock")

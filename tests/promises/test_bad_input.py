@@ -20,7 +20,7 @@ from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 
 torch.set_num_threads(1)
 
@@ -111,7 +111,7 @@ def test_a_manifest_without_labels_is_named(kind: str, city: Path, teacher: Path
     samples = (
         () if kind == "empty" else tuple(replace(s, label=None, source="none") for s in load_manifest(fine).samples)
     )
-    save_manifest(bad, with_roots(CITYSCAPES, samples, {}))
+    save_manifest(bad, Manifest.of(CITYSCAPES, samples))
     nothing = " has no labelled sample: nothing to train on or to score"
     assert refused(training(out, bad, val)) == f"{bad}{nothing}"
     assert refused(training(out, fine, bad)) == f"{bad}{nothing}"
@@ -204,7 +204,7 @@ def test_a_class_without_a_pixel_anywhere_is_a_dash_and_never_nan(loss: str, cit
             Image.fromarray(label).save(path)
             samples.append(replace(sample, label=path, label_ids="train"))
         manifests[name] = tmp_path / f"{name}.parquet"
-        save_manifest(manifests[name], with_roots(CITYSCAPES, tuple(samples), {}))
+        save_manifest(manifests[name], Manifest.of(CITYSCAPES, tuple(samples)))
     out = tmp_path / "out"
     done = autolabel("train", manifests["fine"], "--val", manifests["val"], "--out", out, *SMALL,
                      "--steps", 12, "--loss", loss)  # fmt: skip

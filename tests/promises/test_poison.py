@@ -38,7 +38,6 @@ from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
 
-
 def job(place: Path, teacher: Path, run: str = "run", **settings: object) -> LabelJob:
     defaults = {"scales": (1.0,), "engine": "local", "unit_size": 4, "max_quarantined": 1.0}
     paths = {"manifest": place / "drive.parquet", "teacher": teacher, "out": place / run}

@@ -32,7 +32,6 @@ from autolabel.pipeline.publish import TABLES, Accounts
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
-
 NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 LIVE = ("progress.json", ".lock")  # written by every call
 

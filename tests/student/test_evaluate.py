@@ -17,7 +17,7 @@ from PIL import Image
 
 from autolabel.manifests.drawing import DISAGREEMENT
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
-from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.manifests.scan import scan_folder
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.student.data import ManifestDataset
@@ -169,7 +169,7 @@ def test_one_trained_picture_among_others_is_found_under_another_name(
     val, seen = load_manifest(city / "val.parquet").samples, load_manifest(city / "fine.parquet").samples[3]
     (tmp_path / "renamed.png").write_bytes(seen.image.read_bytes())
     samples = (*val, replace(seen, sample_id="renamed", image=tmp_path / "renamed.png"))
-    save_manifest(tmp_path / "val.parquet", with_roots(CITYSCAPES, samples, {}))
+    save_manifest(tmp_path / "val.parquet", Manifest.of(CITYSCAPES, samples))
     with pytest.raises(ValueError, match=r"was trained on 1 of the 4 images of .* \(the first is 'renamed'\)"):
         evaluate(teacher, tmp_path / "val.parquet")
 
