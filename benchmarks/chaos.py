@@ -32,7 +32,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from autolabel.manifests.files import sha256
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import LABELS, zarr_folder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.samples import save_manifest
@@ -40,7 +40,7 @@ from autolabel.manifests.scan import scan_cityscapes
 from autolabel.manifests.scenes import write_city
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.label import DEATHS
-from autolabel.pipeline.records import ATTEMPTS, UNITS
+from autolabel.pipeline.records import ATTEMPTS
 from autolabel.pipeline.verify import verify
 
 SHARD = 4  # images of a unit
@@ -186,7 +186,7 @@ def differences(run: Path, quiet: Path) -> list[str]:
     ]
     tables = ("manifest.parquet", "quarantine.parquet", *(f"stats/{name}.parquet" for name in STATISTICS))
     found += [f"the rows of {name} differ" for name in tables if _rows(run / name) != _rows(quiet / name)]
-    names = [name for record in (run / UNITS).glob("*.parquet") for name in _column(record, "sample_id")]
+    names = [name for record in RunFolder(run).units.glob("*.parquet") for name in _column(record, "sample_id")]
     opened = Run.open(run)
     asked = _column(opened.input_manifest, "sample_id")
     if sorted(names) != sorted(asked):
