@@ -188,7 +188,7 @@ def test_every_file_is_labelled_rightly_or_quarantined_by_name(city: Path, teach
     asked_for, done = len(manifest.samples), len(labels)
     accounts = Accounts(asked_for, done, asked_for - done, 0)
     assert result == Labelling(accounts, done=asked_for, failed={}, stopped=False)
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
     # The strange ones have labels of the right picture, and the good ones those that they have without company.
     assert labels["pixel"].shape == (1, 1)
     assert labels["turned"].shape == (WIDTH, HEIGHT)
@@ -350,7 +350,7 @@ def require_finished(asked: LabelJob, whole: Path) -> None:
     assert generate(asked).accounts == Accounts(5, 5, 0, 0)
     assert stored(asked.out) == stored(whole)
     assert labels_of(asked.out) == labels_of(whole)
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
     assert not list(asked.out.rglob("*.tmp"))
 
 
@@ -458,7 +458,7 @@ def test_a_write_that_really_comes_short_leaves_nothing_half_written(
     assert labels_of(asked.out) == before
     assert generate(asked).accounts == Accounts(5, 5, 0, 0)
     assert labels_of(asked.out) == labels_of(originals / f"{store}-whole")
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -23,15 +23,15 @@ from PIL import Image
 
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run import folder
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import build_job
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.job import STORES, LabelJob, Portion
-from autolabel.pipeline.publish import TABLES, Accounts
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
+TABLES = tuple(RunFolder(Path()).tables())
 NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 LIVE = ("progress.json", ".lock")  # written by every call
 
@@ -113,7 +113,7 @@ def test_a_grown_manifest_labels_only_what_is_new(place: Path, city: Path, store
     after = labels_of(asked.out)
     assert after.items() > before.items() and after.keys() - before.keys() == {"s00", "s04", "s99"}
     assert sorted(published(asked)) == sorted(after)
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
     at_once = replace(asked, out=place / "at once")
     generate(at_once)
     assert labels_of(at_once.out) == after
@@ -132,14 +132,14 @@ def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: 
     next(asked.out.glob("plan-*.arrow")).unlink()
     with pytest.raises(BadTable, match="`autolabel verify --repair` makes it again from the manifest"):
         generate(asked)
-    verify(asked.out, True, lambda *_: None)
+    verify(asked.out, repair=True)
     assert generate(asked).accounts == Accounts(10, 10, 0, 0)
     labels = Run.open(asked.out).labels
     assert {name: labels.crop(name, 0, 0, 96, 192).tobytes() for name in labels} == before
     assert labels_of(asked.out) == before
     assert generate(asked).done == 0
-    assert verify(asked.out, True, lambda *_: None).undone == 0
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out, repair=True).undone == 0
+    assert verify(asked.out).faults == []
 
 
 # --- nothing is mixed -------------------------------------------------------------------------------------------------
@@ -262,7 +262,7 @@ def test_a_unit_that_was_done_in_two_calls_has_the_bytes_of_one(place: Path, sto
     labels = [name for name in there if name.startswith("labels") and not name.endswith(".json")]
     assert len(labels) == (3 if store == "zarr" else 7)
     assert {name: here[name] for name in labels} == {name: there[name] for name in labels}
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
 
 
 @pytest.mark.parametrize("unit_size", [1, 2, 7, 64, 256])
@@ -302,7 +302,7 @@ def require_like_one_run(asked: LabelJob, place: Path) -> None:
     assert published(asked) == published(whole)
     assert about(asked)["state"] == "complete"
     assert about(asked)["accounts"] == about(whole)["accounts"]
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
 
 
 def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
