@@ -18,11 +18,10 @@ import click
 from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
 from autolabel.manifests.recipe import ENGINES, STORES
 from autolabel.manifests.settings import build_job
+from autolabel.manifests.wording import Shown, plain
 from autolabel.pipeline.job import DEVICES, LabelJob
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from autolabel.manifests.samples import Manifest
     from autolabel.manifests.scan import Account
     from autolabel.pipeline.progress import Counters
@@ -166,6 +165,15 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def show(result: Shown) -> None:
+    """Print what a result says of itself."""
+    for line in result.lines():
+        click.echo(plain(line))
+    for drawn in result.tables():
+        click.secho(f"\n{plain(drawn.title)}", bold=True)
+        click.echo("\n".join(drawn.lines()))
+
+
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], last_is_total: bool = False) -> None:
     """Print a table: first column left, the others right."""
     from rich.box import SIMPLE_HEAD
@@ -183,14 +191,6 @@ def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], last
     console = Console()
     click.secho(f"\n{title}", bold=True)
     Console(width=None if console.is_terminal else 160).print(drawn)
-
-
-def display(result: Any) -> None:
-    """Print the lines of a result, then its tables."""
-    for line in result.lines():
-        click.echo(line)
-    for one in result.tables() if hasattr(result, "tables") else ():
-        table(one.title, one.header, one.rows, one.last_is_total)
 
 
 def percent(value: float | None, digits: int = 1) -> str:
@@ -414,9 +414,9 @@ def fuse(
         click.echo(line)
 
 
-@manifest.command()
+@manifest.command("show")
 @click.argument("path", metavar="M.parquet", type=FILE)
-def show(path: Path) -> None:
+def show_manifest(path: Path) -> None:
     """Print what a manifest holds."""
     from autolabel.manifests.samples import load_manifest
 
@@ -752,7 +752,7 @@ def generate(
     if dry_run:
         from autolabel.pipeline.preview import preview
 
-        display(preview(job))
+        show(preview(job))
         return
     with progress("labelling") as update:
         result = run_labelling(job, on_progress=_labelling_note(update), on_note=update.say)
@@ -772,7 +772,7 @@ def _labelling_note(update: Reporter) -> Callable[[Counters], None]:
 
 def _show_result(result: Labelling, max_quarantined: float) -> None:
     """Print the accounts of a labelling run; leave as its outcome demands."""
-    display(result)
+    show(result)
     accounts = result.accounts
     if result.stopped:
         raise KeyboardInterrupt
@@ -822,7 +822,7 @@ def verify(run: Path, repair: bool) -> None:
 
     with progress("verifying") as update:
         found = verify_run(run, repair=repair, progress=update)
-    display(found)
+    show(found)
     if found.faults and repair:
         click.echo(f"units put back to undone: {found.undone}; run the same `autolabel generate` again to label them")
     elif found.faults:
@@ -847,55 +847,12 @@ def stats_run(run: Path, threshold: float | None) -> None:
     autolabel stats runs/auto
     autolabel stats runs/auto --threshold 0.7
     """
-    from autolabel.pipeline.analysis.stats import at_threshold, coverage_at, summarise
+    from autolabel.pipeline.analysis.stats import at_threshold, summarise
 
-    found = summarise(run)
-    if not found.images:
+    summary = summarise(run)
+    if not summary.images:
         raise Failure(f"{run} has no labelled image: nothing to show; reasons may be in {run / 'quarantine.parquet'}")
-    if threshold is not None:
-        _show_threshold(run, at_threshold(found, threshold), threshold)
-        return
-    header = ["class", "images", "coarse %", "auto %", "kept %", "confidence", "agrees %", "contradicted %"]
-    rows = [
-        [
-            str(name), str(int(row["images"])), percent(row["coarse_share"], 2), percent(row["auto_share"], 2),
-            percent(row["kept"]), percent(row["confidence"]), percent(row["agreement"]), percent(row["contradicted"]),
-        ]
-        for name, row in found.classes.iterrows()
-    ]  # fmt: skip
-    rows.append(
-        ["all", str(found.images), percent(1.0, 2), percent(1.0, 2), percent(found.kept),
-         percent(found.confidence), percent(found.agreement), ""]
-    )  # fmt: skip
-    table(f"{run}: {found.images} images", header, rows, last_is_total=True)
-    if len(found.fates.columns):
-        rows = [[str(name), *(percent(share) for share in row)] for name, row in found.fates.iterrows()]
-        header = ["class", *(fate.replace("_", " ") for fate in found.fates.columns)]
-        table("what became of the pixels of each top class, in %", header, rows)
-    click.echo(f"coverage   coarse {percent(found.coarse_coverage)} %   auto {percent(found.auto_coverage)} %")
-    kept = "   ".join(f"{t:g}: {percent(coverage_at(found.histogram, t))} %" for t in (0.5, 0.7, 0.8, 0.9, 0.95))
-    click.echo(f"a threshold would keep   {kept}")
-    click.echo(f"labels     {found.label_bytes / found.images / 1000:.1f} kB an image")
-    click.echo(f"the least trusted images   {run / 'stats' / 'review.parquet'}")
-
-
-def _show_threshold(run: Path, found: DataFrame, threshold: float) -> None:
-    rows = [
-        [
-            str(name), f"{int(row['pixels']):,}", percent(row["kept_now"]), percent(row["kept"]),
-            points(row["kept_now"], row["kept"]), percent(row["share_now"], 2), percent(row["share"], 2),
-            points(row["share_now"], row["share"], 2),
-        ]
-        for name, row in found.iterrows()
-    ]  # fmt: skip
-    columns = ["pixels", "kept %", f"at {threshold:g}", "±", "of labels %", f"at {threshold:g}", "±"]
-    table(f"{run}: kept now, and at threshold {threshold:g}", ["class", *columns], rows)
-    click.echo(f"At {threshold:g} the teacher's top class alone decides; other rules of a policy are part of now only.")
-
-
-def points(before: float, after: float, digits: int = 1) -> str:
-    """The change of a share in percentage points, with its sign; a dash where either is missing."""
-    return "–" if math.isnan(after - before) else f"{100 * (after - before):+.{digits}f}"
+    show(summary if threshold is None else at_threshold(summary, threshold))
 
 
 @stats.command("outlined")
@@ -909,18 +866,11 @@ def stats_outlined(run: Path, output: Path) -> None:
     autolabel stats outlined trial -o outlined.toml
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
     """
-    from autolabel.manifests.files import write_bytes
     from autolabel.pipeline.analysis.stats import outlined
 
-    found, policy = outlined(run)
-    rows = [
-        [str(name), f"{int(row['named']):,}", f"{int(row['left_out']):,}", percent(row["share"])]
-        for name, row in found.iterrows()
-    ]
-    table(f"{run}: what people outlined", ["class", "outlined px", "left out px", "outlined %"], rows)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(output, policy.to_toml().encode())
-    click.echo(f"wrote {output}: policy {policy.name!r}, to be used where these people labelled")
+    counts = outlined(run, output=output)
+    show(counts)
+    click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
 
 
 @stats.command("diff")
@@ -934,26 +884,8 @@ def stats_diff(run_a: Path, run_b: Path) -> None:
     from autolabel.pipeline.analysis.diff import compare
 
     with progress("comparing") as update:
-        found = compare(run_a, run_b, update)
-    header = ["class", "A %", "B %", "±", "agrees %", "A lost %", "A moved %", "B gained %"]
-    rows = [
-        [
-            str(name), percent(row["a_share"], 2), percent(row["b_share"], 2),
-            points(row["a_share"], row["b_share"], 2), percent(row["agreement"]), percent(row["lost"]),
-            percent(row["moved"]), percent(row["gained"]),
-        ]
-        for name, row in found.classes.iterrows()
-    ]  # fmt: skip
-    table(f"A = {run_a}, B = {run_b}: {found.images} images", header, rows)
-    only = f"; only in A: {found.only_a}, only in B: {found.only_b}" if found.only_a or found.only_b else ""
-    click.echo(f"images        in both: {found.images}, of them with the same label: {found.identical}{only}")
-    click.echo(f"coverage      A {percent(found.coverage[0])} %   B {percent(found.coverage[1])} %")
-    click.echo(f"agreement     {percent(found.agreement, 2)} % of the pixels that both label")
-    click.echo(f"drift         {percent(found.drift, 2)} % of the labels would have to change class (total variation)")
-    for name, became in list(found.moves().items())[:8]:
-        (first, share), *others = became[:3]
-        rest = "".join(f", {percent(part)} % {other}" for other, part in others)
-        click.echo(f"  of A's {name}, {percent(share)} % became {first}{rest}")
+        difference = compare(run_a, run_b, progress=update)
+    show(difference)
 
 
 @main.command()

@@ -31,7 +31,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import LABELS, zarr_folder
 from autolabel.manifests.run.shards import DamagedLabel
@@ -204,7 +204,7 @@ def differences(run: Path, quiet: Path) -> list[str]:
 
 
 def _files(run: Path) -> dict[str, str]:
-    return {path.relative_to(run).as_posix(): sha256(path) for path in run.rglob("*") if path.is_file()}
+    return {path.relative_to(run).as_posix(): storage.sha256(path) for path in run.rglob("*") if path.is_file()}
 
 
 def _rows(table: Path) -> list[str]:

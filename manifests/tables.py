@@ -9,7 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import writing
+from autolabel.manifests import storage
 from autolabel.manifests.schemas import ROWS_AT_ONCE
 
 
@@ -20,7 +20,7 @@ class BadTable(ValueError):
 @contextlib.contextmanager
 def writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """A function that adds rows to a parquet file, which appears when all are written, or not at all."""
-    with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with storage.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         waiting: list[pa.Table] = []  # small pieces become one row group
 
         def add(rows: pa.Table) -> None:

@@ -20,7 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
-from autolabel.manifests.files import write_bytes
+from autolabel.manifests import storage
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
@@ -271,7 +271,7 @@ class Labeller:
         if self.recipe.store == "png":
             for one in present:
                 for layer, (data,) in one.encoded.items():
-                    write_bytes(run.path / in_layer(one.row.label or "", layer), data)
+                    storage.write(run.path / in_layer(one.row.label or "", layer), data)
         else:
             encoded = [labelled[s.sample_id].encoded if s.sample_id in labelled else {} for s in unit.samples]
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):

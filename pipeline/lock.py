@@ -1,66 +1,76 @@
-"""The lock of a run folder: one driver, or several that each do a part of it."""
+"""One driver per run folder, or several that each do a part of their own.
+
+Every lock is exclusive, held by one process, and gone when the process ends. There is one for the door of the folder,
+and one per part:
+
+- A driver of the whole run takes the door, tries the lock of every part, and keeps the door as long as it runs.
+- A driver of part I/N takes the door, then the lock of its part for as long as it runs. It tries the locks of the other
+  parts: if it got all of them it is alone, and keeps the door while it prepares the folder; else it leaves the door.
+
+This is right because whoever tries or takes a part's lock holds the door. So nobody comes in between trying and
+taking, and no trial can make another driver believe that a part is held. A driver that leaves in between is harmless:
+the folder was prepared before it came or before it left.
+"""
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
-import time
+import math
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
 
-from autolabel.manifests.files import LOCK, busy, sign, try_lock
+from autolabel.manifests import storage
 
-_SETUP_SECONDS = 60.0  # time that another part may need to prepare the folder
+_SETUP_SECONDS = 60.0  # that another part may need to prepare the folder
+_PARTS = re.compile(re.escape(storage.LOCK) + r"\.\d+-of-\d+")
 
 
 class Lock:
-    """One driver per run folder, or several that each do a part of their own.
-
-    The first one in is `alone` and may prepare the folder; a driver of a part then lets others in with `share`. Locks
-    go with the process that holds them, however it ends.
-    """
+    """The right to write to a run folder. `alone`: nobody else is in it, and this driver may prepare it."""
 
     def __init__(self, out: Path, part: tuple[int, int] | None) -> None:
-        self._out, self._piece = out, part
+        self._out, self._part = out, part
+        self._door = contextlib.ExitStack()
         self.alone = False
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Lock]:
         """Hold the lock. Raises ValueError naming who holds it."""
-        with contextlib.ExitStack() as stack:
-            if self._piece is not None:
-                own = self._open(stack, f"{LOCK}.{self._piece[0]}-of-{self._piece[1]}")
-                if not try_lock(own):
-                    raise busy(own, self._out)
-                sign(own)
-            self._file = self._open(stack, LOCK)
-            deadline = time.monotonic() + (_SETUP_SECONDS if self._piece else 0)
-            while True:
-                if try_lock(self._file):
-                    self.alone = True
-                    sign(self._file)
-                    break
-                if self._piece is not None and try_lock(self._file, fcntl.LOCK_SH):
-                    break
-                if time.monotonic() >= deadline:
-                    raise busy(self._file, self._out)
-                time.sleep(0.1)
+        own = f"{storage.LOCK}.{self._part[0]}-of-{self._part[1]}" if self._part else None
+        with self._door, contextlib.ExitStack() as stack:
+            self._door.enter_context(storage.hold(self._out, wait=_SETUP_SECONDS if self._part else 0))
+            if own:
+                stack.enter_context(storage.hold(self._out, name=own))
+            self.alone = self._require_no_other(own)
+            if not self.alone:
+                self._door.close()
             yield self
 
+    def _require_no_other(self, own: str | None) -> bool:
+        """Whether no other part is at work; one is an error to a driver of the whole run."""
+        names = [path.name for path in storage.list(self._out) if _PARTS.fullmatch(path.name)]
+        try:
+            for name in names:
+                if name != own:
+                    with storage.hold(self._out, name=name):
+                        pass
+        except storage.Busy:
+            if own is None:
+                raise
+            return False
+        return True
+
     def share(self) -> None:
-        """The folder is prepared: other parts may come in."""
-        if self._piece is not None:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
+        """Let other parts in: the folder is prepared."""
+        if self._part is not None:
+            self._door.close()
             self.alone = False
 
     @contextlib.contextmanager
     def publishing(self) -> Iterator[None]:
-        """One part after the other derives the tables."""
+        """Derive the tables, one part after the other."""
         with contextlib.ExitStack() as stack:
-            if self._piece is not None:
-                fcntl.flock(self._open(stack, f"{LOCK}.publish"), fcntl.LOCK_EX)
+            if self._part is not None:
+                stack.enter_context(storage.hold(self._out, name=f"{storage.LOCK}.publish", wait=math.inf))
             yield
-
-    def _open(self, stack: contextlib.ExitStack, name: str) -> IO[str]:
-        return stack.enter_context(open(self._out / name, "a+", encoding="utf-8"))

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import fingerprint_bytes
+from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage, decode_image, decode_label
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.recipe import Recipe
@@ -87,7 +87,7 @@ class TeacherPredictor:
         row = identified(row, sample.image)
         try:
             data = _read(sample.image)
-            row = replace(row, image_fingerprint=fingerprint_bytes(data))
+            row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
             image = decode_image(data)
             coarse = read_coarse(sample, self.recipe.label_space)
             _require_size(sample, image, coarse)

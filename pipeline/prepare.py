@@ -5,13 +5,12 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address, cluster_gpus
-from autolabel.manifests.files import remove_leftovers, sha256, writing
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import LABELS, png_name
@@ -40,7 +39,7 @@ class TeacherSource:
             return self._loaded.sha256
         if not self._job.teacher.is_file():
             raise BadCheckpoint(f"{self._job.teacher} does not exist: expected a checkpoint")
-        return sha256(self._job.teacher)
+        return storage.sha256(self._job.teacher)
 
     def load(self, device: str, precision: str) -> Teacher:
         """The teacher on this device. Raises BadCheckpoint, ValueError."""
@@ -84,7 +83,7 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path) -> tuple[Request, 
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)
-    return Request(job, manifest, recipe, sha256(job.manifest)), run
+    return Request(job, manifest, recipe, storage.sha256(job.manifest)), run
 
 
 def _device(job: LabelJob, scratch: Path) -> str:
@@ -130,7 +129,7 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         if run is None or run.input_sha256 != request.input_sha256:
             raise ValueError(f"another part of {job.out} works on another manifest: give all of them the same")
         return run, open_plan(run, manifest)
-    remove_leftovers(job.out)
+    storage.remove_leftovers(job.out)
     if run is not None and run.engine == "ray":  # its workers ended with their driver
         for note in folder.attempts.glob("*.jsonl"):
             excuse(note)
@@ -166,8 +165,7 @@ def _plan_path(request: Request, run: Run | None, source: Run | None) -> Path:
     if source is None:
         return write_plan(job.out, manifest, job.unit_size)
     path = job.out / source.plan
-    with writing(path) as temporary:
-        shutil.copyfile(source.path / source.plan, temporary)
+    storage.write(path, storage.read(source.path / source.plan))
     return path
 
 

@@ -14,7 +14,7 @@ from typing import Any
 from autolabel.manifests.cluster import cluster_address
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.wording import Table, counted, duration, size
+from autolabel.manifests.wording import Shown, Table, counted, duration, size
 from autolabel.pipeline.engine import Crew, local_labeller, teacher_predictor
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.predictor import TeacherPredictor
@@ -56,7 +56,7 @@ class Probe:
 
 
 @dataclass(frozen=True)
-class Preview:
+class Preview(Shown):
     """What a call would do. sizes: images of every (height, width), the most frequent first."""
 
     samples: int

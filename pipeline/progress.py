@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from autolabel.manifests.files import write_json
+from autolabel.manifests import storage
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.pipeline.units import Tally
 
@@ -126,4 +126,4 @@ class Meter:
         everything = self.before + self._total()
         share = {name: everything.kept[c] / (everything.pixels or 1) for c, name in enumerate(self.names)}
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.out.progress_path, {**asdict(self.now()), "class_coverage": share, "updated": stamp})
+        storage.write_json(self.out.progress_path, {**asdict(self.now()), "class_coverage": share, "updated": stamp})

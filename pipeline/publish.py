@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Accounts, RunFolder
 from autolabel.manifests.run.review import writing_review
@@ -57,7 +57,7 @@ def publish(
             labelled, quarantined = labelled + len(labelled_rows), quarantined + len(refused)
             left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
     accounts = Accounts(plan.samples, labelled, quarantined, left)
-    return accounts, {name: sha256(path) for name, path in run.tables().items()}
+    return accounts, {name: storage.sha256(path) for name, path in run.tables().items()}
 
 
 def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:

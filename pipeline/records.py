@@ -23,7 +23,7 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import fingerprint, write_bytes
+from autolabel.manifests import storage
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer
 from autolabel.manifests.run.shards import WrittenShard
@@ -122,7 +122,7 @@ def write_record(run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mappin
     metadata = {b"shards": json.dumps(files).encode(), b"seal": _OPEN}
     pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
     data = buffer.getvalue()
-    write_bytes(run.units / unit.record, data.replace(_OPEN, _seal(data)))
+    storage.write(run.units / unit.record, data.replace(_OPEN, _seal(data)))
 
 
 # Text in the footer of a record. Its zeros are replaced by the checksum of the file that still has the zeros.
@@ -234,7 +234,7 @@ def _changed(image: Path, row: Row) -> bool:
 def fingerprint_of(image: Path) -> str | None:
     """The fingerprint of a regular file, None if it cannot be read. Opening a pipe would wait for its writer."""
     try:
-        return fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
+        return storage.fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
     except OSError:
         return None
 

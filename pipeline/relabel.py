@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
@@ -32,7 +32,7 @@ def relabel(
     """
     source = replace(source, path=source.path.absolute())
     _require_enough(source, policy)
-    if not source.input_manifest.is_file() or sha256(source.input_manifest) != source.input_sha256:
+    if not source.input_manifest.is_file() or storage.sha256(source.input_manifest) != source.input_sha256:
         raise ValueError(
             f"{source.input_manifest}, the manifest of {source.path}, is gone or has changed: put it back as it was"
         )

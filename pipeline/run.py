@@ -9,12 +9,12 @@ from pathlib import Path
 
 import torch
 
+from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address
-from autolabel.manifests.files import remove_leftovers
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.samples import ManifestFile
-from autolabel.manifests.wording import counted
+from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.lock import Lock
@@ -28,7 +28,7 @@ from autolabel.teacher.predict import Teacher
 
 
 @dataclass(frozen=True)
-class Labelling:
+class Labelling(Shown):
     """How a call ended. `done` samples were finished by it; failed units are left, each with its reason."""
 
     run: Run
@@ -137,7 +137,7 @@ def choose_engine(machine: Machine, device: str, *, in_process: bool = False) ->
 
 def _tidy(run: Run, *, whole: bool) -> None:
     """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
-    remove_leftovers(run.path)
+    storage.remove_leftovers(run.path)
     if whole:
         for note in run.attempts.glob("*.jsonl"):
             note.unlink(missing_ok=True)

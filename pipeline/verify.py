@@ -8,20 +8,20 @@ from pathlib import Path
 
 import google_crc32c
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import LABELS, RunLabels, stored_labels
 from autolabel.manifests.run.shards import DamagedLabel, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
-from autolabel.manifests.wording import Progress, counted
+from autolabel.manifests.wording import Progress, Shown, counted
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.records import Row, read_record
 from autolabel.pipeline.units import Plan, Unit, gained, write_plan
 
 
 @dataclass
-class Verification:
+class Verification(Shown):
     """The numbers of units, samples and labels that were read, the faults, and the units that `repair` put back."""
 
     units: int = 0
@@ -83,7 +83,7 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
 
 def _plan(run: Run, result: Verification, *, repair: bool) -> Plan | None:
     """The plan, compared with the manifest if that is still the same; `repair` makes it again from there."""
-    unchanged = run.input_manifest.is_file() and sha256(run.input_manifest) == run.input_sha256
+    unchanged = run.input_manifest.is_file() and storage.sha256(run.input_manifest) == run.input_sha256
     manifest = open_manifest(run.input_manifest) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
     try:
@@ -104,7 +104,7 @@ def _damaged_tables(run: Run) -> list[str]:
     return [
         f"{path} differs from what was published"
         for name, path in run.tables().items()
-        if name in digests and not (path.is_file() and sha256(path) == digests[name])
+        if name in digests and not (path.is_file() and storage.sha256(path) == digests[name])
     ]
 
 

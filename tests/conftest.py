@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from autolabel.cli import main
-from autolabel.manifests.files import LOCK
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.samples import load_manifest, save_manifest
@@ -72,7 +72,7 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def names_in(folder: Path) -> list[str]:
     """What lies in a folder, but for its lock."""
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    return sorted(path.name for path in folder.iterdir() if path.name != storage.LOCK)
 
 
 def autolabel(*arguments: object) -> Result:

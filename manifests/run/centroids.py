@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
@@ -120,7 +120,7 @@ def _unchanged(run: Path) -> bool:
     path = folder.statistics_path("centroids")
     digests = Run.open(run).tables_sha256 or {}
     recorded = digests.get(path.relative_to(run).as_posix())
-    return recorded is not None and path.is_file() and sha256(path) == recorded
+    return recorded is not None and path.is_file() and storage.sha256(path) == recorded
 
 
 def _from_table(run: Path, places: dict[str, int]) -> Iterable[Centroids]:

@@ -22,7 +22,7 @@ from typing import Any
 import google_crc32c
 import pyarrow as pa
 
-from autolabel.manifests.files import LOCK, json_bytes, sha256, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
@@ -41,7 +41,7 @@ from autolabel.manifests.tables import BadTable, read_pieces, read_table
 
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
-_STARTED = (LOCK, "plan-", ".plan", f".{RUN}")  # a start that was killed may have left these
+_STARTED = (storage.LOCK, "plan-", ".plan", f".{RUN}")  # a start that was killed may have left these
 
 
 @dataclass(frozen=True)
@@ -189,12 +189,12 @@ class Run(RunFolder):
         file = RunFolder(Path(path)).record
         if not file.is_file():
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        data = file.read_bytes()
+        data = storage.read(file)
         try:
             document = json.loads(data)
         except ValueError as error:
             raise ValueError(f"{file} is not readable JSON: restore it, or choose another --out") from error
-        if not isinstance(document, dict) or json_bytes(document) != data:
+        if not isinstance(document, dict) or storage.json_bytes(document) != data:
             raise ValueError(f"{file} differs from what was written: restore it, or choose another --out")
         if document.get("format") != FORMAT:
             raise ValueError(
@@ -239,7 +239,7 @@ class Run(RunFolder):
             "budgets": list(self.budgets),
             "accounts": None if self.accounts is None else asdict(self.accounts),
         }
-        write_json(self.record, {**document, "crc32c": _checksum(document)})
+        storage.write_json(self.record, {**document, "crc32c": _checksum(document)})
 
     def require_same(self, now: Recipe) -> None:
         """Raise ValueError, naming both values, if the labels were asked for by another recipe."""
@@ -276,7 +276,7 @@ class Run(RunFolder):
     def find_teacher(self, named: Path | None) -> tuple[Path | None, str]:
         """The file of the teacher, or None and the reason. Raises ValueError if the user `named` another one."""
         path = named or self.teacher
-        if path.is_file() and sha256(path) == self.recipe.teacher_sha256:
+        if path.is_file() and storage.sha256(path) == self.recipe.teacher_sha256:
             return path, ""
         reason = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
         if named:

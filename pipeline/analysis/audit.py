@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import sha256, write_bytes, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
@@ -126,10 +126,10 @@ def audit(
     classes = _classes(space, confusion, boundary, calibration, suggestion)
     if suggestion:
         named, comments = _suggested(policy, space, precision, suggestion)
-        write_bytes(run / SUGGESTED, named.to_toml(comments).encode())
+        storage.write(run / SUGGESTED, named.to_toml(comments).encode())
     report: Report = {
         "truth": str(truth.absolute()),
-        "truth_sha256": sha256(truth),
+        "truth_sha256": storage.sha256(truth),
         "images": images,
         "leaked": leaked,
         "target_precision": precision,
@@ -140,7 +140,7 @@ def audit(
         "coarse": coarse,
         "notes": notes + _verdicts(classes, suggestion, precision),
     }
-    write_json(run / AUDIT, report)
+    storage.write_json(run / AUDIT, report)
     return report
 
 

@@ -27,8 +27,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from autolabel.manifests import storage
 from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
-from autolabel.manifests.files import remove_leftovers, write_bytes
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import RunConfidence, RunLabels
@@ -135,14 +135,14 @@ def write_report(
             **charts.confidence_plots(summary, opened.policy.threshold),
             **charts.audit(run),
         )
-        write_bytes(folder / "index.html", page.encode())
+        storage.write(folder / "index.html", page.encode())
     except BaseException:
         shutil.rmtree(pictures, ignore_errors=True)
         raise
     for path in folder.iterdir():  # the pictures of older reports, and nothing that a user may have put beside them
         if _PICTURES.fullmatch(path.name) and path != pictures:
             shutil.rmtree(path)
-    remove_leftovers(folder)
+    storage.remove_leftovers(folder)
     return folder / "index.html"
 
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from autolabel.manifests.files import sha256, write_bytes, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.fuse import join
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
@@ -133,8 +133,8 @@ def compare(
         "runs": labelled,
     }
     found = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), asked)
-    write_json(template.out / "compare.json", found.record())
-    write_bytes(template.out / "index.html", render(found, template.out).encode())
+    storage.write_json(template.out / "compare.json", found.record())
+    storage.write(template.out / "index.html", render(found, template.out).encode())
     return found
 
 
@@ -160,7 +160,7 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
         if not teacher.is_file():
             notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
             continue
-        if sha256(teacher) != digest:
+        if storage.sha256(teacher) != digest:
             notes.append(f"{arm}: {teacher} is no longer the teacher that labelled {run}, {unknown}.")
             continue
         trained_on = read_checkpoint(teacher).trained_on

@@ -22,7 +22,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.files import TEMPORARY, write_bytes, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage, encode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.run import shards as stores
@@ -101,7 +101,7 @@ def commit(
             row["status"], label = "quarantined", np.zeros((500, 500), np.uint8)
         elif store == "png":
             row |= {"label": f"{LABELS}/{png_name(sample_id + '.jpg')}", "label_index": None}
-            write_bytes(run / str(row["label"]), encode_label(label))
+            storage.write(run / str(row["label"]), encode_label(label))
         height, width = label.shape
         rows.append({**row, "height": height, "width": width, "label_crc32c": crc32c(label)})
     shard, committed = None, [labels[sample_id] for sample_id in ids]
@@ -117,7 +117,7 @@ def commit(
 def make_run(run: Path, labels: Mapping[str, Label | None], store: str = "zarr") -> dict[Path, WrittenShard]:
     """A finished run folder, and its shards; None for a sample that was quarantined."""
     units = plan(labels)
-    write_json(run / "run.json", {"label_space": json.loads(CAMVID.to_json())})
+    storage.write_json(run / "run.json", {"label_space": json.loads(CAMVID.to_json())})
     if store == "zarr":
         create_zarr(run / zarr_folder(LABELS), rows_of(units), SHARD, ABOUT)
     written = {
@@ -462,7 +462,7 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_without_a_finished_unit_has_no_labels(tmp_path: Path) -> None:
-    write_json(tmp_path / "run.json", {"label_space": json.loads(CAMVID.to_json())})
+    storage.write_json(tmp_path / "run.json", {"label_space": json.loads(CAMVID.to_json())})
     assert list(Run.open(tmp_path).labels) == []
 
 
@@ -511,7 +511,7 @@ def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path:
     for path, place in [*dice.sample(places, 150), *((p, len(files[p]) - 1) for p in files)]:
         damaged = bytearray(files[path])
         damaged[place] ^= 1 << dice.randrange(8)
-        write_bytes(path, damaged)
+        storage.write(path, damaged)
         refused = 0
         for sample_id, label in STREETS.items():
             try:
@@ -526,7 +526,7 @@ def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path:
         else:
             assert crc32c(np.frombuffer(damaged, np.uint8)) != shards[path].crc32c
             found["by the checksum of the file"] += 1
-        write_bytes(path, files[path])
+        storage.write(path, files[path])
     assert min(found["by reading"], found["in the metadata"]) > 30
 
 
@@ -592,7 +592,7 @@ def test_a_killed_writer_leaves_the_old_shard_or_the_new_one(tmp_path: Path) -> 
         found = [read_zarr(array, 0, 0, 0, 512, 512), read_zarr(array, 1, 0, 0, 400, 512)]
         assert any(all(map(np.array_equal, found, version)) for version in versions)
     others = {path.name for path in array.iterdir()} - {"zarr.json", "c.0.0.0"}
-    assert all(name.startswith(".") and name.endswith(TEMPORARY) for name in others)
+    assert all(name.startswith(".") and name.endswith(storage.TEMPORARY) for name in others)
 
 
 def test_a_png_that_is_missing_or_cut_is_an_error(tmp_path: Path) -> None:
@@ -620,7 +620,7 @@ def test_a_png_that_is_missing_or_cut_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_png_that_was_exchanged_is_noticed_whole_and_in_crops(tmp_path: Path, other: Label) -> None:
     make_run(tmp_path, {"a": street(1, 100, 100)}, "png")
-    write_bytes(tmp_path / LABELS / "a.png", encode_label(other))
+    storage.write(tmp_path / LABELS / "a.png", encode_label(other))
     for read in reads(tmp_path):
         with pytest.raises(DamagedLabel):
             read()
@@ -650,7 +650,7 @@ def test_a_manifest_sample_finds_its_auto_label_whole_and_in_crops(tmp_path: Pat
 
 
 def test_a_manifest_sample_with_source_ids_gives_train_ids(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "a.png", encode_label(np.array([[7, 33, 0]], np.uint8)))
+    storage.write(tmp_path / "a.png", encode_label(np.array([[7, 33, 0]], np.uint8)))
     sample = Sample("a", tmp_path / "a.jpg", 1, 3, source="fine", label=tmp_path / "a.png", label_ids="source")
     assert read_sample_label(sample, CITYSCAPES).tolist() == [[0, 18, 255]]
     assert read_sample_label(sample, CITYSCAPES, (0, 1, 1, 2)).tolist() == [[18, 255]]

@@ -16,7 +16,7 @@ from conftest import autolabel, refused
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.policy import Policy, load_policy
@@ -245,7 +245,7 @@ def test_truth_that_the_teacher_has_seen_is_refused_unless_it_is_recorded(run: P
     result = autolabel("audit", run, "--truth", both, "--allow-leak")
     assert result.exit_code == 0, result.output
     found = json.loads((run / "audit.json").read_text())
-    assert (found["images"], found["leaked"], found["truth_sha256"]) == (9, 6, sha256(both))
+    assert (found["images"], found["leaked"], found["truth_sha256"]) == (9, 6, storage.sha256(both))
     assert "trained on 6 of these images" in result.stdout
 
 

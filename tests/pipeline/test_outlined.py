@@ -121,7 +121,8 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     generate(job)
     result = autolabel("stats", "outlined", job.out, "-o", tmp_path / "new" / "outlined.toml")
     assert result.exit_code == 0, result.output
-    found, policy = outlined(job.out)
+    found = outlined(job.out)
+    policy = found.policy
     assert load_policy(str(tmp_path / "new/outlined.toml")) == policy
     assert policy == replace(HUMAN_FIRST, name="human-first-outlined", outlined=policy.outlined)
     space, kept = load_manifest(job.manifest).label_space, Run.open(job.out).confidence
@@ -132,7 +133,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
             top, _ = kept[sample.sample_id]
             named += np.bincount(coarse[coarse != IGNORE], minlength=len(space))
             left_out += np.bincount(top[coarse == IGNORE], minlength=len(space))
-    assert found["named"].tolist() == named.tolist() and found["left_out"].tolist() == left_out.tolist()
+    assert found.classes["drawn"].tolist() == named.tolist() and found.classes["undrawn"].tolist() == left_out.tolist()
     for name, n, m in zip(space.names, named, left_out, strict=True):
         assert policy.outlined.get(name) == (round(min(n / (n + m), 0.99), 4) if n + m else None)
         assert f"{n:,}" in result.output
@@ -142,7 +143,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     assert result.exit_code == 0, result.output
     assert Run.open(again)["policy"]["outlined"] == policy.outlined
     assert labels_of(again) != labels_of(job.out)
-    assert outlined(again)[1].name == policy.name  # counted once more it is still the same kind of policy
+    assert outlined(again).policy.name == policy.name  # counted once more it is still the same kind of policy
 
 
 def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> None:
@@ -154,7 +155,7 @@ def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> No
 
     place = table.schema.get_field_index("undrawn_pixels")
     pq.write_table(table.set_column(place, "undrawn_pixels", pa.array([0] * len(table), pa.int64())), path)
-    _, policy = outlined(job.out)
+    policy = outlined(job.out).policy
     assert policy.outlined and set(policy.outlined.values()) == {0.99}
 
 

@@ -267,7 +267,7 @@ def _luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_can_be_read_on_every_ground(theme: str) -> None:
-    style = (ROOT / "pipeline" / "report.css").read_text(encoding="utf-8")
+    style = (ROOT / "pipeline" / "report" / "report.css").read_text(encoding="utf-8")
     light, dark = style.split("@media (prefers-color-scheme: dark)")
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", light if theme == "light" else dark))
     for text in ("ink", "soft", "accent", "warn"):

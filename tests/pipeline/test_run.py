@@ -352,9 +352,7 @@ def test_a_folder_that_is_no_run_is_refused(drive: Path, teacher: Path) -> None:
 def test_two_drivers_never_share_a_run(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher)
     asked.out.mkdir()
-    hold = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
-    )
+    hold = "import sys, time, filelock\nwith filelock.FileLock(sys.argv[1]): print(1, flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", hold, asked.out / ".lock"], stdout=subprocess.PIPE)
     assert other.stdout is not None
     other.stdout.readline()

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import autolabel, contents, labels_of
 
-from autolabel.manifests.files import write_bytes
+from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.pipeline.job import STORES, LabelJob
@@ -91,10 +91,10 @@ def flips(run: Path, kind: str) -> Iterator[str]:
     for path, place in dice.sample(places, FLIPS[kind]):
         damaged = bytearray(written[path])
         damaged[place] ^= 1 << dice.randrange(8)
-        write_bytes(path, damaged)
+        storage.write(path, damaged)
         if not found(run):
             yield f"{path.relative_to(run)}: byte {place} of {len(damaged)}, was {written[path][place]:#x}"
-        write_bytes(path, written[path])
+        storage.write(path, written[path])
 
 
 def tables_of(run: Path) -> dict[str, object]:
@@ -166,7 +166,7 @@ def test_a_file_that_is_gone_or_cut_is_found(asked: LabelJob, kind: str, damage:
         faults = found(asked.out)
         assert faults, f"{path.relative_to(asked.out)}: not a word"
         assert kind == "plan" or any(path.name in fault or str(asked.out) in fault for fault in faults)
-        write_bytes(path, data)
+        storage.write(path, data)
     assert found(asked.out) == []
 
 
@@ -213,17 +213,18 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_made_is_not_verified(asked: LabelJob) -> None:
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold, str(asked.out / ".lock")]
+    hold = (
+        "import sys; from pathlib import Path; from autolabel.manifests import storage\n"
+        "with storage.hold(Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(asked.out)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
         result = autolabel("verify", asked.out, "--repair")
         other.communicate()
     assert result.exit_code == 2
-    assert result.stderr.startswith(
-        f"autolabel: another autolabel is at work in {asked.out} (process {os.getpid()} on "
-    )
+    assert result.stderr.startswith(f"autolabel: another autolabel is at work in {asked.out} (process {other.pid} on ")
     assert verify(asked.out).faults == []
 
 
