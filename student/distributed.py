@@ -218,7 +218,7 @@ def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: 
         os.chdir(folder)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, machine.cores() // context.get_local_world_size()))
     answer: Any = None
 
     def on_step(report: Any) -> None:

@@ -306,7 +306,7 @@ def _paint_all(paint: Painter, wanted: Sequence[str], update: Callable[[int, int
     """Draw all of them, as many at once as there are cores."""
     shown: list[Shown] = []
     update(0, len(wanted))
-    with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, machine.cores())) as pool:
         try:
             for one in pool.map(paint, range(len(wanted)), wanted):
                 shown.append(one)
