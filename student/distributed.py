@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from autolabel.manifests import machine
 from autolabel.student.parallel import Team
 
 FAILURES = 3  # deaths of workers that a call outlives; preempted machines do not count

@@ -6,9 +6,8 @@ too much. Only uint8 labels and small tables of counts reach the host.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,9 +210,7 @@ class Teacher:
         if key in self._plans:
             return self._plans[key]
         probe = np.zeros((1, *_PROBE, 3), np.uint8)
-        needed = _highest_use(
-            self.device, lambda: list(self.predict_in_batches(probe, 1, (THRESHOLD,), scales, flip))
-        )
+        needed = _highest_use(self.device, lambda: list(self.predict_in_batches(probe, 1, (THRESHOLD,), scales, flip)))
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         self._plans[key] = Plan(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
         return self._plans[key]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.resources
 import json
 import math
-import os
 import re
 import shutil
 import threading
@@ -27,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from autolabel.manifests import storage
+from autolabel.manifests import machine, storage
 from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, policy_of
