@@ -16,14 +16,16 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
+from autolabel.manifests.recipe import ENGINES, STORES
+from autolabel.manifests.settings import build_job
 from autolabel.manifests.wording import Shown, plain
-from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
+from autolabel.pipeline.job import DEVICES, LabelJob
 
 if TYPE_CHECKING:
     from autolabel.manifests.samples import Manifest
     from autolabel.manifests.scan import Account
-    from autolabel.pipeline.progress import Progress
-    from autolabel.pipeline.run import Result
+    from autolabel.pipeline.progress import Counters
+    from autolabel.pipeline.run import Labelling
     from autolabel.student.job import TrainJob
     from autolabel.student.train import StepReport
 
@@ -677,7 +679,6 @@ def generate(
     manifest_path: Path,
     threshold: float | None,
     policy: Policy | None,
-    address: str | None,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -691,17 +692,19 @@ def generate(
         raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
-    job = LabelJob(manifest=manifest_path, policy=policy, **options)
+    job = build_job(LabelJob, {"manifest": manifest_path, "policy": policy, **options})
     if dry_run:
-        _show_plan(job, address)
+        from autolabel.pipeline.preview import preview
+
+        show(preview(job))
         return
     with progress("labelling") as update:
-        result = run_labelling(job, _labelling_note(update), update.say, address)
-    _show_result(job, result)
+        result = run_labelling(job, on_progress=_labelling_note(update), on_note=update.say)
+    _show_result(result, job.max_quarantined)
 
 
-def _labelling_note(update: Reporter) -> Callable[[Progress], None]:
-    def report(now: Progress) -> None:
+def _labelling_note(update: Reporter) -> Callable[[Counters], None]:
+    def report(now: Counters) -> None:
         parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
         parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
         parts += [f"{now.quarantined} quarantined"] if now.quarantined else []
@@ -711,61 +714,22 @@ def _labelling_note(update: Reporter) -> Callable[[Progress], None]:
     return report
 
 
-def _show_result(job: LabelJob, result: Result) -> None:
+def _show_result(result: Labelling, max_quarantined: float) -> None:
     """Print the accounts of a labelling run; leave as its outcome demands."""
+    show(result)
     accounts = result.accounts
-    click.echo(
-        f"{accounts.asked} samples: {accounts.labelled} labelled, {accounts.quarantined} quarantined,"
-        f" {accounts.left} left for later" + ("" if result.done else "; nothing was to be done")
-    )
-    click.echo(f"run {job.out}   look: autolabel stats {job.out} · autolabel report {job.out}")
     if result.stopped:
         raise KeyboardInterrupt
     if result.failed:
         name, why = next(iter(result.failed.items()))
         raise Failure(f"{len(result.failed)} units failed (the first, {name}: {why}); run the same again to retry them")
-    if accounts.quarantined > job.max_quarantined * accounts.asked:
+    if accounts.quarantined > max_quarantined * accounts.asked:
         click.echo(
             f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
-            f" --max-quarantined {job.max_quarantined:g}; reasons in {job.out / 'quarantine.parquet'}",
+            f" --max-quarantined {max_quarantined:g}; reasons in {result.run.quarantine_path}",
             err=True,
         )
         click.get_current_context().exit(QUARANTINED)
-
-
-def _show_plan(job: LabelJob, address: str | None) -> None:
-    from autolabel.pipeline.preview import preview
-
-    found = preview(job, address)
-    sizes = [(f"{w} x {h}" if h else "unreadable", n) for (h, w), n in found.sizes.items()]
-    shown = ", ".join(f"{size}: {n}" for size, n in sizes[:5]) + (f", {len(sizes) - 5} more" if sizes[5:] else "")
-    lines = {
-        "images": f"{found.samples} ({shown})",
-        "units": f"{found.units} of up to {job.unit_size} images, {found.units_left} of them left",
-        "done": f"{found.done} images; this call would do {found.wanted}",
-        "device": f"{found.device}, {found.precision}",
-    }
-    if found.memory:
-        plan = found.memory
-        batches = ", ".join(f"{n} of {size}" for size, n in plan["images_at_once"].items())
-        lines["memory"] = (
-            f"{plan['bytes_per_pixel'] / 1e3:.1f} kB a pixel, {plan['free_bytes'] / 2**30:.1f} GiB free;"
-            f" images at once: {batches or 'none'}"
-        )
-    if found.label_bytes is not None and found.milliseconds is not None:
-        lines["labels"] = (
-            f"{found.label_bytes / 1e3:.1f} kB each, {found.label_bytes * found.wanted / 1e6:.1f} MB to come"
-        )
-        lines["probe"] = (
-            f"{found.probed} images, {found.images_per_s:.2f} images/s by one worker; each "
-            + ", ".join(f"{name} {ms:.0f} ms" for name, ms in found.milliseconds.items())
-            + (f"; {found.unreadable} would be quarantined" if found.unreadable else "")
-        )
-    for name, text in lines.items():
-        click.echo(f"{name:<8}{text}")
-    if found.images_per_s:
-        rows = [[str(n), f"{n * found.images_per_s:.1f}", _duration(3600 * found.hours(n))] for n in found.workers]
-        table("expected, if workers do not hold each other up", ["workers", "images/s", "h:min:s"], rows)
 
 
 @main.command()
@@ -778,13 +742,16 @@ def relabel(run: Path, policy: Policy | None, out: Path, workers: int | None) ->
 
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
     """
+    from autolabel.manifests.run.folder import Run
     from autolabel.pipeline.relabel import relabel as relabel_run
 
     if policy is None:
         raise Failure("missing --policy: expected a preset or a TOML file")
     with progress("relabelling") as update:
-        job, result = relabel_run(run, policy, out, _labelling_note(update), update.say, workers)
-    _show_result(job, result)
+        result = relabel_run(
+            Run.open(run), policy, out=out, workers=workers, on_progress=_labelling_note(update), on_note=update.say
+        )
+    _show_result(result, LabelJob.max_quarantined)
 
 
 @main.command()
@@ -798,10 +765,8 @@ def verify(run: Path, repair: bool) -> None:
     from autolabel.pipeline.verify import verify as verify_run
 
     with progress("verifying") as update:
-        found = verify_run(run, repair, update)
-    for fault in found.faults:
-        click.echo(f"damaged: {fault}")
-    click.echo(f"labels read: {found.labels}, units: {found.units}, faults: {len(found.faults)}")
+        found = verify_run(run, repair=repair, progress=update)
+    show(found)
     if found.faults and repair:
         click.echo(f"units put back to undone: {found.undone}; run the same `autolabel generate` again to label them")
     elif found.faults:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolabel.manifests.files import write_json
+from autolabel.manifests import storage
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
@@ -48,7 +48,7 @@ class Scores(Shown):
 
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
-        write_json(path, self.__dict__)
+        storage.write_json(path, self.__dict__)
 
     def lines(self) -> list[str]:
         """The pixel accuracy, and a warning if the scores flatter."""

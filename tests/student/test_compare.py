@@ -164,7 +164,6 @@ def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) ->
             out,
             scales=(0.5, 1),
             policy=Policy(threshold=0.2),
-            engine="local",
             workers=1,
         )
     )
