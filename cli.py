@@ -11,13 +11,14 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
 from autolabel.manifests.recipe import ENGINES, STORES
-from autolabel.manifests.settings import build_job
+from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields
 from autolabel.manifests.wording import Shown, plain
 from autolabel.pipeline.job import DEVICES, LabelJob
 
@@ -36,25 +37,60 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
+# --- errors and help --------------------------------------------------------------------------------------------------
+
+
 class Failure(click.ClickException):
     """One clear line on stderr, exit code 2."""
 
     exit_code = INPUT_ERROR
 
     def show(self, file: Any = None) -> None:
+        """Print the line."""
         click.echo(f"autolabel: {self.format_message()}", err=True)
 
 
+class Command(click.Command):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for every group that has options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "group", ""), []).append(record)
+        for key, title in {**GROUPS, "": "Options"}.items():
+            if key in sections:
+                with formatter.section(title):
+                    formatter.write_dl(sections[key])
+
+
 class Commands(click.Group):
-    """Turns the errors that a user can cause or mend into one clear line; a traceback means a mistake of ours."""
+    """A group that turns errors which a user can cause or mend into one line; a traceback means a mistake of ours."""
+
+    command_class = Command
+    group_class = type  # click's word for: groups in this group are of its own class
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which a newcomer needs them."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named."""
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else ctx.command_path
+            message = " ".join(error.format_message().split()).removesuffix(".").replace(". Did you", "; did you")
+            message = message[:1].lower() + message[1:] + ("" if message.endswith("?") else ";")
+            raise Failure(f"{message} `{path} --help` lists the options") from error
         except (ValueError, OSError) as error:
             raise Failure(_one_line(error)) from error
         except RuntimeError as error:
-            # Our own errors about the run (they live in rooms that are not imported yet), and memory.
+            # Our own errors about a run live in rooms that are not imported yet; torch reports a lack of memory so.
             if type(error).__module__.startswith("autolabel.") or "out of memory" in str(error):
                 raise Failure(_one_line(error)) from error
             raise
@@ -63,7 +99,7 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-class Otherwise(click.Group):
+class Otherwise(Commands):
     """A group with a command that is meant where no other is named: `stats RUN` beside `stats diff A B`.
 
     Its key is that command's first argument, so that help shows what to type.
@@ -75,6 +111,7 @@ class Otherwise(click.Group):
         self.context_settings = {"ignore_unknown_options": True}  # they are that command's
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command, list[str]]:
+        """Find the command that the arguments mean."""
         if args[0] in self.commands and args[0] != self.otherwise:
             return args[0], self.commands[args[0]], args[1:]
         return None, self.commands[self.otherwise], args
@@ -89,8 +126,10 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="autolabel")
+@click.group(
+    "autolabel", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(package_name="autolabel", prog_name="autolabel")
 def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
@@ -197,7 +236,65 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
-# --- options that several commands share ------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+class Option(click.Option):
+    """An option that stands in a group of the help."""
+
+    def __init__(self, *names: Any, group: str = "", **more: Any) -> None:
+        super().__init__(*names, **more)
+        self.group = group
+
+
+def text(parse: Callable[[str], Any], metavar: str = "TEXT") -> dict[str, Any]:
+    """Return the arguments of an option whose text is read by `parse`, which raises ValueError with what it expects."""
+
+    def read(_: click.Context, option: click.Parameter, value: Any) -> Any:
+        if not isinstance(value, str):  # the default is a value already
+            return value
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise Failure(f"{option.opts[0]} {value}: {error}") from error
+
+    return {"type": click.UNPROCESSED, "callback": read, "metavar": metavar}
+
+
+def option(*names: str, group: str = "", **more: Any) -> Callable[[F], F]:
+    """Give a command an option; `group` is its place in the help."""
+    return click.option(*names, cls=Option, group=group, **more)
+
+
+def job_options(job: type[Any], *, only: Sequence[str] = (), but: Sequence[str] = ()) -> Callable[[F], F]:
+    """Give a command an option for every setting of a job class: `only` some of them, or all `but` some."""
+
+    def decorate(command: F) -> F:
+        for field in reversed(list(job_fields(job))):
+            if field.name not in but and (not only or field.name in only):
+                command = option(field.flag, field.name, **_option_of(field))(command)
+        return command
+
+    return decorate
+
+
+def _option_of(field: JobField) -> dict[str, Any]:
+    """Return the arguments of `option` for a setting."""
+    words, kind, default = field.words, field.type, field.default
+    if isinstance(kind, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    shown = words.unset if default is None else "" if kind is bool else _as_text(default)
+    made = {"group": words.group, "default": default, "help": words.help + (f" [default: {shown}]" if shown else "")}
+    if kind is bool:
+        return {**made, "is_flag": True}
+    if words.parse:
+        return {**made, **text(words.parse, words.metavar or "TEXT")}
+    value = click.Choice(words.choices) if words.choices else FILE if kind is Path else kind
+    return {**made, "type": value, "metavar": words.metavar or None}
+
+
+def _as_text(default: Any) -> str:
+    return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
 
 
 def parse_scales(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -969,7 +1066,7 @@ def demo(out: Path, seed: int) -> None:
 def run() -> None:
     """The command. When it is stopped, threads that are still at an image are not waited for."""
     try:
-        main()
+        main(prog_name="autolabel")
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
             sys.stdout.flush()
