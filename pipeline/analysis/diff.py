@@ -10,8 +10,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE, LabelSpace
-from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.scores import count_pairs, shares
 from autolabel.manifests.wording import Progress, Shown, Table, percent, points
 
@@ -128,17 +127,17 @@ def compare(run_a: Path, run_b: Path, *, progress: Progress | None = None) -> Ru
     Raises FileNotFoundError or ValueError unless both are runs over the same manifest with an image labelled in both,
     DamagedLabel.
     """
-    a, b = read_about(run_a), read_about(run_b)
-    if a["manifest_sha256"] != b["manifest_sha256"]:
+    a, b = Run.open(run_a), Run.open(run_b)
+    if a.input_sha256 != b.input_sha256:
         raise ValueError(
-            f"{run_a} and {run_b} label different manifests ({a['manifest']}, sha256 {a['manifest_sha256'][:12]}, and"
-            f" {b['manifest']}, sha256 {b['manifest_sha256'][:12]}): compare two runs over the same one"
+            f"{run_a} and {run_b} label different manifests ({a.input_manifest}, sha256 {a.input_sha256[:12]}, and"
+            f" {b.input_manifest}, sha256 {b.input_sha256[:12]}): compare two runs over the same one"
         )
-    labels_a, labels_b = open_labels(run_a), open_labels(run_b)
+    labels_a, labels_b = a.labels, b.labels
     shared = [sample_id for sample_id in labels_a if sample_id in labels_b]
     if not shared:
         raise ValueError(f"no image is labelled in both {run_a} ({len(labels_a)}) and {run_b} ({len(labels_b)})")
-    space = LabelSpace.of(a["label_space"])
+    space = a.label_space
     joint = np.zeros((256, 256), np.int64)
     identical = 0
     for done, sample_id in enumerate(shared, start=1):

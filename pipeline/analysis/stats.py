@@ -12,11 +12,10 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.policy import Policy, policy_of
-from autolabel.manifests.run.folder import read_about
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
-from autolabel.manifests.tables import stream_statistics
 from autolabel.manifests.wording import Shown, Table, counted, listed, number, percent, points, probability, size
 
 # The words for what can become of a pixel, everywhere that people read them.
@@ -149,7 +148,7 @@ def summarise(run: Path) -> Summary:
     confidence = np.zeros(len(space))
     histograms = np.zeros((len(space), CONFIDENCE_BINS), np.int64)
     columns = ["class_id", "mean_confidence", "confidence_hist", *_SUMMED]
-    for rows in stream_statistics(run, "classes", columns):
+    for rows in RunFolder(run).stream_statistics("classes", columns):
         ids = rows["class_id"].to_numpy()
         for name in _SUMMED:
             np.add.at(sums[name], ids, rows[name].to_numpy())
@@ -158,8 +157,8 @@ def summarise(run: Path) -> Summary:
         np.add.at(histograms, ids, counts)
         np.add.at(confidence, ids, np.nan_to_num(rows["mean_confidence"].to_numpy()) * counts.sum(axis=1))
     images = pixels = coarse = labelled = label_bytes = 0
-    for rows in stream_statistics(
-        run, "images", ["height", "width", "coarse_pixels", "labelled_pixels", "label_bytes"]
+    for rows in RunFolder(run).stream_statistics(
+        "images", ["height", "width", "coarse_pixels", "labelled_pixels", "label_bytes"]
     ):
         images += len(rows)
         pixels += int((rows["height"].to_numpy().astype(np.int64) * rows["width"].to_numpy()).sum())
@@ -231,14 +230,14 @@ def outlined(run: Path, *, output: Path | None = None) -> Outlined:
     """
     space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
     drawn, undrawn = np.zeros((2, len(space)), np.int64)
-    for rows in stream_statistics(run, "classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
+    for rows in RunFolder(run).stream_statistics("classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
         np.add.at(drawn, rows["class_id"].to_numpy(), rows["coarse_pixels"].to_numpy())
         np.add.at(undrawn, rows["class_id"].to_numpy(), rows["undrawn_pixels"].to_numpy())
     if not drawn.any():
         raise ValueError(f"{run} has no coarse label: nobody outlined anything in its images")
     counts = pd.DataFrame({"drawn": drawn, "undrawn": undrawn}, index=pd.Index(space.names, name="class"))
     counts["share"] = _share(counts["drawn"], counts.sum(axis=1)).clip(upper=_MOST_OUTLINED)
-    before = policy_of(read_about(run)["policy"])
+    before = Run.open(run).policy
     shares = {str(name): round(share, 4) for name, share in counts["share"].dropna().items()}
     policy = replace(before, name=before.name.removesuffix("-outlined") + "-outlined", outlined=shares)
     if output is not None:

@@ -13,13 +13,11 @@ from conftest import autolabel
 
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.analysis.diff import RunDifference, compare
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-
-pytestmark = pytest.mark.usefixtures("load_once")
 
 
 @pytest.fixture
@@ -60,9 +58,7 @@ def test_nothing_labelled_is_no_number(three: RunDifference) -> None:
 def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same images at two thresholds; and at the lower one again, but only four of them and as PNG."""
     folder = tmp_path_factory.mktemp("diff")
-    asked = LabelJob(
-        city / "coarse.parquet", teacher, folder / "low", (1.0,), engine="local", policy=Policy(threshold=0.3)
-    )
+    asked = LabelJob(city / "coarse.parquet", teacher, folder / "low", (1.0,), policy=Policy(threshold=0.3))
     generate(asked)
     generate(replace(asked, out=folder / "high", policy=Policy(threshold=0.5)))
     generate(replace(asked, out=folder / "few", store="png", limit=4))
@@ -78,7 +74,7 @@ def test_the_lower_threshold_has_all_that_the_higher_keeps(runs: dict[str, Path]
     assert (found.classes["moved"].fillna(0) == 0).all() and found.classes["lost"].max() > 0
     assert {target for became in found.moves().values() for target, _ in became} == {"ignored"}
     # And against brute force.
-    low, high = (np.concatenate([x.ravel() for x in open_labels(runs[name]).values()]) for name in ("low", "high"))
+    low, high = (np.concatenate([x.ravel() for x in Run.open(runs[name]).labels.values()]) for name in ("low", "high"))
     assert found.coverage == ((low != 255).mean(), (high != 255).mean())
     for c, (_, row) in enumerate(found.classes.iterrows()):
         assert row[["a_pixels", "b_pixels"]].tolist() == [(low == c).sum(), (high == c).sum()]
@@ -118,7 +114,7 @@ def test_runs_over_other_manifests_are_refused(
 ) -> None:
     listed = load_manifest(city / "coarse.parquet")
     save_manifest(tmp_path / "few.parquet", replace(listed, samples=listed.samples[:2]))
-    generate(LabelJob(tmp_path / "few.parquet", teacher, tmp_path / "run", (1.0,), engine="local"))
+    generate(LabelJob(tmp_path / "few.parquet", teacher, tmp_path / "run", (1.0,)))
     line = refused(runs["low"], tmp_path / "run")
     assert line.startswith(f"{runs['low']} and {tmp_path}/run label different manifests ({city}/coarse.parquet, sha256")
     assert f"{tmp_path}/few.parquet, sha256" in line and "compare two runs over the same one" in line

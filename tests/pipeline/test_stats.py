@@ -13,7 +13,7 @@ from conftest import autolabel
 
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, writing_manifest
 from autolabel.manifests.schemas import CLASSES_SCHEMA, IMAGES_SCHEMA, ROWS_AT_ONCE
 from autolabel.manifests.tables import writing_table
@@ -21,8 +21,6 @@ from autolabel.pipeline.analysis import stats
 from autolabel.pipeline.analysis.stats import at_threshold, summarise
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-
-pytestmark = pytest.mark.usefixtures("load_once")
 
 Rows = list[dict[str, Any]]
 
@@ -161,9 +159,9 @@ def test_the_histograms_tell_exactly_what_a_run_at_that_threshold_keeps(
 ) -> None:
     for name, threshold in (("auto", 0.5), ("other", 0.35)):
         policy = Policy(threshold=threshold)
-        generate(LabelJob(city / "coarse.parquet", teacher, tmp_path / name, (1.0,), policy=policy, engine="local"))
+        generate(LabelJob(city / "coarse.parquet", teacher, tmp_path / name, (1.0,), policy=policy))
     told = at_threshold(summarise(tmp_path / "auto"), 0.35).classes
-    pixels = np.concatenate([label.ravel() for label in open_labels(tmp_path / "other").values()])
+    pixels = np.concatenate([label.ravel() for label in Run.open(tmp_path / "other").labels.values()])
     counts = np.bincount(pixels, minlength=256)[:19]
     assert counts.sum() > 0 and (told["kept"].fillna(0) * told["pixels"]).round().tolist() == counts.tolist()
     assert told["share"].tolist() == (counts / counts.sum()).tolist()

@@ -20,16 +20,14 @@ import pytest
 from conftest import autolabel, contents, labels_of
 
 from autolabel.manifests import storage
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.pipeline.job import STORES, LabelJob
-from autolabel.pipeline.publish import TABLES, Accounts
 from autolabel.pipeline.run import generate
-from autolabel.pipeline.verify import Verified
+from autolabel.pipeline.verify import Verification
 from autolabel.pipeline.verify import verify as verify_run
 
-pytestmark = pytest.mark.usefixtures("load_once")
-
+TABLES = tuple(RunFolder(Path()).tables())
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
 UNCHECKED = ("progress.json", ".lock")
@@ -39,7 +37,7 @@ FLIPS = {"run.json": 20, "plan": 30, "records": 30, "labels": 50, "tables": 20} 
 
 def job(city: Path, teacher: Path, run: Path, store: str) -> LabelJob:
     return LabelJob(
-        city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local", unit_size=4, store=store
+        city / "coarse.parquet", teacher, run, scales=(1.0,), unit_size=4, store=store
     )  # fmt: skip
 
 
@@ -61,7 +59,7 @@ def asked(
     return job(city, teacher, tmp_path / "run", request.param)
 
 
-def verify(run: Path, repair: bool = False) -> Verified:
+def verify(run: Path, repair: bool = False) -> Verification:
     return verify_run(run, repair, lambda done, total: None)
 
 
@@ -127,7 +125,7 @@ def test_a_whole_run_has_no_fault_and_is_not_touched(asked: LabelJob) -> None:
     before = contents(asked.out)
     result = autolabel("verify", asked.out)
     assert (result.exit_code, result.stdout) == (0, "labels read: 10, units: 3, faults: 0\n")
-    assert verify(asked.out, repair=True) == Verified(UNITS, SAMPLES, SAMPLES, 0, [])
+    assert verify(asked.out, repair=True) == Verification(UNITS, SAMPLES, SAMPLES, 0, [])
     assert {**contents(asked.out), ".lock": b""} == {**before, ".lock": b""}
 
 
@@ -275,7 +273,7 @@ def test_repair_has_exactly_the_damaged_unit_labelled_again(asked: LabelJob, dam
         if kind_of(name) in ("labels", "plan") and name not in UNCHECKED:
             assert after[name] == data, name
     assert labels_of(run) == labels and tables_of(run) == tables
-    assert verify(run) == Verified(UNITS, SAMPLES, SAMPLES, 0, [])
+    assert verify(run) == Verification(UNITS, SAMPLES, SAMPLES, 0, [])
 
 
 @pytest.mark.parametrize("name", ["labels.zarr/zarr.json", "labels.zarr/b512x512/zarr.json", "plan-*.arrow"])
@@ -293,7 +291,7 @@ def test_repair_writes_damaged_metadata_and_a_damaged_plan_again(
     assert path.read_bytes() == before
     assert generate(asked).done == 0
     assert records(asked.out) == written
-    assert verify(asked.out) == Verified(UNITS, SAMPLES, SAMPLES, 0, [])
+    assert verify(asked.out) == Verification(UNITS, SAMPLES, SAMPLES, 0, [])
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -312,7 +310,7 @@ def test_a_damaged_table_undoes_no_unit_and_is_written_again(asked: LabelJob, na
 
 def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob) -> None:
     run, lost = asked.out, samples_of(asked.out, SECOND)
-    whole = open_labels(run)
+    whole = Run.open(run).labels
     for read in (whole.__getitem__, lambda name: whole.crop(name, 0, 0, 1, 1)):
         with pytest.raises(KeyError, match="never heard of"):
             read("never heard of")
@@ -323,7 +321,7 @@ def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob
             read(lost[2])
     kept.rename(file)
     (run / "units" / SECOND).unlink()  # the labels lie there, but the unit is not committed
-    left = open_labels(run)
+    left = Run.open(run).labels
     assert set(left) == set(whole) - set(lost)
     for name in lost:
         with pytest.raises(KeyError, match=name):
