@@ -22,8 +22,8 @@ from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
 if TYPE_CHECKING:
     from pandas import DataFrame
 
+    from autolabel.manifests.samples import Manifest
     from autolabel.manifests.scan import Account
-    from autolabel.manifests.tables import Manifest
     from autolabel.pipeline.progress import Progress
     from autolabel.pipeline.run import Result
     from autolabel.student.comparison.verdicts import Comparison, Difference
@@ -338,7 +338,7 @@ def scan_folder(
 
 
 def _save_scan(output: Path, found: Manifest, account: Account) -> None:
-    from autolabel.manifests.tables import save_manifest
+    from autolabel.manifests.samples import save_manifest
 
     save_manifest(output, found)
     sources = account.sources
@@ -386,8 +386,9 @@ def fuse(
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --drop-worst 5%
        --keep-if 'agreement_with_coarse > 0.8'
     """
-    from autolabel.manifests import tables
-    from autolabel.manifests.run import review
+    from autolabel.manifests import fuse as joining
+    from autolabel.manifests.samples import load_manifest, save_manifest
+    from autolabel.manifests.schemas import SOURCES
 
     by_source = {}
     for text in weights:
@@ -396,14 +397,14 @@ def fuse(
             by_source[source] = float(number)
         except ValueError:
             by_source[source] = -1.0
-        if source not in tables.SOURCES or not 0 <= by_source[source] < math.inf:
+        if source not in SOURCES or not 0 <= by_source[source] < math.inf:
             raise Failure(f"--weight {text}: expected SOURCE=NUMBER, such as auto=0.5")
-    loaded = [(str(path), tables.load_manifest(path)) for path in manifests]
-    held_out = (str(leak_check), tables.load_manifest(leak_check)) if leak_check else None
-    dropped: dict[str, review.Dropped] = {}
+    loaded = [(str(path), load_manifest(path)) for path in manifests]
+    held_out = (str(leak_check), load_manifest(leak_check)) if leak_check else None
+    dropped: dict[str, joining.Dropped] = {}
     if drop_worst is not None or keep_if is not None:
-        loaded, dropped = review.select(loaded, drop_worst, keep_if)
-    joined = tables.fuse(loaded, by_source, held_out)
+        loaded, dropped = joining.select(loaded, drop_worst, keep_if)
+    joined = joining.fuse(loaded, by_source, held_out)
     if not joined.samples:
         why = ", after what --drop-worst and --keep-if dropped" if dropped else ""
         raise Failure(f"no labelled sample in these manifests{why}: nothing to fuse")
@@ -414,7 +415,7 @@ def fuse(
             "dropped": {k: asdict(d) for k, d in dropped.items()},
         }
         joined = replace(joined, provenance={**joined.provenance, "selection": selection})
-    tables.save_manifest(output, joined)
+    save_manifest(output, joined)
     for path, one in loaded:
         left_out = len(one.samples) - len(one.labelled)
         remark = f", {left_out} without a label left out" if left_out else ""
@@ -431,7 +432,7 @@ def fuse(
 @click.argument("path", metavar="M.parquet", type=FILE)
 def show(path: Path) -> None:
     """Print what a manifest holds."""
-    from autolabel.manifests.tables import load_manifest
+    from autolabel.manifests.samples import load_manifest
 
     found = load_manifest(path)
     click.echo(f"{path}: {len(found.samples)} samples, label space {found.label_space.name!r}")

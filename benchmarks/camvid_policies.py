@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.policy import HUMAN_FIRST, load_policy
 from autolabel.manifests.run.labels import open_labels, read_sample_label
+from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scores import BoundaryF, Confusion
-from autolabel.manifests.tables import load_manifest
 
 LEVELS = 24
 POLICIES = {

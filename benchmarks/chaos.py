@@ -33,10 +33,12 @@ import pyarrow.parquet as pq
 
 from autolabel.manifests.files import sha256
 from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.run.labels import LABELS, DamagedLabel, open_labels, zarr_folder
+from autolabel.manifests.run.labels import LABELS, open_labels, zarr_folder
+from autolabel.manifests.run.shards import DamagedLabel
+from autolabel.manifests.samples import save_manifest
 from autolabel.manifests.scan import scan_cityscapes
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.tables import STATISTICS, save_manifest
+from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.label import DEATHS
 from autolabel.pipeline.publish import Accounts
 from autolabel.pipeline.records import ATTEMPTS, UNITS

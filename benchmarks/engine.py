@@ -27,10 +27,10 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.run.labels import bucket_of
+from autolabel.manifests.run.shards import bucket_of
+from autolabel.manifests.samples import Sample, open_manifest, samples_of, save_manifest, writing_manifest
 from autolabel.manifests.scan import scan_folder
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.tables import Sample, open_manifest, samples_of, save_manifest, writing_manifest
 from autolabel.pipeline.engine import Crew, Work, run_local, run_ray
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import Decoded, Labeller, Outcome

@@ -24,18 +24,10 @@ from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.centroids import find_centroids
-from autolabel.manifests.run.labels import (
-    LABELS,
-    Label,
-    Window,
-    bucket_of,
-    create_zarr,
-    encode_zarr,
-    write_zarr_shard,
-    zarr_folder,
-)
+from autolabel.manifests.run.labels import LABELS, Window, zarr_folder
+from autolabel.manifests.run.shards import Label, bucket_of, create_zarr, encode_zarr, write_zarr_shard
+from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.scenes import draw_scene
-from autolabel.manifests.tables import Manifest, Sample
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 
 HEIGHT, WIDTH, SCENES, CROPS, TURNS = 1024, 2048, 12, 48, 3

@@ -27,8 +27,9 @@ from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import PAPER, REFERENCE, Policy
 from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.run.labels import crc32c, encode_zarr
-from autolabel.manifests.tables import load_manifest, read_statistics
+from autolabel.manifests.run.shards import crc32c, encode_zarr
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.decide import Undrawn, count, encode, top_classes

@@ -37,16 +37,9 @@ from zarr.codecs import ZstdCodec
 
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
-from autolabel.manifests.run import labels as stores
-from autolabel.manifests.run.labels import (
-    LABELS,
-    bucket_of,
-    create_zarr,
-    encode_zarr,
-    read_zarr,
-    write_zarr_shard,
-    zarr_folder,
-)
+from autolabel.manifests.run import shards as stores
+from autolabel.manifests.run.labels import LABELS, zarr_folder
+from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, read_zarr, write_zarr_shard
 from autolabel.manifests.scenes import draw_scene
 
 SHARD, TURNS, CROPS = 64, 5, 240

@@ -35,7 +35,8 @@ from torch import Tensor
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.centroids import centroids
-from autolabel.manifests.run.labels import LABELS, Frames, create_zarr, encode_zarr, write_zarr_shard, zarr_folder
+from autolabel.manifests.run.labels import LABELS, zarr_folder
+from autolabel.manifests.run.shards import Frames, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.pipeline.label import class_numbers, image_numbers
 from autolabel.teacher.decide import LabelStatistics, count, encode, keep, top_classes
 from autolabel.teacher.fold import fold_batch_norm

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, BadImage, read_label, read_size
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
-from autolabel.manifests.tables import Manifest, Sample, with_roots
+from autolabel.manifests.samples import Manifest, Sample, with_roots
 
 OnFile = Callable[[int, int], None]  # (done, total)
 

@@ -23,7 +23,7 @@ from typing import Any, Protocol
 
 from autolabel.manifests.cluster import cluster_address, ray_session
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.tables import Sample
+from autolabel.manifests.samples import Sample
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import DEATHS, Labeller
 from autolabel.pipeline.records import Row, excuse, note_of

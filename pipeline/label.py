@@ -28,22 +28,10 @@ from autolabel.manifests.files import fingerprint_bytes, write_bytes
 from autolabel.manifests.images import BadImage, decode_image, decode_label, encode_label
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.centroids import centroids
-from autolabel.manifests.run.labels import (
-    CONFIDENCE,
-    LABELS,
-    TOP,
-    Frames,
-    Label,
-    crc32c,
-    encode_zarr,
-    in_layer,
-    png_name,
-    read_png,
-    read_zarr,
-    write_zarr_shard,
-    zarr_folder,
-)
-from autolabel.manifests.tables import CONFIDENCE_BINS, FATES, Sample
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, png_name, read_png, zarr_folder
+from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, read_zarr, write_zarr_shard
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import (
     LABELLED,

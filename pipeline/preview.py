@@ -12,7 +12,7 @@ from typing import Any
 
 from autolabel.manifests.cluster import cluster_address
 from autolabel.manifests.run.folder import RUN, About, read_about, require_new_or_run, require_same
-from autolabel.manifests.tables import open_manifest
+from autolabel.manifests.samples import open_manifest
 from autolabel.pipeline.engine import Crew, probe
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import LABELLED

@@ -13,7 +13,9 @@ import pyarrow.compute as pc
 from autolabel.manifests.files import sha256
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.review import writing_review
-from autolabel.manifests.tables import QUARANTINE_SCHEMA, STATISTICS, Sample, writing_manifest, writing_table
+from autolabel.manifests.samples import Sample, writing_manifest
+from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
+from autolabel.manifests.tables import writing_table
 from autolabel.pipeline.records import LABELLED, QUARANTINED, UNITS, read_record
 from autolabel.pipeline.units import Plan, Unit
 

@@ -23,8 +23,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autolabel.manifests.files import fingerprint, write_bytes
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, WrittenShard, in_layer, zarr_folder
-from autolabel.manifests.tables import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA, BadTable
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, zarr_folder
+from autolabel.manifests.run.shards import WrittenShard
+from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
+from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.units import Tally, Unit
 
 LABELLED, QUARANTINED = "labelled", "quarantined"

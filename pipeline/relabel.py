@@ -19,8 +19,10 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, policy_of
 from autolabel.manifests.run.folder import About, read_about
-from autolabel.manifests.run.labels import CONFIDENCE, TOP, DamagedLabel, crc32c
-from autolabel.manifests.tables import CONFIDENCE_BINS, Sample
+from autolabel.manifests.run.labels import CONFIDENCE, TOP
+from autolabel.manifests.run.shards import DamagedLabel, crc32c
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import Decoded, Labelled, Labeller, ahead, check_sizes, read_coarse, read_layer
 from autolabel.pipeline.progress import Progress

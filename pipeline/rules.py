@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.labels import Label
-from autolabel.manifests.tables import FATES
+from autolabel.manifests.run.shards import Label
+from autolabel.manifests.schemas import FATES
 
 Codes = NDArray[np.uint8] | NDArray[np.int16]
 Counts = NDArray[np.int64]

@@ -24,8 +24,9 @@ from autolabel.manifests.run.folder import (
     require_same,
     write_about,
 )
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, create_zarr, png_name, zarr_folder
-from autolabel.manifests.tables import ManifestFile, open_manifest
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, png_name, zarr_folder
+from autolabel.manifests.run.shards import create_zarr
+from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.engine import (
     Crew,
     EngineFailed,

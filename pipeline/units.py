@@ -21,8 +21,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from autolabel.manifests.files import file_crc32c, sync_folder, writing
-from autolabel.manifests.run.labels import bucket_of, whole_chunks
-from autolabel.manifests.tables import MANIFEST_SCHEMA, BadTable, ManifestFile, Sample, samples_of
+from autolabel.manifests.run.shards import bucket_of, whole_chunks
+from autolabel.manifests.samples import ManifestFile, Sample, samples_of
+from autolabel.manifests.schemas import MANIFEST_SCHEMA
+from autolabel.manifests.tables import BadTable
 
 _KEPT = ("sample_id", "image", "height", "width", "split", "group", "label_ids", "coarse_label")
 _PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64()), *(MANIFEST_SCHEMA.field(name) for name in _KEPT)])

@@ -11,16 +11,10 @@ import google_crc32c
 from autolabel.manifests.files import sha256
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import RUN, About, Lock, read_about, write_about
-from autolabel.manifests.run.labels import (
-    LABELS,
-    DamagedLabel,
-    RunLabels,
-    create_zarr,
-    damaged_metadata,
-    stored_labels,
-    zarr_folder,
-)
-from autolabel.manifests.tables import BadTable, open_manifest
+from autolabel.manifests.run.labels import LABELS, RunLabels, stored_labels, zarr_folder
+from autolabel.manifests.run.shards import DamagedLabel, create_zarr, damaged_metadata
+from autolabel.manifests.samples import open_manifest
+from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.publish import TABLES
 from autolabel.pipeline.records import UNITS, Row, read_record
 from autolabel.pipeline.run import zarr_layers

@@ -20,8 +20,9 @@ from torch.utils.data import Dataset
 
 from autolabel.manifests.images import decode_picture
 from autolabel.manifests.label_space import IGNORE
-from autolabel.manifests.run.labels import CHUNK, Label, Window, read_sample_label
-from autolabel.manifests.tables import Manifest, Sample, load_manifest
+from autolabel.manifests.run.labels import Window, read_sample_label
+from autolabel.manifests.run.shards import CHUNK, Label
+from autolabel.manifests.samples import Manifest, Sample, load_manifest
 from autolabel.student.sampling import Centroid, Draws, Mix
 
 _PADDING = (124, 116, 104)  # the mean colour that normalisation takes away: padding becomes zero

@@ -14,8 +14,8 @@ import torch
 
 from autolabel.manifests.files import write_json
 from autolabel.manifests.policy import COMBINE
+from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
-from autolabel.manifests.tables import fingerprints
 from autolabel.student.data import ManifestDataset
 from autolabel.student.parallel import Team
 from autolabel.student.worst import Worst, draw_sheet, write_sheet

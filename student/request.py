@@ -10,10 +10,11 @@ from typing import Any
 
 import torch
 
-from autolabel.manifests.run.centroids import find_centroids
-from autolabel.manifests.tables import Manifest, fingerprints
+from autolabel.manifests.samples import Manifest, fingerprints
+from autolabel.manifests.wording import Progress
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.job import LARGEST_CROP, TrainJob
+from autolabel.student.sampling import Draws
 from autolabel.teacher.checkpoints import Checkpoint, fingerprint_tensor, load_network, overlap, read_checkpoint
 from autolabel.teacher.networks.build import architecture, build
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -147,7 +148,6 @@ class Request:
         return min(largest[0], LARGEST_CROP[0]), min(largest[1], LARGEST_CROP[1])
 
     def _crops(self, progress: Progress | None) -> TrainingCrops:
-        job, data = self.job, self.data
-        rows = find_centroids(data.samples, self.space, progress)
-        draws = Draws(data.samples, self.space, rows, mix=job.mix, seed=job.seed, length=job.steps * job.batch_size)
-        return TrainingCrops(data, draws, Augmentation(self._crop()))
+        job, data, length = self.job, self.data, self.job.steps * self.job.batch_size
+        draws = Draws(data.samples, self.space, mix=job.mix, seed=job.seed, length=length, progress=progress)
+        return TrainingCrops(data, draws, augmentation=Augmentation(self._crop()))

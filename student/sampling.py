@@ -17,35 +17,12 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.centroids import Centroids, find_centroids
-from autolabel.manifests.tables import Sample
+from autolabel.manifests.samples import Sample
 
 Places = NDArray[np.intp]
 Weights = NDArray[np.float64]
 _FITTINGS = 100
 _REMEMBERED = 4  # epochs: loading processes ask for neighbouring crops
-
-
-@dataclass(frozen=True)
-class Mix:
-    """How often samples and classes come.
-
-    class_uniform: share of the draws aimed at a class. auto_share: share of automatic labels; None leaves it to the
-    weights. auto_classes: names of the classes that draws from automatic labels are aimed at; None is all.
-    fine_only_last: share of the training, at its end, that shows fine samples only.
-    """
-
-    class_uniform: float = 0.5
-    auto_share: float | None = None
-    auto_classes: tuple[str, ...] | None = None
-    fine_only_last: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("class_uniform", "auto_share", "fine_only_last"):
-            value = getattr(self, name)
-            if value is not None and not 0 <= value <= 1:
-                raise ValueError(f"{name.replace('_', '-')} {value:g}: expected a number from 0 to 1")
-        if self.auto_classes is not None and not self.auto_classes:
-            raise ValueError("auto-classes is empty: name a class, or leave it out for all of them")
 
 
 class Centroid(NamedTuple):

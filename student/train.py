@@ -38,7 +38,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
 from autolabel.manifests.files import alone_in, remove_leftovers, write_bytes, write_json
-from autolabel.manifests.tables import Manifest
+from autolabel.manifests.samples import Manifest
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import OnLabel, Request, TrainJob
 from autolabel.student.losses import Counts, segmentation_loss

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autolabel.manifests.label_space import IGNORE
-from autolabel.manifests.tables import CONFIDENCE_BINS
+from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.networks.combine import Field, Size
 
 # A band's logits: on a CPU they should stay near the core (1, 2 and 8 MiB were slower), on a GPU keep all of it busy.

@@ -21,9 +21,9 @@ from autolabel.cli import main
 from autolabel.manifests.files import LOCK
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
-from autolabel.manifests.tables import load_manifest, save_manifest
 
 HEIGHT, WIDTH = 96, 192
 

@@ -13,7 +13,7 @@ import pytest
 from conftest import autolabel
 from PIL import Image
 
-from autolabel.manifests.tables import load_manifest
+from autolabel.manifests.samples import load_manifest
 
 
 def refused(*arguments: object) -> str:

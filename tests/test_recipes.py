@@ -19,7 +19,8 @@ from PIL import Image
 from test_arrows import ROOT
 
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.tables import load_manifest, read_statistics
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_statistics
 from autolabel.student.evaluate import Scores
 from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
 from autolabel.teacher.networks.build import build

@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 from conftest import HEIGHT, WIDTH, autolabel
 
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import load_manifest, read_manifest, read_statistics
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_statistics
 
 
 def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp_path: Path) -> None:
@@ -55,7 +56,7 @@ def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp
 
     # The labels train a student, beside the fine ones.
     auto, fused = run / "manifest.parquet", tmp_path / "fused.parquet"
-    assert set(read_manifest(auto)["source"].to_pylist()) == {"auto"}
+    assert {s.source for s in load_manifest(auto).samples} == {"auto"}
     joined = autolabel(
         "manifest", "fuse", city / "fine.parquet", auto, "-o", fused, "--leak-check", city / "val.parquet"
     )

@@ -23,8 +23,11 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.files import sha256
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.labels import CHUNK, read_sample_label, run_of
-from autolabel.manifests.tables import Sample, stream_statistics
+from autolabel.manifests.run.labels import read_sample_label, run_of
+from autolabel.manifests.run.shards import CHUNK
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.wording import Progress
+from autolabel.manifests.tables import stream_statistics
 
 _COLUMNS = ("sample_id", "class_id", "y", "x")
 _TABLE = "stats/centroids.parquet"
@@ -76,9 +79,9 @@ class Centroids:
 
 
 def find_centroids(
-    samples: Sequence[Sample], space: LabelSpace, on_label: Callable[[int, int], None] | None = None
+    samples: Sequence[Sample], space: LabelSpace, *, progress: Progress | None = None
 ) -> Centroids:
-    """The centroids of all labels. `on_label` hears (done, all) of the labels that have to be read for it.
+    """Return the centroids of all labels. `progress` is called for the labels that have to be read for it.
 
     Raises ValueError, BadImage or DamagedLabel where a label cannot be read.
     """
@@ -100,8 +103,8 @@ def find_centroids(
     with ThreadPoolExecutor() as pool:
         for done, piece in enumerate(pool.map(read, unknown), 1):
             pieces.append(piece)
-            if on_label:
-                on_label(done, len(unknown))
+            if progress:
+                progress(done, len(unknown))
     # Wherever a label's rows came from, they end in the same order: tile by tile, the classes of each ascending.
     everything = [np.concatenate([getattr(piece, name) for piece in pieces]) for name in Centroids.__annotations__]
     order = np.argsort(everything[0], kind="stable")

@@ -24,15 +24,10 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, policy_of
 from autolabel.manifests.run.folder import About, find_teacher, read_about
 from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
+from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
+from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, Shares, shares
-from autolabel.manifests.tables import (
-    CONFIDENCE_BINS,
-    Sample,
-    fingerprints,
-    load_manifest,
-    open_manifest,
-    stream_statistics,
-)
+from autolabel.manifests.tables import stream_statistics
 from autolabel.pipeline.analysis.calibration import (
     ESTIMABLE,
     GRID,

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.scores import Counts, Shares, shares
-from autolabel.manifests.tables import CONFIDENCE_BINS
 
 GRID = tuple(k / 100 for k in range(100))  # thresholds to choose from
 ESTIMABLE = 100  # pixels above a threshold from which their precision is believed

@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, policy_of
 from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.tables import CONFIDENCE_BINS, FATES, open_manifest, stream_statistics
+from autolabel.manifests.samples import open_manifest
+from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
+from autolabel.manifests.tables import stream_statistics
 
 _FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
 _MOST_OUTLINED = 0.99

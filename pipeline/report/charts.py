@@ -18,7 +18,7 @@ from autolabel.pipeline.analysis.stats import Summary, coverage_at
 _TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # whose coverage is printed
 _DOUBTFUL = 0.25  # a class that loses this share of its coarse pixels to other classes is pointed out
-# How every one of manifests.tables.FATES is told and drawn. Colours of Okabe and Ito, "Color universal design".
+# How every one of manifests.schemas.FATES is told and drawn. Colours of Okabe and Ito, "Color universal design".
 SHOWN_FATES = {
     "kept": ("kept", "#0072b2"),
     "below_threshold": ("below its threshold", "#e69f00"),

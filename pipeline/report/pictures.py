@@ -31,8 +31,8 @@ from autolabel.manifests.drawing import (
 )
 from autolabel.manifests.images import BadImage, read_image, read_label
 from autolabel.manifests.label_space import IGNORE, LabelSpace
-from autolabel.manifests.run.labels import DamagedLabel, Label
-from autolabel.manifests.tables import Sample
+from autolabel.manifests.run.shards import DamagedLabel, Label
+from autolabel.manifests.samples import Sample
 
 THUMB = 320  # of a thumbnail's
 _FEW_COLOURS = 64  # of a picture that is small without loss

@@ -32,16 +32,11 @@ from autolabel.manifests.files import remove_leftovers, write_bytes
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, policy_of
 from autolabel.manifests.run.folder import find_teacher
-from autolabel.manifests.run.labels import Label, RunConfidence, RunLabels, open_confidence, open_labels
-from autolabel.manifests.tables import (
-    QUARANTINE_SCHEMA,
-    BadTable,
-    Sample,
-    open_manifest,
-    read_statistics,
-    read_table,
-    stream_statistics,
-)
+from autolabel.manifests.run.labels import RunConfidence, RunLabels, open_confidence, open_labels
+from autolabel.manifests.run.shards import Label
+from autolabel.manifests.samples import Sample, open_manifest
+from autolabel.manifests.schemas import QUARANTINE_SCHEMA
+from autolabel.manifests.tables import BadTable, read_statistics, read_table, stream_statistics
 from autolabel.pipeline.analysis.stats import summarise
 from autolabel.pipeline.report import charts
 from autolabel.pipeline.report.pictures import (

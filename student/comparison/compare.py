@@ -25,8 +25,9 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests.files import sha256, write_bytes, write_json
+from autolabel.manifests.fuse import fuse
 from autolabel.manifests.run.labels import run_of
-from autolabel.manifests.tables import Manifest, Sample, fingerprints, fuse, load_manifest, save_manifest
+from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
 from autolabel.student.data import ManifestDataset

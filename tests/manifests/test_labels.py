@@ -25,9 +25,9 @@ from PIL import Image
 from autolabel.manifests.files import TEMPORARY, write_bytes, write_json
 from autolabel.manifests.images import BadImage, encode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
-from autolabel.manifests.run import labels as stores
-from autolabel.manifests.run.labels import (
-    LABELS,
+from autolabel.manifests.run import shards as stores
+from autolabel.manifests.run.labels import LABELS, open_labels, png_name, read_sample_label, zarr_folder
+from autolabel.manifests.run.shards import (
     DamagedLabel,
     WrittenShard,
     bucket_of,
@@ -35,15 +35,11 @@ from autolabel.manifests.run.labels import (
     create_zarr,
     damaged_metadata,
     encode_zarr,
-    open_labels,
-    png_name,
-    read_sample_label,
     read_zarr,
     shard_path,
     write_zarr_shard,
-    zarr_folder,
 )
-from autolabel.manifests.tables import Sample
+from autolabel.manifests.samples import Sample
 
 Label = NDArray[np.uint8]
 SHARD = 2  # rows

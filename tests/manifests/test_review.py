@@ -13,8 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import autolabel
 
-from autolabel.manifests.run.review import parse_condition, writing_review
-from autolabel.manifests.tables import ROWS_AT_ONCE, load_manifest, read_statistics
+from autolabel.manifests.condition import parse_condition
+from autolabel.manifests.run.review import writing_review
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.schemas import ROWS_AT_ONCE
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 

@@ -12,8 +12,8 @@ from PIL import Image
 
 from autolabel.manifests.images import read_image, read_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
+from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.scan import BadLayout, scan_cityscapes, scan_folder, scan_mapillary
-from autolabel.manifests.tables import Manifest, Sample
 
 Size = tuple[int, int]  # width, height
 SIZE: Size = (8, 6)

@@ -14,24 +14,21 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from autolabel.manifests.fuse import fuse
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, LabelSpace
-from autolabel.manifests.scan import scan_cityscapes
-from autolabel.manifests.tables import (
-    IMAGES_SCHEMA,
-    MANIFEST_SCHEMA,
-    BadTable,
+from autolabel.manifests.samples import (
     Manifest,
     Sample,
     fingerprints,
-    fuse,
     load_manifest,
-    read_manifest,
-    read_statistics,
+    open_manifest,
     save_manifest,
     with_roots,
-    writing_table,
 )
+from autolabel.manifests.scan import scan_cityscapes
+from autolabel.manifests.schemas import IMAGES_SCHEMA, MANIFEST_SCHEMA
+from autolabel.manifests.tables import BadTable, read_statistics, writing_table
 
 Change = Callable[[pa.Table], pa.Table]
 
@@ -106,14 +103,14 @@ def test_the_table_has_the_promised_columns_and_paths_under_their_roots(tmp_path
     assert (found["kind"], found["schema_version"]) == ("manifest", 1)
 
 
-def test_read_manifest_gives_the_rows_and_absolute_roots(tmp_path: Path) -> None:
+def test_an_opened_manifest_gives_the_rows_and_absolute_roots(tmp_path: Path) -> None:
     save_manifest(tmp_path / "lists/m.parquet", manifest(sample(tmp_path, "a", weight=0.5)))
-    table = read_manifest(tmp_path / "lists/m.parquet")
+    opened = open_manifest(tmp_path / "lists/m.parquet")
+    (table,) = opened.tables()
     assert table.select(["sample_id", "height", "width", "source", "weight"]).to_pylist() == [
         {"sample_id": "a", "height": 6, "width": 8, "source": "fine", "weight": 0.5}
     ]
-    found = json.loads(table.schema.metadata[b"autolabel"])
-    assert (found["image_root"], found["label_root"]) == (f"{tmp_path}/images", f"{tmp_path}/labels")
+    assert (opened.image_root, opened.label_root) == (tmp_path / "images", tmp_path / "labels")
 
 
 def test_a_manifest_without_samples_survives_too(tmp_path: Path) -> None:

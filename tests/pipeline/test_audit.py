@@ -23,9 +23,10 @@ from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.policy import Policy, load_policy
 from autolabel.manifests.run.folder import read_about, write_about
 from autolabel.manifests.run.labels import open_labels, read_sample_label
+from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan_cityscapes, scan_folder
 from autolabel.manifests.scores import BoundaryF
-from autolabel.manifests.tables import load_manifest, read_statistics, save_manifest
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate

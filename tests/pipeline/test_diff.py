@@ -14,7 +14,7 @@ from conftest import autolabel
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import load_manifest, save_manifest
+from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.analysis.diff import Difference, compare
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate

@@ -24,7 +24,8 @@ from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from autolabel.manifests.cluster import ClusterFailed, cluster_address
-from autolabel.manifests.tables import Sample, read_statistics
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline import engine
 from autolabel.pipeline.engine import EngineFailed, Limits
 from autolabel.pipeline.job import LabelJob

@@ -16,7 +16,8 @@ from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.run.folder import read_about
 from autolabel.manifests.run.labels import open_confidence, open_labels
-from autolabel.manifests.tables import Manifest, Sample, load_manifest, read_statistics, save_manifest
+from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob

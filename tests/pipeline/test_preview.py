@@ -15,7 +15,8 @@ from pathlib import Path
 import pytest
 
 from autolabel.manifests.label_space import load_label_space
-from autolabel.manifests.tables import BadTable, Sample, open_manifest, writing_manifest
+from autolabel.manifests.samples import Sample, open_manifest, writing_manifest
+from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.units import Plan, extend_plan, gained, in_piece, matcher, require_distinct, write_plan
 
 
@@ -173,7 +174,7 @@ def test_planning_takes_no_more_memory_for_many_samples_than_for_few(tmp_path: P
             for first in range(0, count, 10_000):
                 write([sample(n) for n in range(first, min(first + 10_000, count))])
         code = (
-            "import resource, sys; from pathlib import Path; from autolabel.manifests.tables import open_manifest;"
+            "import resource, sys; from pathlib import Path; from autolabel.manifests.samples import open_manifest;"
             "from autolabel.pipeline.units import Plan, write_plan;"
             "m = open_manifest(sys.argv[1]); p = write_plan(Path(sys.argv[1]).parent, m, 64);"
             "plan = Plan(p, 64, m.image_root, m.label_root); assert sum(len(u.samples) for u in plan) == plan.samples;"

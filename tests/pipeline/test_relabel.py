@@ -12,8 +12,10 @@ from conftest import autolabel, labels_of
 
 from autolabel.manifests.policy import PAPER, REFERENCE, Policy
 from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.run.labels import DamagedLabel, open_confidence, open_labels
-from autolabel.manifests.tables import FATES, read_statistics
+from autolabel.manifests.run.labels import open_confidence, open_labels
+from autolabel.manifests.run.shards import DamagedLabel
+from autolabel.manifests.schemas import FATES
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
@@ -57,7 +59,7 @@ def kept(request: pytest.FixtureRequest, city: Path, teacher: Path, tmp_path_fac
 
 def test_top_class_and_level_are_those_of_the_teacher(kept: Path, teacher: Path, city: Path) -> None:
     from autolabel.manifests.images import read_image
-    from autolabel.manifests.tables import load_manifest
+    from autolabel.manifests.samples import load_manifest
 
     confidence, knows = open_confidence(kept), load_teacher(teacher, "cpu")
     assert len(confidence.edges) == 7 and 0.5 in confidence.edges

@@ -23,7 +23,9 @@ from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import PAPER, Area, Policy
 from autolabel.manifests.run.labels import open_confidence, open_labels
-from autolabel.manifests.tables import FATES, load_manifest, read_statistics
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.schemas import FATES
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.analysis.stats import summarise
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report import charts, pictures

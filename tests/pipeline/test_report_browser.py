@@ -14,7 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from autolabel.manifests.tables import load_manifest, read_statistics
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate

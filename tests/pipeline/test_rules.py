@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import CAMVID, IGNORE, LabelClass, LabelSpace
 from autolabel.manifests.policy import COARSE_RULES, Area, Policy
-from autolabel.manifests.tables import FATES
+from autolabel.manifests.schemas import FATES
 from autolabel.pipeline.rules import Outcome, Rules, near_boundary, small_pieces
 
 EDGES = (0.3, 0.5, 0.7)

@@ -28,7 +28,8 @@ from PIL import Image
 from autolabel.manifests.cluster import ClusterFailed
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import load_manifest, read_statistics
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline import label as label_module
 from autolabel.pipeline.analysis.stats import coverage_at, summarise
 from autolabel.pipeline.job import LabelJob

@@ -18,7 +18,8 @@ from test_arrows import ROOT
 from autolabel.manifests.images import read_label
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import STATISTICS, load_manifest
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 

@@ -14,14 +14,9 @@ from conftest import autolabel
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import (
-    CLASSES_SCHEMA,
-    IMAGES_SCHEMA,
-    ROWS_AT_ONCE,
-    with_roots,
-    writing_manifest,
-    writing_table,
-)
+from autolabel.manifests.samples import with_roots, writing_manifest
+from autolabel.manifests.schemas import CLASSES_SCHEMA, IMAGES_SCHEMA, ROWS_AT_ONCE
+from autolabel.manifests.tables import writing_table
 from autolabel.pipeline.analysis import stats
 from autolabel.pipeline.analysis.stats import at_threshold, summarise
 from autolabel.pipeline.job import LabelJob

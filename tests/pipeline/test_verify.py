@@ -20,7 +20,8 @@ import pytest
 from conftest import autolabel, contents, labels_of
 
 from autolabel.manifests.files import write_bytes
-from autolabel.manifests.run.labels import DamagedLabel, open_labels
+from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.pipeline.job import STORES, LabelJob
 from autolabel.pipeline.publish import TABLES, Accounts
 from autolabel.pipeline.run import generate

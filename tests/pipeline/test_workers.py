@@ -25,7 +25,7 @@ from ray import cloudpickle
 from test_parallel import alone, assert_close, job
 
 from autolabel.manifests.cluster import ray_session
-from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
 from autolabel.student import distributed
 from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
 from autolabel.student.job import Request, TrainJob

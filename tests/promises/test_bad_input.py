@@ -20,7 +20,7 @@ from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
 
 torch.set_num_threads(1)
 

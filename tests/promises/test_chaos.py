@@ -19,7 +19,7 @@ import pytest
 from test_arrows import ROOT
 
 from autolabel.manifests.run.folder import read_about, write_about
-from autolabel.manifests.run.labels import create_zarr
+from autolabel.manifests.run.shards import create_zarr
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 

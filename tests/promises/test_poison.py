@@ -30,8 +30,8 @@ from autolabel.manifests import files
 from autolabel.manifests.images import decode_image
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scan import scan_folder
-from autolabel.manifests.tables import load_manifest
 from autolabel.pipeline.job import STORES, LabelJob
 from autolabel.pipeline.publish import Accounts
 from autolabel.pipeline.run import Result, generate

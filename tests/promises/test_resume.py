@@ -24,7 +24,8 @@ from PIL import Image
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run import folder
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import BadTable, load_manifest
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.job import STORES, LabelJob
 from autolabel.pipeline.publish import TABLES, Accounts
 from autolabel.pipeline.run import Result, generate

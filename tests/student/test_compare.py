@@ -17,7 +17,7 @@ import torch
 from conftest import autolabel
 
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.tables import load_manifest, save_manifest
+from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.comparison.compare import ARMS, arm_names, compare, last_scores, read_curve

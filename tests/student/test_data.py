@@ -18,9 +18,9 @@ from torch.utils.data import DataLoader
 
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
-from autolabel.manifests.run.labels import bucket_of, create_zarr, encode_zarr, write_zarr_shard
+from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, write_zarr_shard
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest, with_roots
 from autolabel.manifests.scan import scan_folder
-from autolabel.manifests.tables import Manifest, load_manifest, save_manifest, with_roots
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.sampling import Mix
 

@@ -17,9 +17,9 @@ from PIL import Image
 
 from autolabel.manifests.drawing import DISAGREEMENT
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
+from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
 from autolabel.manifests.scan import scan_folder
 from autolabel.manifests.scores import BoundaryF, Confusion
-from autolabel.manifests.tables import load_manifest, save_manifest, with_roots
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, evaluate, score
 from autolabel.student.worst import Worst, draw_sheet, write_sheet

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.multiprocessing import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from autolabel.manifests.tables import load_manifest
+from autolabel.manifests.samples import load_manifest
 from autolabel.student.job import Request, TrainJob
 from autolabel.student.losses import LOSSES, Counts
 from autolabel.student.parallel import Shares, SynchronisedBatchNorm, Team, synchronised

@@ -21,7 +21,7 @@ from PIL import Image
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import REFERENCE
-from autolabel.manifests.tables import load_manifest
+from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.predict import Teacher, load_teacher
 

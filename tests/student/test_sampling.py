@@ -15,12 +15,13 @@ import torch
 from conftest import autolabel
 from torch.utils.data import DataLoader
 
+from autolabel.manifests.fuse import fuse
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.centroids import Centroids, centroids, find_centroids
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.tables import Manifest, Sample, fuse, load_manifest, save_manifest
+from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops

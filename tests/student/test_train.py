@@ -27,7 +27,7 @@ from torch.nn.modules.module import register_module_forward_hook
 from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.files import alone_in
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.tables import Manifest, fingerprints, load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, fingerprints, load_manifest, save_manifest, with_roots
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
 from autolabel.student.losses import LOSSES

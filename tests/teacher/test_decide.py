@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.manifests.label_space import IGNORE
-from autolabel.manifests.tables import CONFIDENCE_BINS
+from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.decide import bands, confidence_bins, count, encode, keep, top_class, top_classes
 from autolabel.teacher.networks.combine import Field, InMemory, Size, at_size
 

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from autolabel.manifests.files import sha256
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, LabelSpace
-from autolabel.manifests.tables import CONFIDENCE_BINS, load_manifest
+from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import at_size

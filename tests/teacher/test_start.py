@@ -17,7 +17,7 @@ from conftest import autolabel
 from torch import Tensor
 
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, LabelSpace
-from autolabel.manifests.tables import fingerprints, load_manifest
+from autolabel.manifests.samples import fingerprints, load_manifest
 from autolabel.student.train import TrainJob, train
 from autolabel.teacher.checkpoints import (
     BadCheckpoint,

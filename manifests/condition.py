@@ -1,0 +1,78 @@
+"""Conditions on the statistics of a run's images, such as "agreement_with_coarse > 0.8"."""
+
+from __future__ import annotations
+
+import ast
+import functools
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from autolabel.manifests.schemas import IMAGES_SCHEMA, REVIEW_SCHEMA
+
+_NUMBERS = sorted(
+    {field.name for schema in (IMAGES_SCHEMA, REVIEW_SCHEMA) for field in schema if not pa.types.is_string(field.type)}
+)
+_COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
+    ast.Lt: operator.lt,
+    ast.LtE: operator.le,
+    ast.Gt: operator.gt,
+    ast.GtE: operator.ge,
+    ast.Eq: operator.eq,
+    ast.NotEq: operator.ne,
+}
+
+
+def parse_condition(text: str) -> pc.Expression:
+    """A condition such as "agreement_with_coarse > 0.8 and not ignored_fraction >= 0.5".
+
+    Numeric columns of a run's images and review tables, numbers, comparisons, and, or, not, parentheses; nothing else,
+    and nothing in it is executed. Three-valued: what compares with a missing value is null. Raises ValueError.
+    """
+    try:
+        parsed = ast.parse(text.strip(), mode="eval").body
+        if not any(isinstance(node, ast.Name) for node in ast.walk(parsed)):
+            raise _Unknown("it names no column")
+        return _condition(parsed)
+    except _Unknown as error:
+        reason = str(error)
+    except (SyntaxError, ValueError, OverflowError, RecursionError, MemoryError):
+        reason = "it cannot be read"
+    raise ValueError(
+        f"condition {text!r}: {reason}; expected columns, numbers, comparisons, and, or, not, such as"
+        " 'agreement_with_coarse > 0.8'"
+    )
+
+
+class _Unknown(Exception):
+    """A part of a condition that has no meaning here."""
+
+
+def _condition(node: ast.expr) -> pc.Expression:
+    match node:
+        case ast.BoolOp(op, values):
+            both = operator.and_ if isinstance(op, ast.And) else operator.or_
+            return functools.reduce(both, map(_condition, values))
+        case ast.UnaryOp(ast.Not(), operand):
+            return ~_condition(operand)
+        case ast.Compare(left, ops, comparators) if all(type(op) in _COMPARISONS for op in ops):
+            values = [_value(part) for part in (left, *comparators)]
+            pairs = zip(ops, values, values[1:], strict=False)
+            return functools.reduce(operator.and_, (_COMPARISONS[type(op)](a, b) for op, a, b in pairs))
+    raise _Unknown(f"{ast.unparse(node)!r} is no comparison")
+
+
+def _value(node: ast.expr) -> pc.Expression:
+    match node:
+        case ast.Constant(int() | float() as number) if not isinstance(number, bool):
+            return pc.scalar(float(number))
+        case ast.UnaryOp(ast.USub(), ast.Constant(int() | float() as number)) if not isinstance(number, bool):
+            return pc.scalar(-float(number))
+        case ast.Name(name) if name in _NUMBERS:
+            return pc.field(name)
+        case ast.Name(name):
+            raise _Unknown(f"no column {name!r} of numbers (there are {', '.join(_NUMBERS)})")
+    raise _Unknown(f"{ast.unparse(node)!r} is neither a column nor a number")

@@ -1,0 +1,99 @@
+"""Columns and constants of every parquet table: manifests and the statistics of a run."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+
+SCHEMA_VERSION = 1
+ROWS_AT_ONCE = 16_384  # of a manifest in memory, and in one of its row groups
+SOURCES = ("fine", "coarse", "auto", "none")
+LABEL_IDS = ("train", "source")  # what a label file holds
+
+
+# What can become of a pixel of the teacher's; pipeline/rules.py decides.
+FATES = ("kept", "below_threshold", "near_boundary", "in_small_piece", "outside_area", "decided_by_human")
+
+
+CONFIDENCE_BINS = 20  # equal bins over (0, 1]; bin k holds k/20 < p <= (k+1)/20
+MANIFEST_SCHEMA = pa.schema(
+    [
+        pa.field("sample_id", pa.string(), nullable=False),
+        pa.field("image", pa.string(), nullable=False),
+        pa.field("height", pa.int32(), nullable=False),
+        pa.field("width", pa.int32(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("group", pa.string(), nullable=False),
+        pa.field("source", pa.string(), nullable=False),
+        pa.field("label", pa.string()),
+        pa.field("label_index", pa.int64()),
+        pa.field("label_ids", pa.string(), nullable=False),
+        pa.field("coarse_label", pa.string()),
+        pa.field("weight", pa.float32(), nullable=False),
+    ]
+)
+IMAGES_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("unit", pa.string()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("labelled_pixels", pa.int64()),
+        ("ignored_fraction", pa.float64()),
+        ("mean_confidence", pa.float64()),
+        ("agreement_with_coarse", pa.float64()),
+        ("coarse_pixels", pa.int64()),
+        ("label_crc32c", pa.uint32()),
+        ("label_bytes", pa.int64()),
+        ("decode_ms", pa.float32()),
+        ("infer_ms", pa.float32()),
+        ("encode_ms", pa.float32()),
+        ("worker", pa.string()),
+    ]
+)
+CLASSES_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("class_id", pa.int32()),
+        ("class_name", pa.string()),
+        ("pixels", pa.int64()),
+        ("fraction", pa.float64()),
+        ("mean_confidence", pa.float64()),
+        ("confidence_hist", pa.list_(pa.int64(), CONFIDENCE_BINS)),
+        ("coarse_pixels", pa.int64()),
+        ("agreeing_pixels", pa.int64()),
+        ("contradicted_pixels", pa.int64()),
+        ("undrawn_pixels", pa.int64()),
+        *((f"{fate}_pixels", pa.int64()) for fate in FATES),
+        ("from_human_pixels", pa.int64()),
+    ]
+)
+CENTROIDS_SCHEMA = pa.schema(
+    [
+        ("sample_id", pa.string()),
+        ("class_id", pa.int32()),
+        ("tile_y", pa.int32()),
+        ("tile_x", pa.int32()),
+        ("y", pa.float32()),
+        ("x", pa.float32()),
+        ("pixels", pa.int64()),
+    ]
+)
+REVIEW_SCHEMA = pa.schema(
+    [
+        ("rank", pa.int64()),
+        ("sample_id", pa.string()),
+        ("trust", pa.float64()),
+        ("agreement_with_coarse", pa.float64()),
+        ("disagreement", pa.float64()),
+        ("mean_confidence", pa.float64()),
+        ("ignored_fraction", pa.float64()),
+        ("worst_class", pa.string()),
+    ]
+)
+QUARANTINE_SCHEMA = pa.schema([("sample_id", pa.string()), ("image", pa.string()), ("reason", pa.string())])
+STATISTICS = {
+    "images": IMAGES_SCHEMA,
+    "classes": CLASSES_SCHEMA,
+    "centroids": CENTROIDS_SCHEMA,
+    "review": REVIEW_SCHEMA,  # follows from images and classes: manifests/run/review.py
+}

@@ -1,0 +1,131 @@
+"""Numbers as text, and tables of text: the terminal, both pages and notebooks show the same ones.
+
+A missing number is a dash. Bytes are counted in powers of 1000, as disks are sold; a minus is a minus sign, no hyphen.
+"""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+Progress = Callable[[int, int], None]  # called with (done, total) while a long work goes on
+MISSING = "–"
+MINUS = "\N{MINUS SIGN}"
+_BYTES = ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB"))
+
+
+def percent(share: float | None, digits: int = 1) -> str:
+    """0.123 -> "12.3". A share above 0 never becomes 0: 0.0004 -> "< 0.1"."""
+    if share is None or math.isnan(share):
+        return MISSING
+    smallest = 10.0**-digits
+    return f"< {smallest:g}" if 0 < 100 * share < smallest / 2 else f"{100 * share:.{digits}f}"
+
+
+def points(change: float | None, digits: int = 1) -> str:
+    """A change of a share in percentage points, with its sign: 0.021 -> "+2.1", -0.021 -> "−2.1"."""
+    if change is None or math.isnan(change):
+        return MISSING
+    return f"{100 * change:+.{digits}f}".replace("-", MINUS) if change else f"{0:.{digits}f}"
+
+
+def probability(value: float | None) -> str:
+    """0.8731 -> "0.873"."""
+    return MISSING if value is None or math.isnan(value) else f"{value:.3f}"
+
+
+def duration(seconds: float) -> str:
+    """83 -> "1 min 23 s"; seconds are left out from an hour on: 3725 -> "1 h 02 min"."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+
+
+def size(count: float | None) -> str:
+    """A number of bytes: 1234567 -> "1.2 MB"."""
+    if count is None or math.isnan(count):
+        return MISSING
+    unit, name = next((pair for pair in _BYTES if count >= pair[0]), (1.0, "B"))
+    return f"{count / unit:.1f} {name}" if name != "B" else f"{count:.0f} B"
+
+
+def number(count: int) -> str:
+    """1234567 -> "1,234,567"."""
+    return f"{count:,}"
+
+
+def counted(count: int, one: str, many: str = "") -> str:
+    """(1, "image") -> "1 image", (1234, "image") -> "1,234 images"; `many` where an s does not make the plural."""
+    return f"{count:,} {one if count == 1 else many or one + 's'}"
+
+
+def dimensions(width: int, height: int) -> str:
+    """(2048, 1024) -> "2048 × 1024"."""
+    return f"{width} × {height}"
+
+
+def listed(words: Sequence[str]) -> str:
+    """("a", "b", "c") -> "a, b and c"."""
+    return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
+
+
+def plain(text: str) -> str:
+    """The text with a "?" for every control character: a file's name must not command a terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+@dataclass(frozen=True)
+class Table:
+    """Rows of text under a header, the first column to the left and the others to the right.
+
+    `last_is_total` sets the last row apart, and `notes` are sentences below the table. Raises ValueError for a row with
+    another number of cells than the header.
+    """
+
+    title: str
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    last_is_total: bool = False
+    notes: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        for row in self.rows:
+            if len(row) != len(self.header):
+                raise ValueError(
+                    f"table {self.title!r}: row {list(row)} has {len(row)} cells but the header {len(self.header)}"
+                )
+
+    def lines(self) -> list[str]:
+        """The table without its title, for a terminal."""
+        cells = [[plain(cell) for cell in row] for row in (self.header, *self.rows)]
+        first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
+        header, *body = [
+            "  ".join([f" {name:<{first}}", *(f"{cell:>{n}}" for cell, n in zip(row, others, strict=True))]).rstrip()
+            for name, *row in cells
+        ]
+        rule = " " + "─" * (first + sum(others) + 2 * len(others))
+        if self.last_is_total and body:
+            body.insert(-1, rule)
+        return [header, rule, *body, *map(plain, self.notes)]
+
+    def __str__(self) -> str:
+        return "\n".join([plain(self.title), *self.lines()])
+
+    def _repr_html_(self) -> str:
+        """The table for a notebook; every text is escaped."""
+
+        def cells(row: Sequence[str], tag: str) -> str:
+            return "".join(
+                f'<{tag} style="text-align:{"right" if place else "left"}">{html.escape(cell)}</{tag}>'
+                for place, cell in enumerate(row)
+            )
+
+        body = [f"<tr>{cells(row, 'td')}</tr>" for row in self.rows]
+        total = f"<tfoot>{body.pop()}</tfoot>" if self.last_is_total and body else ""
+        return (
+            f"<table><caption>{html.escape(self.title)}</caption><thead><tr>{cells(self.header, 'th')}</tr></thead>"
+            f"<tbody>{''.join(body)}</tbody>{total}</table>"
+            + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
+        )
