@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import click
 
 from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
+from autolabel.manifests.settings import build_job
 from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
 
 if TYPE_CHECKING:
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
     from autolabel.pipeline.progress import Progress
     from autolabel.pipeline.run import Result
     from autolabel.student.comparison.verdicts import Comparison, Difference
-    from autolabel.student.job import TrainJob
     from autolabel.student.train import StepReport
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
@@ -505,15 +505,6 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def training_cluster(job: TrainJob, address: str | None) -> Any:
-    """The Ray session that a training asks for, if any."""
-    if job.workers == 1 and address is None:
-        return None
-    from autolabel.manifests.cluster import ray_session
-
-    return ray_session(address, job.out, job.workers, otherwise="--workers 1")
-
-
 @main.command()
 @click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to train on.")
 @click.option("--val", type=FILE, required=True, help="What to validate on; shares no image with --manifest.")
@@ -527,7 +518,7 @@ def training_cluster(job: TrainJob, address: str | None) -> Any:
     help="Classes that crops of automatic labels are aimed at, comma-separated. [default: all]",
 )
 @training_options
-def train(manifest_path: Path, address: str | None, **options: Any) -> None:
+def train(manifest_path: Path, **options: Any) -> None:
     """Train a teacher on fine labels, or a student on a fused manifest.
 
     Half of the crops are aimed at a class, every class as often as the next. A step shows --batch-size crops, whatever
@@ -540,8 +531,7 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
     from autolabel.student import train as training
     from autolabel.student.job import TrainJob
 
-    job = TrainJob(manifest=manifest_path, **options)
-    cluster = training_cluster(job, address)
+    job = build_job(TrainJob, {"manifest": manifest_path, **options})
     with progress(f"training {job.arch}") as update:
 
         def on_step(report: StepReport) -> None:
@@ -550,7 +540,7 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
         def on_label(done: int, total: int) -> None:
             update(0, job.steps, f"reading labels {done}/{total}")
 
-        scores = training.train(job, on_step, on_label=on_label, cluster=cluster, on_note=update.say)
+        scores = training.train(job, on_step, progress=on_label, on_note=update.say)
     iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
@@ -601,8 +591,9 @@ def evaluate(
 
     with progress("scoring") as update:
         scores = run_evaluation(
-            checkpoint, manifest_path, scales, device, allow_overlap, combine, update, flip, pictures
-        )
+            checkpoint, manifest_path, scales=scales, flip=flip, combine=combine, pictures=pictures,
+            allow_overlap=allow_overlap, device=device, progress=update,
+        )  # fmt: skip
     if output:
         scores.write(output)
     columns = {"IoU": scores.iou} | {f"F {d} px": values for d, values in scores.boundary_f.items()}
@@ -651,7 +642,6 @@ def compare(
     further: dict[str, Path],
     seeds: int,
     added_share: float,
-    address: str | None,
     **options: Any,
 ) -> None:
     """Train students, alike but for their labels, and say class by class who learnt more.
@@ -665,7 +655,7 @@ def compare(
 
     if seeds < 1:
         raise Failure(f"--seeds {seeds}: expected 1 or more")
-    template = TrainJob(manifest=fine, **options)
+    template = build_job(TrainJob, {"manifest": fine, **options})
     arms = students.arm_names(further)
     total = template.steps * seeds * len(arms)
     with progress("training students") as update:
@@ -677,14 +667,11 @@ def compare(
         def on_step(arm: str, seed: int, report: StepReport) -> None:
             show(arm, seed, report.step, _step_note(report))
 
-        def cluster(job: TrainJob) -> Any:
-            return training_cluster(job, address)
-
         def on_label(arm: str, seed: int, done: int, count: int) -> None:
             show(arm, seed, 0, f"reading labels {done}/{count}")
 
         found = students.compare(
-            fine, coarse, run, template, range(seeds), on_step, further, on_label, cluster, update.say, added_share
+            fine, coarse, run, template, range(seeds), on_step, further, on_label, update.say, added_share
         )
     _show_comparison(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")

@@ -244,7 +244,7 @@ def _no_worker(ray: Any, crew: Crew) -> str:
 
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Outcome:
     """Do `total` units of work with Ray actors. Raises EngineFailed, ClusterFailed, OSError."""
-    with ray_session(address, crew.job.out, crew.job.workers) as ray:
+    with ray_session(address, crew.job.out, workers=crew.job.workers) as ray:
         if cluster_address(address) is None and crew.job.device == "cuda" and not ray.cluster_resources().get("GPU"):
             raise EngineFailed("no GPU can be had: Ray sees none on this machine (it has " + _has(ray) + ")")
         with _stoppable(lambda: monitor.note(_STOPPING)) as stop:

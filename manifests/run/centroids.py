@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
@@ -26,8 +26,8 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.labels import read_sample_label, run_of
 from autolabel.manifests.run.shards import CHUNK
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.wording import Progress
 from autolabel.manifests.tables import stream_statistics
+from autolabel.manifests.wording import Progress
 
 _COLUMNS = ("sample_id", "class_id", "y", "x")
 _TABLE = "stats/centroids.parquet"
@@ -78,9 +78,7 @@ class Centroids:
         return len(self.sample)
 
 
-def find_centroids(
-    samples: Sequence[Sample], space: LabelSpace, *, progress: Progress | None = None
-) -> Centroids:
+def find_centroids(samples: Sequence[Sample], space: LabelSpace, *, progress: Progress | None = None) -> Centroids:
     """Return the centroids of all labels. `progress` is called for the labels that have to be read for it.
 
     Raises ValueError, BadImage or DamagedLabel where a label cannot be read.
