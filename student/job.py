@@ -75,7 +75,7 @@ class TrainJob:
     out: Path
     _: KW_ONLY
     arch: str = setting(ARCH, "TRUNK_DECODER[_COMBINATION]; docs/teacher.md lists them.", group="what")
-    init: Path | None = setting(  # noqa: RUF009: returns a field
+    init: Path | None = setting(  # noqa: RUF009
         None, "Start from this checkpoint, or from weights of the trunk; docs/teacher.md.", group="what"
     )
     steps: int = setting(1000, "Changes of the weights.", group="what")

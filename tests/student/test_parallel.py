@@ -154,7 +154,10 @@ def test_what_is_normalised_together_does_not_depend_on_the_number_of_processes(
     for part in range(3 * accumulate):
         together = [draw for share in found for draw in share[part * own : (part + 1) * own]]
         assert together == list(range(part * own * size, (part + 1) * own * size))
-    assert {len(Shares(Team(CPU, rank, size), 0, 3, 24, accumulate)) for rank in range(size)} == {72 // size}
+    assert {
+        len(DrawSampler(Team(CPU, rank, size), first=0, steps=3, batch=24, accumulate=accumulate))
+        for rank in range(size)
+    } == {72 // size}
 
 
 # --- whole trainings --------------------------------------------------------------------------------------------------
