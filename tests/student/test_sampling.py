@@ -85,7 +85,7 @@ def test_centroids_are_centres_of_mass_by_tile_and_class() -> None:
 def test_a_runs_table_says_what_its_labels_say_and_none_of_them_is_read(store: str, runs: dict[str, Path]) -> None:
     samples = load_manifest(runs[store] / "manifest.parquet").samples
     read: list[int] = []
-    from_table = find_centroids(samples, CITYSCAPES, lambda done, total: read.append(total))
+    from_table = find_centroids(samples, CITYSCAPES, progress=lambda done, total: read.append(total))
     labels = open_labels(runs[store])
     counted = [
         (place, row["class_id"], float(np.float32(row["y"])), float(np.float32(row["x"])))
@@ -96,7 +96,7 @@ def test_a_runs_table_says_what_its_labels_say_and_none_of_them_is_read(store: s
     assert rows(from_table) == counted
     assert read == []
     fine_like = [replace(s, source="coarse") for s in samples]  # the table is for what the run has labelled
-    assert rows(find_centroids(fine_like, CITYSCAPES, lambda done, total: read.append(done))) == counted
+    assert rows(find_centroids(fine_like, CITYSCAPES, progress=lambda done, total: read.append(done))) == counted
     assert read == list(range(1, 11))
 
 
@@ -120,7 +120,7 @@ def test_a_table_that_is_not_the_recorded_one_is_not_believed(how: str, runs: di
         about = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**about, "tables": None}))
     read: list[int] = []
-    assert rows(find_centroids(samples, CITYSCAPES, lambda done, total: read.append(done))) == expected
+    assert rows(find_centroids(samples, CITYSCAPES, progress=lambda done, total: read.append(done))) == expected
     assert len(read) == 10
 
 

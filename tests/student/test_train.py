@@ -437,7 +437,7 @@ def test_a_training_that_started_from_a_checkpoint_resumes_too(
         pytest.param({"crop": (64, 96)}, "crop was [64, 64], now [64, 96]", id="crop"),
         pytest.param({"loss": "rmi"}, "loss was 'cross-entropy', now 'rmi'", id="loss"),
         pytest.param(
-            {"optimizer": "sgd"}, "optimizer was 'adamw', now 'sgd'; learning_rate was 0.003, now 0.01", id="optimizer"
+            {"optimizer": "sgd"}, "learning_rate was 0.003, now 0.01; optimizer was 'adamw', now 'sgd'", id="optimizer"
         ),
         pytest.param({"learning_rate": 0.5}, "learning_rate was 0.003, now 0.5", id="learning rate"),
         pytest.param(
