@@ -10,7 +10,6 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -387,7 +386,6 @@ def fuse(
        --keep-if 'agreement_with_coarse > 0.8'
     """
     from autolabel.manifests import fuse as joining
-    from autolabel.manifests.samples import load_manifest, save_manifest
     from autolabel.manifests.schemas import SOURCES
 
     by_source = {}
@@ -399,33 +397,11 @@ def fuse(
             by_source[source] = -1.0
         if source not in SOURCES or not 0 <= by_source[source] < math.inf:
             raise Failure(f"--weight {text}: expected SOURCE=NUMBER, such as auto=0.5")
-    loaded = [(str(path), load_manifest(path)) for path in manifests]
-    held_out = (str(leak_check), load_manifest(leak_check)) if leak_check else None
-    dropped: dict[str, joining.Dropped] = {}
-    if drop_worst is not None or keep_if is not None:
-        loaded, dropped = joining.select(loaded, drop_worst, keep_if)
-    joined = joining.fuse(loaded, by_source, held_out)
-    if not joined.samples:
-        why = ", after what --drop-worst and --keep-if dropped" if dropped else ""
-        raise Failure(f"no labelled sample in these manifests{why}: nothing to fuse")
-    if dropped:
-        selection = {
-            "drop_worst": drop_worst,
-            "keep_if": keep_if,
-            "dropped": {k: asdict(d) for k, d in dropped.items()},
-        }
-        joined = replace(joined, provenance={**joined.provenance, "selection": selection})
-    save_manifest(output, joined)
-    for path, one in loaded:
-        left_out = len(one.samples) - len(one.labelled)
-        remark = f", {left_out} without a label left out" if left_out else ""
-        click.echo(f"{path}: {len(one.labelled)} samples{remark}")
-        if path in dropped:
-            by = dropped[path]
-            parts = [f"{by.worst} by --drop-worst"] if drop_worst is not None else []
-            parts += [f"{by.failed} by --keep-if, {by.missing} because the value is missing"] if keep_if else []
-            click.echo(f"  dropped: {', '.join(parts)}")
-    click.echo(f"wrote {output}: {len(joined.samples)} samples")
+    fused = joining.fuse(
+        manifests, output, weights=by_source, leak_check=leak_check, drop_worst=drop_worst, keep_if=keep_if
+    )
+    for line in fused.lines():
+        click.echo(line)
 
 
 @manifest.command()
@@ -435,21 +411,9 @@ def show(path: Path) -> None:
     from autolabel.manifests.samples import load_manifest
 
     found = load_manifest(path)
-    click.echo(f"{path}: {len(found.samples)} samples, label space {found.label_space.name!r}")
-    click.echo(f"  classes     {', '.join(found.label_space.names)}")
-    click.echo(f"  image root  {found.image_root}")
-    click.echo(f"  label root  {found.label_root}")
-    kinds = sorted({(s.split, s.source) for s in found.samples})
-    rows = []
-    for split, source in kinds:
-        members = [s for s in found.samples if (s.split, s.source) == (split, source)]
-        sizes = sorted({(s.width, s.height) for s in members})
-        size = " x ".join(map(str, sizes[0])) + (f" … {sizes[-1][0]} x {sizes[-1][1]}" if len(sizes) > 1 else "")
-        groups = len({s.group for s in members})
-        weights = sorted({s.weight for s in members})
-        weight = " … ".join(f"{w:g}" for w in dict.fromkeys((weights[0], weights[-1])))
-        rows.append([split or "–", source, str(len(members)), str(groups), size, weight, members[0].sample_id])
-    table("samples", ["split", "source", "samples", "groups", "size", "weight", "the first is"], rows)
+    click.echo(f"{path}: " + "\n".join(found.lines()))
+    for shown in found.tables():
+        table(shown.title, shown.header, shown.rows)
 
 
 # --- train, evaluate, compare -----------------------------------------------------------------------------------------
@@ -506,8 +470,8 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @main.command()
-@click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to train on.")
-@click.option("--val", type=FILE, required=True, help="What to validate on; shares no image with --manifest.")
+@click.argument("manifest_path", metavar="MANIFEST", type=FILE)
+@click.option("--val", type=FILE, required=True, help="Manifest to validate on; it shares no image with MANIFEST.")
 @click.option("--out", type=FOLDER, required=True, help="Folder of the training; started again, it goes on.")
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--auto-share", type=float, help="Share of automatic labels in each epoch. [default: by weight]")
@@ -525,8 +489,8 @@ def train(manifest_path: Path, **options: Any) -> None:
     the number of workers.
 
     \b
-    autolabel train --manifest fine.parquet --val val.parquet --out teacher
-    autolabel train --manifest fine.parquet --val val.parquet --out teacher --batch-size 16 --workers 4
+    autolabel train fine.parquet --val val.parquet --out teacher
+    autolabel train fine.parquet --val val.parquet --out teacher --batch-size 16 --workers 4
     """
     from autolabel.student import train as training
     from autolabel.student.job import TrainJob
@@ -559,8 +523,8 @@ def iou_table(title: str, columns: Mapping[str, Mapping[str, float | None]], mea
 
 
 @main.command()
-@click.option("--checkpoint", type=FILE, required=True)
-@click.option("--manifest", "manifest_path", type=FILE, required=True, help="Manifest with fine labels.")
+@click.argument("checkpoint", type=FILE)
+@click.argument("manifest_path", metavar="MANIFEST", type=FILE)
 @click.option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @click.option("--scales", callback=parse_scales, help="[default: those that it trains with]")
 @click.option("--flip", is_flag=True, help="Average with the mirrored image.")
@@ -581,11 +545,11 @@ def evaluate(
     allow_overlap: bool,
     device: str,
 ) -> None:
-    """Print per-class IoU, boundary F and the worst images of a checkpoint.
+    """Print per-class IoU, boundary F and the worst images of a checkpoint on a manifest with fine labels.
 
     \b
-    autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet -o scores.json
-    autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet --scales 0.5,1,2 --flip --pictures worst
+    autolabel evaluate teacher/best.pt val.parquet -o scores.json
+    autolabel evaluate teacher/best.pt val.parquet --scales 0.5,1,2 --flip --pictures worst
     """
     from autolabel.student.evaluate import evaluate as run_evaluation
 
@@ -722,7 +686,7 @@ def _verdict(found: Difference) -> str:
 
 
 @main.command()
-@click.option("--manifest", "manifest_path", type=FILE, required=True, help="What to label.")
+@click.argument("manifest_path", metavar="SOURCE", type=Path)
 @click.option("--teacher", type=FILE, required=True, help="Checkpoint of `autolabel train`, or a published one.")
 @click.option("--out", type=FOLDER, required=True, help="Run folder; started again, it does what is left.")
 @click.option("--scales", default=numbers(SCALES), show_default=True, callback=parse_scales)
@@ -745,11 +709,16 @@ def _verdict(found: Difference) -> str:
 @click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
 @click.option("--dry-run", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
 def generate(
-    manifest_path: Path, threshold: float | None, policy: Policy | None, address: str | None, plan: bool, **options: Any
+    manifest_path: Path,
+    threshold: float | None,
+    policy: Policy | None,
+    address: str | None,
+    dry_run: bool,
+    **options: Any,
 ) -> None:
     """Label the images of a manifest.
 
-    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto
     """
     from autolabel.pipeline.run import generate as run_labelling
 
@@ -758,7 +727,7 @@ def generate(
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
     job = LabelJob(manifest=manifest_path, policy=policy, **options)
-    if plan:
+    if dry_run:
         _show_plan(job, address)
         return
     with progress("labelling") as update:
@@ -950,9 +919,9 @@ def stats_outlined(run: Path, output: Path) -> None:
     """Count how much of each class people outline, and write a policy that makes use of it.
 
     \b
-    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
     autolabel stats outlined trial -o outlined.toml
-    autolabel generate --manifest coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
     """
     from autolabel.manifests.files import write_bytes
     from autolabel.pipeline.analysis.stats import outlined
@@ -1090,9 +1059,9 @@ _DEMO_STEPS = """
 manifest scan cityscapes {out}/city --split train -o {out}/fine.parquet
 manifest scan cityscapes {out}/city --split train_extra -o {out}/coarse.parquet
 manifest scan cityscapes {out}/city --split val -o {out}/val.parquet
-train --manifest {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
+train {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
  --batch-size 8 --crop 96x128 --seed {seed}
-generate --manifest {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --unit-size 16
+generate {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --unit-size 16
  --keep-confidence 8
 stats {out}/runs/auto
 manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
@@ -1130,7 +1099,7 @@ def demo(out: Path, seed: int) -> None:
         f"Open {out}/runs/auto/report/index.html in a browser: classes before and after, every image with its labels.\n"
         f"\nOn your own images:\n"
         f"  autolabel manifest scan folder --images IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
-        f"  autolabel generate --manifest coarse.parquet --teacher CHECKPOINT --out runs/auto\n"
+        f"  autolabel generate coarse.parquet --teacher CHECKPOINT --out runs/auto\n"
         f"  autolabel report runs/auto"
     )
 

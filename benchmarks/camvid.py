@@ -75,10 +75,10 @@ def main() -> None:
         f"--loss balanced --learning-rate 0.002 --ema 0.99 --batch-size 8 --crop 160x224 --precision {asked.precision}"
     )
     teacher = (
-        "--manifest fine.parquet --val val.parquet --out teacher --arch efficientnet_lite0_ocr_mscale"
+        "fine.parquet --val val.parquet --out teacher --arch efficientnet_lite0_ocr_mscale"
         f" --init lite0.pth --steps {asked.teacher_steps} {network}"
     )
-    generate = f"autolabel generate --manifest coarse.parquet --precision {asked.precision}"
+    generate = f"autolabel generate coarse.parquet --precision {asked.precision}"
     fine, coarse = (len(list(Path(part, "images").iterdir())) for part in ("fine", "coarse"))
     compare = (
         "autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/human-first"
@@ -93,7 +93,7 @@ def main() -> None:
         f"autolabel manifest scan folder --images truth/images --labels truth/labels {space} -o truth.parquet",
         f"autolabel manifest scan folder {val_folders} {space} -o val.parquet",
         f"autolabel train {teacher}",
-        "autolabel evaluate --checkpoint teacher/best.pt --manifest val.parquet --scales 0.5,1,2",
+        "autolabel evaluate teacher/best.pt val.parquet --scales 0.5,1,2",
         f"{generate} --teacher teacher/best.pt --out runs/kept-coarse --keep-confidence 24",
         "autolabel relabel runs/kept-coarse --policy paper --out runs/paper",
         "autolabel relabel runs/kept-coarse --policy human-first --out runs/human-first",

@@ -82,7 +82,7 @@ def main() -> None:
     os.chdir(asked.out)
     label = f"generate --teacher {asked.teacher} --precision {asked.precision}"
     for name in ("coarse", "val"):
-        autolabel(f"{label} --manifest {name}.parquet --out runs/kept-{name} --keep-confidence {LEVELS}")
+        autolabel(f"{label} {name}.parquet --out runs/kept-{name} --keep-confidence {LEVELS}")
     autolabel("audit runs/kept-val --truth val.parquet --target-precision 0.9")
     found = {}
     for name, text in POLICIES.items():
@@ -97,7 +97,7 @@ def main() -> None:
         policy = replace(load_policy("policies/outlined.toml"), threshold=threshold)
         file, run = Path(f"policies/outlined-{threshold}.toml"), Path(f"policies/outlined-{threshold}")
         file.write_text(policy.to_toml(), encoding="utf-8")
-        autolabel(f"{label} --manifest coarse.parquet --policy {file} --out {run}")
+        autolabel(f"{label} coarse.parquet --policy {file} --out {run}")
         found[f"outlined, {threshold}"] = scores(run, Path("truth.parquet"))
     show(found)
 

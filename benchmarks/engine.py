@@ -28,7 +28,7 @@ from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.shards import bucket_of
-from autolabel.manifests.samples import Sample, open_manifest, samples_of, save_manifest, writing_manifest
+from autolabel.manifests.samples import Sample, open_manifest, save_manifest, writing_manifest
 from autolabel.manifests.scan import scan_folder
 from autolabel.manifests.scenes import write_city
 from autolabel.pipeline.engine import Crew, Work, run_local, run_ray
@@ -159,8 +159,7 @@ def loop(folder: Path, photographs: Path | None) -> None:
         write_city(folder / "city", seed=0, fine=0, coarse=SHARD, val=0, height=360, width=480)
         photographs = folder / "city" / "leftImg8bit"
     manifest = open_manifest(listed(folder, photographs))
-    roots = manifest.image_root, manifest.label_root
-    samples = [s for table in manifest.tables() for s in samples_of(table, *roots)][:SHARD]
+    samples = list(manifest.samples())[:SHARD]
     units, turns = 4, 5
     found: dict[str, list[float]] = {"local": [], "ray": []}
     for turn in range(turns):
@@ -208,7 +207,7 @@ def memory(folder: Path) -> None:
 def drive(folder: Path, count: int) -> None:
     """Plan `count` images and hand them out; print what it took."""
     manifest = folder / f"{count}.parquet"
-    with writing_manifest(manifest, CITYSCAPES, folder, folder, {}) as write:
+    with writing_manifest(manifest, CITYSCAPES, image_root=folder, label_root=folder) as write:
         for first in range(0, count, 10_000):
             numbers = range(first, min(count, first + 10_000))
             write(

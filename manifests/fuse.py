@@ -1,27 +1,118 @@
-"""Join the labelled samples of several manifests, and leave out images of runs by their statistics."""
+"""Join the labelled samples of several manifests into one to train on.
+
+Automatic labels can be left out by the statistics of the runs that made them: the least trusted, and those that fail a
+condition. A manifest's provenance names its runs.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from autolabel.manifests.condition import parse_condition
-from autolabel.manifests.samples import Manifest, Sample, fingerprints, with_roots
+from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
+from autolabel.manifests.schemas import SOURCES
 from autolabel.manifests.tables import read_statistics
+
+Named = tuple[str, Manifest]  # a manifest with the name that messages and provenance call it by
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Automatic labels of one manifest that were dropped.
+
+    worst: the least trusted ones. failed: those that fail the condition. missing: those without a value that the
+    condition names.
+    """
+
+    worst: int
+    failed: int
+    missing: int
+
+
+@dataclass(frozen=True)
+class Fused:
+    """A joined manifest, and its account: for every part the name, the samples taken, and the samples without a label.
+
+    dropped: the automatic labels that `drop_worst` and `keep_if` left out, by the name of the part.
+    """
+
+    path: Path
+    manifest: Manifest
+    parts: tuple[tuple[str, int, int], ...]
+    dropped: Mapping[str, Dropped]
+    drop_worst: float | None = None
+    keep_if: str | None = None
+
+    def lines(self) -> list[str]:
+        """The account for a terminal."""
+        lines = []
+        for name, taken, unlabelled in self.parts:
+            remark = f", {unlabelled} without a label left out" if unlabelled else ""
+            lines.append(f"{name}: {taken} samples{remark}")
+            if name in self.dropped:
+                count = self.dropped[name]
+                reasons = [f"{count.worst} by --drop-worst"] if self.drop_worst is not None else []
+                if self.keep_if is not None:
+                    reasons.append(f"{count.failed} by --keep-if, {count.missing} because the value is missing")
+                lines.append(f"  dropped: {', '.join(reasons)}")
+        return [*lines, f"wrote {self.path}: {len(self.manifest.samples)} samples"]
 
 
 def fuse(
-    named: Sequence[tuple[str, Manifest]], weights: dict[str, float], leak_check: tuple[str, Manifest] | None
-) -> Manifest:
-    """Join labelled samples of several manifests. `weights` replaces the weight of a whole source ("auto": 0.5).
+    manifests: Sequence[str | Path],
+    out: str | Path,
+    *,
+    weights: Mapping[str, float] | None = None,
+    leak_check: str | Path | None = None,
+    drop_worst: float | None = None,
+    keep_if: str | None = None,
+) -> Fused:
+    """Join the labelled samples of `manifests`, and write them to `out`.
 
-    Raises ValueError for different label spaces, an image that is there twice (by content, not by name), or one that
-    is also in the manifest of `leak_check`.
+    weights: by source ("auto": 0.5), how often its samples are drawn, in place of their own weights. leak_check: a
+    validation manifest with which no image may be shared. drop_worst: share of every run's images that is left out,
+    the least trusted first; the number is rounded down. keep_if: a condition that images of runs must meet, see
+    `parse_condition`. Raises ValueError, also where `join` and `select` do, and BadTable.
+    """
+    for source, weight in (weights or {}).items():
+        if source not in SOURCES or not 0 <= weight < math.inf:
+            raise ValueError(
+                f"weight {source}={weight:g}: expected a source ({', '.join(SOURCES)}) and a number, 0 or more"
+            )
+    named = [(str(path), load_manifest(path)) for path in manifests]
+    held_out = None if leak_check is None else (str(leak_check), load_manifest(leak_check))
+    dropped: dict[str, Dropped] = {}
+    if drop_worst is not None or keep_if is not None:
+        named, dropped = select(named, drop_worst=drop_worst or 0.0, keep_if=keep_if)
+    joined = join(named, weights=weights, leak_check=held_out)
+    if not joined.samples:
+        reason = ", after what --drop-worst and --keep-if dropped" if dropped else ""
+        raise ValueError(f"no labelled sample in these manifests{reason}: nothing to fuse")
+    if dropped:
+        counts = {name: asdict(count) for name, count in dropped.items()}
+        selection = {"drop_worst": drop_worst, "keep_if": keep_if, "dropped": counts}
+        joined = replace(joined, provenance={**joined.provenance, "selection": selection})
+    save_manifest(Path(out), joined)
+    parts = tuple((name, len(one.labelled), len(one.samples) - len(one.labelled)) for name, one in named)
+    return Fused(Path(out), joined, parts, dropped, drop_worst, keep_if)
+
+
+# --- joining ----------------------------------------------------------------------------------------------------------
+
+
+def join(
+    named: Sequence[Named], *, weights: Mapping[str, float] | None = None, leak_check: Named | None = None
+) -> Manifest:
+    """Join the labelled samples of manifests; `weights` and `leak_check` as for `fuse`.
+
+    Raises ValueError for different label spaces, for an image that is listed twice (by content, not by name), and for
+    one that is also in the manifest of `leak_check`.
     """
     (first_name, first), *rest = named
     for name, manifest in [*rest, *([leak_check] if leak_check else [])]:
@@ -30,96 +121,95 @@ def fuse(
                 f"{name} uses label space {manifest.label_space.name!r} ({len(manifest.label_space)} classes) but"
                 f" {first_name} {first.label_space.name!r} ({len(first.label_space)}): fuse only one label space"
             )
-    seen: list[tuple[str, dict[str, Sample]]] = []
-    for name, manifest in named:
-        prints: dict[str, Sample] = {}
-        for sample, mark in zip(manifest.labelled, fingerprints(manifest.labelled), strict=True):
-            if mark in prints:
-                raise ValueError(
-                    f"{name}: {prints[mark].sample_id!r} and {sample.sample_id!r} are the same image (same content):"
-                    " leave one of them out"
-                )
-            prints[mark] = sample
-        for other, theirs in seen:
-            _refuse_shared(other, name, theirs, prints, "leave them out of one manifest")
-        seen.append((name, prints))
+    by_content = [(name, _by_content(name, manifest)) for name, manifest in named]
+    for place, (name, images) in enumerate(by_content):
+        for other, earlier in by_content[:place]:
+            _refuse_shared(other, name, earlier, images, "leave them out of one manifest")
     if leak_check:
         name, manifest = leak_check
         held_out = dict(zip(fingerprints(manifest.samples), manifest.samples, strict=True))
-        for other, theirs in seen:
-            _refuse_shared(other, name, theirs, held_out, "a network trained on them cannot be scored on them")
+        for other, images in by_content:
+            _refuse_shared(other, name, images, held_out, "a network trained on them cannot be scored on them")
+    weights = dict(weights or {})
     samples = tuple(
         replace(s, weight=weights.get(s.source, s.weight)) for _, manifest in named for s in manifest.labelled
     )
-    return with_roots(
-        first.label_space,
-        samples,
-        {"fused": [name for name, _ in named], "weights": weights, "leak_check": leak_check[0] if leak_check else None},
-    )
+    provenance = {
+        "fused": [name for name, _ in named],
+        "weights": weights,
+        "leak_check": leak_check[0] if leak_check else None,
+    }
+    return Manifest.of(first.label_space, samples, provenance=provenance)
 
 
-def _refuse_shared(a: str, b: str, theirs: dict[str, Sample], prints: dict[str, Sample], advice: str) -> None:
-    shared = sorted(theirs.keys() & prints.keys(), key=lambda f: theirs[f].sample_id)
+def _by_content(name: str, manifest: Manifest) -> dict[str, Sample]:
+    """The labelled samples by the fingerprint of their image. Raises ValueError where two share one."""
+    images: dict[str, Sample] = {}
+    for sample, mark in zip(manifest.labelled, fingerprints(manifest.labelled), strict=True):
+        if mark in images:
+            raise ValueError(
+                f"{name}: {images[mark].sample_id!r} and {sample.sample_id!r} are the same image (same content):"
+                " leave one of them out"
+            )
+        images[mark] = sample
+    return images
+
+
+def _refuse_shared(a: str, b: str, in_a: dict[str, Sample], in_b: dict[str, Sample], advice: str) -> None:
+    shared = sorted(in_a.keys() & in_b.keys(), key=lambda mark: in_a[mark].sample_id)
     if shared:
-        first = theirs[shared[0]]
+        first = in_a[shared[0]]
         raise ValueError(
             f"{len(shared)} images are in both {a} and {b} (same content; the first is {first.sample_id!r}): {advice}"
         )
 
 
-@dataclass(frozen=True)
-class Dropped:
-    """Images left out of one manifest: the least trusted, those that fail the condition, and those that lack a value
-    that it asks for."""
-
-    worst: int
-    failed: int
-    missing: int
+# --- selecting by statistics ------------------------------------------------------------------------------------------
 
 
 def select(
-    named: Sequence[tuple[str, Manifest]], drop_worst: float | None, keep_if: str | None
-) -> tuple[list[tuple[str, Manifest]], dict[str, Dropped]]:
-    """Leave automatic labels out of manifests that lie in a run's folder; all others stay as they are.
+    named: Sequence[Named], *, drop_worst: float = 0.0, keep_if: str | None = None
+) -> tuple[list[Named], dict[str, Dropped]]:
+    """Leave out automatic labels by the statistics of their runs; all other samples stay.
 
-    `named` has the manifests by their paths. `drop_worst` is a share of every run's images, rounded down; `keep_if` see
-    `parse_condition`. Returns the manifests, and what was dropped from those that have statistics. Raises ValueError
-    if none has, BadTable.
+    Parameters as for `fuse`. Returns the manifests, and the labels dropped from those that have some of a run. Raises
+    ValueError if none has, BadTable if a run lacks its statistics.
     """
     condition = None if keep_if is None else parse_condition(keep_if)
-    chosen: list[tuple[str, Manifest]] = []
+    selected: list[Named] = []
     dropped: dict[str, Dropped] = {}
-    for path, manifest in named:
-        run = Path(path).absolute().parent
-        if (run / "stats" / "images.parquet").is_file():
-            kept, dropped[path] = _select(manifest, run, drop_worst or 0.0, condition)
-            chosen.append((path, kept))
-        else:
-            chosen.append((path, manifest))
+    for name, manifest in named:
+        if manifest.runs:
+            manifest, dropped[name] = _select(manifest, drop_worst, condition)
+        selected.append((name, manifest))
     if not dropped:
         raise ValueError(
-            f"nothing is known about the images of {', '.join(path for path, _ in named)}: to leave some out, give the"
-            " manifest.parquet of a run, where it lies beside its stats/"
+            f"nothing is known about the images of {', '.join(name for name, _ in named)}: to leave some out, give the"
+            " manifest.parquet of a run, or a manifest that was fused from one"
         )
-    return chosen, dropped
+    return selected, dropped
 
 
-def _select(manifest: Manifest, run: Path, share: float, condition: pc.Expression | None) -> tuple[Manifest, Dropped]:
-    known = _known(run)
-    ours = pa.array([s.sample_id for s in manifest.labelled if s.source == "auto"], pa.string())
-    known = known.filter(pc.is_in(known["sample_id"], ours))
-    worst = math.floor(share * len(ours) + 1e-9)  # 0.29 * 100 is 28.999…
-    kept = known = known.slice(worst)
-    missing = 0
-    if condition is not None:
-        kept, missing = known.filter(condition), len(known.filter(condition.is_null()))
-    ids = set(kept["sample_id"].to_pylist())
-    samples = tuple(s for s in manifest.samples if s.source != "auto" or s.label is None or s.sample_id in ids)
-    return replace(manifest, samples=samples), Dropped(worst, len(known) - len(kept) - missing, missing)
+def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -> tuple[Manifest, Dropped]:
+    kept: set[tuple[Path | None, str]] = set()
+    worst = failed = missing = 0
+    for run in manifest.runs:
+        ids = pa.array([s.sample_id for s in manifest.labelled if s.run == run], pa.string())
+        ranked = _ranked(run)
+        ranked = ranked.filter(pc.is_in(ranked["sample_id"], ids))
+        least = math.floor(share * len(ids) + 1e-9)  # 0.29 * 100 is 28.999…
+        trusted = ranked.slice(least)
+        passing = trusted if condition is None else trusted.filter(condition)
+        unknown = 0 if condition is None else len(trusted.filter(condition.is_null()))
+        worst, missing = worst + least, missing + unknown
+        failed += len(trusted) - len(passing) - unknown
+        kept |= {(run, sample_id) for sample_id in passing["sample_id"].to_pylist()}
+    samples = tuple(s for s in manifest.samples if s.run is None or (s.run, s.sample_id) in kept)
+    return replace(manifest, samples=samples), Dropped(worst, failed, missing)
 
 
-def _known(run: Path) -> pa.Table:
-    """What a condition may ask of an image, the least trusted first."""
+def _ranked(run: Path) -> pa.Table:
+    """The columns that a condition may name, one row per image of a run, the least trusted first."""
     review, images = read_statistics(run, "review"), read_statistics(run, "images")
     images = images.take(pc.index_in(review["sample_id"], images["sample_id"]))
     for name in review.schema.names:

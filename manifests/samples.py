@@ -1,8 +1,9 @@
 """Samples, and the manifests that list them.
 
-A manifest is a parquet table with one row per sample. What holds for all of them (schema version, label space, roots,
-where it came from) is JSON in the parquet key-value metadata. Paths are relative to a root, and the root is relative to
-the manifest's own folder wherever they share one, so that a folder can be moved as a whole.
+A manifest is a parquet table with one row per sample. What holds for all samples is JSON in the parquet key-value
+metadata: schema version, label space, roots, and provenance, which names the runs that made automatic labels. Image and
+label paths are relative to a root; roots and runs are relative to the manifest's own folder wherever they share one, so
+that a folder can be moved as a whole.
 """
 
 from __future__ import annotations
@@ -11,9 +12,10 @@ import contextlib
 import json
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -24,14 +26,19 @@ from autolabel.manifests.files import fingerprint
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SCHEMA_VERSION, SOURCES
 from autolabel.manifests.tables import BadTable, open_table, read_pieces, writing_table
+from autolabel.manifests.wording import Table
 
 _METADATA_KEY = b"autolabel"
-_ABOUT = ("schema_version", "label_space", "image_root", "label_root", "provenance")
+_HEADER = ("schema_version", "label_space", "image_root", "label_root", "provenance")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One image with what is known about it; paths are absolute. See docs/design.md for every field."""
+    """One image and its labels; paths are absolute. docs/words-and-files.md describes every field of a manifest.
+
+    run: the folder of the run that made the label, None for a label that people made. It is no column of a manifest:
+    the provenance names the runs, and a label belongs to the run whose folder holds it.
+    """
 
     sample_id: str
     image: Path
@@ -45,6 +52,7 @@ class Sample:
     label_ids: str = "train"
     coarse_label: Path | None = None
     weight: float = 1.0
+    run: Path | None = None
 
     @property
     def readable(self) -> bool:
@@ -54,7 +62,10 @@ class Sample:
 
 @dataclass(frozen=True)
 class Manifest:
-    """Samples of one label space, and where they came from."""
+    """Samples of one label space, and where they came from. Raises ValueError for samples that contradict each other.
+
+    `image_root` and `label_root` are absolute folders that hold all images and all labels.
+    """
 
     label_space: LabelSpace
     samples: tuple[Sample, ...]
@@ -78,23 +89,59 @@ class Manifest:
         if strange:
             raise ValueError(f"unknown label ids {strange[0]!r}: expected one of {', '.join(LABEL_IDS)}")
 
-    @property
+    @classmethod
+    def of(
+        cls, space: LabelSpace, samples: tuple[Sample, ...], *, provenance: Mapping[str, Any] | None = None
+    ) -> Manifest:
+        """A manifest whose roots are the deepest folders that hold all its images, and all its labels."""
+        image_root = common_root((s.image for s in samples), fallback=Path.cwd())
+        labels = (path for s in samples for path in (s.label, s.coarse_label) if path is not None)
+        return cls(space, samples, image_root, common_root(labels, fallback=image_root), dict(provenance or {}))
+
+    @cached_property
     def labelled(self) -> tuple[Sample, ...]:
-        """The samples that have a label and a readable image: what a network can be trained or scored on."""
+        """The samples that have a label and a readable image: a network can be trained or scored on them."""
         return tuple(s for s in self.samples if s.label is not None and s.readable)
 
+    @property
+    def runs(self) -> tuple[Path, ...]:
+        """The folders of the runs that made labels of this manifest."""
+        return tuple(dict.fromkeys(s.run for s in self.samples if s.run is not None))
 
-def common_root(paths: Iterable[Path], fallback: Path) -> Path:
-    """The deepest folder that holds all of `paths`."""
+    def lines(self) -> list[str]:
+        """Size, classes and roots for a terminal; `tables` has the samples."""
+        return [
+            f"{len(self.samples)} samples, label space {self.label_space.name!r}",
+            f"  classes     {', '.join(self.label_space.names)}",
+            f"  image root  {self.image_root}",
+            f"  label root  {self.label_root}",
+        ]
+
+    def tables(self) -> list[Table]:
+        """One table: the samples counted by split and source."""
+        rows = []
+        for split, source in sorted({(s.split, s.source) for s in self.samples}):
+            members = [s for s in self.samples if (s.split, s.source) == (split, source)]
+            sizes = [f"{width} x {height}" for width, height in sorted({(s.width, s.height) for s in members})]
+            weights = list(dict.fromkeys(f"{weight:g}" for weight in sorted({s.weight for s in members})))
+            groups = len({s.group for s in members})
+            first = members[0].sample_id
+            rows.append([split or "–", source, str(len(members)), str(groups), _span(sizes), _span(weights), first])
+        header = ["split", "source", "samples", "groups", "size", "weight", "first id"]
+        return [Table("samples", header, rows)]
+
+    def _repr_html_(self) -> str:
+        return "".join(table._repr_html_() for table in self.tables())
+
+
+def _span(values: Sequence[str]) -> str:
+    return values[0] if len(values) == 1 else f"{values[0]} … {values[-1]}"
+
+
+def common_root(paths: Iterable[Path], *, fallback: Path) -> Path:
+    """The deepest folder that holds all of `paths`; `fallback` if there are none."""
     folders = {str(p.parent) for p in paths}
     return Path(os.path.commonpath(folders)) if folders else fallback
-
-
-def with_roots(space: LabelSpace, samples: tuple[Sample, ...], provenance: dict[str, Any]) -> Manifest:
-    """A manifest whose roots are the deepest folders that hold all its images, and all its labels."""
-    image_root = common_root((s.image for s in samples), Path.cwd())
-    labels = (path for s in samples for path in (s.label, s.coarse_label) if path is not None)
-    return Manifest(space, samples, image_root, common_root(labels, image_root), provenance)
 
 
 def _relative(path: Path, base: Path) -> str:
@@ -103,32 +150,47 @@ def _relative(path: Path, base: Path) -> str:
     return Path(os.path.relpath(path, base)).as_posix() if shared != path.anchor else path.as_posix()
 
 
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
 def save_manifest(path: Path, manifest: Manifest) -> None:
     """Write a manifest as parquet, whole or not at all."""
-    roots = manifest.image_root, manifest.label_root
-    with writing_manifest(path, manifest.label_space, *roots, manifest.provenance) as write:
+    roots = {"image_root": manifest.image_root, "label_root": manifest.label_root}
+    with writing_manifest(
+        path, manifest.label_space, **roots, provenance=manifest.provenance, runs=manifest.runs
+    ) as write:
         write(manifest.samples)
 
 
 @contextlib.contextmanager
 def writing_manifest(
-    path: Path, space: LabelSpace, image_root: Path, label_root: Path, provenance: dict[str, Any]
+    path: Path,
+    space: LabelSpace,
+    *,
+    image_root: Path,
+    label_root: Path,
+    provenance: Mapping[str, Any] | None = None,
+    runs: Sequence[Path] = (),
 ) -> Iterator[Callable[[Sequence[Sample]], None]]:
-    """A function that adds samples to a manifest, which appears at `path` when all are written, or not at all."""
+    """Give a function that adds samples to a manifest. It appears at `path` when all are written, or not at all.
+
+    runs: the folders of the runs whose labels are written.
+    """
     base = path.absolute().parent
 
     def under(root: Path, file: Path | None) -> str | None:
         return None if file is None else file.relative_to(root).as_posix()
 
-    about = {
+    named = {"runs": [_relative(run, base) for run in runs]} if runs else {}
+    header = {
         "kind": "manifest",
         "schema_version": SCHEMA_VERSION,
         "label_space": json.loads(space.to_json()),
         "image_root": _relative(image_root, base),
         "label_root": _relative(label_root, base),
-        "provenance": provenance,
+        "provenance": {**(provenance or {}), **named},
     }
-    schema = MANIFEST_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(about).encode()})
+    schema = MANIFEST_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(header).encode()})
     with writing_table(path, schema) as add:
 
         def write(samples: Sequence[Sample]) -> None:
@@ -147,6 +209,9 @@ def writing_manifest(
         yield write
 
 
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
 @dataclass(frozen=True)
 class ManifestFile:
     """A manifest on disk: what holds for all its samples, and the samples piece by piece, however many there are."""
@@ -156,6 +221,7 @@ class ManifestFile:
     image_root: Path
     label_root: Path
     provenance: dict[str, Any]
+    runs: tuple[Path, ...]
 
     def tables(self) -> Iterator[pa.Table]:
         """The samples in order, as tables of MANIFEST_SCHEMA. Raises BadTable, also where a path leaves its root."""
@@ -165,11 +231,19 @@ class ManifestFile:
             self._require_under(self.label_root, table["coarse_label"])
             yield table
 
+    def samples(self) -> Iterator[Sample]:
+        """The samples in order. Raises BadTable."""
+        for table in self.tables():
+            yield from self._samples_of(table)
+
     def find(self, sample_ids: Collection[str]) -> dict[str, Sample]:
-        """These samples, by id; the others are read, but not kept. Raises BadTable."""
+        """The samples with these ids, by id; the others are read, but not kept. Raises BadTable."""
         ids = pa.array(list(sample_ids), pa.string())
         parts = (table.filter(pc.is_in(table["sample_id"], ids)) for table in self.tables())
-        return {s.sample_id: s for part in parts for s in samples_of(part, self.image_root, self.label_root)}
+        return {s.sample_id: s for part in parts for s in self._samples_of(part)}
+
+    def _samples_of(self, table: pa.Table) -> list[Sample]:
+        return samples_of(table, image_root=self.image_root, label_root=self.label_root, runs=self.runs)
 
     def _require_under(self, root: Path, paths: pa.ChunkedArray) -> None:
         leaving = paths.filter(pc.match_substring_regex(paths, r"^/|(^|/)\.\.(/|$)"))
@@ -178,54 +252,59 @@ class ManifestFile:
 
 
 def open_manifest(path: str | Path) -> ManifestFile:
-    """What holds for all samples of a manifest. Raises BadTable."""
+    """Read what holds for all samples of a manifest. Raises BadTable."""
     path = Path(path)
-    file = open_table(path, MANIFEST_SCHEMA)
-    about = _about(path, file.schema_arrow.metadata)
+    header = _header(path, open_table(path, MANIFEST_SCHEMA).schema_arrow.metadata)
+    base = path.absolute().parent
     try:
-        space = LabelSpace.of(about["label_space"])
-    except ValueError as error:
+        space, provenance = LabelSpace.of(header["label_space"]), dict(header["provenance"])
+        folders = header["image_root"], header["label_root"], *provenance.pop("runs", ())
+        image_root, label_root, *runs = (Path(os.path.normpath(base / folder)) for folder in folders)
+    except (TypeError, ValueError) as error:
         raise BadTable(f"{path}: {error}") from error
-    return ManifestFile(path, space, Path(about["image_root"]), Path(about["label_root"]), about["provenance"])
+    return ManifestFile(path, space, image_root, label_root, provenance, tuple(runs))
 
 
-def _about(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
-    """The manifest's own metadata, its roots made absolute."""
+def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+    """The manifest's own metadata."""
     raw = (metadata or {}).get(_METADATA_KEY)
     try:
-        about = dict(json.loads(raw)) if raw else {}
+        header = dict(json.loads(raw)) if raw else {}
     except (ValueError, TypeError) as error:
         raise BadTable(f"{path} has damaged metadata: {error}") from error
-    if about.get("kind") != "manifest":
+    if header.get("kind") != "manifest":
         raise BadTable(f"{path} is a parquet file, but not a manifest: make one with `autolabel manifest scan`")
-    missing = [key for key in _ABOUT if key not in about]
+    missing = [key for key in _HEADER if key not in header]
     if missing:
         raise BadTable(f"{path} has damaged metadata: no {', '.join(missing)}")
-    if about["schema_version"] != SCHEMA_VERSION:
-        raise BadTable(f"{path} has schema version {about['schema_version']}: this program knows {SCHEMA_VERSION}")
-    for root in ("image_root", "label_root"):
-        about[root] = os.path.normpath(path.absolute().parent / about[root])
-    return about
+    if header["schema_version"] != SCHEMA_VERSION:
+        raise BadTable(f"{path} has schema version {header['schema_version']}: this program knows {SCHEMA_VERSION}")
+    return header
 
 
 def load_manifest(path: str | Path) -> Manifest:
-    """A manifest as samples with absolute paths. Raises BadTable."""
+    """Read a manifest as samples with absolute paths. Raises BadTable."""
     file = open_manifest(path)
-    roots = file.image_root, file.label_root
     try:
-        samples = tuple(sample for table in file.tables() for sample in samples_of(table, *roots))
-        return Manifest(file.label_space, samples, *roots, file.provenance)
+        return Manifest(file.label_space, tuple(file.samples()), file.image_root, file.label_root, file.provenance)
     except BadTable:
         raise
     except ValueError as error:
         raise BadTable(f"{path}: {error}") from error
 
 
-def samples_of(table: pa.Table | pa.RecordBatch, image_root: Path, label_root: Path) -> list[Sample]:
+def samples_of(
+    table: pa.Table | pa.RecordBatch, *, image_root: Path, label_root: Path, runs: Sequence[Path] = ()
+) -> list[Sample]:
     """The rows of a manifest, or of some of its columns, as samples with absolute paths."""
 
     def under(root: Path, relative: str | None) -> Path | None:
         return None if relative is None else root / relative
+
+    inside = _inside(label_root, runs)
+
+    def run_of(label: str | None) -> Path | None:
+        return None if label is None else next((run for start, run in inside if label.startswith(start)), None)
 
     return [
         Sample(
@@ -234,10 +313,22 @@ def samples_of(table: pa.Table | pa.RecordBatch, image_root: Path, label_root: P
                 "image": image_root / row["image"],
                 "label": under(label_root, row.get("label")),
                 "coarse_label": under(label_root, row["coarse_label"]),
+                "run": run_of(row.get("label")),
             }
         )
         for row in table.to_pylist()
     ]
+
+
+def _inside(label_root: Path, runs: Sequence[Path]) -> list[tuple[str, Path]]:
+    """Every run with the beginning of the paths, relative to `label_root`, that lie inside; the deepest run first."""
+    inside = []
+    for run in sorted(runs, key=lambda run: -len(run.parts)):
+        if label_root.is_relative_to(run):
+            inside.append(("", run))
+        elif run.is_relative_to(label_root):
+            inside.append((f"{run.relative_to(label_root).as_posix()}/", run))
+    return inside
 
 
 def fingerprints(samples: Sequence[Sample]) -> list[str]:

@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, BadImage, read_label, read_size
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
-from autolabel.manifests.samples import Manifest, Sample, with_roots
+from autolabel.manifests.samples import Manifest, Sample
 
 OnFile = Callable[[int, int], None]  # (done, total)
 
@@ -255,7 +255,8 @@ def _finish(
         account.coarse += sample.coarse_label is not None
         if sample.readable:
             account.sizes[sample.height, sample.width] += 1
-    return with_roots(space, tuple(sorted(checked, key=lambda s: (s.split, s.sample_id))), dict(provenance)), account
+    ordered = tuple(sorted(checked, key=lambda s: (s.split, s.sample_id)))
+    return Manifest.of(space, ordered, provenance=provenance), account
 
 
 def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, list[str], list[str]]:

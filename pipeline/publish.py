@@ -49,7 +49,11 @@ def publish(
         }
         bad = stack.enter_context(writing_table(run / "quarantine.parquet", QUARANTINE_SCHEMA))
         review = stack.enter_context(writing_review(run / "stats" / "review.parquet", space.names))
-        add = stack.enter_context(writing_manifest(run / "manifest.parquet", space, image_root, run, provenance))
+        add = stack.enter_context(
+            writing_manifest(
+                run / TABLES[0], space, image_root=image_root, label_root=run, runs=[run], provenance=provenance
+            )
+        )
         for unit in plan:
             if not (run / UNITS / unit.record).is_file():
                 left += len(unit.samples)

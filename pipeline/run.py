@@ -342,7 +342,7 @@ def _publish(job: LabelJob, manifest: ManifestFile, plan: Plan, plans: list[dict
         told = Accounts(**about["accounts"])
         if told.labelled + told.quarantined == left.before.done:
             return told
-    provenance = {"run": RUN, "manifest": str(job.manifest), "policy": job.policy.name}
+    provenance = {"manifest": str(job.manifest), "policy": job.policy.name}
     accounts, tables = publish(job.out, plan, manifest.label_space, manifest.image_root, provenance)
     kinds = {p["device"] for p in plans}
     about |= {

@@ -104,7 +104,8 @@ class Plan:
 
     def __getitem__(self, number: int) -> Unit:
         batch = self._reader.get_batch(number)
-        samples = samples_of(batch.select(list(_KEPT)), *self._roots)
+        image_root, label_root = self._roots
+        samples = samples_of(batch.select(list(_KEPT)), image_root=image_root, label_root=label_root)
         return Unit(self.name(number), self._names[self._bucket[number]], int(self._first[number]), tuple(samples))
 
     def __iter__(self) -> Iterator[Unit]:

@@ -10,6 +10,9 @@ A checkpoint of ours is one `torch.save`d dictionary:
     metrics       {"miou": …, "step": …}, its score on the validation manifest
     training      only in `last.pt`: the state of a training (see student/train.py)
 
+`save_tensors` writes the same, but for `training`, as a safetensors file: one to pass on, of half the size. Its tensors
+are the network's, everything else is JSON in its metadata.
+
 Published checkpoints of the reference implementation load too: `{"state_dict": {"module.…": tensor}, …}`, such a state
 dict alone, or its tensors in a safetensors file; their tensors tell which network they belong to. `start.py` reads
 files that a training starts from. Files are data: nothing in them is executed (`weights_only=True`).
@@ -26,10 +29,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load, save
 from torch import Tensor
 
-from autolabel.manifests.files import writing
+from autolabel.manifests.files import write_bytes, writing
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -96,6 +99,45 @@ def save_checkpoint(
         torch.save(content, temporary)
 
 
+def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
+    """Write a checkpoint of ours as a safetensors file, whole or not at all; raises ValueError for a published one.
+
+    Weights are rounded to float16; vectors, such as the statistics of batch norms, stay float32. A network computes in
+    float32 whatever its file holds, so the same file gives the same network everywhere.
+    """
+    if checkpoint.label_space is None:
+        raise ValueError(f"a published {checkpoint.arch} does not name its classes: expected one of `autolabel train`")
+    marks = checkpoint.trained_on.numpy().view(np.uint64).tolist()
+    about = {
+        "arch": checkpoint.arch,
+        "label_space": json.loads(checkpoint.label_space.to_json()),
+        "trained_on": [f"{mark:016x}" for mark in sorted(marks)],
+        "metrics": checkpoint.metrics,
+    }
+    tensors = {
+        key: (value.half() if value.ndim > 1 else value).contiguous()
+        for key, value in checkpoint.state_dict.items()
+        if not key.endswith("num_batches_tracked")
+    }
+    write_bytes(path, save(tensors, {FORMAT: json.dumps(about)}))  # one entry: of several the order is random
+
+
+def _read_tensors(data: bytes) -> dict[str, Any]:
+    """What a safetensors file holds: its tensors alone, or a checkpoint that `save_tensors` wrote."""
+    tensors = load(data)
+    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+    text = header.get("__metadata__", {}).get(FORMAT)
+    if text is None:
+        return tensors
+    about = json.loads(text)
+    return {
+        **about,
+        "format": FORMAT,
+        "state_dict": tensors,
+        "trained_on": fingerprint_tensor(about["trained_on"]),
+    }
+
+
 def _numpy_scalars() -> list[Any]:
     """Return the types that full checkpoints of the reference need beside tensors: a numpy float, at two paths."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
@@ -107,7 +149,7 @@ def _read_content(path: Path) -> object:
     with path.open("rb") as file:
         start = file.read(9)
     if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        return load_file(path)
+        return _read_tensors(path.read_bytes())
     with torch.serialization.safe_globals(_numpy_scalars()):
         return torch.load(path, map_location="cpu", weights_only=True)
 

@@ -25,6 +25,7 @@ from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
 
+ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 96, 192
 
 # Before anything imports Ray: its ports listen on every interface, and only these tests know the token.
@@ -96,6 +97,16 @@ def names_in(folder: Path) -> list[str]:
 def autolabel(*arguments: object) -> Result:
     """Run a command in this process; stdout and stderr are kept apart in the result."""
     return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def refused(*arguments: object) -> str:
+    """Run a command that must fail; return its one line."""
+    result = autolabel(*arguments)
+    assert result.exit_code == 2, result.output
+    assert "Traceback" not in result.stderr
+    lines = [line for line in result.stderr.splitlines() if line.startswith("autolabel: ")]
+    assert len(lines) == 1, result.stderr
+    return lines[0].removeprefix("autolabel: ")
 
 
 def photograph(city: Path, folder: Path, names: Iterable[str]) -> None:

@@ -9,11 +9,10 @@ from pathlib import Path
 
 import pytest
 from click import Command, Group
-from conftest import autolabel
+from conftest import ROOT, autolabel
 
 from autolabel.cli import main
 
-ROOT = Path(__file__).parents[1]
 MAY_IMPORT = {
     "manifests": {"manifests"},
     "teacher": {"teacher", "manifests"},
@@ -52,8 +51,15 @@ def test_ray_is_imported_in_three_files_and_nowhere_else() -> None:
     assert users == {"manifests/cluster.py", "pipeline/engine.py", "student/distributed.py"}
 
 
-def test_the_root_holds_no_python_file_but_the_commands() -> None:
-    assert [path.name for path in ROOT.glob("*.py")] == ["cli.py"]  # every other one would be installed
+def test_the_root_holds_no_python_file_but_the_face_and_the_commands() -> None:
+    # Every Python file of the root is installed as a part of the package.
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "__main__.py", "cli.py"]
+
+
+@pytest.mark.parametrize("room", MAY_IMPORT)
+def test_no_room_imports_the_face_or_the_commands(room: str) -> None:
+    for path in (ROOT / room).rglob("*.py"):
+        assert not imported(path) & {"autolabel", "autolabel.cli"}, path.name
 
 
 def test_the_commands_load_nothing_heavy_before_they_run() -> None:

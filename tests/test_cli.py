@@ -10,20 +10,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from conftest import autolabel
+from conftest import autolabel, refused
 from PIL import Image
 
 from autolabel.manifests.samples import load_manifest
-
-
-def refused(*arguments: object) -> str:
-    """Run a command that must fail; return its one line."""
-    result = autolabel(*arguments)
-    assert result.exit_code == 2, result.output
-    assert "Traceback" not in result.stderr
-    lines = [line for line in result.stderr.splitlines() if line.startswith("autolabel: ")]
-    assert len(lines) == 1, result.stderr
-    return lines[0].removeprefix("autolabel: ")
 
 
 def scan(images: Path, output: Path, *more: object) -> tuple[object, ...]:
@@ -111,13 +101,13 @@ def test_labels_of_another_size_are_refused(pictures: Path) -> None:
 def test_options_out_of_range_are_refused(
     city: Path, teacher: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
-    asked = ("generate", "--manifest", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run")
+    asked = ("generate", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run")
     assert message in refused(*asked, *options)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_checkpoint_that_is_none_is_refused(city: Path, teacher: Path, tmp_path: Path) -> None:
-    asked = ("generate", "--manifest", city / "coarse.parquet", "--out", tmp_path / "run", "--teacher")
+    asked = ("generate", city / "coarse.parquet", "--out", tmp_path / "run", "--teacher")
     empty, text = tmp_path / "empty.pt", tmp_path / "text.pt"
     empty.write_bytes(b"")
     text.write_text("weights, honestly")
@@ -129,7 +119,7 @@ def test_a_checkpoint_that_is_none_is_refused(city: Path, teacher: Path, tmp_pat
 def test_a_teacher_of_another_label_space_is_refused(pictures: Path, teacher: Path) -> None:
     manifest = pictures / "m.parquet"
     autolabel(*scan(pictures / "images", manifest))
-    line = refused("generate", "--manifest", manifest, "--teacher", teacher, "--out", pictures / "run")
+    line = refused("generate", manifest, "--teacher", teacher, "--out", pictures / "run")
     assert "predicts 19 classes of 'cityscapes'" in line and "'camvid' with 11" in line
 
 
@@ -142,7 +132,7 @@ def test_a_manifest_that_is_none_is_refused(tmp_path: Path, teacher: Path) -> No
 
 
 def test_scoring_on_training_images_is_refused_unless_allowed(city: Path, teacher: Path, tmp_path: Path) -> None:
-    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "fine.parquet", "--scales", "1")
+    asked = ("evaluate", teacher, city / "fine.parquet", "--scales", "1")
     assert "was trained on 6 of the 6 images" in refused(*asked)
     output = tmp_path / "scores.json"
     allowed = autolabel(*asked, "--allow-overlap", "-o", output)
@@ -160,7 +150,7 @@ def test_too_many_quarantined_samples_give_exit_code_3(city: Path, teacher: Path
     manifest, run = tmp_path / "m.parquet", tmp_path / "run"
     space = ("manifest", "scan", "folder", "--images", images, "--label-space", "cityscapes", "-o", manifest)
     assert autolabel(*space).exit_code == 0
-    asked = ("generate", "--manifest", manifest, "--teacher", teacher, "--out", run, "--engine", "local")
+    asked = ("generate", manifest, "--teacher", teacher, "--out", run, "--engine", "local")
     result = autolabel(*asked, "--scales", "1")
     assert result.exit_code == 3
     assert result.stdout.startswith("4 samples: 3 labelled, 1 quarantined, 0 left for later")

@@ -8,13 +8,16 @@ from pathlib import Path
 
 import click
 import pytest
-from test_arrows import MAY_IMPORT, ROOT, commands
+from conftest import ROOT
+from test_arrows import MAY_IMPORT, commands
 
 from autolabel.cli import main
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 PAGES = {
-    path: path.read_text(encoding="utf-8") for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    path: path.read_text(encoding="utf-8")
+    for path in sorted([*ROOT.glob("*.md"), *ROOT.glob("benchmarks/*.md"), *ROOT.glob("docs/**/*.md")])
 }
 TYPED = sorted(
     {
@@ -42,24 +45,46 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(
     command.make_context(line, words)  # parses every option and argument, runs nothing
 
 
-def test_every_command_is_in_the_readme() -> None:
+def test_every_command_is_in_the_tutorial() -> None:
+    tutorial = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
     groups = (("manifest",), ("manifest", "scan"), ("stats", "RUN"))  # the last is typed with a run's own name
     leaves = [" ".join(path) for path in commands(main) if path not in groups]
-    assert [name for name in leaves if f"autolabel {name}" not in README and f"make {name}" not in README] == []
+    assert [name for name in leaves if f"autolabel {name}" not in tutorial and f"make {name}" not in README] == []
 
 
-def test_every_file_of_the_rooms_is_in_the_tree() -> None:
-    tree = README[README.index("## The tree") :]
-    missing = [
-        path.name
-        for room in MAY_IMPORT
-        for path in sorted((ROOT / room).iterdir())
-        if path.suffix in (".py", ".j2") and path.name != "__init__.py" and path.name not in tree
-    ]
-    assert missing == []
+def test_the_tree_in_contributing_has_every_file_of_the_rooms_and_no_other() -> None:
+    tree = CONTRIBUTING[CONTRIBUTING.index("## The tree") :].split("```")[1]
+    listed = set(re.findall(r"[\w]+(?:\.html)?\.(?:py|j2|css|js|typed|safetensors)\b", tree))
+    files = [path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.*") if "__pycache__" not in path.parts]
+    rooms = {path.name for path in files} - {"__init__.py"}
+    top = {path.name for path in ROOT.glob("*.py")} - {"__init__.py"}
+    assert (sorted((rooms | top) - listed), sorted(listed - rooms - top)) == ([], [])  # missing, superfluous
 
 
-def test_its_pictures_exist() -> None:
-    for page, text in PAGES.items():
-        for picture in re.findall(r"!\[[^]]*\]\(([^)]+)\)", text):
-            assert (page.parent / picture).is_file()
+def test_the_readme_has_at_most_130_lines() -> None:
+    assert len(README.splitlines()) <= 130
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs/index.md").read_text(encoding="utf-8")
+    pages = [path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")]
+    assert [page for page in pages if page != "index.md" and f"({page})" not in index] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
+    text = re.sub(r"^```.*?^```", "", PAGES[page], flags=re.MULTILINE | re.DOTALL)
+    links = [*re.findall(r"\]\(([^)\s]+)\)", text), *re.findall(r"^\[[^]]+\]: (\S+)", text, flags=re.MULTILINE)]
+    broken = []
+    for link in links:
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        if ":" not in link and (not target.exists() or (anchor and anchor not in anchors(target))):
+            broken.append(link)
+    assert broken == []
+
+
+def anchors(page: Path) -> list[str]:
+    """The anchors that a forge gives to a page's headings."""
+    headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    return [re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings]

@@ -14,9 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import autolabel
+from conftest import ROOT, autolabel
 from PIL import Image
-from test_arrows import ROOT
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.samples import load_manifest

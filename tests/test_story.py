@@ -19,7 +19,7 @@ from autolabel.manifests.tables import read_statistics
 
 def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "auto"
-    generate = ("generate", "--manifest", city / "coarse.parquet", "--teacher", teacher, "--out", run)
+    generate = ("generate", city / "coarse.parquet", "--teacher", teacher, "--out", run)
 
     # First four of ten images, in units of three: the second unit is left half done.
     first = autolabel(*generate, "--unit-size", 3, "--limit", 4, "--workers", 2)

@@ -12,7 +12,6 @@ from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.files import sha256
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.labels import read_sample_label, run_of
+from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.shards import CHUNK
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import stream_statistics
@@ -83,12 +82,10 @@ def find_centroids(samples: Sequence[Sample], space: LabelSpace, *, progress: Pr
 
     Raises ValueError, BadImage or DamagedLabel where a label cannot be read.
     """
-    run_above = lru_cache(maxsize=4096)(run_of)  # of this call alone: folders change
     runs: dict[Path, dict[str, int]] = defaultdict(dict)
     for place, sample in enumerate(samples):
-        run = run_above(sample.label.parent) if sample.source == "auto" and sample.label else None
-        if run:
-            runs[run][sample.sample_id] = place
+        if sample.run is not None:
+            runs[sample.run][sample.sample_id] = place
     pieces = [piece for run, places in runs.items() if _unchanged(run) for piece in _from_table(run, places)]
     told = set[int]().union(*(np.unique(piece.sample).tolist() for piece in pieces))
     # Labelled since the table was written, all ignored, or without a table.

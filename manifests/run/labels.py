@@ -55,13 +55,26 @@ def read_png(path: Path, space: LabelSpace | None = None) -> Label:
 
 @dataclass(frozen=True)
 class StoredLabel:
-    """Where one committed label lies: `index` is its row in a Zarr array, None for a PNG file."""
+    """The place of one committed map, and what it held: `index` is its row in a Zarr array, None for a PNG file."""
 
     path: Path
     index: int | None
     height: int
     width: int
     crc32c: int
+
+    def read(self, sample_id: str, space: LabelSpace | None) -> Label:
+        """(H, W) uint8, train ids of `space`, or bytes of any meaning without one.
+
+        Raises DamagedLabel, naming the sample, if size or checksum differ from what was committed.
+        """
+        if self.index is None:
+            label = read_png(self.path, space)
+        else:
+            label = read_zarr(self.path, self.index, 0, 0, self.height, self.width)
+        if label.shape != (self.height, self.width) or crc32c(label) != self.crc32c:
+            raise DamagedLabel(f"label of {sample_id!r} in {self.path} differs from what was committed")
+        return label
 
 
 def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]], layer: str = LABELS) -> dict[str, StoredLabel]:
@@ -84,17 +97,7 @@ class RunLabels(Mapping[str, Label]):
 
     def __getitem__(self, sample_id: str) -> Label:
         """(H, W) uint8 train ids. Raises KeyError if unknown or not committed, DamagedLabel if it has changed."""
-        stored = self._labels[sample_id]
-        return self._whole(sample_id, stored)
-
-    def _whole(self, sample_id: str, stored: StoredLabel) -> Label:
-        if stored.index is None:
-            label = read_png(stored.path, self._space)
-        else:
-            label = read_zarr(stored.path, stored.index, 0, 0, stored.height, stored.width)
-        if label.shape != (stored.height, stored.width) or crc32c(label) != stored.crc32c:
-            raise DamagedLabel(f"label of {sample_id!r} in {stored.path} differs from what was committed")
-        return label
+        return self._labels[sample_id].read(sample_id, self._space)
 
     def crop(self, sample_id: str, top: int, left: int, height: int, width: int) -> Label:
         """(height, width) uint8 from the label of one sample. Raises KeyError, DamagedLabel, or IndexError outside."""
@@ -105,7 +108,7 @@ class RunLabels(Mapping[str, Label]):
                 f" which is {stored.height} x {stored.width}"
             )
         if stored.index is None:
-            return self._whole(sample_id, stored)[top : top + height, left : left + width]
+            return stored.read(sample_id, self._space)[top : top + height, left : left + width]
         return read_zarr(stored.path, stored.index, top, left, height, width)
 
     def __iter__(self) -> Iterator[str]:
@@ -168,11 +171,6 @@ def _committed(run: Path, layer: str) -> dict[str, StoredLabel]:
     return labels
 
 
-def run_of(label: Path) -> Path | None:
-    """The run in whose folder a label lies, if it lies in one."""
-    return next((folder for folder in label.parents if (folder / "run.json").is_file()), None)
-
-
 def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None = None) -> Label:
     """A manifest sample's label as (h, w) uint8 train ids, whole or the crop `window` = (top, left, height, width).
 
@@ -184,13 +182,12 @@ def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None =
     try:
         return _sample_label(sample, sample.label, space, window or (0, 0, sample.height, sample.width))
     except (BadImage, DamagedLabel, OSError) as error:
-        run = run_of(sample.label)
-        if run is None:
+        if sample.run is None:
             raise
         reason = f"{sample.label}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise DamagedLabel(
-            f"sample {sample.sample_id!r} of run {run}: {reason}; `autolabel verify {run} --repair` finds all that is"
-            " damaged, for `autolabel generate` to make it again"
+            f"sample {sample.sample_id!r} of run {sample.run}: {reason}; `autolabel verify {sample.run} --repair` finds"
+            " all that is damaged, for `autolabel generate` to make it again"
         ) from error
 
 

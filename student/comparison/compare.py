@@ -23,8 +23,7 @@ from pathlib import Path
 import numpy as np
 
 from autolabel.manifests.files import sha256, write_bytes, write_json
-from autolabel.manifests.fuse import fuse
-from autolabel.manifests.run.labels import run_of
+from autolabel.manifests.fuse import join
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
@@ -69,7 +68,7 @@ def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | Non
         raise ValueError(f"{other_name} has no {what}: this arm would only repeat the first")
     weight = share / (1 - share) * sum(s.weight for s in fine.labelled) / len(chosen)
     weighted = replace(other, samples=tuple(replace(s, weight=weight) for s in chosen))
-    return fuse([("the fine manifest", fine), (str(other_name), weighted)], {}, leak_check=None)
+    return join([("the fine manifest", fine), (str(other_name), weighted)])
 
 
 def compare(
@@ -100,7 +99,7 @@ def compare(
     for arm, path in paths.items():
         source = {ARMS[1]: "coarse", ARMS[2]: "auto"}.get(arm)
         manifests[arm] = _joined(fine_manifest, path, load_manifest(path), source, added_share)
-    runs = [(arm, run) for arm, manifest in manifests.items() for run in _runs(manifest)]
+    runs = [(arm, run) for arm, manifest in manifests.items() for run in sorted(manifest.runs)]
     labelled, notes = _teachers(runs, template.val)
     notes += _other_images(manifests)
     for arm, manifest in manifests.items():
@@ -140,12 +139,6 @@ def _slug(arm: str) -> str:
 
 
 # --- what is compared -------------------------------------------------------------------------------------------------
-
-
-def _runs(manifest: Manifest) -> list[Path]:
-    """The run folders that hold automatic labels of a manifest."""
-    folders = {s.label.parent for s in manifest.labelled if s.source == "auto" and s.label}
-    return sorted(run for run in {run_of(folder) for folder in folders} if run)
 
 
 def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from autolabel.manifests.fuse import fuse
+from autolabel.manifests.fuse import join
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, LabelSpace
 from autolabel.manifests.samples import (
@@ -24,7 +24,6 @@ from autolabel.manifests.samples import (
     load_manifest,
     open_manifest,
     save_manifest,
-    with_roots,
 )
 from autolabel.manifests.scan import scan_cityscapes
 from autolabel.manifests.schemas import IMAGES_SCHEMA, MANIFEST_SCHEMA
@@ -43,7 +42,7 @@ def sample(root: Path, name: str, content: str | None = None, **fields: Any) -> 
 
 
 def manifest(*samples: Sample, space: LabelSpace = CAMVID) -> Manifest:
-    return with_roots(space, samples, {})
+    return Manifest.of(space, samples)
 
 
 def changed(path: Path, change: Change) -> Path:
@@ -83,7 +82,7 @@ def test_a_manifest_survives_saving_with_every_field_and_absolute_paths(tmp_path
         tmp_path / "runs/auto/labels.zarr/b1024x2048", 77, "train", tmp_path / "coarse/ä 1.png", 0.5,
     )  # fmt: skip
     unreadable = Sample("b", tmp_path / "in/b.jpg", 0, 0)
-    made = with_roots(CITYSCAPES, (everything, unreadable), {"layout": "folder", "root": "in"})
+    made = Manifest.of(CITYSCAPES, (everything, unreadable), provenance={"layout": "folder", "root": "in"})
     save_manifest(tmp_path / "m.parquet", made)
     loaded = load_manifest(tmp_path / "m.parquet")
     assert loaded == made
@@ -235,7 +234,7 @@ def test_a_sample_that_is_listed_twice_is_refused(tmp_path: Path) -> None:
 def test_fusing_joins_the_labelled_samples_in_order(tmp_path: Path) -> None:
     fine = manifest(sample(tmp_path, "f2"), sample(tmp_path, "f1"), sample(tmp_path, "f3", label=None, source="none"))
     auto = manifest(sample(tmp_path, "a1", source="auto", label_index=4), sample(tmp_path, "a2", source="auto"))
-    fused = fuse([("fine", fine), ("auto", auto)], {}, None)
+    fused = join([("fine", fine), ("auto", auto)])
     assert fused.samples == (*fine.samples[:2], *auto.samples)
     assert fused.label_space == CAMVID
     assert fused.provenance == {"fused": ["fine", "auto"], "weights": {}, "leak_check": None}
@@ -244,7 +243,7 @@ def test_fusing_joins_the_labelled_samples_in_order(tmp_path: Path) -> None:
 def test_weights_replace_those_of_a_whole_source(tmp_path: Path) -> None:
     fine = manifest(sample(tmp_path, "f", weight=3.0), sample(tmp_path, "c", source="coarse", weight=2.0))
     auto = manifest(sample(tmp_path, "a", source="auto"), sample(tmp_path, "b", source="auto", weight=9.0))
-    fused = fuse([("fine", fine), ("auto", auto)], {"auto": 0.5, "coarse": 0.0}, None)
+    fused = join([("fine", fine), ("auto", auto)], weights={"auto": 0.5, "coarse": 0.0})
     assert [(s.sample_id, s.weight) for s in fused.samples] == [("f", 3.0), ("c", 0.0), ("a", 0.5), ("b", 0.5)]
 
 
@@ -255,24 +254,24 @@ def test_unlabelled_and_unreadable_samples_are_left_out(tmp_path: Path) -> None:
         replace(sample(tmp_path, "c"), height=0, width=0),
     )
     (tmp_path / "images/c.png").unlink()
-    assert [s.sample_id for s in fuse([("m", listed)], {}, None).samples] == ["a"]
+    assert [s.sample_id for s in join([("m", listed)]).samples] == ["a"]
 
 
 def test_two_label_spaces_are_refused(tmp_path: Path) -> None:
     ours, theirs = manifest(sample(tmp_path, "a")), manifest(sample(tmp_path, "b"), space=CITYSCAPES)
     message = "theirs uses label space 'cityscapes' (19 classes) but ours 'camvid' (11): fuse only one label space"
     with pytest.raises(ValueError) as refusal:
-        fuse([("ours", ours), ("theirs", theirs)], {}, None)
+        join([("ours", ours), ("theirs", theirs)])
     assert str(refusal.value) == message
     with pytest.raises(ValueError) as refusal:
-        fuse([("ours", ours)], {}, ("theirs", theirs))
+        join([("ours", ours)], leak_check=("theirs", theirs))
     assert str(refusal.value) == message
 
 
 def test_the_same_image_under_two_names_in_one_manifest_is_refused(tmp_path: Path) -> None:
     listed = manifest(sample(tmp_path, "a", "dawn"), sample(tmp_path, "b", "noon"), sample(tmp_path, "c", "dawn"))
     with pytest.raises(ValueError) as refusal:
-        fuse([("m.parquet", listed)], {}, None)
+        join([("m.parquet", listed)])
     assert str(refusal.value) == "m.parquet: 'a' and 'c' are the same image (same content): leave one of them out"
 
 
@@ -280,7 +279,7 @@ def test_the_same_image_under_two_names_in_two_manifests_is_refused(tmp_path: Pa
     fine = manifest(sample(tmp_path, "f1", "dawn"), sample(tmp_path, "f2", "noon"), sample(tmp_path, "f3", "dusk"))
     auto = manifest(*(sample(tmp_path, f"a{i}", c, source="auto") for i, c in enumerate(("dusk", "night", "noon"))))
     with pytest.raises(ValueError) as refusal:
-        fuse([("fine", fine), ("auto", auto)], {}, None)
+        join([("fine", fine), ("auto", auto)])
     assert str(refusal.value) == (
         "2 images are in both fine and auto (same content; the first is 'f2'): leave them out of one manifest"
     )
@@ -291,7 +290,7 @@ def test_the_same_name_for_other_content_in_another_source_is_fine(tmp_path: Pat
         manifest(sample(tmp_path / "1", "a", "dawn")),
         manifest(sample(tmp_path / "2", "a", "noon", source="auto")),
     )
-    assert len(fuse([("monday", monday), ("tuesday", tuesday)], {}, None).samples) == 2
+    assert len(join([("monday", monday), ("tuesday", tuesday)]).samples) == 2
 
 
 @pytest.mark.parametrize("labelled", [True, False], ids=["labelled", "unlabelled"])
@@ -299,7 +298,7 @@ def test_a_validation_image_under_another_name_is_a_leak(tmp_path: Path, labelle
     train = manifest(sample(tmp_path, "t1", "dawn"), sample(tmp_path, "t2", "noon"))
     held_out = sample(tmp_path, "v1", "noon") if labelled else sample(tmp_path, "v1", "noon", label=None, source="none")
     with pytest.raises(ValueError) as refusal:
-        fuse([("train", train)], {}, ("val", manifest(held_out)))
+        join([("train", train)], leak_check=("val", manifest(held_out)))
     assert str(refusal.value) == (
         "1 images are in both train and val (same content; the first is 't2'):"
         " a network trained on them cannot be scored on them"
@@ -308,7 +307,7 @@ def test_a_validation_image_under_another_name_is_a_leak(tmp_path: Path, labelle
 
 def test_a_validation_set_apart_passes_and_is_recorded(city: Path, tmp_path: Path) -> None:
     fine, coarse, val = (load_manifest(city / f"{name}.parquet") for name in ("fine", "coarse", "val"))
-    fused = fuse([("fine", fine), ("coarse", coarse)], {"coarse": 0.5}, ("val", val))
+    fused = join([("fine", fine), ("coarse", coarse)], weights={"coarse": 0.5}, leak_check=("val", val))
     assert [s.weight for s in fused.samples] == [1.0] * 6 + [0.5] * 10
     assert fused.provenance["leak_check"] == "val"
     save_manifest(tmp_path / "fused.parquet", fused)
@@ -318,7 +317,7 @@ def test_a_validation_set_apart_passes_and_is_recorded(city: Path, tmp_path: Pat
 def test_fusing_the_city_with_itself_is_refused(city: Path) -> None:
     fine = load_manifest(city / "fine.parquet")
     with pytest.raises(ValueError, match=r"^6 images are in both fine and again \(same content; the first is '"):
-        fuse([("fine", fine), ("again", fine)], {}, None)
+        join([("fine", fine), ("again", fine)])
 
 
 def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:

@@ -12,10 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import autolabel
+from conftest import autolabel, refused
 from numpy.typing import NDArray
 from PIL import Image
-from test_cli import refused
 
 from autolabel.manifests.files import sha256
 from autolabel.manifests.images import read_image

@@ -14,9 +14,9 @@ import click
 import jsonschema
 import pytest
 import yaml
+from conftest import ROOT
 from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
-from test_arrows import ROOT
 
 from autolabel.cli import main
 

@@ -17,7 +17,7 @@ import pytest
 from autolabel.manifests.label_space import load_label_space
 from autolabel.manifests.samples import Sample, open_manifest, writing_manifest
 from autolabel.manifests.tables import BadTable
-from autolabel.pipeline.units import Plan, extend_plan, gained, in_piece, matcher, require_distinct, write_plan
+from autolabel.pipeline.units import Plan, extend_plan, gained, in_part, matcher, require_distinct, write_plan
 
 
 def sample(number: int, height: int = 300, width: int = 400, root: Path = Path("/drive")) -> Sample:
@@ -27,7 +27,7 @@ def sample(number: int, height: int = 300, width: int = 400, root: Path = Path("
 def manifest(folder: Path, samples: list[Sample]) -> Path:
     path = folder / "m.parquet"
     space = load_label_space("cityscapes")
-    with writing_manifest(path, space, Path("/drive"), Path("/drive"), {}) as write:
+    with writing_manifest(path, space, image_root=Path("/drive"), label_root=Path("/drive")) as write:
         write(samples)
     return path
 
@@ -153,8 +153,8 @@ def test_a_plan_of_another_unit_size_is_not_believed(tmp_path: Path) -> None:
 
 
 def test_pieces_share_the_units_among_them() -> None:
-    assert [[k for k in range(10) if in_piece(k, (i, 3))] for i in (1, 2, 3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
-    assert all(in_piece(k, None) for k in range(10))
+    assert [[k for k in range(10) if in_part(k, (i, 3))] for i in (1, 2, 3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
+    assert all(in_part(k, None) for k in range(10))
 
 
 def test_only_takes_globs() -> None:
@@ -170,7 +170,7 @@ def test_planning_takes_no_more_memory_for_many_samples_than_for_few(tmp_path: P
     for count in (2_000, 100_000):
         path = tmp_path / f"{count}.parquet"
         space = load_label_space("cityscapes")
-        with writing_manifest(path, space, Path("/drive"), Path("/drive"), {}) as write:
+        with writing_manifest(path, space, image_root=Path("/drive"), label_root=Path("/drive")) as write:
             for first in range(0, count, 10_000):
                 write([sample(n) for n in range(first, min(first + 10_000, count))])
         code = (

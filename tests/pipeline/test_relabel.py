@@ -191,7 +191,7 @@ def test_what_cannot_be_relabelled_is_told_in_one_line(city: Path, teacher: Path
 def test_generate_refuses_what_it_cannot_do(
     options: list[str], message: str, city: Path, teacher: Path, tmp_path: Path
 ) -> None:
-    made = "--manifest", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run"
+    made = city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run"
     result = autolabel("generate", *made, *options)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1) and message in result.stderr
     assert not (tmp_path / "run").exists()

@@ -14,9 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import contents
+from conftest import ROOT, contents
 from PIL import Image
-from test_arrows import ROOT
 
 from autolabel.manifests import drawing
 from autolabel.manifests.images import colourise, read_image, read_label

@@ -209,7 +209,7 @@ def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: P
         whole.resize((width, height)).save(tmp_path / "drive" / f"{name}.png")
     scanned(city, tmp_path / "drive")
     result = autolabel(
-        "generate", "--manifest", tmp_path / "drive.parquet", "--teacher", teacher, "--out", tmp_path / "run",
+        "generate", tmp_path / "drive.parquet", "--teacher", teacher, "--out", tmp_path / "run",
         "--engine", "local",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
@@ -372,7 +372,7 @@ def test_two_drivers_never_share_a_run(drive: Path, teacher: Path) -> None:
 
 def command(asked: LabelJob, *more: str) -> list[str]:
     return [
-        sys.executable, "-m", "autolabel.cli", "generate", "--manifest", str(asked.manifest), "--teacher",
+        sys.executable, "-m", "autolabel.cli", "generate", str(asked.manifest), "--teacher",
         str(asked.teacher), "--out", str(asked.out), "--scales", "0.5,1", "--unit-size", "1", *more,
     ]  # fmt: skip
 

@@ -12,8 +12,7 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import HEIGHT, WIDTH
-from test_arrows import ROOT
+from conftest import HEIGHT, ROOT, WIDTH
 
 from autolabel.manifests.images import read_label
 from autolabel.manifests.policy import Policy

@@ -14,7 +14,7 @@ from conftest import autolabel
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.samples import with_roots, writing_manifest
+from autolabel.manifests.samples import Manifest, writing_manifest
 from autolabel.manifests.schemas import CLASSES_SCHEMA, IMAGES_SCHEMA, ROWS_AT_ONCE
 from autolabel.manifests.tables import writing_table
 from autolabel.pipeline.analysis import stats
@@ -35,8 +35,8 @@ def filled(schema: pa.Schema, rows: Rows) -> pa.Table:
 
 def written(run: Path, images: Rows, classes: Rows) -> Path:
     """A run of CamVid's classes with these tables, as far as summing up needs one."""
-    empty = with_roots(CAMVID, (), {})
-    with writing_manifest(run / "manifest.parquet", CAMVID, empty.image_root, empty.label_root, {}):
+    empty = Manifest.of(CAMVID, ())
+    with writing_manifest(run / "manifest.parquet", CAMVID, image_root=empty.image_root, label_root=empty.label_root):
         pass
     for name, schema, rows in (("images", IMAGES_SCHEMA, images), ("classes", CLASSES_SCHEMA, classes)):
         with writing_table(run / "stats" / f"{name}.parquet", schema) as add:

@@ -20,7 +20,7 @@ from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.labels import open_labels
-from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 
 torch.set_num_threads(1)
 
@@ -38,7 +38,7 @@ def refused(result: Result) -> str:
 
 
 def training(out: Path, manifest: Path, val: Path, *more: object) -> Result:
-    return autolabel("train", "--manifest", manifest, "--val", val, "--out", out, *SMALL, *more)
+    return autolabel("train", manifest, "--val", val, "--out", out, *SMALL, *more)
 
 
 def comparison(city: Path, out: Path, *more: object, **other: Path) -> Result:
@@ -50,7 +50,7 @@ def comparison(city: Path, out: Path, *more: object, **other: Path) -> Result:
 
 def labelled(city: Path, teacher: Path, out: Path, store: str, *more: object) -> Path:
     """A run over the city's ten coarse images, in units of four."""
-    made = autolabel("generate", "--manifest", city / "coarse.parquet", "--teacher", teacher, "--out", out,
+    made = autolabel("generate", city / "coarse.parquet", "--teacher", teacher, "--out", out,
                      "--engine", "local", "--unit-size", 4, "--store", store, "--scales", "1", *more)  # fmt: skip
     assert made.exit_code == 0, made.output
     return out
@@ -74,7 +74,7 @@ def test_other_classes_are_refused_wherever_they_come_from(
         refused(training(out, camvid, val))
         == f"{camvid} and {val} use different label spaces: train and validate in one"
     )
-    assert refused(autolabel("evaluate", "--checkpoint", teacher, "--manifest", camvid)) == (
+    assert refused(autolabel("evaluate", teacher, camvid)) == (
         f"{teacher} predicts 19 classes of 'cityscapes', but {camvid} uses label space 'camvid' with 11: use a"
         " checkpoint trained in that label space"
     )
@@ -99,7 +99,7 @@ def test_validation_images_in_the_training_are_refused(city: Path, teacher: Path
     shared = r"^6 validation images are also trained on \(the first is '.*'\): the score would mean nothing; "
     assert re.match(shared, refused(training(tmp_path / "out", fine, fine)))
     assert re.match(r".* was trained on 6 of the 6 images of .*: score it on others, or say --allow-overlap$",
-                    refused(autolabel("evaluate", "--checkpoint", teacher, "--manifest", fine)))  # fmt: skip
+                    refused(autolabel("evaluate", teacher, fine)))  # fmt: skip
     assert "was trained on 6 of the 6 validation images" in refused(
         comparison(city, tmp_path / "c", auto=run, val=fine)
     )
@@ -111,11 +111,11 @@ def test_a_manifest_without_labels_is_named(kind: str, city: Path, teacher: Path
     samples = (
         () if kind == "empty" else tuple(replace(s, label=None, source="none") for s in load_manifest(fine).samples)
     )
-    save_manifest(bad, with_roots(CITYSCAPES, samples, {}))
+    save_manifest(bad, Manifest.of(CITYSCAPES, samples))
     nothing = " has no labelled sample: nothing to train on or to score"
     assert refused(training(out, bad, val)) == f"{bad}{nothing}"
     assert refused(training(out, fine, bad)) == f"{bad}{nothing}"
-    assert refused(autolabel("evaluate", "--checkpoint", teacher, "--manifest", bad)) == f"{bad}{nothing}"
+    assert refused(autolabel("evaluate", teacher, bad)) == f"{bad}{nothing}"
     assert refused(comparison(city, tmp_path / "c", auto=run, val=bad)) == f"{bad}{nothing}"
     assert refused(comparison(city, tmp_path / "c", auto=run, coarse=bad)) == (
         f"{bad} has no samples with coarse labels: this arm would only repeat the first"
@@ -142,7 +142,7 @@ def test_an_image_that_was_deleted_after_the_scan_is_named(
         fine, val = (tmp_path / "city" / f"{n}.parquet" for n in ("fine", "val"))
         assert refused(training(tmp_path / "out", fine, val if name == "val" else city / "val.parquet")) == gone
         if commands == 3:
-            assert refused(autolabel("evaluate", "--checkpoint", teacher, "--manifest", val)) == gone
+            assert refused(autolabel("evaluate", teacher, val)) == gone
             assert refused(comparison(city, tmp_path / "c", auto=run, val=val)) == gone
     assert not (tmp_path / "out").exists()
 
@@ -204,9 +204,9 @@ def test_a_class_without_a_pixel_anywhere_is_a_dash_and_never_nan(loss: str, cit
             Image.fromarray(label).save(path)
             samples.append(replace(sample, label=path, label_ids="train"))
         manifests[name] = tmp_path / f"{name}.parquet"
-        save_manifest(manifests[name], with_roots(CITYSCAPES, tuple(samples), {}))
+        save_manifest(manifests[name], Manifest.of(CITYSCAPES, tuple(samples)))
     out = tmp_path / "out"
-    done = autolabel("train", "--manifest", manifests["fine"], "--val", manifests["val"], "--out", out, *SMALL,
+    done = autolabel("train", manifests["fine"], "--val", manifests["val"], "--out", out, *SMALL,
                      "--steps", 12, "--loss", loss)  # fmt: skip
     assert done.exit_code == 0, done.output
     scores = json.loads((out / "scores.json").read_text(), parse_constant=no_constant)
@@ -216,7 +216,7 @@ def test_a_class_without_a_pixel_anywhere_is_a_dash_and_never_nan(loss: str, cit
     rows = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.split()}
     assert rows[missing[0].split()[0]] == "–"
     assert "nan" not in (done.output + (out / "curves.csv").read_text()).lower()
-    scored = autolabel("evaluate", "--checkpoint", out / "best.pt", "--manifest", manifests["val"],
+    scored = autolabel("evaluate", out / "best.pt", manifests["val"],
                        "-o", tmp_path / "scores.json")  # fmt: skip
     assert scored.exit_code == 0, scored.output
     assert "nan" not in scored.output.lower()

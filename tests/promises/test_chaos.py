@@ -16,7 +16,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from test_arrows import ROOT
+from conftest import ROOT
 
 from autolabel.manifests.run.folder import read_about, write_about
 from autolabel.manifests.run.shards import create_zarr

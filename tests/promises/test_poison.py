@@ -403,7 +403,7 @@ def test_an_error_of_the_disk_ends_the_call_and_costs_no_label(
     with monkeypatch.context() as patch:
         disk = Disk(patch, call, PLACES[place], number)
         result = autolabel(
-            "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
+            "generate", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
             "--engine", "local", "--unit-size", 3, "--store", store,
         )  # fmt: skip
     assert disk.failed
@@ -449,7 +449,7 @@ def test_a_write_that_really_comes_short_leaves_nothing_half_written(
         "resource.setrlimit(resource.RLIMIT_FSIZE, (room, room)); run()"
     )
     command = [
-        sys.executable, "-c", code, room, "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out",
+        sys.executable, "-c", code, room, "generate", asked.manifest, "--teacher", teacher, "--out",
         asked.out, "--scales", "1", "--engine", "local", "--unit-size", unit_size, "--store", store,
     ]  # fmt: skip
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
@@ -469,7 +469,7 @@ def test_a_folder_that_may_not_be_written_to_is_one_clear_line(originals: Path, 
         folder.chmod(0o500)
     asked = replace(job(originals, teacher, unit_size=3), out=tmp_path / "run")
     result = autolabel(
-        "generate", "--manifest", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
+        "generate", asked.manifest, "--teacher", teacher, "--out", asked.out, "--scales", "1",
         "--engine", "local", "--unit-size", 3,
     )  # fmt: skip
     assert result.exit_code == 2

@@ -81,7 +81,7 @@ def published(asked: LabelJob) -> list[str]:
 def options(asked: LabelJob, *more: object) -> list[str]:
     """The command line that asks for the same."""
     return [
-        "generate", "--manifest", str(asked.manifest), "--teacher", str(asked.teacher), "--out", str(asked.out),
+        "generate", str(asked.manifest), "--teacher", str(asked.teacher), "--out", str(asked.out),
         "--scales", "1", "--engine", "local", "--unit-size", str(asked.unit_size), "--store", asked.store,
         *map(str, more),
     ]  # fmt: skip

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, write_zarr_shard
-from autolabel.manifests.samples import Manifest, load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.manifests.scan import scan_folder
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.job import Mix
@@ -122,7 +122,7 @@ def test_labels_of_a_run_are_read_from_zarr_as_from_png(fine: Manifest, tmp_path
     stored = tuple(
         replace(s, source="auto", label=array, label_index=n + 2, label_ids="train") for n, s in enumerate(fine.samples)
     )
-    save_manifest(tmp_path / "manifest.parquet", with_roots(CITYSCAPES, stored, {}))
+    save_manifest(tmp_path / "manifest.parquet", Manifest.of(CITYSCAPES, stored))
     from_zarr = ManifestDataset(tmp_path / "manifest.parquet")
     seen = 0
     for here, there in (
@@ -150,7 +150,7 @@ def one(tmp_path: Path, fine: Manifest) -> ManifestDataset:
     image, label = tmp_path / "image.png", tmp_path / "label.png"
     image.write_bytes(sample.image.read_bytes())
     label.write_bytes(sample.label.read_bytes())
-    return ManifestDataset(with_roots(CITYSCAPES, (replace(sample, image=image, label=label),), {}))
+    return ManifestDataset(Manifest.of(CITYSCAPES, (replace(sample, image=image, label=label),)))
 
 
 def complaints(dataset: ManifestDataset) -> set[str]:

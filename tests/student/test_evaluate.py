@@ -17,7 +17,7 @@ from PIL import Image
 
 from autolabel.manifests.drawing import DISAGREEMENT
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
-from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.manifests.scan import scan_folder
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.student.data import ManifestDataset
@@ -178,13 +178,13 @@ def test_one_trained_picture_among_others_is_found_under_another_name(
     val, seen = load_manifest(city / "val.parquet").samples, load_manifest(city / "fine.parquet").samples[3]
     (tmp_path / "renamed.png").write_bytes(seen.image.read_bytes())
     samples = (*val, replace(seen, sample_id="renamed", image=tmp_path / "renamed.png"))
-    save_manifest(tmp_path / "val.parquet", with_roots(CITYSCAPES, samples, {}))
+    save_manifest(tmp_path / "val.parquet", Manifest.of(CITYSCAPES, samples))
     with pytest.raises(ValueError, match=r"was trained on 1 of the 4 images of .* \(the first is 'renamed'\)"):
         evaluate(teacher, tmp_path / "val.parquet")
 
 
 def test_the_command_refuses_in_one_line_and_obeys_allow_overlap(teacher: Path, city: Path, tmp_path: Path) -> None:
-    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "fine.parquet", "--scales", "1")
+    asked = ("evaluate", teacher, city / "fine.parquet", "--scales", "1")
     refused = autolabel(*asked)
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert refused.stderr.startswith(f"autolabel: {teacher} was trained on 6 of the 6 images")
@@ -257,7 +257,7 @@ def test_a_sheet_is_photograph_truth_prediction_and_errors() -> None:
 
 
 def test_the_command_draws_the_worst_images(scores: Scores, teacher: Path, city: Path, tmp_path: Path) -> None:
-    asked = ("evaluate", "--checkpoint", teacher, "--manifest", city / "val.parquet", "--pictures", tmp_path / "worst")
+    asked = ("evaluate", teacher, city / "val.parquet", "--pictures", tmp_path / "worst")
     result = autolabel(*asked)
     assert result.exit_code == 0, result.output
     names = [f"{n:02}-{one['sample_id']}-iou{one['miou']:.3f}.webp" for n, one in enumerate(scores.worst, start=1)]

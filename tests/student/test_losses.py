@@ -415,7 +415,7 @@ def test_the_command_offers_the_losses_that_there_are() -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_few_steps_lower_each_loss(name: str, city: Path, tmp_path: Path) -> None:
-    asked = ("train", "--manifest", city / "fine.parquet", "--val", city / "val.parquet", "--out", tmp_path)
+    asked = ("train", city / "fine.parquet", "--val", city / "val.parquet", "--out", tmp_path)
     result = autolabel(*asked, "--loss", name, "--steps", 12, "--batch-size", 2, "--crop", "64x128", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "train.json").read_text())["loss"] == name

@@ -15,7 +15,7 @@ import torch
 from conftest import autolabel
 from torch.utils.data import DataLoader
 
-from autolabel.manifests.fuse import fuse
+from autolabel.manifests.fuse import join
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.policy import Policy
@@ -46,7 +46,7 @@ def fused(city: Path, runs: dict[str, Path]) -> Manifest:
     parts = [(name, load_manifest(path)) for name, path in (
         ("fine", city / "fine.parquet"), ("auto", runs["zarr"] / "manifest.parquet"),
     )]  # fmt: skip
-    return fuse(parts, {}, leak_check=None)
+    return join(parts)
 
 
 def draws(manifest: Manifest, mix: Mix, seed: int = 0, length: int = 10 * EPOCH) -> Draws:
@@ -95,7 +95,7 @@ def test_a_runs_table_says_what_its_labels_say_and_none_of_them_is_read(store: s
     assert len(counted) >= 20
     assert rows(from_table) == counted
     assert read == []
-    fine_like = [replace(s, source="coarse") for s in samples]  # the table is for what the run has labelled
+    fine_like = [replace(s, source="coarse", run=None) for s in samples]  # the table is for what the run has labelled
     assert rows(find_centroids(fine_like, CITYSCAPES, progress=lambda done, total: read.append(done))) == counted
     assert read == list(range(1, 11))
 
@@ -312,7 +312,6 @@ def test_the_command_takes_a_mix_and_refuses_one_in_a_line(city: Path, fused: Ma
     save_manifest(tmp_path / "fused.parquet", fused)
     asked = (
         "train",
-        "--manifest",
         tmp_path / "fused.parquet",
         "--val",
         city / "val.parquet",

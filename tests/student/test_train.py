@@ -26,7 +26,7 @@ from torch.nn.modules.module import register_module_forward_hook
 
 from autolabel.manifests.files import alone_in
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.samples import Manifest, fingerprints, load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, fingerprints, load_manifest, save_manifest
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import LEARNING_RATES, LOSSES, TrainJob, TrainMachine
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
@@ -471,11 +471,11 @@ def test_a_second_training_in_the_same_folder_is_refused_naming_the_process(shor
 
 def test_other_images_under_the_same_manifest_are_refused(short: TrainJob, uninterrupted: Path, city: Path) -> None:
     other = load_manifest(city / "coarse.parquet")
-    other = with_roots(CITYSCAPES, other.samples[:6], {})
+    other = Manifest.of(CITYSCAPES, other.samples[:6])
     message = f"{uninterrupted / 'last.pt'} was trained on other images than {short.manifest} lists"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
         train(short, manifest=other)
-    fewer = with_roots(CITYSCAPES, load_manifest(short.manifest).samples[:5], {})
+    fewer = Manifest.of(CITYSCAPES, load_manifest(short.manifest).samples[:5])
     with pytest.raises(ValueError, match=re.escape(f"{uninterrupted} holds another training (images was 6, now 5)")):
         train(short, manifest=fewer)
 
@@ -484,7 +484,7 @@ def renamed_copy(manifest: Manifest, folder: Path) -> Manifest:
     """The first sample under another name, in another folder."""
     sample = manifest.samples[0]
     (folder / "renamed.png").write_bytes(sample.image.read_bytes())
-    return with_roots(manifest.label_space, (replace(sample, sample_id="renamed", image=folder / "renamed.png"),), {})
+    return Manifest.of(manifest.label_space, (replace(sample, sample_id="renamed", image=folder / "renamed.png"),))
 
 
 def test_a_validation_image_that_is_trained_on_is_refused_whatever_its_name(short: TrainJob, tmp_path: Path) -> None:
@@ -517,9 +517,7 @@ def test_validation_labels_without_a_single_pixel_are_refused(short: TrainJob, t
     """Their score would be NaN, which is never better than anything: no best.pt would ever be written."""
     sample = load_manifest(short.val).samples[0]
     Image.fromarray(np.zeros((96, 192), np.uint8)).save(tmp_path / "nothing.png")  # all unlabelled
-    save_manifest(
-        tmp_path / "val.parquet", with_roots(CITYSCAPES, (replace(sample, label=tmp_path / "nothing.png"),), {})
-    )
+    save_manifest(tmp_path / "val.parquet", Manifest.of(CITYSCAPES, (replace(sample, label=tmp_path / "nothing.png"),)))
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "val.parquet"))):
         train(replace(short, val=tmp_path / "val.parquet", out=tmp_path / "out", steps=1, validations=1))
 

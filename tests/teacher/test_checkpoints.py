@@ -30,6 +30,7 @@ from autolabel.teacher.checkpoints import (
     overlap,
     read_checkpoint,
     save_checkpoint,
+    save_tensors,
 )
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Average
@@ -239,6 +240,35 @@ def test_a_bare_state_dict_loads(file: str, prefix: str, tmp_path: Path, network
 def test_tensors_are_known_by_their_content_and_not_by_their_name(tmp_path: Path, network: SegmentationNet) -> None:
     save_file(network.state_dict(), tmp_path / "tensors.pth")
     assert read_checkpoint(tmp_path / "tensors.pth").arch == ARCH
+
+
+def test_a_checkpoint_passed_on_as_tensors_keeps_all_but_bits_of_its_weights(ours: Path, tmp_path: Path) -> None:
+    """What labels are computed from is the file's own numbers, widened exactly, whatever the machine."""
+    before = read_checkpoint(ours)
+    save_tensors(tmp_path / "c.safetensors", before)
+    after = read_checkpoint(tmp_path / "c.safetensors")
+    assert (after.arch, after.classes, after.label_space, after.metrics) == (ARCH, 11, CAMVID, before.metrics)
+    assert torch.equal(after.trained_on, before.trained_on) and len(overlap(after.trained_on, PRINTS)) == len(PRINTS)
+    loaded = load_network(tmp_path / "c.safetensors", after).state_dict()
+    assert loaded.keys() == before.state_dict.keys()
+    for key, tensor in before.state_dict.items():
+        assert torch.equal(loaded[key], tensor.half().float() if tensor.ndim > 1 else tensor), key
+    save_tensors(tmp_path / "again.safetensors", after)
+    assert (tmp_path / "again.safetensors").read_bytes() == (tmp_path / "c.safetensors").read_bytes()
+    assert (tmp_path / "c.safetensors").stat().st_size < 0.52 * ours.stat().st_size
+
+
+def test_a_published_network_is_not_passed_on_as_one_of_ours(tmp_path: Path, network: SegmentationNet) -> None:
+    torch.save(published(network), tmp_path / "c.pth")
+    with pytest.raises(ValueError, match="does not name its classes"):
+        save_tensors(tmp_path / "c.safetensors", read_checkpoint(tmp_path / "c.pth"))
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", '{"arch": "hrnet99"}', '{"trained_on": ["xyz"]}'])
+def test_tensors_with_damaged_metadata_are_refused(damage: str, network: SegmentationNet, tmp_path: Path) -> None:
+    path = tmp_path / "c.safetensors"
+    save_file(network.state_dict(), path, {FORMAT: damage})
+    assert refusal(path) != ""
 
 
 @pytest.mark.parametrize(
@@ -527,7 +557,7 @@ def test_a_teacher_of_18_classes_is_refused_for_a_manifest_of_19(city: Path, tmp
     path = tmp_path / "c.pth"
     torch.save({"state_dict": as_published(build(ARCH, 18).state_dict())}, path)
     manifest, out = city / "val.parquet", tmp_path / "run"
-    result = autolabel("generate", "--manifest", manifest, "--teacher", path, "--out", out)
+    result = autolabel("generate", manifest, "--teacher", path, "--out", out)
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
         f"autolabel: {path} predicts 18 classes of an unnamed label space, but {manifest} uses"

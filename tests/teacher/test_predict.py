@@ -519,7 +519,7 @@ def test_a_gpu_that_is_not_there_is_refused(name: str) -> None:
 def test_a_device_that_no_machine_has_is_refused(teacher: Path, city: Path) -> None:
     with pytest.raises(ValueError, match="'gpu'"):
         pick_device("gpu")
-    result = autolabel("evaluate", "--checkpoint", teacher, "--manifest", city / "val.parquet", "--device", "gpu")
+    result = autolabel("evaluate", teacher, city / "val.parquet", "--device", "gpu")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
 
 

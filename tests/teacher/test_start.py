@@ -203,7 +203,7 @@ def short(city: Path, out: Path, init: Path) -> TrainJob:
 def test_a_training_starts_there_and_says_and_records_it(state: dict[str, Tensor], city: Path, tmp_path: Path) -> None:
     path = tmp_path / "mapillary.pth"
     torch.save({"state_dict": state}, path)
-    arguments = ["--manifest", city / "fine.parquet", "--val", city / "val.parquet", "--init", path]
+    arguments = [city / "fine.parquet", "--val", city / "val.parquet", "--init", path]
     result = autolabel("train", *arguments, "--out", tmp_path / "out", "--steps", 1, "--crop", "64x64",
                        "--batch-size", 2, "--learning-rate", 1e-8)  # fmt: skip
     told = read_start(path, ARCH, CITYSCAPES).description

@@ -25,7 +25,7 @@ from ray import cloudpickle
 from test_parallel import alone, assert_close, job
 
 from autolabel.manifests.cluster import ray_session
-from autolabel.manifests.samples import load_manifest, save_manifest, with_roots
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.student import distributed
 from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
 from autolabel.student.job import TrainJob, TrainMachine
@@ -117,7 +117,7 @@ def test_a_damaged_image_ends_the_call_at_once_and_is_named(connected: None, job
     broken = tmp_path / "broken.png"
     broken.write_bytes(manifest.samples[0].image.read_bytes()[:2000])
     samples = tuple(replace(s, image=broken) for s in manifest.samples)
-    save_manifest(tmp_path / "broken.parquet", with_roots(manifest.label_space, samples, {}))
+    save_manifest(tmp_path / "broken.parquet", Manifest.of(manifest.label_space, samples))
     with pytest.raises(ValueError, match=f"^image {re.escape(str(broken))}: "):
         train(replace(job, manifest=tmp_path / "broken.parquet", out=tmp_path / "out", machine=TrainMachine(workers=2)))
     assert names_in(tmp_path / "out") == ["train.json"]
@@ -145,7 +145,7 @@ def test_workers_without_a_connection_to_ray_are_refused(
     ids=lambda value: " ".join(map(str, value)) if isinstance(value, list) else "",
 )
 def test_the_command_refuses_in_one_line(options: list[object], line: str, job: TrainJob, tmp_path: Path) -> None:
-    result = autolabel("train", "--manifest", job.manifest, "--val", job.val, "--out", tmp_path / "out", *options)
+    result = autolabel("train", job.manifest, "--val", job.val, "--out", tmp_path / "out", *options)
     assert result.exit_code == 2
     assert re.match(f"^autolabel: {line}[^\n]*\n$", result.stderr.splitlines(keepends=True)[-1])
 
