@@ -1,40 +1,76 @@
-# `make demo` and `make test` need Python 3.11 or newer and nothing else; both build .venv first.
+# Everything here needs Python 3.11 or newer and git; the first of these commands builds .venv.
 PYTHON ?= python3
+ifeq ($(OS),Windows_NT)
+BIN := .venv/Scripts
+else
 BIN := .venv/bin
-SOURCES := $(shell git ls-files '*.py' '*.j2' '*.css' '*.js' '*.toml' '*.safetensors' | grep -v '^tests/\|^benchmarks/') setup.cfg pyproject.toml constraints.txt
+endif
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+SOURCES := $(shell git ls-files '*.py' '*.j2' '*.css' '*.js' '*.typed' '*.safetensors' | grep -v '^tests/\|^benchmarks/') \
+	setup.cfg pyproject.toml constraints.txt
+# One thread each: the tensors of the tests are too small for several. Files stay together, for what they prepare.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
+# What no computer has fewer of: no figure may depend on the instructions of the machine that made it.
+PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
+NUMERIC := tests/manifests/test_scores.py tests/teacher tests/student/test_losses.py tests/student/test_evaluate.py \
+	tests/pipeline/test_audit.py tests/pipeline/test_calibration.py tests/pipeline/test_outlined.py
 
-.PHONY: demo test lint clean
+.PHONY: help demo dev quick test plain lint types format clean
 
-demo: .venv/installed
+help:  ## this list
+	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' Makefile | expand -t 16
+
+demo: .venv/installed  ## draw a city, label it, see what came back
 	$(BIN)/autolabel demo
 
-# Tests run against the normal install, not the source folder.
-test: .venv/tested
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile  # their tensors are too small for several threads
+dev: .venv/editable  ## install this folder so that edits count at once, with all that tests and lint need
 
-lint: .venv/linted
-	mkdir -p .types && ln -sfn .. .types/autolabel
+quick: .venv/editable  ## the tests that take less than a minute together; for every edit
+	$(PYTEST) -m "not slow and not gpu and not thorough"
+
+test: .venv/tested  ## all tests but the slow ones, against the normal install; before a pull request
+	$(PYTEST)
+
+plain: .venv/tested  ## the tests of numbers once more, with the oldest instructions that torch knows
+	$(PLAIN) $(PYTEST) $(NUMERIC)
+
+lint: .venv/linted types  ## style and types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+types: .venv/linted  ## types alone
+	mkdir -p .types && ln -sfn .. .types/autolabel
 	$(BIN)/mypy
+
+format: .venv/linted  ## mend what lint would complain of, as far as that can be done without thinking
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what was built, .venv too
+	rm -rf .venv .types build *.egg-info
 
 .venv/created:
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	touch $@
 
+# The install is either a copy or a link to this folder: each replaces the other.
 .venv/installed: .venv/created $(SOURCES)
-	rm -rf build
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt .
+	rm -rf build .venv/editable
+	$(PIP) .
 	touch $@
 
-.venv/tested: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[test]'
+.venv/editable: .venv/created setup.cfg pyproject.toml constraints.txt
+	rm -rf build .venv/installed .venv/tested
+	$(PIP) --editable '.[test,lint,dev]'
 	touch $@
 
-.venv/linted: .venv/installed
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt '.[lint]'
+.venv/tested: .venv/created $(SOURCES)
+	rm -rf build .venv/editable
+	$(PIP) '.[test]'
+	touch .venv/installed $@
+
+.venv/linted: .venv/created setup.cfg constraints.txt
+	test -e .venv/editable || $(PIP) '.[lint]'
 	touch $@
 
-clean:
-	rm -rf .venv .types build *.egg-info

@@ -9,24 +9,24 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
-from autolabel.manifests.settings import build_job
-from autolabel.pipeline.job import DEVICES, ENGINES, STORES, LabelJob
+from autolabel.manifests.recipe import ENGINES, STORES
+from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields
+from autolabel.manifests.wording import Shown, plain
+from autolabel.pipeline.job import DEVICES, LabelJob
 
 if TYPE_CHECKING:
-    from pandas import DataFrame
-
     from autolabel.manifests.samples import Manifest
     from autolabel.manifests.scan import Account
-    from autolabel.pipeline.progress import Progress
-    from autolabel.pipeline.run import Result
-    from autolabel.student.comparison.verdicts import Comparison, Difference
+    from autolabel.pipeline.progress import Counters
+    from autolabel.pipeline.run import Labelling
     from autolabel.student.train import StepReport
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
@@ -36,25 +36,60 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
+# --- errors and help --------------------------------------------------------------------------------------------------
+
+
 class Failure(click.ClickException):
     """One clear line on stderr, exit code 2."""
 
     exit_code = INPUT_ERROR
 
     def show(self, file: Any = None) -> None:
+        """Print the line."""
         click.echo(f"autolabel: {self.format_message()}", err=True)
 
 
+class Command(click.Command):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for every group that has options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "group", ""), []).append(record)
+        for key, title in {**GROUPS, "": "Options"}.items():
+            if key in sections:
+                with formatter.section(title):
+                    formatter.write_dl(sections[key])
+
+
 class Commands(click.Group):
-    """Turns the errors that a user can cause or mend into one clear line; a traceback means a mistake of ours."""
+    """A group that turns errors which a user can cause or mend into one line; a traceback means a mistake of ours."""
+
+    command_class = Command
+    group_class = type  # click's word for: groups in this group are of its own class
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which a newcomer needs them."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named."""
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else ctx.command_path
+            message = " ".join(error.format_message().split()).removesuffix(".").replace(". Did you", "; did you")
+            message = message[:1].lower() + message[1:] + ("" if message.endswith("?") else ";")
+            raise Failure(f"{message} `{path} --help` lists the options") from error
         except (ValueError, OSError) as error:
             raise Failure(_one_line(error)) from error
         except RuntimeError as error:
-            # Our own errors about the run (they live in rooms that are not imported yet), and memory.
+            # Our own errors about a run live in rooms that are not imported yet; torch reports a lack of memory so.
             if type(error).__module__.startswith("autolabel.") or "out of memory" in str(error):
                 raise Failure(_one_line(error)) from error
             raise
@@ -63,7 +98,7 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-class Otherwise(click.Group):
+class Otherwise(Commands):
     """A group with a command that is meant where no other is named: `stats RUN` beside `stats diff A B`.
 
     Its key is that command's first argument, so that help shows what to type.
@@ -75,6 +110,7 @@ class Otherwise(click.Group):
         self.context_settings = {"ignore_unknown_options": True}  # they are that command's
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command, list[str]]:
+        """Find the command that the arguments mean."""
         if args[0] in self.commands and args[0] != self.otherwise:
             return args[0], self.commands[args[0]], args[1:]
         return None, self.commands[self.otherwise], args
@@ -89,8 +125,10 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="autolabel")
+@click.group(
+    "autolabel", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(package_name="autolabel", prog_name="autolabel")
 def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
@@ -164,6 +202,15 @@ def _duration(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{seconds:02}" if hours else f"{minutes}:{seconds:02}"
 
 
+def show(result: Shown) -> None:
+    """Print what a result says of itself."""
+    for line in result.lines():
+        click.echo(plain(line))
+    for drawn in result.tables():
+        click.secho(f"\n{plain(drawn.title)}", bold=True)
+        click.echo("\n".join(drawn.lines()))
+
+
 def table(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], last_is_total: bool = False) -> None:
     """Print a table: first column left, the others right."""
     from rich.box import SIMPLE_HEAD
@@ -188,7 +235,65 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
-# --- options that several commands share ------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+class Option(click.Option):
+    """An option that stands in a group of the help."""
+
+    def __init__(self, *names: Any, group: str = "", **more: Any) -> None:
+        super().__init__(*names, **more)
+        self.group = group
+
+
+def text(parse: Callable[[str], Any], metavar: str = "TEXT") -> dict[str, Any]:
+    """Return the arguments of an option whose text is read by `parse`, which raises ValueError with what it expects."""
+
+    def read(_: click.Context, option: click.Parameter, value: Any) -> Any:
+        if not isinstance(value, str):  # the default is a value already
+            return value
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise Failure(f"{option.opts[0]} {value}: {error}") from error
+
+    return {"type": click.UNPROCESSED, "callback": read, "metavar": metavar}
+
+
+def option(*names: str, group: str = "", **more: Any) -> Callable[[F], F]:
+    """Give a command an option; `group` is its place in the help."""
+    return click.option(*names, cls=Option, group=group, **more)
+
+
+def job_options(job: type[Any], *, only: Sequence[str] = (), but: Sequence[str] = ()) -> Callable[[F], F]:
+    """Give a command an option for every setting of a job class: `only` some of them, or all `but` some."""
+
+    def decorate(command: F) -> F:
+        for field in reversed(list(job_fields(job))):
+            if field.name not in but and (not only or field.name in only):
+                command = option(field.flag, field.name, **_option_of(field))(command)
+        return command
+
+    return decorate
+
+
+def _option_of(field: JobField) -> dict[str, Any]:
+    """Return the arguments of `option` for a setting."""
+    words, kind, default = field.words, field.type, field.default
+    if isinstance(kind, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    shown = words.unset if default is None else "" if kind is bool else _as_text(default)
+    made = {"group": words.group, "default": default, "help": words.help + (f" [default: {shown}]" if shown else "")}
+    if kind is bool:
+        return {**made, "is_flag": True}
+    if words.parse:
+        return {**made, **text(words.parse, words.metavar or "TEXT")}
+    value = click.Choice(words.choices) if words.choices else FILE if kind is Path else kind
+    return {**made, "type": value, "metavar": words.metavar or None}
+
+
+def _as_text(default: Any) -> str:
+    return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
 
 
 def parse_scales(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -404,9 +509,9 @@ def fuse(
         click.echo(line)
 
 
-@manifest.command()
+@manifest.command("show")
 @click.argument("path", metavar="M.parquet", type=FILE)
-def show(path: Path) -> None:
+def show_manifest(path: Path) -> None:
     """Print what a manifest holds."""
     from autolabel.manifests.samples import load_manifest
 
@@ -505,21 +610,13 @@ def train(manifest_path: Path, **options: Any) -> None:
             update(0, job.steps, f"reading labels {done}/{total}")
 
         scores = training.train(job, on_step, progress=on_label, on_note=update.say)
-    iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
+    show(scores)
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
 
 def _step_note(report: StepReport) -> str:
     miou = f"  mIoU {percent(report.miou)}" if report.miou is not None else ""
     return f"loss {report.loss:.3f}  {report.images_per_s:.1f} images/s{miou}"
-
-
-def iou_table(title: str, columns: Mapping[str, Mapping[str, float | None]], means: Mapping[str, float | None]) -> None:
-    """Print shares by class in per cent, IoU first, one column each, and their means."""
-    names = next(iter(columns.values()))
-    rows = [[name, *(percent(column[name]) for column in columns.values())] for name in names]
-    rows.append(["mean", *(percent(means[c]) for c in columns)])
-    table(title, ["class", *columns], rows, last_is_total=True)
 
 
 @main.command()
@@ -555,21 +652,14 @@ def evaluate(
 
     with progress("scoring") as update:
         scores = run_evaluation(
-            checkpoint, manifest_path, scales=scales, flip=flip, combine=combine, pictures=pictures,
-            allow_overlap=allow_overlap, device=device, progress=update,
+            checkpoint, manifest_path, scales=scales, device=device, allow_overlap=allow_overlap, combine=combine,
+            progress=update, flip=flip, pictures=pictures,
         )  # fmt: skip
     if output:
         scores.write(output)
-    columns = {"IoU": scores.iou} | {f"F {d} px": values for d, values in scores.boundary_f.items()}
-    means = {"IoU": scores.miou} | {f"F {d} px": value for d, value in scores.mean_boundary_f.items()}
-    iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", columns, means)
-    rows = [[image["sample_id"], percent(image["miou"])] for image in scores.worst]
-    table("the worst images, by their own mean IoU", ["image", "mean IoU"], rows)
-    click.echo(f"pixel accuracy {percent(scores.pixel_accuracy)} %")
+    show(scores)
     if pictures:
-        click.echo(f"pictures       {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
-    if scores.overlap:
-        click.echo(f"{scores.overlap} of the images were also trained on: these scores flatter the network")
+        click.echo(f"pictures: {pictures} has photograph, truth, prediction, errors (blue right, orange wrong)")
 
 
 def parse_arms(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Path]:
@@ -624,62 +714,21 @@ def compare(
     total = template.steps * seeds * len(arms)
     with progress("training students") as update:
 
-        def show(arm: str, seed: int, step: int, note: str) -> None:
+        def tell(arm: str, seed: int, step: int, note: str) -> None:
             trainings = seed * len(arms) + arms.index(arm)
             update(trainings * template.steps + step, total, f"{arm}, seed {seed}: {note}")
 
         def on_step(arm: str, seed: int, report: StepReport) -> None:
-            show(arm, seed, report.step, _step_note(report))
+            tell(arm, seed, report.step, _step_note(report))
 
         def on_label(arm: str, seed: int, done: int, count: int) -> None:
-            show(arm, seed, 0, f"reading labels {done}/{count}")
+            tell(arm, seed, 0, f"reading labels {done}/{count}")
 
         found = students.compare(
             fine, coarse, run, template, range(seeds), on_step, further, on_label, update.say, added_share
         )
-    _show_comparison(found)
+    show(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
-
-
-def _show_comparison(found: Comparison) -> None:
-    """Print what loses first, then the numbers."""
-    several = len(found.seeds) > 1
-    for loss in found.losses():
-        click.secho(f"{loss.arm}: {loss}", bold=True)
-    if several and not found.losses():
-        click.echo("No class is shown to lose.")
-    for note in found.notes:
-        click.echo(f"note: {note}")
-    rows = []
-    for name in found.names:
-        parts = [found.estimate(arm, name) for arm in found.arms]
-        rows.append([name, *(percent(e.mean) + ("" if e.half is None else f" ± {100 * e.half:.1f}") for e in parts)])
-    title = f"IoU in %, {found.asked['steps']} steps"
-    table(
-        title + (f", mean and 95 % interval of {len(found.seeds)} seeds" if several else ""),
-        ["class", *found.arms],
-        rows,
-    )
-    if found.absent:
-        click.echo(f"in no validation image: {', '.join(found.absent)}")
-    for arm in found.arms[1:] if several else ():
-        rows = [
-            [n, *(_verdict(found.difference(arm, other, n)) for other in found.baselines(arm))] for n in found.names
-        ]
-        header = ["class", *(f"against {other}" for other in found.baselines(arm))]
-        table(f"{arm}: points of IoU, paired by seed, with 95 % interval", header, rows)
-    rows = [[arm, f"{speed:.1f}", _duration(seconds)] for arm in found.arms for speed, seconds in [found.cost(arm)]]
-    rows.append(["all", "", _duration(sum(found.cost(arm)[1] for arm in found.arms))])
-    table("cost of the trainings", ["arm", "images/s", "h:min:s"], rows, last_is_total=True)
-    if not several:
-        click.echo("One seed has no interval: every verdict is undecided (one seed). --seeds 3 or more decides.")
-
-
-def _verdict(found: Difference) -> str:
-    if found.mean is None:
-        return "–"
-    interval = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return f"{100 * found.mean:+.1f}{interval}  {found.verdict:<9}"
 
 
 # --- generate, stats, report ------------------------------------------------------------------------------------------
@@ -712,7 +761,6 @@ def generate(
     manifest_path: Path,
     threshold: float | None,
     policy: Policy | None,
-    address: str | None,
     dry_run: bool,
     **options: Any,
 ) -> None:
@@ -726,17 +774,19 @@ def generate(
         raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
-    job = LabelJob(manifest=manifest_path, policy=policy, **options)
+    job = build_job(LabelJob, {"manifest": manifest_path, "policy": policy, **options})
     if dry_run:
-        _show_plan(job, address)
+        from autolabel.pipeline.preview import preview
+
+        show(preview(job))
         return
     with progress("labelling") as update:
-        result = run_labelling(job, _labelling_note(update), update.say, address)
-    _show_result(job, result)
+        result = run_labelling(job, on_progress=_labelling_note(update), on_note=update.say)
+    _show_result(result, job.max_quarantined)
 
 
-def _labelling_note(update: Reporter) -> Callable[[Progress], None]:
-    def report(now: Progress) -> None:
+def _labelling_note(update: Reporter) -> Callable[[Counters], None]:
+    def report(now: Counters) -> None:
         parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
         parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
         parts += [f"{now.quarantined} quarantined"] if now.quarantined else []
@@ -746,61 +796,22 @@ def _labelling_note(update: Reporter) -> Callable[[Progress], None]:
     return report
 
 
-def _show_result(job: LabelJob, result: Result) -> None:
+def _show_result(result: Labelling, max_quarantined: float) -> None:
     """Print the accounts of a labelling run; leave as its outcome demands."""
+    show(result)
     accounts = result.accounts
-    click.echo(
-        f"{accounts.asked} samples: {accounts.labelled} labelled, {accounts.quarantined} quarantined,"
-        f" {accounts.left} left for later" + ("" if result.done else "; nothing was to be done")
-    )
-    click.echo(f"run {job.out}   look: autolabel stats {job.out} · autolabel report {job.out}")
     if result.stopped:
         raise KeyboardInterrupt
     if result.failed:
         name, why = next(iter(result.failed.items()))
         raise Failure(f"{len(result.failed)} units failed (the first, {name}: {why}); run the same again to retry them")
-    if accounts.quarantined > job.max_quarantined * accounts.asked:
+    if accounts.quarantined > max_quarantined * accounts.asked:
         click.echo(
             f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
-            f" --max-quarantined {job.max_quarantined:g}; reasons in {job.out / 'quarantine.parquet'}",
+            f" --max-quarantined {max_quarantined:g}; reasons in {result.run.quarantine_path}",
             err=True,
         )
         click.get_current_context().exit(QUARANTINED)
-
-
-def _show_plan(job: LabelJob, address: str | None) -> None:
-    from autolabel.pipeline.preview import preview
-
-    found = preview(job, address)
-    sizes = [(f"{w} x {h}" if h else "unreadable", n) for (h, w), n in found.sizes.items()]
-    shown = ", ".join(f"{size}: {n}" for size, n in sizes[:5]) + (f", {len(sizes) - 5} more" if sizes[5:] else "")
-    lines = {
-        "images": f"{found.samples} ({shown})",
-        "units": f"{found.units} of up to {job.unit_size} images, {found.units_left} of them left",
-        "done": f"{found.done} images; this call would do {found.wanted}",
-        "device": f"{found.device}, {found.precision}",
-    }
-    if found.memory:
-        plan = found.memory
-        batches = ", ".join(f"{n} of {size}" for size, n in plan["images_at_once"].items())
-        lines["memory"] = (
-            f"{plan['bytes_per_pixel'] / 1e3:.1f} kB a pixel, {plan['free_bytes'] / 2**30:.1f} GiB free;"
-            f" images at once: {batches or 'none'}"
-        )
-    if found.label_bytes is not None and found.milliseconds is not None:
-        lines["labels"] = (
-            f"{found.label_bytes / 1e3:.1f} kB each, {found.label_bytes * found.wanted / 1e6:.1f} MB to come"
-        )
-        lines["probe"] = (
-            f"{found.probed} images, {found.images_per_s:.2f} images/s by one worker; each "
-            + ", ".join(f"{name} {ms:.0f} ms" for name, ms in found.milliseconds.items())
-            + (f"; {found.unreadable} would be quarantined" if found.unreadable else "")
-        )
-    for name, text in lines.items():
-        click.echo(f"{name:<8}{text}")
-    if found.images_per_s:
-        rows = [[str(n), f"{n * found.images_per_s:.1f}", _duration(3600 * found.hours(n))] for n in found.workers]
-        table("expected, if workers do not hold each other up", ["workers", "images/s", "h:min:s"], rows)
 
 
 @main.command()
@@ -813,13 +824,16 @@ def relabel(run: Path, policy: Policy | None, out: Path, workers: int | None) ->
 
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
     """
+    from autolabel.manifests.run.folder import Run
     from autolabel.pipeline.relabel import relabel as relabel_run
 
     if policy is None:
         raise Failure("missing --policy: expected a preset or a TOML file")
     with progress("relabelling") as update:
-        job, result = relabel_run(run, policy, out, _labelling_note(update), update.say, workers)
-    _show_result(job, result)
+        result = relabel_run(
+            Run.open(run), policy, out=out, workers=workers, on_progress=_labelling_note(update), on_note=update.say
+        )
+    _show_result(result, LabelJob.max_quarantined)
 
 
 @main.command()
@@ -833,10 +847,8 @@ def verify(run: Path, repair: bool) -> None:
     from autolabel.pipeline.verify import verify as verify_run
 
     with progress("verifying") as update:
-        found = verify_run(run, repair, update)
-    for fault in found.faults:
-        click.echo(f"damaged: {fault}")
-    click.echo(f"labels read: {found.labels}, units: {found.units}, faults: {len(found.faults)}")
+        found = verify_run(run, repair=repair, progress=update)
+    show(found)
     if found.faults and repair:
         click.echo(f"units put back to undone: {found.undone}; run the same `autolabel generate` again to label them")
     elif found.faults:
@@ -861,55 +873,12 @@ def stats_run(run: Path, threshold: float | None) -> None:
     autolabel stats runs/auto
     autolabel stats runs/auto --threshold 0.7
     """
-    from autolabel.pipeline.analysis.stats import at_threshold, coverage_at, summarise
+    from autolabel.pipeline.analysis.stats import at_threshold, summarise
 
-    found = summarise(run)
-    if not found.images:
+    summary = summarise(run)
+    if not summary.images:
         raise Failure(f"{run} has no labelled image: nothing to show; reasons may be in {run / 'quarantine.parquet'}")
-    if threshold is not None:
-        _show_threshold(run, at_threshold(found, threshold), threshold)
-        return
-    header = ["class", "images", "coarse %", "auto %", "kept %", "confidence", "agrees %", "contradicted %"]
-    rows = [
-        [
-            str(name), str(int(row["images"])), percent(row["coarse_share"], 2), percent(row["auto_share"], 2),
-            percent(row["kept"]), percent(row["confidence"]), percent(row["agreement"]), percent(row["contradicted"]),
-        ]
-        for name, row in found.classes.iterrows()
-    ]  # fmt: skip
-    rows.append(
-        ["all", str(found.images), percent(1.0, 2), percent(1.0, 2), percent(found.kept),
-         percent(found.confidence), percent(found.agreement), ""]
-    )  # fmt: skip
-    table(f"{run}: {found.images} images", header, rows, last_is_total=True)
-    if len(found.fates.columns):
-        rows = [[str(name), *(percent(share) for share in row)] for name, row in found.fates.iterrows()]
-        header = ["class", *(fate.replace("_", " ") for fate in found.fates.columns)]
-        table("what became of the pixels of each top class, in %", header, rows)
-    click.echo(f"coverage   coarse {percent(found.coarse_coverage)} %   auto {percent(found.auto_coverage)} %")
-    kept = "   ".join(f"{t:g}: {percent(coverage_at(found.histogram, t))} %" for t in (0.5, 0.7, 0.8, 0.9, 0.95))
-    click.echo(f"a threshold would keep   {kept}")
-    click.echo(f"labels     {found.label_bytes / found.images / 1000:.1f} kB an image")
-    click.echo(f"the least trusted images   {run / 'stats' / 'review.parquet'}")
-
-
-def _show_threshold(run: Path, found: DataFrame, threshold: float) -> None:
-    rows = [
-        [
-            str(name), f"{int(row['pixels']):,}", percent(row["kept_now"]), percent(row["kept"]),
-            points(row["kept_now"], row["kept"]), percent(row["share_now"], 2), percent(row["share"], 2),
-            points(row["share_now"], row["share"], 2),
-        ]
-        for name, row in found.iterrows()
-    ]  # fmt: skip
-    columns = ["pixels", "kept %", f"at {threshold:g}", "±", "of labels %", f"at {threshold:g}", "±"]
-    table(f"{run}: kept now, and at threshold {threshold:g}", ["class", *columns], rows)
-    click.echo(f"At {threshold:g} the teacher's top class alone decides; other rules of a policy are part of now only.")
-
-
-def points(before: float, after: float, digits: int = 1) -> str:
-    """The change of a share in percentage points, with its sign; a dash where either is missing."""
-    return "–" if math.isnan(after - before) else f"{100 * (after - before):+.{digits}f}"
+    show(summary if threshold is None else at_threshold(summary, threshold))
 
 
 @stats.command("outlined")
@@ -923,18 +892,11 @@ def stats_outlined(run: Path, output: Path) -> None:
     autolabel stats outlined trial -o outlined.toml
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
     """
-    from autolabel.manifests.files import write_bytes
     from autolabel.pipeline.analysis.stats import outlined
 
-    found, policy = outlined(run)
-    rows = [
-        [str(name), f"{int(row['named']):,}", f"{int(row['left_out']):,}", percent(row["share"])]
-        for name, row in found.iterrows()
-    ]
-    table(f"{run}: what people outlined", ["class", "outlined px", "left out px", "outlined %"], rows)
-    output.parent.mkdir(parents=True, exist_ok=True)
-    write_bytes(output, policy.to_toml().encode())
-    click.echo(f"wrote {output}: policy {policy.name!r}, to be used where these people labelled")
+    counts = outlined(run, output=output)
+    show(counts)
+    click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
 
 
 @stats.command("diff")
@@ -948,26 +910,8 @@ def stats_diff(run_a: Path, run_b: Path) -> None:
     from autolabel.pipeline.analysis.diff import compare
 
     with progress("comparing") as update:
-        found = compare(run_a, run_b, update)
-    header = ["class", "A %", "B %", "±", "agrees %", "A lost %", "A moved %", "B gained %"]
-    rows = [
-        [
-            str(name), percent(row["a_share"], 2), percent(row["b_share"], 2),
-            points(row["a_share"], row["b_share"], 2), percent(row["agreement"]), percent(row["lost"]),
-            percent(row["moved"]), percent(row["gained"]),
-        ]
-        for name, row in found.classes.iterrows()
-    ]  # fmt: skip
-    table(f"A = {run_a}, B = {run_b}: {found.images} images", header, rows)
-    only = f"; only in A: {found.only_a}, only in B: {found.only_b}" if found.only_a or found.only_b else ""
-    click.echo(f"images        in both: {found.images}, of them with the same label: {found.identical}{only}")
-    click.echo(f"coverage      A {percent(found.coverage[0])} %   B {percent(found.coverage[1])} %")
-    click.echo(f"agreement     {percent(found.agreement, 2)} % of the pixels that both label")
-    click.echo(f"drift         {percent(found.drift, 2)} % of the labels would have to change class (total variation)")
-    for name, became in list(found.moves().items())[:8]:
-        (first, share), *others = became[:3]
-        rest = "".join(f", {percent(part)} % {other}" for other, part in others)
-        click.echo(f"  of A's {name}, {percent(share)} % became {first}{rest}")
+        difference = compare(run_a, run_b, progress=update)
+    show(difference)
 
 
 @main.command()
@@ -1107,7 +1051,7 @@ def demo(out: Path, seed: int) -> None:
 def run() -> None:
     """The command. When it is stopped, threads that are still at an image are not waited for."""
     try:
-        main()
+        main(prog_name="autolabel")
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
             sys.stdout.flush()

@@ -24,7 +24,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests.policy import HUMAN_FIRST, load_policy
-from autolabel.manifests.run.labels import open_labels, read_sample_label
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scores import BoundaryF, Confusion
 
@@ -53,7 +54,7 @@ def autolabel(command: str) -> None:
 
 def scores(run: Path, truth: Path) -> dict[str, NDArray[np.float64]]:
     """By class (C,): precision, coverage, IoU of the kept pixels, IoU where an ignored pixel is a miss, boundary F."""
-    manifest, labels = load_manifest(truth), open_labels(run)
+    manifest, labels = load_manifest(truth), Run.open(run).labels
     classes = len(manifest.label_space)
     confusion, borders = Confusion(classes), BoundaryF(classes, (2,))
     for sample in manifest.labelled:

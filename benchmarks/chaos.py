@@ -31,17 +31,16 @@ from typing import Any
 
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import sha256
-from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.run.labels import LABELS, open_labels, zarr_folder
+from autolabel.manifests import storage
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.labels import LABELS, zarr_folder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.samples import save_manifest
 from autolabel.manifests.scan import scan_cityscapes
 from autolabel.manifests.scenes import write_city
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.label import DEATHS
-from autolabel.pipeline.publish import Accounts
-from autolabel.pipeline.records import ATTEMPTS, UNITS
+from autolabel.pipeline.records import ATTEMPTS
 from autolabel.pipeline.verify import verify
 
 SHARD = 4  # images of a unit
@@ -86,7 +85,7 @@ def draw(root: Path, images: int) -> tuple[Path, Path]:
 
 
 @dataclass
-class Run:
+class Driver:
     """One run folder and its command. process: the command that runs.
 
     seen: attempts at each unit, by their tags. most: attempts at one of the units that are not committed yet.
@@ -141,11 +140,11 @@ def _changed(path: Path) -> float:
         return 0.0
 
 
-def make_run(folder: Path, engine: str, store: str, manifest: Path, teacher: Path, address: str | None) -> Run:
+def make_run(folder: Path, engine: str, store: str, manifest: Path, teacher: Path, address: str | None) -> Driver:
     options = {"manifest": manifest, "teacher": teacher, "out": folder, "engine": engine, "store": store}
     options |= {"shard-size": SHARD, "max-quarantined": 1} | ({"address": address} if address else {})
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return Run(folder, engine, store, [sys.executable, "-m", "autolabel.cli", "generate", *words])
+    return Driver(folder, engine, store, [sys.executable, "-m", "autolabel.cli", "generate", *words])
 
 
 # --- what must not differ ---------------------------------------------------------------------------------------------
@@ -154,7 +153,7 @@ def make_run(folder: Path, engine: str, store: str, manifest: Path, teacher: Pat
 def label_bytes(run: Path) -> dict[str, bytes | None]:
     """Every committed label, read back with its checksum; None for one that is damaged."""
     found: dict[str, bytes | None] = {}
-    labels = open_labels(run)
+    labels = Run.open(run).labels
     for name in labels:
         try:
             found[name] = labels[name].tobytes()
@@ -187,19 +186,25 @@ def differences(run: Path, quiet: Path) -> list[str]:
     ]
     tables = ("manifest.parquet", "quarantine.parquet", *(f"stats/{name}.parquet" for name in STATISTICS))
     found += [f"the rows of {name} differ" for name in tables if _rows(run / name) != _rows(quiet / name)]
-    names = [name for record in (run / UNITS).glob("*.parquet") for name in _column(record, "sample_id")]
-    about = read_about(run)
-    asked = _column(Path(about["manifest"]), "sample_id")
+    names = [name for record in RunFolder(run).units.glob("*.parquet") for name in _column(record, "sample_id")]
+    opened = Run.open(run)
+    asked = _column(opened.input_manifest, "sample_id")
     if sorted(names) != sorted(asked):
         found.append(f"records name {len(names)} samples, {len(set(names))} of them different, of {len(asked)}")
-    accounts = Accounts(**about["accounts"])
-    if not accounts.balanced() or accounts.left or accounts.asked != len(asked) or about["state"] != "complete":
-        found.append(f"the accounts are {accounts}, {about['state']}")
+    accounts = opened.accounts
+    if (
+        accounts is None
+        or not accounts.balanced()
+        or accounts.left
+        or accounts.asked != len(asked)
+        or opened.state != "complete"
+    ):
+        found.append(f"the accounts are {accounts}, {opened.state}")
     return [f"{run.name}: {what}" for what in found]
 
 
 def _files(run: Path) -> dict[str, str]:
-    return {path.relative_to(run).as_posix(): sha256(path) for path in run.rglob("*") if path.is_file()}
+    return {path.relative_to(run).as_posix(): storage.sha256(path) for path in run.rglob("*") if path.is_file()}
 
 
 def _rows(table: Path) -> list[str]:
@@ -287,7 +292,7 @@ class Chaos:
         self.faults: list[str] = []
         self.compared = self.restarts = 0
 
-    def disturb(self, run: Run, expected: dict[str, bytes | None]) -> None:
+    def disturb(self, run: Driver, expected: dict[str, bytes | None]) -> None:
         """Start a run, and keep on killing until it is done."""
         cards = self.cards[run.engine]
         enough = max(0, len(cards) - LOCAL_KILLS) if run.engine == "local" else 0
@@ -324,7 +329,7 @@ class Chaos:
             driver.kill()
             driver.wait()
 
-    def compare(self, run: Run, expected: dict[str, bytes | None]) -> None:
+    def compare(self, run: Driver, expected: dict[str, bytes | None]) -> None:
         wrong, compared = wrong_labels(run.folder, expected)
         self.faults += [f"{run.folder.name}: {what}" for what in wrong]
         self.compared += compared
@@ -332,7 +337,7 @@ class Chaos:
     def _pause(self) -> Pause:
         return Pause(self.dice.expovariate(1 / self.pause), self.dice.random() < ANY_TIME)
 
-    def _ended(self, run: Run, code: int) -> None:
+    def _ended(self, run: Driver, code: int) -> None:
         """A command ended by itself before its work was done: it is started again, but not for ever."""
         last = run.log.read_text(encoding="utf-8", errors="replace").strip().splitlines()[-1:]
         self.ends[f"exit code {code}: {' '.join(last)}"] += 1
@@ -343,11 +348,11 @@ class Chaos:
     def _actors(self) -> dict[int, str]:
         return processes({raylet(node) for node in self.cluster.worker_nodes})
 
-    def _busy(self, run: Run) -> set[int]:
+    def _busy(self, run: Driver) -> set[int]:
         """Processes that have a unit."""
         return run.at_work() if run.engine == "local" else at_work(self._actors())
 
-    def _kill(self, run: Run, driver: subprocess.Popen[bytes]) -> Kill | None:
+    def _kill(self, run: Driver, driver: subprocess.Popen[bytes]) -> Kill | None:
         """Do what the last card says; None where there is nothing to kill at this moment."""
         kind = self.cards[run.engine][-1]
         before, actors = self._busy(run), self._actors()
@@ -379,7 +384,7 @@ def at_work(actors: dict[int, str]) -> set[int]:
 # --- all of it --------------------------------------------------------------------------------------------------------
 
 
-def finish(run: Run, quiet: Path) -> list[str]:
+def finish(run: Driver, quiet: Path) -> list[str]:
     """What is wrong with a run that is done, and with the same command once more."""
     found = differences(run.folder, quiet)
     before = _files(run.folder)
@@ -400,7 +405,7 @@ def chaos(out: Path, asked: argparse.Namespace, ray_folder: Path) -> bool:
         subprocess.run(undisturbed.command, check=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         quiet[store] = undisturbed.folder
     expected = label_bytes(quiet["zarr"])
-    runs: list[Run] = []
+    runs: list[Driver] = []
     innocent = 0
     with ray_cluster(ray_folder) as cluster:
         started = time.monotonic()
@@ -424,7 +429,7 @@ def chaos(out: Path, asked: argparse.Namespace, ray_folder: Path) -> bool:
     return not dealer.faults
 
 
-def show(dealer: Chaos, runs: list[Run], images: int, innocent: int, seconds: float) -> None:
+def show(dealer: Chaos, runs: list[Driver], images: int, innocent: int, seconds: float) -> None:
     print("\n| kills of | kills | hit a worker that had a unit | median s until as many have one again |")
     print("|---|---:|---:|---:|")
     names = {"actor": "an actor", "node": "a node", "driver": "the command", "local": "the command, without Ray"}

@@ -26,10 +26,9 @@ from PIL import Image
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import PAPER, REFERENCE, Policy
-from autolabel.manifests.run.folder import read_about
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.shards import crc32c, encode_zarr
 from autolabel.manifests.samples import load_manifest
-from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.decide import Undrawn, count, encode, top_classes
@@ -103,13 +102,13 @@ def main() -> None:
 
 def show_bytes(run: Path) -> None:
     """Bytes an image of every layer, and of the published form."""
-    images = read_statistics(run, "images")
+    images = RunFolder(run).statistics("images")
     pixels = sum(h * w for h, w in zip(images["height"].to_pylist(), images["width"].to_pylist(), strict=True))
-    about, samples = read_about(run), load_manifest(run / "manifest.parquet").samples
-    teacher = load_teacher(about["teacher"], "cpu", about["precision"], about["combine"])
+    recipe, samples = Run.open(run).recipe, load_manifest(run / "manifest.parquet").samples
+    teacher = load_teacher(Run.open(run).teacher, "cpu", recipe.precision, recipe.combine)
     png = png_pixels = 0
     for sample in samples[:: max(1, len(samples) // 16)]:
-        top, confidence = teacher.confidence(read_image(sample.image), about["scales"], about["flip"])
+        top, confidence = teacher.confidence(read_image(sample.image), recipe.scales, recipe.flip)
         for layer in (top, (confidence * 255).astype(np.uint8)):
             buffer = io.BytesIO()
             Image.fromarray(layer).save(buffer, "PNG")
@@ -121,7 +120,7 @@ def show_bytes(run: Path) -> None:
             layers[layer] = layers.get(layer, 0) + shard["bytes"]
     layers["top + confidence"] = layers["top"] + layers["confidence"]
     layers["two 8-bit PNGs"] = png * pixels // png_pixels
-    edges = ", ".join(f"{edge:g}" for edge in about["confidence_edges"])
+    edges = ", ".join(f"{edge:g}" for edge in recipe.confidence_edges or ())
     print(f"\n{run}: {len(images)} images of {pixels / len(images) / 1e6:.2f} megapixels, levels between {edges}")
     for layer, size in layers.items():
         print(f"{layer:<18}{size / len(images) / 1e3:>8.1f} kB an image {1e3 * size / pixels:>8.1f} kB a megapixel")

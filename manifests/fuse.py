@@ -15,9 +15,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from autolabel.manifests.condition import parse_condition
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.manifests.schemas import SOURCES
-from autolabel.manifests.tables import read_statistics
 
 Named = tuple[str, Manifest]  # a manifest with the name that messages and provenance call it by
 
@@ -210,7 +210,7 @@ def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -
 
 def _ranked(run: Path) -> pa.Table:
     """The columns that a condition may name, one row per image of a run, the least trusted first."""
-    review, images = read_statistics(run, "review"), read_statistics(run, "images")
+    review, images = RunFolder(run).statistics("review"), RunFolder(run).statistics("images")
     images = images.take(pc.index_in(review["sample_id"], images["sample_id"]))
     for name in review.schema.names:
         if name not in images.schema.names:

@@ -22,7 +22,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from autolabel.manifests.files import fingerprint
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SCHEMA_VERSION, SOURCES
 from autolabel.manifests.tables import BadTable, open_table, read_pieces, writing_table
@@ -336,7 +336,7 @@ def fingerprints(samples: Sequence[Sample]) -> list[str]:
 
     def one(sample: Sample) -> str:
         try:
-            return fingerprint(sample.image)
+            return storage.fingerprint(sample.image)
         except OSError as error:
             raise BadTable(f"image {sample.image} of sample {sample.sample_id!r}: {error.strerror}") from error
 

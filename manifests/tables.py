@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import writing
-from autolabel.manifests.schemas import ROWS_AT_ONCE, STATISTICS
+from autolabel.manifests import storage
+from autolabel.manifests.schemas import ROWS_AT_ONCE
 
 
 class BadTable(ValueError):
@@ -20,7 +20,7 @@ class BadTable(ValueError):
 @contextlib.contextmanager
 def writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """A function that adds rows to a parquet file, which appears when all are written, or not at all."""
-    with writing(path) as temporary, pq.ParquetWriter(temporary, schema, compression="zstd") as writer:
+    with storage.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
         waiting: list[pa.Table] = []  # small pieces become one row group
 
         def add(rows: pa.Table) -> None:
@@ -72,23 +72,3 @@ def _as_expected(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
         return table.select(schema.names).cast(schema)
     except ValueError as error:  # another type, or null where there must be a value
         raise BadTable(f"{path} is not the expected table: {error}") from error
-
-
-def read_statistics(run: str | Path, table: str = "images") -> pa.Table:
-    """One of a run's statistics tables ("images", "classes", "centroids" or "review"). Raises BadTable."""
-    return read_table(_statistics(run, table), STATISTICS[table])
-
-
-def stream_statistics(run: str | Path, table: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-    """The same piece by piece, however many rows there are; some columns or all. Raises BadTable."""
-    schema = STATISTICS[table]
-    yield from read_pieces(_statistics(run, table), pa.schema([schema.field(name) for name in columns or schema.names]))
-
-
-def _statistics(run: str | Path, table: str) -> Path:
-    if table not in STATISTICS:
-        raise ValueError(f"no statistics table {table!r}: expected one of {', '.join(STATISTICS)}")
-    path = Path(run) / "stats" / f"{table}.parquet"
-    if not path.is_file():
-        raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
-    return path

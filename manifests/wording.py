@@ -129,3 +129,23 @@ class Table:
             f"<tbody>{''.join(body)}</tbody>{total}</table>"
             + "".join(f"<p>{html.escape(note)}</p>" for note in self.notes)
         )
+
+
+class Shown:
+    """A result that says what it shows: sentences, then tables. `print` and notebooks show what the commands print."""
+
+    def lines(self) -> list[str]:
+        """Sentences for a terminal."""
+        return []
+
+    def tables(self) -> list[Table]:
+        """Tables in their order."""
+        return []
+
+    def __str__(self) -> str:
+        sentences = "\n".join(map(plain, self.lines()))
+        return "\n\n".join([*([sentences] if sentences else []), *map(str, self.tables())])
+
+    def _repr_html_(self) -> str:
+        sentences = "".join(f"<p>{html.escape(line)}</p>" for line in self.lines())
+        return sentences + "".join(table._repr_html_() for table in self.tables())

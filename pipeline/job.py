@@ -1,56 +1,74 @@
-"""What a labelling run was asked to do: one dataclass, checked, saved as `run.json`, compared when a run is resumed."""
+"""The request for a labelling run: which images, which teacher, which labels, how much of it, on which machine."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from autolabel.manifests.policy import COMBINE, LEVELS, PAPER, SCALES, Policy, check_scales
+from autolabel.manifests.recipe import STORES, Machine
+from autolabel.manifests.settings import parse_numbers, parse_pair, require_choices, setting
 
-STORES = ("zarr", "png")
-ENGINES = ("ray", "local")
-DEVICES = ("auto", "cpu", "cuda")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+
+
+@dataclass(frozen=True)
+class Portion:
+    """The samples of a manifest that a call is to label; the rest is left for later calls."""
+
+    limit: int | None = setting(None, "Label the first N samples only.", group="what", metavar="N")
+    only: str | None = setting(
+        None, "Label the samples whose id fits, such as 'aachen_*'.", group="what", metavar="GLOB"
+    )
+    part: tuple[int, int] | None = setting(
+        None, "Label every N-th unit, from the I-th: N machines without Ray share a run.",
+        group="machine", metavar="I/N", parse=parse_pair("/", "I/N, such as 2/8 for the second of eight"),
+    )  # fmt: skip
+    retry_quarantined: bool = setting(False, "Try quarantined images again, such as on a larger GPU.", group="rarely")
+
+    def __post_init__(self) -> None:
+        if self.limit is not None and self.limit < 1:
+            raise ValueError(f"limit {self.limit}: expected 1 or more")
+        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
+            raise ValueError(f"part {self.part[0]}/{self.part[1]}: expected I/N with I from 1 to N")
 
 
 @dataclass(frozen=True)
 class LabelJob:
-    """Settings of one `autolabel generate`. Raises ValueError naming field, value and what was expected."""
+    """One call of `autolabel generate`. Raises ValueError naming field, value and what was expected."""
 
     manifest: Path
     teacher: Path
     out: Path
-    scales: tuple[float, ...] = SCALES
-    flip: bool = False
-    combine: str = COMBINE[0]
+    scales: tuple[float, ...] = setting(
+        SCALES, "Sizes at which the teacher looks at an image.", group="how", metavar="S,S,…", parse=parse_numbers
+    )
+    flip: bool = setting(False, "Average with the mirrored image.", group="how")
+    combine: str = setting(
+        COMBINE[0], "Combine scales as the network learnt to, or average their logits.", group="how", choices=COMBINE
+    )
     policy: Policy = PAPER
-    keep_confidence: int | None = None  # levels
-    source: Path | None = None  # a run whose kept confidence stands in for the teacher
-    precision: str = "auto"
-    device: str = "auto"  # auto: what the run began with, or GPUs where there are any
-    store: str = "zarr"
-    engine: str = "ray"
-    workers: int | None = None  # None: one per GPU, or one per CPU core where there is no GPU
-    limit: int | None = None
-    only: str | None = None  # glob of sample ids
-    part: tuple[int, int] | None = None  # (I, N): every N-th unit, beginning with the I-th
-    retry_quarantined: bool = False
-    unit_size: int = 64  # labels in a shard = samples in a unit
-    max_quarantined: float = 0.001  # share of the samples; Cityscapes itself ships one broken image
+    keep_confidence: int | None = setting(
+        None, "Keep the confidence too, in so many levels, for `relabel`.", group="what", metavar="LEVELS"
+    )
+    store: str = setting(STORES[0], "Format of the labels.", group="what", choices=STORES)
+    device: str = setting("auto", "Kind of device; auto takes GPUs if there are any.", group="machine", choices=DEVICES)
+    precision: str = setting(
+        "auto", "float32, bfloat16 or float16; auto takes bfloat16 on GPUs that have it.", group="rarely"
+    )
+    unit_size: int = setting(64, "Samples in a unit: they are committed together.", group="rarely")
+    max_quarantined: float = setting(  # Cityscapes itself ships one broken image
+        0.001, "Share of quarantined samples above which the call ends with exit code 3.", group="rarely"
+    )
+    portion: Portion = field(default_factory=Portion)
+    machine: Machine = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
-        for name, known in (("combine", COMBINE), ("store", STORES), ("engine", ENGINES), ("device", DEVICES)):
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r}: expected {' or '.join(known)}")
-        for name in ("workers", "limit"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} {value}: expected 1 or more")
+        require_choices(self)
         if self.keep_confidence is not None and not LEVELS[0] <= self.keep_confidence <= LEVELS[1]:
             raise ValueError(f"keep-confidence {self.keep_confidence}: expected {LEVELS[0]} to {LEVELS[1]} levels")
-        if self.part is not None and not 1 <= self.part[0] <= self.part[1]:
-            raise ValueError(f"shard {self.part[0]}/{self.part[1]}: expected I/N with I from 1 to N")
         if not 1 <= self.unit_size <= 4096:
-            raise ValueError(f"shard size {self.unit_size}: expected 1 to 4096")
+            raise ValueError(f"unit size {self.unit_size}: expected 1 to 4096")
         if not 0 <= self.max_quarantined <= 1:
             raise ValueError(f"max quarantined {self.max_quarantined:g}: expected a share in [0, 1]")

@@ -1,4 +1,4 @@
-"""What a run would take, told before anything is labelled: `generate --dry-run`."""
+"""The time, memory and bytes that a run would take, told before anything is labelled: `generate --dry-run`."""
 
 from __future__ import annotations
 
@@ -6,120 +6,200 @@ import os
 import shutil
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from autolabel.manifests.cluster import cluster_address
-from autolabel.manifests.run.folder import RUN, About, read_about, require_new_or_run, require_same
-from autolabel.manifests.samples import open_manifest
-from autolabel.pipeline.engine import Crew, probe
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.wording import Shown, Table, counted, duration, size
+from autolabel.pipeline.engine import Crew, local_labeller, teacher_predictor
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.records import LABELLED
-from autolabel.pipeline.run import absolute, identity, require_fitting, require_policy, settled, survey, worker_bytes
+from autolabel.pipeline.predictor import TeacherPredictor
+from autolabel.pipeline.prepare import (
+    Left,
+    Request,
+    TeacherSource,
+    new_run,
+    open_plan,
+    require_fitting,
+    settle,
+    survey,
+    worker_bytes,
+)
+from autolabel.pipeline.records import Row
+from autolabel.pipeline.run import choose_engine
 from autolabel.pipeline.units import Plan, Unit, extend_plan, write_plan
+from autolabel.teacher.predict import Teacher
 
-PROBED = 16  # images
+PROBED = 16  # images that are labelled on trial
 _WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 
 @dataclass(frozen=True)
-class Preview:
-    """sizes: images of every (height, width), the most frequent first.
+class Probe:
+    """The result of labelling some images on trial, by one worker (or this whole process, with engine local).
 
-    memory: `Labeller.plan` of the worker that probed. milliseconds: mean of decode, infer and encode over the probed
-    images. images_per_s: of that one worker. label_bytes: mean size of a label, None if none could be made.
-    workers: how many to reckon with; one stands for the whole process with `--engine local`.
+    budget: `Labeller.budget`. milliseconds: mean of decode, infer and encode over the labelled images. label_bytes:
+    mean size of a label. Both are None if no image could be labelled. workers: numbers of workers to reckon with.
     """
+
+    images: int
+    refused: int
+    images_per_s: float
+    budget: dict[str, Any]
+    milliseconds: dict[str, float] | None
+    label_bytes: float | None
+    workers: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Preview(Shown):
+    """What a call would do. sizes: images of every (height, width), the most frequent first."""
 
     samples: int
     sizes: dict[tuple[int, int], int]
     units: int
+    unit_size: int
     units_left: int
     done: int
     wanted: int
     device: str
     precision: str
-    memory: dict[str, Any] | None = None
-    probed: int = 0
-    unreadable: int = 0
-    milliseconds: dict[str, float] | None = None
-    images_per_s: float = 0.0
-    label_bytes: float | None = None
-    workers: tuple[int, ...] = ()
+    probe: Probe | None = None
 
     def hours(self, workers: int) -> float:
-        """For all that is left, where workers do not hold each other up."""
-        return self.wanted / self.images_per_s / workers / 3600
+        """The time for all that is left, if workers do not hold each other up."""
+        assert self.probe is not None
+        return self.wanted / self.probe.images_per_s / workers / 3600
+
+    def lines(self) -> list[str]:
+        """The findings in words."""
+        sizes = [f"{f'{w} x {h}' if h else 'unreadable'}: {n}" for (h, w), n in self.sizes.items()]
+        shown = ", ".join(sizes[:5]) + (f", {len(sizes) - 5} more" if sizes[5:] else "")
+        lines = [
+            f"images  {self.samples} ({shown})",
+            f"units   {self.units} of up to {counted(self.unit_size, 'image')}, {self.units_left} of them left",
+            f"done    {counted(self.done, 'image')}; this call would do {self.wanted}",
+            f"device  {self.device}, {self.precision}",
+        ]
+        probe = self.probe
+        if probe is None:
+            return lines
+        budget = probe.budget
+        at_once = ", ".join(f"{n} of {name}" for name, n in budget["images_at_once"].items()) or "none"
+        lines.append(
+            f"memory  {size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free;"
+            f" images at once: {at_once}"
+        )
+        if probe.label_bytes is not None and probe.milliseconds is not None:
+            steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe.milliseconds.items())
+            refused = f"; {probe.refused} would be quarantined" if probe.refused else ""
+            lines.append(f"labels  {size(probe.label_bytes)} each, {size(probe.label_bytes * self.wanted)} to come")
+            lines.append(
+                f"probe   {counted(probe.images, 'image')}, {probe.images_per_s:.2f} images/s by one worker;"
+                f" each {steps}{refused}"
+            )
+        return lines
+
+    def tables(self) -> list[Table]:
+        """The expected time for several numbers of workers."""
+        if self.probe is None:
+            return []
+        rows = [
+            [str(n), f"{n * self.probe.images_per_s:.1f}", duration(3600 * self.hours(n))] for n in self.probe.workers
+        ]
+        return [Table("expected, if workers do not hold each other up", ["workers", "images/s", "time"], rows)]
 
 
-def preview(job: LabelJob, address: str | None = None) -> Preview:
-    """Plan a run, or what is left of it, and label `PROBED` images spread over it; nothing is written to `job.out`.
+def preview(job: LabelJob, *, teacher: Teacher | None = None) -> Preview:
+    """Plan a run, or the rest of it, and label `PROBED` images spread over it; nothing is written to `job.out`.
 
     Raises as `generate` does.
     """
-    job = absolute(job)
-    manifest = open_manifest(job.manifest)
-    if job.out.is_dir():
-        require_new_or_run(job.out)
-    before = read_about(job.out) if (job.out / RUN).is_file() else None
-    with tempfile.TemporaryDirectory() as scratch:
-        job = settled(job, before, address, Path(scratch))
-        if before is not None:
-            require_same(job.out, before, identity(job, manifest))
-        else:
-            require_policy(job, manifest)
-            require_fitting(job, manifest)
-        plan = _plan(job, Path(scratch), before)
-        left = survey(job, plan)
+    teachers = TeacherSource(job, teacher)
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        request, run = settle(job, teachers.sha256(), scratch)
+        job, recipe = request.job, request.recipe
+        if run is None:
+            require_fitting(request, teachers.load("cpu", recipe.precision))
+        plan = _plan(request, run, scratch)
+        trial = new_run(request, plan.path.name, scratch)
+        left = survey(run or trial, job.portion, plan)
         sizes: Counter[tuple[int, int]] = Counter()
-        for table in manifest.tables():
+        for table in request.manifest.tables():
             sizes.update(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
-        found = Preview(
-            plan.samples, dict(sizes.most_common()), len(plan), len(left.units), left.before.done, left.wanted,
-            job.device, job.precision,
+        result = Preview(
+            plan.samples, dict(sizes.most_common()), len(plan), recipe.unit_size, len(left.units), left.before.done,
+            left.wanted, recipe.device, recipe.precision,
         )  # fmt: skip
-        if not left.wanted:
-            return found
-        step = max(1, len(left.units) // PROBED)
-        each = -(-PROBED // len(left.units))
-        units = [plan[number] for number in left.units[::step]]
-        samples = [s for unit in units for s in unit.samples[:: max(1, len(unit.samples) // each)][:each] if s.readable]
+        bucket, samples = _spread(left)
         if not samples:
-            return found
-        crew = Crew(
-            replace(job, out=Path(scratch)), manifest.label_space, manifest.image_root, worker_bytes(job, plan, left)
-        )
-        unit = Unit("probe", units[0].bucket, 0, tuple(samples[:PROBED]))
-        rows, seconds, memory = probe(crew, list(unit.samples), unit, address)
-    good = [row for row in rows if row["status"] == LABELLED]
-    if good:
-        steps = ("decode", "infer", "encode")
-        found = replace(
-            found,
-            milliseconds={name: sum(row[f"{name}_ms"] for row in good) / len(good) for name in steps},
-            label_bytes=sum(row["label_bytes"] for row in good) / len(good),
-        )
-    return replace(
-        found, memory=memory, probed=len(rows), unreadable=len(rows) - len(good), images_per_s=len(rows) / seconds,
-        workers=_workers(job, address),
-    )  # fmt: skip
+            return result
+        return replace(result, probe=_probe(request, trial, left, Unit("probe", bucket, 0, tuple(samples)), teachers))
 
 
-def _plan(job: LabelJob, folder: Path, before: About | None) -> Plan:
-    manifest = open_manifest(job.manifest)
-    roots = manifest.image_root, manifest.label_root
-    if before is None:
-        path = write_plan(folder, manifest, job.unit_size)
+def _spread(left: Left) -> tuple[str, list[Sample]]:
+    """Up to `PROBED` readable samples, spread over the units that are left, and a bucket of theirs."""
+    if not left.wanted:
+        return "", []
+    step = max(1, len(left.units) // PROBED)
+    each = -(-PROBED // len(left.units))
+    units = [left.plan[number] for number in left.units[::step]]
+    samples = [s for unit in units for s in unit.samples[:: max(1, len(unit.samples) // each)][:each] if s.readable]
+    return units[0].bucket, samples[:PROBED]
+
+
+def _probe(request: Request, trial: Run, left: Left, unit: Unit, teachers: TeacherSource) -> Probe:
+    machine, recipe, samples = request.job.machine, request.recipe, list(unit.samples)
+    engine, _ = choose_engine(machine, recipe.device, in_process=teachers.handed_in)
+    crew = Crew(trial, request.manifest.image_root, machine.workers)
+    if engine == "local":
+        crew = replace(
+            crew, predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe)
+        )
+        labeller = local_labeller(crew)
+        rows, seconds = labeller.probe(samples, unit)
+        budget = labeller.budget()
     else:
-        path = Path(shutil.copy(job.out / before["plan"], folder))
-        path = extend_plan(Plan(path, job.unit_size, *roots), manifest)
-    return Plan(path, job.unit_size, *roots)
+        from autolabel.pipeline.ray_engine import probe_ray
+
+        memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe.precision))
+        crew = replace(crew, predictor=teacher_predictor, worker_bytes=memory)
+        rows, seconds, budget = probe_ray(crew, samples, unit, machine.address)
+    good = [row for row in rows if row.labelled]
+    return Probe(
+        len(rows),
+        len(rows) - len(good),
+        len(rows) / seconds,
+        budget,
+        _milliseconds(good) if good else None,
+        sum(row.label_bytes or 0 for row in good) / len(good) if good else None,
+        _workers(request, engine),
+    )
 
 
-def _workers(job: LabelJob, address: str | None) -> tuple[int, ...]:
-    if job.engine == "local":
+def _milliseconds(rows: Sequence[Row]) -> dict[str, float]:
+    steps = ("decode", "infer", "encode")
+    return {name: sum(getattr(row, f"{name}_ms") for row in rows) / len(rows) for name in steps}
+
+
+def _plan(request: Request, run: Run | None, scratch: Path) -> Plan:
+    if run is None:
+        path = write_plan(scratch, request.manifest, request.recipe.unit_size)
+    else:
+        shutil.copy(run.path / run.plan, scratch)
+        path = extend_plan(open_plan(replace(run, path=scratch), request.manifest), request.manifest)
+    return open_plan(new_run(request, path.name, scratch), request.manifest)
+
+
+def _workers(request: Request, engine: str) -> tuple[int, ...]:
+    if engine == "local":
         return (1,)
-    if job.device == "cpu" and cluster_address(address) is None:  # more than the cores do not help
+    machine = request.job.machine
+    if request.recipe.device == "cpu" and cluster_address(machine.address) is None:  # more than the cores do not help
         return tuple(n for n in _WORKERS if n <= (os.cpu_count() or 1))
     return _WORKERS

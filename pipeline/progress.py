@@ -1,4 +1,4 @@
-"""How a run is doing: counters for people, scripts and dashboards."""
+"""The progress of a run: counters for people, scripts and dashboards."""
 
 from __future__ import annotations
 
@@ -6,19 +6,18 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import Any
 
-from autolabel.manifests.files import write_json
+from autolabel.manifests import storage
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.pipeline.units import Tally
 
-PROGRESS = "progress.json"
-_WINDOW = 60.0  # seconds over which the rate is taken
+_WINDOW = 60.0  # the rate is taken over so many seconds
 
 
 @dataclass(frozen=True)
-class Progress:
-    """Live counters of a call. `before` were done when it started, `wanted` it has to do, `done` of these are done.
+class Counters:
+    """Live counters of a call: `before` samples were done when it started, `done` of the `wanted` ones are done since.
 
     images_per_s: over the last minute. coverage: share of the pixels of all labelled images that have a label;
     classes: how many classes occur in them. workers: those that have a unit.
@@ -44,25 +43,26 @@ class Meter:
 
     def __init__(
         self,
-        out: Path,
+        out: RunFolder,
         names: tuple[str, ...],
+        *,
         asked: int,
         wanted: int,
         before: Tally,
-        on_progress: Callable[[Progress], None] | None,
+        on_progress: Callable[[Counters], None] | None,
         on_note: Callable[[str], None] | None,
     ) -> None:
         self.out, self.names, self.asked, self.wanted, self.before = out, names, asked, wanted, before
         self._on_progress, self._on_note = on_progress, on_note
-        self.plans: list[dict[str, Any]] = []  # `Labeller.plan`, the latest of every kind of device
+        self.budgets: list[dict[str, Any]] = []  # the latest memory budget of every kind of device
         self._finished = Tally()
         self._under_way: dict[str, Tally] = {}
         self._history = [(time.monotonic(), 0)]  # (time, samples done in this call)
         self._alive = 0
         self._written = float("-inf")
 
-    def unit(self, name: str, tally: Tally, whole: bool = False) -> None:
-        """What has become of a unit's samples so far; `whole` when the unit is left."""
+    def unit(self, name: str, tally: Tally, *, whole: bool = False) -> None:
+        """Count the finished samples of a unit so far; `whole` when the unit is left."""
         if whole:
             self._under_way.pop(name, None)
             self._finished += tally
@@ -71,7 +71,7 @@ class Meter:
         self.tick()
 
     def workers(self, alive: int) -> None:
-        """So many workers have a unit."""
+        """Set the number of workers that have a unit."""
         if alive == self._alive:
             return
         if not self._total().done:
@@ -79,22 +79,22 @@ class Meter:
         self._alive = alive
         self.tick()
 
-    def plan(self, plan: dict[str, Any]) -> None:
-        """Workers on equal devices plan alike: keep one plan of each."""
-        self.plans[:] = [*(p for p in self.plans if p["device"] != plan["device"]), plan]
+    def budget(self, budget: dict[str, Any]) -> None:
+        """Keep one memory budget for each kind of device: workers on equal devices have equal ones."""
+        self.budgets[:] = [*(b for b in self.budgets if b["device"] != budget["device"]), budget]
 
     def note(self, message: str) -> None:
-        """Something that a person should know."""
+        """Pass on something that a person should know."""
         if self._on_note:
             self._on_note(message)
 
-    def now(self) -> Progress:
+    def now(self) -> Counters:
         """The counters."""
         total = self._total()
         now, (then, past) = time.monotonic(), self._history[0]
         rate = (total.done - past) / (now - then) if now > then else 0.0
         everything = self.before + total
-        return Progress(
+        return Counters(
             asked=self.asked,
             before=self.before.done,
             wanted=self.wanted,
@@ -110,7 +110,7 @@ class Meter:
     def _total(self) -> Tally:
         return sum(self._under_way.values(), self._finished)
 
-    def tick(self, last: bool = False) -> None:
+    def tick(self, *, last: bool = False) -> None:
         """Bring file and caller up to date."""
         now = time.monotonic()
         self._history.append((now, self._total().done))
@@ -126,4 +126,4 @@ class Meter:
         everything = self.before + self._total()
         share = {name: everything.kept[c] / (everything.pixels or 1) for c, name in enumerate(self.names)}
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        write_json(self.out / PROGRESS, {**asdict(self.now()), "class_coverage": share, "updated": stamp})
+        storage.write_json(self.out.progress_path, {**asdict(self.now()), "class_coverage": share, "updated": stamp})

@@ -1,77 +1,63 @@
-"""What readers of a finished run use, derived from its commit records: statistics, auto manifest, quarantine list."""
+"""Publish a run: derive statistics, manifest and quarantine list from its commit records."""
 
 from __future__ import annotations
 
 import contextlib
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.folder import Accounts, RunFolder
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.samples import Sample, writing_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import writing_table
-from autolabel.pipeline.records import LABELLED, QUARANTINED, UNITS, read_record
+from autolabel.pipeline.records import LABELLED, QUARANTINED, read_record
 from autolabel.pipeline.units import Plan, Unit
 
-TABLES = ("manifest.parquet", "quarantine.parquet", *(f"stats/{name}.parquet" for name in STATISTICS))
-_MERGED = {name: schema for name, schema in STATISTICS.items() if name != "review"}  # the records' own rows
-
-
-@dataclass(frozen=True)
-class Accounts:
-    """Where every sample went: asked = labelled + quarantined + left."""
-
-    asked: int
-    labelled: int
-    quarantined: int
-    left: int
-
-    def balanced(self) -> bool:
-        """Whether no sample is lost and none counted twice."""
-        return self.asked == self.labelled + self.quarantined + self.left
+_MERGED = {name: schema for name, schema in STATISTICS.items() if name != "review"}  # the records hold their rows
 
 
 def publish(
-    run: Path, plan: Plan, space: LabelSpace, image_root: Path, provenance: dict[str, Any]
+    run: RunFolder, plan: Plan, space: LabelSpace, image_root: Path, provenance: dict[str, Any]
 ) -> tuple[Accounts, dict[str, str]]:
-    """Write `TABLES`, one unit at a time. Returns the accounts, and every table's sha256. Raises BadTable."""
+    """Write the run's tables, one unit at a time. Returns the accounts, and every table's sha256. Raises BadTable."""
     labelled = quarantined = left = 0  # all counted, none inferred from the others: the balance is a check
     with contextlib.ExitStack() as stack:
         tables = {
-            name: stack.enter_context(writing_table(run / "stats" / f"{name}.parquet", schema))
+            name: stack.enter_context(writing_table(run.statistics_path(name), schema))
             for name, schema in _MERGED.items()
         }
-        bad = stack.enter_context(writing_table(run / "quarantine.parquet", QUARANTINE_SCHEMA))
-        review = stack.enter_context(writing_review(run / "stats" / "review.parquet", space.names))
+        bad = stack.enter_context(writing_table(run.quarantine_path, QUARANTINE_SCHEMA))
+        review = stack.enter_context(writing_review(run.statistics_path("review"), space.names))
         add = stack.enter_context(
             writing_manifest(
-                run / TABLES[0], space, image_root=image_root, label_root=run, runs=[run], provenance=provenance
+                run.manifest_path, space, image_root=image_root, label_root=run.path, runs=[run.path],
+                provenance=provenance,
             )
-        )
+        )  # fmt: skip
         for unit in plan:
-            if not (run / UNITS / unit.record).is_file():
+            if not (run.units / unit.record).is_file():
                 left += len(unit.samples)
                 continue
-            record, _ = read_record(run / UNITS / unit.record)
-            here = pc.equal(record["status"], LABELLED)
-            found = record.filter(here)
-            rows = {name: _statistics(name, found, schema) for name, schema in _MERGED.items()}
+            record, _ = read_record(run.units / unit.record)
+            labelled_rows = record.filter(pc.equal(record["status"], LABELLED))
+            rows = {name: _statistics(name, labelled_rows, schema) for name, schema in _MERGED.items()}
             for name in _MERGED:
                 tables[name](rows[name])
             review(rows["images"], rows["classes"])
-            add(_auto_samples(unit, found, run))
-            lost = _quarantined(unit, record)
-            bad(lost)
-            labelled, quarantined = labelled + len(found), quarantined + len(lost)
+            add(_auto_samples(unit, labelled_rows, run.path))
+            refused = _quarantined(unit, record)
+            bad(refused)
+            labelled, quarantined = labelled + len(labelled_rows), quarantined + len(refused)
             left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
     accounts = Accounts(plan.samples, labelled, quarantined, left)
-    return accounts, {name: sha256(run / name) for name in TABLES}
+    return accounts, {name: storage.sha256(path) for name, path in run.tables().items()}
 
 
 def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:

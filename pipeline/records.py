@@ -1,4 +1,4 @@
-"""Commit records: the only truth about what is done.
+"""Commit records: the only truth about finished work.
 
 A unit is done when `units/NAME.parquet` says so: a row for every sample, labelled or quarantined, with the digest of
 its shard and of itself. It is written last. While a unit is under way, `attempts/NAME.jsonl` tells who is at it:
@@ -13,7 +13,8 @@ import json
 import re
 import stat
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,24 +23,23 @@ import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolabel.manifests.files import fingerprint, write_bytes
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, zarr_folder
+from autolabel.manifests import storage
+from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer
 from autolabel.manifests.run.shards import WrittenShard
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.units import Tally, Unit
 
 LABELLED, QUARANTINED = "labelled", "quarantined"
-UNITS = "units"  # folder of the records in a run
-ATTEMPTS = "attempts"  # folder of the notes about units under way
-_OWN = ("sample_id",)  # nested rows leave out what the outer row says
+_OWN = ("sample_id",)  # nested rows leave out the columns of the outer row
 
 
 def _nested(schema: pa.Schema) -> pa.DataType:
     return pa.list_(pa.struct([f for f in schema if f.name not in _OWN]))
 
 
-# One row per sample: what the statistics tables hold of it, where its label lies, and which image file it was.
+# One row per sample: its rows of the statistics tables, the place of its label, and the identity of its image file.
 RECORD_SCHEMA = pa.schema(
     [
         *IMAGES_SCHEMA,
@@ -56,7 +56,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("centroids", _nested(CENTROIDS_SCHEMA)),
     ]
 )
-# What tells whether a sample is done, and what was kept of it; a small part of a record.
+# The columns that tell whether a sample is done and which pixels have a label: a small part of a record.
 _BRIEF = ["sample_id", "status", "height", "width", "label", "label_index", "image_bytes", "image_mtime_ns"]
 _BRIEF += [
     "top_crc32c",
@@ -66,21 +66,66 @@ _BRIEF += [
     "classes.list.element.pixels",
 ]
 
-Row = dict[str, Any]
+
+@dataclass(frozen=True)
+class Row:
+    """One sample's row of a record, or the part of it that was read. The fields are the columns of RECORD_SCHEMA.
+
+    A quarantined sample has a reason and no label. `classes` and `centroids` are rows of the statistics tables.
+    """
+
+    sample_id: str
+    unit: str = ""
+    height: int = 0
+    width: int = 0
+    labelled_pixels: int | None = None
+    ignored_fraction: float | None = None
+    mean_confidence: float | None = None
+    agreement_with_coarse: float | None = None
+    coarse_pixels: int | None = None
+    label_crc32c: int | None = None
+    label_bytes: int | None = None
+    decode_ms: float | None = None
+    infer_ms: float | None = None
+    encode_ms: float | None = None
+    worker: str | None = None
+    status: str | None = None
+    reason: str | None = None
+    label: str | None = None
+    label_index: int | None = None
+    top_crc32c: int | None = None
+    confidence_crc32c: int | None = None
+    image_bytes: int | None = None
+    image_mtime_ns: int | None = None
+    image_fingerprint: str | None = None
+    classes: list[dict[str, Any]] | None = None
+    centroids: list[dict[str, Any]] | None = None
+
+    @property
+    def labelled(self) -> bool:
+        """True if the sample has a label."""
+        return self.status == LABELLED
+
+    def layers(self) -> list[str]:
+        """The layers in which a labelled sample has a map."""
+        return [LABELS, *(name for name in (TOP, CONFIDENCE) if getattr(self, f"{name}_crc32c") is not None)]
 
 
-def write_record(run: Path, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> None:
+RecordWriter = Callable[[RunFolder, Unit, Sequence[Row], Mapping[str, WrittenShard]], None]
+
+
+def write_record(run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> None:
     """Commit a unit. `shards` has its shard of every layer, nothing where labels are PNGs or there are none."""
-    table = pa.Table.from_pylist(list(rows), schema=RECORD_SCHEMA)
-    about = {name: {"file": s.file, "bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
-    file = io.BytesIO()
-    metadata = {b"shards": json.dumps(about).encode(), b"seal": _OPEN}
-    pq.write_table(table.replace_schema_metadata(metadata), file, compression="zstd")
-    data = file.getvalue()
-    write_bytes(run / UNITS / unit.record, data.replace(_OPEN, _seal(data)))
+    table = pa.Table.from_pylist([vars(row) for row in rows], schema=RECORD_SCHEMA)
+    files = {name: {"file": s.file, "bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
+    buffer = io.BytesIO()
+    metadata = {b"shards": json.dumps(files).encode(), b"seal": _OPEN}
+    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
+    data = buffer.getvalue()
+    storage.write(run.units / unit.record, data.replace(_OPEN, _seal(data)))
 
 
-# In the footer of a record; its digits become the checksum that the file has while they are zeros.
+# Text in the footer of a record. Its zeros are replaced by the checksum of the file that still has the zeros.
 _OPEN = b"crc32c of this file: 00000000"
 _SEAL = re.compile(rb"crc32c of this file: [0-9a-f]{8}")
 
@@ -104,44 +149,49 @@ def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table,
         raise _damaged(path, type(error).__name__) from error
 
 
+def read_rows(path: Path, columns: list[str] | None = None) -> list[Row]:
+    """The rows of a commit record, with all columns or some. Raises BadTable."""
+    return [Row(**row) for row in read_record(path, columns)[0].to_pylist()]
+
+
 def _damaged(path: Path, why: str) -> BadTable:
     return BadTable(
         f"{path} is damaged ({why}): `autolabel verify --repair` puts its unit back to undone, then generate again"
     )
 
 
-def committed(run: Path, unit: Unit, retry_quarantined: bool) -> dict[str, Row]:
-    """What is done of a unit: its rows, in brief, by sample id.
+def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row]:
+    """The finished samples of a unit: their rows in brief, by sample id.
 
     Left out, so that they are done again: quarantined samples whose file has since been replaced, or all of them with
     `retry_quarantined`, and everything whose label file is gone.
 
     Raises ValueError if the image of a labelled sample has changed: its label belongs to another picture; BadTable.
     """
-    path = run / UNITS / unit.record
+    path = run.units / unit.record
     if not path.is_file():
         return {}
     table, shards = read_record(path, _BRIEF)
     for layer, shard in shards.items():
-        if not _has_size(run / zarr_folder(layer) / unit.bucket / shard["file"], shard["bytes"]):
+        if not _has_size(run.layer(layer) / unit.bucket / shard["file"], shard["bytes"]):
             return {}
     images = {s.sample_id: s.image for s in unit.samples}
-    kept: dict[str, Row] = {}
-    for row in table.to_pylist():
-        image = images.get(row["sample_id"])
+    rows: dict[str, Row] = {}
+    for row in (Row(**values) for values in table.to_pylist()):
+        image = images.get(row.sample_id)
         if image is None:
-            raise _damaged(path, f"sample {row['sample_id']!r} is not of this unit")
-        if row["status"] == LABELLED and not shards and not all(map(Path.is_file, _files(run, row))):
+            raise _damaged(path, f"sample {row.sample_id!r} is not of this unit")
+        if row.labelled and not shards and not all(map(Path.is_file, _files(run, row))):
             continue
-        if row["status"] == QUARANTINED and retry_quarantined:
+        if not row.labelled and retry_quarantined:
             continue
         if not _changed(image, row):
-            kept[row["sample_id"]] = row
-        elif row["status"] == LABELLED:
+            rows[row.sample_id] = row
+        elif row.labelled:
             raise ValueError(
                 f"image {image} has changed since it was labelled: put the old one back, or label into a new --out"
             )
-    return kept
+    return rows
 
 
 def tally(rows: Iterable[Row]) -> Tally:
@@ -150,19 +200,18 @@ def tally(rows: Iterable[Row]) -> Tally:
     kept: Counter[int] = Counter()
     for row in rows:
         done += 1
-        if row["status"] == QUARANTINED:
+        if not row.labelled:
             quarantined += 1
             continue
-        pixels += row["height"] * row["width"]
-        for entry in row["classes"]:
+        pixels += row.height * row.width
+        for entry in row.classes or ():
             kept[entry["class_id"]] += entry["pixels"]
     return Tally(done, quarantined, pixels, kept)
 
 
-def _files(run: Path, row: Row) -> list[Path]:
+def _files(run: RunFolder, row: Row) -> list[Path]:
     """The PNGs of a labelled sample."""
-    layers = [LABELS] + [layer for layer in (TOP, CONFIDENCE) if row[f"{layer}_crc32c"] is not None]
-    return [run / in_layer(row["label"], layer) for layer in layers]
+    return [run.path / in_layer(row.label or "", layer) for layer in row.layers()]
 
 
 def _has_size(path: Path, size: int) -> bool:
@@ -173,30 +222,30 @@ def _has_size(path: Path, size: int) -> bool:
 
 
 def _changed(image: Path, row: Row) -> bool:
-    """Whether an image file differs from the one recorded; its content is read only if size or time differ."""
-    known = row["image_fingerprint"]
+    """True if an image file differs from the one recorded; its content is read only if size or time differ."""
     with contextlib.suppress(OSError):
         now = image.stat()
-        if known is not None and (now.st_size, now.st_mtime_ns) == (row["image_bytes"], row["image_mtime_ns"]):
+        same = (now.st_size, now.st_mtime_ns) == (row.image_bytes, row.image_mtime_ns)
+        if row.image_fingerprint is not None and same:
             return False
-    return bool(fingerprint_of(image) != known)
+    return fingerprint_of(image) != row.image_fingerprint
 
 
 def fingerprint_of(image: Path) -> str | None:
-    """`fingerprint` of a regular file that can be read, else None; to open a pipe would wait for its writer."""
+    """The fingerprint of a regular file, None if it cannot be read. Opening a pipe would wait for its writer."""
     try:
-        return fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
+        return storage.fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
     except OSError:
         return None
 
 
-def note_of(run: Path, unit: Unit) -> Path:
-    """Where the attempts at a unit are noted."""
-    return run / ATTEMPTS / f"{unit.name}.jsonl"
+def note_path(run: RunFolder, unit: Unit) -> Path:
+    """The file that notes the attempts at a unit."""
+    return run.attempts / f"{unit.name}.jsonl"
 
 
 def excuse(path: Path) -> None:
-    """Whoever began last at a unit is gone, but not for an image's sake: its machine was lost, or its driver."""
+    """Mark the last attempt as ended: its machine or driver was lost, so no image is to blame."""
     with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["attempt"]
         with open(path, "a", encoding="utf-8") as file:
@@ -204,17 +253,17 @@ def excuse(path: Path) -> None:
 
 
 class Attempt:
-    """One process at one unit, noted so that its death leaves a trace. Lines are not forced to disk: they must outlive
-    a process, not a power cut.
+    """One process that works on one unit, noted so that its death leaves a trace.
 
-    deaths: how often an earlier process died while it was at a sample, by sample id.
-    careful: some earlier process died at this unit, so every sample is noted before it is touched.
+    Lines are not forced to disk: they must outlive a process, not a power cut. deaths: the number of earlier processes
+    that died while they worked on a sample, by sample id. careful: some earlier process died at this unit, so every
+    sample is noted before it is touched.
     """
 
-    def __init__(self, run: Path, unit: Unit) -> None:
-        self.path = note_of(run, unit)
+    def __init__(self, run: RunFolder, unit: Unit) -> None:
+        self.path = note_path(run, unit)
         self._tag = uuid4().hex[:12]
-        last: dict[str, str | None] = {}  # by attempt that was not ended in order: the sample it was at
+        last: dict[str, str | None] = {}  # the sample that each attempt without an orderly end was working on
         for line in self._lines():
             if line.get("ended"):
                 last.pop(line["attempt"], None)
@@ -226,26 +275,26 @@ class Attempt:
 
     def _lines(self) -> Iterable[dict[str, Any]]:
         try:
-            written = self.path.read_text(encoding="utf-8").splitlines()
+            text = self.path.read_text(encoding="utf-8").splitlines()
         except FileNotFoundError:
             return
-        for line in written:
+        for line in text:
             try:
                 yield json.loads(line)
             except ValueError:  # a process died in the middle of writing it
                 continue
 
-    def _note(self, what: dict[str, Any]) -> None:
+    def _note(self, words: dict[str, Any]) -> None:
         self.path.parent.mkdir(exist_ok=True)
         with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"attempt": self._tag, **what}) + "\n")
+            file.write(json.dumps({"attempt": self._tag, **words}) + "\n")
 
     def begin(self, sample_id: str) -> None:
-        """This sample is next."""
+        """Note that this sample is next."""
         self._note({"sample": sample_id})
 
-    def end(self, committed: bool) -> None:
-        """No death: the unit is whole, or was left in order."""
+    def end(self, *, committed: bool) -> None:
+        """Note that nobody died: the unit is whole, or was left in order."""
         if committed:
             self.path.unlink(missing_ok=True)
         else:

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
+import shutil
+import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -20,7 +22,7 @@ import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import file_crc32c, sync_folder, writing
+from autolabel.manifests import storage
 from autolabel.manifests.run.shards import bucket_of, whole_chunks
 from autolabel.manifests.samples import ManifestFile, Sample, samples_of
 from autolabel.manifests.schemas import MANIFEST_SCHEMA
@@ -142,7 +144,7 @@ def _bucket_sizes(samples: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:
 
 
 def _name(path: Path) -> str:
-    return f"plan-{file_crc32c(path)}.arrow"
+    return f"plan-{storage.crc32c(path)}.arrow"
 
 
 def write_plan(folder: Path, manifest: ManifestFile, unit_size: int) -> Path:
@@ -203,15 +205,21 @@ def _rows(table: pa.Table) -> Iterable[tuple[object, ...]]:
 
 
 def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Counter[str], unit_size: int) -> Path:
+    """Write a plan; it lies in a temporary folder until its checksum is known, which is its name."""
+    with tempfile.TemporaryDirectory() as scratch:
+        made = Path(scratch, "plan.arrow")
+        _cut(made, old, new, used, unit_size)
+        path = folder / _name(made)
+        with storage.reading(made) as source, storage.writing(path) as target:
+            shutil.copyfileobj(source, target)
+    return path
+
+
+def _cut(path: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Counter[str], unit_size: int) -> None:
     """Copy old units, and cut new samples into units that begin behind the rows that are `used` by bucket."""
-    path = folder / "plan.arrow"  # until its checksum is known
     waiting: dict[str, pa.Table] = {}
     next_row = {bucket: -(-rows // unit_size) * unit_size for bucket, rows in used.items()}
-    with (
-        writing(path) as temporary,
-        pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, _PLAN_SCHEMA) as out,
-    ):
+    with storage.writing(path) as file, pa.ipc.new_file(file, _PLAN_SCHEMA) as out:
 
         def unit(bucket: str, samples: pa.Table) -> None:
             first = next_row.get(bucket, 0)
@@ -235,9 +243,6 @@ def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used:
                     waiting[bucket] = some.slice(whole).combine_chunks()
         for bucket in sorted(waiting):
             unit(bucket, waiting[bucket])
-    path = path.rename(folder / _name(path))
-    sync_folder(folder)
-    return path
 
 
 def require_distinct(names: Iterable[list[str]], complaint: Callable[[str], str]) -> None:

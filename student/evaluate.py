@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolabel.manifests.files import write_json
+from autolabel.manifests import storage
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
-from autolabel.manifests.wording import Progress
+from autolabel.manifests.wording import Progress, Shown, Table, counted, percent
 from autolabel.student.data import ManifestDataset
 from autolabel.student.parallel import Team
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
@@ -27,7 +27,7 @@ ByClass = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Scores:
+class Scores(Shown):
     """Scores of a network on a set of images.
 
     iou: IoU by class name, None for a class that never occurs; miou: their mean; pixel_accuracy: share of right pixels;
@@ -49,7 +49,24 @@ class Scores:
 
     def write(self, path: Path) -> None:
         """Write the scores as JSON, whole or not at all."""
-        write_json(path, self.__dict__)
+        storage.write_json(path, self.__dict__)
+
+    def lines(self) -> list[str]:
+        """The pixel accuracy, and a warning if the scores flatter."""
+        overlap = f"{self.overlap} of the images were also trained on: these scores flatter the network"
+        return [f"pixel accuracy {percent(self.pixel_accuracy)} %", *([overlap] if self.overlap else [])]
+
+    def tables(self) -> list[Table]:
+        """IoU and boundary F by class, in per cent; and the worst images."""
+        columns = [self.iou, *self.boundary_f.values()]
+        rows = [[name, *(percent(column[name]) for column in columns)] for name in self.iou]
+        rows.append(["mean", percent(self.miou), *map(percent, self.mean_boundary_f.values())])
+        header = ["class", "IoU", *(f"F {distance} px" for distance in self.boundary_f)]
+        subject = f"{self.request['checkpoint']} on {self.request['manifest']}: " if self.request else ""
+        scores = Table(f"{subject}{counted(self.images, 'image')}", header, rows, last_is_total=True)
+        worst = [[image["sample_id"], percent(image["miou"])] for image in self.worst]
+        title = "the worst images, by their own mean IoU"
+        return [scores, *([Table(title, ["image", "mean IoU"], worst)] if worst else [])]
 
     @classmethod
     def read(cls, path: Path) -> Scores:

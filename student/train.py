@@ -36,8 +36,8 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DataLoader
 
+from autolabel.manifests import storage
 from autolabel.manifests.cluster import ray_session
-from autolabel.manifests.files import alone_in, remove_leftovers, write_bytes, write_json
 from autolabel.manifests.samples import Manifest
 from autolabel.manifests.wording import Progress
 from autolabel.student.evaluate import Scores, score
@@ -102,7 +102,7 @@ def train(
     on_step, on_note = on_step or (lambda report: None), on_note or (lambda note: None)
     if request.started_from and not request.last.is_file():
         on_note(f"starts with {request.started_from}")
-    with alone_in(job.out):
+    with storage.hold(job.out):
         if not job.machine.uses_ray:
             Training(request, Team(torch.device(pick_device(job.device)))).run(on_step)
         elif request.crops is not None:
@@ -146,8 +146,8 @@ class Training:
         self.model = team.join(self.network)
         self.compute = torch.compile(self.model) if self.job.machine.compile else self.model
         if team.rank == 0:
-            remove_leftovers(self.job.out)
-            write_json(self.job.out / "train.json", self.recipe)
+            storage.remove_leftovers(self.job.out)
+            storage.write_json(self.job.out / "train.json", self.recipe)
 
     def _go_on(self, state: dict[str, Any]) -> None:
         self.updater.load_state_dict(state)
@@ -308,4 +308,4 @@ def write_curves(path: Path, curves: list[StepReport]) -> None:
     for row in curves:
         miou = "" if row.miou is None else f"{row.miou:.6f}"
         writer.writerow([row.step, f"{row.loss:.6f}", f"{row.learning_rate:.8f}", f"{row.images_per_s:.3f}", miou])
-    write_bytes(path, buffer.getvalue().encode())
+    storage.write(path, buffer.getvalue().encode())

@@ -32,7 +32,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from autolabel.manifests.files import write_bytes, writing
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -95,8 +95,8 @@ def save_checkpoint(
     }
     if training is not None:
         content["training"] = dict(training)
-    with writing(path) as temporary:
-        torch.save(content, temporary)
+    with storage.writing(path) as file:
+        torch.save(content, file)
 
 
 def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
@@ -119,7 +119,7 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
         for key, value in checkpoint.state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
-    write_bytes(path, save(tensors, {FORMAT: json.dumps(about)}))  # one entry: of several the order is random
+    storage.write(path, save(tensors, {FORMAT: json.dumps(about)}))  # one entry: of several the order is random
 
 
 def _read_tensors(data: bytes) -> dict[str, Any]:

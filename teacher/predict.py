@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
@@ -380,6 +380,6 @@ def load_teacher(
         checkpoint.trained_on,
         device,
         pick_precision(precision, device),
-        sha256(path),
+        storage.sha256(path),
         combine,
     )

@@ -18,12 +18,13 @@ from click.testing import CliRunner, Result
 from PIL import Image
 
 from autolabel.cli import main
-from autolabel.manifests.files import LOCK
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CAMVID
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan_cityscapes, scan_folder
 from autolabel.manifests.scenes import write_city
+from autolabel.pipeline.run import Labelling
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 96, 192
@@ -58,26 +59,6 @@ def teacher(city: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out / "best.pt"
 
 
-@pytest.fixture
-def load_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every checkpoint is loaded once in a session: half of the time that a run of ten small images takes."""
-    from autolabel.manifests.files import sha256
-    from autolabel.pipeline import label, run
-    from autolabel.teacher.predict import load_teacher
-
-    def load(path: Path, *more: object) -> object:
-        key = (sha256(path), *more)
-        if key not in _LOADED:
-            _LOADED[key] = load_teacher(path, *more)  # type: ignore[arg-type]
-        return _LOADED[key]
-
-    for module in (label, run):
-        monkeypatch.setattr(module, "load_teacher", load)
-
-
-_LOADED: dict[tuple[object, ...], object] = {}
-
-
 @pytest.fixture(scope="session")
 def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A manifest of one picture in another label space."""
@@ -91,7 +72,7 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def names_in(folder: Path) -> list[str]:
     """What lies in a folder, but for its lock."""
-    return sorted(path.name for path in folder.iterdir() if path.name != LOCK)
+    return sorted(path.name for path in folder.iterdir() if path.name != storage.LOCK)
 
 
 def autolabel(*arguments: object) -> Result:
@@ -129,9 +110,14 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {p.relative_to(folder).as_posix(): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
 
+def outcome(result: Labelling) -> tuple[Accounts, int, dict[str, str], bool]:
+    """The accounts of a call, the samples that it finished, the units that failed, and True if it was stopped."""
+    return result.accounts, result.done, result.failed, result.stopped
+
+
 def labels_of(run: Path) -> dict[str, bytes]:
     """The committed labels of a run, as bytes."""
-    return {name: label.tobytes() for name, label in open_labels(run).items()}
+    return {name: label.tobytes() for name, label in Run.open(run).labels.items()}
 
 
 def quarantined(run: Path) -> dict[str, str]:

@@ -18,8 +18,8 @@ from conftest import ROOT, autolabel
 from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import load_manifest
-from autolabel.manifests.tables import read_statistics
 from autolabel.student.evaluate import Scores
 from autolabel.teacher.checkpoints import read_checkpoint, save_checkpoint
 from autolabel.teacher.networks.build import build
@@ -126,7 +126,7 @@ def run(words: list[str]) -> None:
     if words[0] == "generate":
         words += ["--engine", "local"]
     if "--auto-classes" in words:
-        rows = read_statistics("runs/auto", "classes").to_pylist()
+        rows = RunFolder("runs/auto").statistics("classes").to_pylist()
         found = sorted({row["class_name"] for row in rows if row["pixels"]})
         words[words.index("--auto-classes") + 1] = ",".join(found)
     done = autolabel(*words)

@@ -12,9 +12,8 @@ from pathlib import Path
 import pyarrow.parquet as pq
 from conftest import HEIGHT, WIDTH, autolabel
 
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
-from autolabel.manifests.tables import read_statistics
 
 
 def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp_path: Path) -> None:
@@ -27,7 +26,7 @@ def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp
         0,
         "10 samples: 4 labelled, 0 quarantined, 6 left for later",
     )
-    before = {name: label.tobytes() for name, label in open_labels(run).items()}
+    before = {name: label.tobytes() for name, label in Run.open(run).labels.items()}
     assert len(before) == 4
 
     # The same again, without the limit: only the rest is done, and what was there stays byte for byte.
@@ -36,20 +35,20 @@ def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp
         0,
         "10 samples: 10 labelled, 0 quarantined, 0 left for later",
     )
-    labels = open_labels(run)
+    labels = Run.open(run).labels
     assert {name: labels[name].tobytes() for name in before} == before
     about = json.loads((run / "run.json").read_text())
     assert about["state"] == "complete"
     assert about["accounts"] == {"asked": 10, "labelled": 10, "quarantined": 0, "left": 0}
 
     # The statistics say what the labels say.
-    images = read_statistics(run, "images").to_pylist()
+    images = RunFolder(run).statistics("images").to_pylist()
     assert sorted(row["sample_id"] for row in images) == sorted(labels)
     for row in images:
         label = labels[row["sample_id"]]
         assert label.shape == (row["height"], row["width"]) == (HEIGHT, WIDTH)
         assert row["labelled_pixels"] == int((label != 255).sum())
-    for row in read_statistics(run, "classes").to_pylist():
+    for row in RunFolder(run).statistics("classes").to_pylist():
         assert row["pixels"] == int((labels[row["sample_id"]] == row["class_id"]).sum())
         assert sum(row["confidence_hist"][10:]) == row["pixels"]  # threshold 0.5 keeps the upper ten bins
     assert "coverage" in autolabel("stats", run).stdout

@@ -7,7 +7,6 @@ labels are never looked for where old ones were.
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -20,16 +19,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.shards import CHUNK
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.tables import stream_statistics
 from autolabel.manifests.wording import Progress
 
 _COLUMNS = ("sample_id", "class_id", "y", "x")
-_TABLE = "stats/centroids.parquet"
 
 
 def centroids(label: NDArray[np.uint8], classes: int) -> list[dict[str, Any]]:
@@ -116,14 +114,17 @@ def _columns(sample: Iterable[int], class_id: Iterable[int], y: Iterable[float],
 
 
 def _unchanged(run: Path) -> bool:
-    """Whether the run's table is there and is the one that it recorded when it was finished."""
-    recorded = (json.loads((run / "run.json").read_bytes()).get("tables") or {}).get(_TABLE)
-    return recorded is not None and (run / _TABLE).is_file() and sha256(run / _TABLE) == recorded
+    """True if the run's table is there and is the one that the run recorded when it was finished."""
+    folder = RunFolder(run)
+    path = folder.statistics_path("centroids")
+    digests = Run.open(run).tables_sha256 or {}
+    recorded = digests.get(path.relative_to(run).as_posix())
+    return recorded is not None and path.is_file() and storage.sha256(path) == recorded
 
 
 def _from_table(run: Path, places: dict[str, int]) -> Iterable[Centroids]:
     ids, numbers = pa.array(places), np.fromiter(places.values(), np.int32)
-    for table in stream_statistics(run, "centroids", _COLUMNS):
+    for table in RunFolder(run).stream_statistics("centroids", _COLUMNS):
         found = pc.index_in(table["sample_id"], ids)
         here = pc.is_valid(found)
         yield _columns(

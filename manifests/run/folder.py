@@ -1,150 +1,301 @@
-"""A run folder: who may write to it, what it was asked for, and whether that is still what is asked.
+"""A run folder: the name of every file in it, and the run that `run.json` describes.
 
-run.json            what was asked, with which versions; and, at the end, the accounts
+run.json            the recipe, where its inputs were, with which versions; and, at the end, the accounts
 plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
-labels.zarr/ or labels/    see manifests/run/labels.py
+labels.zarr/ or labels/    the labels, see manifests/run/labels.py
 units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)
 attempts/*.jsonl    units under way
 stats/*.parquet, manifest.parquet, quarantine.parquet    derived from the records when the run ends
 progress.json       live counters
-audit.json, suggested.toml    what the labels are worth, and a policy from it (pipeline/analysis/audit.py)
+audit.json, suggested.toml    the worth of the labels, and a policy from it (pipeline/analysis/audit.py)
+report/             the page of `autolabel report`
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
-import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import google_crc32c
+import pyarrow as pa
 
-from autolabel.manifests.files import LOCK, busy, json_bytes, sha256, sign, try_lock, write_json
-from autolabel.manifests.policy import differences
+from autolabel.manifests import storage
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.recipe import Recipe
+from autolabel.manifests.run.labels import (
+    CONFIDENCE,
+    LABELS,
+    TOP,
+    RunConfidence,
+    RunLabels,
+    committed_labels,
+    zarr_folder,
+)
+from autolabel.manifests.samples import ManifestFile, open_manifest
+from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
+from autolabel.manifests.tables import BadTable, read_pieces, read_table
 
-FORMAT = "autolabel-run/3"
+FORMAT = "autolabel-run/4"
 RUN = "run.json"
-_SETUP_SECONDS = 60.0  # that another part may need to prepare the folder
-About = dict[str, Any]
+_STARTED = (storage.LOCK, "plan-", ".plan", f".{RUN}")  # a start that was killed may have left these
 
 
-def read_about(run: Path) -> About:
-    """`run.json`. Raises FileNotFoundError if this is no run, ValueError if it is damaged."""
-    path = run / RUN
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} is not a run: it has no {RUN}; make one with `autolabel generate`")
-    data = path.read_bytes()
-    try:
-        about = json.loads(data)
-    except ValueError as error:
-        raise ValueError(f"{path} is not readable JSON: restore it, or choose another --out") from error
-    if not isinstance(about, dict) or json_bytes(about) != data:
-        raise ValueError(f"{path} differs from what was written: restore it, or choose another --out")
-    if about.get("format") != FORMAT:
-        found = about.get("format")
-        raise ValueError(f"{path} has format {found!r}, this program knows {FORMAT!r}: choose another --out")
-    if about.pop("crc32c", None) != _checksum(about):
-        raise ValueError(
-            f"{path} differs from what was written (its checksum is another): restore it, or choose another --out"
-        )
-    return about
+@dataclass(frozen=True)
+class RunFolder:
+    """The names of the files in a run folder, whether they exist or not."""
+
+    path: Path
+
+    @property
+    def record(self) -> Path:
+        """The file that describes the run."""
+        return self.path / RUN
+
+    @property
+    def units(self) -> Path:
+        """The folder of the commit records."""
+        return self.path / "units"
+
+    @property
+    def attempts(self) -> Path:
+        """The folder of the notes about units under way."""
+        return self.path / "attempts"
+
+    @property
+    def manifest_path(self) -> Path:
+        """The manifest of the automatic labels."""
+        return self.path / "manifest.parquet"
+
+    @property
+    def quarantine_path(self) -> Path:
+        """The table of quarantined samples."""
+        return self.path / "quarantine.parquet"
+
+    @property
+    def progress_path(self) -> Path:
+        """The live counters."""
+        return self.path / "progress.json"
+
+    @property
+    def audit_path(self) -> Path:
+        """The result of `autolabel audit`."""
+        return self.path / "audit.json"
+
+    @property
+    def suggested_path(self) -> Path:
+        """The policy that an audit suggests."""
+        return self.path / "suggested.toml"
+
+    @property
+    def report(self) -> Path:
+        """The folder of the report."""
+        return self.path / "report"
+
+    def statistics_path(self, table: str) -> Path:
+        """One of the statistics tables. Raises ValueError for an unknown one."""
+        if table not in STATISTICS:
+            raise ValueError(f"no statistics table {table!r}: expected one of {', '.join(STATISTICS)}")
+        return self.path / "stats" / f"{table}.parquet"
+
+    def layer(self, name: str) -> Path:
+        """The Zarr group of a layer."""
+        return self.path / zarr_folder(name)
+
+    def tables(self) -> dict[str, Path]:
+        """The published tables by their names in `run.json`."""
+        paths = [self.manifest_path, self.quarantine_path, *map(self.statistics_path, STATISTICS)]
+        return {path.relative_to(self.path).as_posix(): path for path in paths}
+
+    @property
+    def manifest(self) -> ManifestFile:
+        """The manifest of the automatic labels. Raises BadTable until the run has published it."""
+        return open_manifest(self.manifest_path)
+
+    def statistics(self, table: str = "images", columns: Sequence[str] = ()) -> pa.Table:
+        """One of the statistics tables ("images", "classes", "centroids", "review"). Raises BadTable."""
+        return read_table(*self._statistics(table, columns))
+
+    def stream_statistics(self, table: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """The same table piece by piece, however many rows there are. Raises BadTable."""
+        yield from read_pieces(*self._statistics(table, columns))
+
+    def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
+        path = self.statistics_path(table)
+        if not path.is_file():
+            raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
+        schema = STATISTICS[table]
+        return path, pa.schema([schema.field(name) for name in columns or schema.names])
+
+    def quarantine(self) -> pa.Table:
+        """The quarantined samples with their reasons. Raises BadTable."""
+        return read_table(self.quarantine_path, QUARANTINE_SCHEMA)
+
+    def exists(self) -> bool:
+        """True if the folder holds a run."""
+        return self.record.is_file()
+
+    def require_new_or_run(self) -> None:
+        """Raise ValueError if the folder holds something that is not a run."""
+        if self.path.is_dir() and not self.exists():
+            strangers = [child.name for child in self.path.iterdir() if not child.name.startswith(_STARTED)]
+            if strangers:
+                raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
 
 
-def write_about(run: Path, about: About) -> None:
-    """Write `run.json` with a checksum of itself."""
-    write_json(run / RUN, {**about, "crc32c": _checksum(about)})
+@dataclass(frozen=True)
+class Accounts:
+    """Where every sample went: asked = labelled + quarantined + left."""
+
+    asked: int
+    labelled: int
+    quarantined: int
+    left: int
+
+    def balanced(self) -> bool:
+        """True if no sample is lost and none is counted twice."""
+        return self.asked == self.labelled + self.quarantined + self.left
 
 
-def _checksum(about: About) -> str:
-    return f"{google_crc32c.value(json.dumps(about, sort_keys=True).encode()):08x}"
+@dataclass(frozen=True)
+class Run(RunFolder):
+    """A run as `run.json` describes it. Open one with `Run.open`.
 
-
-def find_teacher(about: About, named: Path | None) -> tuple[Path | None, str]:
-    """The file of the run's teacher, or None and why. Raises ValueError if the user `named` another one."""
-    path = named or Path(about["teacher"])
-    if path.is_file() and sha256(path) == about["teacher_sha256"]:
-        return path, ""
-    what = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
-    if named:
-        raise ValueError(f"--teacher {path} {what}: name a file whose sha256 is {about['teacher_sha256']}")
-    return None, f"{path} {what}"
-
-
-def require_new_or_run(out: Path) -> None:
-    """Raise ValueError if the folder holds something that is not a run."""
-    ours = (LOCK, "plan-", ".plan")  # what a killed start may have left
-    if not (out / RUN).is_file() and any(not child.name.startswith(ours) for child in out.iterdir()):
-        raise ValueError(f"{out} is not empty and not a run (no {RUN}): choose another --out")
-
-
-def require_same(out: Path, before: About, identity: About) -> None:
-    """Raise ValueError, naming both values, if a run was asked for differently."""
-    words = {"teacher_sha256": "teacher"}
-    changes = [(words.get(k, k), before.get(k), v) for k, v in identity.items() if k != "policy" and before.get(k) != v]
-    changes += [(f"policy: {key}", *values) for key, *values in differences(before["policy"], identity["policy"])]
-    different = [f"{what} was {_short(old)}, now {_short(new)}" for what, old, new in changes]
-    if different:
-        raise ValueError(
-            f"{out} holds a run that was asked for differently ({'; '.join(different)}):"
-            " ask the same again to go on with it, or choose another --out"
-        )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 40 else text[:12] + "…" + text[-4:]
-
-
-class Lock:
-    """One driver per run folder, or several that each do a part of their own.
-
-    The first one in is `alone` and may prepare the folder; a driver of a part then lets others in with `share`. Locks
-    go with the process that holds them, however it ends.
+    input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
+    checkpoint's path at the time. engine: who labelled last. versions: of our packages. budgets: the memory that each
+    kind of device had and needed. state: "running", "partial" or "complete". tables: sha256 of every published table,
+    by name; None until they are published.
     """
 
-    def __init__(self, out: Path, part: tuple[int, int] | None) -> None:
-        self._out, self._piece = out, part
-        self.alone = False
+    recipe: Recipe
+    input_manifest: Path
+    input_sha256: str
+    plan: str
+    teacher: Path
+    engine: str
+    versions: Mapping[str, str]
+    machine: str
+    budgets: tuple[Mapping[str, Any], ...] = ()
+    state: str = "partial"
+    accounts: Accounts | None = None
+    tables_sha256: Mapping[str, str] | None = None
 
-    @contextlib.contextmanager
-    def held(self) -> Iterator[Lock]:
-        """Hold the lock. Raises ValueError naming who holds it."""
-        with contextlib.ExitStack() as stack:
-            if self._piece is not None:
-                own = self._open(stack, f"{LOCK}.{self._piece[0]}-of-{self._piece[1]}")
-                if not try_lock(own):
-                    raise busy(own, self._out)
-                sign(own)
-            self._file = self._open(stack, LOCK)
-            deadline = time.monotonic() + (_SETUP_SECONDS if self._piece else 0)
-            while True:
-                if try_lock(self._file):
-                    self.alone = True
-                    sign(self._file)
-                    break
-                if self._piece is not None and try_lock(self._file, fcntl.LOCK_SH):
-                    break
-                if time.monotonic() >= deadline:
-                    raise busy(self._file, self._out)
-                time.sleep(0.1)
-            yield self
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """Read and check `run.json`. Raises FileNotFoundError if this is no run, ValueError if it cannot be trusted."""
+        file = RunFolder(Path(path)).record
+        if not file.is_file():
+            raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
+        data = storage.read(file)
+        try:
+            document = json.loads(data)
+        except ValueError as error:
+            raise ValueError(f"{file} is not readable JSON: restore it, or choose another --out") from error
+        if not isinstance(document, dict) or storage.json_bytes(document) != data:
+            raise ValueError(f"{file} differs from what was written: restore it, or choose another --out")
+        if document.get("format") != FORMAT:
+            raise ValueError(
+                f"{file} has format {document.get('format')!r}{_writer(document)}, this program knows {FORMAT!r}:"
+                " choose another --out, or read it with the version that wrote it"
+            )
+        if document.pop("crc32c", None) != _checksum(document):
+            raise ValueError(
+                f"{file} differs from what was written (its checksum is another): restore it, or choose another --out"
+            )
+        return cls._of(Path(path), document)
 
-    def share(self) -> None:
-        """The folder is prepared: other parts may come in."""
-        if self._piece is not None:
-            fcntl.flock(self._file, fcntl.LOCK_SH)
-            self.alone = False
+    @classmethod
+    def _of(cls, path: Path, document: dict[str, Any]) -> Run:
+        try:
+            values = {field.name: document[field.name] for field in fields(cls) if field.name != "path"}
+            accounts = values["accounts"]
+            return cls(
+                path,
+                **{
+                    **values,
+                    "recipe": Recipe.of(values["recipe"]),
+                    "input_manifest": Path(values["input_manifest"]),
+                    "teacher": Path(values["teacher"]),
+                    "budgets": tuple(values["budgets"]),
+                    "accounts": None if accounts is None else Accounts(**accounts),
+                },
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path / RUN} is damaged ({error}): restore it, or choose another --out") from error
 
-    @contextlib.contextmanager
-    def publishing(self) -> Iterator[None]:
-        """One part after the other derives the tables."""
-        with contextlib.ExitStack() as stack:
-            if self._piece is not None:
-                fcntl.flock(self._open(stack, f"{LOCK}.publish"), fcntl.LOCK_EX)
-            yield
+    def save(self) -> None:
+        """Write `run.json` with a checksum of itself."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        del values["path"]
+        document = {
+            "format": FORMAT,
+            **values,
+            "recipe": self.recipe.to_dict(),
+            "input_manifest": str(self.input_manifest),
+            "teacher": str(self.teacher),
+            "budgets": list(self.budgets),
+            "accounts": None if self.accounts is None else asdict(self.accounts),
+        }
+        storage.write_json(self.record, {**document, "crc32c": _checksum(document)})
 
-    def _open(self, stack: contextlib.ExitStack, name: str) -> IO[str]:
-        return stack.enter_context(open(self._out / name, "a+", encoding="utf-8"))
+    def require_same(self, now: Recipe) -> None:
+        """Raise ValueError, naming both values, if the labels were asked for by another recipe."""
+        changes = self.recipe.changes(now)
+        if changes:
+            raise ValueError(
+                f"{self.path} holds a run that was asked for differently ({'; '.join(changes)}):"
+                " ask the same again to go on with it, or choose another --out"
+            )
+
+    @property
+    def label_space(self) -> LabelSpace:
+        """The classes of the labels."""
+        return self.recipe.label_space
+
+    @property
+    def policy(self) -> Policy:
+        """The policy that decided the labels."""
+        return self.recipe.policy
+
+    @property
+    def labels(self) -> RunLabels:
+        """The committed labels by sample id, finished or still being made."""
+        return RunLabels(committed_labels(self.path, LABELS), self.label_space)
+
+    @property
+    def confidence(self) -> RunConfidence:
+        """The teacher's kept top classes and levels of confidence. Raises ValueError if none were kept."""
+        if self.recipe.confidence_edges is None:
+            raise ValueError(f"{self.path} has kept no confidence: generate with --keep-confidence 8 does")
+        top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
+        return RunConfidence(top, levels, self.recipe.confidence_edges)
+
+    def find_teacher(self, named: Path | None) -> tuple[Path | None, str]:
+        """The file of the teacher, or None and the reason. Raises ValueError if the user `named` another one."""
+        path = named or self.teacher
+        if path.is_file() and storage.sha256(path) == self.recipe.teacher_sha256:
+            return path, ""
+        reason = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
+        if named:
+            raise ValueError(f"--teacher {path} {reason}: name a file whose sha256 is {self.recipe.teacher_sha256}")
+        return None, f"{path} {reason}"
+
+    def zarr_layers(self) -> dict[str, dict[str, Any]]:
+        """The attributes of the Zarr group of every layer that the run holds."""
+        recipe = self.recipe.to_dict()
+        space, edges = {"label_space": recipe["label_space"]}, recipe["confidence_edges"]
+        layers = {LABELS: {**space, "ignore": 255, "policy": recipe["policy"]}}
+        return layers if edges is None else {**layers, TOP: space, CONFIDENCE: {"edges": edges}}
+
+
+def _writer(document: Mapping[str, Any]) -> str:
+    versions = document.get("versions")
+    version = versions.get("autolabel") if isinstance(versions, dict) else None
+    return f", written by autolabel {version}" if version else ""
+
+
+def _checksum(document: Mapping[str, Any]) -> str:
+    return f"{google_crc32c.value(json.dumps(document, sort_keys=True).encode()):08x}"

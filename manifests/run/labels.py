@@ -10,7 +10,6 @@ as 255 everywhere, and a file that exists may belong to a unit that died.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -118,12 +117,6 @@ class RunLabels(Mapping[str, Label]):
         return len(self._labels)
 
 
-def open_labels(run: str | Path) -> RunLabels:
-    """The committed labels of a run folder, finished or still being made. Raises FileNotFoundError, ValueError."""
-    about = _about(Path(run))
-    return RunLabels(_committed(Path(run), LABELS), LabelSpace.of(about["label_space"]))
-
-
 class RunConfidence(Mapping[str, tuple[Label, Label]]):
     """What a run has kept of its teacher, by sample id: top class (H, W) uint8, level of confidence (H, W) uint8.
 
@@ -144,26 +137,11 @@ class RunConfidence(Mapping[str, tuple[Label, Label]]):
         return len(self._top)
 
 
-def open_confidence(run: str | Path) -> RunConfidence:
-    """What a run has kept of its teacher's confidence. Raises FileNotFoundError, and ValueError if that is nothing."""
-    edges = _about(Path(run))["confidence_edges"]
-    if edges is None:
-        raise ValueError(f"{run} has kept no confidence: generate with --keep-confidence 8 does")
-    top, levels = (RunLabels(_committed(Path(run), layer), None) for layer in (TOP, CONFIDENCE))
-    return RunConfidence(top, levels, edges)
-
-
-def _about(run: Path) -> dict[str, Any]:
-    path = run / "run.json"
-    if not path.is_file():
-        raise FileNotFoundError(f"{run} is not a run: it has no run.json; make one with `autolabel generate`")
-    return dict(json.loads(path.read_text(encoding="utf-8")))
-
-
 _PLACED = ["sample_id", "status", "label", "label_index", "height", "width"]
 
 
-def _committed(run: Path, layer: str) -> dict[str, StoredLabel]:
+def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:
+    """The places of a layer's committed maps, by sample id, from the commit records of a run folder."""
     columns = [*_PLACED, "label_crc32c" if layer == LABELS else f"{layer}_crc32c"]
     labels: dict[str, StoredLabel] = {}
     for record in sorted((run / "units").glob("*.parquet")):

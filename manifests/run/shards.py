@@ -29,7 +29,7 @@ import numpy as np
 import zstandard
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import write_bytes
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import IGNORE
 
 CHUNK = 512  # pixels, both ways; measured best for crops and size
@@ -70,7 +70,7 @@ def create_zarr(folder: Path, buckets: Mapping[str, int], shard: int, attributes
     """
     metadata = _metadata(folder, buckets, shard, attributes)
     for path in _differing(metadata):
-        write_bytes(path, metadata[path])
+        storage.write(path, metadata[path])
 
 
 def damaged_metadata(folder: Path, buckets: Mapping[str, int], shard: int, attributes: Mapping[str, Any]) -> list[Path]:
@@ -174,7 +174,7 @@ def write_zarr_shard(array: Path, first_row: int, shard: int, labels: Sequence[F
     body = b"".join(frame for frames in labels if frames for frame in frames)
     data = body + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
     path = shard_path(array, first_row // shard)
-    write_bytes(path, data)
+    storage.write(path, data)
     by_row = tuple(int(size) for size in sizes[: len(labels)].sum(axis=1))
     return WrittenShard(path.name, len(data), int(google_crc32c.value(data)), by_row)
 

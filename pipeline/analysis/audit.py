@@ -18,16 +18,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import sha256, write_bytes, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.policy import Policy, policy_of
-from autolabel.manifests.run.folder import About, find_teacher, read_about
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
 from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, Shares, shares
-from autolabel.manifests.tables import stream_statistics
 from autolabel.pipeline.analysis.calibration import (
     ESTIMABLE,
     GRID,
@@ -37,8 +36,8 @@ from autolabel.pipeline.analysis.calibration import (
     Suggestion,
     TemperatureFit,
 )
-from autolabel.pipeline.label import read_coarse
-from autolabel.pipeline.records import LABELLED, UNITS, Row, read_record
+from autolabel.pipeline.predictor import read_coarse
+from autolabel.pipeline.records import Row, read_rows
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
 
@@ -78,26 +77,26 @@ def audit(
     """
     if not 0 < precision < 1:
         raise ValueError(f"--target-precision {precision:g}: expected a share between 0 and 1, such as {PRECISION:g}")
-    about = read_about(run)
-    space = LabelSpace.of(about["label_space"])
+    opened = Run.open(run)
+    space = opened.label_space
     matched = _match(run, truth, space)
     coarse = _coarse(run, space)
-    network, leaked, notes = _unseen(about, teacher, matched, truth, allow_leak)
+    network, leaked, notes = _unseen(opened, teacher, matched, truth, allow_leak)
     if network is None and fit_temperature:
         raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     notes = matched.notes + notes
-    policy = policy_of(about["policy"])
+    policy = opened.policy
     left_out = policy.left_out(space)
     if left_out is not None and fit_temperature:
         raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
-    asked = open_manifest(about["manifest"]).find(matched.truth) if left_out is not None and network else {}
+    asked = open_manifest(opened.input_manifest).find(matched.truth) if left_out is not None and network else {}
     images, passes = len(matched.truth), 1 + fit_temperature
     fitted = None
     if fit_temperature and network:
-        fitted = _fit(network, about, policy.temperature, matched, space, lambda done: update(done, passes * images))
+        fitted = _fit(network, opened, policy.temperature, matched, space, lambda done: update(done, passes * images))
         policy = replace(policy, temperature=fitted["fitted"])
         notes += _about_temperature(fitted["fitted"])
-    grid = _grid(about, fit_temperature)
+    grid = _grid(opened, fit_temperature)
     confusion, boundary = Confusion(len(space)), BoundaryF(len(space))
     calibration = Calibration(len(space), grid) if network else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
@@ -108,7 +107,12 @@ def audit(
         if network and calibration:
             coarse_label = read_coarse(asked[sample_id], space) if sample_id in asked else None
             top, confidence = network.confidence(
-                read_image(sample.image), about["scales"], about["flip"], policy.temperature, left_out, coarse_label
+                read_image(sample.image),
+                opened.recipe.scales,
+                opened.recipe.flip,
+                policy.temperature,
+                left_out,
+                coarse_label,
             )
             calibration.add(true, top, confidence)
             if fitted:
@@ -122,10 +126,10 @@ def audit(
     classes = _classes(space, confusion, boundary, calibration, suggestion)
     if suggestion:
         named, comments = _suggested(policy, space, precision, suggestion)
-        write_bytes(run / SUGGESTED, named.to_toml(comments).encode())
+        storage.write(run / SUGGESTED, named.to_toml(comments).encode())
     report: Report = {
         "truth": str(truth.absolute()),
-        "truth_sha256": sha256(truth),
+        "truth_sha256": storage.sha256(truth),
         "images": images,
         "leaked": leaked,
         "target_precision": precision,
@@ -136,7 +140,7 @@ def audit(
         "coarse": coarse,
         "notes": notes + _verdicts(classes, suggestion, precision),
     }
-    write_json(run / AUDIT, report)
+    storage.write_json(run / AUDIT, report)
     return report
 
 
@@ -162,11 +166,10 @@ def _match(run: Path, truth: Path, space: LabelSpace) -> _Matched:
             )
         known[mark] = sample
     labelled, rows = 0, list[Row]()
-    for path in sorted((run / UNITS).glob("*.parquet")):
-        record, _ = read_record(path, _RECORD)
-        for row in record.to_pylist():
-            labelled += row["status"] == LABELLED
-            rows += [row] if row["status"] == LABELLED and row["image_fingerprint"] in known else []
+    for path in sorted(RunFolder(run).units.glob("*.parquet")):
+        for row in read_rows(path, _RECORD):
+            labelled += row.labelled
+            rows += [row] if row.labelled and row.image_fingerprint in known else []
     if not labelled:
         raise ValueError(f"{run} holds no labelled image: nothing to audit; go on with `autolabel generate`")
     if not rows:
@@ -174,19 +177,19 @@ def _match(run: Path, truth: Path, space: LabelSpace) -> _Matched:
             f"none of the {len(known)} fine images of {truth} is among the {labelled} labelled images of {run}"
             " (compared by content): label some of them too, in this run or in one of their own"
         )
-    found = {row["image_fingerprint"] for row in rows}
+    found = {str(row.image_fingerprint) for row in rows}
     notes = []
     if len(found) < len(known):
         notes.append(f"{len(known) - len(found)} of {len(known)} images of {truth} are not labelled in this run.")
-    truths = {row["sample_id"]: known[row["image_fingerprint"]] for row in rows}
-    return _Matched(truths, sorted(found), RunLabels(stored_labels(run, rows), space), notes)
+    truths = {row.sample_id: known[str(row.image_fingerprint)] for row in rows}
+    return _Matched(truths, sorted(found), RunLabels(stored_labels(run, map(vars, rows)), space), notes)
 
 
 def _unseen(
-    about: About, named: Path | None, matched: _Matched, truth: Path, allow_leak: bool
+    opened: Run, named: Path | None, matched: _Matched, truth: Path, allow_leak: bool
 ) -> tuple[Teacher | None, int | None, list[str]]:
     """The run's teacher, on how many truth images it was trained (None: nobody can tell), and what to say of that."""
-    path, why = find_teacher(about, named)
+    path, why = opened.find_teacher(named)
     if path is None:
         if not allow_leak:
             raise ValueError(
@@ -194,7 +197,7 @@ def _unseen(
                 " or say --allow-leak, which leaves out all that needs a teacher"
             )
         return None, None, [f"No calibration and no suggested thresholds, and a leak is possible: {why}."]
-    network = load_teacher(path, "auto", about["precision"], about["combine"])
+    network = load_teacher(path, "auto", opened.recipe.precision, opened.recipe.combine)
     leaked = len(overlap(network.trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -217,7 +220,7 @@ def _every(label: NDArray[np.uint8]) -> int:
 
 
 def _fit(
-    network: Teacher, about: About, now: float, matched: _Matched, space: LabelSpace, update: Callable[[int], None]
+    network: Teacher, opened: Run, now: float, matched: _Matched, space: LabelSpace, update: Callable[[int], None]
 ) -> Report:
     """The temperature, and what it does for the sampled pixels, before and after; the ECE after is for the caller."""
     fit, before = TemperatureFit(now), Calibration(len(space))
@@ -225,7 +228,7 @@ def _fit(
         true = read_sample_label(sample, space)
         every = _every(true)
         true = true[::every, ::every]
-        logits = network.sampled_logits(read_image(sample.image), every, about["scales"], about["flip"])
+        logits = network.sampled_logits(read_image(sample.image), every, opened.recipe.scales, opened.recipe.flip)
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
         before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))
@@ -246,12 +249,12 @@ def _about_temperature(temperature: float) -> list[str]:
     return notes
 
 
-def _grid(about: About, fitted: bool) -> Sequence[float]:
+def _grid(opened: Run, fitted: bool) -> Sequence[float]:
     """The thresholds to choose from. Where confidences are kept, those that `relabel` can tell apart.
 
     Kept ones are of the run's own temperature: with another one, the images are to be labelled again anyway.
     """
-    return GRID if fitted or about["confidence_edges"] is None else about["confidence_edges"]
+    return GRID if fitted or opened.recipe.confidence_edges is None else opened.recipe.confidence_edges
 
 
 def _suggested(policy: Policy, space: LabelSpace, precision: float, found: Suggestion) -> tuple[Policy, dict[str, str]]:
@@ -337,7 +340,7 @@ def _coarse(run: Path, space: LabelSpace) -> list[Report]:
     """What became of the human coarse labels, over all images of the run, from its statistics alone."""
     columns = ["coarse_pixels", "agreeing_pixels", "contradicted_pixels"]
     sums: Counts = np.zeros((len(space), len(columns)), np.int64)
-    for batch in stream_statistics(run, "classes", ["class_id", *columns]):
+    for batch in RunFolder(run).stream_statistics("classes", ["class_id", *columns]):
         counts = np.stack([batch[name].to_numpy() for name in columns], axis=1)
         np.add.at(sums, batch["class_id"].to_numpy(), counts)
     pixels, agreeing, contradicted = sums.T

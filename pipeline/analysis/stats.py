@@ -1,4 +1,4 @@
-"""What a run's labels look like, from its parquet statistics alone: no image is opened, no teacher is run."""
+"""Sum up a run from its parquet statistics alone: no image is opened and no teacher runs."""
 
 from __future__ import annotations
 
@@ -10,34 +10,49 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.policy import Policy, policy_of
-from autolabel.manifests.run.folder import read_about
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
-from autolabel.manifests.tables import stream_statistics
+from autolabel.manifests.wording import Shown, Table, counted, listed, number, percent, points, probability, size
 
+# The words for what can become of a pixel, everywhere that people read them.
+FATE_NAMES = {
+    "kept": "kept",
+    "below_threshold": "below its threshold",
+    "near_boundary": "near a boundary",
+    "in_small_piece": "in too small a piece",
+    "outside_area": "outside the area",
+    "decided_by_human": "decided by a human",
+}
+_THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # the coverage that each would give is shown
 _FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
-_MOST_OUTLINED = 0.99
+_MOST_OUTLINED = 0.99  # a teacher that never found a class outside proves little, so nothing counts as fully outlined
 _SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "contradicted_pixels", *_FATES)
 
 
 @dataclass(frozen=True)
-class Summary:
-    """`classes` has one row per class of the label space, indexed by name, with the columns
+class Summary(Shown):
+    """The labels of a run, class by class and in total. Shares of no pixel are NaN.
+
+    `classes` has one row per class of the label space, indexed by name, with the columns
 
     images            images in which the auto label has the class
     coarse_pixels, coarse_share    pixels of the class in the coarse labels, and their share of all coarse pixels
     auto_pixels, auto_share        the same for the auto labels
-    kept              share of the pixels whose top class it is that the teacher's rules keep
-    confidence        mean confidence over those pixels, before the threshold
-    agreement         share of its coarse pixels that the auto label confirms
-    contradicted        share of its coarse pixels that the auto label gives to another class
+    kept              share of the pixels of this top class that the teacher's rules keep
+    confidence        mean confidence of the pixels of this top class, before the threshold
+    agreement         share of the coarse pixels of the class that the auto label confirms
+    contradicted      share of the coarse pixels of the class that the auto label gives to another class
 
-    `fates` has the same rows: the share of the pixels whose top class it is by what became of them, a column for each
-    of FATES that occurs. The rest is about all pixels of all images. Shares without any pixel are NaN.
+    `fates` has the same rows and one column for each of FATES that occurs: the share of the pixels of this top class
+    that met it. `histograms` (C, 20) int64 counts confidences before the threshold, by top class. The other fields are
+    about all pixels of all images.
     """
 
+    run: Path
     classes: pd.DataFrame
     fates: pd.DataFrame
     images: int
@@ -48,13 +63,78 @@ class Summary:
     confidence: float
     agreement: float
     label_bytes: int
-    histograms: NDArray[np.int64]  # (C, 20) confidences before the threshold, by top class
+    histograms: NDArray[np.int64]
 
     @property
     def histogram(self) -> NDArray[np.int64]:
-        """(20,) confidences before the threshold, all classes."""
+        """Confidences of all classes before the threshold, (20,) int64."""
         total: NDArray[np.int64] = self.histograms.sum(axis=0)
         return total
+
+    @property
+    def has_coarse(self) -> bool:
+        """True if any image has a coarse label."""
+        return self.coarse_coverage > 0
+
+    @property
+    def seen(self) -> list[str]:
+        """The classes that a label has, or that the teacher chose for some pixel."""
+        rows = self.classes
+        return [str(name) for name in rows.index[(rows["coarse_pixels"] > 0) | rows["kept"].notna()]]
+
+    @property
+    def unseen(self) -> list[str]:
+        """The other classes of the label space."""
+        return [str(name) for name in self.classes.index if name not in self.seen]
+
+    @property
+    def would_keep(self) -> list[tuple[float, float]]:
+        """Pairs of a threshold and the share of all pixels above it."""
+        return [(threshold, coverage_at(self.histogram, threshold)) for threshold in _THRESHOLDS]
+
+    def class_table(self) -> Table:
+        """One row for each class that was seen, and the total; columns about coarse labels only if there are any."""
+
+        columns = ["coarse %", "auto %", "images", "kept %", "confidence", "agrees %", "contradicted %"]
+        rows = [
+            [
+                percent(row["coarse_share"], 2), percent(row["auto_share"], 2), number(int(row["images"])),
+                percent(row["kept"]), probability(row["confidence"]), percent(row["agreement"]),
+                percent(row["contradicted"]),
+            ]
+            for _, row in self.classes.loc[self.seen].iterrows()
+        ]  # fmt: skip
+        whole = [percent(1.0, 2), percent(1.0, 2), number(self.images), percent(self.kept)]
+        rows.append([*whole, probability(self.confidence), percent(self.agreement), ""])
+        shown = slice(None) if self.has_coarse else slice(1, -2)
+        return Table(
+            f"{self.run}: {counted(self.images, 'image')}",
+            ["class", *columns[shown]],
+            [[name, *row[shown]] for name, row in zip([*self.seen, "all"], rows, strict=True)],
+            last_is_total=True,
+            notes=[f"In no label, and never the teacher's choice: {listed(self.unseen)}."] if self.unseen else [],
+        )
+
+    def fate_table(self) -> Table:
+        """What became of the pixels of each top class, in per cent."""
+        rows = [[name, *map(percent, self.fates.loc[name])] for name in self.seen]
+        header = ["class", *(FATE_NAMES[fate] for fate in self.fates.columns)]
+        return Table("what became of the pixels of each top class, in %", header, rows)
+
+    def lines(self) -> list[str]:
+        """The totals."""
+        coarse = f"{percent(self.coarse_coverage)} % in the coarse labels, " if self.has_coarse else ""
+        each = self.label_bytes / self.images if self.images else None
+        return [
+            f"pixels with a class: {coarse}{percent(self.auto_coverage)} % in the auto labels",
+            f"a threshold would keep {', '.join(f'{percent(share)} % at {t:g}' for t, share in self.would_keep)}",
+            f"label size: {size(each)} an image",
+            f"the least trusted images: {self.run / 'stats' / 'review.parquet'}",
+        ]
+
+    def tables(self) -> list[Table]:
+        """The table of classes, and that of fates if the teacher chose any class."""
+        return [self.class_table(), *([self.fate_table()] if len(self.fates.columns) else [])]
 
 
 def _share(part: pd.Series, whole: pd.Series | float) -> pd.Series:
@@ -62,13 +142,13 @@ def _share(part: pd.Series, whole: pd.Series | float) -> pd.Series:
 
 
 def summarise(run: Path) -> Summary:
-    """Sum up a finished run, piece by piece. Raises BadTable if its statistics or manifest are not there."""
+    """Sum up a finished run in constant memory. Raises BadTable if its statistics or manifest are missing."""
     space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
     sums = {name: np.zeros(len(space), np.int64) for name in (*_SUMMED, "images")}
     confidence = np.zeros(len(space))
     histograms = np.zeros((len(space), CONFIDENCE_BINS), np.int64)
-    asked = ["class_id", "mean_confidence", "confidence_hist", *_SUMMED]
-    for rows in stream_statistics(run, "classes", asked):
+    columns = ["class_id", "mean_confidence", "confidence_hist", *_SUMMED]
+    for rows in RunFolder(run).stream_statistics("classes", columns):
         ids = rows["class_id"].to_numpy()
         for name in _SUMMED:
             np.add.at(sums[name], ids, rows[name].to_numpy())
@@ -77,8 +157,8 @@ def summarise(run: Path) -> Summary:
         np.add.at(histograms, ids, counts)
         np.add.at(confidence, ids, np.nan_to_num(rows["mean_confidence"].to_numpy()) * counts.sum(axis=1))
     images = pixels = coarse = labelled = label_bytes = 0
-    for rows in stream_statistics(
-        run, "images", ["height", "width", "coarse_pixels", "labelled_pixels", "label_bytes"]
+    for rows in RunFolder(run).stream_statistics(
+        "images", ["height", "width", "coarse_pixels", "labelled_pixels", "label_bytes"]
     ):
         images += len(rows)
         pixels += int((rows["height"].to_numpy().astype(np.int64) * rows["width"].to_numpy()).sum())
@@ -104,6 +184,7 @@ def summarise(run: Path) -> Summary:
     agreeing = int(sums["agreeing_pixels"].sum())
     nan = float("nan")
     return Summary(
+        run=run,
         classes=classes,
         fates=pd.DataFrame(fates, index=index),
         images=images,
@@ -118,26 +199,51 @@ def summarise(run: Path) -> Summary:
     )
 
 
-def outlined(run: Path) -> tuple[pd.DataFrame, Policy]:
-    """How much of each class people outline, as far as the teacher can tell; and the run's policy with that in it.
+@dataclass(frozen=True)
+class Outlined(Shown):
+    """How much of each class people outline, as far as the teacher can tell, and the run's policy with these shares.
 
-    One row per class of the label space: `named`, pixels of it in the coarse labels, `left_out`, pixels whose top class
-    it is in these images where the coarse labels name none, and `share`, the part of both that is named; NaN without
-    any pixel, and at most 0.99, because a teacher that never found a class outside proves little. Raises ValueError for
-    a run without coarse labels, BadTable.
+    `classes` has one row per class of the label space: `drawn`, its pixels in the coarse labels; `undrawn`, the pixels
+    of this top class where the coarse labels of an image name none; `share`, the drawn part of both. The share is NaN
+    without any pixel, and at most 0.99.
+    """
+
+    run: Path
+    classes: pd.DataFrame
+    policy: Policy
+
+    def tables(self) -> list[Table]:
+        """One row per class."""
+        rows = [
+            [str(name), number(int(row["drawn"])), number(int(row["undrawn"])), percent(row["share"])]
+            for name, row in self.classes.iterrows()
+        ]
+        return [
+            Table(f"{self.run}: what people outlined", ["class", "outlined px", "not outlined px", "share %"], rows)
+        ]
+
+
+def outlined(run: Path, *, output: Path | None = None) -> Outlined:
+    """Count what people outlined in the images of a run; write the policy that says so to `output`, as TOML.
+
+    Raises ValueError for a run without coarse labels, BadTable if its statistics or manifest are missing.
     """
     space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
-    named, left_out = np.zeros((2, len(space)), np.int64)
-    for rows in stream_statistics(run, "classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
-        np.add.at(named, rows["class_id"].to_numpy(), rows["coarse_pixels"].to_numpy())
-        np.add.at(left_out, rows["class_id"].to_numpy(), rows["undrawn_pixels"].to_numpy())
-    if not named.any():
+    drawn, undrawn = np.zeros((2, len(space)), np.int64)
+    for rows in RunFolder(run).stream_statistics("classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
+        np.add.at(drawn, rows["class_id"].to_numpy(), rows["coarse_pixels"].to_numpy())
+        np.add.at(undrawn, rows["class_id"].to_numpy(), rows["undrawn_pixels"].to_numpy())
+    if not drawn.any():
         raise ValueError(f"{run} has no coarse label: nobody outlined anything in its images")
-    counts = pd.DataFrame({"named": named, "left_out": left_out}, index=pd.Index(space.names, name="class"))
-    found = counts.assign(share=_share(counts["named"], counts.sum(axis=1)).clip(upper=_MOST_OUTLINED))
-    before = policy_of(read_about(run)["policy"])
-    shares = {str(name): round(share, 4) for name, share in found["share"].dropna().items()}
-    return found, replace(before, name=before.name.removesuffix("-outlined") + "-outlined", outlined=shares)
+    counts = pd.DataFrame({"drawn": drawn, "undrawn": undrawn}, index=pd.Index(space.names, name="class"))
+    counts["share"] = _share(counts["drawn"], counts.sum(axis=1)).clip(upper=_MOST_OUTLINED)
+    before = Run.open(run).policy
+    shares = {str(name): round(share, 4) for name, share in counts["share"].dropna().items()}
+    policy = replace(before, name=before.name.removesuffix("-outlined") + "-outlined", outlined=shares)
+    if output is not None:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        storage.write(output, policy.to_toml().encode())
+    return Outlined(run, counts, policy)
 
 
 def coverage_at(histogram: NDArray[np.int64], threshold: float) -> float:
@@ -147,12 +253,40 @@ def coverage_at(histogram: NDArray[np.int64], threshold: float) -> float:
     return kept / total if total else float("nan")
 
 
-def at_threshold(summary: Summary, threshold: float) -> pd.DataFrame:
-    """What another threshold would keep of the teacher's own classes: no human rule, region or the like is part of it.
+@dataclass(frozen=True)
+class OtherThreshold(Shown):
+    """The share of each class that another threshold would keep, if no other rule of a policy took part.
 
-    One row per class of the label space: `pixels` (whose top class it is), `kept` (share of them), `share` (of all that
-    is kept), and `kept_now`, `share_now` as the run has them. NaN without any pixel. Raises ValueError unless the
-    histograms know the threshold: a multiple of 0.05.
+    `classes` has one row per class of the label space: `pixels` of this top class, the share `kept` of them, its
+    `share` of all that is kept, and `kept_now`, `share_now` in the run. Shares of no pixel are NaN.
+    """
+
+    run: Path
+    threshold: float
+    classes: pd.DataFrame
+
+    def tables(self) -> list[Table]:
+        """One row per class: now, at the other threshold, and the change in points."""
+        at = f"at {self.threshold:g}"
+        rows = [
+            [
+                str(name), number(int(row["pixels"])), percent(row["kept_now"]), percent(row["kept"]),
+                points(row["kept"] - row["kept_now"]), percent(row["share_now"], 2), percent(row["share"], 2),
+                points(row["share"] - row["share_now"], 2),
+            ]
+            for name, row in self.classes.iterrows()
+        ]  # fmt: skip
+        note = (
+            f"{at.capitalize()} the teacher's top class alone decides; only now includes the other rules of the policy."
+        )
+        header = ["class", "pixels", "kept % now", at, "change", "of labels % now", at, "change"]
+        return [Table(f"{self.run}: kept now, and at threshold {self.threshold:g}", header, rows, notes=[note])]
+
+
+def at_threshold(summary: Summary, threshold: float) -> OtherThreshold:
+    """Compute what another threshold would keep of the teacher's own classes, without human labels and other rules.
+
+    Raises ValueError unless the histograms know the threshold: it must be a multiple of 0.05.
     """
     if not 0 <= threshold <= 1:
         raise ValueError(f"threshold {threshold:g}: expected a probability from 0 to 1, such as 0.7")
@@ -174,4 +308,4 @@ def at_threshold(summary: Summary, threshold: float) -> pd.DataFrame:
         "share_now": summary.classes["auto_share"],
         "share": _share(kept, float(kept.sum())),
     }
-    return pd.DataFrame(columns)
+    return OtherThreshold(summary.run, threshold, pd.DataFrame(columns))

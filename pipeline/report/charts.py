@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.policy import policy_of
+from autolabel.manifests.run.folder import Run
 from autolabel.pipeline.analysis.stats import Summary, coverage_at
 
 _TICKS = (0.01, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8)  # shares marked on the axis of the class distribution
@@ -70,9 +70,9 @@ def confidence_plots(summary: Summary, threshold: float) -> dict[str, Any]:
     }
 
 
-def class_histograms(summary: Summary, space: LabelSpace, about: About) -> Rows:
+def class_histograms(summary: Summary, space: LabelSpace, opened: Run) -> Rows:
     """The classes that are somewhere the top class: their pixels by confidence (highest bin: 1), and the threshold."""
-    thresholds = policy_of(about["policy"]).class_thresholds(space)
+    thresholds = opened.policy.class_thresholds(space)
     return [
         {
             "name": c.name,
@@ -96,14 +96,23 @@ def fates(summary: Summary, space: LabelSpace) -> Rows:
     return rows
 
 
-def policy_facts(about: About) -> Facts:
+def _scales(opened: Run) -> str:
+    mirrored = " and mirrored" if opened.recipe.flip else ""
+    return ", ".join(f"{scale:g}×" for scale in opened.recipe.scales) + mirrored
+
+
+def policy_facts(opened: Run) -> Facts:
     """Everything that turned an image into a label, in words."""
-    policy = policy_of(about["policy"])
+    policy = opened.policy
     own = ", ".join(f"{name} {threshold:g}" for name, threshold in policy.thresholds.items())
     facts = [
         ("Name", policy.name),
-        ("Scales", ", ".join(f"{scale:g}×" for scale in about["scales"]) + (" and mirrored" if about["flip"] else "")),
-        ("Combined", "mean of the logits" if about.get("combine") == "average" else "as the network has learnt"),
+        (
+            "Scales",
+            ", ".join(f"{scale:g}×" for scale in opened.recipe.scales)
+            + (" and mirrored" if opened.recipe.flip else ""),
+        ),
+        ("Combined", "mean of the logits" if opened.recipe.combine == "average" else "as the network has learnt"),
         ("Threshold", f"{policy.threshold:g}: a pixel keeps its most likely class above it"),
         ("Of classes", own or "the same for all"),
     ]
@@ -128,7 +137,7 @@ def policy_facts(about: About) -> Facts:
     return facts
 
 
-def throughput(images: pd.DataFrame, about: About) -> Facts:
+def throughput(images: pd.DataFrame, opened: Run) -> Facts:
     """How long an image took, and on what; `images` is `stats/images.parquet`."""
     if images.empty:
         return []
@@ -141,7 +150,7 @@ def throughput(images: pd.DataFrame, about: About) -> Facts:
         ("One worker", f"about {1000 / slowest:.2g} images/s, {pixels / slowest / 1000:.2g} megapixels/s"),
         ("Workers", f"{len(workers)}, with {_range(workers)} images each" if len(workers) > 1 else "1"),
     ]
-    for plan in about["plans"]:
+    for plan in opened.budgets:
         if "images_at_once" not in plan:  # no teacher took part
             facts.append((plan["device"], plan["precision"]))
             continue

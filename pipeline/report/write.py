@@ -27,16 +27,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
+from autolabel.manifests import storage
 from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
-from autolabel.manifests.files import remove_leftovers, write_bytes
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.policy import COMBINE, policy_of
-from autolabel.manifests.run.folder import find_teacher
-from autolabel.manifests.run.labels import RunConfidence, RunLabels, open_confidence, open_labels
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.labels import RunConfidence, RunLabels
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA
-from autolabel.manifests.tables import BadTable, read_statistics, read_table, stream_statistics
+from autolabel.manifests.tables import BadTable, read_table
 from autolabel.pipeline.analysis.stats import summarise
 from autolabel.pipeline.report import charts
 from autolabel.pipeline.report.pictures import (
@@ -85,32 +84,32 @@ def write_report(
     Raises BadTable if the run is not finished, ValueError for an unknown sample or a `teacher` that is not the run's.
     """
     summary = summarise(run)
-    about = json.loads((run / "run.json").read_text(encoding="utf-8"))
+    opened = Run.open(run)
     manifest = open_manifest(run / "manifest.parquet")
-    space, labels = manifest.label_space, open_labels(run)
-    table = read_statistics(run, "images").to_pandas().set_index("sample_id")
+    space, labels = manifest.label_space, opened.labels
+    table = opened.statistics("images").to_pandas().set_index("sample_id")
     quarantine = read_table(run / "quarantine.parquet", QUARANTINE_SCHEMA).to_pylist()
-    review = read_statistics(run, "review").to_pandas().set_index("sample_id")[["rank", "trust"]]
+    review = opened.statistics("review").to_pandas().set_index("sample_id")[["rank", "trust"]]
     # Not what is to be done again, because its unit record was deleted.
     ranked = review[review.index.isin(list(labels))].join(table)
     wanted = _requested(run, chosen, ranked, quarantine) if chosen else choose(list(ranked.index), images)
-    kept = open_confidence(run) if about["confidence_edges"] else None
-    teacher_file, no_teacher = _find_teacher(about, teacher, attention) if attention or not kept else (None, "")
-    combine = about.get("combine", COMBINE[0])  # not in the runs of older versions, which knew no other
-    network = load_teacher(teacher_file, "auto", about["precision"], combine) if teacher_file and wanted else None
-    several = attention and len(about["scales"]) > 1
-    asked, no_coarse = _find_asked(about, wanted) if summary.coarse_coverage > 0 else (None, "")
+    kept = opened.confidence if opened.recipe.confidence_edges else None
+    teacher_file, no_teacher = _find_teacher(opened, teacher, attention) if attention or not kept else (None, "")
+    recipe = opened.recipe
+    network = load_teacher(teacher_file, "auto", recipe.precision, recipe.combine) if teacher_file and wanted else None
+    several = attention and len(opened.recipe.scales) > 1
+    asked, no_coarse = _find_asked(opened, wanted) if summary.coarse_coverage > 0 else (None, "")
     samples = manifest.find(wanted)
     folder = run / "report"
     pictures = folder / f"pictures-{uuid.uuid4().hex[:12]}"
     pictures.mkdir(parents=True)
-    paint = Painter(pictures, labels, kept, samples, asked, space, about, network, several)
+    paint = Painter(pictures, labels, kept, samples, asked, space, opened, network, several)
     try:
         drawn = _paint_all(paint, wanted, update)
         cards = _cards(run, wanted, drawn, ranked, samples)
         page = _render(
             run=run.absolute(),
-            about=about,
+            about=opened,
             updated=_updated(run),
             gone=[note for note in (no_teacher, no_coarse, _ONE_SCALE if attention and not several else "") if note],
             summary=summary,
@@ -127,23 +126,23 @@ def write_report(
             by_scale=[(card, one.views) for card, one in zip(cards, drawn, strict=True) if one.views],
             weights=_weights(network.combination) if several and network else "",
             quarantine=quarantine,
-            policy=charts.policy_facts(about),
-            throughput=charts.throughput(table, about),
-            histograms=charts.class_histograms(summary, space, about),
+            policy=charts.policy_facts(opened),
+            throughput=charts.throughput(table, opened),
+            histograms=charts.class_histograms(summary, space, opened),
             fates=charts.fates(summary, space),
             fate_kinds=list(charts.SHOWN_FATES.values()),
             **charts.class_plot(summary, space),
-            **charts.confidence_plots(summary, float(about["policy"]["threshold"])),
+            **charts.confidence_plots(summary, opened.policy.threshold),
             **charts.audit(run),
         )
-        write_bytes(folder / "index.html", page.encode())
+        storage.write(folder / "index.html", page.encode())
     except BaseException:
         shutil.rmtree(pictures, ignore_errors=True)
         raise
     for path in folder.iterdir():  # the pictures of older reports, and nothing that a user may have put beside them
         if _PICTURES.fullmatch(path.name) and path != pictures:
             shutil.rmtree(path)
-    remove_leftovers(folder)
+    storage.remove_leftovers(folder)
     return folder / "index.html"
 
 
@@ -171,17 +170,17 @@ def _requested(run: Path, chosen: Sequence[str], ranked: pd.DataFrame, quarantin
     return [sample_id for sample_id in ranked.index if sample_id in set(chosen)]
 
 
-def _find_asked(about: About, wanted: Collection[str]) -> tuple[Asked | None, str]:
+def _find_asked(opened: Run, wanted: Collection[str]) -> tuple[Asked | None, str]:
     """The samples as the run was asked to label them, for their coarse labels; or why there are none."""
     try:
-        return open_manifest(about["manifest"]).find(wanted), ""
+        return open_manifest(opened.input_manifest).find(wanted), ""
     except BadTable as error:
         return None, f"No pictures of the coarse labels, which only the run's manifest lists: {error}."
 
 
-def _find_teacher(about: About, named: Path | None, attention: bool) -> tuple[Path | None, str]:
+def _find_teacher(opened: Run, named: Path | None, attention: bool) -> tuple[Path | None, str]:
     """The file of the run's teacher, or why there is none. Raises ValueError if the user named another one."""
-    found, why = find_teacher(about, named)
+    found, why = opened.find_teacher(named)
     if found:
         return found, ""
     missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"
@@ -227,13 +226,13 @@ class Painter:
         samples: Asked,
         asked: Asked | None,
         space: LabelSpace,
-        about: About,
+        opened: Run,
         teacher: Teacher | None,
         attention: bool,
     ) -> None:
         self._folder, self._labels, self._kept, self._samples, self._asked = folder, labels, kept, samples, asked
-        self._space, self._about, self._teacher, self._attention = space, about, teacher, attention
-        self._policy = policy_of(about["policy"])
+        self._space, self._run, self._teacher, self._attention = space, opened, teacher, attention
+        self._policy = opened.policy
         self._left_out = self._policy.left_out(space)
         self._asking = threading.Lock()
 
@@ -270,8 +269,9 @@ class Painter:
             return Missing(_NOT_ALL), []
         with self._asking:
             named = None if isinstance(coarse, Missing) else coarse
+            recipe = self._run.recipe
             top, confidence = self._teacher.confidence(
-                image, self._about["scales"], self._about["flip"], self._policy.temperature, self._left_out, named
+                image, recipe.scales, recipe.flip, self._policy.temperature, self._left_out, named
             )
             return confidence, self._by_scale(self._teacher, stem, image, top) if self._attention else []
 
@@ -284,7 +284,7 @@ class Painter:
             return View(kind, f"{self._folder.name}/{name}", drawn.size, scale, **more)
 
         views: list[View] = []
-        for view in teacher.views(image, self._about["scales"]):
+        for view in teacher.views(image, self._run.recipe.scales):
             prediction = draw_label(view.label, self._space)
             views.append(written("prediction", view.scale, prediction, encode_flat(prediction)))
             if _weights(teacher.combination) != "equal":
@@ -326,7 +326,7 @@ def _cards(
     """What the page says of every sample: its statistics and pictures, and its classes as (id, auto, coarse pixels)."""
     ids = pa.array(list(wanted), pa.string())
     named: dict[str, list[tuple[int, int, int]]] = {}
-    for rows in stream_statistics(run, "classes", ["sample_id", "class_id", "pixels", "coarse_pixels"]):
+    for rows in RunFolder(run).stream_statistics("classes", ["sample_id", "class_id", "pixels", "coarse_pixels"]):
         for row in rows.filter(pc.is_in(rows["sample_id"], ids)).to_pylist():
             if row["pixels"] or row["coarse_pixels"]:
                 named.setdefault(row["sample_id"], []).append((row["class_id"], row["pixels"], row["coarse_pixels"]))

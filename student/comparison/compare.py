@@ -22,8 +22,9 @@ from pathlib import Path
 
 import numpy as np
 
-from autolabel.manifests.files import sha256, write_bytes, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.fuse import join
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
@@ -129,8 +130,8 @@ def compare(
         "runs": labelled,
     }
     found = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), asked)
-    write_json(template.out / "compare.json", found.record())
-    write_bytes(template.out / "index.html", render(found, template.out).encode())
+    storage.write_json(template.out / "compare.json", found.record())
+    storage.write(template.out / "index.html", render(found, template.out).encode())
     return found
 
 
@@ -148,20 +149,15 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
     labelled: list[dict[str, str]] = []
     notes: list[str] = []
     for arm, run in runs:
-        try:
-            about = json.loads((run / "run.json").read_text(encoding="utf-8"))
-            teacher, digest, policy = Path(about["teacher"]), about["teacher_sha256"], about["policy"].get("name", "")
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(
-                f"{run / 'run.json'} is not that of a run ({error!r}): restore it, or label again"
-            ) from error
+        opened = Run.open(run)
+        teacher, digest, policy = opened.teacher, opened.recipe.teacher_sha256, opened.policy.name
         names = {"arm": arm, "run": str(run), "policy": policy}
         labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
         unknown = "so whether it has seen validation images cannot be told"
         if not teacher.is_file():
             notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
             continue
-        if sha256(teacher) != digest:
+        if storage.sha256(teacher) != digest:
             notes.append(f"{arm}: {teacher} is no longer the teacher that labelled {run}, {unknown}.")
             continue
         trained_on = read_checkpoint(teacher).trained_on

@@ -22,11 +22,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.files import TEMPORARY, write_bytes, write_json
+from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage, encode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.run import shards as stores
-from autolabel.manifests.run.labels import LABELS, open_labels, png_name, read_sample_label, zarr_folder
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.labels import LABELS, png_name, read_sample_label, zarr_folder
 from autolabel.manifests.run.shards import (
     DamagedLabel,
     WrittenShard,
@@ -100,7 +101,7 @@ def commit(
             row["status"], label = "quarantined", np.zeros((500, 500), np.uint8)
         elif store == "png":
             row |= {"label": f"{LABELS}/{png_name(sample_id + '.jpg')}", "label_index": None}
-            write_bytes(run / str(row["label"]), encode_label(label))
+            storage.write(run / str(row["label"]), encode_label(label))
         height, width = label.shape
         rows.append({**row, "height": height, "width": width, "label_crc32c": crc32c(label)})
     shard, committed = None, [labels[sample_id] for sample_id in ids]
@@ -116,7 +117,7 @@ def commit(
 def make_run(run: Path, labels: Mapping[str, Label | None], store: str = "zarr") -> dict[Path, WrittenShard]:
     """A finished run folder, and its shards; None for a sample that was quarantined."""
     units = plan(labels)
-    write_json(run / "run.json", {"label_space": json.loads(CAMVID.to_json())})
+    storage.write_json(run / "run.json", {"label_space": json.loads(CAMVID.to_json())})
     if store == "zarr":
         create_zarr(run / zarr_folder(LABELS), rows_of(units), SHARD, ABOUT)
     written = {
@@ -139,7 +140,7 @@ def one_shard(run: Path) -> tuple[Path, Path, Label]:
 @pytest.mark.parametrize("store", ["zarr", "png"])
 def test_every_label_is_read_back_exactly_whatever_its_size_and_store(tmp_path: Path, store: str) -> None:
     make_run(tmp_path, STREETS, store)
-    labels = open_labels(tmp_path)
+    labels = Run.open(tmp_path).labels
     assert sorted(labels) == sorted(STREETS)
     assert len(labels) == len(STREETS)
     for sample_id, label in STREETS.items():
@@ -286,7 +287,7 @@ def test_a_shard_in_which_all_is_ignored_is_still_a_file(tmp_path: Path, count: 
     unsure = {f"s{i}": np.full((300, 400), IGNORE, np.uint8) for i in range(count)}
     make_run(tmp_path, unsure)
     assert shard_path(tmp_path / zarr_folder(LABELS) / BUCKET, 0).stat().st_size == SHARD * 16 + 4
-    labels = open_labels(tmp_path)
+    labels = Run.open(tmp_path).labels
     for sample_id, label in unsure.items():
         assert np.array_equal(labels[sample_id], label)
 
@@ -321,9 +322,9 @@ def test_a_label_of_another_bucket_is_not_written(tmp_path: Path, size: tuple[in
 def test_a_unit_that_was_stopped_half_way_is_written_again_with_the_rest(tmp_path: Path) -> None:
     first, second = street(1, 500, 512), street(2, 500, 500)
     make_run(tmp_path, {"a": first, "b": None})
-    assert list(open_labels(tmp_path)) == ["a"]
+    assert list(Run.open(tmp_path).labels) == ["a"]
     commit(tmp_path, BUCKET, 0, ["a", "b"], {"a": first, "b": second})
-    labels = open_labels(tmp_path)
+    labels = Run.open(tmp_path).labels
     assert np.array_equal(labels["a"], first)
     assert np.array_equal(labels["b"], second)
 
@@ -349,11 +350,11 @@ def test_a_shard_that_is_written_again_is_read_again(tmp_path: Path) -> None:
 
 def test_a_run_made_anew_in_the_same_folder_is_read_anew(tmp_path: Path) -> None:
     make_run(tmp_path / "run", {"a": street(1, 500, 512)})
-    assert np.array_equal(open_labels(tmp_path / "run")["a"], street(1, 500, 512))
+    assert np.array_equal(Run.open(tmp_path / "run").labels["a"], street(1, 500, 512))
     shutil.rmtree(tmp_path / "run")
     others = {name: street(i, 400, 512) for i, name in enumerate("abcde", 20)}
     make_run(tmp_path / "run", others)
-    labels = open_labels(tmp_path / "run")
+    labels = Run.open(tmp_path / "run").labels
     for sample_id, label in others.items():
         assert np.array_equal(labels[sample_id], label)
 
@@ -364,7 +365,7 @@ def test_a_run_made_anew_in_the_same_folder_is_read_anew(tmp_path: Path) -> None
 @pytest.mark.parametrize("store", ["zarr", "png"])
 def test_a_crop_is_that_slice_of_the_label(tmp_path: Path, store: str) -> None:
     make_run(tmp_path, STREETS, store)
-    labels = open_labels(tmp_path)
+    labels = Run.open(tmp_path).labels
     dice = random.Random(0)
     for sample_id, label in STREETS.items():
         height, width = label.shape
@@ -391,7 +392,7 @@ def test_a_crop_is_that_slice_of_the_label(tmp_path: Path, store: str) -> None:
 def test_a_crop_that_leaves_the_label_is_refused(tmp_path: Path, store: str, window: tuple[int, int, int, int]) -> None:
     make_run(tmp_path, {"a": street(1, 600, 700)}, store)
     with pytest.raises(IndexError) as refusal:
-        open_labels(tmp_path).crop("a", *window)
+        Run.open(tmp_path).labels.crop("a", *window)
     top, left, height, width = window
     assert str(refusal.value) == (
         f"crop {height} x {width} at ({top}, {left}) leaves the label of 'a', which is 600 x 700"
@@ -420,7 +421,7 @@ def test_reading_many_shards_keeps_no_file_open(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(stores, "_INDICES", 3)  # fewer than there are shards
     labels = {f"s{i}": street(i, 100, 100) for i in range(10 * SHARD)}
     make_run(tmp_path, labels)
-    stored, before = open_labels(tmp_path), len([*Path("/proc/self/fd").iterdir()])
+    stored, before = Run.open(tmp_path).labels, len([*Path("/proc/self/fd").iterdir()])
     for _ in range(2):
         for sample_id, label in labels.items():
             assert np.array_equal(stored[sample_id], label)
@@ -430,7 +431,7 @@ def test_reading_many_shards_keeps_no_file_open(tmp_path: Path, monkeypatch: pyt
 
 def test_threads_read_at_once(tmp_path: Path) -> None:
     make_run(tmp_path, STREETS)
-    labels = open_labels(tmp_path)
+    labels = Run.open(tmp_path).labels
     with ThreadPoolExecutor(8) as pool:
         for sample_id, found in zip([*STREETS] * 5, pool.map(labels.__getitem__, [*STREETS] * 5), strict=True):
             assert np.array_equal(found, STREETS[sample_id])
@@ -444,7 +445,7 @@ def test_only_committed_labels_are_there(tmp_path: Path, store: str) -> None:
     labels = {f"s{i}": street(i, 100, 100) for i in range(4)}
     make_run(tmp_path, {**labels, "broken": None}, store)
     record_of(tmp_path, BUCKET, 1).unlink()  # its labels are on disk, but nobody vouches for them
-    committed = open_labels(tmp_path)
+    committed = Run.open(tmp_path).labels
     lost = {"s2", "s3"}
     assert set(committed) == labels.keys() - lost
     for sample_id in ("broken", "never heard of", *lost):
@@ -456,13 +457,13 @@ def test_only_committed_labels_are_there(tmp_path: Path, store: str) -> None:
 
 def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError) as refusal:
-        open_labels(tmp_path)
+        _ = Run.open(tmp_path).labels
     assert str(refusal.value) == f"{tmp_path} is not a run: it has no run.json; make one with `autolabel generate`"
 
 
 def test_a_run_without_a_finished_unit_has_no_labels(tmp_path: Path) -> None:
-    write_json(tmp_path / "run.json", {"label_space": json.loads(CAMVID.to_json())})
-    assert list(open_labels(tmp_path)) == []
+    storage.write_json(tmp_path / "run.json", {"label_space": json.loads(CAMVID.to_json())})
+    assert list(Run.open(tmp_path).labels) == []
 
 
 def test_a_cut_record_is_refused_by_name_and_not_taken_for_an_empty_one(tmp_path: Path) -> None:
@@ -470,7 +471,7 @@ def test_a_cut_record_is_refused_by_name_and_not_taken_for_an_empty_one(tmp_path
     record = record_of(tmp_path, BUCKET, 0)
     record.write_bytes(record.read_bytes()[:-20])
     with pytest.raises(ValueError, match=record.name):
-        open_labels(tmp_path)
+        _ = Run.open(tmp_path).labels
 
 
 # --- damage -----------------------------------------------------------------------------------------------------------
@@ -478,7 +479,7 @@ def test_a_cut_record_is_refused_by_name_and_not_taken_for_an_empty_one(tmp_path
 
 def reads(run: Path) -> list[Callable[[], Any]]:
     """The ways to read label "a": whole, and a crop that is in the first chunk."""
-    labels = open_labels(run)
+    labels = Run.open(run).labels
     return [lambda: labels["a"], lambda: labels.crop("a", 10, 10, 50, 50)]
 
 
@@ -502,7 +503,7 @@ def test_a_missing_array_is_an_error(tmp_path: Path) -> None:
 def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path: Path) -> None:
     """Reading finds it, or `damaged_metadata`, or the checksum of the shard's file, and no label reads as another."""
     shards = make_run(tmp_path, STREETS)
-    labels, rows = open_labels(tmp_path), rows_of(plan(STREETS))
+    labels, rows = Run.open(tmp_path).labels, rows_of(plan(STREETS))
     files = {path: path.read_bytes() for path in sorted((tmp_path / zarr_folder(LABELS)).rglob("*")) if path.is_file()}
     dice = random.Random(0)
     places = [(path, place) for path, data in files.items() for place in range(len(data))]
@@ -510,7 +511,7 @@ def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path:
     for path, place in [*dice.sample(places, 150), *((p, len(files[p]) - 1) for p in files)]:
         damaged = bytearray(files[path])
         damaged[place] ^= 1 << dice.randrange(8)
-        write_bytes(path, damaged)
+        storage.write(path, damaged)
         refused = 0
         for sample_id, label in STREETS.items():
             try:
@@ -525,13 +526,13 @@ def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path:
         else:
             assert crc32c(np.frombuffer(damaged, np.uint8)) != shards[path].crc32c
             found["by the checksum of the file"] += 1
-        write_bytes(path, files[path])
+        storage.write(path, files[path])
     assert min(found["by reading"], found["in the metadata"]) > 30
 
 
 def test_a_flipped_bit_is_found_also_after_the_index_was_read(tmp_path: Path) -> None:
     run, file, label = one_shard(tmp_path)
-    labels, data = open_labels(run), file.read_bytes()
+    labels, data = Run.open(run).labels, file.read_bytes()
     assert np.array_equal(labels["a"], label)
     with open(file, "r+b") as damaged:  # in place, as a disk does it
         damaged.seek(100)
@@ -556,7 +557,7 @@ def test_another_shard_in_its_place_is_noticed(tmp_path: Path) -> None:
     array = tmp_path / zarr_folder(LABELS) / BUCKET
     shutil.copy(shard_path(array, 1), shard_path(array, 0))
     with pytest.raises(DamagedLabel, match=r"^label of 'a' in .*b512x512 differs from what was committed$"):
-        open_labels(tmp_path)["a"]
+        Run.open(tmp_path).labels["a"]
 
 
 @pytest.mark.parametrize("length", [0, 10, 100, -1])
@@ -566,7 +567,7 @@ def test_a_damaged_shard_is_repaired_by_writing_it_again(tmp_path: Path, length:
     file = shard_path(tmp_path / zarr_folder(LABELS) / BUCKET, 0)
     file.write_bytes(file.read_bytes()[:length])
     commit(tmp_path, BUCKET, 0, ["a", "b"], {"a": first, "b": second})
-    labels = open_labels(tmp_path)
+    labels = Run.open(tmp_path).labels
     assert np.array_equal(labels["a"], first)
     assert np.array_equal(labels["b"], second)
 
@@ -591,7 +592,7 @@ def test_a_killed_writer_leaves_the_old_shard_or_the_new_one(tmp_path: Path) -> 
         found = [read_zarr(array, 0, 0, 0, 512, 512), read_zarr(array, 1, 0, 0, 400, 512)]
         assert any(all(map(np.array_equal, found, version)) for version in versions)
     others = {path.name for path in array.iterdir()} - {"zarr.json", "c.0.0.0"}
-    assert all(name.startswith(".") and name.endswith(TEMPORARY) for name in others)
+    assert all(name.startswith(".") and name.endswith(storage.TEMPORARY) for name in others)
 
 
 def test_a_png_that_is_missing_or_cut_is_an_error(tmp_path: Path) -> None:
@@ -619,7 +620,7 @@ def test_a_png_that_is_missing_or_cut_is_an_error(tmp_path: Path) -> None:
 )
 def test_a_png_that_was_exchanged_is_noticed_whole_and_in_crops(tmp_path: Path, other: Label) -> None:
     make_run(tmp_path, {"a": street(1, 100, 100)}, "png")
-    write_bytes(tmp_path / LABELS / "a.png", encode_label(other))
+    storage.write(tmp_path / LABELS / "a.png", encode_label(other))
     for read in reads(tmp_path):
         with pytest.raises(DamagedLabel):
             read()
@@ -649,7 +650,7 @@ def test_a_manifest_sample_finds_its_auto_label_whole_and_in_crops(tmp_path: Pat
 
 
 def test_a_manifest_sample_with_source_ids_gives_train_ids(tmp_path: Path) -> None:
-    write_bytes(tmp_path / "a.png", encode_label(np.array([[7, 33, 0]], np.uint8)))
+    storage.write(tmp_path / "a.png", encode_label(np.array([[7, 33, 0]], np.uint8)))
     sample = Sample("a", tmp_path / "a.jpg", 1, 3, source="fine", label=tmp_path / "a.png", label_ids="source")
     assert read_sample_label(sample, CITYSCAPES).tolist() == [[0, 18, 255]]
     assert read_sample_label(sample, CITYSCAPES, (0, 1, 1, 2)).tolist() == [[18, 255]]

@@ -14,10 +14,10 @@ import pytest
 from conftest import autolabel
 
 from autolabel.manifests.condition import parse_condition
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import ROWS_AT_ONCE
-from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 
@@ -112,16 +112,16 @@ def run(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> 
         row["label"] = None
     root = shutil.copytree(city, folder / "city")
     pq.write_table(pa.Table.from_pylist(rows, manifest.schema), root / "coarse.parquet")
-    generate(LabelJob(root / "coarse.parquet", teacher, folder / "run", (1.0,), engine="local", unit_size=4))
+    generate(LabelJob(root / "coarse.parquet", teacher, folder / "run", (1.0,), unit_size=4))
     return folder / "run"
 
 
 def test_a_run_ranks_its_images_by_what_its_other_tables_say(run: Path) -> None:
-    images = {row["sample_id"]: row for row in read_statistics(run, "images").to_pylist()}
+    images = {row["sample_id"]: row for row in RunFolder(run).statistics("images").to_pylist()}
     lost: dict[str, dict[str, int]] = {name: {} for name in images}
-    for row in read_statistics(run, "classes").to_pylist():
+    for row in RunFolder(run).statistics("classes").to_pylist():
         lost[row["sample_id"]][row["class_name"]] = row["contradicted_pixels"]
-    found = read_statistics(run, "review").to_pylist()
+    found = RunFolder(run).statistics("review").to_pylist()
     assert [row["rank"] for row in found] == list(range(1, 11))
     assert [row["trust"] for row in found] == sorted(row["trust"] for row in found)
     assert sum(row["disagreement"] is None for row in found) == 1
@@ -153,7 +153,7 @@ def fused(run: Path, out: Path, *options: object) -> tuple[list[str], str, dict[
 @pytest.mark.parametrize("share", ["30%", "0.3", "39%"])
 def test_the_least_trusted_share_is_dropped(run: Path, tmp_path: Path, share: str) -> None:
     kept, told, selection = fused(run, tmp_path, "--drop-worst", share)
-    review = [row["sample_id"] for row in read_statistics(run, "review").to_pylist()]
+    review = [row["sample_id"] for row in RunFolder(run).statistics("review").to_pylist()]
     listed = [s.sample_id for s in load_manifest(run / "manifest.parquet").samples]
     assert kept == [name for name in listed if name not in review[:3]]
     assert told == "dropped: 3 by --drop-worst"
@@ -165,7 +165,7 @@ def test_the_least_trusted_share_is_dropped(run: Path, tmp_path: Path, share: st
 
 
 def test_a_condition_keeps_what_meets_it_and_not_what_lacks_the_value(run: Path, tmp_path: Path) -> None:
-    images = {row["sample_id"]: row["agreement_with_coarse"] for row in read_statistics(run, "images").to_pylist()}
+    images = {row["sample_id"]: row["agreement_with_coarse"] for row in RunFolder(run).statistics("images").to_pylist()}
     middle = sorted(value for value in images.values() if value is not None)[3]
     condition = f"agreement_with_coarse > {middle!r}"
     kept, told, selection = fused(run, tmp_path, "--keep-if", condition)
@@ -176,7 +176,7 @@ def test_a_condition_keeps_what_meets_it_and_not_what_lacks_the_value(run: Path,
 
 def test_both_together_count_every_image_once(run: Path, tmp_path: Path) -> None:
     kept, told, _ = fused(run, tmp_path, "--drop-worst", "20%", "--keep-if", "rank > 5")
-    review = [row["sample_id"] for row in read_statistics(run, "review").to_pylist()]
+    review = [row["sample_id"] for row in RunFolder(run).statistics("review").to_pylist()]
     assert set(kept) == set(review[5:])
     assert told == "dropped: 2 by --drop-worst, 3 by --keep-if, 0 because the value is missing"
 

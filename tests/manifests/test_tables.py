@@ -17,6 +17,7 @@ import pytest
 from autolabel.manifests.fuse import join
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, LabelSpace
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import (
     Manifest,
     Sample,
@@ -27,7 +28,7 @@ from autolabel.manifests.samples import (
 )
 from autolabel.manifests.scan import scan_cityscapes
 from autolabel.manifests.schemas import IMAGES_SCHEMA, MANIFEST_SCHEMA
-from autolabel.manifests.tables import BadTable, read_statistics, writing_table
+from autolabel.manifests.tables import BadTable, writing_table
 
 Change = Callable[[pa.Table], pa.Table]
 
@@ -335,7 +336,7 @@ def test_an_image_that_is_gone_is_named(tmp_path: Path) -> None:
 def test_an_unfinished_run_has_no_statistics_and_says_so(tmp_path: Path, table: str) -> None:
     (tmp_path / "run.json").write_text("{}")
     with pytest.raises(BadTable) as refusal:
-        read_statistics(tmp_path, table)
+        RunFolder(tmp_path).statistics(table)
     assert str(refusal.value) == (
         f"{tmp_path}/stats/{table}.parquet does not exist: finish the run first with `autolabel generate`"
     )
@@ -347,13 +348,13 @@ def test_statistics_are_read_as_they_were_written(tmp_path: Path) -> None:
     ]
     written = pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
     write_table(tmp_path / "stats/images.parquet", written)
-    assert read_statistics(tmp_path).equals(written)
-    assert read_statistics(str(tmp_path), "images").equals(written)
+    assert RunFolder(tmp_path).statistics().equals(written)
+    assert RunFolder(str(tmp_path)).statistics("images").equals(written)
 
 
 def test_an_unknown_statistics_table_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refusal:
-        read_statistics(tmp_path, "pictures")
+        RunFolder(tmp_path).statistics("pictures")
     assert str(refusal.value) == "no statistics table 'pictures': expected one of images, classes, centroids, review"
 
 
@@ -362,4 +363,4 @@ def test_a_damaged_statistics_table_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / "stats/images.parquet").read_bytes()
     (tmp_path / "stats/images.parquet").write_bytes(data[:-10])
     with pytest.raises(BadTable, match=r"images\.parquet is not a readable parquet file"):
-        read_statistics(tmp_path)
+        RunFolder(tmp_path).statistics()

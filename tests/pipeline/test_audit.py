@@ -16,16 +16,15 @@ from conftest import autolabel, refused
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.policy import Policy, load_policy
-from autolabel.manifests.run.folder import read_about, write_about
-from autolabel.manifests.run.labels import open_labels, read_sample_label
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan_cityscapes, scan_folder
 from autolabel.manifests.scores import BoundaryF
-from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
@@ -39,7 +38,7 @@ def finished(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory
     """A run over the images that the teacher has learnt from (6) and those held out (3), with PNG labels."""
     folder = tmp_path_factory.mktemp("audit")
     save_manifest(folder / "both.parquet", scan_cityscapes(city / "data", ["train", "val"])[0])
-    job = LabelJob(folder / "both.parquet", teacher, folder / "run", scales=(1.0,), engine="local", store="png")
+    job = LabelJob(folder / "both.parquet", teacher, folder / "run", scales=(1.0,), store="png")
     generate(replace(job, policy=Policy(threshold=0.3), unit_size=4))
     return folder / "run"
 
@@ -51,7 +50,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
 
 def pairs(run: Path, truth: Path) -> list[tuple[Label, Label]]:
     """(truth, label) of every image that has both, by sample id."""
-    labels = open_labels(run)
+    labels = Run.open(run).labels
     return [(read_sample_label(s, CITYSCAPES), labels[s.sample_id]) for s in load_manifest(truth).samples]
 
 
@@ -132,9 +131,11 @@ def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path
 
 
 def test_the_suggestion_is_a_policy_file_that_keeps_the_other_rules(run: Path, city: Path) -> None:
-    about = read_about(run)
-    rules = {"threshold": 0.3, "thresholds": {"train": 0.8, "sky": 0.2}, "smallest_piece": 9, "coarse": "agree"}
-    write_about(run, {**about, "policy": {**about["policy"], **rules}})
+    opened = Run.open(run)
+    policy = replace(
+        opened.policy, threshold=0.3, thresholds={"train": 0.8, "sky": 0.2}, smallest_piece=9, coarse="agree"
+    )
+    replace(opened, recipe=replace(opened.recipe, policy=policy)).save()
     found = audit(run, city / "val.parquet", precision=0.7)
     policy = load_policy(str(run / "suggested.toml"))
     assert (policy.name, policy.threshold, policy.temperature) == ("precision-0.7", 0.3, 1)
@@ -148,9 +149,10 @@ def test_the_suggestion_is_a_policy_file_that_keeps_the_other_rules(run: Path, c
 
 def test_where_confidences_are_kept_relabel_can_apply_the_suggestion(city: Path, teacher: Path, tmp_path: Path) -> None:
     val = city / "val.parquet"
-    job = LabelJob(val, teacher, tmp_path / "run", scales=(1.0,), engine="local", keep_confidence=6)
+    job = LabelJob(val, teacher, tmp_path / "run", scales=(1.0,), keep_confidence=6)
     generate(replace(job, policy=Policy(thresholds={"train": 1 / 3})))
-    edges = read_about(tmp_path / "run")["confidence_edges"]
+    edges = Run.open(tmp_path / "run").recipe.confidence_edges
+    assert edges is not None
     found = audit(tmp_path / "run", val, precision=0.7)
     suggested = {c["suggested_threshold"] for c in found["classes"]} - {None}
     assert suggested and suggested <= set(edges)
@@ -226,7 +228,7 @@ def test_truth_is_matched_by_content_whatever_its_name(run: Path, city: Path, tm
 
 def test_coarse_labels_are_a_check_on_every_image(run: Path, city: Path) -> None:
     found = {row["name"]: row for row in audit(run, city / "val.parquet")["coarse"]}
-    rows = [r for r in read_statistics(run, "classes").to_pylist() if r["class_name"] == "road"]
+    rows = [r for r in RunFolder(run).statistics("classes").to_pylist() if r["class_name"] == "road"]
     pixels = sum(r["coarse_pixels"] for r in rows)
     assert len(rows) == 9 and found["road"]["coarse_pixels"] == pixels > 0
     assert found["road"]["agreement"] == sum(r["agreeing_pixels"] for r in rows) / pixels
@@ -243,7 +245,7 @@ def test_truth_that_the_teacher_has_seen_is_refused_unless_it_is_recorded(run: P
     result = autolabel("audit", run, "--truth", both, "--allow-leak")
     assert result.exit_code == 0, result.output
     found = json.loads((run / "audit.json").read_text())
-    assert (found["images"], found["leaked"], found["truth_sha256"]) == (9, 6, sha256(both))
+    assert (found["images"], found["leaked"], found["truth_sha256"]) == (9, 6, storage.sha256(both))
     assert "trained on 6 of these images" in result.stdout
 
 
@@ -251,7 +253,7 @@ def test_a_checkpoint_that_does_not_say_what_it_has_seen(city: Path, teacher: Pa
     weights = torch.load(teacher, weights_only=True)["state_dict"]
     torch.save({"state_dict": weights}, tmp_path / "published.pth")
     val = city / "val.parquet"
-    generate(LabelJob(val, tmp_path / "published.pth", tmp_path / "run", scales=(1.0,), engine="local"))
+    generate(LabelJob(val, tmp_path / "published.pth", tmp_path / "run", scales=(1.0,)))
     found = audit(tmp_path / "run", val)
     assert found["leaked"] is None and found["reliability"]
     assert found["notes"][0] == "The checkpoint does not say which images it was trained on: a leak is possible."
@@ -268,7 +270,7 @@ def test_statistics_that_are_gone_or_damaged_are_named(run: Path, city: Path) ->
 
 def test_a_teacher_that_has_moved(run: Path, city: Path, teacher: Path, tmp_path: Path) -> None:
     expected = audit(run, city / "val.parquet")
-    write_about(run, {**read_about(run), "teacher": str(tmp_path / "gone.pt")})
+    replace(Run.open(run), teacher=tmp_path / "gone.pt").save()
     val = city / "val.parquet"
     line = refused("audit", run, "--truth", val)
     assert f"{tmp_path}/gone.pt does not exist" in line and "--teacher" in line
@@ -300,7 +302,7 @@ def test_what_cannot_be_audited_is_said_in_one_line(run: Path, city: Path, teach
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.png").write_bytes(b"not a picture")
     save_manifest(tmp_path / "p.parquet", scan_folder(tmp_path / "photos", None, None, CITYSCAPES, "train")[0])
-    generate(LabelJob(tmp_path / "p.parquet", teacher, tmp_path / "empty", engine="local"))
+    generate(LabelJob(tmp_path / "p.parquet", teacher, tmp_path / "empty"))
     assert "holds no labelled image" in refused("audit", tmp_path / "empty", "--truth", val)
 
 

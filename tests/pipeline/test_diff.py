@@ -13,28 +13,24 @@ from conftest import autolabel
 
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
-from autolabel.pipeline.analysis.diff import Difference, compare
+from autolabel.pipeline.analysis.diff import RunDifference, compare
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 
-pytestmark = pytest.mark.usefixtures("load_once")
-
-
-def silent(done: int, total: int) -> None:
-    pass
-
 
 @pytest.fixture
-def three() -> Difference:
+def three() -> RunDifference:
     """Classes road, sidewalk and building. 100 pixels of A's road: 80 the same, 5 sidewalk, 15 ignored; …"""
     joint = [[80, 5, 0, 15], [0, 40, 0, 0], [0, 0, 0, 0], [20, 0, 10, 30]]
     space = LabelSpace("three", CITYSCAPES.classes[:3])
-    return Difference(space, np.array(joint, np.int64), images=2, identical=0, only_a=0, only_b=0)
+    return RunDifference(
+        Path("a"), Path("b"), space, np.array(joint, np.int64), images=2, identical=0, only_a=0, only_b=0
+    )
 
 
-def test_three_classes_by_hand(three: Difference) -> None:
+def test_three_classes_by_hand(three: RunDifference) -> None:
     road, sidewalk, building = (three.classes.loc[name] for name in three.space.names)
     assert road[["a_pixels", "b_pixels"]].tolist() == [100, 100]
     assert road[["a_share", "b_share"]].tolist() == [100 / 140, 100 / 155]
@@ -53,7 +49,7 @@ def test_three_classes_by_hand(three: Difference) -> None:
     assert three.moves(least=0.1)["road"] == [("ignored", 0.15)]
 
 
-def test_nothing_labelled_is_no_number(three: Difference) -> None:
+def test_nothing_labelled_is_no_number(three: RunDifference) -> None:
     empty = replace(three, joint=np.diag([0, 0, 0, 7]).astype(np.int64))
     assert np.isnan(empty.agreement) and np.isnan(empty.drift) and empty.coverage == (0, 0) and empty.moves() == {}
 
@@ -62,9 +58,7 @@ def test_nothing_labelled_is_no_number(three: Difference) -> None:
 def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """The same images at two thresholds; and at the lower one again, but only four of them and as PNG."""
     folder = tmp_path_factory.mktemp("diff")
-    asked = LabelJob(
-        city / "coarse.parquet", teacher, folder / "low", (1.0,), engine="local", policy=Policy(threshold=0.3)
-    )
+    asked = LabelJob(city / "coarse.parquet", teacher, folder / "low", (1.0,), policy=Policy(threshold=0.3))
     generate(asked)
     generate(replace(asked, out=folder / "high", policy=Policy(threshold=0.5)))
     generate(replace(asked, out=folder / "few", store="png", limit=4))
@@ -73,14 +67,14 @@ def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
 
 def test_the_lower_threshold_has_all_that_the_higher_keeps(runs: dict[str, Path]) -> None:
     seen: list[tuple[int, int]] = []
-    found = compare(runs["low"], runs["high"], lambda done, total: seen.append((done, total)))
+    found = compare(runs["low"], runs["high"], progress=lambda done, total: seen.append((done, total)))
     assert (found.images, found.only_a, found.only_b) == (10, 0, 0)
-    assert seen == [(k, 10) for k in range(11)]
+    assert seen == [(k, 10) for k in range(1, 11)]
     assert found.agreement == 1 and not found.joint[-1, :-1].any()
     assert (found.classes["moved"].fillna(0) == 0).all() and found.classes["lost"].max() > 0
     assert {target for became in found.moves().values() for target, _ in became} == {"ignored"}
     # And against brute force.
-    low, high = (np.concatenate([x.ravel() for x in open_labels(runs[name]).values()]) for name in ("low", "high"))
+    low, high = (np.concatenate([x.ravel() for x in Run.open(runs[name]).labels.values()]) for name in ("low", "high"))
     assert found.coverage == ((low != 255).mean(), (high != 255).mean())
     for c, (_, row) in enumerate(found.classes.iterrows()):
         assert row[["a_pixels", "b_pixels"]].tolist() == [(low == c).sum(), (high == c).sum()]
@@ -89,13 +83,13 @@ def test_the_lower_threshold_has_all_that_the_higher_keeps(runs: dict[str, Path]
 
 
 def test_the_other_way_round_what_was_lost_is_gained(runs: dict[str, Path]) -> None:
-    one, other = compare(runs["low"], runs["high"], silent), compare(runs["high"], runs["low"], silent)
+    one, other = compare(runs["low"], runs["high"]), compare(runs["high"], runs["low"])
     assert (one.joint == other.joint.T).all() and one.drift == other.drift
     assert one.classes["lost"].equals(other.classes["gained"])
 
 
 def test_only_what_both_have_labelled_is_compared(runs: dict[str, Path]) -> None:
-    found = compare(runs["few"], runs["low"], silent)
+    found = compare(runs["few"], runs["low"])
     assert (found.images, found.identical, found.only_a, found.only_b) == (4, 4, 0, 6)
     assert found.agreement == 1 and found.drift == 0 and found.moves() == {}
     shown = autolabel("stats", "diff", runs["few"], runs["low"])
@@ -105,7 +99,7 @@ def test_only_what_both_have_labelled_is_compared(runs: dict[str, Path]) -> None
 
 def test_the_biggest_moves_are_put_into_words(runs: dict[str, Path]) -> None:
     shown = autolabel("stats", "diff", runs["low"], runs["high"]).stdout
-    name, ((target, share), *_) = next(iter(compare(runs["low"], runs["high"], silent).moves().items()))
+    name, ((target, share), *_) = next(iter(compare(runs["low"], runs["high"]).moves().items()))
     assert f"of A's {name}, {100 * share:.1f} % became {target}" in shown
 
 
@@ -120,7 +114,7 @@ def test_runs_over_other_manifests_are_refused(
 ) -> None:
     listed = load_manifest(city / "coarse.parquet")
     save_manifest(tmp_path / "few.parquet", replace(listed, samples=listed.samples[:2]))
-    generate(LabelJob(tmp_path / "few.parquet", teacher, tmp_path / "run", (1.0,), engine="local"))
+    generate(LabelJob(tmp_path / "few.parquet", teacher, tmp_path / "run", (1.0,)))
     line = refused(runs["low"], tmp_path / "run")
     assert line.startswith(f"{runs['low']} and {tmp_path}/run label different manifests ({city}/coarse.parquet, sha256")
     assert f"{tmp_path}/few.parquet, sha256" in line and "compare two runs over the same one" in line

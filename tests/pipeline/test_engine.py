@@ -19,29 +19,31 @@ from typing import Any
 
 import pytest
 import ray
-from conftest import labels_of, photograph, quarantined, scanned
+from conftest import labels_of, outcome, photograph, quarantined, scanned
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
 from autolabel.manifests.cluster import ClusterFailed, cluster_address
+from autolabel.manifests.recipe import Machine
+from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.tables import read_statistics
-from autolabel.pipeline import engine
+from autolabel.manifests.settings import build_job
+from autolabel.pipeline import ray_engine
 from autolabel.pipeline.engine import EngineFailed, Limits
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.label import Decoded, Labeller
-from autolabel.pipeline.publish import Accounts
-from autolabel.pipeline.records import Attempt, excuse
-from autolabel.pipeline.run import Result, generate
+from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
+from autolabel.pipeline.records import Attempt, Row, excuse
+from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Unit
+from autolabel.teacher.predict import load_teacher
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes have no copy of this file
 
 
-class Fragile(Labeller):
-    """A labeller to whom the names of images do something."""
+class Fragile(TeacherPredictor):
+    """A predictor that obeys the names of images."""
 
-    def _decode(self, sample: Sample, unit: Unit) -> Decoded:
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         what, _, _ = sample.sample_id.partition("-")
         if what == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
@@ -51,7 +53,11 @@ class Fragile(Labeller):
             raise RuntimeError("CUDA error: an illegal memory access was encountered")
         if what == "slow":
             time.sleep(0.4)
-        return super()._decode(sample, unit)
+        return super().decode(sample, unit, row)
+
+
+def fragile(run: Run, device: str) -> Fragile:
+    return Fragile(load_teacher(run.teacher, device), run.recipe)
 
 
 @pytest.fixture(scope="module")
@@ -81,13 +87,14 @@ def names(count: int, what: str = "ok") -> list[str]:
 
 
 def job(manifest: Path, teacher: Path, out: str = "run", **settings: Any) -> LabelJob:
-    defaults = {"scales": (1.0,), "unit_size": 3, "max_quarantined": 1.0}
-    return LabelJob(manifest, teacher, manifest.parent / out, **{**defaults, **settings})
+    defaults = {"engine": "ray", "scales": (1.0,), "unit_size": 3, "max_quarantined": 1.0}
+    paths = {"manifest": manifest, "teacher": teacher, "out": manifest.parent / out}
+    return build_job(LabelJob, {**paths, **defaults, **settings})
 
 
-def in_a_thread(work: Callable[[], Result]) -> Callable[[], Result]:
+def in_a_thread(work: Callable[[], Labelling]) -> Callable[[], Labelling]:
     """Start it; the function that is returned waits for what comes out. Ray's cluster belongs to the main thread."""
-    box: list[Result | BaseException] = []
+    box: list[Labelling | BaseException] = []
 
     def run() -> None:
         try:
@@ -98,7 +105,7 @@ def in_a_thread(work: Callable[[], Result]) -> Callable[[], Result]:
     thread = threading.Thread(target=run)
     thread.start()
 
-    def result() -> Result:
+    def result() -> Labelling:
         thread.join(180)
         (found,) = box
         if isinstance(found, BaseException):
@@ -126,10 +133,10 @@ def test_images_that_kill_or_hang_their_process_are_found_and_cost_only_themselv
     cluster: Cluster, drive: Callable[..., Path], teacher: Path
 ) -> None:
     manifest = drive(*names(7), "kill-it", "hang-it")  # in three units of three
-    asked = job(manifest, teacher)
+    asked = job(manifest, teacher, address=cluster.address)
     notes: list[str] = []
-    result = generate(asked, on_note=notes.append, address=cluster.address, labeller=Fragile, limits=Limits(stall_s=4))
-    assert result == Result(Accounts(asked=9, labelled=7, quarantined=2, left=0), done=9, failed={}, stopped=False)
+    result = generate(asked, on_note=notes.append, predictor=fragile, limits=Limits(stall_s=4))
+    assert outcome(result) == (Accounts(asked=9, labelled=7, quarantined=2, left=0), 9, {}, False)
     why = "4 worker processes died or hung while they labelled it"
     assert quarantined(asked.out) == {"hang-it": why, "kill-it": why}
     assert any("no image finished in 4 s" in note for note in notes)
@@ -148,50 +155,52 @@ def test_without_ray_the_next_call_goes_on_carefully(drive: Callable[..., Path],
     asked = job(drive(*names(4), "kill-it"), teacher, engine="local", unit_size=64)
     code = (
         "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
-        "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', unit_size=64), labeller=Fragile)"
+        "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', unit_size=64), predictor=fragile)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(asked.manifest), str(asked.teacher)]
     for _ in range(5):  # once nobody looked, four times it was seen
         assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
-    assert generate(asked, labeller=Fragile).accounts == Accounts(5, 4, 1, 0)
+    assert generate(asked, predictor=fragile).accounts == Accounts(5, 4, 1, 0)
     assert list(quarantined(asked.out)) == ["kill-it"]
 
 
 def test_an_attempt_tells_what_earlier_processes_died_on(tmp_path: Path) -> None:
     unit = Unit("b512x512.000000", "b512x512", 0, ())
-    first = Attempt(tmp_path, unit)
+    first = Attempt(RunFolder(tmp_path), unit)
     assert not first.careful and not first.deaths
-    second = Attempt(tmp_path, unit)  # the first one died without a word
+    second = Attempt(RunFolder(tmp_path), unit)  # the first one died without a word
     assert second.careful and not second.deaths
     second.begin("a")
     second.begin("b")
-    third = Attempt(tmp_path, unit)
+    third = Attempt(RunFolder(tmp_path), unit)
     assert third.deaths == {"b": 1}
     third.begin("b")
     third.end(committed=False)  # left in order: not a death
-    assert Attempt(tmp_path, unit).deaths == {"b": 1}
+    assert Attempt(RunFolder(tmp_path), unit).deaths == {"b": 1}
     with open(third.path, "a") as file:
         file.write('{"attempt": "x", "sam')  # died while it wrote
     with pytest.raises(ValueError, match="Unterminated"):
         json.loads(third.path.read_text().splitlines()[-1])
-    last = Attempt(tmp_path, unit)
+    last = Attempt(RunFolder(tmp_path), unit)
     assert last.careful and last.deaths == {"b": 1}
     last.begin("b")
     excuse(last.path)  # its machine was lost
-    last = Attempt(tmp_path, unit)
+    last = Attempt(RunFolder(tmp_path), unit)
     assert last.deaths == {"b": 1}
     last.end(committed=True)
-    assert not last.path.exists() and not Attempt(tmp_path, unit).careful
+    assert not last.path.exists() and not Attempt(RunFolder(tmp_path), unit).careful
 
 
 def test_an_error_of_ours_is_tried_again_and_then_leaves_its_unit_for_later(
     cluster: Cluster, drive: Callable[..., Path], teacher: Path
 ) -> None:
-    asked = job(drive(*names(5), "raise-it"), teacher)
-    result = generate(asked, address=cluster.address, labeller=Fragile, limits=Limits(crashes=2))
+    asked = job(drive(*names(5), "raise-it"), teacher, address=cluster.address)
+    result = generate(asked, predictor=fragile, limits=Limits(crashes=2))
     assert result.accounts == Accounts(asked=6, labelled=3, quarantined=0, left=3)
     assert result.failed == {"b512x512.000001": "RuntimeError: CUDA error: an illegal memory access was encountered"}
-    assert generate(replace(asked, engine="local")).accounts == Accounts(6, 6, 0, 0)  # the error has been mended
+    assert generate(replace(asked, machine=Machine("local"))).accounts == Accounts(
+        6, 6, 0, 0
+    )  # the error has been mended
 
 
 # --- machines come and go ---------------------------------------------------------------------------------------------
@@ -200,18 +209,18 @@ def test_an_error_of_ours_is_tried_again_and_then_leaves_its_unit_for_later(
 def test_a_lost_machine_costs_nothing_and_a_new_one_is_used(
     cluster: Cluster, drive: Callable[..., Path], teacher: Path
 ) -> None:
-    asked = job(drive(*names(24, "slow")), teacher, unit_size=2)
+    asked = job(drive(*names(24, "slow")), teacher, unit_size=2, address=cluster.address)
     notes: list[str] = []
-    finish = in_a_thread(lambda: generate(asked, on_note=notes.append, address=cluster.address, labeller=Fragile))
+    finish = in_a_thread(lambda: generate(asked, on_note=notes.append, predictor=fragile))
     wait_for(lambda: units_of(asked.out) >= 2)
     for node in [*cluster.worker_nodes]:
         cluster.remove_node(node, allow_graceful=False)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
     wait_for(lambda: units_of(asked.out) >= 5)
     cluster.add_node(num_cpus=1, object_store_memory=80 * 2**20)
-    assert finish() == Result(Accounts(24, 24, 0, 0), done=24, failed={}, stopped=False)
+    assert outcome(finish()) == (Accounts(24, 24, 0, 0), 24, {}, False)
     assert any("its machine was lost" in note for note in notes)
-    workers = read_statistics(asked.out)["worker"].to_pylist()
+    workers = RunFolder(asked.out).statistics()["worker"].to_pylist()
     assert len(set(workers)) >= 3  # from before, the replacement, and the one that joined
     undisturbed = job(asked.manifest, teacher, "undisturbed", engine="local", unit_size=2)
     generate(undisturbed)
@@ -221,9 +230,9 @@ def test_a_lost_machine_costs_nothing_and_a_new_one_is_used(
 def test_a_gpu_that_cannot_be_had_is_a_clear_message(
     cluster: Cluster, drive: Callable[..., Path], teacher: Path
 ) -> None:
-    asked = job(drive(*names(2)), teacher, device="cuda", precision="float32")
+    asked = job(drive(*names(2)), teacher, device="cuda", precision="float32", address=cluster.address)
     with pytest.raises(EngineFailed) as failure:
-        generate(asked, address=cluster.address, limits=Limits(start_s=3))
+        generate(asked, limits=Limits(start_s=3))
     assert str(failure.value).startswith(
         "no worker started in 3 s: each needs 1 GPU and 1 CPU, the cluster has 0 GPU, 2 CPU and "
     )
@@ -232,9 +241,9 @@ def test_a_gpu_that_cannot_be_had_is_a_clear_message(
 def test_workers_that_cannot_start_say_why(
     cluster: Cluster, drive: Callable[..., Path], teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(engine.importlib.metadata, "version", lambda name: "0.0.0")
+    monkeypatch.setattr(ray_engine.importlib.metadata, "version", lambda name: "0.0.0")
     with pytest.raises(EngineFailed, match=r"workers cannot start: .*a node has autolabel .*, the driver 0\.0\.0"):
-        generate(job(drive(*names(2)), teacher), address=cluster.address)
+        generate(job(drive(*names(2)), teacher, address=cluster.address))
 
 
 @pytest.mark.parametrize(
@@ -266,7 +275,7 @@ def test_a_stopped_run_keeps_the_images_that_are_done_within_a_unit(
         "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
         "asked = job(Path(sys.argv[2]), Path(sys.argv[3]), engine=sys.argv[4], unit_size=64, workers=1);"
         "say = lambda what: print(what, file=sys.stderr, flush=True);"
-        "result = generate(asked, lambda p: say(p.done), say, labeller=Fragile);"
+        "result = generate(asked, on_progress=lambda p: say(p.done), on_note=say, predictor=fragile);"
         "sys.exit(130 if result.stopped else 0)"
     )
     command = [
@@ -289,6 +298,6 @@ def test_a_stopped_run_keeps_the_images_that_are_done_within_a_unit(
     assert "stopping: images under way are finished" in rest
     done = labels_of(asked.out)
     assert 3 <= len(done) < 40
-    result = generate(replace(asked, engine="local"))
+    result = generate(replace(asked, machine=Machine("local")))
     assert result.accounts == Accounts(40, 40, 0, 0) and result.done == 40 - len(done)
     assert done.items() <= labels_of(asked.out).items()

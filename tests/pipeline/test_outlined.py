@@ -12,10 +12,8 @@ from numpy.typing import NDArray
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
-from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.run.labels import open_confidence, open_labels
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
-from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
@@ -40,7 +38,7 @@ def job(city: Path, teacher: Path, tmp_path: Path) -> LabelJob:
     samples = [replace(s, coarse_label=None) if place == 1 else s for place, s in enumerate(known.samples)]
     asked = Manifest(known.label_space, tuple(samples), known.image_root, known.label_root, {})
     save_manifest(tmp_path / "asked.parquet", asked)
-    return LabelJob(tmp_path / "asked.parquet", teacher, tmp_path / "run", (0.5, 1.0), policy=OUTLINED, engine="local")
+    return LabelJob(tmp_path / "asked.parquet", teacher, tmp_path / "run", (0.5, 1.0), policy=OUTLINED)
 
 
 def by_hand(job: LabelJob, sample: Sample) -> tuple[Map, NDArray[np.float32], Map | None]:
@@ -92,7 +90,7 @@ def test_what_is_the_same_for_every_class_says_nothing(city: Path) -> None:
 def test_labels_are_those_of_bayes_rule_where_people_named_nothing(job: LabelJob, temperature: float) -> None:
     job = replace(job, policy=replace(OUTLINED, temperature=temperature))
     generate(job)
-    labels, changed = open_labels(job.out), 0
+    labels, changed = Run.open(job.out).labels, 0
     for sample in load_manifest(job.manifest).samples:
         top, p, coarse = by_hand(job, sample)
         expected = np.where(p > 0.3, top, IGNORE)
@@ -123,10 +121,11 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     generate(job)
     result = autolabel("stats", "outlined", job.out, "-o", tmp_path / "new" / "outlined.toml")
     assert result.exit_code == 0, result.output
-    found, policy = outlined(job.out)
+    found = outlined(job.out)
+    policy = found.policy
     assert load_policy(str(tmp_path / "new/outlined.toml")) == policy
     assert policy == replace(HUMAN_FIRST, name="human-first-outlined", outlined=policy.outlined)
-    space, kept = load_manifest(job.manifest).label_space, open_confidence(job.out)
+    space, kept = load_manifest(job.manifest).label_space, Run.open(job.out).confidence
     named, left_out = np.zeros((2, len(space)), int)
     for sample in load_manifest(job.manifest).samples:
         coarse = read_coarse(sample, space)
@@ -134,7 +133,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
             top, _ = kept[sample.sample_id]
             named += np.bincount(coarse[coarse != IGNORE], minlength=len(space))
             left_out += np.bincount(top[coarse == IGNORE], minlength=len(space))
-    assert found["named"].tolist() == named.tolist() and found["left_out"].tolist() == left_out.tolist()
+    assert found.classes["drawn"].tolist() == named.tolist() and found.classes["undrawn"].tolist() == left_out.tolist()
     for name, n, m in zip(space.names, named, left_out, strict=True):
         assert policy.outlined.get(name) == (round(min(n / (n + m), 0.99), 4) if n + m else None)
         assert f"{n:,}" in result.output
@@ -142,21 +141,21 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     command = "generate", job.manifest, "--teacher", job.teacher, "--engine", "local", "--out", again
     result = autolabel(*command, "--policy", tmp_path / "new/outlined.toml")
     assert result.exit_code == 0, result.output
-    assert read_about(again)["policy"]["outlined"] == policy.outlined
+    assert Run.open(again)["policy"]["outlined"] == policy.outlined
     assert labels_of(again) != labels_of(job.out)
-    assert outlined(again)[1].name == policy.name  # counted once more it is still the same kind of policy
+    assert outlined(again).policy.name == policy.name  # counted once more it is still the same kind of policy
 
 
 def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> None:
     generate(replace(job, policy=HUMAN_FIRST))
     path = job.out / "stats/classes.parquet"
-    table = read_statistics(job.out, "classes")
+    table = RunFolder(job.out).statistics("classes")
     import pyarrow as pa
     import pyarrow.parquet as pq
 
     place = table.schema.get_field_index("undrawn_pixels")
     pq.write_table(table.set_column(place, "undrawn_pixels", pa.array([0] * len(table), pa.int64())), path)
-    _, policy = outlined(job.out)
+    policy = outlined(job.out).policy
     assert policy.outlined and set(policy.outlined.values()) == {0.99}
 
 
@@ -179,7 +178,7 @@ def test_relabel_keeps_it_and_cannot_change_it(job: LabelJob, tmp_path: Path) ->
     generate(replace(job, out=tmp_path / "strict", policy=replace(OUTLINED, threshold=0.5)))
     relabel(job.out, replace(OUTLINED, threshold=0.5), tmp_path / "re")
     assert labels_of(tmp_path / "re") == labels_of(tmp_path / "strict")
-    one, two = (read_statistics(r, "classes").to_pylist() for r in (tmp_path / "re", tmp_path / "strict"))
+    one, two = (RunFolder(r).statistics("classes").to_pylist() for r in (tmp_path / "re", tmp_path / "strict"))
     assert one == two
     with pytest.raises(ValueError, match="differ in what is outlined: only `autolabel generate` can change it"):
         relabel(job.out, HUMAN_FIRST, tmp_path / "no")

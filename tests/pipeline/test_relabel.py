@@ -11,11 +11,9 @@ import pytest
 from conftest import autolabel, labels_of
 
 from autolabel.manifests.policy import PAPER, REFERENCE, Policy
-from autolabel.manifests.run.folder import read_about
-from autolabel.manifests.run.labels import open_confidence, open_labels
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.schemas import FATES
-from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
@@ -46,7 +44,7 @@ def nothing(*_: object) -> None:
 
 
 def job(city: Path, teacher: Path, out: Path, policy: Policy = PAPER, **more: object) -> LabelJob:
-    asked = LabelJob(city / "coarse.parquet", teacher, out, (1.0,), policy=policy, engine="local", unit_size=4)
+    asked = LabelJob(city / "coarse.parquet", teacher, out, (1.0,), policy=policy, unit_size=4)
     return replace(asked, **more)  # type: ignore[arg-type]
 
 
@@ -61,7 +59,7 @@ def test_top_class_and_level_are_those_of_the_teacher(kept: Path, teacher: Path,
     from autolabel.manifests.images import read_image
     from autolabel.manifests.samples import load_manifest
 
-    confidence, knows = open_confidence(kept), load_teacher(teacher, "cpu")
+    confidence, knows = Run.open(kept).confidence, load_teacher(teacher, "cpu")
     assert len(confidence.edges) == 7 and 0.5 in confidence.edges
     samples = load_manifest(city / "coarse.parquet").samples
     assert set(confidence) == {s.sample_id for s in samples}
@@ -72,13 +70,12 @@ def test_top_class_and_level_are_those_of_the_teacher(kept: Path, teacher: Path,
         assert np.array_equal(level, sum((p > np.float32(e)).astype(int) for e in confidence.edges))
 
 
-@pytest.mark.usefixtures("load_once")
 @pytest.mark.parametrize("policy", OTHERS.values(), ids=OTHERS)
 def test_relabelled_is_what_generate_would_have_labelled(
     policy: Policy, kept: Path, city: Path, teacher: Path, tmp_path: Path
 ) -> None:
     """Labels bit for bit; statistics but for how long it took."""
-    store = read_about(kept)["store"]
+    store = Run.open(kept)["store"]
     _, result = relabel(kept, policy, tmp_path / "relabelled")
     generate(job(city, teacher, tmp_path / "generated", policy, store=store))
     assert result.accounts.labelled == 10
@@ -86,7 +83,7 @@ def test_relabelled_is_what_generate_would_have_labelled(
     for name in ("images", "classes", "centroids"):
         runs = (tmp_path / "relabelled", tmp_path / "generated")
         one, other = (
-            read_statistics(run, name).to_pandas().drop(columns=NOT_THE_LABELS, errors="ignore") for run in runs
+            RunFolder(run).statistics(name).to_pandas().drop(columns=NOT_THE_LABELS, errors="ignore") for run in runs
         )
         for column in one:
             if one[column].dtype.kind == "f":
@@ -98,13 +95,13 @@ def test_relabelled_is_what_generate_would_have_labelled(
 
 def test_the_fates_of_all_pixels_sum_to_the_image(kept: Path, tmp_path: Path) -> None:
     relabel(kept, OTHERS["all rules"], tmp_path / "run")
-    images = read_statistics(tmp_path / "run", "images").to_pandas().set_index("sample_id")
-    classes = read_statistics(tmp_path / "run", "classes").to_pandas()
+    images = RunFolder(tmp_path / "run").statistics("images").to_pandas().set_index("sample_id")
+    classes = RunFolder(tmp_path / "run").statistics("classes").to_pandas()
     fates = classes.groupby("sample_id")[[f"{fate}_pixels" for fate in FATES]].sum()
     assert (fates.sum(axis=1) == images["height"] * images["width"]).all()
     assert (fates.sum() > 0).all()  # every rule has had its say
     assert (classes["pixels"] == classes["kept_pixels"] + classes["from_human_pixels"]).all()
-    for sample_id, label in open_labels(tmp_path / "run").items():
+    for sample_id, label in Run.open(tmp_path / "run").labels.items():
         mine = classes[classes["sample_id"] == sample_id].set_index("class_id")["pixels"]
         assert mine[mine > 0].to_dict() == {c: n for c, n in enumerate(np.bincount(label.ravel())[:19]) if n}
 

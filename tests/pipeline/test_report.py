@@ -21,12 +21,11 @@ from autolabel.manifests import drawing
 from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import PAPER, Area, Policy
-from autolabel.manifests.run.labels import open_confidence, open_labels
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import FATES
-from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.analysis.stats import summarise
-from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.report import charts, pictures
 from autolabel.pipeline.report import write as report
 from autolabel.pipeline.report.write import choose, write_report
@@ -39,7 +38,7 @@ from autolabel.teacher.predict import load_teacher
 @pytest.fixture(scope="module")
 def finished(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("report") / "run"
-    generate(LabelJob(city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local"))
+    generate(LabelJob(city / "coarse.parquet", teacher, run, scales=(1.0,)))
     return run
 
 
@@ -95,7 +94,7 @@ def test_the_pictures_are_the_labels_to_the_pixel(run: Path, city: Path) -> None
     page = write_report(run, 3, (), None, nothing)
     asked = {s.sample_id: s for s in load_manifest(city / "coarse.parquet").samples}
     for card in gallery(page)["cards"]:
-        auto, sample = open_labels(run)[card["id"]], asked[card["id"]]
+        auto, sample = Run.open(run).labels[card["id"]], asked[card["id"]]
         coarse = read_label(sample.coarse_label, CITYSCAPES, sample.label_ids)  # type: ignore[arg-type]
         stem = page.parent / gallery(page)["folder"] / card["stem"]
         for kind, label in (("auto", auto), ("coarse", coarse)):
@@ -113,8 +112,8 @@ def test_the_pictures_are_the_labels_to_the_pixel(run: Path, city: Path) -> None
 
 def test_the_page_says_of_every_image_what_the_statistics_say(run: Path) -> None:
     page = write_report(run, 10, (), None, nothing)
-    images = read_statistics(run, "images").to_pandas().set_index("sample_id")
-    classes = read_statistics(run, "classes").to_pandas()
+    images = RunFolder(run).statistics("images").to_pandas().set_index("sample_id")
+    classes = RunFolder(run).statistics("classes").to_pandas()
     for card in gallery(page)["cards"]:
         rows, pixels = classes[classes.sample_id == card["id"]].set_index("class_id"), 192 * 96
         told = {i: (round(auto * pixels), round(coarse * pixels)) for i, auto, coarse in card["classes"]}
@@ -126,7 +125,7 @@ def test_the_page_says_of_every_image_what_the_statistics_say(run: Path) -> None
 
 def test_the_least_trusted_come_first(run: Path) -> None:
     page = write_report(run, 10, (), None, nothing)
-    review = read_statistics(run, "review").to_pydict()
+    review = RunFolder(run).statistics("review").to_pydict()
     cards = gallery(page)["cards"]
     assert [card["id"] for card in cards] == review["sample_id"] and [card["rank"] for card in cards] == review["rank"]
     assert [card["trust"] for card in cards] == pytest.approx(review["trust"], abs=1e-6)
@@ -141,7 +140,7 @@ def test_most_of_a_choice_are_the_worst_and_the_rest_is_spread() -> None:
 def test_a_new_report_replaces_the_pictures_of_the_old_one(run: Path) -> None:
     page = write_report(run, 3, (), None, nothing)
     (page.parent / "my notes.txt").write_text("kept")
-    chosen = sorted(open_labels(run))[4]
+    chosen = sorted(Run.open(run).labels)[4]
     write_report(run, 8, (chosen,), None, nothing)
     assert [card["id"] for card in gallery(page)["cards"]] == [chosen]
     assert on_disk(page) == files(page) | {"my notes.txt"}
@@ -181,11 +180,11 @@ def test_the_teacher_runs_again_for_the_first_images_only(run: Path, monkeypatch
 
 def test_confidence_that_was_kept_needs_no_teacher(city: Path, teacher: Path, tmp_path: Path) -> None:
     run, mine = tmp_path / "run", Path(shutil.copyfile(teacher, tmp_path / "mine.pt"))
-    job = LabelJob(city / "coarse.parquet", mine, run, scales=(1.0,), engine="local", limit=2, keep_confidence=4)
+    job = LabelJob(city / "coarse.parquet", mine, run, scales=(1.0,), portion=Portion(limit=2), keep_confidence=4)
     generate(job)
     mine.unlink()
     page = write_report(run, 5, (), None, nothing)
-    kept = open_confidence(run)
+    kept = Run.open(run).confidence
     for card in gallery(page)["cards"]:
         drawn = opened(page.parent / gallery(page)["folder"] / f"{card['stem']}-confidence.webp")
         wanted = np.asarray(pictures.draw_share(pictures.from_levels(kept[card["id"]][1], kept.edges)))
@@ -268,7 +267,7 @@ def _luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_can_be_read_on_every_ground(theme: str) -> None:
-    style = (ROOT / "pipeline" / "report.css").read_text(encoding="utf-8")
+    style = (ROOT / "pipeline" / "report" / "report.css").read_text(encoding="utf-8")
     light, dark = style.split("@media (prefers-color-scheme: dark)")
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", light if theme == "light" else dark))
     for text in ("ink", "soft", "accent", "warn"):
@@ -298,7 +297,7 @@ def test_the_policy_is_told_in_words() -> None:
 
 
 def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
-    classes = read_statistics(run, "classes").to_pandas()
+    classes = RunFolder(run).statistics("classes").to_pandas()
     road = classes[classes.class_name == "road"]
     (told,) = (row for row in charts.fates(summarise(run), CITYSCAPES) if row["name"] == "road")
     top = road[[f"{fate}_pixels" for fate in FATES]].to_numpy().sum()
@@ -343,7 +342,7 @@ def test_an_audit_is_on_the_page(run: Path) -> None:
 
 
 def labelled(city: Path, checkpoint: Path, out: Path, scales: tuple[float, ...], combine: str = "network") -> Path:
-    generate(LabelJob(city / "coarse.parquet", checkpoint, out, scales, combine=combine, engine="local", limit=2))
+    generate(LabelJob(city / "coarse.parquet", checkpoint, out, scales, combine=combine, portion=Portion(limit=2)))
     return out
 
 

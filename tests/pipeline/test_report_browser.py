@@ -14,8 +14,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
-from autolabel.manifests.tables import read_statistics
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
@@ -53,7 +53,7 @@ FAINT = """() => {
 @pytest.fixture(scope="module")
 def run(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("browser") / "run"
-    generate(LabelJob(city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local"))
+    generate(LabelJob(city / "coarse.parquet", teacher, run, scales=(1.0,)))
     write_report(run, 100, (), None, lambda done, total: None)
     return run
 
@@ -120,7 +120,7 @@ def test_the_page_fits_and_can_be_read(visit: Callable[..., Any], width: int, sc
 
 def test_filters_show_exactly_what_the_statistics_say(visit: Callable[..., Any], run: Path) -> None:
     page = visit()
-    classes = read_statistics(run, "classes").to_pandas()
+    classes = RunFolder(run).statistics("classes").to_pandas()
     per_class = classes[classes.pixels > 0].groupby("class_name").sample_id.nunique()
     assert per_class.min() < 10 == page.locator(".shot:visible").count()
     for name, count in per_class.items():
@@ -147,8 +147,8 @@ def test_filters_show_exactly_what_the_statistics_say(visit: Callable[..., Any],
 
 def test_the_worst_come_first_and_other_orders_are_at_hand(visit: Callable[..., Any], run: Path) -> None:
     page = visit()
-    images = read_statistics(run, "images").to_pandas().set_index("sample_id")
-    classes = read_statistics(run, "classes").to_pandas().groupby("sample_id").contradicted_pixels.sum()
+    images = RunFolder(run).statistics("images").to_pandas().set_index("sample_id")
+    classes = RunFolder(run).statistics("classes").to_pandas().groupby("sample_id").contradicted_pixels.sum()
     trust = images.mean_confidence * (1 - classes / images.coarse_pixels)
     worst_first = list(trust.sort_values().index)
     assert shown(page) == worst_first
@@ -206,7 +206,6 @@ def test_the_viewer_works_by_keyboard_alone(visit: Callable[..., Any]) -> None:
 
 
 def test_the_viewer_works_by_mouse_and_names_the_class_under_the_pointer(visit: Callable[..., Any], run: Path) -> None:
-    from autolabel.manifests.run.labels import open_labels
 
     page = visit()
     page.locator(".shot a").nth(2).click()
@@ -215,7 +214,7 @@ def test_the_viewer_works_by_mouse_and_names_the_class_under_the_pointer(visit: 
     page.fill("#opacity", "20")
     assert opacity(page) == 0.2
     page.wait_for_function("ids !== null")
-    label, box = open_labels(run)[name], page.locator("#picture").bounding_box()
+    label, box = Run.open(run).labels[name], page.locator("#picture").bounding_box()
     names = load_manifest(run / "manifest.parquet").label_space.names
     for y, x in ((5, 90), (60, 20), (90, 100)):
         page.mouse.move(box["x"] + (x + 0.5) * box["width"] / 192, box["y"] + (y + 0.5) * box["height"] / 96)

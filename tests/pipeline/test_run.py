@@ -16,26 +16,28 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 import zarr
-from conftest import address_space, autolabel, labels_of, quarantined, scanned
+from conftest import address_space, autolabel, labels_of, outcome, quarantined, scanned
 from PIL import Image
 
 from autolabel.manifests.cluster import ClusterFailed
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
-from autolabel.manifests.tables import read_statistics
-from autolabel.pipeline import label as label_module
+from autolabel.manifests.settings import build_job
 from autolabel.pipeline.analysis.stats import coverage_at, summarise
-from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.progress import Progress
-from autolabel.pipeline.publish import Accounts
-from autolabel.pipeline.run import Result, generate
+from autolabel.pipeline.job import LabelJob, Portion
+from autolabel.pipeline.label import Labeller
+from autolabel.pipeline.predictor import TeacherPredictor
+from autolabel.pipeline.progress import Counters
+from autolabel.pipeline.records import write_record
+from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.networks.build import build
@@ -56,12 +58,8 @@ def drive(city: Path, tmp_path: Path) -> Path:
 
 def job(drive: Path, teacher: Path, out: str = "run", **settings: object) -> LabelJob:
     defaults = {"engine": "local", "unit_size": 3, "scales": (0.5, 1.0)}
-    return LabelJob(
-        drive.parent / "drive.parquet",
-        teacher,
-        drive.parent / out,
-        **{**defaults, **settings},  # type: ignore[arg-type]
-    )
+    paths = {"manifest": drive.parent / "drive.parquet", "teacher": teacher, "out": drive.parent / out}
+    return build_job(LabelJob, {**paths, **defaults, **settings})
 
 
 # --- the same labels, whoever made them -------------------------------------------------------------------------------
@@ -69,12 +67,12 @@ def job(drive: Path, teacher: Path, out: str = "run", **settings: object) -> Lab
 
 def test_labels_are_those_of_the_teacher_alone(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher)
-    assert generate(asked) == Result(Accounts(7, 7, 0, 0), done=7, failed={}, stopped=False)
+    assert outcome(generate(asked)) == (Accounts(7, 7, 0, 0), 7, {}, False)
     knows = load_teacher(teacher, "cpu")
     for sample in load_manifest(asked.manifest).samples:
         image = np.asarray(Image.open(sample.image))
         (expected,), _ = knows.label(image[None], asked.policy.threshold, asked.scales)
-        found = open_labels(asked.out)[sample.sample_id]
+        found = Run.open(asked.out).labels[sample.sample_id]
         assert (found != expected).mean() < 1e-4  # one thread against several: the last bits of a tie may differ
 
 
@@ -106,7 +104,7 @@ def test_a_plain_zarr_reader_sees_the_same_labels(drive: Path, teacher: Path) ->
     for sample in rows:
         assert sample.label is not None and sample.label_index is not None
         plain = group[sample.label.name][sample.label_index, : sample.height, : sample.width]  # type: ignore[index]
-        assert np.array_equal(plain, open_labels(asked.out)[sample.sample_id])
+        assert np.array_equal(plain, Run.open(asked.out).labels[sample.sample_id])
 
 
 def test_png_labels_keep_the_images_relative_path(drive: Path, teacher: Path, city: Path) -> None:
@@ -120,7 +118,7 @@ def test_png_labels_keep_the_images_relative_path(drive: Path, teacher: Path, ci
     found = sorted(p.relative_to(asked.out / "labels").as_posix() for p in (asked.out / "labels").rglob("*.png"))
     assert found == ["a/0.png", "a/1.png", "a/2.png", "a/3.png", "b/0.png", "b/1.png", "b/2.png"]
     with Image.open(asked.out / "labels" / "a" / "0.png") as png:
-        assert png.mode == "L" and np.array_equal(np.asarray(png), open_labels(asked.out)["a/0"])
+        assert png.mode == "L" and np.array_equal(np.asarray(png), Run.open(asked.out).labels["a/0"])
 
 
 # --- one bad image costs one image ------------------------------------------------------------------------------------
@@ -135,19 +133,22 @@ def test_the_way_that_feeds_a_gpu_loses_no_image_and_keeps_their_order(drive: Pa
     first.write_bytes(first.read_bytes()[:1000])
     asked = job(drive, teacher)
     manifest = load_manifest(asked.manifest)
-    labeller = label_module.Labeller(asked, manifest.label_space, manifest.image_root, "cpu", 2)
+    generate(replace(asked, portion=Portion(limit=1), max_quarantined=1.0))
+    run = Run.open(asked.out)
+    predictor = TeacherPredictor(load_teacher(teacher, "cpu"), run.recipe)
+    labeller = Labeller(run, predictor, image_root=manifest.image_root, threads=2)
     for size in {(s.height, s.width) for s in manifest.samples}:
         unit = Unit("u", "b", 0, tuple(s for s in manifest.samples if (s.height, s.width) == size))
         in_batches = list(labeller._label_on_gpu(unit.samples, unit))
         one_by_one = list(labeller._label_on_cpu(unit.samples, unit))
-        assert [x.row["sample_id"] for x in in_batches] == [s.sample_id for s in unit.samples]
+        assert [x.row.sample_id for x in in_batches] == [s.sample_id for s in unit.samples]
         for batched, alone in zip(in_batches, one_by_one, strict=True):
-            assert batched.row["status"] == alone.row["status"]
-            assert batched.row.get("reason") == alone.row.get("reason")
+            assert batched.row.status == alone.row.status
+            assert batched.row.reason == alone.row.reason
             if batched.encoded and alone.encoded:
                 # Another batch size, other last bits: a pixel may lie on the other side of the threshold.
-                assert abs(batched.row["labelled_pixels"] - alone.row["labelled_pixels"]) < 20
-        assert [x.row["status"] for x in in_batches].count("quarantined") == (
+                assert abs((batched.row.labelled_pixels or 0) - (alone.row.labelled_pixels or 0)) < 20
+        assert [x.row.status for x in in_batches].count("quarantined") == (
             first.stem in {s.sample_id for s in unit.samples}
         )
 
@@ -168,9 +169,9 @@ def test_bad_images_are_quarantined_with_their_reasons(drive: Path, teacher: Pat
     assert missing == "the file is missing"
     assert rgba == "mode RGBA, 8 bits: expected 8-bit RGB; convert the file first"
     assert resized == "the image is 64 x 64 but its manifest says 192 x 96: scan again"
-    assert sorted(open_labels(asked.out)) == [image.stem for image in images[4:]]
+    assert sorted(Run.open(asked.out).labels) == [image.stem for image in images[4:]]
     with pytest.raises(KeyError):
-        open_labels(asked.out)[images[0].stem]
+        Run.open(asked.out).labels[images[0].stem]
 
 
 def test_an_image_that_was_unreadable_at_scan_time_is_in_the_accounts(drive: Path, teacher: Path, city: Path) -> None:
@@ -213,7 +214,7 @@ def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: P
         "--engine", "local",
     )  # fmt: skip
     assert result.exit_code == 0, result.output
-    labels = open_labels(tmp_path / "run")
+    labels = Run.open(tmp_path / "run").labels
     assert {name: label.shape for name, label in labels.items()} == sizes
     knows = load_teacher(teacher, "cpu")
     for name in sizes:
@@ -249,11 +250,10 @@ def test_an_image_that_does_not_fit_into_memory_costs_one_image(drive: Path, tea
 def test_a_run_tells_how_many_images_it_computed_at_once(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher)
     generate(asked)
-    about = json.loads((asked.out / "run.json").read_text())
-    (plan,) = about["plans"]
+    recipe, (plan,) = Run.open(asked.out).recipe, Run.open(asked.out).budgets
     assert set(plan) == {"device", "precision", "bytes_per_pixel", "free_bytes", "images_at_once"}
-    assert plan["precision"] == about["precision"]
-    assert about["device"] == "cuda" or plan["device"] == "cpu"
+    assert plan["precision"] == recipe.precision
+    assert recipe.device == "cuda" or plan["device"] == "cpu"
     assert plan["bytes_per_pixel"] > 0 and plan["free_bytes"] > 0
     assert list(plan["images_at_once"]) == ["96x192"]
     assert 1 <= plan["images_at_once"]["96x192"] <= max(8, os.cpu_count() or 1)
@@ -352,9 +352,7 @@ def test_a_folder_that_is_no_run_is_refused(drive: Path, teacher: Path) -> None:
 def test_two_drivers_never_share_a_run(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher)
     asked.out.mkdir()
-    hold = (
-        "import fcntl, sys, time; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); time.sleep(60)"
-    )
+    hold = "import sys, time, filelock\nwith filelock.FileLock(sys.argv[1]): print(1, flush=True); time.sleep(60)"
     other = subprocess.Popen([sys.executable, "-c", hold, asked.out / ".lock"], stdout=subprocess.PIPE)
     assert other.stdout is not None
     other.stdout.readline()
@@ -417,35 +415,32 @@ def test_a_killed_ray_worker_costs_no_image(drive: Path, teacher: Path, monkeypa
             killed.append(int(worker.rpartition(":")[2]))
             os.kill(killed[0], signal.SIGKILL)
 
-    assert generate(asked, kill_once).accounts == Accounts(7, 7, 0, 0)
+    assert generate(asked, on_progress=kill_once).accounts == Accounts(7, 7, 0, 0)
     assert killed
-    assert len(read_statistics(asked.out)) == 7
+    assert len(RunFolder(asked.out).statistics()) == 7
 
 
 def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
     drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = job(drive, teacher)
-    write = label_module.write_record
     written: list[str] = []
 
-    def write_until_full(run: Path, unit: object, *more: object) -> None:
+    def write_until_full(run: RunFolder, unit: Unit, *more: Any) -> None:
         if written:
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run))
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.path))
         written.append("one")
-        write(run, unit, *more)  # type: ignore[arg-type]
+        write_record(run, unit, *more)
 
-    monkeypatch.setattr(label_module, "write_record", write_until_full)
     with pytest.raises(OSError, match="No space left on device"):
-        generate(asked)
-    monkeypatch.undo()
-    assert len(open_labels(asked.out)) == 3
+        generate(asked, write=write_until_full)
+    assert len(Run.open(asked.out).labels) == 3
     assert generate(asked).accounts == Accounts(7, 7, 0, 0)
 
 
 def test_an_unreachable_cluster_is_one_clear_error(drive: Path, teacher: Path) -> None:
     with pytest.raises(ClusterFailed, match=r"nobody listens at 127\.0\.0\.1:1 "):
-        generate(job(drive, teacher, engine="ray"), address="127.0.0.1:1")
+        generate(job(drive, teacher, engine="ray", address="127.0.0.1:1"))
 
 
 # --- the plan and the numbers -----------------------------------------------------------------------------------------
@@ -453,10 +448,10 @@ def test_an_unreachable_cluster_is_one_clear_error(drive: Path, teacher: Path) -
 
 def test_the_summary_adds_up_what_the_labels_and_coarse_labels_hold(city: Path, teacher: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    asked = LabelJob(city / "coarse.parquet", teacher, run, scales=(0.5, 1.0), engine="local")
+    asked = LabelJob(city / "coarse.parquet", teacher, run, scales=(0.5, 1.0))
     generate(asked)
     found = summarise(run)
-    labels = open_labels(run)
+    labels = Run.open(run).labels
     everything = np.concatenate([label.ravel() for label in labels.values()])
     counts = np.bincount(everything, minlength=256)
     assert found.classes["auto_pixels"].tolist() == counts[:19].tolist()
@@ -479,19 +474,19 @@ def test_the_summary_adds_up_what_the_labels_and_coarse_labels_hold(city: Path, 
 
 def test_progress_is_told_and_written(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher, limit=5)
-    seen: list[Progress] = []
-    generate(asked, seen.append)
+    seen: list[Counters] = []
+    generate(asked, on_progress=seen.append)
     assert {(p.asked, p.before, p.wanted) for p in seen} == {(7, 0, 5)}
     assert sorted({p.done for p in seen}) == [0, 1, 2, 3, 4, 5]
     assert [p.done for p in seen] == sorted(p.done for p in seen)
     assert {p.workers for p in seen} == {0, 1}
     last = json.loads((asked.out / "progress.json").read_text())
     assert (last["done"], last["quarantined"], last["workers"], last["eta_s"]) == (5, 0, 0, 0.0)
-    labels = open_labels(asked.out)
+    labels = Run.open(asked.out).labels
     pixels = np.concatenate([label.ravel() for label in labels.values()])
     assert last["coverage"] == (pixels != 255).mean()
     assert last["class_coverage"]["road"] == (pixels == 0).mean()
     assert last["classes"] == len(np.unique(pixels[pixels != 255]))
     # Another call knows what was done before it.
-    generate(replace(asked, limit=None), seen.append)
+    generate(replace(asked, portion=Portion()), on_progress=seen.append)
     assert (seen[-1].before, seen[-1].done, seen[-1].wanted) == (5, 2, 2)

@@ -16,7 +16,7 @@ from conftest import HEIGHT, ROOT, WIDTH
 
 from autolabel.manifests.images import read_label
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.job import LabelJob
@@ -34,9 +34,7 @@ def folder(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
     folder = tmp_path_factory.mktemp("statistics")
     for name, threshold in (("auto", 0.35), ("strict", 0.5)):
         out = folder / "runs" / name
-        generate(
-            LabelJob(city / "coarse.parquet", teacher, out, (1.0,), policy=Policy(threshold=threshold), engine="local")
-        )
+        generate(LabelJob(city / "coarse.parquet", teacher, out, (1.0,), policy=Policy(threshold=threshold)))
     return folder
 
 
@@ -55,7 +53,7 @@ def ask(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture(scope="module")
 def labels(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
-    return dict(open_labels(folder / "runs" / "auto"))
+    return dict(Run.open(folder / "runs" / "auto").labels)
 
 
 @pytest.fixture(scope="module")
@@ -180,7 +178,7 @@ def test_9_twins(ask: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
 
 def test_10_two_runs(ask: Any, labels: Any, folder: Path, city: Path) -> None:
     names = load_manifest(city / "coarse.parquet").label_space.names
-    strict = counts(dict(open_labels(folder / "runs" / "strict")))
+    strict = counts(dict(Run.open(folder / "runs" / "strict").labels))
     auto = counts(labels)
     found = ask(10).set_index("class_name")
     for name, row in found.iterrows():

@@ -13,7 +13,7 @@ from conftest import autolabel
 
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, writing_manifest
 from autolabel.manifests.schemas import CLASSES_SCHEMA, IMAGES_SCHEMA, ROWS_AT_ONCE
 from autolabel.manifests.tables import writing_table
@@ -21,8 +21,6 @@ from autolabel.pipeline.analysis import stats
 from autolabel.pipeline.analysis.stats import at_threshold, summarise
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-
-pytestmark = pytest.mark.usefixtures("load_once")
 
 Rows = list[dict[str, Any]]
 
@@ -95,7 +93,7 @@ def test_two_images_by_hand(run: Path) -> None:
 
 
 def test_another_threshold_by_hand(run: Path) -> None:
-    found = at_threshold(summarise(run), 0.65)  # bins 13 and up
+    found = at_threshold(summarise(run), 0.65).classes  # bins 13 and up
     sky, road, car = (found.loc[name] for name in ("sky", "road", "car"))
     assert sky.tolist() == [80, 40 / 80, 30 / 80, 40 / 150, 30 / 140]
     assert road.tolist() == [120, 110 / 120, 110 / 120, 110 / 150, 110 / 140]
@@ -105,9 +103,9 @@ def test_another_threshold_by_hand(run: Path) -> None:
 @pytest.mark.parametrize("step", range(21))
 def test_every_edge_of_the_histogram_is_a_threshold(run: Path, step: int) -> None:
     summary = summarise(run)
-    found = at_threshold(summary, step / 20)
+    found = at_threshold(summary, step / 20).classes
     assert (found["kept"] * found["pixels"]).sum() == pytest.approx(summary.histogram[step:].sum())
-    assert at_threshold(summary, float(f"{step * 0.05:.2f}")).equals(found)  # as a person types it
+    assert at_threshold(summary, float(f"{step * 0.05:.2f}")).classes.equals(found)  # as a person types it
 
 
 @pytest.mark.parametrize(
@@ -161,9 +159,9 @@ def test_the_histograms_tell_exactly_what_a_run_at_that_threshold_keeps(
 ) -> None:
     for name, threshold in (("auto", 0.5), ("other", 0.35)):
         policy = Policy(threshold=threshold)
-        generate(LabelJob(city / "coarse.parquet", teacher, tmp_path / name, (1.0,), policy=policy, engine="local"))
-    told = at_threshold(summarise(tmp_path / "auto"), 0.35)
-    pixels = np.concatenate([label.ravel() for label in open_labels(tmp_path / "other").values()])
+        generate(LabelJob(city / "coarse.parquet", teacher, tmp_path / name, (1.0,), policy=policy))
+    told = at_threshold(summarise(tmp_path / "auto"), 0.35).classes
+    pixels = np.concatenate([label.ravel() for label in Run.open(tmp_path / "other").labels.values()])
     counts = np.bincount(pixels, minlength=256)[:19]
     assert counts.sum() > 0 and (told["kept"].fillna(0) * told["pixels"]).round().tolist() == counts.tolist()
     assert told["share"].tolist() == (counts / counts.sum()).tolist()
@@ -204,4 +202,4 @@ def test_what_became_of_the_pixels_is_told_as_far_as_it_happened(tmp_path: Path)
         0.98,
     )  # what humans added is not the teacher's
     shown = autolabel("stats", run).stdout
-    assert "what became of the pixels" in shown and "contradicted by human" in shown and "too small" not in shown
+    assert "what became of the pixels" in shown and "decided by a human" in shown and "too small" not in shown

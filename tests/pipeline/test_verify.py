@@ -19,17 +19,15 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import autolabel, contents, labels_of
 
-from autolabel.manifests.files import write_bytes
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests import storage
+from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.pipeline.job import STORES, LabelJob
-from autolabel.pipeline.publish import TABLES, Accounts
 from autolabel.pipeline.run import generate
-from autolabel.pipeline.verify import Verified
+from autolabel.pipeline.verify import Verification
 from autolabel.pipeline.verify import verify as verify_run
 
-pytestmark = pytest.mark.usefixtures("load_once")
-
+TABLES = tuple(RunFolder(Path()).tables())
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
 UNCHECKED = ("progress.json", ".lock")
@@ -39,7 +37,7 @@ FLIPS = {"run.json": 20, "plan": 30, "records": 30, "labels": 50, "tables": 20} 
 
 def job(city: Path, teacher: Path, run: Path, store: str) -> LabelJob:
     return LabelJob(
-        city / "coarse.parquet", teacher, run, scales=(1.0,), engine="local", unit_size=4, store=store
+        city / "coarse.parquet", teacher, run, scales=(1.0,), unit_size=4, store=store
     )  # fmt: skip
 
 
@@ -61,7 +59,7 @@ def asked(
     return job(city, teacher, tmp_path / "run", request.param)
 
 
-def verify(run: Path, repair: bool = False) -> Verified:
+def verify(run: Path, repair: bool = False) -> Verification:
     return verify_run(run, repair, lambda done, total: None)
 
 
@@ -93,10 +91,10 @@ def flips(run: Path, kind: str) -> Iterator[str]:
     for path, place in dice.sample(places, FLIPS[kind]):
         damaged = bytearray(written[path])
         damaged[place] ^= 1 << dice.randrange(8)
-        write_bytes(path, damaged)
+        storage.write(path, damaged)
         if not found(run):
             yield f"{path.relative_to(run)}: byte {place} of {len(damaged)}, was {written[path][place]:#x}"
-        write_bytes(path, written[path])
+        storage.write(path, written[path])
 
 
 def tables_of(run: Path) -> dict[str, object]:
@@ -127,7 +125,7 @@ def test_a_whole_run_has_no_fault_and_is_not_touched(asked: LabelJob) -> None:
     before = contents(asked.out)
     result = autolabel("verify", asked.out)
     assert (result.exit_code, result.stdout) == (0, "labels read: 10, units: 3, faults: 0\n")
-    assert verify(asked.out, repair=True) == Verified(UNITS, SAMPLES, SAMPLES, 0, [])
+    assert verify(asked.out, repair=True) == Verification(UNITS, SAMPLES, SAMPLES, 0, [])
     assert {**contents(asked.out), ".lock": b""} == {**before, ".lock": b""}
 
 
@@ -168,7 +166,7 @@ def test_a_file_that_is_gone_or_cut_is_found(asked: LabelJob, kind: str, damage:
         faults = found(asked.out)
         assert faults, f"{path.relative_to(asked.out)}: not a word"
         assert kind == "plan" or any(path.name in fault or str(asked.out) in fault for fault in faults)
-        write_bytes(path, data)
+        storage.write(path, data)
     assert found(asked.out) == []
 
 
@@ -215,17 +213,18 @@ def test_a_folder_that_is_no_run_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_run_that_is_being_made_is_not_verified(asked: LabelJob) -> None:
-    hold = "import fcntl, sys; f = open(sys.argv[1], 'a'); fcntl.flock(f, 2); print(1, flush=True); sys.stdin.read()"
-    command = [sys.executable, "-c", hold, str(asked.out / ".lock")]
+    hold = (
+        "import sys; from pathlib import Path; from autolabel.manifests import storage\n"
+        "with storage.hold(Path(sys.argv[1])): print(1, flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", hold, str(asked.out)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
         assert other.stdout is not None
         other.stdout.readline()
         result = autolabel("verify", asked.out, "--repair")
         other.communicate()
     assert result.exit_code == 2
-    assert result.stderr.startswith(
-        f"autolabel: another autolabel is at work in {asked.out} (process {os.getpid()} on "
-    )
+    assert result.stderr.startswith(f"autolabel: another autolabel is at work in {asked.out} (process {other.pid} on ")
     assert verify(asked.out).faults == []
 
 
@@ -274,7 +273,7 @@ def test_repair_has_exactly_the_damaged_unit_labelled_again(asked: LabelJob, dam
         if kind_of(name) in ("labels", "plan") and name not in UNCHECKED:
             assert after[name] == data, name
     assert labels_of(run) == labels and tables_of(run) == tables
-    assert verify(run) == Verified(UNITS, SAMPLES, SAMPLES, 0, [])
+    assert verify(run) == Verification(UNITS, SAMPLES, SAMPLES, 0, [])
 
 
 @pytest.mark.parametrize("name", ["labels.zarr/zarr.json", "labels.zarr/b512x512/zarr.json", "plan-*.arrow"])
@@ -292,7 +291,7 @@ def test_repair_writes_damaged_metadata_and_a_damaged_plan_again(
     assert path.read_bytes() == before
     assert generate(asked).done == 0
     assert records(asked.out) == written
-    assert verify(asked.out) == Verified(UNITS, SAMPLES, SAMPLES, 0, [])
+    assert verify(asked.out) == Verification(UNITS, SAMPLES, SAMPLES, 0, [])
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -311,7 +310,7 @@ def test_a_damaged_table_undoes_no_unit_and_is_written_again(asked: LabelJob, na
 
 def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob) -> None:
     run, lost = asked.out, samples_of(asked.out, SECOND)
-    whole = open_labels(run)
+    whole = Run.open(run).labels
     for read in (whole.__getitem__, lambda name: whole.crop(name, 0, 0, 1, 1)):
         with pytest.raises(KeyError, match="never heard of"):
             read("never heard of")
@@ -322,7 +321,7 @@ def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob
             read(lost[2])
     kept.rename(file)
     (run / "units" / SECOND).unlink()  # the labels lie there, but the unit is not committed
-    left = open_labels(run)
+    left = Run.open(run).labels
     assert set(left) == set(whole) - set(lost)
     for name in lost:
         with pytest.raises(KeyError, match=name):

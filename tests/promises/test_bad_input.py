@@ -19,7 +19,7 @@ from conftest import autolabel, contents
 from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 
 torch.set_num_threads(1)
@@ -178,7 +178,7 @@ def test_an_unfinished_run_lists_what_it_has_committed_and_trains_on_that(
 ) -> None:
     run = labelled(city, teacher, tmp_path / "run", "zarr", "--limit", 5)
     listed = [s.sample_id for s in load_manifest(run / "manifest.parquet").labelled]
-    assert listed == list(open_labels(run))
+    assert listed == list(Run.open(run).labels)
     assert len(listed) == 5
     assert training(tmp_path / "out", run / "manifest.parquet", city / "val.parquet").exit_code == 0
     assert json.loads((tmp_path / "out" / "train.json").read_text())["images"] == 5

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 from conftest import ROOT
 
-from autolabel.manifests.run.folder import read_about, write_about
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import create_zarr
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
@@ -58,8 +59,9 @@ def change_statistic(run: Path) -> None:
 
 
 def lose_account(run: Path) -> None:
-    about = read_about(run)
-    write_about(run, {**about, "accounts": {**about["accounts"], "labelled": about["accounts"]["labelled"] - 1}})
+    opened = Run.open(run)
+    assert opened.accounts is not None
+    replace(opened, accounts=replace(opened.accounts, labelled=opened.accounts.labelled - 1)).save()
 
 
 def label_twice(run: Path) -> None:
@@ -92,7 +94,7 @@ def test_the_comparison_sees_every_kind_of_damage(city: Path, teacher: Path, tmp
     manifest = root / "coarse.parquet"
     next((root / "data/leftImg8bit/train_extra").rglob("*.png")).unlink()
     for name in ("quiet", "same"):
-        generate(LabelJob(manifest, teacher, tmp_path / name, scales=(1.0,), engine="local", unit_size=4))
+        generate(LabelJob(manifest, teacher, tmp_path / name, scales=(1.0,), unit_size=4))
     assert chaos.differences(tmp_path / "same", tmp_path / "quiet") == []
     missed = []
     for what, (change, expected) in CHANGES.items():

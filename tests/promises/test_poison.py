@@ -26,23 +26,22 @@ import pytest
 from conftest import HEIGHT, WIDTH, autolabel, contents, labels_of, photograph, quarantined, scanned
 from PIL import ExifTags, Image
 
-from autolabel.manifests import files
+from autolabel.manifests import storage
 from autolabel.manifests.images import decode_image
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scan import scan_folder
-from autolabel.pipeline.job import STORES, LabelJob
-from autolabel.pipeline.publish import Accounts
-from autolabel.pipeline.run import Result, generate
+from autolabel.manifests.settings import build_job
+from autolabel.pipeline.job import STORES, LabelJob, Portion
+from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
-
-pytestmark = pytest.mark.usefixtures("load_once")
 
 
 def job(place: Path, teacher: Path, run: str = "run", **settings: object) -> LabelJob:
     defaults = {"scales": (1.0,), "engine": "local", "unit_size": 4, "max_quarantined": 1.0}
-    return LabelJob(place / "drive.parquet", teacher, place / run, **{**defaults, **settings})  # type: ignore[arg-type]
+    paths = {"manifest": place / "drive.parquet", "teacher": teacher, "out": place / run}
+    return build_job(LabelJob, {**paths, **defaults, **settings})
 
 
 @contextlib.contextmanager
@@ -181,15 +180,15 @@ def test_every_file_is_labelled_rightly_or_quarantined_by_name(city: Path, teach
     asked = job(tmp_path, teacher)
     with in_time(60, drive / "pipe.png"):
         result = generate(asked)
-    reasons, labels = quarantined(asked.out), open_labels(asked.out)
+    reasons, labels = quarantined(asked.out), Run.open(asked.out).labels
     assert set(labels) - {"garbage"} == LABELLED | set(GOOD)
     garbage = reasons.pop("garbage", "damaged or truncated")  # some decoders make a picture of it
     assert garbage.startswith("damaged or truncated")
     assert {name: re.sub(r" \(\d+ bytes not processed\)$", "", why) for name, why in reasons.items()} == REASONS
     asked_for, done = len(manifest.samples), len(labels)
     accounts = Accounts(asked_for, done, asked_for - done, 0)
-    assert result == Result(accounts, done=asked_for, failed={}, stopped=False)
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert result == Labelling(accounts, done=asked_for, failed={}, stopped=False)
+    assert verify(asked.out).faults == []
     # The strange ones have labels of the right picture, and the good ones those that they have without company.
     assert labels["pixel"].shape == (1, 1)
     assert labels["turned"].shape == (WIDTH, HEIGHT)
@@ -314,12 +313,12 @@ def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 class Disk:
-    """`os` and `open` as `manifests/files.py` sees them. The first `call` for a file called like `name` fails, once."""
+    """`os` and `open` as storage.py sees them. The first `call` for a file called like `name` fails, once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, call: str, name: str, number: int) -> None:
         self.call, self.name, self.number, self.failed = call, name, number, ""
-        monkeypatch.setattr(files, "os", self)
-        monkeypatch.setattr(files, "open", self.opened, raising=False)
+        monkeypatch.setattr(storage, "os", self)
+        monkeypatch.setattr(storage, "open", self.opened, raising=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
@@ -337,10 +336,10 @@ class Disk:
         self._at("replace", str(target))
         os.replace(source, target)
 
-    def opened(self, path: Path, mode: str) -> Any:
-        if mode == "rb+":  # to force to disk what was written
+    def opened(self, path: Path, mode: str, **options: Any) -> Any:
+        if mode == "xb":
             self._at("open", str(path))
-        return open(path, mode)
+        return open(path, mode, **options)
 
 
 def stored(run: Path) -> dict[str, bytes]:
@@ -351,7 +350,7 @@ def require_finished(asked: LabelJob, whole: Path) -> None:
     assert generate(asked).accounts == Accounts(5, 5, 0, 0)
     assert stored(asked.out) == stored(whole)
     assert labels_of(asked.out) == labels_of(whole)
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
     assert not list(asked.out.rglob("*.tmp"))
 
 
@@ -441,7 +440,7 @@ def test_a_write_that_really_comes_short_leaves_nothing_half_written(
 ) -> None:
     """No file may become larger than `room` bytes. An index of 512 rows has more, and so has a record."""
     asked = replace(job(originals, teacher, store=store, unit_size=unit_size), out=tmp_path / "run")
-    generate(replace(asked, limit=3))
+    generate(replace(asked, portion=Portion(limit=3)))
     before = labels_of(asked.out)
     code = (
         "import resource, signal, sys; from autolabel.cli import run;"
@@ -459,7 +458,7 @@ def test_a_write_that_really_comes_short_leaves_nothing_half_written(
     assert labels_of(asked.out) == before
     assert generate(asked).accounts == Accounts(5, 5, 0, 0)
     assert labels_of(asked.out) == labels_of(originals / f"{store}-whole")
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")

@@ -18,21 +18,20 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 import torch
-from conftest import autolabel, contents, labels_of, photograph, scanned
+from conftest import autolabel, contents, labels_of, outcome, photograph, scanned
 from PIL import Image
 
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run import folder
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.settings import build_job
 from autolabel.manifests.tables import BadTable
-from autolabel.pipeline.job import STORES, LabelJob
-from autolabel.pipeline.publish import TABLES, Accounts
-from autolabel.pipeline.run import Result, generate
+from autolabel.pipeline.job import STORES, LabelJob, Portion
+from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
-pytestmark = pytest.mark.usefixtures("load_once")
-
+TABLES = tuple(RunFolder(Path()).tables())
 NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 LIVE = ("progress.json", ".lock")  # written by every call
 
@@ -40,7 +39,8 @@ LIVE = ("progress.json", ".lock")  # written by every call
 def job(place: Path, run: str, **settings: object) -> LabelJob:
     """What the run folder `place`/`run` is asked for; `run` begins with the name of its store."""
     defaults = {"scales": (1.0,), "engine": "local", "unit_size": 3, "store": run[:4].removesuffix("-")}
-    return LabelJob(place / "drive.parquet", place / "teacher.pt", place / run, **{**defaults, **settings})  # type: ignore[arg-type]
+    paths = {"manifest": place / "drive.parquet", "teacher": place / "teacher.pt", "out": place / run}
+    return build_job(LabelJob, {**paths, **defaults, **settings})
 
 
 @pytest.fixture(scope="module")
@@ -108,12 +108,12 @@ def test_a_grown_manifest_labels_only_what_is_new(place: Path, city: Path, store
     before, done = labels_of(asked.out), records(asked)
     photograph(city, place / "drive", [*NAMES, "s00", "s04", "s99"])  # before, between and behind the others
     scanned(city, place / "drive")
-    assert generate(asked) == Result(Accounts(10, 10, 0, 0), done=3, failed={}, stopped=False)
+    assert outcome(generate(asked)) == (Accounts(10, 10, 0, 0), 3, {}, False)
     assert records(asked).items() > done.items()
     after = labels_of(asked.out)
     assert after.items() > before.items() and after.keys() - before.keys() == {"s00", "s04", "s99"}
     assert sorted(published(asked)) == sorted(after)
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
     at_once = replace(asked, out=place / "at once")
     generate(at_once)
     assert labels_of(at_once.out) == after
@@ -132,14 +132,14 @@ def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: 
     next(asked.out.glob("plan-*.arrow")).unlink()
     with pytest.raises(BadTable, match="`autolabel verify --repair` makes it again from the manifest"):
         generate(asked)
-    verify(asked.out, True, lambda *_: None)
+    verify(asked.out, repair=True)
     assert generate(asked).accounts == Accounts(10, 10, 0, 0)
-    labels = open_labels(asked.out)
+    labels = Run.open(asked.out).labels
     assert {name: labels.crop(name, 0, 0, 96, 192).tobytes() for name in labels} == before
     assert labels_of(asked.out) == before
     assert generate(asked).done == 0
-    assert verify(asked.out, True, lambda *_: None).undone == 0
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out, repair=True).undone == 0
+    assert verify(asked.out).faults == []
 
 
 # --- nothing is mixed -------------------------------------------------------------------------------------------------
@@ -228,7 +228,7 @@ def test_a_run_json_that_is_not_as_it_was_written_is_refused(
 def test_limit_counts_from_the_first_sample_and_can_grow(place: Path) -> None:
     asked = job(place, "zarr-limited")
     for limit, done in ((2, 2), (2, 0), (5, 3), (1, 0), (None, 2)):
-        result = generate(replace(asked, limit=limit))
+        result = generate(replace(asked, portion=Portion(limit=limit)))
         labelled = len(labels_of(asked.out))
         assert (result.accounts, result.done) == (Accounts(7, labelled, 0, 7 - labelled), done)
         assert sorted(labels_of(asked.out)) == NAMES[:labelled] == published(asked)
@@ -238,11 +238,15 @@ def test_limit_counts_from_the_first_sample_and_can_grow(place: Path) -> None:
 
 def test_only_labels_what_fits_and_leaves_the_rest(place: Path) -> None:
     asked = job(place, "zarr-only")
-    assert generate(replace(asked, only="s0[37]")) == Result(Accounts(7, 2, 0, 5), done=2, failed={}, stopped=False)
+    assert generate(replace(asked, portion=Portion(only="s0[37]"))) == Labelling(
+        Accounts(7, 2, 0, 5), done=2, failed={}, stopped=False
+    )
     assert sorted(labels_of(asked.out)) == ["s03", "s07"]
-    assert generate(replace(asked, only="s*", limit=3)).accounts == Accounts(7, 4, 0, 3)  # s01, s03 and s05
-    assert generate(replace(asked, only="t*")).done == 0
-    assert generate(asked) == Result(Accounts(7, 7, 0, 0), done=3, failed={}, stopped=False)
+    assert generate(replace(asked, portion=Portion(only="s*", limit=3))).accounts == Accounts(
+        7, 4, 0, 3
+    )  # s01, s03 and s05
+    assert generate(replace(asked, portion=Portion(only="t*"))).done == 0
+    assert outcome(generate(asked)) == (Accounts(7, 7, 0, 0), 3, {}, False)
     assert labels_of(asked.out) == labels_of(job(place, "zarr").out)
 
 
@@ -250,7 +254,7 @@ def test_only_labels_what_fits_and_leaves_the_rest(place: Path) -> None:
 def test_a_unit_that_was_done_in_two_calls_has_the_bytes_of_one(place: Path, store: str) -> None:
     """The first call stops inside the second unit; the other keeps its labels and writes the shard again."""
     asked, whole = job(place, f"{store}-cut"), job(place, store)
-    generate(replace(asked, limit=4))
+    generate(replace(asked, portion=Portion(limit=4)))
     first = records(asked)
     assert generate(asked).done == 3
     assert records(asked)["b512x512.000000.parquet"] == first["b512x512.000000.parquet"]
@@ -258,7 +262,7 @@ def test_a_unit_that_was_done_in_two_calls_has_the_bytes_of_one(place: Path, sto
     labels = [name for name in there if name.startswith("labels") and not name.endswith(".json")]
     assert len(labels) == (3 if store == "zarr" else 7)
     assert {name: here[name] for name in labels} == {name: there[name] for name in labels}
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
 
 
 @pytest.mark.parametrize("unit_size", [1, 2, 7, 64, 256])
@@ -276,7 +280,7 @@ def test_run_json_tells_what_was_asked_and_how_far_it_is(place: Path) -> None:
     assert (part["state"], part["accounts"]) == (
         "partial", {"asked": 7, "labelled": 3, "quarantined": 0, "left": 4},
     )  # fmt: skip
-    generate(replace(asked, limit=None))
+    generate(replace(asked, portion=Portion()))
     whole = about(asked)
     assert (whole["state"], whole["accounts"]) == (
         "complete", {"asked": 7, "labelled": 7, "quarantined": 0, "left": 0},
@@ -298,13 +302,13 @@ def require_like_one_run(asked: LabelJob, place: Path) -> None:
     assert published(asked) == published(whole)
     assert about(asked)["state"] == "complete"
     assert about(asked)["accounts"] == about(whole)["accounts"]
-    assert verify(asked.out, False, lambda *_: None).faults == []
+    assert verify(asked.out).faults == []
 
 
 def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
     asked = job(place, "zarr-parts")
     for number, done in ((1, 3), (2, 3), (3, 1)):
-        assert generate(replace(asked, part=(number, 3))).done == done
+        assert generate(replace(asked, portion=Portion(part=(number, 3)))).done == done
     require_like_one_run(asked, place)
     before = written(asked.out)
     assert generate(asked).done == 0
@@ -321,7 +325,7 @@ def test_pieces_at_the_same_time_make_the_run(place: Path) -> None:
     require_like_one_run(asked, place)
 
 
-def meanwhile(asked: LabelJob, other: Callable[[], None]) -> Result:
+def meanwhile(asked: LabelJob, other: Callable[[], None]) -> Labelling:
     """Do what is asked; when its first unit is committed, `other` happens."""
     happened: list[bool] = []
 
@@ -337,18 +341,18 @@ def meanwhile(asked: LabelJob, other: Callable[[], None]) -> Result:
 
 def test_a_piece_that_ends_first_does_not_close_the_run(place: Path) -> None:
     asked = job(place, "zarr-parts", unit_size=1)  # units 0, 2, 4, 6 and 1, 3, 5
-    first, second = replace(asked, part=(1, 2)), replace(asked, part=(2, 2))
-    ended: list[Result] = []
+    first, second = replace(asked, portion=Portion(part=(1, 2))), replace(asked, portion=Portion(part=(2, 2)))
+    ended: list[Labelling] = []
     result = meanwhile(first, lambda: ended.append(generate(second)))
-    assert ended == [Result(Accounts(7, 4, 0, 3), done=3, failed={}, stopped=False)]
-    assert result == Result(Accounts(7, 7, 0, 0), done=4, failed={}, stopped=False)
+    assert ended == [(Accounts(7, 4, 0, 3), 3, {}, False)]
+    assert result == (Accounts(7, 7, 0, 0), 4, {}, False)
     require_like_one_run(asked, place)
 
 
 def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call(place: Path) -> None:
     """The other part has published without it; nothing is left to label, but the tables are not up to date."""
     asked = job(place, "zarr-parts", unit_size=1)
-    first, second = replace(asked, part=(1, 2)), replace(asked, part=(2, 2))
+    first, second = replace(asked, portion=Portion(part=(1, 2))), replace(asked, portion=Portion(part=(2, 2)))
 
     class Died(Exception):
         pass
@@ -363,7 +367,7 @@ def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call
     with pytest.raises(Died):
         generate(first, die_at_the_end)
     assert len(labels_of(asked.out)) == 7
-    assert generate(asked) == Result(Accounts(7, 7, 0, 0), done=0, failed={}, stopped=False)
+    assert outcome(generate(asked)) == (Accounts(7, 7, 0, 0), 0, {}, False)
     require_like_one_run(asked, place)
 
 
@@ -385,7 +389,7 @@ def test_the_same_piece_twice_at_once_is_refused_naming_the_process(place: Path)
 def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(folder, "_SETUP_SECONDS", 0.2)  # a part waits as long for another one that is setting up
     asked = job(place, "zarr-parts", unit_size=1)
-    part = replace(asked, part=(1, 2))
+    part = replace(asked, portion=Portion(part=(1, 2)))
 
     def refuse(other: LabelJob) -> Callable[[], None]:
         def check() -> None:
@@ -395,7 +399,7 @@ def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monke
         return check
 
     assert meanwhile(part, refuse(asked)).done == 4
-    assert meanwhile(asked, refuse(replace(asked, part=(2, 2)))).done == 3
+    assert meanwhile(asked, refuse(replace(asked, portion=Portion(part=(2, 2))))).done == 3
     require_like_one_run(asked, place)
 
 
@@ -450,7 +454,7 @@ def test_the_plan_of_a_new_run_tells_what_it_would_take_and_writes_nothing(place
 
 def test_the_plan_of_a_run_tells_what_is_done(place: Path, city: Path) -> None:
     asked = job(place, "zarr-planned")
-    generate(replace(asked, limit=4))
+    generate(replace(asked, portion=Portion(limit=4)))
     before = written(asked.out)
     found = told(asked)
     assert (found["units"], found["done"]) == (

@@ -20,7 +20,7 @@ from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.centroids import Centroids, centroids, find_centroids
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
@@ -86,7 +86,7 @@ def test_a_runs_table_says_what_its_labels_say_and_none_of_them_is_read(store: s
     samples = load_manifest(runs[store] / "manifest.parquet").samples
     read: list[int] = []
     from_table = find_centroids(samples, CITYSCAPES, progress=lambda done, total: read.append(total))
-    labels = open_labels(runs[store])
+    labels = Run.open(runs[store]).labels
     counted = [
         (place, row["class_id"], float(np.float32(row["y"])), float(np.float32(row["x"])))
         for place, sample in enumerate(samples)

@@ -24,7 +24,7 @@ from conftest import names_in
 from PIL import Image
 from torch.nn.modules.module import register_module_forward_hook
 
-from autolabel.manifests.files import alone_in
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.samples import Manifest, fingerprints, load_manifest, save_manifest
 from autolabel.student.evaluate import Scores
@@ -459,7 +459,7 @@ def test_another_request_in_the_same_folder_is_refused_with_the_difference(
 
 def test_a_second_training_in_the_same_folder_is_refused_naming_the_process(short: TrainJob, tmp_path: Path) -> None:
     asked = replace(short, out=tmp_path / "out")
-    with alone_in(asked.out), pytest.raises(ValueError) as refusal:
+    with storage.hold(asked.out), pytest.raises(ValueError) as refusal:
         train(asked)
     assert re.fullmatch(
         rf"another autolabel is at work in {re.escape(str(asked.out))} \(process {os.getpid()} on .* since .*\):"

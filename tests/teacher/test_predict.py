@@ -17,7 +17,7 @@ import torch
 from conftest import address_space, autolabel
 from numpy.typing import NDArray
 
-from autolabel.manifests.files import sha256
+from autolabel.manifests import storage
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, LabelSpace
 from autolabel.manifests.samples import load_manifest
@@ -498,7 +498,7 @@ def test_a_teacher_of_the_same_classes_is_accepted(own: LabelSpace | None) -> No
 
 def test_a_loaded_teacher_knows_its_classes_its_images_and_its_file(teacher: Path, city: Path) -> None:
     loaded = load_teacher(str(teacher), device="cpu")
-    assert (loaded.label_space, loaded.sha256, loaded.precision) == (CITYSCAPES, sha256(teacher), "float32")
+    assert (loaded.label_space, loaded.sha256, loaded.precision) == (CITYSCAPES, storage.sha256(teacher), "float32")
     assert len(loaded.trained_on) == len(load_manifest(city / "fine.parquet").samples) == 6
     assert not loaded.network.training
 

@@ -1,0 +1,102 @@
+"""Everything that a run's labels depend on, and the machine that computes them.
+
+`run.json` holds the recipe. A call may go on with a run only if its own recipe is equal; so a new setting that changes
+labels belongs here, and nothing else has to be told. The machine may change from call to call.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
+
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.policy import Policy, differences, policy_of
+from autolabel.manifests.settings import require_choices, setting
+
+STORES = ("zarr", "png")
+ENGINES = ("auto", "local", "ray")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Two calls with equal recipes make the same labels from the same images.
+
+    `confidence_edges` are the kept levels' edges, ascending, or None where no confidence is kept. `device` is a kind of
+    device ("cpu", "cuda", "mps"), `unit_size` the number of samples in a unit.
+    """
+
+    teacher_sha256: str
+    scales: tuple[float, ...]
+    flip: bool
+    combine: str
+    policy: Policy
+    confidence_edges: tuple[float, ...] | None
+    precision: str
+    device: str
+    store: str
+    unit_size: int
+    label_space: LabelSpace
+
+    @classmethod
+    def of(cls, document: Mapping[str, Any]) -> Recipe:
+        """The recipe that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
+        values = {field.name: document[field.name] for field in fields(cls)}
+        edges = values["confidence_edges"]
+        return cls(
+            **{
+                **values,
+                "scales": tuple(values["scales"]),
+                "policy": policy_of(values["policy"]),
+                "confidence_edges": None if edges is None else tuple(edges),
+                "label_space": LabelSpace.of(values["label_space"]),
+            }
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The recipe as JSON values."""
+        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        space = json.loads(self.label_space.to_json())
+        plain = json.loads(json.dumps(values | {"policy": self.policy.to_dict(), "label_space": space}))
+        return dict(plain)
+
+    def changes(self, now: Recipe) -> list[str]:
+        """The settings in which another recipe differs, each with both values. A policy's name does not count."""
+        before, after = self.to_dict(), now.to_dict()
+        rules = [(f"policy: {key}", *values) for key, *values in differences(before.pop("policy"), after.pop("policy"))]
+        settings = [(_WORDS.get(key, key), old, after[key]) for key, old in before.items() if old != after[key]]
+        return [f"{name} was {_short(old)}, now {_short(new)}" for name, old, new in settings + rules]
+
+
+_WORDS = {"teacher_sha256": "teacher"}
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value)
+    return text if len(text) <= 40 else text[:12] + "…" + text[-4:]
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where a call computes. Labels do not depend on it. Raises ValueError naming the value."""
+
+    engine: str = setting(
+        ENGINES[0],
+        "Compute in this process or on Ray; auto takes Ray for several GPUs or workers, or a cluster.",
+        group="machine",
+        choices=ENGINES,
+    )
+    workers: int | None = setting(
+        None, "Number of workers.", group="machine", unset="one per GPU, or one per core without GPUs"
+    )
+    address: str | None = setting(
+        None, "Ray cluster to use.", group="machine", unset="$RAY_ADDRESS, else a private Ray on this machine"
+    )
+
+    def __post_init__(self) -> None:
+        require_choices(self)
+        if self.workers is not None and self.workers < 1:
+            raise ValueError(f"workers {self.workers}: expected 1 or more")
+        if self.engine == ENGINES[1] and self.address:
+            raise ValueError(f"engine local and address {self.address!r}: a cluster needs engine ray, or auto")

@@ -1,0 +1,62 @@
+"""The numbers of one labelled image: its rows of the statistics tables."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.shards import crc32c
+from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
+from autolabel.pipeline.rules import Outcome
+from autolabel.teacher.decide import Prediction
+
+
+def image_numbers(outcome: Outcome, prediction: Prediction) -> dict[str, Any]:
+    """The columns of `stats/images.parquet` that follow from the label.
+
+    agreement_with_coarse: share of the coarse pixels to which the teacher, before the coarse label was asked, gives the
+    same class (null without coarse pixels).
+    """
+    label = outcome.label
+    labelled, coarse_pixels = int(outcome.pixels.sum()), int(outcome.coarse.sum())
+    return {
+        "labelled_pixels": labelled,
+        "ignored_fraction": 1 - labelled / label.size,
+        "mean_confidence": float(prediction.confidence.sum()) / label.size,
+        "coarse_pixels": coarse_pixels,
+        "agreement_with_coarse": int(outcome.agreeing.sum()) / coarse_pixels if coarse_pixels else None,
+        "label_crc32c": crc32c(label),
+    }
+
+
+def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -> list[dict[str, Any]]:
+    """The rows of `stats/classes.parquet` for one image: every class that the teacher or the coarse label names.
+
+    mean_confidence and confidence_hist are over the pixels whose top class it is, before the threshold, and so are the
+    fates. coarse_pixels: pixels of this class in the coarse label; agreeing_pixels: those to which the teacher, before
+    the coarse label was asked, gives the same class; contradicted_pixels: another one (it gives none to the rest).
+    undrawn_pixels: of the pixels whose top class it is, those where the coarse label, if there is one, names none.
+    """
+    rows = []
+    for c, name in enumerate(space.names):
+        seen, coarse_pixels = int(prediction.histogram[c].sum()), int(outcome.coarse[c])
+        if seen == 0 and coarse_pixels == 0:
+            continue
+        pixels = int(outcome.pixels[c])
+        rows.append(
+            {
+                "class_id": c,
+                "class_name": name,
+                "pixels": pixels,
+                "fraction": pixels / outcome.label.size,
+                "mean_confidence": float(prediction.confidence[c]) / seen if seen else None,
+                "confidence_hist": prediction.histogram[c].tolist() if seen else [0] * CONFIDENCE_BINS,
+                "coarse_pixels": coarse_pixels,
+                "agreeing_pixels": int(outcome.agreeing[c]),
+                "contradicted_pixels": int(outcome.contradicted[c]),
+                "undrawn_pixels": int(outcome.left_out[c]),
+                **{f"{fate}_pixels": int(n) for fate, n in zip(FATES, outcome.fates[c], strict=True)},
+                "from_human_pixels": int(outcome.from_human[c]),
+            }
+        )
+    return rows

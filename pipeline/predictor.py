@@ -1,0 +1,235 @@
+"""Sources of predictions: a teacher that looks at images, or the confidence that an earlier run has kept.
+
+The labeller asks one of them and does the rest: threads, rules, encoding, commits.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolabel.manifests import storage
+from autolabel.manifests.images import BadImage, decode_image, decode_label
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.recipe import Recipe
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.labels import CONFIDENCE, TOP, RunLabels, stored_labels
+from autolabel.manifests.run.shards import Label
+from autolabel.manifests.samples import Sample
+from autolabel.manifests.schemas import CONFIDENCE_BINS
+from autolabel.pipeline.records import Row, read_rows
+from autolabel.pipeline.units import Unit
+from autolabel.teacher.decide import Prediction
+from autolabel.teacher.predict import Teacher
+
+Size = tuple[int, int]  # height, width
+_IDENTITY = ("image_bytes", "image_mtime_ns", "image_fingerprint")  # columns that say which image file it was
+
+
+@dataclass(frozen=True)
+class Refused:
+    """A sample that cannot be labelled: its row so far, and the reason."""
+
+    row: Row
+    reason: str
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """A sample that is ready to be predicted: its row so far, its photograph and its coarse label.
+
+    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None.
+    """
+
+    row: Row
+    image: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))
+    coarse: Label | None = None
+
+
+class Predictor(Protocol):
+    """A source of predictions. Its methods are called from several threads."""
+
+    device: str  # kind of device: "cpu", "cuda" or "mps"
+    edges: tuple[float, ...]  # confidences that a prediction tells apart, ascending
+
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
+        """Read the inputs of a sample. Raises OSError where the disk is to blame, not the file."""
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """Predict samples of one size. Raises NotEnoughMemory."""
+
+    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+        """The number of images of this size to predict at once, 1 to `most`, with so many `batches` in flight."""
+
+    def budget(self) -> dict[str, Any]:
+        """The device and the memory that it has and needs, for `run.json`."""
+
+
+class TeacherPredictor:
+    """A teacher that looks at every image at the recipe's scales."""
+
+    def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
+        self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
+        self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
+        self._undrawn = recipe.policy.left_out(recipe.label_space)
+        self._at_once: dict[Size, int] = {}
+
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
+        """Read photograph and coarse label, of the size that the manifest says."""
+        row = identified(row, sample.image)
+        try:
+            data = _read(sample.image)
+            row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
+            image = decode_image(data)
+            coarse = read_coarse(sample, self.recipe.label_space)
+            _require_size(sample, image, coarse)
+        except BadImage as error:
+            return Refused(row, str(error))
+        except MemoryError:
+            return Refused(row, "not enough memory to decode it")
+        return Decoded(row, image, coarse)
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """Predict images of one size in one pass, or in several where memory is short. Raises NotEnoughMemory."""
+        recipe = self.recipe
+        return list(
+            self.teacher.predict_in_batches(
+                [decoded.image for decoded in batch], len(batch), self.edges, recipe.scales, recipe.flip,
+                recipe.policy.temperature, self._undrawn, [decoded.coarse for decoded in batch],
+            )
+        )  # fmt: skip
+
+    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+        """The number of images that fit into memory together, 1 to `most`."""
+        if size not in self._at_once:
+            plan = self.teacher.plan(self.recipe.scales, self.recipe.flip)
+            self._at_once[size] = plan.at_once(*size, most, batches)
+        return self._at_once[size]
+
+    def budget(self) -> dict[str, Any]:
+        """The memory of the device, the bytes that a pixel needs, and the images that are computed at once by size."""
+        sizes = {f"{h}x{w}": images for (h, w), images in (self._at_once | self.teacher.fits).items()}
+        return {**asdict(self.teacher.plan(self.recipe.scales, self.recipe.flip)), "images_at_once": sizes}
+
+
+class KeptPredictor:
+    """The top classes and levels of confidence that an earlier run has kept; no image is opened."""
+
+    device = "cpu"
+
+    def __init__(self, source: Run) -> None:
+        assert source.recipe.confidence_edges is not None
+        self.source, self.edges = source, source.recipe.confidence_edges
+        self._rows = lru_cache(maxsize=4)(self._read_rows)
+
+    def _read_rows(self, record: str) -> dict[str, Row]:
+        return {row.sample_id: row for row in read_rows(self.source.units / record)}
+
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
+        """Take over the identity of the image from the earlier run, and read the coarse label."""
+        earlier = self._rows(unit.record)[sample.sample_id]
+        row = replace(row, **{name: getattr(earlier, name) for name in _IDENTITY})
+        if not earlier.labelled:
+            return Refused(row, earlier.reason or "")
+        try:
+            coarse = read_coarse(sample, self.source.label_space)
+            _require_size(sample, None, coarse)
+        except BadImage as error:
+            return Refused(row, str(error))
+        return Decoded(row, coarse=coarse)
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        """Read the predictions that the earlier run has kept. Raises DamagedLabel."""
+        return [self._kept(self._rows(f"{decoded.row.unit}.parquet")[decoded.row.sample_id]) for decoded in batch]
+
+    def _kept(self, row: Row) -> Prediction:
+        top, level = (read_layer(self.source, row, layer) for layer in (TOP, CONFIDENCE))
+        classes, levels = len(self.source.label_space), len(self.edges) + 1
+        histogram, confidence = np.zeros((classes, CONFIDENCE_BINS), np.int64), np.zeros(classes)
+        for entry in row.classes or ():
+            c, mean = entry["class_id"], entry["mean_confidence"]
+            histogram[c] = entry["confidence_hist"]
+            confidence[c] = 0 if mean is None else mean * histogram[c].sum()
+        return Prediction(top.astype(np.int16) * np.int16(levels) + level, levels, histogram, confidence)
+
+    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+        """Every thread may read one sample."""
+        return most
+
+    def budget(self) -> dict[str, Any]:
+        """Name the run that the confidence comes from."""
+        return {
+            "device": f"confidence kept by {self.source.path.name}", "precision": self.source.recipe.precision,
+        }  # fmt: skip
+
+
+def read_layer(run: RunFolder, row: Row, layer: str) -> Label:
+    """The map of a layer that belongs to a row of a commit record. Raises DamagedLabel unless it is as committed."""
+    return RunLabels(stored_labels(run.path, [vars(row)], layer), None)[row.sample_id]
+
+
+# --- reading a sample's files -----------------------------------------------------------------------------------------
+
+
+def identified(row: Row, image: Path) -> Row:
+    """The row with size and time of the image file, None where there is no such file."""
+    try:
+        status = image.stat()
+    except OSError:
+        return row
+    return replace(row, image_bytes=status.st_size, image_mtime_ns=status.st_mtime_ns)
+
+
+# Errors that the file itself is to blame for; any other error of the disk stops the unit, which is then tried again.
+_OF_THE_FILE = {
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG
+}  # fmt: skip
+_MAX_FILE = 1 << 30  # bytes; no photograph comes near it
+
+
+def _read(image: Path) -> bytes:
+    try:
+        status = image.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("not a regular file")
+        if status.st_size > _MAX_FILE:
+            raise BadImage(f"{status.st_size} bytes: expected at most {_MAX_FILE}")
+        return image.read_bytes()
+    except FileNotFoundError as error:
+        raise BadImage("the file is missing") from error
+    except OSError as error:
+        if error.errno not in _OF_THE_FILE:
+            raise
+        raise BadImage(f"the file cannot be read ({error.strerror})") from error
+
+
+def read_coarse(sample: Sample, space: LabelSpace) -> Label | None:
+    """The human coarse label (H, W) uint8 train ids, None if there is none. Raises BadImage."""
+    if sample.coarse_label is None:
+        return None
+    try:
+        return decode_label(_read(sample.coarse_label), space, sample.label_ids)
+    except BadImage as error:
+        raise BadImage(f"its coarse label {sample.coarse_label}: {error}") from error
+
+
+def _require_size(sample: Sample, image: NDArray[np.uint8] | None, coarse: Label | None) -> None:
+    """Raise BadImage unless an image (H, W, 3) and its coarse label (H, W) have the size that the manifest says."""
+    listed = sample.height, sample.width
+    if image is not None and image.shape[:2] != listed:
+        raise BadImage(
+            f"the image is {image.shape[1]} x {image.shape[0]} but its manifest says {listed[1]} x {listed[0]}: scan"
+            " again"
+        )
+    if coarse is not None and coarse.shape != listed:
+        raise BadImage(
+            f"its coarse label is {coarse.shape[1]} x {coarse.shape[0]}, the image {listed[1]} x {listed[0]}"
+        )

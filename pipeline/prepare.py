@@ -1,0 +1,267 @@
+"""From a request to a run that is ready to be labelled: settle, check, resume, survey."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autolabel.manifests import storage
+from autolabel.manifests.cluster import cluster_address, cluster_gpus
+from autolabel.manifests.recipe import Recipe
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.labels import LABELS, png_name
+from autolabel.manifests.run.shards import create_zarr
+from autolabel.manifests.samples import ManifestFile, open_manifest
+from autolabel.pipeline.engine import Work
+from autolabel.pipeline.job import LabelJob, Portion
+from autolabel.pipeline.lock import Lock
+from autolabel.pipeline.records import committed, excuse, tally
+from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, require_distinct, write_plan
+from autolabel.teacher.checkpoints import BadCheckpoint
+from autolabel.teacher.predict import Teacher, load_teacher, pick_device, pick_precision
+
+_PACKAGES = ("autolabel", "torch", "numpy", "zarr", "ray", "pillow", "pyarrow")
+
+
+class TeacherSource:
+    """The teacher of a job: loaded once, when it is needed, or handed in."""
+
+    def __init__(self, job: LabelJob, loaded: Teacher | None) -> None:
+        self._job, self._loaded, self.handed_in = job, loaded, loaded is not None
+
+    def sha256(self) -> str:
+        """The digest of the checkpoint. Raises BadCheckpoint if there is no such file."""
+        if self._loaded is not None:
+            return self._loaded.sha256
+        if not self._job.teacher.is_file():
+            raise BadCheckpoint(f"{self._job.teacher} does not exist: expected a checkpoint")
+        return storage.sha256(self._job.teacher)
+
+    def load(self, device: str, precision: str) -> Teacher:
+        """The teacher on this device. Raises BadCheckpoint, ValueError."""
+        if self._loaded is None or not (self.handed_in or self._loaded.device.type == device):
+            self._loaded = load_teacher(self._job.teacher, device, precision, self._job.combine)
+        return self._loaded
+
+
+@dataclass(frozen=True)
+class Request:
+    """A job whose open choices are settled: absolute paths, a manifest, a recipe."""
+
+    job: LabelJob
+    manifest: ManifestFile
+    recipe: Recipe
+    input_sha256: str
+
+
+def settle(job: LabelJob, teacher_sha256: str, scratch: Path) -> tuple[Request, Run | None]:
+    """Settle device and precision: those that the run began with, or the best that there are now.
+
+    Returns the run too, if the folder holds one. `scratch` is a folder without Python files, for Ray. Raises ValueError
+    if the run was asked for differently, or the policy does not fit.
+    """
+    job = replace(job, manifest=job.manifest.absolute(), teacher=job.teacher.absolute(), out=job.out.absolute())
+    manifest = open_manifest(job.manifest)
+    folder = RunFolder(job.out)
+    folder.require_new_or_run()
+    run = Run.open(job.out) if folder.exists() else None
+    if run is None:  # else this was checked when the run began
+        _require_policy(job, manifest)
+        device = _device(job, scratch)
+        precision = pick_precision(job.precision, device)
+    else:
+        device = run.recipe.device if job.device == "auto" else job.device
+        precision = run.recipe.precision if job.precision == "auto" else job.precision
+    edges = job.policy.edges(manifest.label_space, job.keep_confidence) if job.keep_confidence else None
+    recipe = Recipe(
+        teacher_sha256, job.scales, job.flip, job.combine, job.policy, edges, precision, device, job.store,
+        job.unit_size, manifest.label_space,
+    )  # fmt: skip
+    if run is not None:
+        run.require_same(recipe)
+    return Request(job, manifest, recipe, storage.sha256(job.manifest)), run
+
+
+def _device(job: LabelJob, scratch: Path) -> str:
+    """The kind of device. Raises ValueError if this machine lacks it and is to compute."""
+    address = cluster_address(job.machine.address) if job.machine.engine != "local" else None
+    if address is None:
+        return pick_device(job.device) if job.device == "auto" else job.device
+    if job.device != "auto":
+        return job.device
+    return "cuda" if cluster_gpus(address, scratch) else "cpu"
+
+
+def _require_policy(job: LabelJob, manifest: ManifestFile) -> None:
+    """Raise ValueError if the policy does not fit the label space, or an image of the manifest."""
+    job.policy.require(manifest.label_space)
+    job.policy.edges(manifest.label_space, job.keep_confidence)
+    if job.policy.area is None:
+        return
+    for table in manifest.tables():
+        columns = (table[name].to_pylist() for name in ("height", "width", "image"))
+        for height, width, image in zip(*columns, strict=True):
+            if height:  # else it cannot be read
+                try:
+                    job.policy.area.box(height, width)
+                except ValueError as error:
+                    raise ValueError(f"{image}: {error}") from error
+
+
+def require_fitting(request: Request, teacher: Teacher) -> None:
+    """Raise ValueError if this teacher cannot do the job."""
+    job = request.job
+    teacher.require_space(request.manifest.label_space, str(job.teacher), str(job.manifest))
+    teacher.combination.require(job.scales)
+
+
+def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = None) -> tuple[Run, Plan]:
+    """Make `run.json`, the plan and the folders of the labels, or bring those of a run up to date.
+
+    The plan is cut anew, copied from `source`, or extended by the samples that the manifest has gained.
+    """
+    job, manifest, folder = request.job, request.manifest, RunFolder(request.job.out)
+    if not lock.alone:  # another part has prepared everything
+        if run is None or run.input_sha256 != request.input_sha256:
+            raise ValueError(f"another part of {job.out} works on another manifest: give all of them the same")
+        return run, open_plan(run, manifest)
+    storage.remove_leftovers(job.out)
+    if run is not None and run.engine == "ray":  # its workers ended with their driver
+        for note in folder.attempts.glob("*.jsonl"):
+            excuse(note)
+    if run is None or run.input_sha256 != request.input_sha256:
+        plan_path = _plan_path(request, run, source)
+        run = replace(new_run(request, plan_path.name, job.out), budgets=run.budgets if run else ())
+        plan = open_plan(run, manifest)
+        _make_folders(run, plan, manifest)
+        run.save()
+    else:
+        plan = open_plan(run, manifest)
+        _make_folders(run, plan, manifest)
+    for old in job.out.glob("plan*.arrow"):
+        if old.name != run.plan:
+            old.unlink()
+    return run, plan
+
+
+def new_run(request: Request, plan: str, folder: Path) -> Run:
+    """A run that has not begun, with this plan (the name of a file in `folder`)."""
+    job = request.job
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    return Run(
+        folder, request.recipe, job.manifest, request.input_sha256, plan, job.teacher, "local", versions,
+        platform.machine(),
+    )  # fmt: skip
+
+
+def _plan_path(request: Request, run: Run | None, source: Run | None) -> Path:
+    job, manifest = request.job, request.manifest
+    if run is not None:
+        return extend_plan(open_plan(run, manifest), manifest)
+    if source is None:
+        return write_plan(job.out, manifest, job.unit_size)
+    path = job.out / source.plan
+    storage.write(path, storage.read(source.path / source.plan))
+    return path
+
+
+def open_plan(run: Run, manifest: ManifestFile) -> Plan:
+    """The plan of a run. Raises BadTable."""
+    return Plan(run.path / run.plan, run.recipe.unit_size, manifest.image_root, manifest.label_root)
+
+
+def _make_folders(run: Run, plan: Plan, manifest: ManifestFile) -> None:
+    if not plan.samples:
+        raise ValueError(f"{run.input_manifest} lists no samples: nothing to label")
+    if run.recipe.store == "zarr":
+        for layer, attributes in run.zarr_layers().items():
+            create_zarr(run.layer(layer), plan.rows(), run.recipe.unit_size, attributes)
+    else:
+        _require_distinct_labels(manifest)
+    run.units.mkdir(exist_ok=True)
+
+
+def _require_distinct_labels(manifest: ManifestFile) -> None:
+    names = ([png_name(image) for image in table["image"].to_pylist()] for table in manifest.tables())
+    require_distinct(
+        names, lambda name: f"two images would both write {LABELS}/{name}: use --store zarr, or rename one of them"
+    )
+
+
+# --- the work that is left --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Left:
+    """The work of this call: numbers of units, the number of samples in them; and the samples done before.
+
+    room: the number of samples that --limit leaves of a unit that it cuts.
+    """
+
+    run: RunFolder
+    portion: Portion
+    plan: Plan
+    units: list[int]
+    room: dict[int, int]
+    wanted: int
+    before: Tally
+
+    def work(self) -> Iterator[Work]:
+        """Yield the units with their samples, made as they are needed."""
+        for number in self.units:
+            unit = self.plan[number]
+            done = committed(self.run, unit, retry_quarantined=self.portion.retry_quarantined)
+            ids = _wanted_ids(self.portion, unit, self.room.get(number))
+            yield Work(unit, tuple(name for name in ids if name not in done))
+
+
+def _wanted_ids(portion: Portion, unit: Unit, room: int | None) -> list[str]:
+    fits = matcher(portion.only)
+    return [s.sample_id for s in unit.samples if fits(s.sample_id)][:room]
+
+
+def survey(run: RunFolder, portion: Portion, plan: Plan) -> Left:
+    """Compare the plan with the commit records."""
+    records = set(os.listdir(run.units)) if run.units.is_dir() else set()
+    units: list[int] = []
+    cut: dict[int, int] = {}
+    wanted, before, room = 0, Tally(), portion.limit
+    for number in range(len(plan)):
+        mine = in_part(number, portion.part) and room != 0
+        recorded = f"{plan.name(number)}.parquet" in records
+        if portion.only is None and not recorded and (room is None or room >= plan.count(number)):
+            wanted_here = left = plan.count(number) if mine else 0
+        else:
+            unit = plan[number]
+            done = committed(run, unit, retry_quarantined=portion.retry_quarantined) if recorded else {}
+            before += tally(done.values())
+            ids = _wanted_ids(portion, unit, room) if mine else []
+            wanted_here, left = len(ids), sum(name not in done for name in ids)
+            if room is not None and room < len(_wanted_ids(portion, unit, None)):
+                cut[number] = room
+        room = None if room is None else room - wanted_here
+        if left:
+            units.append(number)
+            wanted += left
+    return Left(run, portion, plan, units, cut, wanted, before)
+
+
+def worker_bytes(request: Request, left: Left, load: Callable[[], Teacher]) -> int:
+    """The memory that a CPU worker of Ray needs: itself and one image, as the teacher tells on this machine.
+
+    A twentieth of the images may be larger than that image: one panorama must not hold up all the rest.
+    """
+    if request.recipe.device != "cpu":
+        return 0
+    units = left.units[:: max(1, len(left.units) // 64)]
+    sizes = sorted(s.height * s.width for number in units for s in left.plan[number].samples)
+    pixels = sizes[len(sizes) * 19 // 20]
+    if not pixels:
+        return 0
+    plan = load().plan(request.recipe.scales, request.recipe.flip)
+    itself = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    return itself + int(plan.needs(1, pixels))
