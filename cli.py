@@ -927,58 +927,15 @@ def audit(run: Path, truth: Path, target_precision: float, fit_temperature: bool
 
     autolabel audit runs/auto --truth held_out.parquet
     """
-    from autolabel.pipeline.analysis.audit import AUDIT, SUGGESTED
     from autolabel.pipeline.analysis.audit import audit as audit_run
 
     with progress("auditing") as update:
-        found = audit_run(run, truth, target_precision, fit_temperature, allow_leak, teacher, update)
-    _show_audit(run, found)
-    click.echo(f"\nwrote {run / AUDIT}" + (f" and {run / SUGGESTED}" if found["reliability"] else ""))
-
-
-def _show_audit(run: Path, found: dict[str, Any]) -> None:
-    pixels = sum(row["truth_pixels"] for row in found["classes"])
-    seen = [row for row in found["classes"] if row["truth_pixels"] or row["label_pixels"]]
-    mean = {"name": "mean", "truth_pixels": None, **found["mean"]}
-    rows = [
-        [
-            row["name"], percent(row["truth_pixels"] / pixels if row["truth_pixels"] is not None else None, 2),
-            *(percent(row[key]) for key in ("precision", "coverage", "iou_kept", "iou")),
-            *(percent(f) for f in row["boundary_f"].values()),
-        ]
-        for row in [*seen, mean]
-    ]  # fmt: skip
-    header = ["class", "truth %", "precision", "coverage", "IoU kept", "IoU"]
-    header += [f"F {distance} px" for distance in mean["boundary_f"]]
-    table(f"{run} against {found['truth']}: {found['images']} images", header, rows, last_is_total=True)
-    if found["reliability"]:
-        rows = [
-            [
-                row["name"], percent(row["ece"]),
-                "–" if row["suggested_threshold"] is None else f"{row['suggested_threshold']:g}",
-                percent(row["suggested_precision"]), percent(row["suggested_kept"]),
-            ]
-            for row in found["classes"] if row["ece"] is not None
-        ]  # fmt: skip
-        rows.append(["all pixels", percent(found["reliability"]["ece"]), "", "", ""])
-        title = f"confidence, and thresholds for precision {percent(found['target_precision'])} %"
-        table(title, ["class", "ECE", "threshold", "precision", "kept %"], rows, last_is_total=True)
-    if found["temperature"]:
-        fitted = found["temperature"]
-        (nll, nll_after), (ece, ece_after) = fitted["nll"], fitted["ece"]
-        click.echo(
-            f"temperature  {fitted['before']:g} → {fitted['fitted']:g}   negative log likelihood {nll:.4f} →"
-            f" {nll_after:.4f}   ECE {percent(ece)} → {percent(ece_after)}"
-        )
-    coarse = [row for row in found["coarse"] if row["coarse_pixels"]]
-    if coarse:
-        rows = [
-            [row["name"], str(row["coarse_pixels"]), percent(row["agreement"]), percent(row["contradicted"])]
-            for row in coarse
-        ]
-        table("against human coarse labels, all images", ["class", "coarse pixels", "agrees %", "contradicted %"], rows)
-    for note in found["notes"]:
-        click.echo(note)
+        result = audit_run(
+            run, truth, target_precision=target_precision, fit_temperature=fit_temperature, allow_leak=allow_leak,
+            teacher=teacher, progress=update,
+        )  # fmt: skip
+    show(result)
+    click.echo(f"\nwrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
 
 
 @main.command()

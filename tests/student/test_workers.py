@@ -156,11 +156,18 @@ def test_the_command_refuses_in_one_line(options: list[object], line: str, job: 
 def command(job: TrainJob, out: Path) -> list[str]:
     """The command line of that training, with two workers."""
     options = {
-        "manifest": job.manifest, "val": job.val, "out": out, "arch": job.arch, "steps": job.steps, "batch-size": 4,
+        "val": job.val, "out": out, "arch": job.arch, "steps": job.steps, "batch-size": 4,
         "crop": "96x128", "optimizer": "sgd", "learning-rate": 1e-3, "ema": 0.9, "accumulate": 2, "schedule": "cosine",
         "device": "cpu", "precision": "float32", "workers": 2,
     }  # fmt: skip
-    return [sys.executable, "-m", "autolabel.cli", "train", *(f"--{key}={value}" for key, value in options.items())]
+    return [
+        sys.executable,
+        "-m",
+        "autolabel.cli",
+        "train",
+        str(job.manifest),
+        *(f"--{key}={value}" for key, value in options.items()),
+    ]
 
 
 def workers() -> list[int]:
