@@ -9,15 +9,16 @@ import os
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from types import NoneType, UnionType
+from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
 from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
 from autolabel.manifests.recipe import ENGINES, STORES
-from autolabel.manifests.settings import build_job
+from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields
 from autolabel.manifests.wording import Shown, plain
 from autolabel.pipeline.job import DEVICES, LabelJob
 
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from autolabel.manifests.scan import Account
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
-    from autolabel.student.comparison.verdicts import Comparison, Difference
     from autolabel.student.job import TrainJob
     from autolabel.student.train import StepReport
 
@@ -37,25 +37,60 @@ FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
+# --- errors and help --------------------------------------------------------------------------------------------------
+
+
 class Failure(click.ClickException):
     """One clear line on stderr, exit code 2."""
 
     exit_code = INPUT_ERROR
 
     def show(self, file: Any = None) -> None:
+        """Print the line."""
         click.echo(f"autolabel: {self.format_message()}", err=True)
 
 
+class Command(click.Command):
+    """A command whose help shows its options in groups."""
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """Write one section for every group that has options."""
+        sections: dict[str, list[tuple[str, str]]] = {}
+        for param in self.get_params(ctx):
+            record = param.get_help_record(ctx)
+            if record is not None and isinstance(param, click.Option):
+                sections.setdefault(getattr(param, "group", ""), []).append(record)
+        for key, title in {**GROUPS, "": "Options"}.items():
+            if key in sections:
+                with formatter.section(title):
+                    formatter.write_dl(sections[key])
+
+
 class Commands(click.Group):
-    """Turns the errors that a user can cause or mend into one clear line; a traceback means a mistake of ours."""
+    """A group that turns errors which a user can cause or mend into one line; a traceback means a mistake of ours."""
+
+    command_class = Command
+    group_class = type  # click's word for: groups in this group are of its own class
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Return the names in the order in which a newcomer needs them."""
+        return list(self.commands)
 
     def invoke(self, ctx: click.Context) -> Any:
+        """Run the command that is named."""
         try:
             return super().invoke(ctx)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            path = error.ctx.command_path if error.ctx else ctx.command_path
+            message = " ".join(error.format_message().split()).removesuffix(".").replace(". Did you", "; did you")
+            message = message[:1].lower() + message[1:] + ("" if message.endswith("?") else ";")
+            raise Failure(f"{message} `{path} --help` lists the options") from error
         except (ValueError, OSError) as error:
             raise Failure(_one_line(error)) from error
         except RuntimeError as error:
-            # Our own errors about the run (they live in rooms that are not imported yet), and memory.
+            # Our own errors about a run live in rooms that are not imported yet; torch reports a lack of memory so.
             if type(error).__module__.startswith("autolabel.") or "out of memory" in str(error):
                 raise Failure(_one_line(error)) from error
             raise
@@ -64,7 +99,7 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-class Otherwise(click.Group):
+class Otherwise(Commands):
     """A group with a command that is meant where no other is named: `stats RUN` beside `stats diff A B`.
 
     Its key is that command's first argument, so that help shows what to type.
@@ -76,6 +111,7 @@ class Otherwise(click.Group):
         self.context_settings = {"ignore_unknown_options": True}  # they are that command's
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command, list[str]]:
+        """Find the command that the arguments mean."""
         if args[0] in self.commands and args[0] != self.otherwise:
             return args[0], self.commands[args[0]], args[1:]
         return None, self.commands[self.otherwise], args
@@ -90,8 +126,10 @@ def _one_line(error: BaseException) -> str:
     return " ".join(str(error).split())
 
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="autolabel")
+@click.group(
+    "autolabel", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
+)
+@click.version_option(package_name="autolabel", prog_name="autolabel")
 def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
@@ -198,7 +236,65 @@ def percent(value: float | None, digits: int = 1) -> str:
     return "–" if value is None or math.isnan(value) else f"{100 * value:.{digits}f}"
 
 
-# --- options that several commands share ------------------------------------------------------------------------------
+# --- options ----------------------------------------------------------------------------------------------------------
+
+
+class Option(click.Option):
+    """An option that stands in a group of the help."""
+
+    def __init__(self, *names: Any, group: str = "", **more: Any) -> None:
+        super().__init__(*names, **more)
+        self.group = group
+
+
+def text(parse: Callable[[str], Any], metavar: str = "TEXT") -> dict[str, Any]:
+    """Return the arguments of an option whose text is read by `parse`, which raises ValueError with what it expects."""
+
+    def read(_: click.Context, option: click.Parameter, value: Any) -> Any:
+        if not isinstance(value, str):  # the default is a value already
+            return value
+        try:
+            return parse(value)
+        except ValueError as error:
+            raise Failure(f"{option.opts[0]} {value}: {error}") from error
+
+    return {"type": click.UNPROCESSED, "callback": read, "metavar": metavar}
+
+
+def option(*names: str, group: str = "", **more: Any) -> Callable[[F], F]:
+    """Give a command an option; `group` is its place in the help."""
+    return click.option(*names, cls=Option, group=group, **more)
+
+
+def job_options(job: type[Any], *, only: Sequence[str] = (), but: Sequence[str] = ()) -> Callable[[F], F]:
+    """Give a command an option for every setting of a job class: `only` some of them, or all `but` some."""
+
+    def decorate(command: F) -> F:
+        for field in reversed(list(job_fields(job))):
+            if field.name not in but and (not only or field.name in only):
+                command = option(field.flag, field.name, **_option_of(field))(command)
+        return command
+
+    return decorate
+
+
+def _option_of(field: JobField) -> dict[str, Any]:
+    """Return the arguments of `option` for a setting."""
+    words, kind, default = field.words, field.type, field.default
+    if isinstance(kind, UnionType):
+        kind = next(part for part in get_args(kind) if part is not NoneType)
+    shown = words.unset if default is None else "" if kind is bool else _as_text(default)
+    made = {"group": words.group, "default": default, "help": words.help + (f" [default: {shown}]" if shown else "")}
+    if kind is bool:
+        return {**made, "is_flag": True}
+    if words.parse:
+        return {**made, **text(words.parse, words.metavar or "TEXT")}
+    value = click.Choice(words.choices) if words.choices else FILE if kind is Path else kind
+    return {**made, "type": value, "metavar": words.metavar or None}
+
+
+def _as_text(default: Any) -> str:
+    return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
 
 
 def parse_scales(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
@@ -525,21 +621,13 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
             update(0, job.steps, f"reading labels {done}/{total}")
 
         scores = training.train(job, on_step, on_label=on_label, cluster=cluster, on_note=update.say)
-    iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
+    show(scores)
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
 
 def _step_note(report: StepReport) -> str:
     miou = f"  mIoU {percent(report.miou)}" if report.miou is not None else ""
     return f"loss {report.loss:.3f}  {report.images_per_s:.1f} images/s{miou}"
-
-
-def iou_table(title: str, columns: Mapping[str, Mapping[str, float | None]], means: Mapping[str, float | None]) -> None:
-    """Print shares by class in per cent, IoU first, one column each, and their means."""
-    names = next(iter(columns.values()))
-    rows = [[name, *(percent(column[name]) for column in columns.values())] for name in names]
-    rows.append(["mean", *(percent(means[c]) for c in columns)])
-    table(title, ["class", *columns], rows, last_is_total=True)
 
 
 @main.command()
@@ -575,20 +663,14 @@ def evaluate(
 
     with progress("scoring") as update:
         scores = run_evaluation(
-            checkpoint, manifest_path, scales, device, allow_overlap, combine, update, flip, pictures
-        )
+            checkpoint, manifest_path, scales=scales, device=device, allow_overlap=allow_overlap, combine=combine,
+            on_image=update, flip=flip, pictures=pictures,
+        )  # fmt: skip
     if output:
         scores.write(output)
-    columns = {"IoU": scores.iou} | {f"F {d} px": values for d, values in scores.boundary_f.items()}
-    means = {"IoU": scores.miou} | {f"F {d} px": value for d, value in scores.mean_boundary_f.items()}
-    iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", columns, means)
-    rows = [[image["sample_id"], percent(image["miou"])] for image in scores.worst]
-    table("the worst images, by their own mean IoU", ["image", "mean IoU"], rows)
-    click.echo(f"pixel accuracy {percent(scores.pixel_accuracy)} %")
+    show(scores)
     if pictures:
-        click.echo(f"pictures       {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
-    if scores.overlap:
-        click.echo(f"{scores.overlap} of the images were also trained on: these scores flatter the network")
+        click.echo(f"pictures: {pictures} has photograph, truth, prediction, errors (blue right, orange wrong)")
 
 
 def parse_arms(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Path]:
@@ -644,65 +726,24 @@ def compare(
     total = template.steps * seeds * len(arms)
     with progress("training students") as update:
 
-        def show(arm: str, seed: int, step: int, note: str) -> None:
+        def tell(arm: str, seed: int, step: int, note: str) -> None:
             trainings = seed * len(arms) + arms.index(arm)
             update(trainings * template.steps + step, total, f"{arm}, seed {seed}: {note}")
 
         def on_step(arm: str, seed: int, report: StepReport) -> None:
-            show(arm, seed, report.step, _step_note(report))
+            tell(arm, seed, report.step, _step_note(report))
 
         def cluster(job: TrainJob) -> Any:
             return training_cluster(job, address)
 
         def on_label(arm: str, seed: int, done: int, count: int) -> None:
-            show(arm, seed, 0, f"reading labels {done}/{count}")
+            tell(arm, seed, 0, f"reading labels {done}/{count}")
 
         found = students.compare(
             fine, coarse, run, template, range(seeds), on_step, further, on_label, cluster, update.say, added_share
         )
-    _show_comparison(found)
+    show(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
-
-
-def _show_comparison(found: Comparison) -> None:
-    """Print what loses first, then the numbers."""
-    several = len(found.seeds) > 1
-    for loss in found.losses():
-        click.secho(f"{loss.arm}: {loss}", bold=True)
-    if several and not found.losses():
-        click.echo("No class is shown to lose.")
-    for note in found.notes:
-        click.echo(f"note: {note}")
-    rows = []
-    for name in found.names:
-        parts = [found.estimate(arm, name) for arm in found.arms]
-        rows.append([name, *(percent(e.mean) + ("" if e.half is None else f" ± {100 * e.half:.1f}") for e in parts)])
-    title = f"IoU in %, {found.asked['steps']} steps"
-    table(
-        title + (f", mean and 95 % interval of {len(found.seeds)} seeds" if several else ""),
-        ["class", *found.arms],
-        rows,
-    )
-    if found.absent:
-        click.echo(f"in no validation image: {', '.join(found.absent)}")
-    for arm in found.arms[1:] if several else ():
-        rows = [
-            [n, *(_verdict(found.difference(arm, other, n)) for other in found.baselines(arm))] for n in found.names
-        ]
-        header = ["class", *(f"against {other}" for other in found.baselines(arm))]
-        table(f"{arm}: points of IoU, paired by seed, with 95 % interval", header, rows)
-    rows = [[arm, f"{speed:.1f}", _duration(seconds)] for arm in found.arms for speed, seconds in [found.cost(arm)]]
-    rows.append(["all", "", _duration(sum(found.cost(arm)[1] for arm in found.arms))])
-    table("cost of the trainings", ["arm", "images/s", "h:min:s"], rows, last_is_total=True)
-    if not several:
-        click.echo("One seed has no interval: every verdict is undecided (one seed). --seeds 3 or more decides.")
-
-
-def _verdict(found: Difference) -> str:
-    if found.mean is None:
-        return "–"
-    interval = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return f"{100 * found.mean:+.1f}{interval}  {found.verdict:<9}"
 
 
 # --- generate, stats, report ------------------------------------------------------------------------------------------
@@ -1025,7 +1066,7 @@ def demo(out: Path, seed: int) -> None:
 def run() -> None:
     """The command. When it is stopped, threads that are still at an image are not waited for."""
     try:
-        main()
+        main(prog_name="autolabel")
     except SystemExit as leaving:
         if leaving.code == INTERRUPTED:
             sys.stdout.flush()

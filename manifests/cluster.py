@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests.machine import cores
+
 
 class ClusterFailed(RuntimeError):
     """Ray cannot be started or reached; the message says why, and how to do without."""
@@ -50,7 +52,7 @@ def ray_session(
     settings: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
     if not address:
         settings |= {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-        settings["num_cpus"] = max(workers or 1, os.cpu_count() or 1)
+        settings["num_cpus"] = max(workers or 1, cores())
     with contextlib.redirect_stdout(sys.stderr):  # Ray reports errors of nodes on stdout
         try:
             with contextlib.chdir(folder):

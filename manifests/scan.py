@@ -16,6 +16,7 @@ from pathlib import Path
 
 from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, BadImage, read_label, read_size
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
+from autolabel.manifests.machine import cores
 from autolabel.manifests.samples import Manifest, Sample
 
 OnFile = Callable[[int, int], None]  # (done, total)
@@ -238,7 +239,7 @@ def _finish(
     account = Account(without_image=sorted(strays))
     checked: list[Sample] = []
     broken_labels: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for done, (sample, unreadable, broken) in enumerate(pool.map(lambda s: _check(s, space), samples), start=1):
             checked.append(sample)
             account.unreadable += unreadable

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from autolabel.manifests import machine
 from autolabel.student.parallel import Team
 
 FAILURES = 3  # deaths of workers that a call outlives; preempted machines do not count
@@ -218,7 +219,7 @@ def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: 
         os.chdir(folder)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, machine.cores() // context.get_local_world_size()))
     answer: Any = None
 
     def on_step(report: Any) -> None:
