@@ -187,7 +187,7 @@ def test_relabel_keeps_it_and_cannot_change_it(job: LabelJob, tmp_path: Path) ->
 def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> None:
     """So that its thresholds are for the confidences that the run compares with them."""
     generate(job)
-    found = audit(job.out, city / "val.parquet", precision=0.7)
+    found = audit(job.out, city / "val.parquet", target_precision=0.7)
     counted = np.zeros(20, int)
     for asked, true in zip(
         load_manifest(job.manifest).samples, load_manifest(city / "val.parquet").samples, strict=True
@@ -196,7 +196,7 @@ def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> 
         fine = read_coarse(replace(true, coarse_label=true.label), load_manifest(job.manifest).label_space)
         assert fine is not None
         counted += np.histogram(p[fine != IGNORE], bins=np.linspace(0, 1, 21))[0]
-    assert abs(np.array(found["reliability"]["all"]["pixels"]) - counted).sum() < 10  # those on an edge
+    assert abs(np.array(found.reliability.all.pixels) - counted).sum() < 10  # those on an edge
     with pytest.raises(ValueError, match="--fit-temperature: policy 'ours' says what is outlined"):
         audit(job.out, city / "val.parquet", fit_temperature=True)
 
