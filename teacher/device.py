@@ -1,4 +1,4 @@
-"""Devices that torch computes on (CPU, GPUs of CUDA, Apple's GPU): which are there, their precision and their memory."""
+"""Devices that torch computes on (CPU, CUDA GPUs, Apple's GPU): their presence, precision and memory."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ def pick_device(name: str = "auto") -> str:
     if device.type == "cuda" and not gpus:
         raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use cpu")
     if device.type == "cuda" and (device.index or 0) >= gpus:
-        last = f" to cuda:{gpus - 1}" if gpus > 1 else ""
-        raise ValueError(f"device {name!r} was asked for, but torch finds {gpus} GPU here: use cuda:0{last}")
+        there = "1 GPU here: use cuda:0" if gpus == 1 else f"{gpus} GPUs here: use cuda:0 to cuda:{gpus - 1}"
+        raise ValueError(f"device {name!r} was asked for, but torch finds {there}")
     if device.type == "mps" and not torch.backends.mps.is_available():
         raise ValueError(f"device {name!r} was asked for, but torch finds no GPU of Apple here: use cpu")
     return name

@@ -266,7 +266,7 @@ class Teacher:
         size: tuple[int, ...],
         batch: int = 1,
     ) -> Undrawn | None:
-        """Return the pixels that people left unlabelled: none in images without a coarse label, or in padding images."""
+        """Return the pixels that people left unlabelled; images without a coarse label, and padding, have none."""
         if prior is None or all(label is None for label in coarse):
             return None
         where = np.zeros((batch, *size), np.bool_)

@@ -57,10 +57,10 @@ def pairs(run: Path, truth: Path) -> list[tuple[Label, Label]]:
 
 def scored(truth: Path, teacher: Path, temperature: float = 1.0) -> tuple[Label, Label, NDArray[np.float32]]:
     """Truth, the teacher's top class and its confidence, of all truth pixels of a set."""
-    network, found = load_teacher(teacher, "cpu"), []
+    network, found = load_teacher(teacher, device="cpu"), []
     for sample in load_manifest(truth).samples:
         true = read_sample_label(sample, CITYSCAPES)
-        top, confidence = network.confidence(read_image(sample.image), (1.0,), temperature=temperature)
+        top, confidence = network.confidence(read_image(sample.image), scales=(1.0,), temperature=temperature)
         found.append((true[true != IGNORE], top[true != IGNORE], confidence[true != IGNORE]))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     return columns[0], columns[1], columns[2]
@@ -187,13 +187,13 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
     counted, _ = np.histogram(confidence, np.array(found.reliability.edges, np.float32))
     assert found.reliability.all.pixels == counted.tolist()
     # Slowly: the likelihood at this temperature beats those beside it.
-    network = load_teacher(teacher, "cpu")
+    network = load_teacher(teacher, device="cpu")
 
     def loss(temperature: float) -> float:
         total, pixels = 0.0, 0
         for sample in load_manifest(city / "val.parquet").samples:
             true = read_sample_label(sample, CITYSCAPES)
-            z = network.logits(read_image(sample.image), (1.0,)).numpy().astype(np.float64) / temperature
+            z = network.logits(read_image(sample.image), scales=(1.0,)).numpy().astype(np.float64) / temperature
             p = z - np.log(np.exp(z).sum(axis=0))
             total -= np.take_along_axis(p, np.where(true == IGNORE, 0, true)[None], axis=0)[0][true != IGNORE].sum()
             pixels += (true != IGNORE).sum()
@@ -204,11 +204,13 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
 
 
 def test_sampled_logits_are_those_of_the_whole(city: Path, teacher: Path) -> None:
-    network = load_teacher(teacher, "cpu")
+    network = load_teacher(teacher, device="cpu")
     image = read_image(load_manifest(city / "val.parquet").samples[0].image)
     for scales, flip in (((1.0,), False), ((0.5, 1.0, 2.0), True)):
-        whole = network.logits(image, scales, flip).numpy()
-        assert np.allclose(network.sampled_logits(image, 7, scales, flip), whole[:, ::7, ::7], atol=1e-4)
+        whole = network.logits(image, scales=scales, flip=flip).numpy()
+        assert np.allclose(
+            network.sampled_logits(image, every=7, scales=scales, flip=flip), whole[:, ::7, ::7], atol=1e-4
+        )
 
 
 def test_truth_is_matched_by_content_whatever_its_name(run: Path, city: Path, tmp_path: Path) -> None:

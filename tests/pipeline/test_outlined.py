@@ -23,7 +23,7 @@ from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
 from autolabel.teacher.decide import Undrawn, top_classes
-from autolabel.teacher.networks.combine import InMemory
+from autolabel.teacher.networks.fields import InMemory
 from autolabel.teacher.predict import Teacher, load_teacher
 
 Map = NDArray[np.uint8]
@@ -43,8 +43,8 @@ def job(city: Path, teacher: Path, tmp_path: Path) -> LabelJob:
 
 def by_hand(job: LabelJob, sample: Sample) -> tuple[Map, NDArray[np.float32], Map | None]:
     """Top class and probability of every pixel, Bayes' rule written out; and the coarse label."""
-    teacher, space = load_teacher(job.teacher, "cpu"), load_manifest(job.manifest).label_space
-    logits = teacher.logits(read_image(sample.image), job.scales) / job.policy.temperature
+    teacher, space = load_teacher(job.teacher, device="cpu"), load_manifest(job.manifest).label_space
+    logits = teacher.logits(read_image(sample.image), scales=job.scales) / job.policy.temperature
     p = torch.softmax(logits.double(), dim=0).numpy()
     coarse = read_coarse(sample, space)
     if coarse is not None:
@@ -64,7 +64,9 @@ def test_a_pixel_that_was_left_out_is_of_a_class_that_is(temperature: float) -> 
     where = torch.rand(2, 256, 1024, generator=torch.Generator().manual_seed(1)) < 0.5
     where[1] = False
     shares = torch.linspace(0.01, 1, 19)
-    winner, confidence = top_classes(InMemory(logits), 2, 19, CPU, temperature, Undrawn(where, shares))
+    winner, confidence = top_classes(
+        InMemory(logits), 2, classes=19, device=CPU, temperature=temperature, undrawn=Undrawn(where, shares)
+    )
     p = torch.softmax(logits.double() / temperature, dim=1)
     p = torch.where(where[:, None], p * shares.double().view(-1, 1, 1), p)
     expected, top = (p / p.sum(dim=1, keepdim=True)).max(dim=1)
@@ -72,7 +74,7 @@ def test_a_pixel_that_was_left_out_is_of_a_class_that_is(temperature: float) -> 
     assert close.float().mean() < 1e-4
     assert torch.equal(winner[~close].long(), top[~close])
     torch.testing.assert_close(confidence.double(), expected, rtol=1e-5, atol=0)
-    plain, _ = top_classes(InMemory(logits), 2, 19, CPU, temperature)
+    plain, _ = top_classes(InMemory(logits), 2, classes=19, device=CPU, temperature=temperature)
     assert torch.equal(winner[~where], plain[~where]) and not torch.equal(winner[where], plain[where])
 
 
@@ -106,12 +108,16 @@ def test_labels_are_those_of_bayes_rule_where_people_named_nothing(job: LabelJob
 
 def test_labels_do_not_depend_on_the_batch(job: LabelJob, teacher: Path) -> None:
     """Images of which some have a coarse label, computed one by one and together."""
-    network: Teacher = load_teacher(teacher, "cpu")
+    network: Teacher = load_teacher(teacher, device="cpu")
     known = load_manifest(job.manifest)
     images = [read_image(s.image) for s in known.samples]
-    human = OUTLINED.left_out(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
-    asked = (0.3,), (1.0,), False, 1.0, *human
-    one, two = ([p.codes for p in network.predict_in_batches(images, batch, *asked)] for batch in (1, 2))
+    prior, coarse = OUTLINED.left_out(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
+
+    def codes(batch: int) -> list[NDArray[np.uint8] | NDArray[np.int16]]:
+        predictions = network.predict_in_batches(images, batch, edges=(0.3,), scales=(1.0,), prior=prior, coarse=coarse)
+        return [prediction.codes for prediction in predictions]
+
+    one, two = codes(1), codes(2)
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 

@@ -59,12 +59,12 @@ def test_top_class_and_level_are_those_of_the_teacher(kept: Path, teacher: Path,
     from autolabel.manifests.images import read_image
     from autolabel.manifests.samples import load_manifest
 
-    confidence, knows = Run.open(kept).confidence, load_teacher(teacher, "cpu")
+    confidence, knows = Run.open(kept).confidence, load_teacher(teacher, device="cpu")
     assert len(confidence.edges) == 7 and 0.5 in confidence.edges
     samples = load_manifest(city / "coarse.parquet").samples
     assert set(confidence) == {s.sample_id for s in samples}
     for sample in samples[:3]:
-        winner, p = knows.confidence(read_image(sample.image), (1.0,))
+        winner, p = knows.confidence(read_image(sample.image), scales=(1.0,))
         top, level = confidence[sample.sample_id]
         assert np.array_equal(top, winner)
         assert np.array_equal(level, sum((p > np.float32(e)).astype(int) for e in confidence.edges))

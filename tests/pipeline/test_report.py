@@ -372,14 +372,14 @@ def test_attention_adds_each_scale_with_its_share_and_the_combined_prediction(sc
 
 
 def test_shares_are_those_by_which_the_predictions_become_the_combined_one(city: Path, teacher: Path) -> None:
-    network, image = load_teacher(teacher, "cpu"), read_image(next((city / "data").rglob("*_leftImg8bit.png")))
-    views = network.views(image, (1.0, 0.5, 2.0))
+    network, image = load_teacher(teacher, device="cpu"), read_image(next((city / "data").rglob("*_leftImg8bit.png")))
+    views = network.views(image, scales=(1.0, 0.5, 2.0))
     assert [view.scale for view in views] == [0.5, 1.0, 2.0]
-    half, one, _ = (part.attention for part in network.parts(image, (0.5, 1.0, 2.0)))
+    half, one, _ = (part.attention for part in network.parts(image, scales=(0.5, 1.0, 2.0)))
     assert half is not None and one is not None and 0 < views[0].share.min() < views[0].share.max() < 1
     np.testing.assert_allclose(sum(view.share for view in views), 1, atol=1e-5)
     np.testing.assert_allclose(views[0].share.mean(), half.mean().item(), atol=0.02)
-    combined = network.confidence(image, (0.5, 1.0, 2.0))[0]
+    combined = network.confidence(image, scales=(0.5, 1.0, 2.0))[0]
     alike = [float((view.label == combined).mean()) for view in views]
     assert all(view.label.shape == view.share.shape == combined.shape for view in views) and max(alike) > 0.5
 

@@ -67,9 +67,9 @@ def test_we_score_the_classes_that_the_benchmark_scores() -> None:
 def test_a_networks_scores_are_those_of_the_official_scorer(
     scorer: Any, teacher: Path, city: Path, tmp_path: Path
 ) -> None:
-    network = load_teacher(teacher, "cpu")
+    network = load_teacher(teacher, device="cpu")
     for item in ManifestDataset(city / "val.parquet"):
-        prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0), flip=True)
+        prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), scales=(0.5, 1.0), flip=True)
         Image.fromarray(TRAIN_TO_ID[prediction]).save(tmp_path / f"{item['sample_id']}_prediction.png")
     theirs = official_scores(scorer, city / "data" / "gtFine" / "val", tmp_path)
     ours = evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu", flip=True)

@@ -18,20 +18,22 @@ from torch import Tensor, nn
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
-    Combined,
     Explicit,
     ExplicitPairs,
-    Field,
     Hierarchical,
     HierarchicalPairs,
-    InMemory,
     Part,
-    Prediction,
+    ScaleOutput,
+    rescaled_size,
+)
+from autolabel.teacher.networks.fields import (
+    Combined,
+    Field,
+    InMemory,
     Resized,
     Size,
     at_size,
     mean_with_mirrored,
-    rescaled_size,
     resized,
 )
 
@@ -210,10 +212,10 @@ def test_a_map_goes_through_every_size_it_is_sent_through() -> None:
 # --- the formulas -----------------------------------------------------------------------------------------------------
 
 
-def predict(size: Size) -> Prediction:
+def predict(size: Size) -> ScaleOutput:
     """A network of stride 4 that sees noise."""
     height, width = -(-size[0] // 4), -(-size[1] // 4)
-    return Prediction(
+    return ScaleOutput(
         noise(1, CLASSES, height, width), noise(1, FEATURES, height, width), noise(1, CLASSES, height, width) + 9
     )
 
@@ -333,7 +335,7 @@ def features_at_1(size: Size, scales: Sequence[float]) -> dict[float, Tensor]:
 @torch.no_grad()
 def test_an_explicit_head_weighs_all_scales_at_once(batch_norm: bool, size: Size, scales: tuple[float, ...]) -> None:
     """It reads the features of scale 1 first, but gives weights in ascending order. They need not sum to 1."""
-    combination = awake(Explicit(FEATURES, len(scales), batch_norm))
+    combination = awake(Explicit(FEATURES, len(scales), batch_norm=batch_norm))
     features = features_at_1(size, scales)
     ordered = [features[1.0], *(features[s] for s in sorted(scales) if s != 1)]
     weights = layers_of(combination)(torch.cat(ordered, dim=1))

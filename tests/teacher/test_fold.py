@@ -108,5 +108,5 @@ def test_a_network_with_its_own_bias_or_another_epsilon_folds_too() -> None:
 def test_only_a_teacher_is_folded(teacher: Path) -> None:
     """A student that starts from a checkpoint trains its batch norms on."""
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82
-    assert norms(load_teacher(teacher, "cpu").network) == []
+    assert norms(load_teacher(teacher, device="cpu").network) == []
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82  # the file is as it was

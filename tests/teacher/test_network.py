@@ -23,9 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.student.losses import cross_entropy
 from autolabel.teacher.networks.build import ARCHITECTURES, COMBINATIONS, build, recognise
-from autolabel.teacher.networks.combine import Average, Prediction, Size, at_size, mean_with_mirrored
+from autolabel.teacher.networks.combine import Average, ScaleOutput
 from autolabel.teacher.networks.decoders import OCRNet, SegmentationNet
 from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv, EfficientNetLite0, SamePadConv
+from autolabel.teacher.networks.fields import Size, at_size, mean_with_mirrored
 from autolabel.teacher.networks.hrnet import resize
 from autolabel.teacher.networks.ocr import ObjectAttention, region_features
 from autolabel.teacher.predict import normalise
@@ -212,9 +213,9 @@ def test_the_full_network_gives_what_the_reference_gave(arch: str, photograph: T
 def test_one_network_with_each_way_to_combine_gives_what_the_reference_gave(photograph: Tensor) -> None:
     """All four have the same trunk and decoder, hence the same predictions of single scales: made once."""
     network = network_by_formula("resnet50_deeplabv3plus", 19)
-    known: dict[Size, Prediction] = {}
+    known: dict[Size, ScaleOutput] = {}
 
-    def remembered(images: Tensor) -> Prediction:
+    def remembered(images: Tensor) -> ScaleOutput:
         size = (images.shape[-2], images.shape[-1])
         if size not in known:
             known[size] = network.predict(images)
