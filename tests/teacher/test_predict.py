@@ -352,7 +352,7 @@ def test_an_allocation_that_the_system_refuses_costs_one_image(seer: Teacher, ei
     assert np.array_equal(seer.label(eight[:1], scales=(1, 4))[0], before[0])
 
 
-# --- the plan ---------------------------------------------------------------------------------------------------------
+# --- the budget -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -482,12 +482,12 @@ def test_a_teacher_of_other_classes_is_refused(classes: int, own: LabelSpace | N
         " label space"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        teacher_that_says(*[0.0] * classes, space=own).require_space(CAMVID, "t.pt", "m.parquet")
+        teacher_that_says(*[0.0] * classes, space=own).require_space(CAMVID, checkpoint="t.pt", manifest="m.parquet")
 
 
 @pytest.mark.parametrize("own", [PAIR, None], ids=["named", "unnamed"])
 def test_a_teacher_of_the_same_classes_is_accepted(own: LabelSpace | None) -> None:
-    teacher_that_says(0.0, 0.0, space=own).require_space(PAIR, "t.pt", "m.parquet")
+    teacher_that_says(0.0, 0.0, space=own).require_space(PAIR, checkpoint="t.pt", manifest="m.parquet")
 
 
 # --- device, precision, loading ---------------------------------------------------------------------------------------
