@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
+from autolabel.manifests import storage
 from autolabel.manifests.images import decode_picture
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.run.labels import Window, read_sample_label
@@ -62,7 +63,7 @@ def read_sample_image(sample: Sample) -> NDArray[np.uint8]:
 def _picture(sample: Sample, shrink: float = 1) -> tuple[Image.Image, int]:
     """Return a sample's image, and the factor, at most `shrink`, by which it was reduced (see `decode_picture`)."""
     try:
-        picture, smaller = decode_picture(sample.image.read_bytes(), shrink)
+        picture, smaller = decode_picture(storage.read(sample.image), shrink)
     except (ValueError, OSError) as error:
         raise ValueError(f"image {sample.image}: {error}") from error
     if picture.size != (-(-sample.width // smaller), -(-sample.height // smaller)):
