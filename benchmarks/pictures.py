@@ -59,10 +59,10 @@ def strip(coarse: Path, run: Path) -> str:
     rough = read_label(sample.coarse_label, manifest.label_space, sample.label_ids)
     auto = Run.open(run).labels[sample.sample_id]
     pictures = [photograph, *(Image.blend(photograph, draw_label(label, CITYSCAPES), SHADE) for label in (rough, auto))]
-    covered = [f"{100 * (label != 255).mean():.0f} % of pixels" for label in (rough, auto)]
+    covered = [f"{100 * (label != 255).mean():.0f} % covered" for label in (rough, auto)]
     captions = [
-        "<b>Photograph</b> <span>(a drawn street)</span>",
-        f"<b>Coarse label</b> <span>rough polygons, {covered[0]}</span>",
+        "<b>Image</b> <span>a drawn street</span>",
+        f"<b>Coarse label</b> <span>{covered[0]}</span>",
         f"<b>Automatic label</b> <span>{covered[1]}</span>",
     ]
     figures = []
