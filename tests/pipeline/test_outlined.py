@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.predictor import read_coarse
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
 from autolabel.pipeline.report.write import write_report
@@ -141,7 +141,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     command = "generate", job.manifest, "--teacher", job.teacher, "--engine", "local", "--out", again
     result = autolabel(*command, "--policy", tmp_path / "new/outlined.toml")
     assert result.exit_code == 0, result.output
-    assert Run.open(again)["policy"]["outlined"] == policy.outlined
+    assert Run.open(again).policy.outlined == policy.outlined
     assert labels_of(again) != labels_of(job.out)
     assert outlined(again).policy.name == policy.name  # counted once more it is still the same kind of policy
 
@@ -176,12 +176,12 @@ def test_where_nobody_outlined_anything_there_is_nothing_to_count(job: LabelJob,
 def test_relabel_keeps_it_and_cannot_change_it(job: LabelJob, tmp_path: Path) -> None:
     generate(replace(job, keep_confidence=4))
     generate(replace(job, out=tmp_path / "strict", policy=replace(OUTLINED, threshold=0.5)))
-    relabel(job.out, replace(OUTLINED, threshold=0.5), tmp_path / "re")
+    relabel(Run.open(job.out), replace(OUTLINED, threshold=0.5), out=tmp_path / "re")
     assert labels_of(tmp_path / "re") == labels_of(tmp_path / "strict")
     one, two = (RunFolder(r).statistics("classes").to_pylist() for r in (tmp_path / "re", tmp_path / "strict"))
     assert one == two
     with pytest.raises(ValueError, match="differ in what is outlined: only `autolabel generate` can change it"):
-        relabel(job.out, HUMAN_FIRST, tmp_path / "no")
+        relabel(Run.open(job.out), HUMAN_FIRST, out=tmp_path / "no")
 
 
 def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> None:
