@@ -149,7 +149,9 @@ def test_the_suggestion_is_a_policy_file_that_keeps_the_other_rules(run: Path, c
     assert len(comments) == len(suggested)
 
 
-def test_where_confidences_are_kept_relabel_can_apply_the_suggestion(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_the_suggested_policy_of_a_run_with_kept_confidences_can_be_relabelled_with(
+    city: Path, teacher: Path, tmp_path: Path
+) -> None:
     val = city / "val.parquet"
     job = LabelJob(val, teacher, tmp_path / "run", scales=(1.0,), keep_confidence=6)
     generate(replace(job, policy=Policy(thresholds={"train": 1 / 3})))
@@ -273,7 +275,9 @@ def test_statistics_that_are_gone_or_damaged_are_named(run: Path, city: Path) ->
     assert f"{path} does not exist: finish the run" in refused("audit", run, "--truth", city / "val.parquet")
 
 
-def test_a_teacher_that_has_moved(run: Path, city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_has_moved_is_found_where_the_caller_says(
+    run: Path, city: Path, teacher: Path, tmp_path: Path
+) -> None:
     expected = audit(run, city / "val.parquet")
     replace(Run.open(run), teacher=tmp_path / "gone.pt").save()
     val = city / "val.parquet"
@@ -295,7 +299,9 @@ def test_a_teacher_that_has_moved(run: Path, city: Path, teacher: Path, tmp_path
     assert "needs the run's teacher" in refused("audit", run, "--truth", val, "--allow-leak", "--fit-temperature")
 
 
-def test_what_cannot_be_audited_is_said_in_one_line(run: Path, city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_an_audit_that_is_impossible_is_refused_in_one_line(
+    run: Path, city: Path, teacher: Path, tmp_path: Path
+) -> None:
     val = city / "val.parquet"
     assert "expected a share between 0 and 1" in refused("audit", run, "--truth", val, "--target-precision", "95")
     assert "is not a run" in refused("audit", city, "--truth", val)
@@ -311,7 +317,7 @@ def test_what_cannot_be_audited_is_said_in_one_line(run: Path, city: Path, teach
     assert "holds no labelled image" in refused("audit", tmp_path / "empty", "--truth", val)
 
 
-def test_truth_of_other_images_is_no_truth(run: Path, tmp_path: Path) -> None:
+def test_truth_that_shares_no_image_with_the_run_is_refused(run: Path, tmp_path: Path) -> None:
     for kind, mode in (("images", "RGB"), ("labels", "L")):
         (tmp_path / kind).mkdir()
         Image.new(mode, (8, 6)).save(tmp_path / kind / "a.png")

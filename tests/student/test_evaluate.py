@@ -232,7 +232,7 @@ def test_the_worst_are_kept_and_all_others_forgotten() -> None:
     assert sum(one() is not None for one in alive) == 8
 
 
-def test_fewer_images_than_asked_for_are_all_there() -> None:
+def test_the_worst_of_fewer_images_than_asked_for_are_all_of_them() -> None:
     worst = Worst(8)
     for index, miou in enumerate((0.5, 0.25, 0.75)):
         worst.add(index, miou, np.zeros((1, 1), np.uint8))

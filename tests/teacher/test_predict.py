@@ -246,7 +246,7 @@ def test_average_is_the_mean_of_the_scales_own_logits(teacher: Path, images: Ima
 
 
 @pytest.mark.parametrize("combine", ["network", "average"])
-def test_what_each_scale_says_and_how_much_it_counts(combine: str, teacher: Path, images: Image) -> None:
+def test_views_give_every_scales_label_and_share(combine: str, teacher: Path, images: Image) -> None:
     averager = load_teacher(teacher, "cpu", combine=combine)
     views = averager.views(images[0], (0.5, 1.0, 2.0))
     assert [view.scale for view in views] == [0.5, 1.0, 2.0]
@@ -307,7 +307,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     assert limited.fits == {(48, 64): 2, (40, 64): 2}
 
 
-def test_memory_may_run_out_in_the_middle(teacher: Path, seer: Teacher, eight: Image) -> None:
+def test_images_done_before_memory_runs_out_are_kept_and_the_rest_is_halved(
+    teacher: Path, seer: Teacher, eight: Image
+) -> None:
     """What is done is kept, what failed is done again, and each image is labelled once."""
     limited, asked = with_memory_for(teacher, 8, AssertionError)
     room = iter([4, 3, 8, 8, 8, 8, 8, 8])
