@@ -802,61 +802,64 @@ def _verdict(found: Difference) -> str:
     return f"{100 * found.mean:+.1f}{interval}  {found.verdict:<9}"
 
 
-# --- generate, stats, report ------------------------------------------------------------------------------------------
+# --- generate, relabel, verify -----------------------------------------------------------------------------------------
 
 
 @main.command()
-@click.argument("manifest_path", metavar="SOURCE", type=Path)
-@click.option("--teacher", type=FILE, required=True, help="Checkpoint of `autolabel train`, or a published one.")
-@click.option("--out", type=FOLDER, required=True, help="Run folder; started again, it does what is left.")
-@click.option("--scales", default=numbers(SCALES), show_default=True, callback=parse_scales)
-@click.option("--flip", is_flag=True, help="Average with the mirrored image.")
-@combine_option
-@click.option("--threshold", type=float, help=f"Keep a label where p exceeds it. [default: {PAPER.threshold:g}]")
+@click.argument("source", type=Path)
+@option(
+    "--teacher", type=FILE, required=True, group="what", help="Checkpoint of `autolabel train`, or a published one."
+)
+@option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
 @policy_option
-@click.option("--keep-confidence", type=int, metavar="LEVELS", help="Keep it too, in so many levels, for `relabel`.")
-@click.option("--store", type=click.Choice(STORES), default=STORES[0], show_default=True)
-@click.option("--engine", type=click.Choice(ENGINES), default=ENGINES[0], show_default=True)
-@click.option("--address", help="Ray cluster to use. [default: $RAY_ADDRESS, else a private Ray on this machine]")
-@click.option("--device", type=click.Choice(DEVICES), default=DEVICES[0], show_default=True, help="auto: GPUs if any.")
-@click.option("--workers", type=int, help="[default: one per GPU, or one per core without GPUs]")
-@click.option("--limit", type=int, help="Label the first N samples only; the rest is left for later.")
-@click.option("--only", metavar="GLOB", help="Label the samples whose id fits, such as 'aachen_*'.")
-@click.option("--part", "part", metavar="I/N", callback=parse_part, help="Every N-th unit, from the I-th.")
-@click.option("--retry-quarantined", is_flag=True, help="Try quarantined images again, such as on a larger GPU.")
-@click.option("--unit-size", type=int, default=LabelJob.unit_size, show_default=True, help="Samples of a unit.")
-@click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
-@click.option("--max-quarantined", type=float, default=LabelJob.max_quarantined, show_default=True, help="Share.")
-@click.option("--dry-run", is_flag=True, help="Label nothing; tell what there is to do and how long it would take.")
+@option(
+    "--threshold", type=float, group="what",
+    help=f"Keep a class where its probability exceeds this. [default: {PAPER.threshold:g}]",
+)  # fmt: skip
+@option(
+    "--label-space", metavar="SPACE", group="what",
+    help="The classes, if SOURCE is a folder and the teacher does not name them: cityscapes, camvid, or a JSON file.",
+)  # fmt: skip
+@job_options(LabelJob)
+@option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    manifest_path: Path,
-    threshold: float | None,
+    source: Path,
     policy: Policy | None,
+    threshold: float | None,
+    label_space: str | None,
     dry_run: bool,
-    **options: Any,
+    **values: Any,
 ) -> None:
-    """Label the images of a manifest.
+    """Label the images of SOURCE, a folder of images or a manifest.
 
-    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto
+    \b
+    autolabel generate drive/ --teacher teacher/best.pt --out runs/auto
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy human-first
     """
-    from autolabel.pipeline.run import generate as run_labelling
+    from autolabel.manifests.label_space import load_label_space
+    from autolabel.pipeline.preview import preview
+    from autolabel.pipeline.run import generate
+    from autolabel.pipeline.source import manifest_of
 
     if policy is not None and threshold is not None:
-        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
+        raise Failure(f"--threshold {threshold:g} and --policy {policy.name}: write the threshold into the policy")
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
-    job = build_job(LabelJob, {"manifest": manifest_path, "policy": policy, **options})
-    if dry_run:
-        from autolabel.pipeline.preview import preview
+    space = load_label_space(label_space) if label_space else None
+    with contextlib.ExitStack() as stack:
+        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry_run else values["out"]
+        with progress("checking files") as update:
+            manifest = manifest_of(source, place, teacher=values["teacher"], label_space=space, part=values["part"], progress=update)
+        job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
+        if dry_run:
+            show(preview(job))
+            return
+        with progress("labelling") as update:
+            result = generate(job, on_progress=_counters(update), on_note=update.say)
+    _end(result, job.max_quarantined)
 
-        show(preview(job))
-        return
-    with progress("labelling") as update:
-        result = run_labelling(job, on_progress=_labelling_note(update), on_note=update.say)
-    _show_result(result, job.max_quarantined)
 
-
-def _labelling_note(update: Reporter) -> Callable[[Counters], None]:
+def _counters(update: Reporter) -> Callable[[Counters], None]:
     def report(now: Counters) -> None:
         parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
         parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
@@ -867,15 +870,15 @@ def _labelling_note(update: Reporter) -> Callable[[Counters], None]:
     return report
 
 
-def _show_result(result: Labelling, max_quarantined: float) -> None:
+def _end(result: Labelling, max_quarantined: float) -> None:
     """Print the accounts of a labelling run; leave as its outcome demands."""
     show(result)
-    accounts = result.accounts
     if result.stopped:
         raise KeyboardInterrupt
     if result.failed:
         name, why = next(iter(result.failed.items()))
         raise Failure(f"{len(result.failed)} units failed (the first, {name}: {why}); run the same again to retry them")
+    accounts = result.accounts
     if accounts.quarantined > max_quarantined * accounts.asked:
         click.echo(
             f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
@@ -887,43 +890,40 @@ def _show_result(result: Labelling, max_quarantined: float) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@policy_option
-@click.option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
-@click.option("--workers", type=int, help="Threads. [default: one per core]")
-def relabel(run: Path, policy: Policy | None, out: Path, workers: int | None) -> None:
-    """Label a run's images again by another policy, from its kept confidence, without the teacher.
+@option("--policy", **text(load_policy, "POLICY"), required=True, help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")
+@option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
+@option("--workers", type=int, help="Number of threads. [default: one per core]")
+def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
+    """Label the images of RUN again by another policy, from its kept confidence and without the teacher.
 
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
     """
     from autolabel.manifests.run.folder import Run
-    from autolabel.pipeline.relabel import relabel as relabel_run
+    from autolabel.pipeline.relabel import relabel
 
-    if policy is None:
-        raise Failure("missing --policy: expected a preset or a TOML file")
     with progress("relabelling") as update:
-        result = relabel_run(
-            Run.open(run), policy, out=out, workers=workers, on_progress=_labelling_note(update), on_note=update.say
-        )
-    _show_result(result, LabelJob.max_quarantined)
+        result = relabel(Run.open(run), policy, out=out, workers=workers, on_progress=_counters(update), on_note=update.say)
+    _end(result, LabelJob.max_quarantined)
 
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@click.option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
+@option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
 def verify(run: Path, repair: bool) -> None:
-    """Read everything in a run again and compare it with what was committed.
+    """Read everything in RUN again and compare it with what was committed.
 
     autolabel verify runs/auto
     """
-    from autolabel.pipeline.verify import verify as verify_run
+    from autolabel.pipeline.verify import verify
 
     with progress("verifying") as update:
-        found = verify_run(run, repair=repair, progress=update)
-    show(found)
-    if found.faults and repair:
-        click.echo(f"units put back to undone: {found.undone}; run the same `autolabel generate` again to label them")
-    elif found.faults:
+        verification = verify(run, repair=repair, progress=update)
+    show(verification)
+    if verification.faults and not repair:
         raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
+
+
+# --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 
 @main.group(cls=Otherwise, otherwise="RUN")
