@@ -849,7 +849,9 @@ def generate(
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry_run else values["out"]
         with progress("checking files") as update:
-            manifest = manifest_of(source, place, teacher=values["teacher"], label_space=space, part=values["part"], progress=update)
+            manifest = manifest_of(
+                source, place, teacher=values["teacher"], label_space=space, part=values["part"], progress=update
+            )
         job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
         if dry_run:
             show(preview(job))
@@ -890,7 +892,12 @@ def _end(result: Labelling, max_quarantined: float) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@option("--policy", **text(load_policy, "POLICY"), required=True, help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")
+@option(
+    "--policy",
+    **text(load_policy, "POLICY"),
+    required=True,
+    help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.",
+)
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
 def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
@@ -902,7 +909,9 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
     from autolabel.pipeline.relabel import relabel
 
     with progress("relabelling") as update:
-        result = relabel(Run.open(run), policy, out=out, workers=workers, on_progress=_counters(update), on_note=update.say)
+        result = relabel(
+            Run.open(run), policy, out=out, workers=workers, on_progress=_counters(update), on_note=update.say
+        )
     _end(result, LabelJob.max_quarantined)
 
 

@@ -43,7 +43,14 @@ from autolabel.manifests.tables import BadTable, read_pieces, read_table
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
 _INPUT = "input.parquet"
-_STARTED = (storage.LOCK, "plan-", ".plan", f".{RUN}", _INPUT, f".{_INPUT}")  # a start that was killed may have left these
+_STARTED = (
+    storage.LOCK,
+    "plan-",
+    ".plan",
+    f".{RUN}",
+    _INPUT,
+    f".{_INPUT}",
+)  # a start that was killed may have left these
 
 
 @dataclass(frozen=True)
