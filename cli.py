@@ -394,7 +394,7 @@ def scan_cityscapes(root: Path, splits: tuple[str, ...], output: Path) -> None:
     from autolabel.manifests import scan as layouts
 
     with progress("checking files") as update:
-        found = layouts.scan_cityscapes(root, splits, update)
+        found = layouts.scan(root, layout="cityscapes", splits=splits, progress=update)
     _save_scan(output, *found)
 
 
@@ -410,7 +410,7 @@ def scan_mapillary(root: Path, splits: tuple[str, ...], output: Path) -> None:
     from autolabel.manifests import scan as layouts
 
     with progress("checking files") as update:
-        found = layouts.scan_mapillary(root, splits, update)
+        found = layouts.scan(root, layout="mapillary", splits=splits, progress=update)
     _save_scan(output, *found)
 
 
@@ -439,7 +439,10 @@ def scan_folder(
 
     space = load_label_space(label_space)
     with progress("checking files") as update:
-        found = layouts.scan_folder(images, labels, coarse, space, label_ids, update)
+        found = layouts.scan(
+            images, layout="folder", labels=labels, coarse=coarse, label_space=space, label_ids=label_ids,
+            progress=update,
+        )  # fmt: skip
     _save_scan(output, *found)
 
 
@@ -447,24 +450,9 @@ def _save_scan(output: Path, found: Manifest, account: Account) -> None:
     from autolabel.manifests.samples import save_manifest
 
     save_manifest(output, found)
-    sources = account.sources
-    sizes = ", ".join(f"{w} x {h} ({n})" for (h, w), n in account.sizes.most_common(4))
-    more = f" and {len(account.sizes) - 4} other sizes" if len(account.sizes) > 4 else ""
-    click.echo(f"{account.images} images, {len(found.label_space)} classes of label space {found.label_space.name!r}")
-    click.echo(f"  with fine labels    {sources['fine']}")
-    click.echo(f"  with coarse labels  {account.coarse} ({sources['coarse']} of them have no fine label)")
-    click.echo(f"  without a label     {sources['none']}")
-    click.echo(f"  sizes               {sizes or 'unknown'}{more}")
-    click.echo("  unknown ids         none")
-    click.echo(f"  unreadable images   {_examples(account.unreadable)}")
-    click.echo(f"  labels without their image  {_examples([str(p) for p in account.without_image])}")
+    for line in account.lines():
+        click.echo(line)
     click.echo(f"wrote {output}")
-
-
-def _examples(found: Sequence[str]) -> str:
-    if not found:
-        return "none"
-    return f"{len(found)}: {found[0]}" + (f" and {len(found) - 1} more" if len(found) > 1 else "")
 
 
 @manifest.command()

@@ -39,11 +39,11 @@ def test_the_account_of_a_scan(pictures: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "3 images, 11 classes of label space 'camvid'",
+        f"  layout              folder in {pictures}/images",
         "  with fine labels    2",
         "  with coarse labels  0 (0 of them have no fine label)",
         "  without a label     1",
         "  sizes               8 x 6 (2)",
-        "  unknown ids         none",
         f"  unreadable images   1: {pictures}/images/zero.jpg: the file is empty",
         f"  labels without their image  1: {pictures}/labels/orphan.png",
         f"wrote {output}",

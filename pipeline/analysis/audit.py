@@ -19,9 +19,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
+from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
 from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
@@ -36,7 +36,6 @@ from autolabel.pipeline.analysis.calibration import (
     Suggestion,
     TemperatureFit,
 )
-from autolabel.pipeline.predictor import read_coarse
 from autolabel.pipeline.records import Row, read_rows
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -107,7 +106,7 @@ def audit(
         if network and calibration:
             coarse_label = read_coarse(asked[sample_id], space) if sample_id in asked else None
             top, confidence = network.confidence(
-                read_image(sample.image),
+                read_photograph(sample),
                 opened.recipe.scales,
                 opened.recipe.flip,
                 policy.temperature,
@@ -228,7 +227,7 @@ def _fit(
         true = read_sample_label(sample, space)
         every = _every(true)
         true = true[::every, ::every]
-        logits = network.sampled_logits(read_image(sample.image), every, opened.recipe.scales, opened.recipe.flip)
+        logits = network.sampled_logits(read_photograph(sample), every, opened.recipe.scales, opened.recipe.flip)
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
         before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))

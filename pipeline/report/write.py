@@ -30,6 +30,7 @@ from PIL import Image
 from autolabel.manifests import storage
 from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import RunConfidence, RunLabels
 from autolabel.manifests.run.shards import Label
@@ -50,7 +51,6 @@ from autolabel.pipeline.report.pictures import (
     coarse_label,
     draw_share,
     from_levels,
-    photograph,
     write_pictures,
 )
 from autolabel.teacher.networks.combine import Average, Combination, Explicit, ExplicitPairs
@@ -239,7 +239,7 @@ class Painter:
     def __call__(self, place: int, sample_id: str) -> Shown:
         """Draw the sample that is shown at this place, from 0."""
         stem = f"{place:05}-{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}"
-        image = attempt(lambda: photograph(self._samples[sample_id]))
+        image = attempt(lambda: read_photograph(self._samples[sample_id]))
         auto = attempt(lambda: self._labels[sample_id])
         kept = attempt(lambda: self._levels(sample_id))
         coarse = self._coarse(sample_id)

@@ -26,7 +26,7 @@ from autolabel.manifests.samples import (
     open_manifest,
     save_manifest,
 )
-from autolabel.manifests.scan import scan_cityscapes
+from autolabel.manifests.scan import scan
 from autolabel.manifests.schemas import IMAGES_SCHEMA, MANIFEST_SCHEMA
 from autolabel.manifests.tables import BadTable, writing_table
 
@@ -120,7 +120,7 @@ def test_a_manifest_without_samples_survives_too(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_moved_as_a_whole_still_loads(city: Path, tmp_path: Path) -> None:
     shutil.copytree(city / "data", tmp_path / "before/data")
-    made, _ = scan_cityscapes(tmp_path / "before/data", ["val"])
+    made, _ = scan(tmp_path / "before/data", layout="cityscapes", splits=["val"])
     save_manifest(tmp_path / "before/lists/val.parquet", made)
     (tmp_path / "before").rename(tmp_path / "after")
     loaded = load_manifest(tmp_path / "after/lists/val.parquet")
