@@ -8,6 +8,7 @@ import math
 import os
 import shlex
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,15 +17,12 @@ from typing import TYPE_CHECKING, Any, TypeVar, get_args
 
 import click
 
-from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, SCALES, Policy, load_policy
-from autolabel.manifests.recipe import ENGINES, STORES
-from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields
+from autolabel.manifests.policy import COMBINE, PAPER, PRESETS, Policy, load_policy
+from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields, parse_share
 from autolabel.manifests.wording import Shown, plain
-from autolabel.pipeline.job import DEVICES, LabelJob
+from autolabel.pipeline.job import LabelJob
 
 if TYPE_CHECKING:
-    from autolabel.manifests.samples import Manifest
-    from autolabel.manifests.scan import Account
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
     from autolabel.student.comparison.verdicts import Comparison, Difference
@@ -298,6 +296,35 @@ def _as_text(default: Any) -> str:
     return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
 
 
+def parse_pairs(text_form: str, convert: Callable[[str], Any]) -> Callable[..., dict[str, Any]]:
+    """Return a callback for an option that is given several times as NAME=VALUE, every name once."""
+
+    def parse(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+        pairs: dict[str, Any] = {}
+        for text in texts:
+            name, _equals, value = text.partition("=")
+            try:
+                if not name or not value or name in pairs:
+                    raise ValueError
+                pairs[name] = convert(value)
+            except ValueError:
+                raise Failure(f"{option.opts[0]} {text}: expected {text_form}, every name once") from None
+        return pairs
+
+    return parse
+
+
+output_manifest = option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
+policy_option = option(
+    "--policy", **text(load_policy, "POLICY"), group="what",
+    help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
+)  # fmt: skip
+space_option = option(
+    "--label-space", metavar="SPACE", help="The classes: cityscapes, camvid, or a JSON file; see docs/labels.md."
+)
+moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
+
+
 def parse_scales(_: click.Context, __: click.Parameter, text: str | None) -> tuple[float, ...] | None:
     """ "0.5,1,2" -> numbers, 1 among them."""
     if text is None:
@@ -326,26 +353,8 @@ def two_numbers(separator: str, expected: str) -> Callable[..., tuple[int, int] 
 
 
 parse_crop = two_numbers("x", "HEIGHTxWIDTH in pixels, such as 320x480")
-parse_part = two_numbers("/", "I/N, such as 2/8 for the second of eight")
 
 
-def parse_share(_: click.Context, option: click.Parameter, text: str | None) -> float | None:
-    """ "5%" or "0.05" -> 0.05, between 0 and 1."""
-    if text is None:
-        return None
-    with contextlib.suppress(ValueError):
-        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
-        if 0 < share < 1:
-            return share
-    raise Failure(f"{option.opts[0]} {text}: expected a share between 0 and 1, such as 5% or 0.05")
-
-
-def numbers(scales: Sequence[float]) -> str:
-    """(0.5, 1, 2) -> "0.5,1,2"."""
-    return ",".join(f"{s:g}" for s in scales)
-
-
-output_manifest = click.option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
 arch_option = click.option(
     "--arch", default="hrnet18s_ocr_mscale", show_default=True, help="Or hrnet48_ocr_mscale; docs/teacher.md has all."
 )
@@ -355,14 +364,6 @@ combine_option = click.option(
 )  # fmt: skip
 
 
-def parse_policy(_: click.Context, __: click.Parameter, text: str | None) -> Policy | None:
-    """A preset or a file."""
-    return None if text is None else load_policy(text)
-
-
-policy_option = click.option(
-    "--policy", metavar="P.toml", callback=parse_policy, help=f"Or a preset: {', '.join(PRESETS)}. See docs/policy.md."
-)
 device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
 
 
@@ -371,144 +372,77 @@ device_option = click.option("--device", default="auto", show_default=True, help
 
 @main.group()
 def manifest() -> None:
-    """Lists of samples: make, join and look at them."""
+    """Make, join and look at manifests: lists of images and labels."""
 
 
-@manifest.group()
-def scan() -> None:
-    """Find images and labels in a folder, and write a manifest."""
-
-
-split_option = click.option("--split", "splits", multiple=True, help="Only this split; may be given several times.")
-
-
-@scan.command("cityscapes")
-@click.argument("root", type=Path)
-@split_option
+@manifest.command()
+@click.argument("folder", type=Path)
 @output_manifest
-def scan_cityscapes(root: Path, splits: tuple[str, ...], output: Path) -> None:
-    """Cityscapes as unzipped: ROOT/leftImg8bit, ROOT/gtFine, ROOT/gtCoarse.
+@option(
+    "--layout", type=click.Choice(("auto", "cityscapes", "mapillary", "folder")), default="auto", show_default=True,
+    help="cityscapes and mapillary: the data sets as unzipped. folder: any folder of images.",
+)  # fmt: skip
+@option("--split", "splits", multiple=True, help="Take only this split of a data set; may be given several times.")
+@option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
+@option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
+@space_option
+@option(
+    "--label-ids", type=click.Choice(("train", "source")), default="train", show_default=True,
+    help="The numbers in the PNGs of --labels and --coarse: train ids, or the label space's source ids.",
+)  # fmt: skip
+def scan(folder: Path, output: Path, label_space: str | None, **options: Any) -> None:
+    """Find the images and labels in FOLDER, check them, and write a manifest.
 
-    autolabel manifest scan cityscapes data/cityscapes --split train_extra -o coarse.parquet
+    \b
+    autolabel manifest scan data/cityscapes --split train_extra -o coarse.parquet
+    autolabel manifest scan data/vistas --split training -o fine.parquet
+    autolabel manifest scan drive/ --label-space cityscapes -o drive.parquet
+    autolabel manifest scan camvid/images --labels camvid/labels --label-space camvid -o fine.parquet
     """
-    from autolabel.manifests import scan as layouts
-
-    with progress("checking files") as update:
-        found = layouts.scan(root, layout="cityscapes", splits=splits, progress=update)
-    _save_scan(output, *found)
-
-
-@scan.command("mapillary")
-@click.argument("root", type=Path)
-@split_option
-@output_manifest
-def scan_mapillary(root: Path, splits: tuple[str, ...], output: Path) -> None:
-    """Mapillary Vistas v1.2 or v2.0; the classes are read from its config.json.
-
-    autolabel manifest scan mapillary data/vistas --split training -o fine.parquet
-    """
-    from autolabel.manifests import scan as layouts
-
-    with progress("checking files") as update:
-        found = layouts.scan(root, layout="mapillary", splits=splits, progress=update)
-    _save_scan(output, *found)
-
-
-@scan.command("folder")
-@click.option("--images", type=Path, required=True, help="Folder of png, jpg or webp images, searched recursively.")
-@click.option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
-@click.option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
-@click.option("--label-space", required=True, help="cityscapes, camvid, or a JSON file with the classes.")
-@click.option(
-    "--label-ids",
-    type=click.Choice(["train", "source"]),
-    default="train",
-    show_default=True,
-    help="Whether the PNGs hold train ids or the label space's source ids.",
-)
-@output_manifest
-def scan_folder(
-    images: Path, labels: Path | None, coarse: Path | None, label_space: str, label_ids: str, output: Path
-) -> None:
-    """Any folder of images, with or without labels.
-
-    autolabel manifest scan folder --images drive/ --label-space cityscapes -o drive.parquet
-    """
-    from autolabel.manifests import scan as layouts
     from autolabel.manifests.label_space import load_label_space
-
-    space = load_label_space(label_space)
-    with progress("checking files") as update:
-        found = layouts.scan(
-            images, layout="folder", labels=labels, coarse=coarse, label_space=space, label_ids=label_ids,
-            progress=update,
-        )  # fmt: skip
-    _save_scan(output, *found)
-
-
-def _save_scan(output: Path, found: Manifest, account: Account) -> None:
     from autolabel.manifests.samples import save_manifest
+    from autolabel.manifests.scan import scan
 
-    save_manifest(output, found)
-    for line in account.lines():
-        click.echo(line)
+    space = load_label_space(label_space) if label_space else None
+    with progress("checking files") as update:
+        samples, account = scan(folder, label_space=space, progress=update, **options)
+    save_manifest(output, samples)
+    show(account)
     click.echo(f"wrote {output}")
 
 
 @manifest.command()
 @click.argument("manifests", type=FILE, nargs=-1, required=True)
 @output_manifest
-@click.option("--weight", "weights", multiple=True, help="SOURCE=NUMBER, e.g. auto=0.5: how often it is drawn.")
-@click.option("--leak-check", type=FILE, help="Refuse if an image is also in this (validation) manifest.")
-@click.option("--drop-worst", metavar="SHARE", callback=parse_share, help="Of each run's images, such as 5% or 0.05.")
-@click.option("--keep-if", metavar="CONDITION", help="On the statistics of a run's images; docs/statistics.md.")
-def fuse(
-    manifests: tuple[Path, ...],
-    output: Path,
-    weights: tuple[str, ...],
-    leak_check: Path | None,
-    drop_worst: float | None,
-    keep_if: str | None,
-) -> None:
+@option(
+    "--weight", "weights", multiple=True, metavar="SOURCE=NUMBER", callback=parse_pairs("SOURCE=NUMBER", float),
+    help="Draw the samples of a source so often, such as auto=0.5; may be given several times.",
+)  # fmt: skip
+@option("--leak-check", type=FILE, help="Refuse if an image is also in this (validation) manifest.")
+@option("--drop-worst", **text(parse_share, "SHARE"), help="Leave out the least trusted, such as 5%.")
+@option("--keep-if", metavar="CONDITION", help="Leave out images that do not meet it; see docs/statistics.md.")
+def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
     """Join the labelled samples of several manifests into one to train on.
 
-    --drop-worst and --keep-if leave images of runs out, by their statistics: the least trusted (stats/review.parquet),
-    and those that do not meet a condition.
+    --drop-worst and --keep-if leave out images of runs, by their statistics.
 
     \b
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --leak-check val.parquet
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --drop-worst 5%
        --keep-if 'agreement_with_coarse > 0.8'
     """
-    from autolabel.manifests import fuse as joining
-    from autolabel.manifests.schemas import SOURCES
+    from autolabel.manifests.fuse import fuse
 
-    by_source = {}
-    for text in weights:
-        source, _, number = text.partition("=")
-        try:
-            by_source[source] = float(number)
-        except ValueError:
-            by_source[source] = -1.0
-        if source not in SOURCES or not 0 <= by_source[source] < math.inf:
-            raise Failure(f"--weight {text}: expected SOURCE=NUMBER, such as auto=0.5")
-    fused = joining.fuse(
-        manifests, output, weights=by_source, leak_check=leak_check, drop_worst=drop_worst, keep_if=keep_if
-    )
-    for line in fused.lines():
-        click.echo(line)
+    show(fuse(manifests, output, **options))
 
 
 @manifest.command("show")
-@click.argument("path", metavar="M.parquet", type=FILE)
+@click.argument("path", metavar="MANIFEST", type=FILE)
 def show_manifest(path: Path) -> None:
     """Print what a manifest holds."""
     from autolabel.manifests.samples import load_manifest
 
-    found = load_manifest(path)
-    click.echo(f"{path}: " + "\n".join(found.lines()))
-    for shown in found.tables():
-        table(shown.title, shown.header, shown.rows)
+    show(load_manifest(path))
 
 
 # --- train, evaluate, compare -----------------------------------------------------------------------------------------
@@ -790,7 +724,7 @@ def _verdict(found: Difference) -> str:
     return f"{100 * found.mean:+.1f}{interval}  {found.verdict:<9}"
 
 
-# --- generate, relabel, verify -----------------------------------------------------------------------------------------
+# --- generate, relabel, verify ----------------------------------------------------------------------------------------
 
 
 @main.command()
@@ -1068,9 +1002,9 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
 
 # Sizes at which two cores need a few minutes.
 _DEMO_STEPS = """
-manifest scan cityscapes {out}/city --split train -o {out}/fine.parquet
-manifest scan cityscapes {out}/city --split train_extra -o {out}/coarse.parquet
-manifest scan cityscapes {out}/city --split val -o {out}/val.parquet
+manifest scan {out}/city --split train -o {out}/fine.parquet
+manifest scan {out}/city --split train_extra -o {out}/coarse.parquet
+manifest scan {out}/city --split val -o {out}/val.parquet
 train {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
  --batch-size 8 --crop 96x128 --seed {seed}
 generate {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --unit-size 16
@@ -1110,7 +1044,7 @@ def demo(out: Path, seed: int) -> None:
     click.echo(
         f"Open {out}/runs/auto/report/index.html in a browser: classes before and after, every image with its labels.\n"
         f"\nOn your own images:\n"
-        f"  autolabel manifest scan folder --images IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
+        f"  autolabel manifest scan IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
         f"  autolabel generate coarse.parquet --teacher CHECKPOINT --out runs/auto\n"
         f"  autolabel report runs/auto"
     )

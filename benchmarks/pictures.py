@@ -83,7 +83,7 @@ def main(teacher: Path, out: Path) -> None:
     work, docs = out / "work", Path(__file__).resolve().parent.parent / "docs"
     coarse, run = work / "coarse.parquet", work / "runs" / "auto"
     write_city(work / "city", 0, fine=24, coarse=80, val=20)
-    autolabel("manifest", "scan", "cityscapes", work / "city", "--split", "train_extra", "-o", coarse)
+    autolabel("manifest", "scan", work / "city", "--split", "train_extra", "-o", coarse)
     autolabel("generate", coarse, "--teacher", teacher, "--out", run, "--keep-confidence", "8", "--engine", "local")
     autolabel("report", run)
     with sync_playwright() as tools:

@@ -1,4 +1,4 @@
-"""The input of a labelling run: a manifest, or a folder of images that is scanned into the run's own `input.parquet`."""
+"""The input of a labelling run: a manifest, or a folder of images, whose manifest is then kept in the run."""
 
 from __future__ import annotations
 

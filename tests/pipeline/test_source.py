@@ -5,11 +5,9 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import pytest
 import torch
 from conftest import autolabel, labels_of, photograph, refused
 from PIL import Image
-from safetensors.torch import save_file
 
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
@@ -91,7 +89,8 @@ def test_a_source_that_cannot_be_labelled_is_refused(city: Path, teacher: Path, 
     photograph(city, tmp_path / "drive", ["a_1"])
     label(tmp_path / "drive", teacher, tmp_path / "other")
     assert line(tmp_path / "other") == (
-        f"{tmp_path}/other is a run: expected a folder of images, or a manifest such as {tmp_path}/other/manifest.parquet"
+        f"{tmp_path}/other is a run: expected a folder of images, or a manifest such as"
+        f" {tmp_path}/other/manifest.parquet"
     )
     assert "predicts 19 classes of 'cityscapes'" in line(tmp_path / "drive", "--label-space", "camvid")
     (tmp_path / "notes").mkdir()
@@ -115,9 +114,8 @@ def test_a_teacher_that_does_not_name_its_classes_needs_a_label_space(
     city: Path, teacher: Path, tmp_path: Path
 ) -> None:
     photograph(city, tmp_path / "drive", ["a_1"])
-    published = tmp_path / "published.safetensors"
-    state = {f"module.{name}": tensor.clone() for name, tensor in read_checkpoint(teacher).state_dict.items()}
-    save_file({name: tensor for name, tensor in state.items() if tensor.dtype == torch.float32}, published)
+    published = tmp_path / "published.pth"
+    torch.save({"state_dict": read_checkpoint(teacher).state_dict}, published)
     line = refused("generate", tmp_path / "drive", "--teacher", published, "--out", tmp_path / "run")
     assert line == (
         f"{published} does not name its classes: give --label-space (cityscapes, camvid, or a JSON file) to label"
