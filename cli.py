@@ -10,7 +10,7 @@ import shlex
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import TYPE_CHECKING, Any, TypeVar, get_args
@@ -25,7 +25,6 @@ from autolabel.pipeline.job import LabelJob
 if TYPE_CHECKING:
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
-    from autolabel.student.comparison.verdicts import Comparison, Difference
     from autolabel.student.job import TrainJob
     from autolabel.student.train import StepReport
 
@@ -544,21 +543,13 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
             update(0, job.steps, f"reading labels {done}/{total}")
 
         scores = training.train(job, on_step, on_label=on_label, cluster=cluster, on_note=update.say)
-    iou_table(f"{job.out / 'best.pt'} on {job.val}", {"IoU": scores.iou}, {"IoU": scores.miou})
+    show(scores)
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
 
 def _step_note(report: StepReport) -> str:
     miou = f"  mIoU {percent(report.miou)}" if report.miou is not None else ""
     return f"loss {report.loss:.3f}  {report.images_per_s:.1f} images/s{miou}"
-
-
-def iou_table(title: str, columns: Mapping[str, Mapping[str, float | None]], means: Mapping[str, float | None]) -> None:
-    """Print shares by class in per cent, IoU first, one column each, and their means."""
-    names = next(iter(columns.values()))
-    rows = [[name, *(percent(column[name]) for column in columns.values())] for name in names]
-    rows.append(["mean", *(percent(means[c]) for c in columns)])
-    table(title, ["class", *columns], rows, last_is_total=True)
 
 
 @main.command()
@@ -594,20 +585,14 @@ def evaluate(
 
     with progress("scoring") as update:
         scores = run_evaluation(
-            checkpoint, manifest_path, scales, device, allow_overlap, combine, update, flip, pictures
-        )
+            checkpoint, manifest_path, scales=scales, device=device, allow_overlap=allow_overlap, combine=combine,
+            on_image=update, flip=flip, pictures=pictures,
+        )  # fmt: skip
     if output:
         scores.write(output)
-    columns = {"IoU": scores.iou} | {f"F {d} px": values for d, values in scores.boundary_f.items()}
-    means = {"IoU": scores.miou} | {f"F {d} px": value for d, value in scores.mean_boundary_f.items()}
-    iou_table(f"{checkpoint} on {scores.images} images of {manifest_path}", columns, means)
-    rows = [[image["sample_id"], percent(image["miou"])] for image in scores.worst]
-    table("the worst images, by their own mean IoU", ["image", "mean IoU"], rows)
-    click.echo(f"pixel accuracy {percent(scores.pixel_accuracy)} %")
+    show(scores)
     if pictures:
-        click.echo(f"pictures       {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
-    if scores.overlap:
-        click.echo(f"{scores.overlap} of the images were also trained on: these scores flatter the network")
+        click.echo(f"pictures: {pictures} has photograph, truth, prediction, errors (blue right, orange wrong)")
 
 
 def parse_arms(_: click.Context, __: click.Parameter, texts: tuple[str, ...]) -> dict[str, Path]:
@@ -663,65 +648,24 @@ def compare(
     total = template.steps * seeds * len(arms)
     with progress("training students") as update:
 
-        def show(arm: str, seed: int, step: int, note: str) -> None:
+        def tell(arm: str, seed: int, step: int, note: str) -> None:
             trainings = seed * len(arms) + arms.index(arm)
             update(trainings * template.steps + step, total, f"{arm}, seed {seed}: {note}")
 
         def on_step(arm: str, seed: int, report: StepReport) -> None:
-            show(arm, seed, report.step, _step_note(report))
+            tell(arm, seed, report.step, _step_note(report))
 
         def cluster(job: TrainJob) -> Any:
             return training_cluster(job, address)
 
         def on_label(arm: str, seed: int, done: int, count: int) -> None:
-            show(arm, seed, 0, f"reading labels {done}/{count}")
+            tell(arm, seed, 0, f"reading labels {done}/{count}")
 
         found = students.compare(
             fine, coarse, run, template, range(seeds), on_step, further, on_label, cluster, update.say, added_share
         )
-    _show_comparison(found)
+    show(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
-
-
-def _show_comparison(found: Comparison) -> None:
-    """Print what loses first, then the numbers."""
-    several = len(found.seeds) > 1
-    for loss in found.losses():
-        click.secho(f"{loss.arm}: {loss}", bold=True)
-    if several and not found.losses():
-        click.echo("No class is shown to lose.")
-    for note in found.notes:
-        click.echo(f"note: {note}")
-    rows = []
-    for name in found.names:
-        parts = [found.estimate(arm, name) for arm in found.arms]
-        rows.append([name, *(percent(e.mean) + ("" if e.half is None else f" ± {100 * e.half:.1f}") for e in parts)])
-    title = f"IoU in %, {found.asked['steps']} steps"
-    table(
-        title + (f", mean and 95 % interval of {len(found.seeds)} seeds" if several else ""),
-        ["class", *found.arms],
-        rows,
-    )
-    if found.absent:
-        click.echo(f"in no validation image: {', '.join(found.absent)}")
-    for arm in found.arms[1:] if several else ():
-        rows = [
-            [n, *(_verdict(found.difference(arm, other, n)) for other in found.baselines(arm))] for n in found.names
-        ]
-        header = ["class", *(f"against {other}" for other in found.baselines(arm))]
-        table(f"{arm}: points of IoU, paired by seed, with 95 % interval", header, rows)
-    rows = [[arm, f"{speed:.1f}", _duration(seconds)] for arm in found.arms for speed, seconds in [found.cost(arm)]]
-    rows.append(["all", "", _duration(sum(found.cost(arm)[1] for arm in found.arms))])
-    table("cost of the trainings", ["arm", "images/s", "h:min:s"], rows, last_is_total=True)
-    if not several:
-        click.echo("One seed has no interval: every verdict is undecided (one seed). --seeds 3 or more decides.")
-
-
-def _verdict(found: Difference) -> str:
-    if found.mean is None:
-        return "–"
-    interval = "" if found.half is None else f" ± {100 * found.half:.1f}"
-    return f"{100 * found.mean:+.1f}{interval}  {found.verdict:<9}"
 
 
 # --- generate, relabel, verify ----------------------------------------------------------------------------------------

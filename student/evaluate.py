@@ -16,6 +16,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
+from autolabel.manifests.wording import Shown, Table, counted, percent
 from autolabel.student.data import ManifestDataset
 from autolabel.student.parallel import Team
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
@@ -26,13 +27,13 @@ ByClass = dict[str, float | None]
 
 
 @dataclass(frozen=True)
-class Scores:
-    """IoU by class name (None where the class never occurs), their mean, the pixel accuracy, and of how many images.
+class Scores(Shown):
+    """IoU by class name (None for a class that never occurs), their mean, the pixel accuracy and the number of images.
 
-    `overlap` of the images were also trained on: above 0 only where the caller insisted, and then the scores flatter.
-    `boundary_f` holds F by distance in pixels, then by class, and `mean_boundary_f` its means. `worst` are the images
-    of the lowest mean IoU of their own, each with its `sample_id` and `miou`. `asked` says what was scored, and how.
-    Only `evaluate` fills these four: a training's validations do without.
+    `overlap` counts the images that the network was also trained on; it is above 0 only if the caller allowed that.
+    `boundary_f` holds F by distance in pixels, then by class, and `mean_boundary_f` its means. `worst` lists the images
+    with the lowest mean IoU of their own, each with its `sample_id` and `miou`. `asked` says what was scored, and how.
+    Only `evaluate` fills these four; the validations of a training leave them empty.
     """
 
     iou: ByClass
@@ -48,6 +49,23 @@ class Scores:
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
         storage.write_json(path, self.__dict__)
+
+    def lines(self) -> list[str]:
+        """The pixel accuracy, and a warning if the scores flatter."""
+        overlap = f"{self.overlap} of the images were also trained on: these scores flatter the network"
+        return [f"pixel accuracy {percent(self.pixel_accuracy)} %", *([overlap] if self.overlap else [])]
+
+    def tables(self) -> list[Table]:
+        """IoU and boundary F by class, in per cent; and the worst images."""
+        columns = [self.iou, *self.boundary_f.values()]
+        rows = [[name, *(percent(column[name]) for column in columns)] for name in self.iou]
+        rows.append(["mean", percent(self.miou), *map(percent, self.mean_boundary_f.values())])
+        header = ["class", "IoU", *(f"F {distance} px" for distance in self.boundary_f)]
+        what = f"{self.asked['checkpoint']} on {self.asked['manifest']}: " if self.asked else ""
+        scores = Table(f"{what}{counted(self.images, 'image')}", header, rows, last_is_total=True)
+        worst = [[image["sample_id"], percent(image["miou"])] for image in self.worst]
+        title = "the worst images, by their own mean IoU"
+        return [scores, *([Table(title, ["image", "mean IoU"], worst)] if worst else [])]
 
     @classmethod
     def read(cls, path: Path) -> Scores:

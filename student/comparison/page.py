@@ -10,7 +10,7 @@ from typing import Any
 
 import jinja2
 
-from autolabel.student.comparison.verdicts import MEAN, Comparison, Difference, Estimate
+from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate
 from autolabel.student.train import StepReport
 
 # Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. Black follows the text.
@@ -75,12 +75,12 @@ def _axis(longest: float) -> tuple[float, int]:
     return step, math.ceil(longest / step - 1e-9)
 
 
-def _ends(values: Iterable[Estimate | Difference]) -> list[float]:
+def _ends(values: Iterable[Estimate | ArmDifference]) -> list[float]:
     """How far from 0 means and whiskers reach."""
     return [abs(v.mean) + (v.half or 0.0) for v in values if v.mean is not None]
 
 
-def _mark(value: Estimate | Difference, low: float, high: float) -> Mark | None:
+def _mark(value: Estimate | ArmDifference, low: float, high: float) -> Mark | None:
     if value.mean is None:
         return None
     half = value.half or 0.0

@@ -1,8 +1,8 @@
-"""What a few trainings tell: means with intervals, differences paired by seed, and a plain verdict for each class.
+"""Judge a few trainings: means with intervals, differences paired by seed, and a plain verdict for each class.
 
 Intervals are Student's t at 95 % ("The probable error of a mean", Biometrika 6, 1908) over the seeds. Two arms with the
 same seed start from the same weights, so their difference is taken seed by seed (paired), and a verdict is given only
-where the interval of the mean difference leaves 0 out. All IoUs are shares in 0..1; a point is 0.01 of them.
+if the interval of the mean difference excludes 0. All IoUs are shares in 0..1; a point is 0.01.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from autolabel.manifests.wording import Shown, Table, duration, listed, number, percent, points
 from autolabel.student.evaluate import Scores
 from autolabel.student.train import StepReport
 
@@ -30,7 +31,7 @@ _SCORED = ("iou", "miou", "pixel_accuracy", "images")
 
 
 def t_quantile(freedom: int) -> float:
-    """The 97.5 % quantile of Student's t; of the normal distribution above 30 degrees of freedom."""
+    """Return the 97.5 % quantile of Student's t, or of the normal distribution above 30 degrees of freedom."""
     return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
 
 
@@ -38,15 +39,19 @@ def t_quantile(freedom: int) -> float:
 class Estimate:
     """A mean over seeds and half of the width of its 95 % interval.
 
-    Both are None where a seed has no number (the class is in no validation image); of one seed, `half` is.
+    Both are None if a seed has no number, because the class is in no validation image. With one seed `half` is None.
     """
 
     mean: float | None
     half: float | None
 
+    def __str__(self) -> str:
+        """68.2 ± 1.0, in per cent."""
+        return percent(self.mean) + ("" if self.half is None else f" ± {percent(self.half)}")
+
 
 def estimate(values: Sequence[float | None]) -> Estimate:
-    """Mean and interval of one number for each seed."""
+    """Estimate the mean and its interval from one number for each seed."""
     numbers = np.array([v for v in values if v is not None], np.float64)
     if not len(numbers) or len(numbers) < len(values) or np.isnan(numbers).any():
         return Estimate(None, None)
@@ -55,8 +60,8 @@ def estimate(values: Sequence[float | None]) -> Estimate:
 
 
 @dataclass(frozen=True)
-class Difference:
-    """An arm's IoU less its baseline's, of a class or of the mean, paired by seed."""
+class ArmDifference:
+    """An arm's IoU minus its baseline's, of one class or of the mean, paired by seed."""
 
     arm: str
     baseline: str
@@ -66,27 +71,32 @@ class Difference:
 
     @property
     def verdict(self) -> str:
-        """better or worse where the interval leaves 0 out, else undecided."""
+        """One of better, worse, undecided, and undecided (one seed)."""
         if self.mean is None:
             return "undecided"
         if self.half is None:
             return "undecided (one seed)"
         return ("better" if self.mean > 0 else "worse") if abs(self.mean) > self.half else "undecided"
 
+    @property
+    def change(self) -> str:
+        """+2.1 ± 0.8, in points."""
+        return points(self.mean) + ("" if self.half is None else f" ± {percent(self.half)}")
+
     def __str__(self) -> str:
         """One sentence: "pole loses 2.1 ± 0.8 points against fine + coarse"."""
         if self.mean is None or self.half is None or self.verdict == "undecided":
             return f"{self.name} is {self.verdict} against {self.baseline}"
         verb = "gains" if self.mean > 0 else "loses"
-        return f"{self.name} {verb} {100 * abs(self.mean):.1f} ± {100 * self.half:.1f} points against {self.baseline}"
+        return f"{self.name} {verb} {percent(abs(self.mean))} ± {percent(self.half)} points against {self.baseline}"
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Comparison(Shown):
     """Students by arm and seed. The first arm has fine labels only, the second is fine + coarse.
 
-    `scores` are those after the last step, `curves` every step of every training, in the order of the seeds. `asked` is
-    what was compared, `notes` what the reader has to know beside the numbers.
+    `scores` were taken after the last step; `curves` holds every step of every training, in the order of the seeds.
+    `setting` says what was compared and how the students were trained; `notes` are cautions about the comparison.
     """
 
     seeds: tuple[int, ...]
@@ -94,31 +104,31 @@ class Comparison:
     curves: dict[str, list[list[StepReport]]] = field(default_factory=dict)
     batch_size: int = 1
     notes: tuple[str, ...] = ()
-    asked: dict[str, Any] = field(default_factory=dict)
+    setting: dict[str, Any] = field(default_factory=dict)
 
     @property
     def arms(self) -> tuple[str, ...]:
-        """Names of the arms, in their order."""
+        """Names of the arms."""
         return tuple(self.scores)
 
     @property
     def classes(self) -> tuple[str, ...]:
-        """All classes of the label space, in its order."""
+        """All classes of the label space."""
         return tuple(self.scores[self.arms[0]][0].iou)
 
     @property
     def absent(self) -> tuple[str, ...]:
-        """The classes without a number in any arm: no validation image has them."""
+        """The classes that no validation image has, so that no arm has a number for them."""
         return tuple(n for n in self.classes if all(self.estimate(arm, n).mean is None for arm in self.arms))
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The other classes, and MEAN: those that lose somewhere first, the greatest loss at the top."""
+        """The other classes and MEAN. Classes that lose in some arm come first, the greatest loss at the top."""
         lost = dict.fromkeys(d.name for d in self.losses())
         return (*lost, *(n for n in (*self.classes, MEAN) if n not in lost and n not in self.absent))
 
     def baselines(self, arm: str) -> tuple[str, ...]:
-        """The arms that an arm is held against: fine + coarse, then fine."""
+        """The arms that an arm is compared with: fine + coarse, then fine."""
         return self.arms[: min(self.arms.index(arm), 2)][::-1]
 
     def _values(self, arm: str, name: str) -> list[float | None]:
@@ -128,40 +138,79 @@ class Comparison:
         """An arm's IoU of a class, or its mean IoU."""
         return estimate(self._values(arm, name))
 
-    def difference(self, arm: str, baseline: str, name: str = MEAN) -> Difference:
-        """An arm against a baseline, seed by seed."""
+    def difference(self, arm: str, baseline: str, name: str = MEAN) -> ArmDifference:
+        """Compare an arm with a baseline, seed by seed."""
         pairs = zip(self._values(arm, name), self._values(baseline, name), strict=True)
-        found = estimate([None if a is None or b is None else a - b for a, b in pairs])
-        return Difference(arm, baseline, name, found.mean, found.half)
+        both = estimate([None if a is None or b is None else a - b for a, b in pairs])
+        return ArmDifference(arm, baseline, name, both.mean, both.half)
 
-    def differences(self) -> Iterator[Difference]:
-        """Every arm against each of its baselines, for every class and the mean."""
+    def differences(self) -> Iterator[ArmDifference]:
+        """Compare every arm with each of its baselines, for every class and the mean."""
         for arm in self.arms:
             for baseline in self.baselines(arm):
                 yield from (self.difference(arm, baseline, name) for name in (*self.classes, MEAN))
 
-    def losses(self) -> list[Difference]:
-        """What is worse than a baseline, the greatest loss first."""
+    def losses(self) -> list[ArmDifference]:
+        """The differences whose verdict is worse, the greatest loss first."""
         return sorted((d for d in self.differences() if d.verdict == "worse"), key=lambda d: d.mean or 0.0)
 
     def cost(self, arm: str) -> tuple[float, float]:
-        """Images/s and seconds of all trainings of an arm: each one's images at the mean speed that it ended with."""
+        """Images/s and seconds of all trainings of an arm, from the images of each and its mean speed at the end."""
         images = [len(curve) * self.batch_size for curve in self.curves[arm]]
         seconds = sum(n / curve[-1].images_per_s for n, curve in zip(images, self.curves[arm], strict=True))
         return sum(images) / seconds, seconds
 
-    def record(self) -> dict[str, Any]:
-        """Everything, as JSON: docs/compare.md has the keys."""
+    @property
+    def seconds(self) -> float:
+        """Seconds of all trainings together."""
+        return sum(self.cost(arm)[1] for arm in self.arms)
 
-        def numbers(found: Estimate | Difference) -> dict[str, float | None]:
-            return {"mean": found.mean, "half": found.half}
+    def lines(self) -> list[str]:
+        """The losses, then the notes."""
+        lost = [f"{loss.arm}: {loss}" for loss in self.losses()]
+        if len(self.seeds) == 1:
+            lost = ["One seed has no interval, so nothing is decided: run the same with --seeds 3 or more."]
+        return [*(lost or ["No class is shown to lose."]), *(f"note: {note}" for note in self.notes)]
+
+    def score_table(self) -> Table:
+        """IoU by class and arm."""
+        several = f", mean and 95 % interval of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
+        rows = [[name, *(str(self.estimate(arm, name)) for arm in self.arms)] for name in self.names]
+        absent = [f"In no validation image: {listed(self.absent)}."] if self.absent else []
+        return Table(f"IoU in %, {self.setting['steps']} steps{several}", ["class", *self.arms], rows, notes=absent)
+
+    def verdict_table(self, arm: str, baseline: str) -> Table:
+        """Gains and losses of an arm, by class."""
+        differences = [self.difference(arm, baseline, name) for name in self.names]
+        rows = [[d.name, d.change, d.verdict] for d in differences]
+        return Table(f"{arm} against {baseline}: points of IoU, paired by seed", ["class", "points", "verdict"], rows)
+
+    def cost_table(self) -> Table:
+        """Images, speed and time of every arm."""
+        costs = [(arm, *self.cost(arm)) for arm in self.arms]
+        rows = [[arm, number(self.setting["images"][arm]), f"{speed:.1f}", duration(s)] for arm, speed, s in costs]
+        rows.append(["all", "", "", duration(self.seconds)])
+        return Table("cost of the trainings", ["arm", "images", "images/s", "time"], rows, last_is_total=True)
+
+    def tables(self) -> list[Table]:
+        """IoU by class; with several seeds, the verdicts of every arm; the cost."""
+        pairs = [(arm, baseline) for arm in self.arms for baseline in self.baselines(arm)]
+        verdicts = [self.verdict_table(*pair) for pair in pairs] if len(self.seeds) > 1 else []
+        return [self.score_table(), *verdicts, self.cost_table()]
+
+    def record(self) -> dict[str, Any]:
+        """Everything as JSON; docs/compare.md explains the keys."""
+
+        def numbers(value: Estimate | ArmDifference) -> dict[str, float | None]:
+            return {"mean": value.mean, "half": value.half}
 
         costs = {arm: self.cost(arm) for arm in self.arms}
         return {
-            **self.asked,
+            **self.setting,
             "seeds": list(self.seeds),
             "arms": {
-                arm: [{name: getattr(s, name) for name in _SCORED} for s in found] for arm, found in self.scores.items()
+                arm: [{name: getattr(s, name) for name in _SCORED} for s in scores]
+                for arm, scores in self.scores.items()
             },
             "summary": {
                 arm: {name: numbers(self.estimate(arm, name)) for name in (*self.classes, MEAN)} for arm in self.arms
@@ -172,7 +221,7 @@ class Comparison:
                 for d in self.differences()
             ],
             "cost": {arm: {"images_per_s": speed, "seconds": seconds} for arm, (speed, seconds) in costs.items()},
-            "seconds": sum(seconds for _, seconds in costs.values()),
+            "seconds": self.seconds,
             "curves": {
                 arm: [[[row.step, row.loss, row.miou] for row in curve] for curve in curves]
                 for arm, curves in self.curves.items()

@@ -22,7 +22,7 @@ from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.comparison.compare import ARMS, arm_names, compare, last_scores, read_curve
 from autolabel.student.comparison.page import render
-from autolabel.student.comparison.verdicts import MEAN, Comparison, Difference, Estimate, estimate, t_quantile
+from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate, estimate, t_quantile
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
@@ -106,7 +106,7 @@ def test_verdicts_are_given_only_where_the_interval_leaves_zero_out(three_seeds:
     }  # fmt: skip
     against = {name: verdicts["fine + auto", "fine + coarse", name] for name in ("road", "sky", "pole", "train")}
     assert against == {"road": "better", "sky": "undecided", "pole": "worse", "train": "undecided"}
-    assert Difference("a", "b", "road", 0.2, 0.2).verdict == "undecided"  # 0 is still in it
+    assert ArmDifference("a", "b", "road", 0.2, 0.2).verdict == "undecided"  # 0 is still in it
 
 
 def test_a_class_that_loses_is_said_first(three_seeds: Comparison) -> None:
@@ -247,7 +247,7 @@ def test_the_share_of_what_an_arm_adds_can_be_asked_for(
     for arm, source in (("fine + coarse", "coarse"), ("fine + auto", "auto")):
         manifest = load_manifest(tmp_path / f"{arm.replace(' + ', '-')}.parquet")
         assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 3.6}
-    assert json.loads((tmp_path / "compare.json").read_text())["added_share"] == found.asked["added_share"] == 0.75
+    assert json.loads((tmp_path / "compare.json").read_text())["added_share"] == found.setting["added_share"] == 0.75
     assert "75.0 % of the draws are of the labels that the arm adds" in (tmp_path / "index.html").read_text()
     with pytest.raises(ValueError, match=r"other samples, labels or shares .*fine-coarse.parquet"):
         compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.5)
