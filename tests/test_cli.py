@@ -39,6 +39,7 @@ def test_the_account_of_a_scan(pictures: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "3 images, 11 classes of label space 'camvid'",
+        f"  layout              folder in {pictures}/images",
         "  with fine labels    2",
         "  with coarse labels  0 (0 of them have no fine label)",
         "  without a label     1",
