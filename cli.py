@@ -25,7 +25,6 @@ from autolabel.pipeline.job import LabelJob
 if TYPE_CHECKING:
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
-    from autolabel.student.job import TrainJob
     from autolabel.student.train import StepReport
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
@@ -497,15 +496,6 @@ def training_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def training_cluster(job: TrainJob, address: str | None) -> Any:
-    """The Ray session that a training asks for, if any."""
-    if job.workers == 1 and address is None:
-        return None
-    from autolabel.manifests.cluster import ray_session
-
-    return ray_session(address, job.out, job.workers, otherwise="--workers 1")
-
-
 @main.command()
 @click.argument("manifest_path", metavar="MANIFEST", type=FILE)
 @click.option("--val", type=FILE, required=True, help="Manifest to validate on; it shares no image with MANIFEST.")
@@ -519,7 +509,7 @@ def training_cluster(job: TrainJob, address: str | None) -> Any:
     help="Classes that crops of automatic labels are aimed at, comma-separated. [default: all]",
 )
 @training_options
-def train(manifest_path: Path, address: str | None, **options: Any) -> None:
+def train(manifest_path: Path, **options: Any) -> None:
     """Train a teacher on fine labels, or a student on a fused manifest.
 
     Half of the crops are aimed at a class, every class as often as the next. A step shows --batch-size crops, whatever
@@ -532,8 +522,7 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
     from autolabel.student import train as training
     from autolabel.student.job import TrainJob
 
-    job = TrainJob(manifest=manifest_path, **options)
-    cluster = training_cluster(job, address)
+    job = build_job(TrainJob, {"manifest": manifest_path, **options})
     with progress(f"training {job.arch}") as update:
 
         def on_step(report: StepReport) -> None:
@@ -542,7 +531,7 @@ def train(manifest_path: Path, address: str | None, **options: Any) -> None:
         def on_label(done: int, total: int) -> None:
             update(0, job.steps, f"reading labels {done}/{total}")
 
-        scores = training.train(job, on_step, on_label=on_label, cluster=cluster, on_note=update.say)
+        scores = training.train(job, on_step, progress=on_label, on_note=update.say)
     show(scores)
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
@@ -586,7 +575,7 @@ def evaluate(
     with progress("scoring") as update:
         scores = run_evaluation(
             checkpoint, manifest_path, scales=scales, device=device, allow_overlap=allow_overlap, combine=combine,
-            on_image=update, flip=flip, pictures=pictures,
+            progress=update, flip=flip, pictures=pictures,
         )  # fmt: skip
     if output:
         scores.write(output)
@@ -629,7 +618,6 @@ def compare(
     further: dict[str, Path],
     seeds: int,
     added_share: float,
-    address: str | None,
     **options: Any,
 ) -> None:
     """Train students, alike but for their labels, and say class by class who learnt more.
@@ -643,7 +631,7 @@ def compare(
 
     if seeds < 1:
         raise Failure(f"--seeds {seeds}: expected 1 or more")
-    template = TrainJob(manifest=fine, **options)
+    template = build_job(TrainJob, {"manifest": fine, **options})
     arms = students.arm_names(further)
     total = template.steps * seeds * len(arms)
     with progress("training students") as update:
@@ -655,14 +643,11 @@ def compare(
         def on_step(arm: str, seed: int, report: StepReport) -> None:
             tell(arm, seed, report.step, _step_note(report))
 
-        def cluster(job: TrainJob) -> Any:
-            return training_cluster(job, address)
-
         def on_label(arm: str, seed: int, done: int, count: int) -> None:
             tell(arm, seed, 0, f"reading labels {done}/{count}")
 
         found = students.compare(
-            fine, coarse, run, template, range(seeds), on_step, further, on_label, cluster, update.say, added_share
+            fine, coarse, run, template, range(seeds), on_step, further, on_label, update.say, added_share
         )
     show(found)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
@@ -873,58 +858,15 @@ def audit(run: Path, truth: Path, target_precision: float, fit_temperature: bool
 
     autolabel audit runs/auto --truth held_out.parquet
     """
-    from autolabel.pipeline.analysis.audit import AUDIT, SUGGESTED
     from autolabel.pipeline.analysis.audit import audit as audit_run
 
     with progress("auditing") as update:
-        found = audit_run(run, truth, target_precision, fit_temperature, allow_leak, teacher, update)
-    _show_audit(run, found)
-    click.echo(f"\nwrote {run / AUDIT}" + (f" and {run / SUGGESTED}" if found["reliability"] else ""))
-
-
-def _show_audit(run: Path, found: dict[str, Any]) -> None:
-    pixels = sum(row["truth_pixels"] for row in found["classes"])
-    seen = [row for row in found["classes"] if row["truth_pixels"] or row["label_pixels"]]
-    mean = {"name": "mean", "truth_pixels": None, **found["mean"]}
-    rows = [
-        [
-            row["name"], percent(row["truth_pixels"] / pixels if row["truth_pixels"] is not None else None, 2),
-            *(percent(row[key]) for key in ("precision", "coverage", "iou_kept", "iou")),
-            *(percent(f) for f in row["boundary_f"].values()),
-        ]
-        for row in [*seen, mean]
-    ]  # fmt: skip
-    header = ["class", "truth %", "precision", "coverage", "IoU kept", "IoU"]
-    header += [f"F {distance} px" for distance in mean["boundary_f"]]
-    table(f"{run} against {found['truth']}: {found['images']} images", header, rows, last_is_total=True)
-    if found["reliability"]:
-        rows = [
-            [
-                row["name"], percent(row["ece"]),
-                "–" if row["suggested_threshold"] is None else f"{row['suggested_threshold']:g}",
-                percent(row["suggested_precision"]), percent(row["suggested_kept"]),
-            ]
-            for row in found["classes"] if row["ece"] is not None
-        ]  # fmt: skip
-        rows.append(["all pixels", percent(found["reliability"]["ece"]), "", "", ""])
-        title = f"confidence, and thresholds for precision {percent(found['target_precision'])} %"
-        table(title, ["class", "ECE", "threshold", "precision", "kept %"], rows, last_is_total=True)
-    if found["temperature"]:
-        fitted = found["temperature"]
-        (nll, nll_after), (ece, ece_after) = fitted["nll"], fitted["ece"]
-        click.echo(
-            f"temperature  {fitted['before']:g} → {fitted['fitted']:g}   negative log likelihood {nll:.4f} →"
-            f" {nll_after:.4f}   ECE {percent(ece)} → {percent(ece_after)}"
-        )
-    coarse = [row for row in found["coarse"] if row["coarse_pixels"]]
-    if coarse:
-        rows = [
-            [row["name"], str(row["coarse_pixels"]), percent(row["agreement"]), percent(row["contradicted"])]
-            for row in coarse
-        ]
-        table("against human coarse labels, all images", ["class", "coarse pixels", "agrees %", "contradicted %"], rows)
-    for note in found["notes"]:
-        click.echo(note)
+        result = audit_run(
+            run, truth, target_precision=target_precision, fit_temperature=fit_temperature, allow_leak=allow_leak,
+            teacher=teacher, progress=update,
+        )  # fmt: skip
+    show(result)
+    click.echo(f"\nwrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
 
 
 @main.command()

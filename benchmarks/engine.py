@@ -37,7 +37,7 @@ from autolabel.pipeline.label import Decoded, Labeller, Outcome
 from autolabel.pipeline.progress import Meter
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Plan, Tally, Unit, write_plan
-from autolabel.teacher.checkpoints import fingerprint_tensor, save_checkpoint
+from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.decide import LabelStatistics
 from autolabel.teacher.networks.build import build
 
@@ -88,7 +88,7 @@ def checkpoint(folder: Path) -> Path:
     path = folder / "teacher.pt"
     if not path.is_file():
         arch = "hrnet18s_plain"
-        save_checkpoint(path, arch, CITYSCAPES, build(arch, CLASSES), fingerprint_tensor([]), {})
+        save_checkpoint(path, build(arch, CLASSES), arch=arch, space=CITYSCAPES)
     return path
 
 

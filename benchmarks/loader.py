@@ -29,15 +29,21 @@ from autolabel.manifests.run.shards import Label, bucket_of, create_zarr, encode
 from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.scenes import draw_scene
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
+from autolabel.student.sampling import Draws
 
 HEIGHT, WIDTH, SCENES, CROPS, TURNS = 1024, 2048, 12, 48, 3
+
+
+def draws_of(dataset: ManifestDataset) -> Draws:
+    """Return the same draws for every way to store the labels."""
+    return Draws(dataset.samples, dataset.label_space, seed=0, length=CROPS)
 
 
 class InMemory(TrainingCrops):
     """The same crops of labels that were all read before."""
 
     def __init__(self, dataset: ManifestDataset, augmentation: Augmentation, labels: dict[str, Label]) -> None:
-        super().__init__(dataset, augmentation, 0, CROPS)
+        super().__init__(dataset, draws_of(dataset), augmentation=augmentation)
         self.labels = labels
 
     def reader(self, sample: Sample) -> Callable[[Window], Label]:
@@ -86,7 +92,8 @@ def measure(root: Path) -> None:
     print("|---|---|---:|---:|---:|")
     for kind, stores in manifests.items():
         loaders: dict[str, TrainingCrops] = {
-            name: TrainingCrops(ManifestDataset(manifest), augmentation, 0, CROPS) for name, manifest in stores.items()
+            name: TrainingCrops(dataset, draws_of(dataset), augmentation=augmentation)
+            for name, dataset in ((name, ManifestDataset(manifest)) for name, manifest in stores.items())
         }
         loaders["none"] = InMemory(ManifestDataset(stores["Zarr"]), augmentation, labels)
         assert all(

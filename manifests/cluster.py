@@ -14,25 +14,32 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests.machine import cores
+
 
 class ClusterFailed(RuntimeError):
     """Ray cannot be started or reached; the message says why, and how to do without."""
 
 
 def cluster_address(address: str | None) -> str | None:
-    """The cluster that is meant: the named one, or $RAY_ADDRESS (set inside a Ray job); None for a private Ray."""
+    """Return the address of the cluster to use: the given one, else $RAY_ADDRESS (set inside a Ray job), else None."""
     return address or os.environ.get("RAY_ADDRESS") or None
 
 
 @contextlib.contextmanager
 def ray_session(
-    address: str | None, folder: Path, workers: int | None = None, otherwise: str = "--engine local"
+    address: str | None, folder: Path, *, workers: int | None = None, otherwise: str = "--engine local"
 ) -> Iterator[Any]:
-    """A connection to a cluster, or a private Ray on this machine with room for so many `workers`.
+    """Connect to a cluster, or start a private Ray on this machine with room for `workers`; end it on leaving.
 
-    `folder` becomes the workers' first import path, so it must hold no Python files. `otherwise` is the option that
-    does without Ray. Raises ClusterFailed.
+    A connection of this process that is there already is used as it is, and stays. `folder` becomes the workers' first
+    import path, so it must hold no Python files. `otherwise` is the option that does without Ray, for the message.
+    Raises ClusterFailed.
     """
+    present = sys.modules.get("ray")
+    if present is not None and present.is_initialized():
+        yield present
+        return
     address = cluster_address(address)
     if address and address != "auto":
         _require_listener(address)
@@ -41,7 +48,7 @@ def ray_session(
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than the usual 30
     if "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         if not address:
-            # Ray's ports listen on every interface, even for a private session: only this process knows the token.
+            # Ray's ports listen on every interface, even for a private session; only this process knows the token.
             os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32))
         elif _has_token():
             os.environ["RAY_AUTH_MODE"] = "token"
@@ -50,8 +57,8 @@ def ray_session(
     settings: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
     if not address:
         settings |= {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-        settings["num_cpus"] = max(workers or 1, os.cpu_count() or 1)
-    with contextlib.redirect_stdout(sys.stderr):  # Ray reports errors of nodes on stdout
+        settings["num_cpus"] = max(workers or 1, cores())
+    with contextlib.redirect_stdout(sys.stderr):  # Ray prints errors of nodes on stdout
         try:
             with contextlib.chdir(folder):
                 ray.init(**settings)
@@ -71,7 +78,7 @@ def _has_token() -> bool:
 
 
 def _require_listener(address: str) -> None:
-    """Raise ClusterFailed if nobody is there: Ray itself would try for a minute and then end the process."""
+    """Raise ClusterFailed if nothing listens there; Ray itself would try for a minute and then end the process."""
     if address.startswith("ray://"):
         raise ClusterFailed(
             f"{address} is a Ray Client address, which is not supported: use `ray job submit`, or run on a node of the"
@@ -88,6 +95,6 @@ def _require_listener(address: str) -> None:
 
 
 def cluster_gpus(address: str, folder: Path) -> int:
-    """GPUs that a cluster has now."""
+    """Return the number of GPUs that a cluster has now."""
     with ray_session(address, folder) as ray:
         return int(ray.cluster_resources().get("GPU", 0))

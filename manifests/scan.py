@@ -6,7 +6,6 @@ in the middle of a training.
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -25,6 +24,7 @@ from autolabel.manifests.layouts import (
     list_folder,
     list_mapillary,
 )
+from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import RUN
 from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.wording import Progress, Shown
@@ -203,7 +203,7 @@ def _checked(
     samples: list[Sample] = []
     unreadable: list[str] = []
     broken_labels: list[str] = []
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
+    with ThreadPoolExecutor(cores()) as pool:
         for sample, reason, broken in pool.map(lambda s: _check(s, space), listing.samples):
             samples.append(sample)
             unreadable += [reason] if reason else []

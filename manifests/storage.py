@@ -20,10 +20,9 @@ import stat as modes
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, NamedTuple, Protocol
 
 import filelock
 import google_crc32c
@@ -32,13 +31,16 @@ TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave behind
 LOCK = ".lock"
 _HOLDER = ".holder"  # suffix of the file that says who holds a lock
 _EDGE = 64 * 1024
+_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _PIECE = 1 << 22  # bytes that a checksum takes into memory at once
 _LEAVING = re.compile(r"^/|^[A-Za-z]:|[\\\0]|(^|/)\.\.(/|$)")
 
 
-@dataclass(frozen=True, slots=True)
-class Stat:
-    """Size in bytes, time of the last change in nanoseconds, and a version that differs for every content of a path."""
+class Stat(NamedTuple):
+    """Size in bytes, time of the last change in nanoseconds, and a mark of the storage's own.
+
+    Two of a path are equal if its content is the same; every change gives another one.
+    """
 
     size: int
     mtime_ns: int
@@ -109,11 +111,14 @@ class LocalStorage:
             return file.read()
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
-        with open(path, "rb", buffering=0) as file:
-            if unchanged is not None and _stat(os.fstat(file.fileno())) != unchanged:
+        descriptor = os.open(path, _READ)  # a crop is read in 0.4 ms: `open` would take 2 % of that
+        try:
+            if unchanged is not None and _stat(os.fstat(descriptor)) != unchanged:
                 raise ChangedFile(f"{path} has changed while it was read")
-            file.seek(start)
-            return file.read(length)
+            os.lseek(descriptor, start, os.SEEK_SET)
+            return os.read(descriptor, length)
+        finally:
+            os.close(descriptor)
 
     def reading(self, path: Path) -> BinaryIO:
         return open(path, "rb")
@@ -178,7 +183,7 @@ class LocalStorage:
 
 
 def _stat(found: os.stat_result) -> Stat:
-    return Stat(found.st_size, found.st_mtime_ns, f"{found.st_ino}-{found.st_mtime_ns}-{found.st_size}")
+    return Stat(found.st_size, found.st_mtime_ns, str(found.st_ino))
 
 
 def _is_temporary(name: str) -> bool:

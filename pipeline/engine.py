@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +11,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
+from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
 from autolabel.pipeline.label import DEATHS, Labeller
 from autolabel.pipeline.predictor import Predictor, TeacherPredictor
@@ -139,7 +139,7 @@ STOPPING = "stopping: images under way are finished, the rest is left for later;
 
 def local_labeller(crew: Crew) -> Labeller:
     """The labeller of this process."""
-    return crew.labeller(crew.run.recipe.device, crew.workers or os.cpu_count() or 1)
+    return crew.labeller(crew.run.recipe.device, crew.workers or cores())
 
 
 def run_local(crew: Crew, work: Iterator[Work], monitor: Monitor) -> Ended:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address, cluster_gpus
+from autolabel.manifests.machine import resident_memory
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import LABELS, png_name
@@ -263,5 +264,5 @@ def worker_bytes(request: Request, left: Left, load: Callable[[], Teacher]) -> i
     if not pixels:
         return 0
     plan = load().plan(request.recipe.scales, request.recipe.flip)
-    itself = int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    itself = resident_memory()
     return itself + int(plan.needs(1, pixels))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import tempfile
 from collections import Counter
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests.cluster import cluster_address
+from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Shown, Table, counted, duration, size
@@ -201,5 +201,5 @@ def _workers(request: Request, engine: str) -> tuple[int, ...]:
         return (1,)
     machine = request.job.machine
     if request.recipe.device == "cpu" and cluster_address(machine.address) is None:  # more than the cores do not help
-        return tuple(n for n in _WORKERS if n <= (os.cpu_count() or 1))
+        return tuple(n for n in _WORKERS if n <= cores())
     return _WORKERS

@@ -109,7 +109,7 @@ def _no_worker(ray: Any, crew: Crew) -> str:
 
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Ended:
     """Do `total` units of work with Ray actors. Raises EngineFailed, ClusterFailed, OSError."""
-    with ray_session(address, crew.run.path, crew.workers) as ray:
+    with ray_session(address, crew.run.path, workers=crew.workers) as ray:
         private, device = cluster_address(address) is None, crew.run.recipe.device
         if private and device == "cuda" and not ray.cluster_resources().get("GPU"):
             raise EngineFailed("no GPU can be had: Ray sees none on this machine (it has " + _has(ray) + ")")

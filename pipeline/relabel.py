@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.machine import cores
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
@@ -42,7 +42,7 @@ def relabel(
     job = LabelJob(
         source.input_manifest, source.teacher, out, scales=recipe.scales, flip=recipe.flip, combine=recipe.combine,
         policy=policy, store=recipe.store, device=recipe.device, precision=recipe.precision,
-        unit_size=recipe.unit_size, machine=Machine("local", workers or os.cpu_count()),
+        unit_size=recipe.unit_size, machine=Machine("local", workers or cores()),
     )  # fmt: skip
     return generate(job, source=source, on_progress=on_progress, on_note=on_note)
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-import cc3d
 import numpy as np
 from numpy.typing import NDArray
 
@@ -178,9 +177,28 @@ def _slide(pick: np.ufunc, values: Codes, width: int, axis: int) -> Codes:
 
 
 def small_pieces(label: Label, fewest: int) -> NDArray[np.bool_]:
-    """(H, W) bool: the pixels of 4-connected pieces of one class that have fewer pixels than that."""
-    pieces = cc3d.connected_components(label + np.uint8(1), connectivity=4)  # 255 becomes 0, which cc3d leaves out
-    few = np.bincount(pieces.ravel()) < fewest
-    few[0] = False
-    small: NDArray[np.bool_] = few.take(pieces)
-    return small
+    """(H, W) bool: the pixels of 4-connected pieces of one class that have fewer pixels than that.
+
+    A row is cut into runs of one class. Runs that touch in neighbouring rows join their pieces until all of them agree;
+    a piece goes by the number of its first run. About 4 ms for 1024 x 2048, 25,000 runs.
+    """
+    width = label.shape[1]
+    begins = np.ones(label.shape, np.bool_)
+    np.not_equal(label[:, 1:], label[:, :-1], out=begins[:, 1:])
+    starts = np.flatnonzero(begins)
+    lengths, classes, piece = np.diff(starts, append=label.size), label.ravel()[starts], np.arange(len(starts))
+    # Two runs touch in the column where the one or the other begins.
+    second, last = np.searchsorted(starts, (width, label.size - width))
+    above = np.concatenate([piece[:last], np.searchsorted(starts, starts[second:] - width, "right") - 1])
+    below = np.concatenate([np.searchsorted(starts, starts[:last] + width, "right") - 1, piece[second:]])
+    same = (classes[above] == classes[below]) & (classes[above] != IGNORE)
+    first, other = above[same], below[same]
+    while len(first):
+        piece[other] = first  # of several one is taken, and the next turn joins the rest
+        while not np.array_equal(piece, further := piece[piece]):
+            piece = further
+        first, other = piece[first], piece[other]
+        differ = first != other
+        first, other = np.minimum(first, other)[differ], np.maximum(first, other)[differ]
+    few = (np.bincount(piece, lengths)[piece] < fewest) & (classes != IGNORE)
+    return np.repeat(few, lengths).reshape(label.shape)

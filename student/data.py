@@ -1,8 +1,8 @@
 """Images and labels for training and scoring, from any manifest.
 
-`ManifestDataset` is a plain torch dataset of whole pictures. `TrainingCrops` is a seeded sequence of augmented crops
-drawn from it: the n-th crop depends on what was asked and n alone, so a resumed training sees exactly what an
-uninterrupted one would have seen, whatever the number of loading processes. Which crop is the n-th, `sampling` says.
+`ManifestDataset` is a plain torch dataset of whole images. `TrainingCrops` is a seeded sequence of augmented crops of
+it: crop n depends on the request and n alone, so a resumed training sees the crops of an uninterrupted one, whatever
+the number of loading processes. `sampling.Draws` chooses the sample of every crop.
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ from autolabel.manifests.reading import read_photograph, read_picture
 from autolabel.manifests.run.labels import Window, read_sample_label
 from autolabel.manifests.run.shards import CHUNK, Label
 from autolabel.manifests.samples import Manifest, Sample, load_manifest
-from autolabel.student.sampling import Centroid, Draws, Mix
+from autolabel.student.sampling import Centroid, Draws
 
-_PADDING = (124, 116, 104)  # the mean colour that normalisation takes away: padding becomes zero
+_PADDING = (124, 116, 104)  # RGB; the mean colour that normalisation subtracts, so that padding becomes zero
 
 
 class ManifestDataset(Dataset[dict[str, Any]]):
-    """The labelled samples of a manifest, whole.
+    """The labelled samples of a manifest, as whole images.
 
     An item is {"image": (3, H, W) uint8 RGB tensor, "label": (H, W) uint8 tensor of train ids, "sample_id": str}.
-    Samples without a label, or whose image was unreadable at scan time, are not part of it.
+    Samples without a label, or whose image was unreadable at scan time, are left out. Raises ValueError if no sample
+    remains; reading an item raises ValueError, naming the file, if it is damaged or not of the manifest's size.
     """
 
     def __init__(self, manifest: Manifest | str | Path) -> None:
@@ -54,7 +55,7 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
 
 def _item(image: NDArray[np.uint8], label: NDArray[np.uint8], sample_id: str) -> dict[str, Any]:
-    # Copies where needed: torch tensors own writable, contiguous memory.
+    # Tensors need writable, contiguous memory; these calls copy where an array has none.
     pixels = torch.from_numpy(np.ascontiguousarray(image.transpose(2, 0, 1)))
     return {"image": pixels, "label": torch.from_numpy(np.array(label)), "sample_id": sample_id}
 
@@ -65,37 +66,28 @@ class Augmentation:
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)  # arXiv 2005.10821, section 4: random scaling 0.5 to 2
-    jitter: float = 0.25  # brightness, contrast and saturation each within 1 +- jitter
+    jitter: float = 0.25  # factors of brightness, contrast and saturation lie within 1 - jitter and 1 + jitter
 
 
 class TrainingCrops(Dataset[dict[str, Any]]):
-    """Item n is the n-th augmented crop: {"image": (3, h, w) uint8, "label": (h, w) uint8, "sample_id": str}.
+    """A dataset whose item n is the augmented crop of draw n.
 
-    `mix` says which samples and classes come how often; see `sampling.Draws`. `on_label` hears (done, all) of the
-    labels that are read for it once, before the first crop. Raises ValueError.
+    An item is {"image": (3, h, w) uint8, "label": (h, w) uint8, "sample_id": str}. `draws` choose from the dataset's
+    samples; their seed also decides the augmentation. Reading an item raises ValueError as `ManifestDataset` does.
     """
 
-    def __init__(
-        self,
-        dataset: ManifestDataset,
-        augmentation: Augmentation,
-        seed: int,
-        length: int,
-        mix: Mix | None = None,
-        on_label: Callable[[int, int], None] | None = None,
-    ) -> None:
-        self.dataset, self.augmentation, self.seed = dataset, augmentation, seed
-        self.draws = Draws(dataset.samples, dataset.label_space, mix or Mix(), seed, length, on_label)
+    def __init__(self, dataset: ManifestDataset, draws: Draws, *, augmentation: Augmentation) -> None:
+        self.dataset, self.draws, self.augmentation = dataset, draws, augmentation
 
     def __len__(self) -> int:
         return len(self.draws)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        draw, rng = self.draws[n], np.random.default_rng((self.seed, n))
+        draw, rng = self.draws[n], np.random.default_rng((self.draws.seed, n))
         return self._augmented(self.dataset.samples[draw.sample], draw.around, rng)
 
     def reader(self, sample: Sample) -> Callable[[Window], Label]:
-        """Reads windows of a label: of a Zarr store only the chunks that they touch, of a PNG all, but once."""
+        """Return a reader of windows of a label: it reads only their chunks of a Zarr store, or a whole PNG once."""
         space = self.dataset.label_space
         if sample.label_index is not None:
             return lambda window: read_sample_label(sample, space, window)
@@ -111,12 +103,12 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         top, height, place_y, out_height = _window(sample.height, crop_height, scale, y, rng)
         left, width, place_x, out_width = _window(sample.width, crop_width, scale, x, rng)
 
-        # Geometry first, of both alike; colours are changed only then.
+        # Image and label go through the same geometry; the image's colours are changed after it.
         whole, by = read_picture(sample, shrink=1 / scale)
         box = (left / by, top / by, (left + width) / by, (top + height) / by)
         picture = whole.resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)
-        found = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
-        ids = found.resize((out_width, out_height), Image.Resampling.NEAREST)
+        window = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
+        ids = window.resize((out_width, out_height), Image.Resampling.NEAREST)
         if rng.random() < 0.5:
             picture, ids = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (picture, ids))
         for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
@@ -131,7 +123,10 @@ class TrainingCrops(Dataset[dict[str, Any]]):
 
 
 def _focus(sample: Sample, around: Centroid, read: Callable[[Window], Label]) -> tuple[int, int]:
-    """The pixel (y, x) of the centroid's class, in its tile, that is nearest to it: between two poles there is none."""
+    """Return the pixel (y, x) of the centroid's class, in the centroid's tile, that is nearest to the centroid.
+
+    The centroid itself may lie between two objects of its class. Raises ValueError if the tile has no such pixel.
+    """
     top, left = (int(place) // CHUNK * CHUNK for place in (around.y, around.x))
     tile = read((top, left, min(CHUNK, sample.height - top), min(CHUNK, sample.width - left)))
     ys, xs = np.nonzero(tile == around.class_id)
@@ -146,14 +141,14 @@ def _focus(sample: Sample, around: Centroid, read: Callable[[Window], Label]) ->
 def _window(
     side: int, crop: int, scale: float, focus: int | None, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
-    """Along one axis: first source pixel, source pixels, first crop pixel, crop pixels.
+    """Place a crop along one axis: return first source pixel, source pixels, first crop pixel, crop pixels.
 
-    The source window of crop / scale pixels lies anywhere inside the picture, over the focus if there is one; a window
-    longer than the picture has it anywhere inside.
+    The window of crop / scale source pixels lies at random inside the image, over `focus` if that is given. A window
+    longer than the image covers all of it, and the image lies at random inside the crop.
     """
-    wanted = max(1, round(crop / scale))
-    if wanted <= side:
-        low, high = (0, side - wanted) if focus is None else (max(0, focus - wanted + 1), min(focus, side - wanted))
-        return int(rng.integers(low, high + 1)), wanted, 0, crop
+    length = max(1, round(crop / scale))
+    if length <= side:
+        low, high = (0, side - length) if focus is None else (max(0, focus - length + 1), min(focus, side - length))
+        return int(rng.integers(low, high + 1)), length, 0, crop
     out = max(1, min(crop, round(side * scale)))
     return 0, side, int(rng.integers(crop - out + 1)), out

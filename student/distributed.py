@@ -1,8 +1,8 @@
 """Several processes train as one: Ray Train starts them, on one machine or many, and again when one of them dies.
 
-The only file of this room that imports Ray. Where to go on is not Ray's matter: whoever starts reads `last.pt`, and the
-first of the workers writes it, just as a single process does. What they have to say reaches the driver through a small
-actor, because Ray Train itself passes nothing on before the end.
+Ray is not told where to go on: every process that starts reads `last.pt`, and the first worker writes it, as a single
+process does. The workers' reports reach the driver through a small actor, because Ray Train itself passes on nothing
+before the end.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from autolabel.manifests import machine
 from autolabel.student.parallel import Team
 
-FAILURES = 3  # deaths of workers that a call outlives; preempted machines do not count
-_START_S = 900.0  # an autoscaler may need this long to bring machines
-_QUIET_S = 60.0
-_SCRATCH = ".ray-train"  # in the training's folder: Ray Train insists on one
+FAILURES = 3  # deaths of workers that a call survives; preempted machines do not count
+_START_S = 900.0  # seconds to wait for workers: an autoscaler may need this long to bring machines
+_QUIET_S = 60.0  # seconds of waiting before a note says so
+_SCRATCH = ".ray-train"  # folder inside the training's own that Ray Train insists on
 
 OnStep = Callable[[Any], None]
 Body = Callable[[Team, OnStep], None]
@@ -34,11 +35,15 @@ _STOPPING = "stopping after the step under way, which is kept; press Ctrl-C agai
 
 
 class WorkersFailed(RuntimeError):
-    """The workers died too often, or none could be had; the message says why. The last save is kept."""
+    """The workers died too often, or none started; the message says why. The last save is kept."""
 
 
 class _News(NamedTuple):
-    """starts: how often the workers have begun. trouble: what the last worker to fail had to say, if anything."""
+    """Messages of the workers.
+
+    starts: how often the workers have begun. trouble: the error of the last worker that failed, or "". outcome: the
+    error that ends the training, if there is one.
+    """
 
     starts: int
     trouble: str
@@ -47,36 +52,36 @@ class _News(NamedTuple):
 
 
 class _Mailbox:
-    """An actor: what the workers say, until the driver fetches it, and whether it wants them to stop."""
+    """An actor that keeps the workers' messages until the driver fetches them, and the driver's wish to stop."""
 
     def __init__(self) -> None:
         self.news, self.stopping = _News(0, "", [], None), False
 
     def begin(self, rank: int) -> bool:
-        """A worker is there; False if it need not begin."""
+        """Note that a worker has begun; return False if the training has already ended."""
         self.news = self.news._replace(starts=self.news.starts + (rank == 0))
         return self.news.outcome is None
 
     def report(self, report: Any) -> bool:
-        """A step is done; True if it is to be the last."""
+        """Note a step; return True if it is to be the last."""
         self.news.reports.append(report)
         self.news = self.news._replace(trouble="")
         return self.stopping
 
     def fail(self, why: str) -> None:
-        """A worker ends, and may be started again."""
+        """Note that a worker has failed; it may be started again."""
         self.news = self.news._replace(trouble=why)
 
     def end(self, outcome: BaseException) -> None:
-        """Trying again would not help. Only the first one counts: the others follow from it."""
+        """Note an error that ends the training. Only the first counts: the others follow from it."""
         self.news = self.news._replace(outcome=self.news.outcome or outcome)
 
     def stop(self) -> None:
-        """No further step."""
+        """Ask the workers to stop after the present step."""
         self.stopping = True
 
     def fetch(self) -> _News:
-        """What there is, with the steps since the last call."""
+        """Return the messages, with the steps since the last call."""
         news, self.news = self.news, self.news._replace(reports=[])
         return news
 
@@ -84,25 +89,27 @@ class _Mailbox:
 def run_workers(
     body: Body,
     workers: int,
+    *,
     device: str,
     folder: Path,
     on_step: OnStep,
     on_note: Callable[[str], None],
     final: tuple[type[Exception], ...],
 ) -> None:
-    """Run `body` in so many processes of the Ray that is connected, until it has ended in all of them.
+    """Run `body` in `workers` processes of the connected Ray, until it has ended in all of them.
 
-    What body's first process passes to its `on_step`, ours gets; it may get a step again, after a failure. Errors of
-    `final` types are raised here at once, others count as a failed worker: all start again. Ctrl-C raises
-    KeyboardInterrupt in the first process's `on_step`, then here. Raises WorkersFailed, ValueError.
+    Every report that body's first process passes to its `on_step` reaches this `on_step`; after a failure a step may
+    come again. Errors of `final` types are raised here at once. Any other error counts as a failed worker, and all
+    workers start again. Ctrl-C raises KeyboardInterrupt in the first process's `on_step`, then here. Raises
+    WorkersFailed, ValueError.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized():
-        raise ValueError(f"workers {workers}: expected a connection to Ray (`ray.init()`, or a `cluster`)")
-    found: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    on_gpu = device.startswith("cuda") or (device == "auto" and found.get("GPU", 0) >= workers)
+        raise ValueError(f"workers {workers}: expected a connection to Ray (`ray_session`)")
+    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    on_gpu = device.startswith("cuda") or (device == "auto" and resources.get("GPU", 0) >= workers)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
     shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
@@ -135,7 +142,7 @@ def _trainer(work: Callable[[], None], workers: int, on_gpu: bool, folder: Path)
 
 
 class _Fitting(threading.Thread):
-    """Ray Train's own call, which blocks; `error` is what it raised."""
+    """A thread around Ray Train's own call, which blocks; `error` is the exception that it raised."""
 
     def __init__(self, trainer: Any) -> None:
         super().__init__(daemon=True)
@@ -160,12 +167,12 @@ def _follow(
     on_step: OnStep,
     on_note: Callable[[str], None],
 ) -> None:
-    """Pass on what the workers say until they are done."""
-    began, starts, told, stopping = time.monotonic(), 0, False, False
+    """Pass on the workers' messages until they are done."""
+    began, starts, noted, stopping = time.monotonic(), 0, False, False
     needs = f"{workers} workers need {'1 GPU and ' if on_gpu else ''}1 CPU each"
     while True:
         try:
-            over = fitting.over.is_set()  # before the last look
+            over = fitting.over.is_set()  # read before the last fetch, so that no message is missed
             news: _News = ray.get(mailbox.fetch.remote())
             if news.starts > max(1, starts):
                 on_note(f"a worker failed ({news.trouble or _DIED}); all have started again, from the last save")
@@ -179,10 +186,10 @@ def _follow(
             waited = 0.0 if starts else time.monotonic() - began
             if waited > _START_S:
                 raise WorkersFailed(f"no worker started in {_START_S:.0f} s: {needs}, the cluster has {_has(ray)}")
-            if waited > _QUIET_S and not told:
-                told = True
+            if waited > _QUIET_S and not noted:
+                noted = True
                 on_note(f"waiting: {needs}, the cluster has {_has(ray)}; giving up after {_START_S / 60:.0f} min")
-            fitting.over.wait(0.3)  # not join: interrupted by Ctrl-C, it takes the thread for ended
+            fitting.over.wait(0.3)  # join() would take the thread for ended after a Ctrl-C
         except KeyboardInterrupt:
             if stopping or not starts:
                 raise
@@ -201,12 +208,12 @@ def _first_line(error: BaseException) -> str:
 
 
 def _has(ray: Any) -> str:
-    found = ray.cluster_resources()
-    return f"{found.get('GPU', 0):g} GPU and {found.get('CPU', 0):g} CPU"
+    resources = ray.cluster_resources()
+    return f"{resources.get('GPU', 0):g} GPU and {resources.get('CPU', 0):g} CPU"
 
 
 def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: str) -> None:
-    """What a worker does: join the team, and tell the driver how it goes."""
+    """Do a worker's part: join the team, run `body`, and report to the driver."""
     import ray
     import ray.train.torch
 
@@ -214,15 +221,15 @@ def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: 
     rank = context.get_world_rank()
     if not ray.get(mailbox.begin.remote(rank)):
         return
-    with contextlib.suppress(OSError):  # for relative paths; elsewhere there may be no such folder
+    with contextlib.suppress(OSError):  # relative paths need it; another machine may lack this folder
         os.chdir(folder)
     device = ray.train.torch.get_device()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, len(os.sched_getaffinity(0)) // context.get_local_world_size()))
+        torch.set_num_threads(max(1, machine.cores() // context.get_local_world_size()))
     answer: Any = None
 
     def on_step(report: Any) -> None:
-        """The answer is looked at once it is there: a step does not wait for it."""
+        """Report a step without waiting for the answer, and act on the answer to an earlier report."""
         nonlocal answer
         if answer is not None and ray.wait([answer], timeout=0)[0] and ray.get(answer):
             raise KeyboardInterrupt

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
-from autolabel.manifests.wording import Shown, Table, counted, percent
+from autolabel.manifests.wording import Progress, Shown, Table, counted, percent
 from autolabel.student.data import ManifestDataset
 from autolabel.student.parallel import Team
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
@@ -28,12 +28,13 @@ ByClass = dict[str, float | None]
 
 @dataclass(frozen=True)
 class Scores(Shown):
-    """IoU by class name (None for a class that never occurs), their mean, the pixel accuracy and the number of images.
+    """Scores of a network on a set of images.
 
-    `overlap` counts the images that the network was also trained on; it is above 0 only if the caller allowed that.
-    `boundary_f` holds F by distance in pixels, then by class, and `mean_boundary_f` its means. `worst` lists the images
-    with the lowest mean IoU of their own, each with its `sample_id` and `miou`. `asked` says what was scored, and how.
-    Only `evaluate` fills these four; the validations of a training leave them empty.
+    iou: IoU by class name, None for a class that never occurs; miou: their mean; pixel_accuracy: share of right pixels;
+    images: number of images. overlap: number of images that were also trained on, above 0 only if the caller allowed
+    it; such scores flatter. Only `evaluate` fills the other four. boundary_f: F by distance in pixels, then by class;
+    mean_boundary_f: its means. worst: the images with the lowest mean IoU, each with `sample_id` and `miou`. request:
+    what was scored, and how.
     """
 
     iou: ByClass
@@ -44,10 +45,10 @@ class Scores(Shown):
     boundary_f: dict[str, ByClass] = field(default_factory=dict)
     mean_boundary_f: ByClass = field(default_factory=dict)
     worst: list[dict[str, Any]] = field(default_factory=list)
-    asked: dict[str, Any] = field(default_factory=dict)
+    request: dict[str, Any] = field(default_factory=dict)
 
     def write(self, path: Path) -> None:
-        """Write as JSON, whole or not at all."""
+        """Write the scores as JSON, whole or not at all."""
         storage.write_json(path, self.__dict__)
 
     def lines(self) -> list[str]:
@@ -61,32 +62,33 @@ class Scores(Shown):
         rows = [[name, *(percent(column[name]) for column in columns)] for name in self.iou]
         rows.append(["mean", percent(self.miou), *map(percent, self.mean_boundary_f.values())])
         header = ["class", "IoU", *(f"F {distance} px" for distance in self.boundary_f)]
-        what = f"{self.asked['checkpoint']} on {self.asked['manifest']}: " if self.asked else ""
-        scores = Table(f"{what}{counted(self.images, 'image')}", header, rows, last_is_total=True)
+        subject = f"{self.request['checkpoint']} on {self.request['manifest']}: " if self.request else ""
+        scores = Table(f"{subject}{counted(self.images, 'image')}", header, rows, last_is_total=True)
         worst = [[image["sample_id"], percent(image["miou"])] for image in self.worst]
         title = "the worst images, by their own mean IoU"
         return [scores, *([Table(title, ["image", "mean IoU"], worst)] if worst else [])]
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Read what `write` wrote."""
+        """Read the scores that `write` wrote."""
         return cls(**json.loads(path.read_text(encoding="utf-8")))
 
 
 def score(
     teacher: Teacher,
     dataset: ManifestDataset,
+    *,
     scales: Sequence[float] | None = None,
-    on_image: Callable[[int, int], None] | None = None,
     flip: bool = False,
     boundary: BoundaryF | None = None,
     worst: Worst | None = None,
     team: Team | None = None,
+    progress: Progress | None = None,
 ) -> Scores:
-    """Score a network on every labelled sample of a dataset, at `scales` or those that it trains with.
+    """Score a network on every labelled sample of a dataset, at `scales`, or else at those of its training.
 
-    With `flip`, logits are averaged with those of the mirrored image. `boundary` and `worst` are filled where given.
-    Of a `team` each process predicts its part of the samples, and all get the same scores.
+    With `flip`, logits are averaged with those of the mirrored image. `boundary` and `worst` are filled if given.
+    Each process of a `team` predicts its share of the samples, and all get the same scores.
     """
     team = team or Team(teacher.device)
     scales = scales or teacher.network.scale_attn.training_scales
@@ -102,15 +104,15 @@ def score(
             boundary.add(truth, prediction)
         if worst is not None:
             worst.add(index, own.mean_iou(), prediction)
-        if on_image:
-            on_image(index + 1, len(dataset))
+        if progress:
+            progress(index + 1, len(dataset))
     confusion.matrix = team.sum(torch.from_numpy(confusion.matrix)).cpu().numpy()
     iou = _by_class(dataset, confusion.iou())
     return Scores(iou, confusion.mean_iou(), confusion.pixel_accuracy(), len(dataset))
 
 
 def _by_class(dataset: ManifestDataset, values: Shares) -> ByClass:
-    """(C,) -> numbers by class name, None for NaN."""
+    """Return the numbers (C,) by class name, None for NaN."""
     return {
         name: None if np.isnan(value) else float(value)
         for name, value in zip(dataset.label_space.names, values, strict=True)
@@ -118,28 +120,30 @@ def _by_class(dataset: ManifestDataset, values: Shares) -> ByClass:
 
 
 def _mean(values: ByClass) -> float | None:
-    found = [value for value in values.values() if value is not None]
-    return sum(found) / len(found) if found else None
+    numbers = [value for value in values.values() if value is not None]
+    return sum(numbers) / len(numbers) if numbers else None
 
 
 def evaluate(
     checkpoint: Path,
     manifest: Path,
+    *,
     scales: Sequence[float] | None = None,
-    device: str = "auto",
-    allow_overlap: bool = False,
-    combine: str = COMBINE[0],
-    on_image: Callable[[int, int], None] | None = None,
     flip: bool = False,
+    combine: str = COMBINE[0],
     pictures: Path | None = None,
+    allow_overlap: bool = False,
+    device: str = "auto",
+    progress: Progress | None = None,
 ) -> Scores:
     """Score a checkpoint on a manifest, and draw the worst images into the folder `pictures`.
 
-    Raises ValueError for another label space, images it was trained on, labels without a class, or a folder in use.
+    Raises ValueError for another label space, for images it was trained on (unless `allow_overlap`), for labels
+    without a class, or if `pictures` is not empty.
     """
     if pictures and pictures.is_dir() and any(pictures.iterdir()):
         raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
-    teacher = load_teacher(checkpoint, device, combine=combine)
+    teacher = load_teacher(checkpoint, device=device, combine=combine)
     dataset = ManifestDataset(manifest)
     teacher.require_space(dataset.label_space, str(checkpoint), str(manifest))
     shared = overlap(teacher.trained_on, fingerprints(dataset.samples))
@@ -150,21 +154,21 @@ def evaluate(
         )
     scales = tuple(scales or teacher.network.scale_attn.training_scales)
     boundary, worst = BoundaryF(len(dataset.label_space)), Worst()
-    scores = score(teacher, dataset, scales, on_image, flip, boundary, worst)
+    scores = score(teacher, dataset, scales=scales, flip=flip, boundary=boundary, worst=worst, progress=progress)
     if math.isnan(scores.miou):
         raise ValueError(f"{manifest}: no pixel of its labels has a class, so there is nothing to score on")
     if pictures:
         _write_pictures(pictures, dataset, worst)
     by_distance = zip(boundary.distances, boundary.f(), strict=True)
     boundary_f = {str(distance): _by_class(dataset, values) for distance, values in by_distance}
-    asked = {"checkpoint": str(checkpoint), "sha256": teacher.sha256, "manifest": str(manifest)}
+    request = {"checkpoint": str(checkpoint), "sha256": teacher.sha256, "manifest": str(manifest)}
     return replace(
         scores,
         overlap=len(shared),
         boundary_f=boundary_f,
         mean_boundary_f={distance: _mean(values) for distance, values in boundary_f.items()},
         worst=[{"sample_id": dataset.samples[index].sample_id, "miou": miou} for index, miou, _ in worst],
-        asked=asked | {"scales": list(scales), "flip": flip, "combine": combine},
+        request=request | {"scales": list(scales), "flip": flip, "combine": combine},
     )
 
 

@@ -1,22 +1,22 @@
-"""The losses: how far a network's logits are from a label, in one number. All but `balanced` are the paper's.
+"""The losses: the distance of a network's logits from a label, as one number. All but `balanced` are the paper's.
 
-    cross-entropy     how surprised the network is by the label, mean over the pixels
-    balanced          the same, where a class counts by the square root of its pixels in the batch
-    image-weighted    the same, where a class weighs up to twice as much the rarer it is in the batch
-    rmi               per class and pixel (binary cross-entropy), and whether neighbouring pixels are right together:
+    cross-entropy     mean over the pixels of -log p(label)
+    balanced          the same, where a class weighs the square root of its pixels in the batch
+    image-weighted    the same, where a class weighs up to twice as much, the rarer it is in the batch
+    rmi               binary cross-entropy by class and pixel, and a term that judges neighbouring pixels together:
                       region mutual information (Zhao, Wang, Yang, Cai, arXiv 1910.12037)
 
-A network in training has several outputs. `segmentation_loss` adds them up as in arXiv 2005.10821, section 4: the
-combined output, 0.4 of the OCR head's auxiliary output (arXiv 1909.11065) and 0.05 of each scale alone; there, region
-mutual information is asked of the combined output only, and the others get its binary cross-entropy part.
+A network in training has several outputs. `segmentation_loss` adds up their losses as in arXiv 2005.10821, section 4:
+the combined output, 0.4 of the OCR head's auxiliary output (arXiv 1909.11065) and 0.05 of each scale alone. With rmi
+only the combined output gets the region term; the others get binary cross-entropy alone.
 
 Every loss takes logits (B, C, H, W) of any float type and a label (B, H, W) int64 of train ids, 255 = ignore, and
-gives a scalar. It computes in float32 or better, also inside an autocast region. Ignored pixels get no gradient, and
-where all are ignored, the loss is finite and the gradient is zero.
+returns a scalar. It computes in float32 or better, also inside an autocast region. Ignored pixels get no gradient; if
+all pixels are ignored, the loss is finite and the gradient is zero.
 
-A batch may be looked at in parts. A loss that is given the `Counts` of the whole batch is a part's share of the whole
-batch's loss, exactly for all four: means divide by the pixels or images of the whole, classes weigh by their share of
-the whole, and everything else is a sum over images.
+A batch may be computed in parts. A loss that is given the `BatchCounts` of the whole batch returns this part's share
+of the whole batch's loss, exactly, for all four: means divide by the pixels or images of the whole batch, classes weigh
+by their pixels in the whole batch, and everything else is a sum over images.
 """
 
 from __future__ import annotations
@@ -32,48 +32,48 @@ from autolabel.manifests.label_space import IGNORE
 from autolabel.teacher.networks.combine import TrainingOutput
 
 AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
-_REGION_SHARE = 0.5  # of the region term in rmi; the rest is binary cross-entropy
-_POOL = 4  # regions are looked at on maps reduced by this factor
-_REGION = 3  # side of a region, on these maps
-_FLOOR = 1e-6  # added to probabilities
-_RIDGE = 5e-4  # added to variances: no matrix is singular, and a perfect prediction is not worth infinitely much
+_REGION_SHARE = 0.5  # weight of the region term in rmi; binary cross-entropy has the rest
+_POOL = 4  # maps are reduced by this factor before regions are cut from them
+_REGION = 3  # side of a region, in pixels of the reduced maps
+_FLOOR = 1e-6  # constant added to probabilities
+_RIDGE = 5e-4  # constant added to variances: keeps matrices regular and the reward of a perfect prediction finite
 
 
-class Counts(NamedTuple):
-    """What is in a whole batch: pixels by train id, (256,) int64 with the ignored ones last, and images."""
+class BatchCounts(NamedTuple):
+    """Counts of a whole batch: pixels by train id, (256,) int64 with the ignored ones last, and images."""
 
     pixels: Tensor
     images: int
 
     @classmethod
-    def of(cls, label: Tensor) -> Counts:
-        """Those of a label (B, H, W) of any integer type."""
+    def of(cls, label: Tensor) -> BatchCounts:
+        """Count a label (B, H, W) of any integer type."""
         return cls(torch.bincount(label.flatten(), minlength=IGNORE + 1), len(label))
 
     @property
     def valid(self) -> Tensor:
-        """How many pixels are not ignored: a scalar."""
+        """The number of pixels that are not ignored, a scalar tensor."""
         return self.pixels[:IGNORE].sum()
 
 
 class Loss(Protocol):
-    """Logits and label -> scalar. `whole` is the batch that they are a part of; by default they are all of it."""
+    """Logits and label -> scalar. `whole` counts the batch of which they are a part; None if they are all of it."""
 
-    def __call__(self, logits: Tensor, label: Tensor, whole: Counts | None = None) -> Tensor: ...
+    def __call__(self, logits: Tensor, label: Tensor, *, whole: BatchCounts | None = None) -> Tensor: ...
 
 
 class _Formula(Protocol):
-    def __call__(self, logits: Tensor, label: Tensor, whole: Counts) -> Tensor: ...
+    def __call__(self, logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor: ...
 
 
 def _in_full_precision(loss: _Formula) -> Loss:
-    """The loss on logits of float32 or better, and with autocast off."""
+    """Return the loss with its logits brought to float32 or better, and with autocast off."""
 
     @wraps(loss)
-    def computed(logits: Tensor, label: Tensor, whole: Counts | None = None) -> Tensor:
+    def computed(logits: Tensor, label: Tensor, *, whole: BatchCounts | None = None) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return loss(exact, label, Counts.of(label) if whole is None else whole)
+            return loss(exact, label, whole=BatchCounts.of(label) if whole is None else whole)
 
     return computed
 
@@ -82,17 +82,18 @@ def _in_full_precision(loss: _Formula) -> Loss:
 
 
 @_in_full_precision
-def cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
-    """Mean over the valid pixels of the batch; 0 where there is none."""
+def cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
+    """Mean over the valid pixels of the batch; 0 for a batch without any."""
     return F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum") / whole.valid.clamp(min=1)
 
 
 @_in_full_precision
-def balanced_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
-    """Weighted mean over the valid pixels of the batch: each weighs 1 / sqrt(pixels of its class there); 0 without any.
+def balanced_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
+    """Weighted mean over the valid pixels of the batch; 0 for a batch without any.
 
-    Half way between counting pixels and counting classes: a class with a hundredth of the pixels has a tenth of the
-    weight (as Mahajan et al., arXiv 1805.00932, sample hashtags).
+    A pixel weighs 1 / sqrt(pixels of its class in the batch). This lies half way between counting pixels and counting
+    classes: a class with a hundredth of another's pixels has a tenth of its weight (Mahajan et al., arXiv 1805.00932,
+    sample hashtags likewise).
     """
     pixels = whole.pixels[: logits.shape[1]].to(logits.dtype)
     weight = pixels.clamp(min=1).rsqrt()
@@ -101,19 +102,19 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tens
 
 
 @_in_full_precision
-def image_weighted_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
+def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
     """Sum over the images of their weighted means; an image that is all ignore adds 0.
 
-    A class weighs 2 - its share of the batch's valid pixels. As in the reference implementation the shares are those of
-    the whole batch and the images are summed, not averaged: the gradient grows with the batch.
+    A class weighs 2 minus its share of the batch's valid pixels. As in the reference implementation, the shares are
+    taken over the whole batch, and the images are summed, not averaged: the gradient grows with the batch.
     """
     classes = logits.shape[1]
     pixels = whole.pixels[:classes].to(logits.dtype)
-    weight_of = logits.new_zeros(IGNORE + 1)  # by train id: 0 for ignore
-    weight_of[:classes] = 2 - pixels / pixels.sum().clamp(min=1)
-    weight = weight_of[label]  # (B, H, W)
+    class_weights = logits.new_zeros(IGNORE + 1)  # by train id: 0 for ignore
+    class_weights[:classes] = 2 - pixels / pixels.sum().clamp(min=1)
+    weight = class_weights[label]  # (B, H, W)
     surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W)
-    # A valid pixel weighs 1 or more, so the limit concerns images without any.
+    # A valid pixel weighs 1 or more, so the clamp changes only images without valid pixels.
     return ((weight * surprise).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)).sum()
 
 
@@ -121,14 +122,14 @@ def image_weighted_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -
 
 
 @_in_full_precision
-def binary_cross_entropy(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
-    """Each class by itself against the rest: summed over classes and valid pixels, over the valid pixels plus 1."""
+def binary_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
+    """Sum over classes and valid pixels of each class against the rest, divided by the number of valid pixels + 1."""
     return _binary_cross_entropy(logits, _one_hot(label, logits), _valid(label), whole)
 
 
 @_in_full_precision
-def region_mutual_information(logits: Tensor, label: Tensor, whole: Counts) -> Tensor:
-    """Half binary cross-entropy, half region term. It can be negative. Raises ValueError for crops below 8 x 8."""
+def region_mutual_information(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
+    """Half binary cross-entropy, half region term; it can be negative. Raises ValueError for crops below 8 x 8."""
     truth, valid = _one_hot(label, logits), _valid(label)
     pixels = _binary_cross_entropy(logits, truth, valid, whole)
     regions = _region_term(logits.sigmoid() * valid + _FLOOR, truth) / whole.images
@@ -140,29 +141,29 @@ def _valid(label: Tensor) -> Tensor:
 
 
 def _one_hot(label: Tensor, like: Tensor) -> Tensor:
-    """(B, C, H, W) of the type of `like`: 1 for the label's class, else 0; 0 for every class where it is ignore."""
+    """Return (B, C, H, W) of the type of `like`: 1 for the label's class, else 0; ignored pixels are 0 throughout."""
     classes = torch.arange(like.shape[1], device=label.device)[:, None, None]
     return (label.unsqueeze(1) == classes).to(like.dtype)
 
 
-def _binary_cross_entropy(logits: Tensor, truth: Tensor, valid: Tensor, whole: Counts) -> Tensor:
+def _binary_cross_entropy(logits: Tensor, truth: Tensor, valid: Tensor, whole: BatchCounts) -> Tensor:
     surprise = F.binary_cross_entropy_with_logits(logits, truth, weight=valid.to(logits.dtype), reduction="sum")
     return surprise / (whole.valid + 1)
 
 
 def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
-    """How uncertain the truth of a region remains when the prediction for it is known; both (B, C, H, W) in [0, 1].
+    """Measure the uncertainty about the truth of a region once its prediction is known; both (B, C, H, W) in [0, 1].
 
-    A region is a 3 x 3 square of the pooled maps, taken as one point of 9 numbers. Were truth and prediction normally
-    distributed, the truth given the prediction would have the covariance
+    A region is a 3 x 3 square of the pooled maps, taken as one point of 9 numbers. If truth and prediction were
+    normally distributed, the truth given the prediction would have the covariance
 
         M = cov(truth) - cov(truth, predicted) cov(predicted)^-1 cov(predicted, truth)
 
-    (a ridge added to its variances and to those of the prediction), and 0.5 log det M, but for its sign and constants,
-    bounds the mutual information of the two from below (arXiv 1910.12037, section 3). M is the Schur complement in the
-    joint covariance of both, so its Cholesky factor is the lower right block of the joint one's: no inverse is needed,
-    and what is factorised has no eigenvalue below the ridge. Covariances are sums over the regions, not means. Sum
-    over images and classes, by numbers of a region.
+    with a ridge added to the variances of both. Apart from sign and constants, 0.5 log det M bounds the mutual
+    information of the two from below (arXiv 1910.12037, section 3). M is a Schur complement in the joint covariance,
+    so its Cholesky factor is the lower right block of the joint factor: no inverse is needed, and the factorised
+    matrix has no eigenvalue below the ridge. Covariances are sums over the regions, not means. Returns the sum over
+    images and classes, divided by the 9 numbers of a region.
     """
     height, width = predicted.shape[-2:]
     least = (_REGION - 1) * _POOL
@@ -177,7 +178,7 @@ def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
     points -= points.mean(dim=-1, keepdim=True)
     covariance = points @ points.mT
     covariance.diagonal(dim1=-2, dim2=-1).add_(_RIDGE)
-    # Positive definite whenever the logits are finite; when they are not, the binary cross-entropy is not finite.
+    # Finite logits give a positive definite matrix; with others the binary cross-entropy is not finite, and tells.
     factor: Tensor = torch.linalg.cholesky_ex(covariance).L
     numbers = _REGION**2
     half_log_det = factor.diagonal(dim1=-2, dim2=-1)[:, numbers:].log().sum(dim=-1)  # (B * C,)
@@ -188,13 +189,13 @@ def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
 
 
 class Losses(NamedTuple):
-    """Which loss looks at the combined output, and which at the others: the auxiliary one and each scale alone."""
+    """The loss of the combined output, and the loss of the others: the auxiliary output and each scale alone."""
 
     joint: Loss
     others: Loss
 
 
-LOSSES = {
+FORMULAS = {  # by the names in job.LOSSES
     "cross-entropy": Losses(cross_entropy, cross_entropy),
     "balanced": Losses(balanced_cross_entropy, balanced_cross_entropy),
     "image-weighted": Losses(image_weighted_cross_entropy, image_weighted_cross_entropy),
@@ -202,13 +203,13 @@ LOSSES = {
 }
 
 
-def segmentation_loss(name: str, output: TrainingOutput, label: Tensor, whole: Counts | None = None) -> Tensor:
-    """The loss of this name (see LOSSES) of all outputs of a network, weighted. `whole`: see `Loss`."""
-    joint, other = LOSSES[name]
-    whole = Counts.of(label) if whole is None else whole
-    total = joint(output.joint, label, whole)
+def segmentation_loss(name: str, output: TrainingOutput, *, label: Tensor, whole: BatchCounts | None = None) -> Tensor:
+    """Return the weighted sum of the named loss (see FORMULAS) over all outputs of a network. `whole`: see `Loss`."""
+    joint, other = FORMULAS[name]
+    whole = BatchCounts.of(label) if whole is None else whole
+    total = joint(output.joint, label, whole=whole)
     if output.aux is not None:
-        total = total + AUX_WEIGHT * other(output.aux, label, whole)
+        total = total + AUX_WEIGHT * other(output.aux, label, whole=whole)
     for logits in output.scales:
-        total = total + SCALE_WEIGHT * other(logits, label, whole)
+        total = total + SCALE_WEIGHT * other(logits, label, whole=whole)
     return total

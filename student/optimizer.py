@@ -9,17 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-LEARNING_RATES = {"sgd": 0.01, "adamw": 0.003}  # peaks
-SCHEDULES = ("poly", "cosine")
-POWER = 0.9  # of the polynomial
-_LONGEST_GRADIENT = 10.0
-_SMALLEST_SCALE = 2.0**-14  # of a float16 loss: below it is not the scale that is wrong
+from autolabel.student.job import POWER
+
+_LONGEST_GRADIENT = 10.0  # gradients are clipped to this length (L2)
+_SMALLEST_SCALE = 2.0**-14  # a float16 loss that still overflows at this scale is itself infinite or nan
 
 
-def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "poly", power: float = POWER) -> float:
-    """Linear warm-up over the first 5 % of the steps, and decay from the first on. Step counts from 0.
+def learning_rate_at(step: int, steps: int, *, peak: float, schedule: str = "poly", power: float = POWER) -> float:
+    """Return the learning rate of a step, counted from 0: linear warm-up over the first 5 % of the steps, times decay.
 
-    poly: (1 - step / steps) ** power. cosine: half a wave, from 1 to 0 (arXiv 1608.03983, equation 5, one cycle).
+    The decay of poly is (1 - step / steps) ** power, that of cosine half a wave (arXiv 1608.03983, equation 5, one
+    cycle). Both decay from the first step on.
     """
     warm = max(1, steps // 20)
     left = 1 - step / steps
@@ -27,16 +27,22 @@ def learning_rate_at(step: int, steps: int, peak: float, schedule: str = "poly",
     return peak * min(1.0, (step + 1) / warm) * float(decay)
 
 
-class Optimiser:
-    """The optimizer of a network, and all that it needs to remember from one step to the next.
+class WeightUpdater:
+    """The optimizer of a network, and everything else that has to be remembered from one step to the next.
 
     average_decay: keep `average`, a network of exponentially averaged weights and running statistics; None keeps none.
-    The decay grows towards what was asked as (1 + n) / (10 + n), n updates after the start, so that the average soon
-    forgets the weights that it started from. precision: float16 has its loss scaled (arXiv 1710.03740, section 3.2).
+    After n updates the decay is at most (1 + n) / (10 + n), so that the average soon forgets the first weights.
+    precision: with float16 the loss is scaled (arXiv 1710.03740, section 3.2).
     """
 
     def __init__(
-        self, network: nn.Module, optimizer: str, peak: float, average_decay: float | None, precision: torch.dtype
+        self,
+        network: nn.Module,
+        optimizer: str,
+        *,
+        peak: float,
+        average_decay: float | None,
+        precision: torch.dtype,
     ) -> None:
         self.network, self.decay, self.updates = network, average_decay, 0
         parameters = list(network.parameters())
@@ -54,13 +60,13 @@ class Optimiser:
         self.optimizer.zero_grad()
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradients of a loss to those that are there."""
+        """Add the gradients of a loss to the present ones."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def update(self, rate: float) -> bool:
-        """Change the weights by their gradients, clipped to a length of 10; False where these are not finite.
+        """Change the weights by their gradients, clipped to a length of 10. Returns False for infinite or nan ones.
 
-        Then nothing is changed but the scale of float16 losses, so that the next step may fare better.
+        Then the weights stay, and the scale of float16 losses is lowered, so that the next step may succeed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -76,7 +82,7 @@ class Optimiser:
 
     @property
     def hopeless(self) -> bool:
-        """Whether gradients that are not finite are no matter of the scale of the loss."""
+        """True if a smaller loss scale cannot help: the gradients are infinite for another reason."""
         return not self.scaler.is_enabled() or self.scaler.get_scale() < _SMALLEST_SCALE
 
     @torch.no_grad()
@@ -91,7 +97,7 @@ class Optimiser:
                 mean.copy_(now)
 
     def state_dict(self) -> dict[str, Any]:
-        """What is needed to go on, beside the weights of the network."""
+        """Everything that a later process needs to go on, apart from the weights of the network."""
         return {
             "optimizer": self.optimizer.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -99,8 +105,8 @@ class Optimiser:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take what `state_dict` gave; an older version gave the optimizer's alone."""
+        """Take over the state that `state_dict` returned."""
         self.optimizer.load_state_dict(state["optimizer"])
-        if state.get("scaler"):
+        if state["scaler"]:  # empty where losses are not scaled
             self.scaler.load_state_dict(state["scaler"])
-        self.updates = state.get("updates", 0)
+        self.updates = state["updates"]

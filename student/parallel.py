@@ -1,8 +1,8 @@
-"""Several processes train one network on one batch: each computes a part, and the weights stay the same in all.
+"""Several processes train one network on one batch: each computes a part, and the weights stay equal in all.
 
-That gives the gradient of one process that shows the whole batch, up to rounding: the losses of parts add up to that
-of the whole (`losses.Counts`), gradients are added by DistributedDataParallel, and batch norm takes its mean and
-variance over all processes. What differs: each process draws its own dropout.
+The gradient is that of one process with the whole batch, up to rounding: the losses of parts add up to the loss of the
+whole (`losses.BatchCounts`), DistributedDataParallel adds the gradients, and batch norm takes mean and variance over
+all processes. One thing differs: each process draws its own dropout.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch.utils.data import Sampler
 
 @dataclass(frozen=True)
 class Team:
-    """The processes that train together: where this one computes, its number, and how many there are.
+    """The processes that train together: the device and rank of this one, and their number.
 
-    Of more than one, all must have joined a `torch.distributed` group before.
+    A team of several processes needs a `torch.distributed` group that all of them have joined.
     """
 
     device: torch.device
@@ -32,7 +32,7 @@ class Team:
     size: int = 1
 
     def sum(self, values: Tensor) -> Tensor:
-        """The sum of what all processes give, of the same shape in each."""
+        """Return the sum of the tensors that all processes give, which are of one shape."""
         if self.size == 1:
             return values
         total = values.detach().to(self.device, copy=True)
@@ -40,39 +40,42 @@ class Team:
         return total
 
     def join(self, network: nn.Module) -> nn.Module:
-        """What to call in training instead of `network`: it works on the same weights and running statistics.
+        """Return the module to call in training: it shares the network's weights and running statistics.
 
-        Gradients of all processes are added when `backward` is called on a loss times `size`.
+        Calling `backward` on a loss times `size` adds up the gradients of all processes.
         """
         if self.size == 1:
             return network
         on_gpu = self.device.type == "cuda"
-        return DistributedDataParallel(synchronised(network, on_gpu), [self.device] if on_gpu else None)
+        twin = synchronised(network, "cuda" if on_gpu else "cpu")
+        return DistributedDataParallel(twin, [self.device] if on_gpu else None)
 
 
-def synchronised(network: nn.Module, on_gpu: bool) -> nn.Module:
-    """A twin that shares the network's tensors, and whose batch norms span all processes.
+def synchronised(network: nn.Module, device_type: str) -> nn.Module:
+    """Return a twin that shares the network's tensors and whose batch norms span all processes.
 
-    The network itself keeps plain ones, for prediction.
+    The network itself keeps its plain batch norms, for prediction. Torch's own synchronised batch norm is used on
+    CUDA; it does not compute on a CPU.
     """
     shared = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
     twin = copy.deepcopy(network, shared)
-    if on_gpu:
+    if device_type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(twin)  # type: ignore[no-any-return, no-untyped-call]
-    for module in twin.modules():  # torch's own does not compute on a CPU
-        if isinstance(module, nn.BatchNorm2d):
-            module.__class__ = SynchronisedBatchNorm
+    for parent in list(twin.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm2d):
+                setattr(parent, name, SynchronisedBatchNorm(child))
     return twin
 
 
-class Shares(Sampler[int]):
-    """The draws that one process of a team takes, from step `first` to `steps`.
+class DrawSampler(Sampler[int]):
+    """The draws of one process of a team, from step `first` to `steps`.
 
     Step s shows draws s * batch to (s + 1) * batch - 1. They are cut into `accumulate` equal parts, and each of these
-    into one part per process: which draws batch norm sees together does not depend on the team.
+    into one share per process, so that batch norm sees the same draws together whatever the size of the team.
     """
 
-    def __init__(self, team: Team, first: int, steps: int, batch: int, accumulate: int) -> None:
+    def __init__(self, team: Team, *, first: int, steps: int, batch: int, accumulate: int) -> None:
         self.team, self.first, self.steps = team, first, steps
         self.batch, self.part = batch, batch // accumulate
 
@@ -86,7 +89,7 @@ class Shares(Sampler[int]):
 
 
 class _Sum(torch.autograd.Function):
-    """The sum over all processes. Each of them depends on it, so each input's gradient is the sum of theirs."""
+    """The sum over all processes. All of them depend on it, so the gradient of each input is a sum over all, too."""
 
     @staticmethod
     def forward(ctx: Any, values: Tensor) -> Tensor:
@@ -102,10 +105,18 @@ class _Sum(torch.autograd.Function):
 
 
 class SynchronisedBatchNorm(nn.BatchNorm2d):
-    """Batch norm over the batches of all processes, which must be of one size; on any device, with plain operations.
+    """Batch norm over the batches of all processes, which must have the same size; plain operations, any device.
 
-    Means first, then deviations from the common mean: a variance made of sums of squares would lose its last digits.
+    It shares weights and running statistics with the plain batch norm that it replaces. The common mean is computed
+    before the deviations from it: a variance made of sums of squares would lose its last digits.
     """
+
+    def __init__(self, plain: nn.BatchNorm2d) -> None:
+        super().__init__(plain.num_features, plain.eps, plain.momentum, plain.affine, plain.track_running_stats)
+        self.weight, self.bias = plain.weight, plain.bias
+        self.running_mean, self.running_var = plain.running_mean, plain.running_var
+        self.num_batches_tracked = plain.num_batches_tracked
+        self.train(plain.training)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:

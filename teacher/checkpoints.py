@@ -7,16 +7,15 @@ A checkpoint of ours is one `torch.save`d dictionary:
     label_space   its JSON
     state_dict    tensors under the customary HRNet, OCR and DeepLab keys
     trained_on    (N,) int64, content fingerprints of the images it was trained on
-    metrics       {"miou": …, "step": …}, what it reached on its validation manifest
-    training      only in `last.pt`: what is needed to go on (see student/train.py)
+    metrics       {"miou": …, "step": …}, its score on the validation manifest
+    training      only in `last.pt`: the state of a training (see student/train.py)
 
 `save_tensors` writes the same, but for `training`, as a safetensors file: one to pass on, of half the size. Its tensors
 are the network's, everything else is JSON in its metadata.
 
 Published checkpoints of the reference implementation load too: `{"state_dict": {"module.…": tensor}, …}`, such a state
-dict alone, or its tensors in a safetensors file; which network they hold is told by the tensors. A training may start
-from any of these, whatever its classes, and from published ImageNet weights of a trunk (`read_start`). Files are data:
-nothing in them is executed (`weights_only=True`).
+dict alone, or its tensors in a safetensors file; their tensors tell which network they belong to. `start.py` reads
+files that a training starts from. Files are data: nothing in them is executed (`weights_only=True`).
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,21 +34,21 @@ from torch import Tensor
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.teacher.networks.build import ARCHITECTURES, architecture, build, recognise
+from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
 
 FORMAT = "autolabel-checkpoint/1"
 
 
 class BadCheckpoint(ValueError):
-    """The file is not a checkpoint that fits."""
+    """The file is damaged, no checkpoint, or a checkpoint that does not fit."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint as read: checked to be one, not yet put into a network. `label_space` is None in published files.
+    """The content of a checkpoint, checked to be one but not yet put into a network.
 
-    scales: how many scales an explicit combination weighs at once.
+    scales: the number of scales that an explicit combination weighs at once. label_space: None in published files.
     """
 
     arch: str
@@ -63,35 +62,36 @@ class Checkpoint:
 
 
 def fingerprint_tensor(fingerprints: list[str]) -> Tensor:
-    """Hex fingerprints -> sorted (N,) int64."""
+    """Return hex fingerprints as a sorted tensor (N,) int64, each once."""
     numbers = np.array(sorted({int(f, 16) for f in fingerprints}), np.uint64)
     return torch.from_numpy(numbers.view(np.int64))
 
 
 def overlap(trained_on: Tensor, fingerprints: list[str]) -> list[int]:
-    """Indices of the fingerprints that a checkpoint was trained on."""
-    known = set(trained_on.tolist())
+    """Return the indices of the fingerprints that a checkpoint was trained on."""
+    seen = set(trained_on.tolist())
     marks = np.array([int(f, 16) for f in fingerprints], np.uint64).view(np.int64).tolist()
-    return [i for i, mark in enumerate(marks) if mark in known]
+    return [i for i, mark in enumerate(marks) if mark in seen]
 
 
 def save_checkpoint(
     path: Path,
+    network: torch.nn.Module,
+    *,
     arch: str,
     space: LabelSpace,
-    network: torch.nn.Module,
-    trained_on: Tensor,
-    metrics: Mapping[str, float],
+    trained_on: Tensor | None = None,
+    metrics: Mapping[str, float] | None = None,
     training: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write a checkpoint, whole or not at all."""
+    """Write a checkpoint, whole or not at all; the module docstring describes its content."""
     content = {
         "format": FORMAT,
         "arch": arch,
         "label_space": json.loads(space.to_json()),
         "state_dict": network.state_dict(),
-        "trained_on": trained_on,
-        "metrics": dict(metrics),
+        "trained_on": torch.zeros(0, dtype=torch.int64) if trained_on is None else trained_on,
+        "metrics": dict(metrics or {}),
     }
     if training is not None:
         content["training"] = dict(training)
@@ -139,7 +139,7 @@ def _read_tensors(data: bytes) -> dict[str, Any]:
 
 
 def _numpy_scalars() -> list[Any]:
-    """What full checkpoints of the reference hold beside tensors: a numpy float, under its old or new module path."""
+    """Return the types that full checkpoints of the reference need beside tensors: a numpy float, at two paths."""
     scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
     paths = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
     return [*((scalar, path) for path in paths), np.dtype, np.dtypes.Float64DType]
@@ -155,7 +155,7 @@ def _read_content(path: Path) -> object:
 
 
 def _reason(error: Exception) -> str:
-    """Why torch refuses a file, without its advice to read it all the same."""
+    """Return the reason why torch refuses a file, without its advice to read it all the same."""
     text = str(error).strip()
     if "weights_only" in text:
         wanted = re.search(r"GLOBAL (\S+)", text)
@@ -165,7 +165,7 @@ def _reason(error: Exception) -> str:
     return text.splitlines()[0] if text else type(error).__name__
 
 
-# The same modules under two names in the published code.
+# Modules that the published code has under two names: (synonym, name here).
 _SYNONYMS = (("trunk.", "backbone."), ("seg_head.", "cls_head."))
 
 
@@ -177,18 +177,18 @@ def _customary(key: str) -> str:
     return key
 
 
-def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """All that a file holds, and its tensors under customary keys. Raises BadCheckpoint, FileNotFoundError."""
+def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return the content of a file, and its tensors under customary keys. Raises BadCheckpoint, FileNotFoundError."""
     if not path.is_file():
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if path.stat().st_size == 0:
         raise BadCheckpoint(f"{path} is empty (0 bytes): it was cut off while it was written or copied")
     try:
         content = _read_content(path)
-    except Exception as error:  # a damaged file can fail in any way that Python knows
+    except Exception as error:  # a damaged file can raise anything
         raise BadCheckpoint(f"{path} is not a loadable checkpoint: {_reason(error)}") from error
     bare = isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())
-    keys = ("state_dict", "model_dict")  # the second in published weights of Xception-71
+    keys = ("state_dict", "model_dict")  # published weights of Xception-71 have the second
     tensors = (
         content
         if bare
@@ -207,18 +207,19 @@ def _read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint without executing anything in it. Raises BadCheckpoint, FileNotFoundError."""
-    return _checkpoint(path, *_read_state(path))
+    return checkpoint_of(path, *read_state(path))
 
 
-def _checkpoint(path: Path, content: Mapping[str, Any], state: dict[str, Tensor]) -> Checkpoint:
-    known = recognise(state, str(content.get("arch", "")))
+def checkpoint_of(path: Path, content: Mapping[str, Any], state: dict[str, Tensor]) -> Checkpoint:
+    """Return the checkpoint in what `read_state` returned. Raises BadCheckpoint."""
+    network = recognise(state, str(content.get("arch", "")))
     if content.get("format") != FORMAT:
-        if known is None:
+        if network is None:
             raise BadCheckpoint(
                 f"{path} is a checkpoint of another network: expected one of those in docs/teacher.md, such as"
                 " hrnet48_ocr_mscale"
             )
-        return Checkpoint(known.arch, known.classes, known.scales, None, state, torch.zeros(0, dtype=torch.int64))
+        return Checkpoint(network.arch, network.classes, network.scales, None, state, torch.zeros(0, dtype=torch.int64))
     try:
         space = LabelSpace.from_json(json.dumps(content["label_space"]))
         arch, trained_on, metrics = (
@@ -230,12 +231,12 @@ def _checkpoint(path: Path, content: Mapping[str, Any], state: dict[str, Tensor]
         raise BadCheckpoint(f"{path} is a damaged checkpoint of ours ({type(error).__name__}: {error})") from error
     if arch not in ARCHITECTURES:
         raise BadCheckpoint(f"{path} holds an unknown architecture {arch!r}: it comes from a newer version")
-    scales = known.scales if known else 3
+    scales = network.scales if network else 3
     return Checkpoint(arch, len(space), scales, space, state, trained_on, metrics, content.get("training"))
 
 
 def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:
-    """Every missing, extra or misshapen tensor, in words. `num_batches_tracked` may be missing: nothing reads it."""
+    """List missing, misshapen and extra tensors, in words. `num_batches_tracked` may be missing: nothing reads it."""
     counters = {k for k in expected if k.endswith("num_batches_tracked")}
     missing = [f"{k} is missing" for k in expected.keys() - state.keys() - counters]
     extra = [f"{k} is not in the network" for k in state.keys() - expected.keys()]
@@ -247,135 +248,28 @@ def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> l
     return sorted(missing) + sorted(shapes) + sorted(extra)
 
 
-def _require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+def require_match(path: Path, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, network: str) -> None:
+    """Raise BadCheckpoint, naming the first difference, unless the tensors of a file fit a network."""
+    wrong = mismatches(expected, state)
+    if wrong:
+        more = f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else ""
+        raise BadCheckpoint(f"{path} does not fit {network}: {wrong[0]}{more}")
+
+
+def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise BadCheckpoint, naming path and tensor, if a tensor holds NaN or infinity."""
     broken = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if broken:
         raise BadCheckpoint(f"{path}: tensor {broken[0]} holds NaN or infinity; the training it came from diverged")
 
 
 def load_network(path: Path, checkpoint: Checkpoint) -> SegmentationNet:
-    """The checkpoint's network with its weights. Raises BadCheckpoint for any tensor that does not fit."""
-    with torch.device("meta"):  # no weights are drawn only to be replaced
+    """Return the checkpoint's network with its weights. Raises BadCheckpoint if any tensor does not fit."""
+    with torch.device("meta"):  # draws no random weights
         network = build(checkpoint.arch, checkpoint.classes, checkpoint.scales)
     expected = network.state_dict()
-    wrong = mismatches(expected, checkpoint.state_dict)
-    if wrong:
-        raise BadCheckpoint(f"{path} does not fit {checkpoint.arch}: {_first(wrong)}")
-    _require_finite(path, checkpoint.state_dict)
+    require_match(path, expected, checkpoint.state_dict, network=checkpoint.arch)
+    require_finite(path, checkpoint.state_dict)
     counters = {k: torch.zeros((), dtype=torch.int64) for k in expected.keys() - checkpoint.state_dict.keys()}
     network.to_empty(device="cpu").load_state_dict(checkpoint.state_dict | counters)
     return network
-
-
-# --- where a training starts ------------------------------------------------------------------------------------------
-
-
-class Start(NamedTuple):
-    """What a training takes from a file: tensors, which images these have seen, and both in words.
-
-    scales and trained_on as in `Checkpoint`; published files do not say what they were trained on, so it is empty.
-    """
-
-    state_dict: dict[str, Tensor]
-    scales: int
-    trained_on: Tensor
-    told: str
-
-
-def read_start(path: Path, arch: str, space: LabelSpace) -> Start:
-    """What a training of `arch` with the classes of `space` can take from a file.
-
-    From a checkpoint of the same network everything; of another decoder or combination, what both networks have alike.
-    Layers that stand for classes are left out where the classes are others. From weights of the trunk alone the whole
-    trunk. Raises BadCheckpoint where that does not fit in every tensor, FileNotFoundError.
-    """
-    content, state = _read_state(path)
-    if content.get("format") == FORMAT or recognise(state):
-        checkpoint = _checkpoint(path, content, state)
-        return _start_from_network(path, checkpoint, arch, space)
-    return _start_from_trunk(path, state, arch, space)
-
-
-def _start_from_network(path: Path, checkpoint: Checkpoint, arch: str, space: LabelSpace) -> Start:
-    theirs, ours = architecture(checkpoint.arch), architecture(arch)
-    if theirs.trunk != ours.trunk:
-        raise BadCheckpoint(
-            f"{path} is {theirs}: expected a network on {ours.trunk}, as {ours} is, or weights of it alone"
-        )
-    wrong = mismatches(_shapes(checkpoint.arch, checkpoint.classes, checkpoint.scales), checkpoint.state_dict)
-    if wrong:
-        raise BadCheckpoint(f"{path} does not fit {checkpoint.arch}: {_first(wrong)}")
-    scales = checkpoint.scales if theirs == ours else 3
-    expected, other = _shapes(arch, len(space), scales), _shapes(arch, len(space) + 1, scales)
-    alike = {"backbone"}
-    if theirs.decoder == ours.decoder:
-        alike |= {k.split(".")[0] for k in expected if not k.startswith("scale_attn.")}
-    if theirs == ours:
-        alike.add("scale_attn")
-    known = checkpoint.label_space
-    same = checkpoint.classes == len(space) and (known is None or known.names == space.names)
-    of_classes = set() if same else {k for k, v in expected.items() if v.shape != other[k].shape}
-    wanted = {k for k in expected if k.split(".")[0] in alike} - of_classes
-    layers = {k.rpartition(".")[0] if k.split(".")[0] in alike else k.split(".")[0] for k in expected.keys() - wanted}
-    fresh = f"; {', '.join(sorted(layers))} start fresh" if layers else ""
-    if not same:
-        classes = f"{checkpoint.classes} classes there, {len(space)} here"
-        fresh += f" ({classes if checkpoint.classes != len(space) else 'other classes'})"
-    taken = {k: v for k, v in checkpoint.state_dict.items() if k in wanted}
-    return _start(path, expected, taken, scales, checkpoint.trained_on, fresh)
-
-
-# Torchvision's names of what is `layer0` in the published ResNet-50.
-_RESNET_STEM = (("conv1.", "layer0.0."), ("bn1.", "layer0.1."))
-_EFFICIENTNET_LAST = "backbone.features.8."  # 1x1 before its classifier, and not part of the trunk
-
-
-def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space: LabelSpace) -> Start:
-    expected = _shapes(arch, len(space), scales=3)
-    trunk = {k: v for k, v in expected.items() if k.startswith("backbone.")}
-
-    def renamed(key: str) -> str:
-        key = key.removeprefix("model.").removeprefix("backbone.")
-        for other, ours in _RESNET_STEM if "backbone.layer0.0.weight" in trunk else ():
-            if key.startswith(other):
-                key = ours + key.removeprefix(other)
-        return f"backbone.{key}"
-
-    found = {renamed(k): v for k, v in state.items()}
-    modules = {k.split(".")[1] for k in trunk}
-    mine = {k for k in found if k.split(".")[1] in modules and not k.startswith(_EFFICIENTNET_LAST)}
-    taken = {k: v for k, v in found.items() if k in mine}
-    wrong = mismatches(trunk, taken)  # a deeper trunk has more in the same modules
-    if not any(k in trunk and v.shape == trunk[k].shape for k, v in found.items() if v.ndim):
-        raise BadCheckpoint(
-            f"{path}: nothing in it fits {arch} (it begins with {', '.join(list(state)[:3])}): expected a checkpoint of"
-            " docs/teacher.md with that trunk, or weights of the trunk alone"
-        )
-    if wrong:
-        raise BadCheckpoint(f"{path} does not fit the trunk of {arch}: {_first(wrong)}")
-    fresh = ", ".join(sorted({k.split(".")[0] for k in expected.keys() - trunk.keys()}))
-    unused = ", ".join(sorted({k.split(".")[1] for k in found.keys() - mine}))
-    told = f", the trunk; {fresh} start fresh" + (f"; not used: {unused}" if unused else "")
-    return _start(path, expected, taken, 3, torch.zeros(0, dtype=torch.int64), told)
-
-
-def _start(
-    path: Path, expected: Mapping[str, Tensor], taken: dict[str, Tensor], scales: int, trained_on: Tensor, more: str
-) -> Start:
-    _require_finite(path, taken)
-    here, whole = (sum(v.numel() for k, v in s.items() if not _is_buffer(k)) / 1e6 for s in (taken, expected))
-    unknown = "" if len(trained_on) else "; it does not say which images it has seen"
-    return Start(taken, scales, trained_on, f"{here:.1f} of {whole:.1f} M parameters from {path}{more}{unknown}")
-
-
-def _is_buffer(key: str) -> bool:
-    return key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
-
-
-def _shapes(arch: str, classes: int, scales: int) -> dict[str, Tensor]:
-    with torch.device("meta"):
-        return build(arch, classes, scales).state_dict()
-
-
-def _first(wrong: list[str]) -> str:
-    return wrong[0] + (f" (and {len(wrong) - 1} more differences)" if len(wrong) > 1 else "")

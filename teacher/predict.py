@@ -6,9 +6,8 @@ too much. Only uint8 labels and small tables of counts reach the host.
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests import storage
+from autolabel.manifests import machine, storage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
@@ -211,9 +210,7 @@ class Teacher:
         if key in self._plans:
             return self._plans[key]
         probe = np.zeros((1, *_PROBE, 3), np.uint8)
-        before = _start_of_peak(self.device)
-        list(self.predict_in_batches(probe, 1, (THRESHOLD,), scales, flip))
-        needed = max(1, _peak(self.device) - before)
+        needed = _highest_use(self.device, lambda: list(self.predict_in_batches(probe, 1, (THRESHOLD,), scales, flip)))
         name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
         self._plans[key] = Plan(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
         return self._plans[key]
@@ -338,28 +335,19 @@ def free_memory(device: torch.device) -> int:
     if device.type == "cuda":
         cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return int(torch.cuda.mem_get_info(device)[0] + cached)
-    with open("/proc/meminfo", encoding="ascii") as file:
-        known = dict(line.split(":") for line in file)
-    return int(known["MemAvailable"].split()[0]) * 1024
+    return machine.free_memory()
 
 
-def _start_of_peak(device: torch.device) -> int:
-    """Forget the highest memory use so far; returns the present one, in bytes."""
+def _highest_use(device: torch.device, work: Callable[[], object]) -> int:
+    """Bytes that some work needs at most beyond what is in use before it; at least 1."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-        return torch.cuda.memory_allocated(device)
-    with contextlib.suppress(OSError):  # not allowed everywhere; the plan is then made from an earlier peak
-        Path("/proc/self/clear_refs").write_text("5")
-    return _status("VmRSS")
-
-
-def _peak(device: torch.device) -> int:
-    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    line = next(x for x in Path("/proc/self/status").read_text().splitlines() if x.startswith(name))
-    return int(line.split()[1]) * 1024
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return max(1, torch.cuda.max_memory_allocated(device) - before)
+    with machine.PeakMemory() as peak:
+        work()
+    return max(1, peak.bytes)
 
 
 def load_teacher(

@@ -11,6 +11,12 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+# Before anything imports torch: its threads shall not spin while they wait, which takes a busy machine's cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before anything imports Ray: its ports listen on every interface, and only these tests know the token.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+os.environ.update(RAY_raylet_start_wait_time_s="120")
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -28,10 +34,6 @@ from autolabel.pipeline.run import Labelling
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 96, 192
-
-# Before anything imports Ray: its ports listen on every interface, and only these tests know the token.
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
-os.environ.update(RAY_raylet_start_wait_time_s="120")
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)

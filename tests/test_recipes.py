@@ -21,7 +21,7 @@ from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.student.evaluate import Scores
-from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
+from autolabel.teacher.checkpoints import read_checkpoint, save_checkpoint
 from autolabel.teacher.networks.build import build
 
 SMALL = "hrnet18s_ocr_mscale"
@@ -100,7 +100,7 @@ def prepared(city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
     teacher = build(SMALL, len(CITYSCAPES))
     with torch.no_grad():
         teacher.ocr.cls_head.weight.mul_(1000)  # sure of everything that it says
-    save_checkpoint(Path("fine-only/best.pt"), SMALL, CITYSCAPES, teacher, fingerprint_tensor([]), {})
+    save_checkpoint(Path("fine-only/best.pt"), teacher, arch=SMALL, space=CITYSCAPES)
     return tmp_path
 
 
@@ -152,7 +152,7 @@ def test_every_command_of_a_recipe_runs(name: str, prepared: Path) -> None:
     assert f"{fresh} start fresh" in asked["started_from"]
     evaluation = commands(name)[-1]
     scores = Scores.read(Path(option(evaluation, "-o")))
-    assert scores.asked["scales"] == [float(s) for s in option(evaluation, "--scales").split(",")]
+    assert scores.request["scales"] == [float(s) for s in option(evaluation, "--scales").split(",")]
     assert scores.images == 3
 
 

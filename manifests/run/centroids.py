@@ -8,7 +8,7 @@ labels are never looked for where old ones were.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.shards import CHUNK
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.wording import Progress
 
 _COLUMNS = ("sample_id", "class_id", "y", "x")
 
@@ -74,10 +75,8 @@ class Centroids:
         return len(self.sample)
 
 
-def find_centroids(
-    samples: Sequence[Sample], space: LabelSpace, on_label: Callable[[int, int], None] | None = None
-) -> Centroids:
-    """The centroids of all labels. `on_label` hears (done, all) of the labels that have to be read for it.
+def find_centroids(samples: Sequence[Sample], space: LabelSpace, *, progress: Progress | None = None) -> Centroids:
+    """Return the centroids of all labels. `progress` is called for the labels that have to be read for it.
 
     Raises ValueError, BadImage or DamagedLabel where a label cannot be read.
     """
@@ -97,8 +96,8 @@ def find_centroids(
     with ThreadPoolExecutor() as pool:
         for done, piece in enumerate(pool.map(read, unknown), 1):
             pieces.append(piece)
-            if on_label:
-                on_label(done, len(unknown))
+            if progress:
+                progress(done, len(unknown))
     # Wherever a label's rows came from, they end in the same order: tile by tile, the classes of each ascending.
     everything = [np.concatenate([getattr(piece, name) for piece in pieces]) for name in Centroids.__annotations__]
     order = np.argsort(everything[0], kind="stable")

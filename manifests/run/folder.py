@@ -198,8 +198,13 @@ class Run(RunFolder):
     tables_sha256: Mapping[str, str] | None = None
 
     @classmethod
-    def open(cls, path: str | Path) -> Run:
-        """Read and check `run.json`. Raises FileNotFoundError if this is no run, ValueError if it cannot be trusted."""
+    def open(cls, path: Run | str | Path) -> Run:
+        """Read and check `run.json`; a run that is open already is returned.
+
+        Raises FileNotFoundError if this is no run, ValueError if it cannot be trusted.
+        """
+        if isinstance(path, Run):
+            return path
         file = RunFolder(Path(path)).record
         if not file.is_file():
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -185,31 +184,30 @@ def read_zarr(array: Path, row: int, top: int, left: int, height: int, width: in
     No descriptor, lock or thread outlives a read, so workers may be forked at any time.
     """
     try:
-        return _read(array, row, top, left, height, width)
+        try:
+            return _read(array, row, top, left, height, width)
+        except storage.ChangedFile:  # a repair has replaced the shard between two looks at it
+            return _read(array, row, top, left, height, width)
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, zstandard.ZstdError) as error:
         raise DamagedLabel(f"{array} row {row}: {type(error).__name__}: {error}") from error
 
 
 def _read(array: Path, row: int, top: int, left: int, height: int, width: int) -> Label:
     metadata = array / "zarr.json"
-    rows, shard = _rows(metadata, _identity(metadata.stat()))
+    rows, shard = _rows(metadata, storage.stat(metadata))
     tall, wide = _bucket_size(array.name)
     if not (0 <= row < rows and 0 <= top <= top + height <= tall and 0 <= left <= left + width <= wide):
         raise IndexError(f"{height} x {width} at ({top}, {left}) leaves the array of {rows} x {tall} x {wide}")
     path = shard_path(array, row // shard)
-    try:
-        file = os.open(path, os.O_RDONLY)
-    except FileNotFoundError:
-        raise DamagedLabel(f"{path} is missing: run `autolabel generate` again to restore it") from None
+    version = storage.stat(path)
+    if version is None:
+        raise DamagedLabel(f"{path} is missing: run `autolabel generate` again to restore it")
     ys, xs = (range(a // CHUNK, -(-(a + n) // CHUNK)) for a, n in ((top, height), (left, width)))
-    try:
-        index = _shard_index(path, file, (shard, tall // CHUNK, wide // CHUNK))
-        entries = index[row % shard, ys.start : ys.stop, xs.start : xs.stop].reshape(-1, 2).tolist()
-        frames = [(offset, offset + size) for offset, size in entries if offset != _LEFT_OUT]
-        start, end = min(frames, default=(0, 0))[0], max(frames, default=(0, 0))[1]
-        data = os.pread(file, end - start, start)  # the frames of a label lie next to each other
-    finally:
-        os.close(file)
+    index = _shard_index(path, version, (shard, tall // CHUNK, wide // CHUNK))
+    entries = index[row % shard, ys.start : ys.stop, xs.start : xs.stop].reshape(-1, 2).tolist()
+    frames = [(offset, offset + size) for offset, size in entries if offset != _LEFT_OUT]
+    start, end = min(frames, default=(0, 0))[0], max(frames, default=(0, 0))[1]
+    data = storage.read_range(path, start, end - start, unchanged=version)  # the frames of a label lie side by side
     crop = np.empty((height, width), np.uint8)
     for (y, x), (offset, size) in zip(product(ys, xs), entries, strict=True):
         up, left_of = y * CHUNK - top, x * CHUNK - left  # the chunk's corner, seen from the crop's
@@ -239,33 +237,26 @@ def _decoded(frame: bytes) -> Label:
     return np.frombuffer(_decoder.decompress(frame, allow_extra_data=False), np.uint8).reshape(CHUNK, CHUNK)
 
 
-def _identity(found: os.stat_result) -> tuple[int, ...]:
-    """Differs for every version of a file."""
-    return found.st_size, found.st_ino, found.st_mtime_ns
-
-
 @lru_cache(maxsize=64)
-def _rows(metadata: Path, identity: tuple[int, ...]) -> tuple[int, int]:
+def _rows(metadata: Path, version: storage.Stat | None) -> tuple[int, int]:
     """Rows of an array and of each of its shards; read once for every version of its metadata."""
-    about = json.loads(metadata.read_bytes())
+    about = json.loads(storage.read(metadata))
     return about["shape"][0], about["chunk_grid"]["configuration"]["chunk_shape"][0]
 
 
 _INDICES = 1024  # indices of shards kept in memory: for 64 labels of 1024 x 2048, 8 KiB each
-_indices: dict[Path, tuple[tuple[int, ...], NDArray[np.uint64]]] = {}
+_indices: dict[Path, tuple[storage.Stat, NDArray[np.uint64]]] = {}
 
 
-def _shard_index(path: Path, file: int, shape: tuple[int, int, int]) -> NDArray[np.uint64]:
-    """(offset, size) of every chunk of an open shard, (rows, down, across, 2); read once for every version of it."""
-    size, *others = _identity(os.fstat(file))
-    identity = (size, *others, *shape)
+def _shard_index(path: Path, version: storage.Stat, shape: tuple[int, int, int]) -> NDArray[np.uint64]:
+    """(offset, size) of every chunk of a shard, (rows, down, across, 2); read once for every version of it."""
     known = _indices.get(path)
-    if known is None or known[0] != identity:
+    if known is None or known[0] != version or known[1].shape[:3] != shape:
         length = 16 * math.prod(shape) + 4
-        data = os.pread(file, length, max(0, size - length))
+        data = storage.read_range(path, max(0, version.size - length), length, unchanged=version)
         if len(data) != length or google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise DamagedLabel(f"{path}: its index is damaged")
-        known = identity, np.frombuffer(data[:-4], "<u8").reshape(*shape, 2)
+        known = version, np.frombuffer(data[:-4], "<u8").reshape(*shape, 2)
         if len(_indices) >= _INDICES:
             _indices.clear()
         _indices[path] = known

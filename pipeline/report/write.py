@@ -9,7 +9,6 @@ from __future__ import annotations
 import importlib.resources
 import json
 import math
-import os
 import re
 import shutil
 import threading
@@ -27,7 +26,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image
 
-from autolabel.manifests import storage
+from autolabel.manifests import machine, storage
 from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.reading import read_photograph
@@ -306,7 +305,7 @@ def _paint_all(paint: Painter, wanted: Sequence[str], update: Callable[[int, int
     """Draw all of them, as many at once as there are cores."""
     shown: list[Shown] = []
     update(0, len(wanted))
-    with ThreadPoolExecutor(min(_MOST_THREADS, len(os.sched_getaffinity(0)))) as pool:
+    with ThreadPoolExecutor(min(_MOST_THREADS, machine.cores())) as pool:
         try:
             for one in pool.map(paint, range(len(wanted)), wanted):
                 shown.append(one)

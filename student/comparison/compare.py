@@ -13,14 +13,12 @@ reference's recipe, or as many as one asks for. In the folder:
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -83,15 +81,14 @@ def compare(
     on_step: OnArm | None = None,
     further: Mapping[str, Path] | None = None,
     on_label: OnArmLabel | None = None,
-    cluster: Callable[[TrainJob], contextlib.AbstractContextManager[Any] | None] = lambda job: None,
     on_note: Callable[[str], None] | None = None,
     added_share: float = ADDED_SHARE,
 ) -> Comparison:
     """Train and score every arm with every seed, under `template.out`; what is finished there is not done again.
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
-    and batch size. `on_label` hears of the labels that are read before a training's first step; `cluster` and `on_note`
-    are those of `train`. `added_share` of the draws of every arm but the first are of what it adds. Raises ValueError,
+    and batch size. `on_label` hears of the labels that are read before a training's first step; `on_note` is that
+    of `train`. `added_share` of the draws of every arm but the first are of what it adds. Raises ValueError,
     also where a run's teacher was trained on validation images.
     """
     if not 0 < added_share < 1:
@@ -119,7 +116,7 @@ def compare(
             job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
             report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
             reading = (lambda done, total, a=arm, s=seed: on_label(a, s, done, total)) if on_label else None
-            best = train(job, report, on_label=reading, cluster=cluster(job), on_note=on_note)
+            best = train(job, report, progress=reading, on_note=on_note)
             curve = read_curve(job.out / "curves.csv")
             scores[arm].append(last_scores(job, best, curve))
             curves[arm].append(curve)

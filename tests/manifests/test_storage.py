@@ -10,7 +10,6 @@ import subprocess
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
 from pathlib import Path
 
 import google_crc32c
@@ -392,4 +391,4 @@ def test_a_stat_is_checked_field_by_field(tmp_path: Path) -> None:
     storage.write(tmp_path / "a", b"x")
     seen = storage.stat(tmp_path / "a")
     assert seen is not None
-    assert not storage.replace(tmp_path / "a", b"y", unchanged=replace(seen, mtime_ns=seen.mtime_ns + 1))
+    assert not storage.replace(tmp_path / "a", b"y", unchanged=seen._replace(mtime_ns=seen.mtime_ns + 1))

@@ -349,7 +349,7 @@ def test_statistics_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
     write_table(tmp_path / "stats/images.parquet", written)
     assert RunFolder(tmp_path).statistics().equals(written)
-    assert RunFolder(str(tmp_path)).statistics("images").equals(written)
+    assert RunFolder(tmp_path).statistics("images").equals(written)
 
 
 def test_an_unknown_statistics_table_is_refused_with_the_known_ones(tmp_path: Path) -> None:

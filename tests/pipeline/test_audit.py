@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tomllib
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scores import BoundaryF
 from autolabel.pipeline.analysis.audit import audit
+from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.teacher.predict import load_teacher
@@ -67,51 +68,52 @@ def scored(truth: Path, teacher: Path, temperature: float = 1.0) -> tuple[Label,
 
 def test_every_number_of_the_labels_is_what_a_slow_count_gives(run: Path, city: Path) -> None:
     found = audit(run, city / "val.parquet")
-    assert found["images"] == 3
+    assert found.images == 3
     maps = pairs(run, city / "val.parquet")
     truth, label = (np.concatenate([pair[side].ravel() for pair in maps]) for side in (0, 1))
     known = truth != IGNORE
-    for k, row in enumerate(found["classes"]):
+    for k, row in enumerate(found.classes):
         true, given, both = truth == k, (label == k) & known, (truth == k) & (label == k)
         kept = known & (label != IGNORE)
-        assert (row["truth_pixels"], row["label_pixels"]) == (true.sum(), given.sum())
-        assert row["precision"] == (both.sum() / given.sum() if given.any() else None)
-        assert row["coverage"] == (both.sum() / true.sum() if true.any() else None)
-        assert row["iou"] == (both.sum() / (true | given).sum() if (true | given).any() else None)
+        assert (row.truth_pixels, row.label_pixels) == (true.sum(), given.sum())
+        assert row.precision == (both.sum() / given.sum() if given.any() else None)
+        assert row.coverage == (both.sum() / true.sum() if true.any() else None)
+        assert row.iou == (both.sum() / (true | given).sum() if (true | given).any() else None)
         union = ((true | given) & kept).sum()
-        assert row["iou_kept"] == (both.sum() / union if union else None)
+        assert row.iou_kept == (both.sum() / union if union else None)
     borders = BoundaryF(len(CITYSCAPES))
     for pair in maps:
         borders.add(*pair)
-    met = np.array([list(row["boundary_f"].values()) for row in found["classes"]], float).T
+    met = np.array([list(row.boundary_f.values()) for row in found.classes], float).T
     assert np.array_equal(met, borders.f(), equal_nan=True)
     assert (np.nan_to_num(met) > 0).any()
-    means = [row["coverage"] for row in found["classes"] if row["coverage"] is not None]
-    assert found["mean"]["coverage"] == pytest.approx(np.mean(means))
-    assert list(found["mean"]["boundary_f"]) == ["1", "2", "4"]
-    assert found["mean"]["boundary_f"]["4"] == pytest.approx(np.nanmean(met[2]))
-    assert json.loads((run / "audit.json").read_text()) == found
+    means = [row.coverage for row in found.classes if row.coverage is not None]
+    assert found.mean.coverage == pytest.approx(np.mean(means))
+    assert list(found.mean.boundary_f) == ["1", "2", "4"]
+    assert found.mean.boundary_f["4"] == pytest.approx(np.nanmean(met[2]))
+    assert json.loads((run / "audit.json").read_text()) == asdict(found)
+    assert Audit.read(run / "audit.json") == found
 
 
 def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path, teacher: Path) -> None:
-    found = audit(run, city / "val.parquet", precision=0.7)
+    found = audit(run, city / "val.parquet", target_precision=0.7)
     truth, top, confidence = scored(city / "val.parquet", teacher)
-    diagram = found["reliability"]
-    assert sum(diagram["all"]["pixels"]) == len(truth)
-    assert sum(diagram["all"]["correct"]) == (truth == top).sum()
-    assert diagram["edges"] == [k / 20 for k in range(21)]
+    diagram = found.reliability
+    assert sum(diagram.all.pixels) == len(truth)
+    assert sum(diagram.all.correct) == (truth == top).sum()
+    assert diagram.edges == [k / 20 for k in range(21)]
     error, reached = 0.0, 0
     for b in range(20):
         inside = (confidence > np.float32(b / 20)) & (confidence <= np.float32((b + 1) / 20))
-        assert inside.sum() == diagram["all"]["pixels"][b]
+        assert inside.sum() == diagram.all.pixels[b]
         if inside.any():
             error += abs((truth == top)[inside].mean() - confidence[inside].mean(dtype=np.float64)) * inside.mean()
-            assert diagram["all"]["confidence"][b] == pytest.approx(confidence[inside].mean(dtype=np.float64))
-    assert diagram["ece"] == pytest.approx(error)
-    for k, row in enumerate(found["classes"]):
+            assert diagram.all.confidence[b] == pytest.approx(confidence[inside].mean(dtype=np.float64))
+    assert diagram.ece == pytest.approx(error)
+    for k, row in enumerate(found.classes):
         chosen = top == k
         if chosen.sum() < 100:
-            assert row["suggested_threshold"] is None
+            assert row.suggested_threshold is None
             continue
         right = (truth == k)[chosen]
 
@@ -119,13 +121,13 @@ def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path
             above = right[p > np.float32(threshold)]
             return float(above.mean()) if len(above) >= 100 else 0.0
 
-        at = row["suggested_threshold"]
+        at = row.suggested_threshold
         if precision(at) >= 0.7:
             reached += 1
-            assert row["suggested_precision"] == pytest.approx(precision(at))
+            assert row.suggested_precision == pytest.approx(precision(at))
         else:
             assert at == 0.99
-            assert any(note.startswith(f"{row['name']}: no threshold reaches") for note in found["notes"])
+            assert any(note.startswith(f"{row.name}: no threshold reaches") for note in found.notes)
         assert all(precision(lower / 100) < 0.7 for lower in range(round(at * 100)))
     assert reached
 
@@ -136,11 +138,11 @@ def test_the_suggestion_is_a_policy_file_that_keeps_the_other_rules(run: Path, c
         opened.policy, threshold=0.3, thresholds={"train": 0.8, "sky": 0.2}, smallest_piece=9, coarse="agree"
     )
     replace(opened, recipe=replace(opened.recipe, policy=policy)).save()
-    found = audit(run, city / "val.parquet", precision=0.7)
+    found = audit(run, city / "val.parquet", target_precision=0.7)
     policy = load_policy(str(run / "suggested.toml"))
     assert (policy.name, policy.threshold, policy.temperature) == ("precision-0.7", 0.3, 1)
     assert (policy.smallest_piece, policy.coarse) == (9, "agree")
-    suggested = {c["name"]: c["suggested_threshold"] for c in found["classes"] if c["suggested_threshold"] is not None}
+    suggested = {c.name: c.suggested_threshold for c in found.classes if c.suggested_threshold is not None}
     assert suggested and "train" not in suggested  # never seen: as it was
     assert policy.thresholds == {"train": 0.8, "sky": 0.2} | suggested
     comments = [line for line in (run / "suggested.toml").read_text().splitlines() if line.startswith("# ")]
@@ -153,37 +155,37 @@ def test_where_confidences_are_kept_relabel_can_apply_the_suggestion(city: Path,
     generate(replace(job, policy=Policy(thresholds={"train": 1 / 3})))
     edges = Run.open(tmp_path / "run").recipe.confidence_edges
     assert edges is not None
-    found = audit(tmp_path / "run", val, precision=0.7)
-    suggested = {c["suggested_threshold"] for c in found["classes"]} - {None}
+    found = audit(tmp_path / "run", val, target_precision=0.7)
+    suggested = {c.suggested_threshold for c in found.classes} - {None}
     assert suggested and suggested <= set(edges)
     result = autolabel(
         "relabel", tmp_path / "run", "--policy", tmp_path / "run" / "suggested.toml", "--out", tmp_path / "re"
     )
     assert result.exit_code == 0, result.output
     # Where the target was reached, the labels have the precision that was told.
-    again = {c["name"]: c["precision"] for c in audit(tmp_path / "re", val, teacher=teacher)["classes"]}
-    told = {c["name"]: c["suggested_precision"] for c in found["classes"] if c["suggested_precision"]}
+    again = {c.name: c.precision for c in audit(tmp_path / "re", val, teacher=teacher).classes}
+    told = {c.name: c.suggested_precision for c in found.classes if c.suggested_precision}
     assert told and {name: again[name] for name in told} == pytest.approx(told)
     # A new temperature asks for new labels anyway, hence for any threshold.
-    audit(tmp_path / "run", val, precision=0.7, fit_temperature=True)
+    audit(tmp_path / "run", val, target_precision=0.7, fit_temperature=True)
     assert "only `autolabel generate` can change it" in refused(
         "relabel", tmp_path / "run", "--policy", tmp_path / "run" / "suggested.toml", "--out", tmp_path / "no"
     )
 
 
 def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher: Path) -> None:
-    found = audit(run, city / "val.parquet", precision=0.7, fit_temperature=True)
-    fitted = found["temperature"]
-    assert fitted["before"] == 1
-    assert fitted["nll"][1] < fitted["nll"][0]
-    assert tomllib.loads((run / "suggested.toml").read_text())["temperature"] == fitted["fitted"] != 1
+    found = audit(run, city / "val.parquet", target_precision=0.7, fit_temperature=True)
+    fitted = found.temperature
+    assert fitted.before == 1
+    assert fitted.nll[1] < fitted.nll[0]
+    assert tomllib.loads((run / "suggested.toml").read_text())["temperature"] == fitted.fitted != 1
     # The images are small: every pixel counts, so the sampled ones are all there are.
-    assert fitted["ece"][0] == pytest.approx(audit(run, city / "val.parquet")["reliability"]["ece"], abs=1e-6)
-    assert fitted["ece"][1] == pytest.approx(found["reliability"]["ece"])
+    assert fitted.ece[0] == pytest.approx(audit(run, city / "val.parquet").reliability.ece, abs=1e-6)
+    assert fitted.ece[1] == pytest.approx(found.reliability.ece)
     # Diagram and thresholds are of the scaled confidences.
-    confidence = scored(city / "val.parquet", teacher, fitted["fitted"])[2]
-    counted, _ = np.histogram(confidence, np.array(found["reliability"]["edges"], np.float32))
-    assert found["reliability"]["all"]["pixels"] == counted.tolist()
+    confidence = scored(city / "val.parquet", teacher, fitted.fitted)[2]
+    counted, _ = np.histogram(confidence, np.array(found.reliability.edges, np.float32))
+    assert found.reliability.all.pixels == counted.tolist()
     # Slowly: the likelihood at this temperature beats those beside it.
     network = load_teacher(teacher, "cpu")
 
@@ -197,8 +199,8 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
             pixels += (true != IGNORE).sum()
         return total / pixels
 
-    assert loss(fitted["fitted"]) == pytest.approx(fitted["nll"][1], abs=1e-5)
-    assert min(loss(0.93 * fitted["fitted"]), loss(1.07 * fitted["fitted"])) > loss(fitted["fitted"])
+    assert loss(fitted.fitted) == pytest.approx(fitted.nll[1], abs=1e-5)
+    assert min(loss(0.93 * fitted.fitted), loss(1.07 * fitted.fitted)) > loss(fitted.fitted)
 
 
 def test_sampled_logits_are_those_of_the_whole(city: Path, teacher: Path) -> None:
@@ -225,18 +227,18 @@ def test_truth_is_matched_by_content_whatever_its_name(run: Path, city: Path, tm
         )[0],
     )
     found = audit(run, tmp_path / "t.parquet")
-    assert (found["classes"], found["reliability"]) == (expected["classes"], expected["reliability"])
-    assert found["notes"][0] == f"1 of 4 images of {tmp_path}/t.parquet are not labelled in this run."
+    assert (found.classes, found.reliability) == (expected.classes, expected.reliability)
+    assert found.notes[0] == f"1 of 4 images of {tmp_path}/t.parquet are not labelled in this run."
 
 
 def test_coarse_labels_are_a_check_on_every_image(run: Path, city: Path) -> None:
-    found = {row["name"]: row for row in audit(run, city / "val.parquet")["coarse"]}
+    found = {row.name: row for row in audit(run, city / "val.parquet").coarse}
     rows = [r for r in RunFolder(run).statistics("classes").to_pylist() if r["class_name"] == "road"]
     pixels = sum(r["coarse_pixels"] for r in rows)
-    assert len(rows) == 9 and found["road"]["coarse_pixels"] == pixels > 0
-    assert found["road"]["agreement"] == sum(r["agreeing_pixels"] for r in rows) / pixels
-    assert found["road"]["contradicted"] == sum(r["contradicted_pixels"] for r in rows) / pixels
-    assert found["train"] == {"name": "train", "coarse_pixels": 0, "agreement": None, "contradicted": None}
+    assert len(rows) == 9 and found["road"].coarse_pixels == pixels > 0
+    assert found["road"].agreement == sum(r["agreeing_pixels"] for r in rows) / pixels
+    assert found["road"].contradicted == sum(r["contradicted_pixels"] for r in rows) / pixels
+    assert found["train"] == CoarseAudit("train", 0, None, None)
 
 
 def test_truth_that_the_teacher_has_seen_is_refused_unless_it_is_recorded(run: Path, city: Path) -> None:
@@ -258,8 +260,8 @@ def test_a_checkpoint_that_does_not_say_what_it_has_seen(city: Path, teacher: Pa
     val = city / "val.parquet"
     generate(LabelJob(val, tmp_path / "published.pth", tmp_path / "run", scales=(1.0,)))
     found = audit(tmp_path / "run", val)
-    assert found["leaked"] is None and found["reliability"]
-    assert found["notes"][0] == "The checkpoint does not say which images it was trained on: a leak is possible."
+    assert found.leaked is None and found.reliability
+    assert found.notes[0] == "The checkpoint does not say which images it was trained on: a leak is possible."
 
 
 def test_statistics_that_are_gone_or_damaged_are_named(run: Path, city: Path) -> None:
@@ -287,7 +289,7 @@ def test_a_teacher_that_has_moved(run: Path, city: Path, teacher: Path, tmp_path
     assert result.exit_code == 0, result.output
     found = json.loads((run / "audit.json").read_text())
     assert found["leaked"] is None and found["reliability"] is None
-    assert [c["iou"] for c in found["classes"]] == [c["iou"] for c in expected["classes"]]
+    assert [c["iou"] for c in found["classes"]] == [c.iou for c in expected.classes]
     assert not (run / "suggested.toml").exists()
     assert "No calibration" in result.stdout and "suggested.toml" not in result.stdout
     assert "needs the run's teacher" in refused("audit", run, "--truth", val, "--allow-leak", "--fit-temperature")
@@ -332,6 +334,13 @@ def test_truth_of_other_images_is_no_truth(run: Path, tmp_path: Path) -> None:
     assert "'a' and 'b' are the same image" in refused("audit", run, "--truth", truth)
 
 
+def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
+    for text in ("{}", "no JSON", '{"classes": 3}', "[]"):
+        (tmp_path / "audit.json").write_text(text)
+        with pytest.raises(ValueError, match=r"not the record of an audit .*: run `autolabel audit` again"):
+            Audit.read(tmp_path / "audit.json")
+
+
 def test_a_damaged_label_is_named_and_the_audit_is_no_damage(run: Path, city: Path) -> None:
     audit(run, city / "val.parquet")
     assert autolabel("verify", run).exit_code == 0
@@ -350,6 +359,6 @@ def test_the_terminal_shows_what_the_file_holds(run: Path, city: Path) -> None:
     values = [building[key] for key in ("precision", "coverage", "iou_kept", "iou")]
     assert shown[0][2:6] == [f"{100 * value:.1f}" for value in values]
     assert shown[1][1:3] == [f"{100 * building['ece']:.1f}", f"{building['suggested_threshold']:g}"]
-    assert "temperature  1 →" in result.stdout
+    assert "temperature 1 →" in result.stdout
     assert f"wrote {run}/audit.json and {run}/suggested.toml" in result.stdout
     assert "score students on others" in result.stdout

@@ -141,7 +141,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     command = "generate", job.manifest, "--teacher", job.teacher, "--engine", "local", "--out", again
     result = autolabel(*command, "--policy", tmp_path / "new/outlined.toml")
     assert result.exit_code == 0, result.output
-    assert Run.open(again)["policy"]["outlined"] == policy.outlined
+    assert Run.open(again).policy.outlined == policy.outlined
     assert labels_of(again) != labels_of(job.out)
     assert outlined(again).policy.name == policy.name  # counted once more it is still the same kind of policy
 
@@ -176,18 +176,18 @@ def test_where_nobody_outlined_anything_there_is_nothing_to_count(job: LabelJob,
 def test_relabel_keeps_it_and_cannot_change_it(job: LabelJob, tmp_path: Path) -> None:
     generate(replace(job, keep_confidence=4))
     generate(replace(job, out=tmp_path / "strict", policy=replace(OUTLINED, threshold=0.5)))
-    relabel(job.out, replace(OUTLINED, threshold=0.5), tmp_path / "re")
+    relabel(Run.open(job.out), replace(OUTLINED, threshold=0.5), out=tmp_path / "re")
     assert labels_of(tmp_path / "re") == labels_of(tmp_path / "strict")
     one, two = (RunFolder(r).statistics("classes").to_pylist() for r in (tmp_path / "re", tmp_path / "strict"))
     assert one == two
     with pytest.raises(ValueError, match="differ in what is outlined: only `autolabel generate` can change it"):
-        relabel(job.out, HUMAN_FIRST, tmp_path / "no")
+        relabel(Run.open(job.out), HUMAN_FIRST, out=tmp_path / "no")
 
 
 def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> None:
     """So that its thresholds are for the confidences that the run compares with them."""
     generate(job)
-    found = audit(job.out, city / "val.parquet", precision=0.7)
+    found = audit(job.out, city / "val.parquet", target_precision=0.7)
     counted = np.zeros(20, int)
     for asked, true in zip(
         load_manifest(job.manifest).samples, load_manifest(city / "val.parquet").samples, strict=True
@@ -196,7 +196,7 @@ def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> 
         fine = read_coarse(replace(true, coarse_label=true.label), load_manifest(job.manifest).label_space)
         assert fine is not None
         counted += np.histogram(p[fine != IGNORE], bins=np.linspace(0, 1, 21))[0]
-    assert abs(np.array(found["reliability"]["all"]["pixels"]) - counted).sum() < 10  # those on an edge
+    assert abs(np.array(found.reliability.all.pixels) - counted).sum() < 10  # those on an edge
     with pytest.raises(ValueError, match="--fit-temperature: policy 'ours' says what is outlined"):
         audit(job.out, city / "val.parquet", fit_temperature=True)
 

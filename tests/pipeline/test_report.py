@@ -351,7 +351,7 @@ def untrained(arch: str, path: Path) -> Path:
     network = build(arch, len(CITYSCAPES), scales=2)
     for weights in network.scale_attn.parameters():
         torch.nn.init.normal_(weights, std=1.0)  # sure of itself without any reason
-    save_checkpoint(path, arch, CITYSCAPES, network, torch.zeros(0, dtype=torch.int64), {})
+    save_checkpoint(path, network, arch=arch, space=CITYSCAPES)
     return path
 
 

@@ -198,6 +198,35 @@ def test_a_piece_of_exactly_the_least_size_stays() -> None:
     assert not small_pieces(label, 1).any()
 
 
+def snake(side: int) -> Map:
+    """One line that turns at every border."""
+    label = np.zeros((side, side), np.uint8)
+    label[::2] = 1
+    label[1::4, -1] = label[3::4, 0] = 1
+    return label
+
+
+def rings(side: int) -> Map:
+    """Rings of one pixel around each other."""
+    y, x = np.indices((side, side))
+    return (np.minimum.reduce([y, x, side - 1 - y, side - 1 - x]) % 2).astype(np.uint8)
+
+
+def test_pieces_are_those_that_are_found_by_hand() -> None:
+    dice = np.random.default_rng(0)
+    maps = [snake(31), snake(31).T, rings(21), np.full((3, 4), IGNORE, np.uint8), np.zeros((1, 1), np.uint8)]
+    for _ in range(300):
+        label = dice.integers(0, dice.integers(1, 5), dice.integers(1, 14, 2)).astype(np.uint8)
+        label[dice.random(label.shape) < 0.1] = IGNORE
+        maps.append(label)
+    for label in maps:
+        for fewest in (2, 5, 30):
+            expected = np.zeros(label.shape, np.bool_)
+            for piece in pieces_by_hand(label):
+                expected[tuple(np.transpose(piece))] = len(piece) < fewest
+            assert np.array_equal(small_pieces(label, fewest), expected), label
+
+
 def test_a_region_that_leaves_the_image_is_refused() -> None:
     top, level, coarse = random_case(1)
     with pytest.raises(ValueError, match="leaves an image of 24 rows and 31 columns"):

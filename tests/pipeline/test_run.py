@@ -39,7 +39,7 @@ from autolabel.pipeline.progress import Counters
 from autolabel.pipeline.records import write_record
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Unit
-from autolabel.teacher.checkpoints import fingerprint_tensor, save_checkpoint
+from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.predict import load_teacher
 
@@ -262,7 +262,7 @@ def test_a_run_tells_how_many_images_it_computed_at_once(drive: Path, teacher: P
 def test_a_teacher_that_cannot_weigh_the_scales_is_refused_before_anything_is_done(drive: Path, city: Path) -> None:
     space = load_manifest(city / "coarse.parquet").label_space
     path, arch = drive.parent / "explicit.pt", "hrnet18s_plain_explicit"
-    save_checkpoint(path, arch, space, build(arch, len(space)), fingerprint_tensor([]), {})
+    save_checkpoint(path, build(arch, len(space)), arch=arch, space=space)
     asked = job(drive, path, limit=1)
     with pytest.raises(ValueError, match=r"^scales 0\.5,1: this network weighs exactly 3 scales at once$"):
         generate(asked)

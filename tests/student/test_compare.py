@@ -26,6 +26,7 @@ from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Compariso
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
+from autolabel.student.sampling import Draws
 from autolabel.student.train import StepReport
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
@@ -232,7 +233,8 @@ def test_half_of_the_draws_are_fine_samples(
     assert Counter(s.source for s in manifest.samples) == {"fine": 6, source: 10}
     assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 1.2}
     kinds = {s.sample_id: s.source for s in manifest.samples}
-    taken = TrainingCrops(ManifestDataset(manifest), Augmentation((32, 32)), 0, 64)
+    draws = Draws(manifest.labelled, manifest.label_space, seed=0, length=64)
+    taken = TrainingCrops(ManifestDataset(manifest), draws, augmentation=Augmentation((32, 32)))
     for epoch in range(4):
         drawn = Counter(kinds[taken[epoch * 16 + n]["sample_id"]] for n in range(16))
         assert {7, 8, 9} >= set(drawn.values())

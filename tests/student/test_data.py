@@ -22,7 +22,8 @@ from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, 
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
-from autolabel.student.sampling import Mix
+from autolabel.student.job import Mix
+from autolabel.student.sampling import Draws
 
 HEIGHT, WIDTH, STRIPE = 96, 192, 16
 MEAN_COLOUR = (124, 116, 104)
@@ -52,7 +53,8 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> ManifestDataset:
 def crops(
     dataset: ManifestDataset, augmentation: Augmentation, seed: int = 0, length: int = 1000, mix: Mix = PLAIN
 ) -> TrainingCrops:
-    return TrainingCrops(dataset, augmentation, seed, length, mix)
+    draws = Draws(dataset.samples, dataset.label_space, mix=mix, seed=seed, length=length)
+    return TrainingCrops(dataset, draws, augmentation=augmentation)
 
 
 def pixels(item: dict[str, torch.Tensor]) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:

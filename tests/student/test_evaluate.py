@@ -38,7 +38,7 @@ def scores(teacher: Path, city: Path) -> Scores:
 
 def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, teacher: Path, city: Path) -> None:
     """IoU of a class = pixels that are both / pixels that are either, over all pictures together, ignore left out."""
-    network, truths, predictions = load_teacher(teacher, "cpu"), [], []
+    network, truths, predictions = load_teacher(teacher, device="cpu"), [], []
     for item in ManifestDataset(city / "val.parquet"):
         image = item["image"].permute(1, 2, 0).numpy()
         truth, prediction = item["label"].numpy(), network.logits(image, (0.5, 1.0)).argmax(dim=0).byte().numpy()
@@ -61,30 +61,34 @@ def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, t
 
 
 def test_scales_are_those_of_the_networks_training_unless_others_are_named(teacher: Path, city: Path) -> None:
-    network, pictures = load_teacher(teacher, "cpu"), ManifestDataset(city / "val.parquet")
-    assert score(network, pictures) == score(network, pictures, (0.5, 1.0)) != score(network, pictures, (1.0,))
+    network, pictures = load_teacher(teacher, device="cpu"), ManifestDataset(city / "val.parquet")
+    assert (
+        score(network, pictures)
+        == score(network, pictures, scales=(0.5, 1.0))
+        != score(network, pictures, scales=(1.0,))
+    )
 
 
 def test_scales_can_be_averaged_instead(teacher: Path, city: Path) -> None:
-    averaged = evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu", combine="average")
-    assert averaged.iou != evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu").iou
+    averaged = evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu", combine="average")
+    assert averaged.iou != evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu").iou
 
 
 def test_flip_averages_the_logits_with_those_of_the_mirrored_image(teacher: Path, city: Path) -> None:
-    network, confusion = load_teacher(teacher, "cpu"), Confusion(19)
+    network, confusion = load_teacher(teacher, device="cpu"), Confusion(19)
     for item in ManifestDataset(city / "val.parquet"):
         image = item["image"].permute(1, 2, 0).numpy()
         mirrored = network.logits(image[:, ::-1], (0.5, 1.0)).flip(-1)
         mean = (network.logits(image, (0.5, 1.0)) + mirrored) / 2
         confusion.add(item["label"].numpy(), mean.argmax(dim=0).byte().numpy())
-    flipped = evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu", flip=True)
+    flipped = evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu", flip=True)
     expected = {n: None if np.isnan(v) else v for n, v in zip(CITYSCAPES.names, confusion.iou(), strict=True)}
     assert flipped.iou == expected
-    assert flipped.miou != evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu").miou
+    assert flipped.miou != evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu").miou
 
 
 def test_boundary_f_is_that_of_the_predictions_over_all_pictures(scores: Scores, teacher: Path, city: Path) -> None:
-    network, boundary = load_teacher(teacher, "cpu"), BoundaryF(19)
+    network, boundary = load_teacher(teacher, device="cpu"), BoundaryF(19)
     for item in ManifestDataset(city / "val.parquet"):
         prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0))
         boundary.add(item["label"].numpy(), prediction)
@@ -112,14 +116,14 @@ def test_a_perfect_and_a_shifted_prediction_by_hand() -> None:
 
 def test_a_training_counts_no_borders(teacher: Path, city: Path) -> None:
     """Its validations take no longer than they have to."""
-    plain = score(load_teacher(teacher, "cpu"), ManifestDataset(city / "val.parquet"), (1.0,))
-    assert (plain.boundary_f, plain.mean_boundary_f, plain.worst, plain.asked) == ({}, {}, [], {})
+    plain = score(load_teacher(teacher, device="cpu"), ManifestDataset(city / "val.parquet"), scales=(1.0,))
+    assert (plain.boundary_f, plain.mean_boundary_f, plain.worst, plain.request) == ({}, {}, [], {})
     assert Scores.read(teacher.parent / "scores.json").boundary_f == {}
 
 
 def test_the_scores_say_what_was_asked(teacher: Path, city: Path) -> None:
-    found = evaluate(teacher, city / "val.parquet", (1.0,), "cpu", combine="average", flip=True)
-    assert found.asked == {
+    found = evaluate(teacher, city / "val.parquet", scales=(1.0,), device="cpu", combine="average", flip=True)
+    assert found.request == {
         "checkpoint": str(teacher),
         "sha256": hashlib.sha256(teacher.read_bytes()).hexdigest(),
         "manifest": str(city / "val.parquet"),
@@ -139,12 +143,17 @@ def test_labels_without_a_class_are_refused(teacher: Path, tmp_path: Path) -> No
     )
     message = f"{tmp_path / 'm.parquet'}: no pixel of its labels has a class, so there is nothing to score on"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        evaluate(teacher, tmp_path / "m.parquet", (1.0,), "cpu")
+        evaluate(teacher, tmp_path / "m.parquet", scales=(1.0,), device="cpu")
 
 
 def test_progress_names_every_picture(teacher: Path, city: Path) -> None:
     seen: list[tuple[int, int]] = []
-    score(load_teacher(teacher, "cpu"), ManifestDataset(city / "val.parquet"), (1.0,), lambda *n: seen.append(n))
+    score(
+        load_teacher(teacher, device="cpu"),
+        ManifestDataset(city / "val.parquet"),
+        scales=(1.0,),
+        progress=lambda *n: seen.append(n),
+    )
     assert seen == [(1, 3), (2, 3), (3, 3)]
 
 
@@ -231,7 +240,7 @@ def test_fewer_images_than_asked_for_are_all_there() -> None:
 
 
 def test_the_scores_name_the_worst_images_in_order(scores: Scores, teacher: Path, city: Path) -> None:
-    network, expected = load_teacher(teacher, "cpu"), []
+    network, expected = load_teacher(teacher, device="cpu"), []
     for item in ManifestDataset(city / "val.parquet"):
         one = Confusion(19)
         one.add(item["label"].numpy(), network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0))[0])

@@ -23,8 +23,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from autolabel.cli import main
+from autolabel.student.job import LOSSES
 from autolabel.student.losses import (
-    LOSSES,
+    FORMULAS,
     Loss,
     balanced_cross_entropy,
     binary_cross_entropy,
@@ -120,7 +121,7 @@ def value_and_gradient(loss: Loss, logits: Tensor, label: Tensor) -> tuple[float
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.loss}, {'x'.join(map(str, case.shape))}")
 def test_value_and_gradient_are_the_references(case: Case) -> None:
     logits, label = given(case.shape)
-    value, gradient = value_and_gradient(LOSSES[case.loss].joint, logits, label)
+    value, gradient = value_and_gradient(FORMULAS[case.loss].joint, logits, label)
     assert value == pytest.approx(case.value, rel=1e-4)
     assert gradient.double().norm().item() == pytest.approx(case.gradient, rel=1e-2)
     assert gradient[0, 5, 20, 30].item() == pytest.approx(case.pixel, rel=1e-2)
@@ -141,7 +142,7 @@ def test_both_parts_of_rmi_are_the_references(shape: tuple[int, int, int]) -> No
 )
 def test_a_crop_of_one_class_only_is_fine(loss: str, value: float) -> None:
     label = torch.full((1, 64, 128), 3)
-    found, gradient = value_and_gradient(LOSSES[loss].joint, logits_by_formula(1, 64, 128), label)
+    found, gradient = value_and_gradient(FORMULAS[loss].joint, logits_by_formula(1, 64, 128), label)
     assert found == pytest.approx(value, rel=1e-4)
     assert gradient.isfinite().all() and gradient.any()
 
@@ -159,7 +160,7 @@ def test_the_numbers_above_are_the_recorded_ones() -> None:
         assert parts == pytest.approx((found["bce"], found["rmi_lower_bound"]), rel=1e-7)
     for section, class_id in (("single_class_3_h64_w128", 3), ("all_ignored_h64_w128", 255)):
         for name, key in RECORDED_AS.items():
-            value = LOSSES[name].joint(logits_by_formula(1, 64, 128), torch.full((1, 64, 128), class_id)).item()
+            value = FORMULAS[name].joint(logits_by_formula(1, 64, 128), torch.full((1, 64, 128), class_id)).item()
             assert value == (0 if golden[section][key] == "nan" else pytest.approx(golden[section][key], rel=1e-4))
 
 
@@ -284,7 +285,7 @@ def test_a_batch_without_a_single_label_moves_nothing(loss: str, value: float | 
     """Region mutual information then says how much the ridge alone leaves uncertain: a constant."""
     expected = 0.5 * CLASSES * 0.5 * math.log(RIDGE) if value is None else value
     label = torch.full((2, 64, 128), 255)
-    found, gradient = value_and_gradient(LOSSES[loss].joint, logits_by_formula(2, 64, 128), label)
+    found, gradient = value_and_gradient(FORMULAS[loss].joint, logits_by_formula(2, 64, 128), label)
     assert found == pytest.approx(expected, rel=1e-5)
     assert torch.equal(gradient, torch.zeros_like(gradient))
 
@@ -319,14 +320,14 @@ def test_a_network_that_diverged_gives_a_loss_that_says_so(loss: str, broken: fl
     """And not an error from the depths of linear algebra: the training stops by itself, with advice."""
     logits, label = given(ONE)
     logits[0, int(label[0, 30, 40]), 30, 40] = broken
-    assert not LOSSES[loss].joint(logits, label).isfinite()
+    assert not FORMULAS[loss].joint(logits, label).isfinite()
 
 
 # --- mixed precision --------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("loss", [*(pair.joint for pair in LOSSES.values()), binary_cross_entropy])
+@pytest.mark.parametrize("loss", [*(pair.joint for pair in FORMULAS.values()), binary_cross_entropy])
 def test_a_loss_is_computed_in_full_precision_whatever_its_logits_and_surroundings(
     loss: Loss, dtype: torch.dtype
 ) -> None:
@@ -358,8 +359,8 @@ def test_every_output_counts_with_its_weight(name: str, joint: Loss, others: Los
     label = torch.randint(0, 4, (2, 24, 32))
     label[0, 3:9] = 255
     expected = joint(a, label) + 0.4 * others(b, label) + 0.05 * others(c, label) + 0.05 * others(d, label)
-    torch.testing.assert_close(segmentation_loss(name, TrainingOutput(a, b, (c, d)), label), expected)
-    assert torch.equal(segmentation_loss(name, TrainingOutput(a, None, ()), label), joint(a, label))
+    torch.testing.assert_close(segmentation_loss(name, TrainingOutput(a, b, (c, d)), label=label), expected)
+    assert torch.equal(segmentation_loss(name, TrainingOutput(a, None, ()), label=label), joint(a, label))
 
 
 class Trained(NamedTuple):
@@ -390,12 +391,12 @@ def test_the_full_network_is_pulled_as_the_reference_pulled_it(name: str, traine
     parameters, output, label = trained
     assert output.aux is not None
     low, high = output.scales
-    joint, others = LOSSES[name]
+    joint, others = FORMULAS[name]
     outputs = {"aux": output.aux, "low_0.5x": low, "high_1.0x": high}
     terms = {"joint": joint(output.joint, label)} | {key: others(logits, label) for key, logits in outputs.items()}
     for key, value in terms.items():
         assert value.item() == pytest.approx(golden["terms"][key]["value"], rel=1e-4), key
-    total = segmentation_loss(name, output, label)
+    total = segmentation_loss(name, output, label=label)
     assert total.item() == pytest.approx(golden["total"], rel=1e-4)
     gradients = torch.autograd.grad(total, list(parameters.values()), retain_graph=True)
     norms = {key: g.double().norm().item() for key, g in zip(parameters, gradients, strict=True)}

@@ -72,7 +72,7 @@ def test_a_networks_scores_are_those_of_the_official_scorer(
         prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0), flip=True)
         Image.fromarray(TRAIN_TO_ID[prediction]).save(tmp_path / f"{item['sample_id']}_prediction.png")
     theirs = official_scores(scorer, city / "data" / "gtFine" / "val", tmp_path)
-    ours = evaluate(teacher, city / "val.parquet", (0.5, 1.0), "cpu", flip=True)
+    ours = evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu", flip=True)
     assert 0 < ours.miou < 1 and None in ours.iou.values()
     assert_same(ours.iou, ours.miou, theirs)
     matrix = np.array(theirs["confMatrix"])[np.ix_(TRAIN_TO_ID[:19], TRAIN_TO_ID[:19])]

@@ -22,10 +22,10 @@ from torch import Tensor, nn
 from torch.multiprocessing import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
-from autolabel.manifests.samples import load_manifest
-from autolabel.student.job import Request, TrainJob
-from autolabel.student.losses import LOSSES, Counts
-from autolabel.student.parallel import Shares, SynchronisedBatchNorm, Team, synchronised
+from autolabel.student.job import LOSSES, TrainJob, TrainMachine
+from autolabel.student.losses import FORMULAS, BatchCounts
+from autolabel.student.parallel import DrawSampler, SynchronisedBatchNorm, Team, synchronised
+from autolabel.student.request import Request
 from autolabel.student.train import StepReport, Training, train
 from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.networks.build import build
@@ -71,13 +71,13 @@ def gradients(team: Team, loss: str, accumulate: int) -> tuple[float, nn.Module]
     network = tiny()
     model = team.join(network)
     images, labels = batch()
-    own = list(Shares(team, 0, 1, len(labels), accumulate))
-    whole = Counts(team.sum(Counts.of(labels[own]).pixels), len(labels))
+    own = list(DrawSampler(team, first=0, steps=1, batch=len(labels), accumulate=accumulate))
+    whole = BatchCounts(team.sum(BatchCounts.of(labels[own]).pixels), len(labels))
     total = torch.zeros((), dtype=torch.float64)
     for part in torch.tensor(own).chunk(accumulate):
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = bool(part[-1] == own[-1])
-        value = LOSSES[loss].joint(model(images[part]), labels[part], whole)
+        value = FORMULAS[loss].joint(model(images[part]), labels[part], whole=whole)
         (value * team.size).backward()  # type: ignore[no-untyped-call]
         total += value.detach()
     return team.sum(total).item(), network
@@ -103,17 +103,17 @@ def test_the_gradient_of_three_processes_is_that_of_one_with_the_whole_batch(tmp
     in_processes(3, tmp_path, compare_with_one_process)
 
 
-@pytest.mark.parametrize("on_gpu", [False, True])
-def test_what_is_trained_is_the_network_itself_but_for_its_batch_norms(on_gpu: bool) -> None:
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_what_is_trained_is_the_network_itself_but_for_its_batch_norms(device: str) -> None:
     network = build("hrnet18s_ocr_mscale", 5)
-    twin = synchronised(network, on_gpu)
+    twin = synchronised(network, device)
     for own, other in (
         (network.named_parameters(), twin.named_parameters()),
         (network.named_buffers(), twin.named_buffers()),
     ):
         assert {name: id(tensor) for name, tensor in own} == {name: id(tensor) for name, tensor in other}
     kinds = {type(module) for module in twin.modules() if isinstance(module, nn.modules.batchnorm._BatchNorm)}
-    assert kinds == {nn.SyncBatchNorm if on_gpu else SynchronisedBatchNorm}
+    assert kinds == {nn.SyncBatchNorm if device == "cuda" else SynchronisedBatchNorm}
     assert not any(isinstance(module, (nn.SyncBatchNorm, SynchronisedBatchNorm)) for module in network.modules())
 
 
@@ -121,18 +121,23 @@ def test_what_is_trained_is_the_network_itself_but_for_its_batch_norms(on_gpu: b
 def test_the_losses_of_parts_add_up_to_that_of_the_whole(loss: str) -> None:
     torch.manual_seed(5)
     logits, label = torch.randn(6, 5, 16, 16), batch()[1]
-    whole, sizes = Counts.of(label), (1, 2, 3)
-    joint = LOSSES[loss].joint
-    parts = sum(joint(a, b, whole).item() for a, b in zip(logits.split(sizes), label.split(sizes), strict=True))
+    whole, sizes = BatchCounts.of(label), (1, 2, 3)
+    joint = FORMULAS[loss].joint
+    parts = sum(joint(a, b, whole=whole).item() for a, b in zip(logits.split(sizes), label.split(sizes), strict=True))
     assert parts == pytest.approx(joint(logits, label).item(), rel=1e-6)
-    assert joint(logits[:1], label[:1], whole).item() != pytest.approx(joint(logits[:1], label[:1]).item() / 6, rel=0.1)
+    assert joint(logits[:1], label[:1], whole=whole).item() != pytest.approx(
+        joint(logits[:1], label[:1]).item() / 6, rel=0.1
+    )
 
 
 # --- who takes which draw ---------------------------------------------------------------------------------------------
 
 
 def shares(size: int, accumulate: int, first: int = 0) -> list[list[int]]:
-    return [list(Shares(Team(CPU, rank, size), first, 3, 24, accumulate)) for rank in range(size)]
+    return [
+        list(DrawSampler(Team(CPU, rank, size), first=first, steps=3, batch=24, accumulate=accumulate))
+        for rank in range(size)
+    ]
 
 
 def test_one_process_takes_the_draws_in_their_order() -> None:
@@ -149,7 +154,10 @@ def test_what_is_normalised_together_does_not_depend_on_the_number_of_processes(
     for part in range(3 * accumulate):
         together = [draw for share in found for draw in share[part * own : (part + 1) * own]]
         assert together == list(range(part * own * size, (part + 1) * own * size))
-    assert {len(Shares(Team(CPU, rank, size), 0, 3, 24, accumulate)) for rank in range(size)} == {72 // size}
+    assert {
+        len(DrawSampler(Team(CPU, rank, size), first=0, steps=3, batch=24, accumulate=accumulate))
+        for rank in range(size)
+    } == {72 // size}
 
 
 # --- whole trainings --------------------------------------------------------------------------------------------------
@@ -180,7 +188,7 @@ def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
         if report.step == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Training(Request(job, load_manifest(job.manifest), None), team).run(on_step)
+    Training(Request(job), team).run(on_step)
 
 
 def assert_close(folder: Path, expected: Path) -> None:
@@ -204,7 +212,7 @@ def killed(job: TrainJob, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of that training, by two processes of which one died after the third step; the second was saved."""
     folder = tmp_path_factory.mktemp("killed")
     with pytest.raises(ProcessExitedException):
-        in_processes(2, folder, train_in, replace(job, out=folder / "out", workers=2), 3)
+        in_processes(2, folder, train_in, replace(job, out=folder / "out", machine=TrainMachine(workers=2)), 3)
     last = read_checkpoint(folder / "out" / "last.pt")
     assert last.training is not None
     assert last.training["step"] == 2
@@ -217,7 +225,7 @@ def test_two_processes_that_are_killed_and_go_on_give_the_same_bits_and_what_one
     shutil.copytree(killed, tmp_path / "resumed")
     (tmp_path / "unbroken").mkdir()
     for name in ("resumed", "unbroken"):
-        in_processes(2, tmp_path / name, train_in, replace(job, out=tmp_path / name, workers=2))
+        in_processes(2, tmp_path / name, train_in, replace(job, out=tmp_path / name, machine=TrainMachine(workers=2)))
     found, expected = (read_checkpoint(tmp_path / name / "last.pt") for name in ("resumed", "unbroken"))
     assert all(torch.equal(tensor, expected.state_dict[key]) for key, tensor in found.state_dict.items())
     assert_close(tmp_path / "resumed", alone)
@@ -225,5 +233,5 @@ def test_two_processes_that_are_killed_and_go_on_give_the_same_bits_and_what_one
 
 def test_a_training_of_two_processes_goes_on_with_one(job: TrainJob, alone: Path, killed: Path, tmp_path: Path) -> None:
     shutil.copytree(killed, tmp_path / "out")
-    train(replace(job, out=tmp_path / "out", workers=1))
+    train(replace(job, out=tmp_path / "out", machine=TrainMachine(workers=1)))
     assert_close(tmp_path / "out", alone)

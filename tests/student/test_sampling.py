@@ -25,7 +25,8 @@ from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_ma
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
-from autolabel.student.sampling import Draws, Mix
+from autolabel.student.job import Mix
+from autolabel.student.sampling import Draws
 
 EPOCH = 16  # six fine samples and ten automatic ones
 
@@ -49,7 +50,7 @@ def fused(city: Path, runs: dict[str, Path]) -> Manifest:
 
 
 def draws(manifest: Manifest, mix: Mix, seed: int = 0, length: int = 10 * EPOCH) -> Draws:
-    return Draws(manifest.samples, CITYSCAPES, mix, seed, length)
+    return Draws(manifest.samples, CITYSCAPES, mix=mix, seed=seed, length=length)
 
 
 def sources(manifest: Manifest, drawn: Draws, start: int = 0, stop: int | None = None) -> Counter[str]:
@@ -84,7 +85,7 @@ def test_centroids_are_centres_of_mass_by_tile_and_class() -> None:
 def test_a_runs_table_says_what_its_labels_say_and_none_of_them_is_read(store: str, runs: dict[str, Path]) -> None:
     samples = load_manifest(runs[store] / "manifest.parquet").samples
     read: list[int] = []
-    from_table = find_centroids(samples, CITYSCAPES, lambda done, total: read.append(total))
+    from_table = find_centroids(samples, CITYSCAPES, progress=lambda done, total: read.append(total))
     labels = Run.open(runs[store]).labels
     counted = [
         (place, row["class_id"], float(np.float32(row["y"])), float(np.float32(row["x"])))
@@ -95,7 +96,7 @@ def test_a_runs_table_says_what_its_labels_say_and_none_of_them_is_read(store: s
     assert rows(from_table) == counted
     assert read == []
     fine_like = [replace(s, source="coarse", run=None) for s in samples]  # the table is for what the run has labelled
-    assert rows(find_centroids(fine_like, CITYSCAPES, lambda done, total: read.append(done))) == counted
+    assert rows(find_centroids(fine_like, CITYSCAPES, progress=lambda done, total: read.append(done))) == counted
     assert read == list(range(1, 11))
 
 
@@ -119,7 +120,7 @@ def test_a_table_that_is_not_the_recorded_one_is_not_believed(how: str, runs: di
         about = json.loads((run / "run.json").read_text())
         (run / "run.json").write_text(json.dumps({**about, "tables": None}))
     read: list[int] = []
-    assert rows(find_centroids(samples, CITYSCAPES, lambda done, total: read.append(done))) == expected
+    assert rows(find_centroids(samples, CITYSCAPES, progress=lambda done, total: read.append(done))) == expected
     assert len(read) == 10
 
 
@@ -129,7 +130,8 @@ def test_a_label_that_changes_under_a_training_is_noticed(city: Path, tmp_path: 
     label = tmp_path / "label.png"
     label.write_bytes(fine.label.read_bytes())
     dataset = ManifestDataset(Manifest(CITYSCAPES, (replace(fine, label=label),), tmp_path, tmp_path))
-    crops = TrainingCrops(dataset, Augmentation((32, 32)), 0, 10, Mix(class_uniform=1))
+    draws = Draws(dataset.samples, CITYSCAPES, mix=Mix(class_uniform=1), seed=0, length=10)
+    crops = TrainingCrops(dataset, draws, augmentation=Augmentation((32, 32)))
     label.write_bytes(encode_label(np.zeros((fine.height, fine.width), np.uint8)))
     with pytest.raises(ValueError, match=re.escape(f"{label}: the label of {fine.sample_id!r} has changed")):
         crops[0]
@@ -168,7 +170,7 @@ def test_every_class_of_a_source_comes_as_often_as_the_next(city: Path) -> None:
     """Forty copies of the fine samples make an epoch long enough to count: within one draw, rare or not."""
     fine = load_manifest(city / "fine.parquet").samples
     many = [replace(s, sample_id=f"{s.sample_id}-{k}") for k in range(40) for s in fine]
-    drawn = Draws(many, CITYSCAPES, Mix(), 0, 480)
+    drawn = Draws(many, CITYSCAPES, seed=0, length=480)
     present = {row[1] for row in rows(find_centroids(fine, CITYSCAPES))}
     assert len(present) >= 6
     for epoch in range(2):
@@ -185,7 +187,7 @@ def test_every_class_of_a_source_comes_as_often_as_the_next(city: Path) -> None:
 def test_what_the_teacher_never_finds_is_drawn_from_fine_labels(share: float, fused: Manifest) -> None:
     """A class that automatic labels lack comes as often as any other, as far as the share of fine labels goes."""
     many = [replace(s, sample_id=f"{s.sample_id}-{k}") for k in range(40) for s in fused.samples]
-    drawn = Draws(many, CITYSCAPES, Mix(auto_share=share), 0, 640)
+    drawn = Draws(many, CITYSCAPES, mix=Mix(auto_share=share), seed=0, length=640)
     places = {(many[row[0]].source, row[1]) for row in rows(find_centroids(many, CITYSCAPES))}
     present = {c for _, c in places}
     missing = {c for c in present if ("auto", c) not in places}
@@ -236,7 +238,9 @@ def test_crops_are_the_same_from_either_store_any_worker_and_any_start(fused: Ma
     assert {s.label_index for s in from_png.samples} == {None}
 
     def crops(manifest: Manifest) -> TrainingCrops:
-        return TrainingCrops(ManifestDataset(manifest), Augmentation((48, 64)), 7, 40, mix)
+        dataset = ManifestDataset(manifest)
+        draws = Draws(dataset.samples, dataset.label_space, mix=mix, seed=7, length=40)
+        return TrainingCrops(dataset, draws, augmentation=Augmentation((48, 64)))
 
     one = crops(fused)
     first = [one[n] for n in range(40)]
@@ -301,7 +305,7 @@ def test_shares_that_mean_nothing_are_refused(mix: dict[str, float], message: st
 )
 def test_a_mix_that_the_manifest_cannot_give_is_refused(source: str, mix: Mix, message: str, fused: Manifest) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
-        Draws(only(fused, source), CITYSCAPES, mix, 0, 10)
+        Draws(only(fused, source), CITYSCAPES, mix=mix, seed=0, length=10)
 
 
 def test_the_command_takes_a_mix_and_refuses_one_in_a_line(city: Path, fused: Manifest, tmp_path: Path) -> None:

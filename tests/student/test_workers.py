@@ -28,8 +28,9 @@ from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.student import distributed
 from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
-from autolabel.student.job import Request, TrainJob
+from autolabel.student.job import TrainJob, TrainMachine
 from autolabel.student.parallel import Team
+from autolabel.student.request import Request
 from autolabel.student.train import StepReport, Training, TrainingStopped, train
 from autolabel.teacher.checkpoints import read_checkpoint
 
@@ -43,7 +44,7 @@ FINAL = (ValueError, OSError, TrainingStopped)
 
 @pytest.fixture(scope="module")
 def connected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    with ray_session(None, tmp_path_factory.mktemp("ray"), 2):
+    with ray_session(None, tmp_path_factory.mktemp("ray"), workers=2):
         yield
 
 
@@ -77,14 +78,14 @@ def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(
     connected: None, job: TrainJob, alone: Path, tmp_path: Path
 ) -> None:
     """Two workers; the second step was saved, the third is done twice."""
-    shared = replace(job, out=tmp_path / "out", workers=2)
+    shared = replace(job, out=tmp_path / "out", machine=TrainMachine(workers=2))
     shared.out.mkdir()
-    request = Request(shared, load_manifest(shared.manifest), None)
+    request = Request(shared)
     steps: list[int] = []
     notes: list[str] = []
     run_workers(
-        partial(train_and_die_once, request, tmp_path / "mark"), 2, "cpu", shared.out,
-        lambda report: steps.append(report.step), notes.append, FINAL,
+        partial(train_and_die_once, request, tmp_path / "mark"), 2, device="cpu", folder=shared.out,
+        on_step=lambda report: steps.append(report.step), on_note=notes.append, final=FINAL,
     )  # fmt: skip
     assert steps == [1, 2, 3, 3, 4]
     assert [note for note in notes if "waiting" not in note] == [
@@ -104,7 +105,7 @@ def test_workers_that_keep_dying_end_the_call_with_one_line(
     monkeypatch.setattr(distributed, "FAILURES", 0)
     message = r"^workers failed 1 times \(the last: its process died\); run the same again to go on from the last save$"
     with pytest.raises(WorkersFailed, match=message):
-        run_workers(die, 2, "cpu", tmp_path, nothing, nothing, FINAL)
+        run_workers(die, 2, device="cpu", folder=tmp_path, on_step=nothing, on_note=nothing, final=FINAL)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -118,16 +119,16 @@ def test_a_damaged_image_ends_the_call_at_once_and_is_named(connected: None, job
     samples = tuple(replace(s, image=broken) for s in manifest.samples)
     save_manifest(tmp_path / "broken.parquet", Manifest.of(manifest.label_space, samples))
     with pytest.raises(ValueError, match=f"^image {re.escape(str(broken))}: "):
-        train(replace(job, manifest=tmp_path / "broken.parquet", out=tmp_path / "out", workers=2))
+        train(replace(job, manifest=tmp_path / "broken.parquet", out=tmp_path / "out", machine=TrainMachine(workers=2)))
     assert names_in(tmp_path / "out") == ["train.json"]
 
 
-def test_several_workers_need_a_connection(
-    connected: None, job: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_workers_without_a_connection_to_ray_are_refused(
+    connected: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=r"^workers 2: expected a connection to Ray"):
-        train(replace(job, out=tmp_path / "out", workers=2))
+        run_workers(die, 2, device="cpu", folder=tmp_path, on_step=nothing, on_note=nothing, final=FINAL)
 
 
 @pytest.mark.parametrize(
@@ -155,11 +156,18 @@ def test_the_command_refuses_in_one_line(options: list[object], line: str, job: 
 def command(job: TrainJob, out: Path) -> list[str]:
     """The command line of that training, with two workers."""
     options = {
-        "manifest": job.manifest, "val": job.val, "out": out, "arch": job.arch, "steps": job.steps, "batch-size": 4,
+        "val": job.val, "out": out, "arch": job.arch, "steps": job.steps, "batch-size": 4,
         "crop": "96x128", "optimizer": "sgd", "learning-rate": 1e-3, "ema": 0.9, "accumulate": 2, "schedule": "cosine",
         "device": "cpu", "precision": "float32", "workers": 2,
     }  # fmt: skip
-    return [sys.executable, "-m", "autolabel.cli", "train", *(f"--{key}={value}" for key, value in options.items())]
+    return [
+        sys.executable,
+        "-m",
+        "autolabel.cli",
+        "train",
+        str(job.manifest),
+        *(f"--{key}={value}" for key, value in options.items()),
+    ]
 
 
 def workers() -> list[int]:

@@ -53,7 +53,14 @@ def network() -> SegmentationNet:
 @pytest.fixture
 def ours(network: SegmentationNet, tmp_path: Path) -> Path:
     path = tmp_path / "best.pt"
-    save_checkpoint(path, ARCH, CAMVID, network, fingerprint_tensor(PRINTS), {"miou": 0.5, "step": 7.0})
+    save_checkpoint(
+        path,
+        network,
+        arch=ARCH,
+        space=CAMVID,
+        trained_on=fingerprint_tensor(PRINTS),
+        metrics={"miou": 0.5, "step": 7.0},
+    )
     return path
 
 
@@ -102,7 +109,7 @@ def test_our_own_checkpoint_comes_back_as_it_was_saved(ours: Path, network: Segm
 def test_what_a_training_needs_to_go_on_is_kept_beside_the_weights(tmp_path: Path, network: SegmentationNet) -> None:
     path = tmp_path / "last.pt"
     training = {"step": 3, "best": 0.25, "curves": [{"step": 1, "miou": None}], "optimizer": {"state": {}}}
-    save_checkpoint(path, ARCH, CAMVID, network, fingerprint_tensor([]), {}, training)
+    save_checkpoint(path, network, arch=ARCH, space=CAMVID, training=training)
     assert read_checkpoint(path).training == training
 
 
@@ -288,7 +295,7 @@ def test_two_published_networks_of_the_same_shapes_are_told_by_their_name(
 def test_ours_keeps_the_number_of_scales_that_it_weighs(combination: str, scales: int, tmp_path: Path) -> None:
     arch = f"hrnet18s_plain_{combination}"
     network = build(arch, len(CAMVID), scales)
-    save_checkpoint(tmp_path / "c.pt", arch, CAMVID, network, fingerprint_tensor([]), {})
+    save_checkpoint(tmp_path / "c.pt", network, arch=arch, space=CAMVID)
     checkpoint = read_checkpoint(tmp_path / "c.pt")
     assert (checkpoint.arch, checkpoint.scales) == (arch, scales)
     assert load_network(tmp_path / "c.pt", checkpoint).scale_attn.scales == scales

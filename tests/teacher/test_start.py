@@ -18,15 +18,16 @@ from torch import Tensor
 
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, LabelSpace
 from autolabel.manifests.samples import fingerprints, load_manifest
-from autolabel.student.train import TrainJob, train
+from autolabel.student.job import TrainJob
+from autolabel.student.train import train
 from autolabel.teacher.checkpoints import (
     BadCheckpoint,
     fingerprint_tensor,
     read_checkpoint,
-    read_start,
     save_checkpoint,
 )
 from autolabel.teacher.networks.build import build
+from autolabel.teacher.start import read_start
 
 ARCH = "hrnet18s_ocr_mscale"
 HEADS = {f"ocr.{layer}.{kind}" for layer in ("cls_head", "aux_head.2") for kind in ("weight", "bias")}
@@ -73,7 +74,7 @@ def test_from_other_classes_everything_is_taken_but_the_layers_that_stand_for_th
     assert start.state_dict.keys() == state.keys() - HEADS
     assert same(start.state_dict, state)
     assert start.trained_on.tolist() == []
-    assert start.told == (
+    assert start.description == (
         f"2.0 of 2.0 M parameters from {path}; ocr.aux_head.2, ocr.cls_head start fresh (65 classes there, 19 here)"
         + UNKNOWN
     )
@@ -81,10 +82,10 @@ def test_from_other_classes_everything_is_taken_but_the_layers_that_stand_for_th
 
 def test_from_the_same_classes_everything_is_taken(tmp_path: Path) -> None:
     network, path = build(ARCH, 19), tmp_path / "best.pt"
-    save_checkpoint(path, ARCH, CITYSCAPES, network, fingerprint_tensor(["0f"]), {})
+    save_checkpoint(path, network, arch=ARCH, space=CITYSCAPES, trained_on=fingerprint_tensor(["0f"]))
     start = read_start(path, ARCH, CITYSCAPES)
     assert same(network.state_dict(), start.state_dict)
-    assert start.told == f"2.0 of 2.0 M parameters from {path}"
+    assert start.description == f"2.0 of 2.0 M parameters from {path}"
     assert start.trained_on.tolist() == [15]
 
 
@@ -93,10 +94,10 @@ def test_as_many_classes_of_other_names_are_other_classes(tmp_path: Path) -> Non
     content = json.loads(CAMVID.to_json())
     content["labels"][0]["name"] = "lava"
     lava = LabelSpace.from_json(json.dumps(content), name="lava")
-    save_checkpoint(path, ARCH, lava, build(ARCH, len(CAMVID)), fingerprint_tensor(["0f"]), {})
+    save_checkpoint(path, build(ARCH, len(CAMVID)), arch=ARCH, space=lava, trained_on=fingerprint_tensor(["0f"]))
     start = read_start(path, ARCH, CAMVID)
     assert HEADS.isdisjoint(start.state_dict)
-    assert start.told.endswith("; ocr.aux_head.2, ocr.cls_head start fresh (other classes)")
+    assert start.description.endswith("; ocr.aux_head.2, ocr.cls_head start fresh (other classes)")
 
 
 @pytest.mark.parametrize(
@@ -118,7 +119,7 @@ def test_of_another_network_on_the_same_trunk_what_both_have_alike_is_taken(
         expected = build(ARCH, 19).state_dict()
     assert start.state_dict.keys() == {k for k in expected if k.split(".")[0] in taken} - HEADS
     assert same(start.state_dict, theirs)
-    assert f"; {fresh} start fresh (65 classes there, 19 here)" in start.told
+    assert f"; {fresh} start fresh (65 classes there, 19 here)" in start.description
 
 
 def test_from_imagenet_weights_of_the_small_trunk_the_trunk_is_taken(state: dict[str, Tensor], tmp_path: Path) -> None:
@@ -128,7 +129,7 @@ def test_from_imagenet_weights_of_the_small_trunk_the_trunk_is_taken(state: dict
     start = read_start(path, ARCH, CITYSCAPES)
     assert start.state_dict.keys() == {f"backbone.{k}" for k in trunk}
     assert same(start.state_dict, state)
-    assert start.told == (
+    assert start.description == (
         f"1.5 of 2.0 M parameters from {path}, the trunk; ocr, scale_attn start fresh; not used: classifier,"
         f" downsamp_modules, final_layer, incre_modules{UNKNOWN}"
     )
@@ -154,7 +155,7 @@ def test_the_trunk_of_resnet_50_has_the_names_of_torchvision(tmp_path: Path) -> 
     torch.save(renamed | {"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}, path)
     start = read_start(path, arch, CITYSCAPES)
     assert start.state_dict.keys() == {f"backbone.{k}" for k in trunk}
-    assert "; not used: fc;" in start.told
+    assert "; not used: fc;" in start.description
 
 
 def test_a_deeper_trunk_is_refused(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_the_last_convolution_of_efficientnet_belongs_to_its_classifier(tmp_path
     arch = "efficientnet_b4_deeplabv3plus"
     more = {"features.8.0.weight": torch.zeros(1792, 448, 1, 1), "classifier.1.bias": torch.zeros(1000)}
     torch.save(stand_in(arch, "") | more, tmp_path / "b4.pth")
-    assert "; not used: classifier, features;" in read_start(tmp_path / "b4.pth", arch, CITYSCAPES).told
+    assert "; not used: classifier, features;" in read_start(tmp_path / "b4.pth", arch, CITYSCAPES).description
 
 
 def test_the_trunk_of_efficientnet_lite_has_the_names_of_its_package(tmp_path: Path) -> None:
@@ -180,7 +181,7 @@ def test_the_trunk_of_efficientnet_lite_has_the_names_of_its_package(tmp_path: P
     torch.save(trunk | more, tmp_path / "lite0.pth")
     start = read_start(tmp_path / "lite0.pth", arch, CITYSCAPES)
     assert start.state_dict.keys() == {f"backbone.{k}" for k in trunk}
-    assert "; not used: _bn1, _conv_head, _fc;" in start.told
+    assert "; not used: _bn1, _conv_head, _fc;" in start.description
 
 
 def test_the_trunk_of_xception_71_is_published_as_model_dict(tmp_path: Path) -> None:
@@ -205,7 +206,7 @@ def test_a_training_starts_there_and_says_and_records_it(state: dict[str, Tensor
     arguments = [city / "fine.parquet", "--val", city / "val.parquet", "--init", path]
     result = autolabel("train", *arguments, "--out", tmp_path / "out", "--steps", 1, "--crop", "64x64",
                        "--batch-size", 2, "--learning-rate", 1e-8)  # fmt: skip
-    told = read_start(path, ARCH, CITYSCAPES).told
+    told = read_start(path, ARCH, CITYSCAPES).description
     assert f"starts with {told}" in result.stderr
     assert json.loads((tmp_path / "out" / "train.json").read_text())["started_from"] == told
     after = read_checkpoint(tmp_path / "out" / "best.pt").state_dict
@@ -228,7 +229,7 @@ def test_the_seed_decides_what_starts_fresh(state: dict[str, Tensor], city: Path
 def test_validation_images_that_a_start_of_other_classes_has_seen_are_refused(city: Path, tmp_path: Path) -> None:
     init, held_out = tmp_path / "best.pt", load_manifest(city / "val.parquet").samples
     seen = fingerprint_tensor(fingerprints(held_out[:1]))
-    save_checkpoint(init, ARCH, CAMVID, build(ARCH, len(CAMVID)), seen, {})
+    save_checkpoint(init, build(ARCH, len(CAMVID)), arch=ARCH, space=CAMVID, trained_on=seen)
     with pytest.raises(ValueError, match=r"^1 validation images are also trained on"):
         train(short(city, tmp_path / "out", init))
     assert not (tmp_path / "out").exists()

@@ -1,0 +1,92 @@
+"""What this process may use of its machine: cores and memory, on Linux, macOS and Windows.
+
+Nothing here needs a file or a function that only some systems have; where there is one, it is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import sys
+import threading
+from pathlib import Path
+from types import TracebackType
+
+import psutil
+
+_STATUS = Path("/proc/self/status")  # of Linux: lines such as "VmHWM:    7884 kB"
+_FORGET = Path("/proc/self/clear_refs")  # of Linux: "5" resets VmHWM
+_SAMPLE_SECONDS = 0.001
+
+
+def cores() -> int:
+    """The cores that this process may run on, at least 1."""
+    with contextlib.suppress(AttributeError, OSError, psutil.Error):  # macOS binds no process to cores
+        return len(psutil.Process().cpu_affinity())
+    return os.cpu_count() or 1
+
+
+def free_memory() -> int:
+    """Bytes of main memory that new allocations may take without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def resident_memory() -> int:
+    """Bytes of main memory that this process takes now."""
+    return int(psutil.Process().memory_info().rss)
+
+
+class PeakMemory:
+    """The highest use of main memory within a `with` block. `bytes`, after the block: beyond what was used before it.
+
+    Exact where the system can forget an earlier peak (Linux) and where the block exceeds it; elsewhere the use is read
+    every millisecond, and a shorter peak is missed.
+    """
+
+    bytes = 0
+
+    def __enter__(self) -> PeakMemory:
+        self._done = threading.Event()
+        self._sampler = threading.Thread(target=self._sample, daemon=True)
+        self._before = self._highest = resident_memory()
+        forgotten = _forget_peak()
+        self._mark = _peak()
+        if not forgotten:
+            self._sampler.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._done.set()
+        if self._sampler.is_alive():
+            self._sampler.join()
+        peak = _peak()
+        self.bytes = max(0, (peak if peak > self._mark else self._highest) - self._before)
+
+    def _sample(self) -> None:
+        while not self._done.wait(_SAMPLE_SECONDS):
+            self._highest = max(self._highest, resident_memory())
+
+
+def _forget_peak() -> bool:
+    try:
+        _FORGET.write_text("5")
+    except OSError:  # no Linux, or not allowed
+        return False
+    return True
+
+
+def _peak() -> int:
+    """Bytes of the highest use so far that the system remembers; 0 if it remembers none."""
+    with contextlib.suppress(OSError):
+        for line in _STATUS.read_text(encoding="ascii").splitlines():
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
+    if (peak := getattr(psutil.Process().memory_info(), "peak_wset", None)) is not None:
+        return int(peak)  # Windows
+    try:
+        import resource
+    except ImportError:
+        return 0
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

@@ -1,0 +1,125 @@
+"""The weights that a training starts from: any checkpoint, whatever its classes, or published weights of a trunk."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.teacher.checkpoints import (
+    FORMAT,
+    BadCheckpoint,
+    Checkpoint,
+    checkpoint_of,
+    read_state,
+    require_finite,
+    require_match,
+)
+from autolabel.teacher.networks.build import architecture, build, recognise
+
+
+class Start(NamedTuple):
+    """The tensors that a training takes from a file, the images that these have seen, and a line that says both.
+
+    scales and trained_on as in `Checkpoint`; trained_on is empty for published files, which do not name their images.
+    """
+
+    state_dict: dict[str, Tensor]
+    scales: int
+    trained_on: Tensor
+    description: str
+
+
+def read_start(path: Path, arch: str, space: LabelSpace) -> Start:
+    """Read the weights that a training of `arch` with the classes of `space` can start from.
+
+    A checkpoint of the same network gives everything; one with another decoder or combination gives the modules that
+    both networks share. Layers that stand for classes start fresh if the classes differ. Weights of a trunk give the
+    whole trunk. Raises BadCheckpoint unless all of that fits in every tensor, FileNotFoundError.
+    """
+    content, state = read_state(path)
+    if content.get("format") == FORMAT or recognise(state):
+        return _start_from_network(path, checkpoint_of(path, content, state), arch, space)
+    return _start_from_trunk(path, state, arch, space)
+
+
+def _start_from_network(path: Path, checkpoint: Checkpoint, arch: str, space: LabelSpace) -> Start:
+    theirs, ours = architecture(checkpoint.arch), architecture(arch)
+    if theirs.trunk != ours.trunk:
+        raise BadCheckpoint(
+            f"{path} is {theirs}: expected a network on {ours.trunk}, as {ours} is, or weights of it alone"
+        )
+    own = _shapes(checkpoint.arch, checkpoint.classes, checkpoint.scales)
+    require_match(path, own, checkpoint.state_dict, network=checkpoint.arch)
+    scales = checkpoint.scales if theirs == ours else 3
+    expected, other = _shapes(arch, len(space), scales), _shapes(arch, len(space) + 1, scales)
+    shared = {"backbone"}
+    if theirs.decoder == ours.decoder:
+        shared |= {k.split(".")[0] for k in expected if not k.startswith("scale_attn.")}
+    if theirs == ours:
+        shared.add("scale_attn")
+    names = checkpoint.label_space and checkpoint.label_space.names
+    same = checkpoint.classes == len(space) and names in (None, space.names)
+    class_keys = set() if same else {k for k, v in expected.items() if v.shape != other[k].shape}
+    keys = {k for k in expected if k.split(".")[0] in shared} - class_keys
+    layers = {k.rpartition(".")[0] if k.split(".")[0] in shared else k.split(".")[0] for k in expected.keys() - keys}
+    fresh = f"; {', '.join(sorted(layers))} start fresh" if layers else ""
+    if not same:
+        classes = f"{checkpoint.classes} classes there, {len(space)} here"
+        fresh += f" ({classes if checkpoint.classes != len(space) else 'other classes'})"
+    taken = {k: v for k, v in checkpoint.state_dict.items() if k in keys}
+    return _start(path, expected, taken, scales, checkpoint.trained_on, fresh)
+
+
+# Torchvision's names of the modules of `layer0` in the published ResNet-50: (theirs, ours).
+_RESNET_STEM = (("conv1.", "layer0.0."), ("bn1.", "layer0.1."))
+_EFFICIENTNET_LAST = "backbone.features.8."  # 1x1 convolution before the classifier, not part of the trunk
+
+
+def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space: LabelSpace) -> Start:
+    expected = _shapes(arch, len(space), scales=3)
+    trunk = {k: v for k, v in expected.items() if k.startswith("backbone.")}
+
+    def renamed(key: str) -> str:
+        key = key.removeprefix("model.").removeprefix("backbone.")
+        for other, ours in _RESNET_STEM if "backbone.layer0.0.weight" in trunk else ():
+            if key.startswith(other):
+                key = ours + key.removeprefix(other)
+        return f"backbone.{key}"
+
+    tensors = {renamed(k): v for k, v in state.items()}
+    modules = {k.split(".")[1] for k in trunk}
+    keys = {k for k in tensors if k.split(".")[1] in modules and not k.startswith(_EFFICIENTNET_LAST)}
+    taken = {k: v for k, v in tensors.items() if k in keys}
+    if not any(k in trunk and v.shape == trunk[k].shape for k, v in tensors.items() if v.ndim):
+        raise BadCheckpoint(
+            f"{path}: nothing in it fits {arch} (it begins with {', '.join(list(state)[:3])}): expected a checkpoint of"
+            " docs/teacher.md with that trunk, or weights of the trunk alone"
+        )
+    require_match(path, trunk, taken, network=f"the trunk of {arch}")  # a deeper trunk has more in the same modules
+    fresh = ", ".join(sorted({k.split(".")[0] for k in expected.keys() - trunk.keys()}))
+    unused = ", ".join(sorted({k.split(".")[1] for k in tensors.keys() - keys}))
+    rest = f", the trunk; {fresh} start fresh" + (f"; not used: {unused}" if unused else "")
+    return _start(path, expected, taken, 3, torch.zeros(0, dtype=torch.int64), rest)
+
+
+def _start(
+    path: Path, expected: Mapping[str, Tensor], taken: dict[str, Tensor], scales: int, trained_on: Tensor, rest: str
+) -> Start:
+    require_finite(path, taken)
+    part, whole = (sum(v.numel() for k, v in s.items() if not _is_buffer(k)) / 1e6 for s in (taken, expected))
+    unknown = "" if len(trained_on) else "; it does not say which images it has seen"
+    return Start(taken, scales, trained_on, f"{part:.1f} of {whole:.1f} M parameters from {path}{rest}{unknown}")
+
+
+def _is_buffer(key: str) -> bool:
+    return key.rpartition(".")[2] in ("running_mean", "running_var", "num_batches_tracked")
+
+
+def _shapes(arch: str, classes: int, scales: int) -> dict[str, Tensor]:
+    with torch.device("meta"):
+        return build(arch, classes, scales).state_dict()
