@@ -10,7 +10,6 @@ import importlib.resources
 import json
 import math
 import re
-import shutil
 import threading
 import uuid
 from collections import Counter
@@ -101,7 +100,6 @@ def write_report(
     samples = manifest.find(wanted)
     folder = run / "report"
     pictures = folder / f"pictures-{uuid.uuid4().hex[:12]}"
-    pictures.mkdir(parents=True)
     paint = Painter(pictures, labels, kept, samples, asked, space, opened, network, several)
     try:
         drawn = _paint_all(paint, wanted, update)
@@ -136,11 +134,11 @@ def write_report(
         )
         storage.write(folder / "index.html", page.encode())
     except BaseException:
-        shutil.rmtree(pictures, ignore_errors=True)
+        storage.remove(pictures)
         raise
-    for path in folder.iterdir():  # the pictures of older reports, and nothing that a user may have put beside them
+    for path in storage.list(folder):  # the pictures of older reports, and nothing that a user may have put beside them
         if _PICTURES.fullmatch(path.name) and path != pictures:
-            shutil.rmtree(path)
+            storage.remove(path)
     storage.remove_leftovers(folder)
     return folder / "index.html"
 
@@ -189,7 +187,7 @@ def _find_teacher(opened: Run, named: Path | None, attention: bool) -> tuple[Pat
 def _updated(run: Path) -> str:
     """When the run last finished a unit, ISO 8601; empty if it does not say."""
     path = run / "progress.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["updated"]) if path.is_file() else ""
+    return str(json.loads(storage.read(path))["updated"]) if storage.exists(path) else ""
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
