@@ -85,7 +85,7 @@ def main(teacher: Path, out: Path) -> None:
     work, docs = out / "work", Path(__file__).resolve().parent.parent / "docs"
     coarse, run, human_first = work / "coarse.parquet", work / "runs" / "auto", work / "runs" / "human-first"
     write_city(work / "city", 0, fine=0, coarse=48, val=0)
-    autolabel("manifest", "scan", "cityscapes", work / "city", "--split", "train_extra", "-o", coarse)
+    autolabel("manifest", "scan", work / "city", "--split", "train_extra", "-o", coarse)
     autolabel("generate", coarse, "--teacher", teacher, "--out", run, "--keep-confidence", "8")
     autolabel("relabel", run, "--policy", "human-first", "--out", human_first)
     autolabel("report", run)
