@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.predictor import read_coarse
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
 from autolabel.pipeline.report.write import write_report
@@ -58,7 +58,7 @@ def by_hand(job: LabelJob, sample: Sample) -> tuple[Map, NDArray[np.float32], Ma
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_a_pixel_that_was_left_out_is_of_a_class_that_is(temperature: float) -> None:
+def test_undrawn_pixels_get_the_class_and_probability_of_bayes_rule(temperature: float) -> None:
     """Of two images only some pixels of the first were left out; a megapixel, so that it is decided in bands."""
     logits = 2 * torch.randn(2, 19, 256, 1024, generator=torch.Generator().manual_seed(0))
     where = torch.rand(2, 256, 1024, generator=torch.Generator().manual_seed(1)) < 0.5
@@ -78,7 +78,7 @@ def test_a_pixel_that_was_left_out_is_of_a_class_that_is(temperature: float) -> 
     assert torch.equal(winner[~where], plain[~where]) and not torch.equal(winner[where], plain[where])
 
 
-def test_what_is_the_same_for_every_class_says_nothing(city: Path) -> None:
+def test_outlined_shares_that_are_equal_for_all_classes_leave_probabilities_as_they_are(city: Path) -> None:
     space = load_manifest(city / "val.parquet").label_space
     assert Policy().left_out(space) is None
     assert Policy(outlined=dict.fromkeys(space.names, 0.7)).left_out(space) is None
@@ -121,7 +121,7 @@ def test_labels_do_not_depend_on_the_batch(job: LabelJob, teacher: Path) -> None
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp_path: Path) -> None:
+def test_stats_outlined_counts_what_people_outline_and_writes_a_policy(job: LabelJob, tmp_path: Path) -> None:
     """The whole way by the command line; the counts are those of a loop over pixels."""
     job = replace(job, policy=HUMAN_FIRST, keep_confidence=4)
     generate(job)
@@ -152,7 +152,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     assert outlined(again).policy.name == policy.name  # counted once more it is still the same kind of policy
 
 
-def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> None:
+def test_a_class_that_was_never_found_outside_the_polygons_keeps_a_probability(job: LabelJob) -> None:
     generate(replace(job, policy=HUMAN_FIRST))
     path = job.out / "stats/classes.parquet"
     table = RunFolder(job.out).statistics("classes")
@@ -165,7 +165,7 @@ def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> No
     assert policy.outlined and set(policy.outlined.values()) == {0.99}
 
 
-def test_where_nobody_outlined_anything_there_is_nothing_to_count(job: LabelJob, tmp_path: Path) -> None:
+def test_stats_outlined_refuses_a_run_without_coarse_labels(job: LabelJob, tmp_path: Path) -> None:
     known = load_manifest(job.manifest)
     samples = tuple(replace(s, coarse_label=None) for s in known.samples)
     save_manifest(tmp_path / "bare.parquet", replace(known, samples=samples))
@@ -179,7 +179,7 @@ def test_where_nobody_outlined_anything_there_is_nothing_to_count(job: LabelJob,
 # --- what else must know of it ----------------------------------------------------------------------------------------
 
 
-def test_relabel_keeps_it_and_cannot_change_it(job: LabelJob, tmp_path: Path) -> None:
+def test_relabel_keeps_the_outlined_shares_and_refuses_others(job: LabelJob, tmp_path: Path) -> None:
     generate(replace(job, keep_confidence=4))
     generate(replace(job, out=tmp_path / "strict", policy=replace(OUTLINED, threshold=0.5)))
     relabel(Run.open(job.out), replace(OUTLINED, threshold=0.5), out=tmp_path / "re")
@@ -234,7 +234,7 @@ def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob, monkeypatch: py
         ("[outlined]\nskye = 0.8", "'skye' is no class of label space 'cityscapes': did you mean 'sky'?"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_labelled(text: str, message: str, job: LabelJob) -> None:
+def test_a_problem_of_the_request_is_told_before_anything_is_labelled(text: str, message: str, job: LabelJob) -> None:
     file = job.out.parent / "mine.toml"
     file.write_text(text)
     asked = job.manifest, "--teacher", job.teacher, "--policy", file, "--out", job.out

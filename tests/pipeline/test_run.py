@@ -194,7 +194,7 @@ def test_a_repaired_image_is_labelled_by_the_next_call(drive: Path, teacher: Pat
     assert labels_of(asked.out).items() >= untouched.items()
 
 
-def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_images_of_any_height_and_width_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
     """One row, one column, smaller than any stride, a panorama: the run does not stop at what nobody thought of."""
     sizes = {
         "row": (1, 70),

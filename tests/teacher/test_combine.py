@@ -193,7 +193,7 @@ def test_halving_what_was_enlarged_by_a_multiple_of_4_is_one_resize(start: Size,
         pytest.param((8, 12), (12, 18), (16, 24), id="enlarged twice"),
     ],
 )
-def test_any_other_detour_is_taken(start: Size, via: Size, size: Size) -> None:
+def test_a_resize_through_another_size_is_done_in_two_steps(start: Size, via: Size, size: Size) -> None:
     """As the reference takes it: there a direct resize gives visibly other numbers."""
     x = noise(2, 4, *start)
     expected, direct = to(to(x, via), size), to(x, size)

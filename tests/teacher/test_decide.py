@@ -79,7 +79,9 @@ def test_the_top_class_and_its_softmax_probability(classes: int, spread: float) 
         pytest.param((7.0,), 0, 1.0, id="one class"),
     ],
 )
-def test_awkward_logits(logits: tuple[float, ...], winner: int, probability: float | None) -> None:
+def test_equal_and_extreme_logits_give_a_top_class_and_a_finite_probability(
+    logits: tuple[float, ...], winner: int, probability: float | None
+) -> None:
     found, confidence = top_class(of_classes(*logits))
     assert found.item() == winner == np.argmax(np.float32(logits))
     expected = probability or torch.softmax(torch.tensor(logits), dim=0).amax().item()

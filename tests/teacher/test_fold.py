@@ -56,7 +56,7 @@ def test_a_folded_network_gives_the_same_logits(arch: str, folded: int, left: li
     assert not torch.equal(after, before)  # something was done
 
 
-def test_every_norm_counts() -> None:
+def test_every_batch_norm_is_folded() -> None:
     """With one convolution's norm forgotten, or folded into its neighbour, the logits would be others."""
     network, images = network_by_formula("hrnet18s_ocr", CLASSES), picture(45, 70)
     with torch.inference_mode():

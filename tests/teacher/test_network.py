@@ -382,7 +382,7 @@ def test_efficientnet_lite_pads_as_tensorflow_does(
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_on_a_cpu_autocast_leaves_convolutions_of_single_channels_in_float32(stride: int) -> None:
+def test_autocast_on_a_cpu_leaves_depthwise_convolutions_in_float32(stride: int) -> None:
     torch.manual_seed(0)
     ours = DepthwiseConv(6, 5, stride)
     plain = SamePadConv(6, 6, 5, stride, groups=6)

@@ -126,7 +126,9 @@ def test_confidence_is_the_softmax_of_the_combined_logits(seer: Teacher, images:
     logits = seer.logits(images[0])
     assert (logits.shape, logits.dtype) == ((19, 48, 96), torch.float32)
     with torch.inference_mode():
-        expected = seer.network.logits(normalise(torch.from_numpy(images[:1]).permute(0, 3, 1, 2)), (0.5, 1.0, 2.0))
+        expected = seer.network.logits(
+            normalise(torch.from_numpy(images[:1]).permute(0, 3, 1, 2)), scales=(0.5, 1.0, 2.0)
+        )
     torch.testing.assert_close(logits, expected[0], rtol=0, atol=1e-4)
     winner, confidence = seer.confidence(images[0])
     assert np.array_equal(winner, logits.argmax(dim=0).numpy())
@@ -243,7 +245,7 @@ def test_average_is_the_mean_of_the_scales_own_logits(teacher: Path, images: Ima
 
 
 @pytest.mark.parametrize("combine", ["network", "average"])
-def test_what_each_scale_says_and_how_much_it_counts(combine: str, teacher: Path, images: Image) -> None:
+def test_views_give_every_scales_label_and_share(combine: str, teacher: Path, images: Image) -> None:
     averager = load_teacher(teacher, device="cpu", combine=combine)
     views = averager.views(images[0], scales=(0.5, 1.0, 2.0))
     assert [view.scale for view in views] == [0.5, 1.0, 2.0]
@@ -304,7 +306,9 @@ def test_a_batch_that_does_not_fit_is_halved_until_it_does(
     assert limited.fits == {(48, 64): 2, (40, 64): 2}
 
 
-def test_memory_may_run_out_in_the_middle(teacher: Path, seer: Teacher, eight: Image) -> None:
+def test_images_done_before_memory_runs_out_are_kept_and_the_rest_is_halved(
+    teacher: Path, seer: Teacher, eight: Image
+) -> None:
     """What is done is kept, what failed is done again, and each image is labelled once."""
     limited, asked = with_memory_for(teacher, 8, AssertionError)
     room = iter([4, 3, 8, 8, 8, 8, 8, 8])
