@@ -100,7 +100,7 @@ def train(
     """
     request = Request(job, manifest, progress=progress)
     on_step, on_note = on_step or (lambda report: None), on_note or (lambda note: None)
-    if request.started_from and not request.last.is_file():
+    if request.started_from and not storage.exists(request.last):
         on_note(f"starts with {request.started_from}")
     with storage.hold(job.out):
         if not job.machine.uses_ray:

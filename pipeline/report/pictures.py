@@ -29,8 +29,9 @@ from autolabel.manifests.drawing import (
     shrink_label,
     write_picture,
 )
-from autolabel.manifests.images import BadImage, read_image, read_label
+from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import Sample
 
@@ -86,21 +87,12 @@ def attempt(read: Callable[[], T]) -> T | Missing:
         return Missing(f"{error.filename} is gone")
 
 
-def photograph(sample: Sample) -> Photograph:
-    """(H, W, 3) uint8. Raises BadImage also where its size is no longer what it was."""
-    image = read_image(sample.image)
-    if image.shape[:2] != (sample.height, sample.width):
-        raise BadImage(f"{sample.image} has changed since it was labelled: its size is another")
-    return image
-
-
 def coarse_label(asked: Sample | None, space: LabelSpace) -> Label:
     """(H, W) uint8 train ids of a sample as the run was asked to label it. Raises BadImage where there is none."""
     if asked is None or asked.coarse_label is None:
         raise BadImage("this image has no coarse label" if asked else "the run's manifest lists it no more")
-    label = read_label(asked.coarse_label, space, asked.label_ids)
-    if label.shape != (asked.height, asked.width):
-        raise BadImage(f"{asked.coarse_label} is of another size than its image")
+    label = read_coarse(asked, space)
+    assert label is not None
     return label
 
 

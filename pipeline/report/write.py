@@ -10,7 +10,6 @@ import importlib.resources
 import json
 import math
 import re
-import shutil
 import threading
 import uuid
 from collections import Counter
@@ -29,6 +28,7 @@ from PIL import Image
 from autolabel.manifests import machine, storage
 from autolabel.manifests.drawing import DISAGREEMENT, draw_label, encode_flat, encode_smooth, write_picture
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import RunConfidence, RunLabels
 from autolabel.manifests.run.shards import Label
@@ -49,7 +49,6 @@ from autolabel.pipeline.report.pictures import (
     coarse_label,
     draw_share,
     from_levels,
-    photograph,
     write_pictures,
 )
 from autolabel.teacher.networks.combine import Average, Combination, Explicit, ExplicitPairs
@@ -101,7 +100,6 @@ def write_report(
     samples = manifest.find(wanted)
     folder = run / "report"
     pictures = folder / f"pictures-{uuid.uuid4().hex[:12]}"
-    pictures.mkdir(parents=True)
     paint = Painter(pictures, labels, kept, samples, asked, space, opened, network, several)
     try:
         drawn = _paint_all(paint, wanted, update)
@@ -136,11 +134,11 @@ def write_report(
         )
         storage.write(folder / "index.html", page.encode())
     except BaseException:
-        shutil.rmtree(pictures, ignore_errors=True)
+        storage.remove(pictures)
         raise
-    for path in folder.iterdir():  # the pictures of older reports, and nothing that a user may have put beside them
+    for path in storage.list(folder):  # the pictures of older reports, and nothing that a user may have put beside them
         if _PICTURES.fullmatch(path.name) and path != pictures:
-            shutil.rmtree(path)
+            storage.remove(path)
     storage.remove_leftovers(folder)
     return folder / "index.html"
 
@@ -189,7 +187,7 @@ def _find_teacher(opened: Run, named: Path | None, attention: bool) -> tuple[Pat
 def _updated(run: Path) -> str:
     """When the run last finished a unit, ISO 8601; empty if it does not say."""
     path = run / "progress.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["updated"]) if path.is_file() else ""
+    return str(json.loads(storage.read(path))["updated"]) if storage.exists(path) else ""
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -238,7 +236,7 @@ class Painter:
     def __call__(self, place: int, sample_id: str) -> Shown:
         """Draw the sample that is shown at this place, from 0."""
         stem = f"{place:05}-{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}"
-        image = attempt(lambda: photograph(self._samples[sample_id]))
+        image = attempt(lambda: read_photograph(self._samples[sample_id]))
         auto = attempt(lambda: self._labels[sample_id])
         kept = attempt(lambda: self._levels(sample_id))
         coarse = self._coarse(sample_id)

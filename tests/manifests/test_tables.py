@@ -26,7 +26,7 @@ from autolabel.manifests.samples import (
     open_manifest,
     save_manifest,
 )
-from autolabel.manifests.scan import scan_cityscapes
+from autolabel.manifests.scan import scan
 from autolabel.manifests.schemas import IMAGES_SCHEMA, MANIFEST_SCHEMA
 from autolabel.manifests.tables import BadTable, writing_table
 
@@ -120,7 +120,7 @@ def test_a_manifest_without_samples_survives_too(tmp_path: Path) -> None:
 
 def test_a_folder_that_is_moved_as_a_whole_still_loads(city: Path, tmp_path: Path) -> None:
     shutil.copytree(city / "data", tmp_path / "before/data")
-    made, _ = scan_cityscapes(tmp_path / "before/data", ["val"])
+    made, _ = scan(tmp_path / "before/data", layout="cityscapes", splits=["val"])
     save_manifest(tmp_path / "before/lists/val.parquet", made)
     (tmp_path / "before").rename(tmp_path / "after")
     loaded = load_manifest(tmp_path / "after/lists/val.parquet")
@@ -349,7 +349,7 @@ def test_statistics_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
     write_table(tmp_path / "stats/images.parquet", written)
     assert RunFolder(tmp_path).statistics().equals(written)
-    assert RunFolder(str(tmp_path)).statistics("images").equals(written)
+    assert RunFolder(tmp_path).statistics("images").equals(written)
 
 
 def test_an_unknown_statistics_table_is_refused_with_the_known_ones(tmp_path: Path) -> None:

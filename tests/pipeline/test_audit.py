@@ -23,7 +23,7 @@ from autolabel.manifests.policy import Policy, load_policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
-from autolabel.manifests.scan import scan_cityscapes, scan_folder
+from autolabel.manifests.scan import scan
 from autolabel.manifests.scores import BoundaryF
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit
@@ -38,7 +38,7 @@ Label = NDArray[np.uint8]
 def finished(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run over the images that the teacher has learnt from (6) and those held out (3), with PNG labels."""
     folder = tmp_path_factory.mktemp("audit")
-    save_manifest(folder / "both.parquet", scan_cityscapes(city / "data", ["train", "val"])[0])
+    save_manifest(folder / "both.parquet", scan(city / "data", layout="cityscapes", splits=["train", "val"])[0])
     job = LabelJob(folder / "both.parquet", teacher, folder / "run", scales=(1.0,), store="png")
     generate(replace(job, policy=Policy(threshold=0.3), unit_size=4))
     return folder / "run"
@@ -221,7 +221,10 @@ def test_truth_is_matched_by_content_whatever_its_name(run: Path, city: Path, tm
     Image.new("RGB", (8, 6)).save(tmp_path / "images" / "stranger.png")
     Image.new("L", (8, 6)).save(tmp_path / "labels" / "stranger.png")
     save_manifest(
-        tmp_path / "t.parquet", scan_folder(tmp_path / "images", tmp_path / "labels", None, CITYSCAPES, "train")[0]
+        tmp_path / "t.parquet",
+        scan(
+            tmp_path / "images", layout="folder", labels=tmp_path / "labels", label_space=CITYSCAPES, label_ids="train"
+        )[0],
     )
     found = audit(run, tmp_path / "t.parquet")
     assert (found.classes, found.reliability) == (expected.classes, expected.reliability)
@@ -240,7 +243,7 @@ def test_coarse_labels_are_a_check_on_every_image(run: Path, city: Path) -> None
 
 def test_truth_that_the_teacher_has_seen_is_refused_unless_it_is_recorded(run: Path, city: Path) -> None:
     both = run.parent / "both.parquet"
-    save_manifest(both, scan_cityscapes(city / "data", ["train", "val"])[0])
+    save_manifest(both, scan(city / "data", layout="cityscapes", splits=["train", "val"])[0])
     line = refused("audit", run, "--truth", both)
     assert "was trained on 6 of the 9 images" in line and "--allow-leak" in line
     assert not (run / "audit.json").exists()
@@ -303,7 +306,7 @@ def test_what_cannot_be_audited_is_said_in_one_line(run: Path, city: Path, teach
     assert "lists no image with a fine label" in line
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.png").write_bytes(b"not a picture")
-    save_manifest(tmp_path / "p.parquet", scan_folder(tmp_path / "photos", None, None, CITYSCAPES, "train")[0])
+    save_manifest(tmp_path / "p.parquet", scan(tmp_path / "photos", layout="folder", label_space=CITYSCAPES)[0])
     generate(LabelJob(tmp_path / "p.parquet", teacher, tmp_path / "empty"))
     assert "holds no labelled image" in refused("audit", tmp_path / "empty", "--truth", val)
 
@@ -313,11 +316,21 @@ def test_truth_of_other_images_is_no_truth(run: Path, tmp_path: Path) -> None:
         (tmp_path / kind).mkdir()
         Image.new(mode, (8, 6)).save(tmp_path / kind / "a.png")
     truth = tmp_path / "t.parquet"
-    save_manifest(truth, scan_folder(tmp_path / "images", tmp_path / "labels", None, CITYSCAPES, "train")[0])
+    save_manifest(
+        truth,
+        scan(
+            tmp_path / "images", layout="folder", labels=tmp_path / "labels", label_space=CITYSCAPES, label_ids="train"
+        )[0],
+    )
     assert "none of the 1 fine images" in refused("audit", run, "--truth", truth)
     shutil.copyfile(tmp_path / "images" / "a.png", tmp_path / "images" / "b.png")
     shutil.copyfile(tmp_path / "labels" / "a.png", tmp_path / "labels" / "b.png")
-    save_manifest(truth, scan_folder(tmp_path / "images", tmp_path / "labels", None, CITYSCAPES, "train")[0])
+    save_manifest(
+        truth,
+        scan(
+            tmp_path / "images", layout="folder", labels=tmp_path / "labels", label_space=CITYSCAPES, label_ids="train"
+        )[0],
+    )
     assert "'a' and 'b' are the same image" in refused("audit", run, "--truth", truth)
 
 

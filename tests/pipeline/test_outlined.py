@@ -12,12 +12,12 @@ from numpy.typing import NDArray
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.predictor import read_coarse
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
 from autolabel.pipeline.report.write import write_report

@@ -197,7 +197,7 @@ def test_what_is_gone_or_damaged_is_said_in_its_place(run: Path, city: Path, tmp
     page = write_report(moved, 1, (), None, nothing)
     (card,) = gallery(page)["cards"]
     assert card["kinds"] == ["coarse", "auto", "disagreement"] and files(page) == on_disk(page)
-    assert "is gone" in card["missing"]["photograph"] and "is gone" in card["missing"]["confidence"]
+    assert all("the file is missing" in card["missing"][kind] for kind in ("photograph", "confidence"))
     (shard,) = (run / "labels.zarr").rglob("c.*")
     shard.write_bytes(b"no labels")
     (card,) = gallery(write_report(run, 1, (), None, nothing))["cards"]
@@ -421,4 +421,4 @@ def test_where_a_photograph_is_gone_there_is_nothing_by_scale_and_the_reason_is_
 ) -> None:
     moved = Path(shutil.copytree(scaled, tmp_path / "further" / "down" / "run"))  # its images are found from its place
     page = write_report(moved, 1, (), None, nothing, attention=True)
-    assert by_scale(page) == [] and "is gone" in gallery(page)["cards"][0]["missing"]["photograph"]
+    assert by_scale(page) == [] and "the file is missing" in gallery(page)["cards"][0]["missing"]["photograph"]

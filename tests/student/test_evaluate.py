@@ -18,7 +18,7 @@ from PIL import Image
 from autolabel.manifests.drawing import DISAGREEMENT
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
-from autolabel.manifests.scan import scan_folder
+from autolabel.manifests.scan import scan
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, evaluate, score
@@ -137,7 +137,10 @@ def test_labels_without_a_class_are_refused(teacher: Path, tmp_path: Path) -> No
     for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.full((64, 64), 255, np.uint8))):
         (tmp_path / folder).mkdir()
         Image.fromarray(array).save(tmp_path / folder / "a.png")
-    save_manifest(tmp_path / "m.parquet", scan_folder(tmp_path / "images", tmp_path / "labels", None, CITYSCAPES)[0])
+    save_manifest(
+        tmp_path / "m.parquet",
+        scan(tmp_path / "images", layout="folder", labels=tmp_path / "labels", label_space=CITYSCAPES)[0],
+    )
     message = f"{tmp_path / 'm.parquet'}: no pixel of its labels has a class, so there is nothing to score on"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         evaluate(teacher, tmp_path / "m.parquet", scales=(1.0,), device="cpu")
@@ -197,7 +200,9 @@ def test_a_manifest_in_another_label_space_is_refused(teacher: Path, tmp_path: P
         (tmp_path / folder).mkdir()
         Image.fromarray(array).save(tmp_path / folder / "a.png")
     manifest = tmp_path / "camvid.parquet"
-    save_manifest(manifest, scan_folder(tmp_path / "images", tmp_path / "labels", None, CAMVID)[0])
+    save_manifest(
+        manifest, scan(tmp_path / "images", layout="folder", labels=tmp_path / "labels", label_space=CAMVID)[0]
+    )
     message = (
         f"{teacher} predicts 19 classes of 'cityscapes', but {manifest} uses label space 'camvid' with 11: use a"
         " checkpoint trained in that label space"
