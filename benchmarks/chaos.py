@@ -140,10 +140,10 @@ def _changed(path: Path) -> float:
 
 
 def make_run(folder: Path, engine: str, store: str, manifest: Path, teacher: Path, address: str | None) -> Driver:
-    options = {"manifest": manifest, "teacher": teacher, "out": folder, "engine": engine, "store": store}
-    options |= {"shard-size": SHARD, "max-quarantined": 1} | ({"address": address} if address else {})
+    options = {"teacher": teacher, "out": folder, "engine": engine, "store": store}
+    options |= {"unit-size": SHARD, "max-quarantined": 1} | ({"address": address} if address else {})
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return Driver(folder, engine, store, [sys.executable, "-m", "autolabel.cli", "generate", *words])
+    return Driver(folder, engine, store, [sys.executable, "-m", "autolabel.cli", "generate", str(manifest), *words])
 
 
 # --- what must not differ ---------------------------------------------------------------------------------------------
