@@ -27,7 +27,7 @@ from autolabel.manifests.layouts import (
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import RUN
 from autolabel.manifests.samples import Manifest, Sample
-from autolabel.manifests.wording import Progress
+from autolabel.manifests.wording import Progress, Shown
 
 LAYOUTS = ("auto", "cityscapes", "mapillary", "folder")
 _DEPTH = 2  # levels of folders, below the one that is scanned, in which data sets are looked for
@@ -38,7 +38,7 @@ _TRIED = (
 
 
 @dataclass(frozen=True)
-class Account:
+class Account(Shown):
     """The result of a scan in numbers.
 
     sources: samples by the source of their best label. coarse: samples with a coarse label. sizes: images by (height,

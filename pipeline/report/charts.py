@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run
 from autolabel.pipeline.analysis.stats import Summary, coverage_at
@@ -176,9 +177,9 @@ def audit(run: Path) -> dict[str, Any]:
     All three None if it was not audited, the last one also if it has none.
     """
     path = run / "audit.json"
-    if not path.is_file():
+    if not storage.exists(path):
         return dict.fromkeys(("audit", "audited", "reliability"))
-    found = json.loads(path.read_text(encoding="utf-8"))
+    found = json.loads(storage.read(path))
     audited = [row for row in found["classes"] if row["truth_pixels"] or row["label_pixels"]]
     return {"audit": found, "audited": audited, "reliability": reliability(found) if found["reliability"] else None}
 

@@ -10,7 +10,6 @@ import importlib.resources
 import json
 import math
 import re
-import shutil
 import threading
 import uuid
 from collections import Counter
@@ -95,13 +94,16 @@ def write_report(
     kept = opened.confidence if opened.recipe.confidence_edges else None
     teacher_file, no_teacher = _find_teacher(opened, teacher, attention) if attention or not kept else (None, "")
     recipe = opened.recipe
-    network = load_teacher(teacher_file, "auto", recipe.precision, recipe.combine) if teacher_file and wanted else None
+    network = (
+        load_teacher(teacher_file, precision=recipe.precision, combine=recipe.combine)
+        if teacher_file and wanted
+        else None
+    )
     several = attention and len(opened.recipe.scales) > 1
     asked, no_coarse = _find_asked(opened, wanted) if summary.coarse_coverage > 0 else (None, "")
     samples = manifest.find(wanted)
     folder = run / "report"
     pictures = folder / f"pictures-{uuid.uuid4().hex[:12]}"
-    pictures.mkdir(parents=True)
     paint = Painter(pictures, labels, kept, samples, asked, space, opened, network, several)
     try:
         drawn = _paint_all(paint, wanted, update)
@@ -136,11 +138,11 @@ def write_report(
         )
         storage.write(folder / "index.html", page.encode())
     except BaseException:
-        shutil.rmtree(pictures, ignore_errors=True)
+        storage.remove(pictures)
         raise
-    for path in folder.iterdir():  # the pictures of older reports, and nothing that a user may have put beside them
+    for path in storage.list(folder):  # the pictures of older reports, and nothing that a user may have put beside them
         if _PICTURES.fullmatch(path.name) and path != pictures:
-            shutil.rmtree(path)
+            storage.remove(path)
     storage.remove_leftovers(folder)
     return folder / "index.html"
 
@@ -189,7 +191,7 @@ def _find_teacher(opened: Run, named: Path | None, attention: bool) -> tuple[Pat
 def _updated(run: Path) -> str:
     """When the run last finished a unit, ISO 8601; empty if it does not say."""
     path = run / "progress.json"
-    return str(json.loads(path.read_text(encoding="utf-8"))["updated"]) if path.is_file() else ""
+    return str(json.loads(storage.read(path))["updated"]) if storage.exists(path) else ""
 
 
 # --- drawing ----------------------------------------------------------------------------------------------------------
@@ -270,8 +272,9 @@ class Painter:
             named = None if isinstance(coarse, Missing) else coarse
             recipe = self._run.recipe
             top, confidence = self._teacher.confidence(
-                image, recipe.scales, recipe.flip, self._policy.temperature, self._left_out, named
-            )
+                image, scales=recipe.scales, flip=recipe.flip, temperature=self._policy.temperature,
+                prior=self._left_out, coarse=named,
+            )  # fmt: skip
             return confidence, self._by_scale(self._teacher, stem, image, top) if self._attention else []
 
     def _by_scale(self, teacher: Teacher, stem: str, image: Photograph, combined: Label) -> list[View]:
@@ -283,7 +286,7 @@ class Painter:
             return View(kind, f"{self._folder.name}/{name}", drawn.size, scale, **more)
 
         views: list[View] = []
-        for view in teacher.views(image, self._run.recipe.scales):
+        for view in teacher.views(image, scales=self._run.recipe.scales):
             prediction = draw_label(view.label, self._space)
             views.append(written("prediction", view.scale, prediction, encode_flat(prediction)))
             if _weights(teacher.combination) != "equal":
