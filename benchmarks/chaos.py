@@ -36,7 +36,7 @@ from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import LABELS, zarr_folder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.samples import save_manifest
-from autolabel.manifests.scan import scan_cityscapes
+from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.label import DEATHS
@@ -71,7 +71,7 @@ def draw(root: Path, images: int) -> tuple[Path, Path]:
     no_png.write_bytes(b"no image at all")
     empty.write_bytes(b"")
     for name, split in (("fine", "train"), ("coarse", "train_extra"), ("val", "val")):
-        save_manifest(root / f"{name}.parquet", scan_cityscapes(data, [split])[0])
+        save_manifest(root / f"{name}.parquet", scan(data, layout="cityscapes", splits=[split])[0])
     short, flipped, gone = later  # since they were scanned
     short.write_bytes(short.read_bytes()[:2000])
     noise = bytearray(flipped.read_bytes())

@@ -29,7 +29,7 @@ from PIL import Image
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.shards import bucket_of
 from autolabel.manifests.samples import Sample, open_manifest, save_manifest, writing_manifest
-from autolabel.manifests.scan import scan_folder
+from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
 from autolabel.pipeline.engine import Crew, Work, run_local, run_ray
 from autolabel.pipeline.job import LabelJob
@@ -105,7 +105,7 @@ def tiny_images(folder: Path, count: int) -> Path:
 def listed(folder: Path, images: Path) -> Path:
     """The manifest of a folder of images."""
     path = folder / f"{images.name}.parquet"
-    save_manifest(path, scan_folder(images, None, None, CITYSCAPES)[0])
+    save_manifest(path, scan(images, layout="folder", label_space=CITYSCAPES)[0])
     return path
 
 

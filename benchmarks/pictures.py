@@ -21,12 +21,12 @@ from playwright.sync_api import sync_playwright
 from autolabel.manifests.drawing import draw_label
 from autolabel.manifests.images import read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.run.labels import open_labels
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scenes import write_city
 
-HERO = 5  # the sample of coarse.parquet that README.md shows
-SHADE = 0.7  # opacity of the colours of a label over its photograph
+HERO = 27  # the sample of coarse.parquet that README.md shows
+SHADE = 0.8  # opacity of the colours of a label over its photograph
 STRIP = """<!doctype html><meta charset="utf-8"><style>
 body { margin: 0; padding: 14px; width: 1000px; box-sizing: border-box; background: #fff; color: #1a1f26;
   font: 15px/1.4 system-ui, "Liberation Sans", Arial, sans-serif }
@@ -35,6 +35,7 @@ figure { margin: 0 } img { width: 100%; display: block; border-radius: 6px } fig
 figcaption span, .key { color: #57616d }
 .key { display: flex; flex-wrap: wrap; gap: 2px 14px; margin-top: 10px; font-size: 13px }
 i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin-right: 5px }
+.hatch { background: repeating-linear-gradient(-45deg, #383838 0 2px, #000 2px 6px) }
 </style><div class="row">[figures]</div><div class="key">[key]</div>"""
 
 
@@ -56,12 +57,12 @@ def strip(coarse: Path, run: Path) -> str:
     sample = manifest.samples[HERO]
     photograph = Image.fromarray(read_image(sample.image))
     rough = read_label(sample.coarse_label, manifest.label_space, sample.label_ids)
-    auto = open_labels(run)[sample.sample_id]
+    auto = Run.open(run).labels[sample.sample_id]
     pictures = [photograph, *(Image.blend(photograph, draw_label(label, CITYSCAPES), SHADE) for label in (rough, auto))]
-    covered = [f"{100 * (label != 255).mean():.0f} % of the pixels" for label in (rough, auto)]
+    covered = [f"{100 * (label != 255).mean():.0f} % covered" for label in (rough, auto)]
     captions = [
-        "<b>Photograph</b> <span>(a drawn street)</span>",
-        f"<b>Coarse label</b> <span>{covered[0]}, no pole, no sign</span>",
+        "<b>Image</b> <span>a drawn street</span>",
+        f"<b>Coarse label</b> <span>{covered[0]}</span>",
         f"<b>Automatic label</b> <span>{covered[1]}</span>",
     ]
     figures = []
@@ -75,16 +76,18 @@ def strip(coarse: Path, run: Path) -> str:
         for c, name in enumerate(CITYSCAPES.names)
         if (auto == c).sum() > 20 or (rough == c).any()
     ]
+    key.append('<span><i class="hatch"></i>no label</span>')
     return STRIP.replace("[key]", "".join(key)).replace("[figures]", "".join(figures))
 
 
 def main(teacher: Path, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     work, docs = out / "work", Path(__file__).resolve().parent.parent / "docs"
-    coarse, run = work / "coarse.parquet", work / "runs" / "auto"
-    write_city(work / "city", 0, fine=24, coarse=80, val=20)
-    autolabel("manifest", "scan", "cityscapes", work / "city", "--split", "train_extra", "-o", coarse)
-    autolabel("generate", coarse, "--teacher", teacher, "--out", run, "--keep-confidence", "8", "--engine", "local")
+    coarse, run, human_first = work / "coarse.parquet", work / "runs" / "auto", work / "runs" / "human-first"
+    write_city(work / "city", 0, fine=0, coarse=48, val=0)
+    autolabel("manifest", "scan", work / "city", "--split", "train_extra", "-o", coarse)
+    autolabel("generate", coarse, "--teacher", teacher, "--out", run, "--keep-confidence", "8")
+    autolabel("relabel", run, "--policy", "human-first", "--out", human_first)
     autolabel("report", run)
     with sync_playwright() as tools:
         browser = tools.chromium.launch(
@@ -100,7 +103,7 @@ def main(teacher: Path, out: Path) -> None:
             return page
 
         page = visit(1000, "light", scale=1.6)
-        page.set_content(strip(coarse, run))
+        page.set_content(strip(coarse, human_first))
         page.set_viewport_size({"width": 1000, "height": page.evaluate("document.body.offsetHeight")})
         webp(page, docs / "street.webp")
 

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from autolabel.manifests import storage
 from autolabel.manifests.images import colourise
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 
@@ -95,8 +96,4 @@ def _webp(image: Image.Image, **options: Any) -> bytes:
 
 def write_picture(path: Path, data: bytes) -> None:
     """Write a file that no page shows yet. Not forced to disk, which takes most of the time: it can be drawn again."""
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        error.filename = str(path)  # a full disk does not say where
-        raise
+    storage.write(path, data, durable=False)

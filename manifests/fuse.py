@@ -18,6 +18,7 @@ from autolabel.manifests.condition import parse_condition
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.manifests.schemas import SOURCES
+from autolabel.manifests.wording import Shown
 
 Named = tuple[str, Manifest]  # a manifest with the name that messages and provenance call it by
 
@@ -36,7 +37,7 @@ class Dropped:
 
 
 @dataclass(frozen=True)
-class Fused:
+class Fused(Shown):
     """A joined manifest, and its account: for every part the name, the samples taken, and the samples without a label.
 
     dropped: the automatic labels that `drop_worst` and `keep_if` left out, by the name of the part.

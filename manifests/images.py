@@ -135,12 +135,20 @@ def unknown_ids(stored: NDArray[np.uint8], space: LabelSpace, ids: str) -> list[
     return [int(i) for i in present if int(i) not in known]
 
 
-def read_label(path: Path, space: LabelSpace, ids: str) -> NDArray[np.uint8]:
-    """`decode_label` of a file. Raises BadImage (with the path), or OSErrors of the disk."""
+def read_label(path: Path, space: LabelSpace, ids: str, *, size: Size | None = None) -> NDArray[np.uint8]:
+    """`decode_label` of a file. Raises BadImage (with the path), also for another size, or OSErrors of the disk."""
     try:
-        return decode_label(path.read_bytes(), space, ids)
+        label = decode_label(path.read_bytes(), space, ids)
+        require_size(label, size or label.shape)
+        return label
     except BadImage as error:
         raise BadImage(f"{path}: {error}") from error
+
+
+def require_size(label: NDArray[np.uint8], size: tuple[int, ...]) -> None:
+    """Raise BadImage unless a label (H, W) has the size (height, width) of its image."""
+    if label.shape != size:
+        raise BadImage(f"the label is {label.shape[1]} x {label.shape[0]} but its image {size[1]} x {size[0]} pixels")
 
 
 def read_size(path: Path) -> Size:

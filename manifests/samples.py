@@ -26,7 +26,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SCHEMA_VERSION, SOURCES
 from autolabel.manifests.tables import BadTable, open_table, read_pieces, writing_table
-from autolabel.manifests.wording import Table
+from autolabel.manifests.wording import Shown, Table
 
 _METADATA_KEY = b"autolabel"
 _HEADER = ("schema_version", "label_space", "image_root", "label_root", "provenance")
@@ -61,7 +61,7 @@ class Sample:
 
 
 @dataclass(frozen=True)
-class Manifest:
+class Manifest(Shown):
     """Samples of one label space, and where they came from. Raises ValueError for samples that contradict each other.
 
     `image_root` and `label_root` are absolute folders that hold all images and all labels.

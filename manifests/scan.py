@@ -1,279 +1,245 @@
-"""Find samples in the folder layouts that data sets come in, and give an account of what was found.
+"""Find the samples in a folder, check every file, and give an account.
 
-Images and labels are paired by relative path and stem, never by sort order. Every image's header is read; every label
-is decoded once, so that a wrong size or an unknown id is found now and not in the middle of a training.
+Every image's header is read. Every label is decoded once, so that a wrong size or an unknown id is reported now and not
+in the middle of a training.
 """
 
 from __future__ import annotations
 
-import json
-import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES, BadImage, read_label, read_size
+from autolabel.manifests.images import IMAGE_SUFFIXES, BadImage, read_label, read_size
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
+from autolabel.manifests.layouts import (
+    BadLayout,
+    Listing,
+    files_under,
+    is_cityscapes,
+    is_mapillary,
+    list_cityscapes,
+    list_folder,
+    list_mapillary,
+)
 from autolabel.manifests.machine import cores
+from autolabel.manifests.run.folder import RUN
 from autolabel.manifests.samples import Manifest, Sample
+from autolabel.manifests.wording import Progress, Shown
 
-OnFile = Callable[[int, int], None]  # (done, total)
-
-
-class BadLayout(ValueError):
-    """The folder does not hold what the layout promises."""
-
-
-@dataclass
-class Account:
-    """What a scan found, for people."""
-
-    images: int = 0
-    sources: Counter[str] = field(default_factory=Counter)
-    splits: Counter[str] = field(default_factory=Counter)
-    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    coarse: int = 0
-    unreadable: list[str] = field(default_factory=list)  # "path: reason"
-    without_image: list[Path] = field(default_factory=list)  # labels whose image is missing
+LAYOUTS = ("auto", "cityscapes", "mapillary", "folder")
+_DEPTH = 2  # levels of folders, below the one that is scanned, in which data sets are looked for
+_TRIED = (
+    "Cityscapes (leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png), Mapillary Vistas (config.json and"
+    f" training/images/NAME.jpg), images/ beside labels/ or coarse/, any folder of {', '.join(IMAGE_SUFFIXES)}"
+)
 
 
-# --- Cityscapes -------------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Account(Shown):
+    """The result of a scan in numbers.
 
-_CITYSCAPES_SPLITS = ("train", "val", "test", "train_extra")
-_IMAGE_END, _FINE_END, _COARSE_END = "_leftImg8bit.png", "_gtFine_labelIds.png", "_gtCoarse_labelIds.png"
-
-
-def _package_folders(root: Path, package: str) -> list[Path]:
-    """Where a Cityscapes package lies: ROOT/leftImg8bit, or one level down as in ROOT/leftImg8bit_trainvaltest/."""
-    candidates = [root / package, *sorted(root.glob(f"{package}*/{package}"))]
-    return [folder for folder in candidates if folder.is_dir()]
-
-
-def _cityscapes_files(root: Path, package: str, end: str, splits: Sequence[str]) -> dict[tuple[str, str], Path]:
-    """(split, sample id) -> file. Raises BadLayout for an id that appears twice in one split."""
-    found: dict[tuple[str, str], Path] = {}
-    for folder in _package_folders(root, package):
-        for split in splits:
-            for path in sorted((folder / split).glob(f"*/[!.]*{end}")):
-                key = (split, path.name.removesuffix(end))
-                if key in found and not found[key].samefile(path):
-                    raise BadLayout(f"{key[1]} is there twice: {found[key]} and {path}; keep one copy")
-                found[key] = path
-    return found
-
-
-def scan_cityscapes(root: Path, splits: Sequence[str] = (), on_file: OnFile | None = None) -> tuple[Manifest, Account]:
-    """Cityscapes as unzipped: leftImg8bit/, gtFine/, gtCoarse/, side by side or in the folders of the downloads.
-
-    A sample's best label is its fine one; without it, its coarse one. The test split's labels are dummies and left
-    aside. Raises BadLayout.
+    sources: samples by the source of their best label. coarse: samples with a coarse label. sizes: images by (height,
+    width). unreadable: images whose header cannot be read, as "path: reason". without_image: labels whose image is
+    missing. skipped_runs: run folders inside, whose files were left out. assumed_space: True if nobody named a label
+    space, and none was needed.
     """
-    _require_folder(root)
-    unknown = sorted(set(splits) - set(_CITYSCAPES_SPLITS))
-    if unknown:
-        raise BadLayout(f"unknown split {unknown[0]!r}: Cityscapes has {', '.join(_CITYSCAPES_SPLITS)}")
-    splits = splits or _CITYSCAPES_SPLITS
-    images = _cityscapes_files(root, "leftImg8bit", _IMAGE_END, splits)
-    if not images:
-        raise BadLayout(
-            f"no Cityscapes images of split {', '.join(splits)} under {root}: expected files like"
-            f" leftImg8bit/train/aachen/aachen_000000_000019{_IMAGE_END}"
-        )
-    fine = _cityscapes_files(root, "gtFine", _FINE_END, [s for s in splits if s != "test"])
-    coarse = _cityscapes_files(root, "gtCoarse", _COARSE_END, splits)
-    samples = [
-        _sample(sample_id, image, fine.get(key), coarse.get(key), split, group=image.parent.name, label_ids="source")
-        for key, image in images.items()
-        for split, sample_id in [key]
-    ]
-    strays = [path for labels in (fine, coarse) for key, path in labels.items() if key not in images]
-    return _finish(CITYSCAPES, samples, strays, {"layout": "cityscapes", "root": str(root)}, on_file)
 
+    listing: Listing
+    sources: Counter[str]
+    coarse: int
+    sizes: Counter[tuple[int, int]]
+    unreadable: list[str]
+    assumed_space: bool = False
 
-# --- Mapillary Vistas -------------------------------------------------------------------------------------------------
+    @property
+    def images(self) -> int:
+        """Images in the manifest, the unreadable ones among them."""
+        return len(self.listing.samples)
 
-_MAPILLARY_SPLITS = ("training", "validation", "testing")
+    @property
+    def without_image(self) -> list[Path]:
+        """Labels whose image is missing; they are in no sample."""
+        return list(self.listing.without_image)
 
+    @property
+    def skipped_runs(self) -> list[Path]:
+        """Run folders inside the folder; their files are in no sample."""
+        return list(self.listing.skipped_runs)
 
-def _mapillary_config(root: Path) -> tuple[Path, str]:
-    """The newest config and the sub-folder of its labels: v1.2 has labels/, v2.0 has v2.0/labels/."""
-    for name, labels in (("config_v2.0.json", "v2.0/labels"), ("config_v1.2.json", "v1.2/labels")):
-        if (root / name).is_file():
-            return root / name, labels
-    if (root / "config.json").is_file():
-        try:
-            version = str(json.loads((root / "config.json").read_text(encoding="utf-8")).get("version", ""))
-        except (ValueError, AttributeError) as error:
-            raise BadLayout(f"{root / 'config.json'} is not the JSON of Mapillary Vistas: {error}") from error
-        versioned = f"v{version}/labels"
-        has_versions = any((root / split / versioned).is_dir() for split in _MAPILLARY_SPLITS)
-        return root / "config.json", versioned if has_versions else "labels"
-    raise BadLayout(f"no config.json under {root}: expected the folder of Mapillary Vistas as unzipped")
-
-
-def scan_mapillary(root: Path, splits: Sequence[str] = (), on_file: OnFile | None = None) -> tuple[Manifest, Account]:
-    """Mapillary Vistas (Neuhold et al., ICCV 2017) v1.2 or v2.0; classes and colours are read from its config.
-
-    Raises BadLayout.
-    """
-    _require_folder(root)
-    unknown = sorted(set(splits) - set(_MAPILLARY_SPLITS))
-    if unknown:
-        raise BadLayout(f"unknown split {unknown[0]!r}: Mapillary has {', '.join(_MAPILLARY_SPLITS)}")
-    config, labels_folder = _mapillary_config(root)
-    try:
-        space = LabelSpace.from_json(config.read_text(encoding="utf-8"), name="mapillary")
-    except ValueError as error:
-        raise BadLayout(f"{config}: {error}") from error
-    samples: list[Sample] = []
-    strays: list[Path] = []
-    for split in splits or _MAPILLARY_SPLITS:
-        images = _by_stem(root / split / "images", IMAGE_SUFFIXES)
-        labels = _by_stem(root / split / labels_folder, LABEL_SUFFIXES)
-        samples += [
-            _sample(stem, image, labels.get(stem), None, split, label_ids="source") for stem, image in images.items()
+    def lines(self) -> list[str]:
+        """The account for a terminal."""
+        space, sources = self.listing.label_space, self.sources
+        sizes = ", ".join(f"{w} x {h} ({n})" for (h, w), n in self.sizes.most_common(4))
+        more = f" and {len(self.sizes) - 4} other sizes" if len(self.sizes) > 4 else ""
+        lines = [
+            f"{self.images} images, {len(space)} classes of label space {space.name!r}",
+            f"  layout              {self.listing.layout} in {self.listing.root}",
+            f"  with fine labels    {sources['fine']}",
+            f"  with coarse labels  {self.coarse} ({sources['coarse']} of them have no fine label)",
+            f"  without a label     {sources['none']}",
+            f"  sizes               {sizes or 'unknown'}{more}",
+            f"  unreadable images   {_examples(self.unreadable)}",
+            f"  labels without their image  {_examples(self.without_image)}",
         ]
-        strays += [path for stem, path in labels.items() if stem not in images]
-    if not samples:
-        raise BadLayout(f"no images under {root}: expected files like {root}/training/images/NAME.jpg")
-    return _finish(space, samples, strays, {"layout": "mapillary", "root": str(root)}, on_file)
+        if self.skipped_runs:
+            lines.append(f"  run folders skipped  {_examples(self.skipped_runs)}")
+        if self.assumed_space:
+            lines.append(f"  No label space was named, so {space.name!r} is written down; --label-space names another.")
+        return lines
 
 
-# --- any folder -------------------------------------------------------------------------------------------------------
+def _examples(items: Sequence[object]) -> str:
+    if not items:
+        return "none"
+    return f"{len(items)}: {items[0]}" + (f" and {len(items) - 1} more" if len(items) > 1 else "")
 
 
-def scan_folder(
-    images: Path,
-    labels: Path | None,
-    coarse: Path | None,
-    space: LabelSpace,
+def scan(
+    root: str | Path,
+    *,
+    layout: str = "auto",
+    splits: Sequence[str] = (),
+    labels: Path | None = None,
+    coarse: Path | None = None,
+    label_space: LabelSpace | None = None,
     label_ids: str = "train",
-    on_file: OnFile | None = None,
+    progress: Progress | None = None,
 ) -> tuple[Manifest, Account]:
-    """Any folder of images, with labels under the same relative path and stem in other folders.
+    """Find and check the images and labels in a folder.
 
-    The sample id is the relative path without its suffix. The group is the sub-folder, or, in a flat folder, the name
-    up to its last underscore (frames of one drive). Raises BadLayout.
+    layout: "cityscapes", "mapillary", "folder" (any folder of images), or "auto", which tries them. splits: some splits
+    of a data set, all by default. labels, coarse: for layout "folder", the folders of label PNGs with the images'
+    relative paths and stems. label_space: the classes; data sets bring their own, and a folder of images without labels
+    gets those of Cityscapes if none is given. label_ids: "train" or "source", the ids in the label PNGs of a folder.
+    progress hears of checked samples. Raises BadLayout.
     """
-    for folder in (images, labels, coarse):
-        if folder is not None:
-            _require_folder(folder)
-    found = _by_stem(images, IMAGE_SUFFIXES)
-    if not found:
-        raise BadLayout(f"no images under {images}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    fine_by, coarse_by = (_by_stem(f, LABEL_SUFFIXES) if f else {} for f in (labels, coarse))
-    for folder, by_stem in ((labels, fine_by), (coarse, coarse_by)):
-        if folder is not None and not by_stem.keys() & found.keys():
-            raise BadLayout(
-                f"none of the {len(by_stem)} labels under {folder} has the relative path and stem of an image under"
-                f" {images}: expected e.g. {folder / (next(iter(found)) + LABEL_SUFFIXES[0])}"
-            )
-    samples = [
-        _sample(stem, path, fine_by.get(stem), coarse_by.get(stem), "", group=_group(stem), label_ids=label_ids)
-        for stem, path in found.items()
-    ]
-    strays = [path for by_stem in (fine_by, coarse_by) for stem, path in by_stem.items() if stem not in found]
-    return _finish(space, samples, strays, {"layout": "folder", "root": str(images)}, on_file)
+    root = Path(root)
+    if layout not in LAYOUTS:
+        raise BadLayout(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    for folder in (root, labels, coarse):
+        if folder is not None and not folder.is_dir():
+            raise BadLayout(f"{folder} is not a folder" + ("" if folder.exists() else " that exists"))
+    guessed, skipped_runs = layout == "auto", list[Path]()
+    if guessed and (labels or coarse):
+        layout = "folder"
+    elif guessed:
+        layout, root = _guess(root, skipped_runs)
+        if layout == "pairs":
+            layout, parent, root = "folder", root, root / "images"
+            labels, coarse = (path if path.is_dir() else None for path in (parent / "labels", parent / "coarse"))
+    if layout == "folder":
+        if splits:
+            raise BadLayout(f"{root} is a folder of images, which has no splits: leave out the split {splits[0]!r}")
+        if label_space is None and (labels or coarse):
+            raise BadLayout(f"{labels or coarse} holds labels: name their classes with --label-space")
+        listing = list_folder(root, label_space or CITYSCAPES, labels=labels, coarse=coarse, label_ids=label_ids)
+    elif labels or coarse:
+        raise BadLayout(f"layout {layout} has label folders of its own: leave out {labels or coarse}")
+    else:
+        listing = list_cityscapes(root, splits) if layout == "cityscapes" else list_mapillary(root, splits)
+    space = listing.label_space
+    if label_space is not None and label_space != space:
+        raise BadLayout(
+            f"{root} holds a data set in the layout of {layout}, whose classes are those of label space {space.name!r},"
+            f" not {label_space.name!r}: leave out the label space, or scan its images alone with --layout folder"
+        )
+    listing = replace(listing, skipped_runs=listing.skipped_runs or tuple(skipped_runs))
+    assumed = layout == "folder" and label_space is None
+    return _checked(listing, assumed_space=assumed, guessed=guessed, progress=progress)
 
 
-def _group(stem: str) -> str:
-    folder, _, name = stem.rpartition("/")
-    return folder or name.rpartition("_")[0]
+# --- guessing the layout ----------------------------------------------------------------------------------------------
 
 
-def _by_stem(folder: Path, suffixes: Sequence[str]) -> dict[str, Path]:
-    """Relative path without suffix -> file, recursively, links followed. Raises BadLayout if two files share one."""
-    found: dict[str, Path] = {}
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        above = {Path(parent).resolve(), *Path(parent).resolve().parents}
-        folders[:] = sorted(name for name in folders if Path(parent, name).resolve() not in above)  # no circles
-        for name in sorted(names):
-            path = Path(parent, name)
-            if path.suffix.lower() in suffixes and not name.startswith("."):
-                stem = path.relative_to(folder).with_suffix("").as_posix()
-                if stem in found:
-                    raise BadLayout(f"{found[stem]} and {path} share a stem: which label is whose?")
-                found[stem] = path
-    return found
+def _guess(root: Path, skipped_runs: list[Path]) -> tuple[str, Path]:
+    """The layout, "pairs" for images/ beside labels/, and the folder of the data set. Raises BadLayout."""
+    if (root / RUN).is_file():
+        raise BadLayout(f"{root} is a run: its automatic labels are listed in {root / 'manifest.parquet'}")
+    data_sets = list(_data_sets(root, skipped_runs, depth=_DEPTH))
+    if len(data_sets) > 1:
+        named = ", ".join(f"{folder} ({layout})" for layout, folder in data_sets)
+        raise BadLayout(f"{root} holds {len(data_sets)} data sets: {named}; scan one of them")
+    inside = [folder for _, folder in data_sets]
+    loose = None if inside == [root] else next(_images(root, skip=inside), None)
+    if data_sets and loose:
+        raise BadLayout(
+            f"{root} holds a data set, {inside[0]} ({data_sets[0][0]}), and other images, such as {loose}:"
+            " scan a folder that holds one of them"
+        )
+    if not data_sets and not loose:
+        raise BadLayout(f"no images under {root}; tried {_TRIED}")
+    return data_sets[0] if data_sets else ("folder", root)
 
 
-# --- shared -----------------------------------------------------------------------------------------------------------
+def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterator[tuple[str, Path]]:
+    """The data sets in a folder, itself included, with their layouts. Adds the runs it meets to `skipped_runs`."""
+    layouts = [name for name, fits in (("cityscapes", is_cityscapes), ("mapillary", is_mapillary)) if fits(folder)]
+    pairs = (folder / "images").is_dir() and any((folder / name).is_dir() for name in ("labels", "coarse"))
+    if layouts or pairs:
+        yield from ((name, folder) for name in layouts or ["pairs"])
+    elif depth:
+        for child in sorted(folder.iterdir()):
+            if (child / RUN).is_file():
+                skipped_runs.append(child)
+            elif child.is_dir() and not child.name.startswith("."):
+                yield from _data_sets(child, skipped_runs, depth=depth - 1)
 
 
-def _require_folder(folder: Path) -> None:
-    if not folder.is_dir():
-        raise BadLayout(f"{folder} is not a folder that exists" if not folder.exists() else f"{folder} is not a folder")
+def _images(root: Path, *, skip: Sequence[Path]) -> Iterator[Path]:
+    return (path for path in files_under(root, skip=skip) if path.suffix.lower() in IMAGE_SUFFIXES)
 
 
-def _sample(
-    sample_id: str,
-    image: Path,
-    fine: Path | None,
-    coarse: Path | None,
-    split: str,
-    group: str = "",
-    label_ids: str = "train",
-) -> Sample:
-    """A sample whose label is the best there is; its size is filled in when the header has been read."""
-    source = "fine" if fine else "coarse" if coarse else "none"
-    return Sample(
-        sample_id, image.absolute(), 0, 0, split, group, source,
-        label=_absolute(fine or coarse), label_ids=label_ids, coarse_label=_absolute(coarse),
-    )  # fmt: skip
+# --- checking the files -----------------------------------------------------------------------------------------------
 
 
-def _absolute(path: Path | None) -> Path | None:
-    return None if path is None else path.absolute()
-
-
-def _finish(
-    space: LabelSpace,
-    samples: Sequence[Sample],
-    strays: list[Path],
-    provenance: dict[str, str],
-    on_file: OnFile | None,
+def _checked(
+    listing: Listing, *, assumed_space: bool, guessed: bool, progress: Progress | None
 ) -> tuple[Manifest, Account]:
-    """Check every file, fill in sizes, and count. Raises BadLayout for labels that cannot be used."""
-    account = Account(without_image=sorted(strays))
-    checked: list[Sample] = []
+    """Open every file, and fill in the sizes. Raises BadLayout for labels that cannot be used."""
+    space = listing.label_space
+    samples: list[Sample] = []
+    unreadable: list[str] = []
     broken_labels: list[str] = []
     with ThreadPoolExecutor(cores()) as pool:
-        for done, (sample, unreadable, broken) in enumerate(pool.map(lambda s: _check(s, space), samples), start=1):
-            checked.append(sample)
-            account.unreadable += unreadable
+        for sample, reason, broken in pool.map(lambda s: _check(s, space), listing.samples):
+            samples.append(sample)
+            unreadable += [reason] if reason else []
             broken_labels += broken
-            if on_file:
-                on_file(done, len(samples))
+            if progress:
+                progress(len(samples), len(listing.samples))
     if broken_labels:
         more = f" (and {len(broken_labels) - 1} more labels)" if len(broken_labels) > 1 else ""
         raise BadLayout(f"{broken_labels[0]}{more}: repair or remove it, or name the right label space and ids")
-    for sample in checked:
-        account.images += 1
-        account.sources[sample.source] += 1
-        account.splits[sample.split] += 1
-        account.coarse += sample.coarse_label is not None
-        if sample.readable:
-            account.sizes[sample.height, sample.width] += 1
-    ordered = tuple(sorted(checked, key=lambda s: (s.split, s.sample_id)))
-    return Manifest.of(space, ordered, provenance=provenance), account
+    if guessed and len(unreadable) == len(samples):
+        raise BadLayout(
+            f"none of the {len(samples)} images under {listing.root} can be read; the first is {unreadable[0]}"
+        )
+    samples.sort(key=lambda s: (s.split, s.sample_id))
+    provenance = {"layout": listing.layout, "root": str(listing.root)}
+    account = Account(
+        listing,
+        sources=Counter(s.source for s in samples),
+        coarse=sum(s.coarse_label is not None for s in samples),
+        sizes=Counter((s.height, s.width) for s in samples if s.readable),
+        unreadable=unreadable,
+        assumed_space=assumed_space,
+    )
+    return Manifest.of(space, tuple(samples), provenance=provenance), account
 
 
-def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, list[str], list[str]]:
-    """The sample with its size, what is wrong with its image, and what is wrong with its labels."""
+def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, str | None, list[str]]:
+    """The sample with its size, the reason why its image cannot be read, and the faults of its labels."""
     try:
-        size = read_size(sample.image)
+        height, width = read_size(sample.image)
     except BadImage as error:
-        return sample, [f"{sample.image}: {error}"], []  # stays 0 x 0: `generate` will quarantine it with the reason
-    broken: list[str] = []
-    for path in dict.fromkeys(p for p in (sample.label, sample.coarse_label) if p is not None):
+        return sample, f"{sample.image}: {error}", []  # it stays 0 x 0, and `generate` quarantines it with the reason
+    faults: list[str] = []
+    for path in dict.fromkeys(path for path in (sample.label, sample.coarse_label) if path is not None):
         try:
-            label = read_label(path, space, sample.label_ids)
+            read_label(path, space, sample.label_ids, size=(height, width))
         except BadImage as error:
-            broken.append(str(error))
-        else:
-            if label.shape != size:
-                height, width = label.shape
-                broken.append(f"{path}: the label is {width} x {height} but its image {size[1]} x {size[0]} pixels")
-    return replace(sample, height=size[0], width=size[1]), [], broken
+            faults.append(str(error))
+    return replace(sample, height=height, width=width), None, faults

@@ -82,6 +82,9 @@ class Storage(Protocol):
     def replace(self, path: Path, data: bytes, *, unchanged: Stat) -> bool:
         """Write over a file if it is the version `unchanged`, and return whether it was. One of several wins."""
 
+    def is_folder(self, path: Path) -> bool:
+        """Whether there is a folder of this name, where folders can be empty, or else a file below it."""
+
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         """What lies in a folder, sorted; nothing if there is no folder. Recursive: the files at any depth.
 
@@ -160,6 +163,9 @@ class LocalStorage:
             with contextlib.suppress(OSError):  # Windows removes it when it is released
                 os.unlink(lock)  # whoever waits for it sees that it has lost its name, and makes a new one
         return same
+
+    def is_folder(self, path: Path) -> bool:
+        return path.is_dir()
 
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         if recursive:
@@ -250,6 +256,16 @@ def stat(path: Path) -> Stat | None:
     return storage_of(path).stat(path)
 
 
+def exists(path: Path) -> bool:
+    """Whether a file of this name can be read; a folder is none."""
+    return stat(path) is not None
+
+
+def is_folder(path: Path) -> bool:
+    """As `Storage.is_folder`."""
+    return storage_of(path).is_folder(path)
+
+
 def read(path: Path) -> bytes:
     """As `Storage.read`."""
     return storage_of(path).read(path)
@@ -273,6 +289,12 @@ def write(path: Path, data: bytes, *, durable: bool = True) -> None:
 def writing(path: Path) -> AbstractContextManager[BinaryIO]:
     """As `Storage.writing`."""
     return storage_of(path).writing(path)
+
+
+def copy(source: Path, target: Path) -> None:
+    """Copy a file, whole or not at all, over whatever is there."""
+    with reading(source) as old, writing(target) as new:
+        shutil.copyfileobj(old, new)
 
 
 def create(path: Path, data: bytes) -> bool:

@@ -5,8 +5,6 @@ The labeller asks one of them and does the rest: threads, rules, encoding, commi
 
 from __future__ import annotations
 
-import errno
-import stat
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
@@ -17,8 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.images import BadImage, decode_image, decode_label
-from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.images import BadImage
+from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import CONFIDENCE, TOP, RunLabels, stored_labels
@@ -28,6 +26,7 @@ from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.pipeline.records import Row, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
+from autolabel.teacher.memory import Budget
 from autolabel.teacher.predict import Teacher
 
 Size = tuple[int, int]  # height, width
@@ -86,11 +85,10 @@ class TeacherPredictor:
         """Read photograph and coarse label, of the size that the manifest says."""
         row = identified(row, sample.image)
         try:
-            data = _read(sample.image)
+            data = read_file(sample.image)
             row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
-            image = decode_image(data)
+            image = decode_photograph(sample, data)
             coarse = read_coarse(sample, self.recipe.label_space)
-            _require_size(sample, image, coarse)
         except BadImage as error:
             return Refused(row, str(error))
         except MemoryError:
@@ -102,22 +100,25 @@ class TeacherPredictor:
         recipe = self.recipe
         return list(
             self.teacher.predict_in_batches(
-                [decoded.image for decoded in batch], len(batch), self.edges, recipe.scales, recipe.flip,
-                recipe.policy.temperature, self._undrawn, [decoded.coarse for decoded in batch],
+                [decoded.image for decoded in batch], len(batch), edges=self.edges, scales=recipe.scales,
+                flip=recipe.flip, temperature=recipe.policy.temperature, prior=self._undrawn,
+                coarse=[decoded.coarse for decoded in batch],
             )
         )  # fmt: skip
 
     def at_once(self, size: Size, *, most: int, batches: int) -> int:
         """The number of images that fit into memory together, 1 to `most`."""
         if size not in self._at_once:
-            plan = self.teacher.plan(self.recipe.scales, self.recipe.flip)
-            self._at_once[size] = plan.at_once(*size, most, batches)
+            self._at_once[size] = self._budget().at_once(*size, most=most, batches=batches)
         return self._at_once[size]
+
+    def _budget(self) -> Budget:
+        return self.teacher.budget(scales=self.recipe.scales, flip=self.recipe.flip)
 
     def budget(self) -> dict[str, Any]:
         """The memory of the device, the bytes that a pixel needs, and the images that are computed at once by size."""
         sizes = {f"{h}x{w}": images for (h, w), images in (self._at_once | self.teacher.fits).items()}
-        return {**asdict(self.teacher.plan(self.recipe.scales, self.recipe.flip)), "images_at_once": sizes}
+        return {**asdict(self._budget()), "images_at_once": sizes}
 
 
 class KeptPredictor:
@@ -141,7 +142,6 @@ class KeptPredictor:
             return Refused(row, earlier.reason or "")
         try:
             coarse = read_coarse(sample, self.source.label_space)
-            _require_size(sample, None, coarse)
         except BadImage as error:
             return Refused(row, str(error))
         return Decoded(row, coarse=coarse)
@@ -186,50 +186,3 @@ def identified(row: Row, image: Path) -> Row:
     except OSError:
         return row
     return replace(row, image_bytes=status.st_size, image_mtime_ns=status.st_mtime_ns)
-
-
-# Errors that the file itself is to blame for; any other error of the disk stops the unit, which is then tried again.
-_OF_THE_FILE = {
-    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG
-}  # fmt: skip
-_MAX_FILE = 1 << 30  # bytes; no photograph comes near it
-
-
-def _read(image: Path) -> bytes:
-    try:
-        status = image.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImage("not a regular file")
-        if status.st_size > _MAX_FILE:
-            raise BadImage(f"{status.st_size} bytes: expected at most {_MAX_FILE}")
-        return image.read_bytes()
-    except FileNotFoundError as error:
-        raise BadImage("the file is missing") from error
-    except OSError as error:
-        if error.errno not in _OF_THE_FILE:
-            raise
-        raise BadImage(f"the file cannot be read ({error.strerror})") from error
-
-
-def read_coarse(sample: Sample, space: LabelSpace) -> Label | None:
-    """The human coarse label (H, W) uint8 train ids, None if there is none. Raises BadImage."""
-    if sample.coarse_label is None:
-        return None
-    try:
-        return decode_label(_read(sample.coarse_label), space, sample.label_ids)
-    except BadImage as error:
-        raise BadImage(f"its coarse label {sample.coarse_label}: {error}") from error
-
-
-def _require_size(sample: Sample, image: NDArray[np.uint8] | None, coarse: Label | None) -> None:
-    """Raise BadImage unless an image (H, W, 3) and its coarse label (H, W) have the size that the manifest says."""
-    listed = sample.height, sample.width
-    if image is not None and image.shape[:2] != listed:
-        raise BadImage(
-            f"the image is {image.shape[1]} x {image.shape[0]} but its manifest says {listed[1]} x {listed[0]}: scan"
-            " again"
-        )
-    if coarse is not None and coarse.shape != listed:
-        raise BadImage(
-            f"its coarse label is {coarse.shape[1]} x {coarse.shape[0]}, the image {listed[1]} x {listed[0]}"
-        )

@@ -12,7 +12,7 @@ import torch
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address
 from autolabel.manifests.recipe import Machine
-from autolabel.manifests.run.folder import Accounts, Run
+from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
@@ -81,6 +81,8 @@ def generate(
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe))
     job.out.mkdir(parents=True, exist_ok=True)
     with Lock(job.out, job.portion.part).held() as lock:
+        if run is None and RunFolder(job.out).exists():  # another part has made it meanwhile
+            request, run = settle(job, digest, job.out)
         run, plan = prepare(request, run, lock, source)
         lock.share()
         left = survey(run, job.portion, plan)

@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from PIL import Image, ImageEnhance
 from torch.utils.data import Dataset
 
-from autolabel.manifests.images import decode_picture
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.reading import read_photograph, read_picture
 from autolabel.manifests.run.labels import Window, read_sample_label
 from autolabel.manifests.run.shards import CHUNK, Label
 from autolabel.manifests.samples import Manifest, Sample, load_manifest
@@ -49,28 +49,9 @@ class ManifestDataset(Dataset[dict[str, Any]]):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         sample = self.samples[index]
-        image = read_sample_image(sample)
+        image = read_photograph(sample)
         label = read_sample_label(sample, self.label_space)
         return _item(image, label, sample.sample_id)
-
-
-def read_sample_image(sample: Sample) -> NDArray[np.uint8]:
-    """Read (H, W, 3) uint8 RGB. Raises ValueError, naming the file, if it is damaged or not of the manifest's size."""
-    return np.asarray(_picture(sample)[0])
-
-
-def _picture(sample: Sample, shrink: float = 1) -> tuple[Image.Image, int]:
-    """Return a sample's image, and the factor, at most `shrink`, by which it was reduced (see `decode_picture`)."""
-    try:
-        picture, smaller = decode_picture(sample.image.read_bytes(), shrink)
-    except (ValueError, OSError) as error:
-        raise ValueError(f"image {sample.image}: {error}") from error
-    if picture.size != (-(-sample.width // smaller), -(-sample.height // smaller)):
-        raise ValueError(
-            f"image {sample.image} is {picture.width * smaller} x {picture.height * smaller} but its manifest says"
-            f" {sample.width} x {sample.height}: scan again"
-        )
-    return picture, smaller
 
 
 def _item(image: NDArray[np.uint8], label: NDArray[np.uint8], sample_id: str) -> dict[str, Any]:
@@ -123,7 +104,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         left, width, place_x, out_width = _window(sample.width, crop_width, scale, x, rng)
 
         # Image and label go through the same geometry; the image's colours are changed after it.
-        whole, by = _picture(sample, 1 / scale)
+        whole, by = read_picture(sample, shrink=1 / scale)
         box = (left / by, top / by, (left + width) / by, (top + height) / by)
         picture = whole.resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)
         window = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))

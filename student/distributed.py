@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import threading
 import time
 from collections.abc import Callable
@@ -19,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from autolabel.manifests import machine
+from autolabel.manifests import machine, storage
 from autolabel.student.parallel import Team
 
 FAILURES = 3  # deaths of workers that a call survives; preempted machines do not count
@@ -112,14 +111,15 @@ def run_workers(
     on_gpu = device.startswith("cuda") or (device == "auto" and resources.get("GPU", 0) >= workers)
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
-    shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+    storage.remove(folder / _SCRATCH)
     work = partial(_work, body, mailbox, final, os.getcwd())
     fitting = _Fitting(_trainer(work, workers, on_gpu, folder))
     fitting.start()
     try:
         _follow(ray, fitting, mailbox, workers, on_gpu, on_step, on_note)
     finally:
-        shutil.rmtree(folder / _SCRATCH, ignore_errors=True)
+        with contextlib.suppress(OSError):  # a worker that ends may still write there
+            storage.remove(folder / _SCRATCH)
 
 
 def _trainer(work: Callable[[], None], workers: int, on_gpu: bool, folder: Path) -> Any:

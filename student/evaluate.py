@@ -71,7 +71,7 @@ class Scores(Shown):
     @classmethod
     def read(cls, path: Path) -> Scores:
         """Read the scores that `write` wrote."""
-        return cls(**json.loads(path.read_text(encoding="utf-8")))
+        return cls(**json.loads(storage.read(path)))
 
 
 def score(
@@ -96,7 +96,7 @@ def score(
     for index in range(team.rank, len(dataset), team.size):
         item = dataset[index]
         truth = item["label"].numpy()
-        prediction, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales, flip)
+        prediction, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales=scales, flip=flip)
         own = Confusion(len(dataset.label_space))
         own.add(truth, prediction)
         confusion.matrix += own.matrix
@@ -141,11 +141,11 @@ def evaluate(
     Raises ValueError for another label space, for images it was trained on (unless `allow_overlap`), for labels
     without a class, or if `pictures` is not empty.
     """
-    if pictures and pictures.is_dir() and any(pictures.iterdir()):
+    if pictures and storage.list(pictures):
         raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
     teacher = load_teacher(checkpoint, device=device, combine=combine)
     dataset = ManifestDataset(manifest)
-    teacher.require_space(dataset.label_space, str(checkpoint), str(manifest))
+    teacher.require_space(dataset.label_space, checkpoint=str(checkpoint), manifest=str(manifest))
     shared = overlap(teacher.trained_on, fingerprints(dataset.samples))
     if shared and not allow_overlap:
         raise ValueError(
@@ -173,7 +173,6 @@ def evaluate(
 
 
 def _write_pictures(folder: Path, dataset: ManifestDataset, worst: Worst) -> None:
-    folder.mkdir(parents=True, exist_ok=True)
     for rank, (index, miou, prediction) in enumerate(worst, start=1):
         item = dataset[index]
         image = item["image"].permute(1, 2, 0).numpy()

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from autolabel.manifests import storage
 from autolabel.manifests.samples import Manifest, fingerprints
 from autolabel.manifests.wording import Progress
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -59,13 +60,13 @@ class Request:
 
     def read_last(self) -> Checkpoint | None:
         """The checkpoint to go on from, or None for a training that has saved nothing."""
-        return read_checkpoint(self.last) if self.last.is_file() else None
+        return read_checkpoint(self.last) if storage.exists(self.last) else None
 
     def require_same(self, recipe: Mapping[str, Any], last: Checkpoint | None) -> int:
         """Return the number of steps done. Raises ValueError if the folder holds a training by another recipe."""
         state = (last and last.training) or {}
         path = self.job.out / "train.json"
-        before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else state.get("recipe", {})
+        before = json.loads(storage.read(path)) if storage.exists(path) else state.get("recipe", {})
         different = [
             f"{name} was {before.get(name)!r}, now {value!r}"
             for name, value in recipe.items()

@@ -146,12 +146,10 @@ def _numpy_scalars() -> list[Any]:
 
 
 def _read_content(path: Path) -> object:
-    with path.open("rb") as file:
-        start = file.read(9)
-    if start[8:] == b"{":  # safetensors: eight bytes of length, then JSON
-        return _read_tensors(path.read_bytes())
-    with torch.serialization.safe_globals(_numpy_scalars()):
-        return torch.load(path, map_location="cpu", weights_only=True)
+    if storage.read_range(path, 8, 1) == b"{":  # safetensors: eight bytes of length, then JSON
+        return _read_tensors(storage.read(path))
+    with storage.reading(path) as file, torch.serialization.safe_globals(_numpy_scalars()):
+        return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _reason(error: Exception) -> str:
@@ -179,9 +177,10 @@ def _customary(key: str) -> str:
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the content of a file, and its tensors under customary keys. Raises BadCheckpoint, FileNotFoundError."""
-    if not path.is_file():
+    status = storage.stat(path)
+    if status is None:
         raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if path.stat().st_size == 0:
+    if status.size == 0:
         raise BadCheckpoint(f"{path} is empty (0 bytes): it was cut off while it was written or copied")
     try:
         content = _read_content(path)

@@ -11,6 +11,12 @@ import signal
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+# Before anything imports torch: its threads shall not spin while they wait, which takes a busy machine's cores.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# Before anything imports Ray: its ports listen on every interface, and only these tests know the token.
+os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
+os.environ.update(RAY_raylet_start_wait_time_s="120")
+
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
@@ -22,16 +28,12 @@ from autolabel.manifests import storage
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.samples import load_manifest, save_manifest
-from autolabel.manifests.scan import scan_cityscapes, scan_folder
+from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
 from autolabel.pipeline.run import Labelling
 
 ROOT = Path(__file__).parents[1]
 HEIGHT, WIDTH = 96, 192
-
-# Before anything imports Ray: its ports listen on every interface, and only these tests know the token.
-os.environ.update(RAY_AUTH_MODE="token", RAY_AUTH_TOKEN=secrets.token_hex(32), RAY_USAGE_STATS_ENABLED="0")
-os.environ.update(RAY_raylet_start_wait_time_s="120")
 
 # A shell starts what it runs in the background with Ctrl-C ignored, and children inherit that; some tests press it.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -43,7 +45,7 @@ def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("city")
     write_city(root / "data", seed=1, fine=6, coarse=10, val=3, height=HEIGHT, width=WIDTH)
     for name, split in (("fine", "train"), ("coarse", "train_extra"), ("val", "val")):
-        save_manifest(root / f"{name}.parquet", scan_cityscapes(root / "data", [split])[0])
+        save_manifest(root / f"{name}.parquet", scan(root / "data", layout="cityscapes", splits=[split])[0])
     return root
 
 
@@ -66,7 +68,9 @@ def camvid(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for folder, array in (("images", np.zeros((64, 64, 3), np.uint8)), ("labels", np.zeros((64, 64), np.uint8))):
         (root / folder).mkdir()
         Image.fromarray(array).save(root / folder / "a.png")
-    save_manifest(root / "camvid.parquet", scan_folder(root / "images", root / "labels", None, CAMVID)[0])
+    save_manifest(
+        root / "camvid.parquet", scan(root / "images", layout="folder", labels=root / "labels", label_space=CAMVID)[0]
+    )
     return root / "camvid.parquet"
 
 
@@ -101,7 +105,9 @@ def photograph(city: Path, folder: Path, names: Iterable[str]) -> None:
 def scanned(city: Path, folder: Path) -> Path:
     """The manifest of a folder of images, beside it."""
     path = folder.with_suffix(".parquet")
-    save_manifest(path, scan_folder(folder, None, None, load_manifest(city / "coarse.parquet").label_space)[0])
+    save_manifest(
+        path, scan(folder, layout="folder", label_space=load_manifest(city / "coarse.parquet").label_space)[0]
+    )
     return path
 
 

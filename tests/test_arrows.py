@@ -48,7 +48,7 @@ def test_ray_is_imported_in_three_files_and_nowhere_else() -> None:
         for path in (ROOT / room).rglob("*.py")
         if any(name.split(".")[0] == "ray" for name in imported(path))
     }
-    assert users == {"manifests/cluster.py", "pipeline/engine.py", "student/distributed.py"}
+    assert users == {"manifests/cluster.py", "pipeline/ray_engine.py", "student/distributed.py"}
 
 
 def test_the_root_holds_no_python_file_but_the_face_and_the_commands() -> None:

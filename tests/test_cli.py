@@ -17,7 +17,7 @@ from autolabel.manifests.samples import load_manifest
 
 
 def scan(images: Path, output: Path, *more: object) -> tuple[object, ...]:
-    return ("manifest", "scan", "folder", "--images", images, "--label-space", "camvid", "-o", output, *more)
+    return ("manifest", "scan", images, "--label-space", "camvid", "-o", output, *more)
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_account_of_a_scan(pictures: Path) -> None:
+def test_a_scan_counts_images_labels_and_sizes(pictures: Path) -> None:
     (pictures / "images" / "zero.jpg").write_bytes(b"")
     Image.new("L", (8, 6)).save(pictures / "labels" / "orphan.png")
     output = pictures / "m.parquet"
@@ -39,11 +39,11 @@ def test_the_account_of_a_scan(pictures: Path) -> None:
     assert result.exit_code == 0
     assert result.stdout.splitlines() == [
         "3 images, 11 classes of label space 'camvid'",
+        f"  layout              folder in {pictures}/images",
         "  with fine labels    2",
         "  with coarse labels  0 (0 of them have no fine label)",
         "  without a label     1",
         "  sizes               8 x 6 (2)",
-        "  unknown ids         none",
         f"  unreadable images   1: {pictures}/images/zero.jpg: the file is empty",
         f"  labels without their image  1: {pictures}/labels/orphan.png",
         f"wrote {output}",
@@ -61,8 +61,10 @@ def test_the_account_of_a_scan(pictures: Path) -> None:
     ],
 )
 def test_a_wrong_layout_is_named(pictures: Path, layout: str, message: str) -> None:
-    assert message in refused("manifest", "scan", layout, pictures, "-o", pictures / "m.parquet")
-    assert "is not a folder that exists" in refused("manifest", "scan", layout, "nowhere", "-o", "m.parquet")
+    assert message in refused("manifest", "scan", pictures, "--layout", layout, "-o", pictures / "m.parquet")
+    assert "is not a folder that exists" in refused(
+        "manifest", "scan", "nowhere", "--layout", layout, "-o", "m.parquet"
+    )
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
@@ -90,15 +92,15 @@ def test_labels_of_another_size_are_refused(pictures: Path) -> None:
     ("options", "message"),
     [
         (("--threshold", "1.5"), "threshold 1.5: expected a probability in [0, 1), such as 0.5"),
-        (("--scales", "0.5,2"), "--scales 0.5,2: scales 0.5,2: expected distinct numbers in (0, 4] with 1 among them"),
-        (("--scales", "one"), "--scales one: could not convert"),
+        (("--scales", "0.5,2"), "scales 0.5,2: expected distinct numbers in (0, 4] with 1 among them"),
+        (("--scales", "one"), "--scales one: expected numbers separated by commas, such as 0.5,1,2"),
         (("--workers", "0"), "workers 0: expected 1 or more"),
         (("--limit", "-3"), "limit -3: expected 1 or more"),
         (("--precision", "int4"), "unknown precision 'int4': expected auto, float32, bfloat16, float16"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_options_out_of_range_are_refused(
+def test_options_outside_their_range_are_refused(
     city: Path, teacher: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     asked = ("generate", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run")
@@ -113,7 +115,7 @@ def test_a_checkpoint_that_is_none_is_refused(city: Path, teacher: Path, tmp_pat
     text.write_text("weights, honestly")
     assert refused(*asked, empty) == f"{empty} is empty (0 bytes): it was cut off while it was written or copied"
     assert refused(*asked, text).startswith(f"{text} is not a loadable checkpoint")
-    assert refused(*asked, tmp_path / "gone.pt") == f"checkpoint {tmp_path}/gone.pt does not exist"
+    assert refused(*asked, tmp_path / "gone.pt") == f"{tmp_path}/gone.pt does not exist: expected a checkpoint"
 
 
 def test_a_teacher_of_another_label_space_is_refused(pictures: Path, teacher: Path) -> None:
@@ -148,7 +150,7 @@ def test_too_many_quarantined_samples_give_exit_code_3(city: Path, teacher: Path
     broken = images / "broken.png"
     broken.write_bytes(next(images.glob("*.png")).read_bytes()[:-200])
     manifest, run = tmp_path / "m.parquet", tmp_path / "run"
-    space = ("manifest", "scan", "folder", "--images", images, "--label-space", "cityscapes", "-o", manifest)
+    space = ("manifest", "scan", images, "--label-space", "cityscapes", "-o", manifest)
     assert autolabel(*space).exit_code == 0
     asked = ("generate", manifest, "--teacher", teacher, "--out", run, "--engine", "local")
     result = autolabel(*asked, "--scales", "1")

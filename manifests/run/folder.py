@@ -1,6 +1,7 @@
 """A run folder: the name of every file in it, and the run that `run.json` describes.
 
 run.json            the recipe, where its inputs were, with which versions; and, at the end, the accounts
+input.parquet       the manifest of the images, where a folder was labelled (pipeline/source.py)
 plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
 labels.zarr/ or labels/    the labels, see manifests/run/labels.py
 units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)
@@ -41,7 +42,15 @@ from autolabel.manifests.tables import BadTable, read_pieces, read_table
 
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
-_STARTED = (storage.LOCK, "plan-", ".plan", f".{RUN}")  # a start that was killed may have left these
+_INPUT = "input.parquet"
+_STARTED = (
+    storage.LOCK,
+    "plan-",
+    ".plan",
+    f".{RUN}",
+    _INPUT,
+    f".{_INPUT}",
+)  # a start that was killed may have left these
 
 
 @dataclass(frozen=True)
@@ -54,6 +63,11 @@ class RunFolder:
     def record(self) -> Path:
         """The file that describes the run."""
         return self.path / RUN
+
+    @property
+    def input_path(self) -> Path:
+        """The manifest of the images, where a folder was labelled."""
+        return self.path / _INPUT
 
     @property
     def units(self) -> Path:

@@ -173,10 +173,5 @@ def _sample_label(sample: Sample, path: Path, space: LabelSpace, window: Window)
     top, left, height, width = window
     if sample.label_index is not None:
         return read_zarr(path, sample.label_index, top, left, height, width)
-    label = read_label(path, space, sample.label_ids)
-    if label.shape != (sample.height, sample.width):
-        raise BadImage(
-            f"{path}: the label is {label.shape[1]} x {label.shape[0]} but its manifest says"
-            f" {sample.width} x {sample.height}: scan again"
-        )
+    label = read_label(path, space, sample.label_ids, size=(sample.height, sample.width))
     return label[top : top + height, left : left + width]

@@ -18,9 +18,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
+from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
 from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
@@ -44,7 +44,6 @@ from autolabel.pipeline.analysis.calibration import (
     Suggestion,
     TemperatureFit,
 )
-from autolabel.pipeline.predictor import read_coarse
 from autolabel.pipeline.records import Row, read_rows
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -115,11 +114,11 @@ def audit(
         boundary.add(true, label)
         if network and calibration:
             top, confidence = network.confidence(
-                read_image(sample.image),
-                run.recipe.scales,
+                read_photograph(sample),
+                scales=run.recipe.scales,
                 flip=run.recipe.flip,
                 temperature=policy.temperature,
-                shares=prior,
+                prior=prior,
                 coarse=read_coarse(known[sample_id], space) if sample_id in known else None,
             )
             calibration.add(true, top, confidence)
@@ -218,7 +217,7 @@ def _unseen(
                 " --teacher, or say --allow-leak, which leaves out all that needs a teacher"
             )
         return None, None, [f"No calibration and no suggested thresholds, and a leak is possible: {reason}."]
-    network = load_teacher(path, "auto", precision=run.recipe.precision, combine=run.recipe.combine)
+    network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
     leaked = len(overlap(network.trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -248,7 +247,9 @@ def _fit(network: Teacher, run: Run, matched: _Matched, passes: _Passes) -> Fitt
         true = read_sample_label(sample, space)
         step = _step(true)
         true = true[::step, ::step]
-        logits = network.sampled_logits(read_image(sample.image), step, run.recipe.scales, flip=run.recipe.flip)
+        logits = network.sampled_logits(
+            read_photograph(sample), every=step, scales=run.recipe.scales, flip=run.recipe.flip
+        )
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
         before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))

@@ -14,7 +14,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.images import BadImage, read_image, read_label
+from autolabel.manifests.images import BadImage
+from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import open_manifest
@@ -69,28 +70,17 @@ class Sources:
     def read(self, sample_id: str) -> Layers:
         """All layers of a sample; the confidence is None unless the run has kept it."""
         return Layers(
-            _attempt(lambda: self._photograph(sample_id)),
+            _attempt(lambda: read_photograph(self.samples[sample_id])),
             _attempt(lambda: self._labels[sample_id]),
             None if self._originals is None else _attempt(lambda: self._coarse(sample_id)),
             _attempt(lambda: self._confidence(sample_id)),
         )
 
-    def _photograph(self, sample_id: str) -> Photograph:
-        sample = self.samples[sample_id]
-        image = read_image(sample.image)
-        if image.shape[:2] != (sample.height, sample.width):
-            raise BadImage(f"{sample.image} has another size than when it was labelled")
-        return image
-
     def _coarse(self, sample_id: str) -> Label:
         sample = (self._originals or {}).get(sample_id)
-        if sample is None or sample.coarse_label is None:
-            raise BadImage(
-                "this image has no coarse label" if sample else "the input manifest lists this image no more"
-            )
-        label = read_label(sample.coarse_label, self.run.label_space, sample.label_ids)
-        if label.shape != (sample.height, sample.width):
-            raise BadImage(f"{sample.coarse_label} has another size than its image")
+        label = read_coarse(sample, self.run.label_space) if sample else None
+        if label is None:
+            raise BadImage("this image has no coarse label" if sample else "the input manifest no longer lists it")
         return label
 
     def _confidence(self, sample_id: str) -> Confidence | None:

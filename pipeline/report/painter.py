@@ -104,10 +104,10 @@ class Painter:
         recipe = self._run.recipe
         return teacher.confidence(
             image,
-            recipe.scales,
+            scales=recipe.scales,
             flip=recipe.flip,
             temperature=recipe.policy.temperature,
-            shares=recipe.policy.left_out(recipe.label_space),
+            prior=recipe.policy.left_out(recipe.label_space),
             coarse=None if isinstance(coarse, Missing) else coarse,
         )
 
@@ -121,7 +121,7 @@ class Painter:
 
         space = self._run.label_space
         pictures: list[ScalePicture] = []
-        for view in teacher.views(image, self._run.recipe.scales):
+        for view in teacher.views(image, scales=self._run.recipe.scales):
             prediction = draw_label(view.label, space)
             pictures.append(written("prediction", view.scale, prediction, encode_flat(prediction)))
             if weights(teacher.combination) != "equal":

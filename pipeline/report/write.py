@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 import uuid
 from collections.abc import Collection
 from pathlib import Path
@@ -63,12 +62,9 @@ def write_report(
     several = attention and len(run.recipe.scales) > 1
     file, note = _find_teacher(run, teacher, attention) if attention or not sources.has_confidence else (None, "")
     recipe = run.recipe
-    network = (
-        load_teacher(file, "auto", precision=recipe.precision, combine=recipe.combine) if file and wanted else None
-    )
+    network = load_teacher(file, precision=recipe.precision, combine=recipe.combine) if file and wanted else None
     notes = [note, sources.note, _ONE_SCALE if attention and not several else ""]
     pictures = run.report / f"pictures-{uuid.uuid4().hex[:12]}"
-    pictures.mkdir(parents=True)
     painter = Painter(pictures, sources, teacher=network, attention=several)
     try:
         painted = dict(zip(wanted, painter.paint_all(wanted, progress=progress), strict=True))
@@ -82,18 +78,18 @@ def write_report(
             provenance=provenance(run),
             classes=ClassPlot.of(summary),
             confidence=ConfidencePlot.of(summary, run.policy),
-            audit=Audit.read(run.audit_path) if run.audit_path.is_file() else None,
+            audit=Audit.read(run.audit_path) if storage.exists(run.audit_path) else None,
             gallery=Gallery(cards(run, painted, ranked, sources.samples), pictures.name, len(ranked), run.label_space),
             weights=weights(network.combination) if several and network else "",
             quarantine=quarantine,
         )
         storage.write(run.report / "index.html", page.render().encode())
     except BaseException:
-        shutil.rmtree(pictures, ignore_errors=True)
+        storage.remove(pictures)
         raise
-    for path in run.report.iterdir():  # older reports' pictures go; what a user has put beside them stays
+    for path in storage.list(run.report):  # older reports' pictures go; what a user has put beside them stays
         if _PICTURES.fullmatch(path.name) and path != pictures:
-            shutil.rmtree(path)
+            storage.remove(path)
     storage.remove_leftovers(run.report)
     return run.report / "index.html"
 
@@ -116,4 +112,4 @@ def _find_teacher(run: Run, named: Path | None, attention: bool) -> tuple[Path |
 
 def _updated(run: Run) -> str:
     """The time at which the run last finished a unit, ISO 8601; empty if it does not say."""
-    return str(json.loads(storage.read(run.progress_path))["updated"]) if run.progress_path.is_file() else ""
+    return str(json.loads(storage.read(run.progress_path))["updated"]) if storage.exists(run.progress_path) else ""

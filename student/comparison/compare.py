@@ -55,7 +55,7 @@ def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
 
 def manifest_of(path: Path) -> Path:
     """The manifest of a run folder, or the manifest itself."""
-    return path / "manifest.parquet" if path.is_dir() else path
+    return path / "manifest.parquet" if storage.is_folder(path) else path
 
 
 def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | None, share: float) -> Manifest:
@@ -120,7 +120,7 @@ def compare(
             curve = read_curve(job.out / "curves.csv")
             scores[arm].append(last_scores(job, best, curve))
             curves[arm].append(curve)
-    about = json.loads((template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json").read_text(encoding="utf-8"))
+    about = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
     asked = {
         **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate")},
         **{name: about[name] for name in ("schedule", "power", "ema", "fine_only_last", "precision", "init", "val")},
@@ -154,7 +154,7 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
         names = {"arm": arm, "run": str(run), "policy": policy}
         labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
         unknown = "so whether it has seen validation images cannot be told"
-        if not teacher.is_file():
+        if not storage.exists(teacher):
             notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
             continue
         if storage.sha256(teacher) != digest:
@@ -194,8 +194,11 @@ def _require_same(path: Path, manifest: Manifest) -> None:
     def listed(samples: Sequence[Sample]) -> list[tuple[object, ...]]:
         return [(s.source, s.sample_id, s.image, s.label, s.label_index, np.float32(s.weight)) for s in samples]
 
-    begun = any(path.parent.glob(f"{path.stem}-seed*/train.json"))
-    if begun and path.is_file() and listed(load_manifest(path).samples) != listed(manifest.samples):
+    begun = any(
+        folder.name.startswith(f"{path.stem}-seed") and storage.exists(folder / "train.json")
+        for folder in storage.list(path.parent)
+    )
+    if begun and storage.exists(path) and listed(load_manifest(path).samples) != listed(manifest.samples):
         raise ValueError(
             f"{path.parent} holds trainings on other samples, labels or shares than those now asked for (see"
             f" {path.name}): choose another --out"
@@ -207,17 +210,16 @@ def _require_same(path: Path, manifest: Manifest) -> None:
 
 def read_curve(path: Path) -> list[StepReport]:
     """A training's `curves.csv`."""
-    with open(path, encoding="utf-8", newline="") as file:
-        return [
-            StepReport(
-                step=int(row["step"]),
-                loss=float(row["loss"]),
-                learning_rate=float(row["learning_rate"]),
-                images_per_s=float(row["images_per_s"]),
-                miou=float(row["miou"]) if row["miou"] else None,
-            )
-            for row in csv.DictReader(file)
-        ]
+    return [
+        StepReport(
+            step=int(row["step"]),
+            loss=float(row["loss"]),
+            learning_rate=float(row["learning_rate"]),
+            images_per_s=float(row["images_per_s"]),
+            miou=float(row["miou"]) if row["miou"] else None,
+        )
+        for row in csv.DictReader(storage.read(path).decode().splitlines())
+    ]
 
 
 def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:
@@ -226,6 +228,6 @@ def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Sco
     if last > max(earlier, default=-1.0):
         return best  # of the last step
     path = job.out / "last_scores.json"
-    if not path.is_file():
-        score(load_teacher(job.out / "last.pt", job.device), ManifestDataset(job.val)).write(path)
+    if not storage.exists(path):
+        score(load_teacher(job.out / "last.pt", device=job.device), ManifestDataset(job.val)).write(path)
     return Scores.read(path)

@@ -26,7 +26,7 @@ from autolabel.manifests.samples import (
     open_manifest,
     save_manifest,
 )
-from autolabel.manifests.scan import scan_cityscapes
+from autolabel.manifests.scan import scan
 from autolabel.manifests.schemas import IMAGES_SCHEMA, MANIFEST_SCHEMA
 from autolabel.manifests.tables import BadTable, writing_table
 
@@ -77,7 +77,7 @@ def about(**fields: Any) -> Change:
 # --- save and load ----------------------------------------------------------------------------------------------------
 
 
-def test_a_manifest_survives_saving_with_every_field_and_absolute_paths(tmp_path: Path) -> None:
+def test_a_manifest_is_the_same_after_saving_and_loading_with_absolute_paths(tmp_path: Path) -> None:
     everything = Sample(
         "monday/ä 1", tmp_path / "in/monday/ä 1.jpg", 1024, 2048, "train", "monday", "auto",
         tmp_path / "runs/auto/labels.zarr/b1024x2048", 77, "train", tmp_path / "coarse/ä 1.png", 0.5,
@@ -113,14 +113,14 @@ def test_an_opened_manifest_gives_the_rows_and_absolute_roots(tmp_path: Path) ->
     assert (opened.image_root, opened.label_root) == (tmp_path / "images", tmp_path / "labels")
 
 
-def test_a_manifest_without_samples_survives_too(tmp_path: Path) -> None:
+def test_a_manifest_without_samples_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     save_manifest(tmp_path / "m.parquet", manifest())
     assert load_manifest(tmp_path / "m.parquet").samples == ()
 
 
 def test_a_folder_that_is_moved_as_a_whole_still_loads(city: Path, tmp_path: Path) -> None:
     shutil.copytree(city / "data", tmp_path / "before/data")
-    made, _ = scan_cityscapes(tmp_path / "before/data", ["val"])
+    made, _ = scan(tmp_path / "before/data", layout="cityscapes", splits=["val"])
     save_manifest(tmp_path / "before/lists/val.parquet", made)
     (tmp_path / "before").rename(tmp_path / "after")
     loaded = load_manifest(tmp_path / "after/lists/val.parquet")
@@ -349,7 +349,7 @@ def test_statistics_are_read_as_they_were_written(tmp_path: Path) -> None:
     written = pa.Table.from_pylist(rows, schema=IMAGES_SCHEMA)
     write_table(tmp_path / "stats/images.parquet", written)
     assert RunFolder(tmp_path).statistics().equals(written)
-    assert RunFolder(str(tmp_path)).statistics("images").equals(written)
+    assert RunFolder(tmp_path).statistics("images").equals(written)
 
 
 def test_an_unknown_statistics_table_is_refused_with_the_known_ones(tmp_path: Path) -> None:

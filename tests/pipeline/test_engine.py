@@ -57,7 +57,7 @@ class Fragile(TeacherPredictor):
 
 
 def fragile(run: Run, device: str) -> Fragile:
-    return Fragile(load_teacher(run.teacher, device), run.recipe)
+    return Fragile(load_teacher(run.teacher, device=device), run.recipe)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +154,7 @@ def test_without_ray_the_next_call_goes_on_carefully(drive: Callable[..., Path],
     """The image kills the whole command; called again, it finds out which one it was."""
     asked = job(drive(*names(4), "kill-it"), teacher, engine="local", unit_size=64)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/pipeline']; from test_engine import *;"
         "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', unit_size=64), predictor=fragile)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(asked.manifest), str(asked.teacher)]
@@ -272,7 +272,7 @@ def test_a_stopped_run_keeps_the_images_that_are_done_within_a_unit(
     """One unit of 40 images: a stop in its middle loses none that is finished."""
     asked = job(drive(*names(40, "slow")), teacher, engine=engine_name, unit_size=64, workers=1)
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_engine import *;"
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/pipeline']; from test_engine import *;"
         "asked = job(Path(sys.argv[2]), Path(sys.argv[3]), engine=sys.argv[4], unit_size=64, workers=1);"
         "say = lambda what: print(what, file=sys.stderr, flush=True);"
         "result = generate(asked, on_progress=lambda p: say(p.done), on_note=say, predictor=fragile);"

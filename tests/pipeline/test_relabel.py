@@ -14,7 +14,7 @@ from autolabel.manifests.policy import PAPER, REFERENCE, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.schemas import FATES
-from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import verify
@@ -59,12 +59,12 @@ def test_top_class_and_level_are_those_of_the_teacher(kept: Path, teacher: Path,
     from autolabel.manifests.images import read_image
     from autolabel.manifests.samples import load_manifest
 
-    confidence, knows = Run.open(kept).confidence, load_teacher(teacher, "cpu")
+    confidence, knows = Run.open(kept).confidence, load_teacher(teacher, device="cpu")
     assert len(confidence.edges) == 7 and 0.5 in confidence.edges
     samples = load_manifest(city / "coarse.parquet").samples
     assert set(confidence) == {s.sample_id for s in samples}
     for sample in samples[:3]:
-        winner, p = knows.confidence(read_image(sample.image), (1.0,))
+        winner, p = knows.confidence(read_image(sample.image), scales=(1.0,))
         top, level = confidence[sample.sample_id]
         assert np.array_equal(top, winner)
         assert np.array_equal(level, sum((p > np.float32(e)).astype(int) for e in confidence.edges))
@@ -75,8 +75,8 @@ def test_relabelled_is_what_generate_would_have_labelled(
     policy: Policy, kept: Path, city: Path, teacher: Path, tmp_path: Path
 ) -> None:
     """Labels bit for bit; statistics but for how long it took."""
-    store = Run.open(kept)["store"]
-    _, result = relabel(kept, policy, tmp_path / "relabelled")
+    store = Run.open(kept).recipe.store
+    result = relabel(Run.open(kept), policy, out=tmp_path / "relabelled")
     generate(job(city, teacher, tmp_path / "generated", policy, store=store))
     assert result.accounts.labelled == 10
     assert labels_of(tmp_path / "relabelled") == labels_of(tmp_path / "generated") != labels_of(kept)
@@ -90,11 +90,11 @@ def test_relabelled_is_what_generate_would_have_labelled(
                 np.testing.assert_allclose(one[column], other[column], rtol=1e-12)
             else:
                 assert list(map(str, one[column])) == list(map(str, other[column]))
-    assert verify(tmp_path / "relabelled", False, nothing).faults == []
+    assert verify(tmp_path / "relabelled").faults == []
 
 
 def test_the_fates_of_all_pixels_sum_to_the_image(kept: Path, tmp_path: Path) -> None:
-    relabel(kept, OTHERS["all rules"], tmp_path / "run")
+    relabel(Run.open(kept), OTHERS["all rules"], out=tmp_path / "run")
     images = RunFolder(tmp_path / "run").statistics("images").to_pandas().set_index("sample_id")
     classes = RunFolder(tmp_path / "run").statistics("classes").to_pandas()
     fates = classes.groupby("sample_id")[[f"{fate}_pixels" for fate in FATES]].sum()
@@ -106,10 +106,10 @@ def test_the_fates_of_all_pixels_sum_to_the_image(kept: Path, tmp_path: Path) ->
         assert mine[mine > 0].to_dict() == {c: n for c, n in enumerate(np.bincount(label.ravel())[:19]) if n}
 
 
-def test_what_follows_a_run_follows_a_relabelled_one(kept: Path, city: Path, tmp_path: Path) -> None:
+def test_stats_diff_report_and_fuse_work_on_a_relabelled_run(kept: Path, city: Path, tmp_path: Path) -> None:
     """It is a run like any other: stats, diff, report, fuse."""
     run = tmp_path / "run"
-    relabel(kept, OTHERS["human first"], run)
+    relabel(Run.open(kept), OTHERS["human first"], out=run)
     fused = "manifest", "fuse", city / "fine.parquet", run / "manifest.parquet", "-o", tmp_path / "fused.parquet"
     for command in (("stats", run), ("stats", "diff", kept, run), ("report", run, "--images", "2"), fused):
         result = autolabel(*command)
@@ -117,24 +117,24 @@ def test_what_follows_a_run_follows_a_relabelled_one(kept: Path, city: Path, tmp
     assert f"confidence kept by {kept.name}" in (run / "report/index.html").read_text(encoding="utf-8")
 
 
-def test_it_goes_on_where_it_stopped(kept: Path, tmp_path: Path) -> None:
+def test_a_relabelling_that_was_stopped_labels_what_is_left(kept: Path, tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
-    relabel(kept, OTHERS["by class"], whole)
-    relabel(kept, OTHERS["by class"], run)
+    relabel(Run.open(kept), OTHERS["by class"], out=whole)
+    relabel(Run.open(kept), OTHERS["by class"], out=run)
     next((run / "units").iterdir()).unlink()
-    _, result = relabel(kept, OTHERS["by class"], run)
+    result = relabel(Run.open(kept), OTHERS["by class"], out=run)
     assert 0 < result.done < 10
     assert labels_of(run) == labels_of(whole)
     with pytest.raises(ValueError, match=r"policy: threshold was 0\.5, now 0\.3"):
-        relabel(kept, OTHERS["another threshold"], run)
+        relabel(Run.open(kept), OTHERS["another threshold"], out=run)
 
 
-def test_neither_teacher_nor_images_are_needed(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_relabel_needs_neither_teacher_nor_images(city: Path, teacher: Path, tmp_path: Path) -> None:
     own = Path(teacher.parent / "moved.pt")
     own.write_bytes(teacher.read_bytes())
     generate(job(city, own, tmp_path / "run", keep_confidence=3))
     own.unlink()
-    _, result = relabel(tmp_path / "run", Policy(coarse="human-wins"), tmp_path / "again")
+    result = relabel(Run.open(tmp_path / "run"), Policy(coarse="human-wins"), out=tmp_path / "again")
     assert result.accounts.labelled == 10
 
 
@@ -146,16 +146,16 @@ def test_a_flipped_bit_in_what_is_kept_is_found_and_repaired(city: Path, teacher
         before = shard.read_bytes()
         shard.write_bytes(before[:100] + bytes([before[100] ^ 1]) + before[101:])
         with pytest.raises(DamagedLabel):
-            relabel(run, PAPER, tmp_path / f"from a damaged {layer}")
-        assert any(f"{layer}.zarr" in fault for fault in verify(run, True, nothing).faults)
+            relabel(Run.open(run), PAPER, out=tmp_path / f"from a damaged {layer}")
+        assert any(f"{layer}.zarr" in fault for fault in verify(run, repair=True).faults)
         generate(job(city, teacher, run, keep_confidence=8))
         assert shard.read_bytes() == before
-        assert verify(run, False, nothing).faults == []
+        assert verify(run).faults == []
 
 
-def test_what_cannot_be_relabelled_is_told_in_one_line(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_relabelling_that_is_impossible_is_refused_in_one_line(city: Path, teacher: Path, tmp_path: Path) -> None:
     plain, run, mine = tmp_path / "plain", tmp_path / "run", tmp_path / "mine.toml"
-    generate(job(city, teacher, plain, limit=4))
+    generate(job(city, teacher, plain, portion=Portion(limit=4)))
     generate(job(city, teacher, run, keep_confidence=4))
     refusals = [
         (plain, "paper", f"{plain} has kept no confidence: generate it anew with --keep-confidence 8"),

@@ -60,7 +60,7 @@ def asked(
 
 
 def verify(run: Path, repair: bool = False) -> Verification:
-    return verify_run(run, repair, lambda done, total: None)
+    return verify_run(run, repair=repair)
 
 
 def found(run: Path) -> list[str]:
@@ -137,7 +137,7 @@ def test_a_flipped_bit_anywhere_is_found(asked: LabelJob, kind: str) -> None:
 def test_a_flipped_bit_in_the_plan_is_found(asked: LabelJob) -> None:
     """In a process of its own: Arrow does not check what it maps, and a wrong offset ends the process that reads it."""
     code = (
-        "import sys; sys.path.insert(0, sys.argv[1]); from test_verify import *\n"
+        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/pipeline']; from test_verify import *\n"
         "for silent in flips(Path(sys.argv[2]), 'plan'): print(silent)"
     )
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(asked.out)]

@@ -31,7 +31,7 @@ from autolabel.manifests.images import decode_image
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.samples import load_manifest
-from autolabel.manifests.scan import scan_folder
+from autolabel.manifests.scan import scan
 from autolabel.manifests.settings import build_job
 from autolabel.pipeline.job import STORES, LabelJob, Portion
 from autolabel.pipeline.run import Labelling, generate
@@ -280,7 +280,7 @@ def test_a_scan_does_not_wait_for_a_pipe(city: Path, tmp_path: Path) -> None:
     pipe = tmp_path / "drive" / "pipe.png"
     os.mkfifo(pipe)
     with in_time(10, pipe):
-        manifest, account = scan_folder(tmp_path / "drive", None, None, CITYSCAPES)
+        manifest, account = scan(tmp_path / "drive", layout="folder", label_space=CITYSCAPES)
     assert [s.sample_id for s in manifest.samples if s.readable] == GOOD
     assert account.unreadable == [f"{pipe}: not a regular file"]
 
@@ -291,7 +291,7 @@ def test_a_scan_does_not_walk_in_circles(city: Path, tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "good-4.png").symlink_to(tmp_path / "drive" / "good-1.png")
     (tmp_path / "drive" / "link").symlink_to(tmp_path / "elsewhere")  # a link that is no circle is followed
-    manifest, _ = scan_folder(tmp_path / "drive", None, None, CITYSCAPES)
+    manifest, _ = scan(tmp_path / "drive", layout="folder", label_space=CITYSCAPES)
     assert [s.sample_id for s in manifest.samples] == [*GOOD, "link/good-4"]
 
 

@@ -22,11 +22,11 @@ from conftest import autolabel, contents, labels_of, outcome, photograph, scanne
 from PIL import Image
 
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run import folder
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import build_job
 from autolabel.manifests.tables import BadTable
+from autolabel.pipeline import lock
 from autolabel.pipeline.job import STORES, LabelJob, Portion
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
@@ -183,7 +183,7 @@ def _nothing(place: Path, city: Path) -> None:
     ],
     ids=["sample gone", "sample resized", "image changed", "teacher", "threshold", "precision"],
 )
-def test_what_has_changed_is_named_and_nothing_on_disk_is_touched(
+def test_a_changed_request_is_refused_with_the_difference_and_nothing_is_written(
     place: Path, city: Path, store: str, change: Callable[[Path, Path], None], settings: dict[str, object], message: str
 ) -> None:
     asked = job(place, store, **settings)
@@ -203,7 +203,7 @@ def test_what_has_changed_is_named_and_nothing_on_disk_is_touched(
         (lambda text: text[: len(text) // 2], "is not readable JSON"),
         (lambda text: "", "is not readable JSON"),
         (lambda text: "7", "differs from what was written"),
-        (lambda text: text.replace("autolabel-run/3", "autolabel-run/1"), "has format 'autolabel-run/1'"),
+        (lambda text: text.replace("autolabel-run/4", "autolabel-run/1"), "has format 'autolabel-run/1'"),
     ],
     ids=["threshold", "accounts", "bracket", "half", "empty", "a number", "format"],
 )
@@ -238,13 +238,11 @@ def test_limit_counts_from_the_first_sample_and_can_grow(place: Path) -> None:
 
 def test_only_labels_what_fits_and_leaves_the_rest(place: Path) -> None:
     asked = job(place, "zarr-only")
-    assert generate(replace(asked, portion=Portion(only="s0[37]"))) == Labelling(
-        Accounts(7, 2, 0, 5), done=2, failed={}, stopped=False
-    )
+    result = generate(replace(asked, portion=Portion(only="s0[37]")))
+    assert outcome(result) == (Accounts(7, 2, 0, 5), 2, {}, False)
     assert sorted(labels_of(asked.out)) == ["s03", "s07"]
-    assert generate(replace(asked, portion=Portion(only="s*", limit=3))).accounts == Accounts(
-        7, 4, 0, 3
-    )  # s01, s03 and s05
+    result = generate(replace(asked, portion=Portion(only="s*", limit=3)))  # s01, s03 and s05
+    assert result.accounts == Accounts(7, 4, 0, 3)
     assert generate(replace(asked, portion=Portion(only="t*"))).done == 0
     assert outcome(generate(asked)) == (Accounts(7, 7, 0, 0), 3, {}, False)
     assert labels_of(asked.out) == labels_of(job(place, "zarr").out)
@@ -286,11 +284,11 @@ def test_run_json_tells_what_was_asked_and_how_far_it_is(place: Path) -> None:
         "complete", {"asked": 7, "labelled": 7, "quarantined": 0, "left": 0},
     )  # fmt: skip
     for told in (part, whole):
-        assert set(told["tables"]) == set(TABLES)  # type: ignore[call-overload]
-    same = ["teacher_sha256", "scales", "flip", "combine", "policy", "precision", "store", "unit_size", "manifest"]
-    assert [part[name] for name in same] == [whole[name] for name in same]
-    assert (whole["scales"], whole["policy"]["threshold"], whole["unit_size"]) == ([1.0], 0.5, 3)
-    assert whole["manifest"] == str(place / "drive.parquet")
+        assert set(told["tables_sha256"]) == set(TABLES)  # type: ignore[call-overload]
+    assert part["recipe"] == whole["recipe"] and part["input_manifest"] == whole["input_manifest"]
+    recipe = Run.open(asked.out).recipe
+    assert (recipe.scales, recipe.policy.threshold, recipe.unit_size) == ((1.0,), 0.5, 3)
+    assert whole["input_manifest"] == str(place / "drive.parquet")
 
 
 # --- parts for several machines --------------------------------------------------------------------------------------
@@ -305,7 +303,7 @@ def require_like_one_run(asked: LabelJob, place: Path) -> None:
     assert verify(asked.out).faults == []
 
 
-def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
+def test_parts_one_after_the_other_give_the_labels_of_a_whole_run(place: Path) -> None:
     asked = job(place, "zarr-parts")
     for number, done in ((1, 3), (2, 3), (3, 1)):
         assert generate(replace(asked, portion=Portion(part=(number, 3)))).done == done
@@ -315,7 +313,7 @@ def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
     assert written(asked.out) == before
 
 
-def test_pieces_at_the_same_time_make_the_run(place: Path) -> None:
+def test_parts_at_the_same_time_give_the_labels_of_a_whole_run(place: Path) -> None:
     asked = job(place, "zarr-parts", unit_size=1)
     commands = [[sys.executable, "-m", "autolabel.cli", *options(asked, "--part", f"{n}/2")] for n in (1, 2)]
     processes = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
@@ -334,22 +332,22 @@ def meanwhile(asked: LabelJob, other: Callable[[], None]) -> Labelling:
             happened.append(True)
             other()
 
-    result = generate(asked, on_progress)
+    result = generate(asked, on_progress=on_progress)
     assert happened
     return result
 
 
-def test_a_piece_that_ends_first_does_not_close_the_run(place: Path) -> None:
+def test_a_part_that_ends_first_leaves_the_run_open(place: Path) -> None:
     asked = job(place, "zarr-parts", unit_size=1)  # units 0, 2, 4, 6 and 1, 3, 5
     first, second = replace(asked, portion=Portion(part=(1, 2))), replace(asked, portion=Portion(part=(2, 2)))
-    ended: list[Labelling] = []
-    result = meanwhile(first, lambda: ended.append(generate(second)))
+    ended: list[object] = []
+    result = outcome(meanwhile(first, lambda: ended.append(outcome(generate(second)))))
     assert ended == [(Accounts(7, 4, 0, 3), 3, {}, False)]
     assert result == (Accounts(7, 7, 0, 0), 4, {}, False)
     require_like_one_run(asked, place)
 
 
-def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call(place: Path) -> None:
+def test_a_part_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call(place: Path) -> None:
     """The other part has published without it; nothing is left to label, but the tables are not up to date."""
     asked = job(place, "zarr-parts", unit_size=1)
     first, second = replace(asked, portion=Portion(part=(1, 2))), replace(asked, portion=Portion(part=(2, 2)))
@@ -365,13 +363,13 @@ def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call
             raise Died
 
     with pytest.raises(Died):
-        generate(first, die_at_the_end)
+        generate(first, on_progress=die_at_the_end)
     assert len(labels_of(asked.out)) == 7
     assert outcome(generate(asked)) == (Accounts(7, 7, 0, 0), 0, {}, False)
     require_like_one_run(asked, place)
 
 
-def test_the_same_piece_twice_at_once_is_refused_naming_the_process(place: Path) -> None:
+def test_the_same_part_twice_at_once_is_refused_naming_the_process(place: Path) -> None:
     asked = job(place, "zarr-parts", part=(1, 2))
 
     def again() -> None:
@@ -386,8 +384,8 @@ def test_the_same_piece_twice_at_once_is_refused_naming_the_process(place: Path)
     assert meanwhile(asked, again).done == 4
 
 
-def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(folder, "_SETUP_SECONDS", 0.2)  # a part waits as long for another one that is setting up
+def test_a_whole_run_and_a_part_of_it_exclude_each_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "_SETUP_SECONDS", 0.2)  # a part waits as long for another one that is setting up
     asked = job(place, "zarr-parts", unit_size=1)
     part = replace(asked, portion=Portion(part=(1, 2)))
 
@@ -406,15 +404,15 @@ def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monke
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("0/3", "shard 0/3: expected I/N with I from 1 to N"),
-        ("4/3", "shard 4/3: expected I/N with I from 1 to N"),
-        ("1/0", "shard 1/0: expected I/N with I from 1 to N"),
+        ("0/3", "part 0/3: expected I/N with I from 1 to N"),
+        ("4/3", "part 4/3: expected I/N with I from 1 to N"),
+        ("1/0", "part 1/0: expected I/N with I from 1 to N"),
         ("x", "--part x: expected I/N, such as 2/8 for the second of eight"),
         ("1/2/3", "--part 1/2/3: expected I/N, such as 2/8 for the second of eight"),
         ("", "--part : expected I/N, such as 2/8 for the second of eight"),
     ],
 )
-def test_a_piece_that_is_none_is_refused(place: Path, text: str, message: str) -> None:
+def test_a_part_outside_1_to_n_is_refused(place: Path, text: str, message: str) -> None:
     asked = job(place, "zarr-none")
     result = autolabel(*options(asked, "--part", text))
     assert (result.exit_code, result.stderr) == (2, f"autolabel: {message}\n")
@@ -443,13 +441,13 @@ def test_the_plan_of_a_new_run_tells_what_it_would_take_and_writes_nothing(place
     assert found["units"] == "4 of up to 3 images, 4 of them left"
     assert found["done"] == "0 images; this call would do 8"
     assert found["device"] == "cpu, float32"
-    number = r"\d+\.\d"
-    assert re.fullmatch(rf"{number} kB a pixel, {number} GiB free; images at once: \d+ of 96x192", found["memory"])
-    assert re.fullmatch(rf"0\.\d kB each, {number} MB to come", found["labels"])
+    number, size = r"\d+\.\d", r"[\d.]+ [kM]?B"
+    assert re.fullmatch(rf"\S+ k?B a pixel, {number} GB free; images at once: \d+ of 96x192", found["memory"])
+    assert re.fullmatch(rf"{size} each, {size} to come", found["labels"])
     assert re.fullmatch(
         r"7 images, \d+\.\d\d images/s by one worker; each decode \d+ ms, infer \d+ ms, encode \d+ ms", found["probe"]
     )
-    assert re.fullmatch(rf"workers images/s h:min:s ─+ 1 {number} \d:\d\d", found["workers"])
+    assert re.fullmatch(rf"workers images/s time ─+ 1 {number} \d+ s", found["workers"])
 
 
 def test_the_plan_of_a_run_tells_what_is_done(place: Path, city: Path) -> None:

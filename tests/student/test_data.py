@@ -20,7 +20,7 @@ from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
-from autolabel.manifests.scan import scan_folder
+from autolabel.manifests.scan import scan
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.job import Mix
 from autolabel.student.sampling import Draws
@@ -47,7 +47,7 @@ def stripes(tmp_path_factory: pytest.TempPathFactory) -> ManifestDataset:
         for folder, array in (("images", image), ("labels", label)):
             (root / folder).mkdir(exist_ok=True)
             Image.fromarray(array).save(root / folder / f"{name}.png")
-    return ManifestDataset(scan_folder(root / "images", root / "labels", None, CAMVID)[0])
+    return ManifestDataset(scan(root / "images", layout="folder", labels=root / "labels", label_space=CAMVID)[0])
 
 
 def crops(
@@ -75,7 +75,7 @@ def drawn_as_labels(
         image = images[name] if images else np.stack([label] * 3, axis=-1)
         Image.fromarray(image).save(root / "images" / f"{name}.{suffix}", quality=95)
         Image.fromarray(label).save(root / "labels" / f"{name}.png")
-    return ManifestDataset(scan_folder(root / "images", root / "labels", None, CAMVID)[0])
+    return ManifestDataset(scan(root / "images", layout="folder", labels=root / "labels", label_space=CAMVID)[0])
 
 
 # --- whole pictures ---------------------------------------------------------------------------------------------------
@@ -188,7 +188,7 @@ def test_an_image_that_is_gone_is_named(one: ManifestDataset) -> None:
 def test_an_image_of_another_size_than_at_scan_time_is_refused(one: ManifestDataset) -> None:
     image = one.samples[0].image
     Image.open(image).resize((96, 96)).save(image)
-    assert complaints(one) == {f"image {image} is 96 x 96 but its manifest says 192 x 96: scan again"}
+    assert complaints(one) == {f"image {image}: the image is 96 x 96 but its manifest says 192 x 96: scan again"}
 
 
 def test_a_label_of_another_size_than_at_scan_time_is_refused(one: ManifestDataset) -> None:
@@ -363,7 +363,7 @@ def test_a_crop_larger_than_the_picture_holds_all_of_it_and_ignores_the_rest(fin
     assert len(corners) == 12  # anywhere, not always in the same corner
 
 
-def test_colours_are_jittered_and_labels_are_not(fine: Manifest) -> None:
+def test_colour_jitter_changes_the_image_and_leaves_the_label(fine: Manifest) -> None:
     dataset = ManifestDataset(fine)
     for n in range(6):
         plain = crops(dataset, STILL)[n]
@@ -425,7 +425,7 @@ def test_draws_follow_the_weights_in_every_epoch(fine: Manifest) -> None:
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -1.0), (1.0, float("nan"))], ids=["all 0", "negative", "nan"])
-def test_weights_that_mean_nothing_are_refused(weights: tuple[float, ...], fine: Manifest) -> None:
+def test_negative_and_infinite_weights_are_refused(weights: tuple[float, ...], fine: Manifest) -> None:
     message = "sample weights must not be negative, and one at least must be above 0"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         drawn(fine, weights, epochs=1)

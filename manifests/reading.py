@@ -1,0 +1,83 @@
+"""Read the photograph and the coarse label of a sample, and compare their sizes with its manifest.
+
+BadImage means that the file itself is to blame, with the reason; any other OSError means trouble of the disk.
+"""
+
+from __future__ import annotations
+
+import errno
+import stat
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from autolabel.manifests.images import BadImage, decode_label, decode_picture, require_size
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.samples import Sample
+
+_BLAMES_FILE = {
+    errno.ENOENT, errno.ENOTDIR, errno.EACCES, errno.EPERM, errno.EIO, errno.ELOOP, errno.ENAMETOOLONG
+}  # fmt: skip
+_MAX_BYTES = 1 << 30  # no photograph comes near this
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of an image file. Raises BadImage if it is missing, unreadable, too large or no regular file."""
+    try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode):
+            raise BadImage("not a regular file")
+        if status.st_size > _MAX_BYTES:
+            raise BadImage(f"{status.st_size} bytes: expected at most {_MAX_BYTES}")
+        return path.read_bytes()
+    except FileNotFoundError as error:
+        raise BadImage("the file is missing") from error
+    except OSError as error:
+        if error.errno not in _BLAMES_FILE:
+            raise
+        raise BadImage(f"the file cannot be read ({error.strerror})") from error
+
+
+def decode_photograph(sample: Sample, data: bytes) -> NDArray[np.uint8]:
+    """The bytes of a sample's photograph as (H, W, 3) uint8 RGB. Raises BadImage, also for another size."""
+    return np.asarray(_decode(sample, data, shrink=1)[0])
+
+
+def read_photograph(sample: Sample) -> NDArray[np.uint8]:
+    """The photograph of a sample as (H, W, 3) uint8 RGB. Raises BadImage, naming the file; OSError."""
+    return np.asarray(read_picture(sample)[0])
+
+
+def read_picture(sample: Sample, *, shrink: float = 1) -> tuple[Image.Image, int]:
+    """The photograph as a Pillow image, and the factor, at most `shrink`, by which it is smaller than the file's.
+
+    See `decode_picture`. Raises BadImage, naming the file; OSError.
+    """
+    try:
+        return _decode(sample, read_file(sample.image), shrink=shrink)
+    except BadImage as error:
+        raise BadImage(f"image {sample.image}: {error}") from error
+
+
+def _decode(sample: Sample, data: bytes, *, shrink: float) -> tuple[Image.Image, int]:
+    picture, smaller = decode_picture(data, shrink)
+    if picture.size != (-(-sample.width // smaller), -(-sample.height // smaller)):
+        raise BadImage(
+            f"the image is {picture.width * smaller} x {picture.height * smaller} but its manifest says"
+            f" {sample.width} x {sample.height}: scan again"
+        )
+    return picture, smaller
+
+
+def read_coarse(sample: Sample, space: LabelSpace) -> NDArray[np.uint8] | None:
+    """The coarse label of a sample as (H, W) uint8 train ids, None if it has none. Raises BadImage, naming the file."""
+    if sample.coarse_label is None:
+        return None
+    try:
+        label = decode_label(read_file(sample.coarse_label), space, sample.label_ids)
+        require_size(label, (sample.height, sample.width))
+        return label
+    except BadImage as error:
+        raise BadImage(f"its coarse label {sample.coarse_label}: {error}") from error
