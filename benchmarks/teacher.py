@@ -126,8 +126,8 @@ def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Pixels, Labe
     """Combined and decided in bands; label, statistics, and how many bytes crossed to the host."""
     device = parts[0].logits.device
     field = Hierarchical(8, 8).mix(parts, size)
-    winners, confidences = top_classes(field, 1, CLASSES, device)
-    codes = encode(winners, confidences, CLASSES, (THRESHOLD,))[0].cpu().numpy()
+    winners, confidences = top_classes(field, 1, classes=CLASSES, device=device)
+    codes = encode(winners, confidences, classes=CLASSES, edges=(THRESHOLD,))[0].cpu().numpy()
     histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], CLASSES))
     label = keep(codes, CLASSES)
     pixels = np.bincount(label.ravel(), minlength=256)[:CLASSES]
@@ -189,7 +189,7 @@ def transcription(network: OCRNet, images: Tensor) -> Tensor:
 def teacher_of(network: OCRNet, device: str, precision: str) -> Teacher:
     """Our way to use a network: batch norm folded."""
     fold_batch_norm(network)
-    return Teacher(network, None, torch.zeros(0, dtype=torch.int64), device, precision)
+    return Teacher(network, device=device, precision=precision)
 
 
 def w48() -> OCRNet:
@@ -243,7 +243,7 @@ def whole_labelling(size: tuple[int, int]) -> None:
 
 
 def _labelled(pool: ThreadPoolExecutor, teacher: Teacher, images: Pixels) -> list[Pixels]:
-    return list(pool.map(lambda image: teacher.label(image[None], THRESHOLD, SCALES)[0][0], images))
+    return list(pool.map(lambda image: teacher.label(image[None], threshold=THRESHOLD, scales=SCALES)[0][0], images))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -263,7 +263,7 @@ def label_and_exit(images: int, size: tuple[int, int]) -> None:
     """Label so many images and print this process's peak memory in bytes."""
     torch.set_num_threads(1)
     network = build("hrnet18s_ocr_mscale", CLASSES).eval()
-    teacher = Teacher(network, None, torch.zeros(0, dtype=torch.int64))
+    teacher = Teacher(network)
     for _ in range(images):
         teacher.label(street(size, 1))
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -304,7 +304,7 @@ def on_gpu(size: tuple[int, int]) -> None:
             torch.cuda.reset_peak_memory_stats()
 
             def label(batch: int = batch, flip: bool = flip, images: Pixels = images) -> None:
-                list(teacher.predict_in_batches(images, batch, (THRESHOLD,), SCALES, flip))
+                list(teacher.predict_in_batches(images, batch, edges=(THRESHOLD,), scales=SCALES, flip=flip))
 
             label()
             each = seconds(label) / len(images)

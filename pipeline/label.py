@@ -44,7 +44,7 @@ from autolabel.pipeline.records import (
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.units import Tally, Unit
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.predict import LARGEST_BATCH, NotEnoughMemory
+from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
 
 DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it

@@ -47,8 +47,9 @@ from autolabel.student.optimizer import WeightUpdater, learning_rate_at
 from autolabel.student.parallel import DrawSampler, Team
 from autolabel.student.request import Request
 from autolabel.teacher.checkpoints import save_checkpoint
+from autolabel.teacher.device import PRECISIONS, autocast, pick_device, pick_precision
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import PRECISIONS, Teacher, normalise, pick_device, pick_precision
+from autolabel.teacher.predict import Teacher, normalise
 
 _SAVE_SECONDS = 60.0  # between saves without a validation
 
@@ -127,8 +128,8 @@ class Training:
 
     def __init__(self, request: Request, team: Team) -> None:
         self.request, self.job, self.team = request, request.job, team
-        self.dtype = PRECISIONS[training_precision(self.job.precision, team.device.type)]
-        self.recipe = request.recipe | {"precision": str(self.dtype).removeprefix("torch.")}
+        self.precision = training_precision(self.job.precision, team.device.type)
+        self.recipe = request.recipe | {"precision": self.precision}
         last = request.read_last()
         self.step = request.require_same(self.recipe, last)
         if team.sum(torch.tensor(self.step)).item() != self.step * team.size:
@@ -139,7 +140,11 @@ class Training:
         self.network = request.network(last)
         self.network.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.updater = WeightUpdater(
-            self.network, self.job.optimizer, peak=self.job.peak, average_decay=self.job.ema, precision=self.dtype
+            self.network,
+            self.job.optimizer,
+            peak=self.job.peak,
+            average_decay=self.job.ema,
+            precision=PRECISIONS[self.precision],
         )
         if last is not None and last.training is not None:
             self._go_on(last.training)
@@ -225,7 +230,7 @@ class Training:
 
     def _loss(self, images: Tensor, label: Tensor, whole: BatchCounts) -> Tensor:
         """Return this part's share of the loss of the whole batch."""
-        with torch.autocast(self.team.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.team.device, self.precision):
             output = self.compute(normalise(images).contiguous(memory_format=torch.channels_last))
         return segmentation_loss(self.job.loss, output, label=label, whole=whole)
 
@@ -238,7 +243,7 @@ class Training:
     def _stop(self, what: str, step: int) -> NoReturn:
         """Raise TrainingStopped for a step, counted from 0; nothing of this step is kept."""
         kept = f"last.pt keeps the weights of step {self.saved}" if self.saved else "nothing was saved yet"
-        other = " or --precision bfloat16" if self.dtype == torch.float16 else ""
+        other = " or --precision bfloat16" if self.precision == "float16" else ""
         raise TrainingStopped(
             f"{what} at step {step + 1}, on {self.request.shown_at(step)}: {kept}; start again in another --out with a"
             f" smaller --learning-rate than {self.job.peak:g}{other}"
@@ -260,7 +265,7 @@ class Training:
     def _validate(self) -> float:
         self._require_finite()
         request = self.request
-        teacher = Teacher(self._result, request.space, request.trained_on, str(self.team.device))
+        teacher = Teacher(self._result, request.space, trained_on=request.trained_on, device=str(self.team.device))
         scores = score(teacher, request.val, team=self.team)
         if math.isnan(scores.miou):
             raise ValueError(f"{self.job.val}: no pixel of its labels has a class, so there is nothing to score on")

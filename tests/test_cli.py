@@ -36,7 +36,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_account_of_a_scan(pictures: Path) -> None:
+def test_a_scan_counts_images_labels_and_sizes(pictures: Path) -> None:
     (pictures / "images" / "zero.jpg").write_bytes(b"")
     Image.new("L", (8, 6)).save(pictures / "labels" / "orphan.png")
     output = pictures / "m.parquet"
@@ -105,7 +105,7 @@ def test_labels_of_another_size_are_refused(pictures: Path) -> None:
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_options_out_of_range_are_refused(
+def test_options_outside_their_range_are_refused(
     city: Path, teacher: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     asked = ("generate", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run")

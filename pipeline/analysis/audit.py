@@ -113,10 +113,10 @@ def audit(
         if network and calibration:
             top, confidence = network.confidence(
                 read_photograph(sample),
-                run.recipe.scales,
+                scales=run.recipe.scales,
                 flip=run.recipe.flip,
                 temperature=policy.temperature,
-                shares=prior,
+                prior=prior,
                 coarse=read_coarse(known[sample_id], space) if sample_id in known else None,
             )
             calibration.add(true, top, confidence)
@@ -215,7 +215,7 @@ def _unseen(
                 " --teacher, or say --allow-leak, which leaves out all that needs a teacher"
             )
         return None, None, [f"No calibration and no suggested thresholds, and a leak is possible: {reason}."]
-    network = load_teacher(path, "auto", precision=run.recipe.precision, combine=run.recipe.combine)
+    network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
     leaked = len(overlap(network.trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -245,7 +245,9 @@ def _fit(network: Teacher, run: Run, matched: _Matched, passes: _Passes) -> Fitt
         true = read_sample_label(sample, space)
         step = _step(true)
         true = true[::step, ::step]
-        logits = network.sampled_logits(read_photograph(sample), step, run.recipe.scales, flip=run.recipe.flip)
+        logits = network.sampled_logits(
+            read_photograph(sample), every=step, scales=run.recipe.scales, flip=run.recipe.flip
+        )
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
         before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))

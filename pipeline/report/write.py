@@ -94,7 +94,11 @@ def write_report(
     kept = opened.confidence if opened.recipe.confidence_edges else None
     teacher_file, no_teacher = _find_teacher(opened, teacher, attention) if attention or not kept else (None, "")
     recipe = opened.recipe
-    network = load_teacher(teacher_file, "auto", recipe.precision, recipe.combine) if teacher_file and wanted else None
+    network = (
+        load_teacher(teacher_file, precision=recipe.precision, combine=recipe.combine)
+        if teacher_file and wanted
+        else None
+    )
     several = attention and len(opened.recipe.scales) > 1
     asked, no_coarse = _find_asked(opened, wanted) if summary.coarse_coverage > 0 else (None, "")
     samples = manifest.find(wanted)
@@ -268,8 +272,9 @@ class Painter:
             named = None if isinstance(coarse, Missing) else coarse
             recipe = self._run.recipe
             top, confidence = self._teacher.confidence(
-                image, recipe.scales, recipe.flip, self._policy.temperature, self._left_out, named
-            )
+                image, scales=recipe.scales, flip=recipe.flip, temperature=self._policy.temperature,
+                prior=self._left_out, coarse=named,
+            )  # fmt: skip
             return confidence, self._by_scale(self._teacher, stem, image, top) if self._attention else []
 
     def _by_scale(self, teacher: Teacher, stem: str, image: Photograph, combined: Label) -> list[View]:
@@ -281,7 +286,7 @@ class Painter:
             return View(kind, f"{self._folder.name}/{name}", drawn.size, scale, **more)
 
         views: list[View] = []
-        for view in teacher.views(image, self._run.recipe.scales):
+        for view in teacher.views(image, scales=self._run.recipe.scales):
             prediction = draw_label(view.label, self._space)
             views.append(written("prediction", view.scale, prediction, encode_flat(prediction)))
             if _weights(teacher.combination) != "equal":

@@ -229,5 +229,5 @@ def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Sco
         return best  # of the last step
     path = job.out / "last_scores.json"
     if not storage.exists(path):
-        score(load_teacher(job.out / "last.pt", job.device), ManifestDataset(job.val)).write(path)
+        score(load_teacher(job.out / "last.pt", device=job.device), ManifestDataset(job.val)).write(path)
     return Scores.read(path)

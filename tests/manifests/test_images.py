@@ -149,7 +149,7 @@ RGB_ROW_16 = np.arange(WIDTH * 3, dtype=">u2").tobytes()
         pytest.param(encoded(TRAIN_IDS, "JPEG"), "mode L: expected 8-bit RGB; convert the file first", id="grey jpg"),
     ],
 )
-def test_what_is_no_8_bit_rgb_photo_is_refused_with_the_reason(data: bytes, reason: str) -> None:
+def test_an_image_that_is_no_8_bit_rgb_photo_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage) as refusal:
         decode_image(data)
     assert str(refusal.value) == reason
@@ -247,7 +247,7 @@ def test_a_palette_label_is_read_as_indices_and_never_as_colours(bits: int) -> N
     assert np.array_equal(decode_label(data, CAMVID, "train"), ids)
 
 
-def test_a_label_survives_encoding() -> None:
+def test_a_label_is_the_same_after_encoding_and_decoding() -> None:
     label = np.arange(256, dtype=np.uint8).reshape(8, 32)
     space = LabelSpace("full", tuple(LabelClass(str(i), (0, 0, 0), (i,)) for i in range(255)))
     data = encode_label(label)
@@ -297,7 +297,7 @@ WANTED = "expected 8-bit grey or palette PNG holding one class id a pixel; conve
         pytest.param(encoded(SIXTEEN_BITS), f"mode I;16, 16 bits: {WANTED}", id="16-bit grey"),
     ],
 )
-def test_what_holds_no_class_id_per_pixel_is_refused_with_the_reason(data: bytes, reason: str) -> None:
+def test_a_label_without_one_class_id_per_pixel_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage) as refusal:
         decode_label(data, CAMVID, "train")
     assert str(refusal.value) == reason

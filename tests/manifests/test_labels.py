@@ -125,7 +125,7 @@ def test_reading_many_shards_keeps_no_file_open(tmp_path: Path, monkeypatch: pyt
     assert len(shards._indices) <= 3
 
 
-def test_threads_read_at_once(tmp_path: Path) -> None:
+def test_several_threads_read_labels_at_once(tmp_path: Path) -> None:
     make_run(tmp_path, STREETS)
     labels = committed(tmp_path)
     with ThreadPoolExecutor(8) as pool:
@@ -137,7 +137,7 @@ def test_threads_read_at_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("store", ["zarr", "png"])
-def test_only_committed_labels_are_there(tmp_path: Path, store: str) -> None:
+def test_a_run_lists_only_committed_labels(tmp_path: Path, store: str) -> None:
     labels = {f"s{i}": street(i, 100, 100) for i in range(4)}
     make_run(tmp_path, {**labels, "broken": None}, store)
     record_of(tmp_path, BUCKET, 1).unlink()  # its labels are on disk, but nobody vouches for them

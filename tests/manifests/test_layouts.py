@@ -131,7 +131,7 @@ def test_a_link_to_a_download_is_the_same_frame_and_fine(tmp_path: Path) -> None
     assert scan(root, layout="cityscapes")[1].images == 4
 
 
-def test_the_hidden_files_of_a_mac_are_no_images(tmp_path: Path) -> None:
+def test_hidden_files_of_macos_are_left_aside(tmp_path: Path) -> None:
     root = cityscapes(tmp_path, UNZIPPED)
     for name in ("leftImg8bit/val/lindau/._lindau_000000_000019_leftImg8bit.png",
                  "gtFine/val/lindau/._lindau_000000_000019_gtFine_labelIds.png"):  # fmt: skip

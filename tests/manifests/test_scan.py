@@ -37,7 +37,7 @@ def test_a_folder_is_searched_deeply_and_unlabelled_images_are_fine(tmp_path: Pa
     assert account.sources == {"fine": 2, "coarse": 1, "none": 2}
 
 
-def test_images_alone_are_enough(tmp_path: Path) -> None:
+def test_a_folder_of_images_without_labels_is_scanned(tmp_path: Path) -> None:
     photo(tmp_path / "a.png", size=(5, 4))
     photo(tmp_path / "b.png", size=(3, 9))
     found, account = scan(tmp_path, layout="folder", label_space=CAMVID)

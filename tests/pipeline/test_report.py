@@ -131,7 +131,7 @@ def test_the_least_trusted_come_first(run: Path) -> None:
     assert [card["trust"] for card in cards] == pytest.approx(review["trust"], abs=1e-6)
 
 
-def test_most_of_a_choice_are_the_worst_and_the_rest_is_spread() -> None:
+def test_three_quarters_of_the_shown_images_are_the_least_trusted_and_the_rest_is_spread() -> None:
     names = [f"{n:03}" for n in range(100)]
     assert choose(names, 8) == ["000", "001", "002", "003", "004", "005", "029", "076"]
     assert choose(names, 1) == ["000"] and choose(names, 100) == choose(names, 5000) == names and choose([], 3) == []
@@ -192,7 +192,7 @@ def test_confidence_that_was_kept_needs_no_teacher(city: Path, teacher: Path, tm
     assert "No confidence maps" not in page.read_text(encoding="utf-8")
 
 
-def test_what_is_gone_or_damaged_is_said_in_its_place(run: Path, city: Path, tmp_path: Path) -> None:
+def test_a_missing_or_damaged_picture_is_named_in_its_place(run: Path, city: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
     page = write_report(moved, 1, (), None, nothing)
     (card,) = gallery(page)["cards"]
@@ -372,14 +372,14 @@ def test_attention_adds_each_scale_with_its_share_and_the_combined_prediction(sc
 
 
 def test_shares_are_those_by_which_the_predictions_become_the_combined_one(city: Path, teacher: Path) -> None:
-    network, image = load_teacher(teacher, "cpu"), read_image(next((city / "data").rglob("*_leftImg8bit.png")))
-    views = network.views(image, (1.0, 0.5, 2.0))
+    network, image = load_teacher(teacher, device="cpu"), read_image(next((city / "data").rglob("*_leftImg8bit.png")))
+    views = network.views(image, scales=(1.0, 0.5, 2.0))
     assert [view.scale for view in views] == [0.5, 1.0, 2.0]
-    half, one, _ = (part.attention for part in network.parts(image, (0.5, 1.0, 2.0)))
+    half, one, _ = (part.attention for part in network.parts(image, scales=(0.5, 1.0, 2.0)))
     assert half is not None and one is not None and 0 < views[0].share.min() < views[0].share.max() < 1
     np.testing.assert_allclose(sum(view.share for view in views), 1, atol=1e-5)
     np.testing.assert_allclose(views[0].share.mean(), half.mean().item(), atol=0.02)
-    combined = network.confidence(image, (0.5, 1.0, 2.0))[0]
+    combined = network.confidence(image, scales=(0.5, 1.0, 2.0))[0]
     alike = [float((view.label == combined).mean()) for view in views]
     assert all(view.label.shape == view.share.shape == combined.shape for view in views) and max(alike) > 0.5
 
@@ -403,7 +403,7 @@ def test_every_kind_of_attention_can_be_shown(city: Path, tmp_path: Path, arch: 
     assert ("<span>in truth " in text) == (arch == "hrnet18s_ocr_explicit")  # the others' are sigmoids
 
 
-def test_one_scale_needs_no_attention(run: Path) -> None:
+def test_one_scale_computes_no_attention(run: Path) -> None:
     page = write_report(run, 1, (), None, nothing, attention=True)
     assert by_scale(page) == [] and "looks at one scale only" in page.read_text(encoding="utf-8")
 
@@ -416,9 +416,7 @@ def test_a_run_from_before_there_was_a_choice_of_combination_is_shown(scaled: Pa
     assert "attention" in by_scale(write_report(run, 1, (), None, nothing, attention=True))
 
 
-def test_where_a_photograph_is_gone_there_is_nothing_by_scale_and_the_reason_is_there(
-    scaled: Path, tmp_path: Path
-) -> None:
+def test_a_missing_photograph_leaves_out_attention_and_gives_the_reason(scaled: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(scaled, tmp_path / "further" / "down" / "run"))  # its images are found from its place
     page = write_report(moved, 1, (), None, nothing, attention=True)
     assert by_scale(page) == [] and "the file is missing" in gallery(page)["cards"][0]["missing"]["photograph"]

@@ -68,10 +68,10 @@ def job(drive: Path, teacher: Path, out: str = "run", **settings: object) -> Lab
 def test_labels_are_those_of_the_teacher_alone(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher)
     assert outcome(generate(asked)) == (Accounts(7, 7, 0, 0), 7, {}, False)
-    knows = load_teacher(teacher, "cpu")
+    knows = load_teacher(teacher, device="cpu")
     for sample in load_manifest(asked.manifest).samples:
         image = np.asarray(Image.open(sample.image))
-        (expected,), _ = knows.label(image[None], asked.policy.threshold, asked.scales)
+        (expected,), _ = knows.label(image[None], threshold=asked.policy.threshold, scales=asked.scales)
         found = Run.open(asked.out).labels[sample.sample_id]
         assert (found != expected).mean() < 1e-4  # one thread against several: the last bits of a tie may differ
 
@@ -135,7 +135,7 @@ def test_the_way_that_feeds_a_gpu_loses_no_image_and_keeps_their_order(drive: Pa
     manifest = load_manifest(asked.manifest)
     generate(replace(asked, portion=Portion(limit=1), max_quarantined=1.0))
     run = Run.open(asked.out)
-    predictor = TeacherPredictor(load_teacher(teacher, "cpu"), run.recipe)
+    predictor = TeacherPredictor(load_teacher(teacher, device="cpu"), run.recipe)
     labeller = Labeller(run, predictor, image_root=manifest.image_root, threads=2)
     for size in {(s.height, s.width) for s in manifest.samples}:
         unit = Unit("u", "b", 0, tuple(s for s in manifest.samples if (s.height, s.width) == size))
@@ -194,7 +194,7 @@ def test_a_repaired_image_is_labelled_by_the_next_call(drive: Path, teacher: Pat
     assert labels_of(asked.out).items() >= untouched.items()
 
 
-def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_images_of_any_height_and_width_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
     """One row, one column, smaller than any stride, a panorama: the run does not stop at what nobody thought of."""
     sizes = {
         "row": (1, 70),
@@ -216,7 +216,7 @@ def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: P
     assert result.exit_code == 0, result.output
     labels = Run.open(tmp_path / "run").labels
     assert {name: label.shape for name, label in labels.items()} == sizes
-    knows = load_teacher(teacher, "cpu")
+    knows = load_teacher(teacher, device="cpu")
     for name in sizes:
         (expected,), _ = knows.label(np.asarray(Image.open(tmp_path / "drive" / f"{name}.png"))[None])
         assert (labels[name] != expected).mean() < 1e-3

@@ -75,7 +75,7 @@ def run(tmp_path: Path) -> Path:
     return written(tmp_path / "run", images, classes)
 
 
-def test_two_images_by_hand(run: Path) -> None:
+def test_a_summary_of_two_images_equals_counts_by_hand(run: Path) -> None:
     found = summarise(run)
     assert (found.images, found.pixels, found.label_bytes) == (2, 200, 100)
     assert (found.coarse_coverage, found.auto_coverage, found.kept, found.agreement) == (0.25, 0.75, 0.75, 0.5)
@@ -92,7 +92,7 @@ def test_two_images_by_hand(run: Path) -> None:
     assert found.histogram.tolist() == bins(b4=20, b8=20, b9=10, b12=10, b13=30, b19=110)
 
 
-def test_another_threshold_by_hand(run: Path) -> None:
+def test_shares_at_another_threshold_equal_counts_by_hand(run: Path) -> None:
     found = at_threshold(summarise(run), 0.65).classes  # bins 13 and up
     sky, road, car = (found.loc[name] for name in ("sky", "road", "car"))
     assert sky.tolist() == [80, 40 / 80, 30 / 80, 40 / 150, 30 / 140]
@@ -189,7 +189,7 @@ def test_help_shows_all_commands_and_a_folder_may_have_any_name(run: Path, monke
     assert "no_such_run" in autolabel("stats", "no_such_run").stderr
 
 
-def test_what_became_of_the_pixels_is_told_as_far_as_it_happened(tmp_path: Path) -> None:
+def test_the_table_of_fates_has_only_columns_that_occurred(tmp_path: Path) -> None:
     fates = {"kept_pixels": 6, "below_threshold_pixels": 3, "decided_by_human_pixels": 1}
     rows = [row("a", 0, bins(b19=10), pixels=8, **fates), row("a", 3, bins(b19=90), pixels=90)]
     run = written(tmp_path / "run", [image("a", labelled_pixels=98)], rows)

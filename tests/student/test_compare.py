@@ -34,7 +34,7 @@ torch.set_num_threads(1)  # the small network is no slower with one, and never w
 # --- what a few seeds tell --------------------------------------------------------------------------------------------
 
 
-def test_t_quantiles_leave_a_fortieth_above_them() -> None:
+def test_one_fortieth_of_students_t_lies_above_each_quantile() -> None:
     """Against the density itself, integrated by Simpson's rule from 0; the table has three decimals."""
     for freedom in (*range(1, 31), 10_000):
         scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
@@ -100,7 +100,7 @@ def test_differences_are_paired_by_seed(three_seeds: Comparison) -> None:
     assert alone is not None and alone > 0.7  # unpaired, nothing could be said
 
 
-def test_verdicts_are_given_only_where_the_interval_leaves_zero_out(three_seeds: Comparison) -> None:
+def test_a_verdict_is_given_only_where_the_interval_excludes_zero(three_seeds: Comparison) -> None:
     verdicts = {(d.arm, d.baseline, d.name): d.verdict for d in three_seeds.differences()}
     assert {key[:2] for key in verdicts} == {
         ("fine + coarse", "fine"), ("fine + auto", "fine + coarse"), ("fine + auto", "fine"),
@@ -130,7 +130,7 @@ def test_the_greatest_loss_comes_before_others() -> None:
     ]  # fmt: skip
 
 
-def test_one_seed_decides_nothing() -> None:
+def test_one_seed_gives_no_verdict() -> None:
     values = {"fine": 0.5, "fine + coarse": 0.1, "fine + auto": 0.9}
     found = made_up({arm: [{"road": v, "train": None}] for arm, v in values.items()})
     assert {d.verdict for d in found.differences() if d.name != "train"} == {"undecided (one seed)"}
@@ -145,7 +145,7 @@ def test_a_class_that_never_occurs_has_no_number_anywhere(three_seeds: Compariso
     assert "nan" not in re.sub(r"<style>.*</style>", "", render(three_seeds, Path("out")), flags=re.DOTALL).lower()
 
 
-def test_cost_is_images_over_speed(three_seeds: Comparison) -> None:
+def test_the_cost_of_an_arm_is_its_images_divided_by_its_speed(three_seeds: Comparison) -> None:
     """Three trainings of 4 steps of 8 images at 16 a second: 2 s each."""
     assert three_seeds.cost("fine") == (16.0, 6.0)
     assert three_seeds.record()["seconds"] == 18.0
@@ -274,7 +274,7 @@ def test_the_second_and_third_arm_see_the_same_pictures_with_other_labels(
     assert different == [False] * 6 + [True] * 10
 
 
-def test_what_is_finished_is_not_done_again(
+def test_a_finished_student_is_not_trained_again(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
 ) -> None:
     record = (template.out / "compare.json").read_bytes()
@@ -305,7 +305,7 @@ def test_an_arm_without_labels_of_its_kind_is_refused(
         compare(city / "fine.parquet", city / coarse, city / auto, job, (0,))
 
 
-def test_what_the_curves_say_is_in_the_record(
+def test_compare_json_holds_what_the_curves_hold(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
 ) -> None:
     record = json.loads((template.out / "compare.json").read_text())
@@ -340,7 +340,7 @@ def test_the_last_step_counts_even_where_an_earlier_one_was_better(
     assert last_scores(job, better, [replace(last, step=1, miou=0.0), replace(last, miou=0.9)]) is better
 
 
-def test_the_command_finds_it_done_and_prints_it(
+def test_the_compare_command_prints_a_finished_comparison_without_training(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
 ) -> None:
     record = (template.out / "compare.json").read_bytes()
@@ -405,7 +405,7 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_known_of_a_teacher_is_a_note(
+def test_a_teacher_without_fingerprints_gives_a_note(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], teacher: Path, city: Path, auto: Path, template: TrainJob
 ) -> None:
     about = auto / "run.json"

@@ -363,7 +363,7 @@ def test_a_crop_larger_than_the_picture_holds_all_of_it_and_ignores_the_rest(fin
     assert len(corners) == 12  # anywhere, not always in the same corner
 
 
-def test_colours_are_jittered_and_labels_are_not(fine: Manifest) -> None:
+def test_colour_jitter_changes_the_image_and_leaves_the_label(fine: Manifest) -> None:
     dataset = ManifestDataset(fine)
     for n in range(6):
         plain = crops(dataset, STILL)[n]
@@ -425,7 +425,7 @@ def test_draws_follow_the_weights_in_every_epoch(fine: Manifest) -> None:
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -1.0), (1.0, float("nan"))], ids=["all 0", "negative", "nan"])
-def test_weights_that_mean_nothing_are_refused(weights: tuple[float, ...], fine: Manifest) -> None:
+def test_negative_and_infinite_weights_are_refused(weights: tuple[float, ...], fine: Manifest) -> None:
     message = "sample weights must not be negative, and one at least must be above 0"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         drawn(fine, weights, epochs=1)

@@ -104,7 +104,7 @@ def test_the_gradient_of_three_processes_is_that_of_one_with_the_whole_batch(tmp
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_is_trained_is_the_network_itself_but_for_its_batch_norms(device: str) -> None:
+def test_synchronised_replaces_batch_norms_and_keeps_all_other_modules(device: str) -> None:
     network = build("hrnet18s_ocr_mscale", 5)
     twin = synchronised(network, device)
     for own, other in (
@@ -148,7 +148,7 @@ def test_one_process_takes_the_draws_in_their_order() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_what_is_normalised_together_does_not_depend_on_the_number_of_processes(size: int, accumulate: int) -> None:
+def test_crops_that_share_a_batch_norm_are_the_same_for_any_number_of_processes(size: int, accumulate: int) -> None:
     found = shares(size, accumulate)
     own = 24 // size // accumulate
     for part in range(3 * accumulate):

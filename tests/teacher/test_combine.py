@@ -18,20 +18,22 @@ from torch import Tensor, nn
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
-    Combined,
     Explicit,
     ExplicitPairs,
-    Field,
     Hierarchical,
     HierarchicalPairs,
-    InMemory,
     Part,
-    Prediction,
+    ScaleOutput,
+    rescaled_size,
+)
+from autolabel.teacher.networks.fields import (
+    Combined,
+    Field,
+    InMemory,
     Resized,
     Size,
     at_size,
     mean_with_mirrored,
-    rescaled_size,
     resized,
 )
 
@@ -191,7 +193,7 @@ def test_halving_what_was_enlarged_by_a_multiple_of_4_is_one_resize(start: Size,
         pytest.param((8, 12), (12, 18), (16, 24), id="enlarged twice"),
     ],
 )
-def test_any_other_detour_is_taken(start: Size, via: Size, size: Size) -> None:
+def test_a_resize_through_another_size_is_done_in_two_steps(start: Size, via: Size, size: Size) -> None:
     """As the reference takes it: there a direct resize gives visibly other numbers."""
     x = noise(2, 4, *start)
     expected, direct = to(to(x, via), size), to(x, size)
@@ -210,10 +212,10 @@ def test_a_map_goes_through_every_size_it_is_sent_through() -> None:
 # --- the formulas -----------------------------------------------------------------------------------------------------
 
 
-def predict(size: Size) -> Prediction:
+def predict(size: Size) -> ScaleOutput:
     """A network of stride 4 that sees noise."""
     height, width = -(-size[0] // 4), -(-size[1] // 4)
-    return Prediction(
+    return ScaleOutput(
         noise(1, CLASSES, height, width), noise(1, FEATURES, height, width), noise(1, CLASSES, height, width) + 9
     )
 
@@ -333,7 +335,7 @@ def features_at_1(size: Size, scales: Sequence[float]) -> dict[float, Tensor]:
 @torch.no_grad()
 def test_an_explicit_head_weighs_all_scales_at_once(batch_norm: bool, size: Size, scales: tuple[float, ...]) -> None:
     """It reads the features of scale 1 first, but gives weights in ascending order. They need not sum to 1."""
-    combination = awake(Explicit(FEATURES, len(scales), batch_norm))
+    combination = awake(Explicit(FEATURES, len(scales), batch_norm=batch_norm))
     features = features_at_1(size, scales)
     ordered = [features[1.0], *(features[s] for s in sorted(scales) if s != 1)]
     weights = layers_of(combination)(torch.cat(ordered, dim=1))

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.decide import bands, confidence_bins, count, encode, keep, top_class, top_classes
-from autolabel.teacher.networks.combine import Field, InMemory, Size, at_size
+from autolabel.teacher.networks.fields import Field, InMemory, Size, at_size
 
 torch.set_num_threads(1)
 
@@ -31,7 +31,7 @@ def noise(*shape: int, seed: int = 0, spread: float = 4) -> Tensor:
 
 def decided(winners: Tensor, confidences: Tensor, threshold: float, classes: int) -> Tensor:
     """The label of one threshold."""
-    return torch.from_numpy(keep(encode(winners, confidences, classes, (threshold,)).numpy(), classes))
+    return torch.from_numpy(keep(encode(winners, confidences, classes=classes, edges=(threshold,)).numpy(), classes))
 
 
 def of_classes(*logits: float) -> Tensor:
@@ -79,7 +79,9 @@ def test_the_top_class_and_its_softmax_probability(classes: int, spread: float) 
         pytest.param((7.0,), 0, 1.0, id="one class"),
     ],
 )
-def test_awkward_logits(logits: tuple[float, ...], winner: int, probability: float | None) -> None:
+def test_equal_and_extreme_logits_give_a_top_class_and_a_finite_probability(
+    logits: tuple[float, ...], winner: int, probability: float | None
+) -> None:
     found, confidence = top_class(of_classes(*logits))
     assert found.item() == winner == np.argmax(np.float32(logits))
     expected = probability or torch.softmax(torch.tensor(logits), dim=0).amax().item()
@@ -96,7 +98,7 @@ def test_among_equals_the_lowest_class_wins_wherever_they_are() -> None:
 def test_labels_are_those_of_the_full_softmax(classes: int) -> None:
     """On a megapixel at most: not one pixel off, save where the probability is within a rounding of the threshold."""
     logits = noise(1, classes, 256, 1024 if classes < 100 else 128, seed=9, spread=2)
-    winner, confidence = top_classes(InMemory(logits), 1, classes, CPU)
+    winner, confidence = top_classes(InMemory(logits), 1, classes=classes, device=CPU)
     softmax = torch.softmax(logits, dim=1)
     probability, expected = softmax.amax(dim=1), logits.argmax(dim=1)
     assert torch.equal(winner.long(), expected)
@@ -181,7 +183,7 @@ def test_a_code_holds_the_top_class_and_how_many_edges_are_exceeded(
     winners, confidences = (x[0] for x in top_class(noise(1, classes, 50, 60, spread=3)))
     around = [f(e) for e in edges for f in (below, lambda e: e, above) if f(e) > 0]
     confidences.view(-1)[: len(around)] = torch.tensor(around)
-    codes = encode(winners, confidences, classes, edges)
+    codes = encode(winners, confidences, classes=classes, edges=edges)
     levels = sum((confidences > e).long() for e in map(np.float32, edges))
     assert codes.dtype == dtype
     assert torch.equal(codes.long(), winners.long() * (len(edges) + 1) + levels)
@@ -249,7 +251,7 @@ class Asked(Field):
 def test_a_field_is_read_in_bands_and_never_whole() -> None:
     logits = noise(2, 19, 200, 300)
     asked = Asked(InMemory(logits))
-    winner, confidence = top_classes(asked, 2, 19, CPU)
+    winner, confidence = top_classes(asked, 2, classes=19, device=CPU)
     assert asked.bands == list(bands((200, 300), 19, CPU))
     assert len(asked.bands) > 1
     whole = top_class(logits)
@@ -278,8 +280,8 @@ def test_nothing_with_a_value_per_class_and_pixel_is_ever_made() -> None:
     height, width, classes = 512, 1024, 65
     field = at_size(noise(1, classes, height // 4, width // 4), (2 * height, 2 * width), (height, width))
     with Largest() as seen:
-        winners, confidences = top_classes(field, 1, classes, CPU)
-        encode(winners, confidences, classes, (0.5, 0.9))
+        winners, confidences = top_classes(field, 1, classes=classes, device=CPU)
+        encode(winners, confidences, classes=classes, edges=(0.5, 0.9))
         count(winners[0], confidences[0], classes)
     assert 0 < seen.bytes <= 4.4e6
     with Largest() as control:  # the measure sees what it should

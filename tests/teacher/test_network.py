@@ -23,9 +23,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.student.losses import cross_entropy
 from autolabel.teacher.networks.build import ARCHITECTURES, COMBINATIONS, build, recognise
-from autolabel.teacher.networks.combine import Average, Prediction, Size, at_size, mean_with_mirrored
+from autolabel.teacher.networks.combine import Average, ScaleOutput
 from autolabel.teacher.networks.decoders import OCRNet, SegmentationNet
 from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv, EfficientNetLite0, SamePadConv
+from autolabel.teacher.networks.fields import Size, at_size, mean_with_mirrored
 from autolabel.teacher.networks.hrnet import resize
 from autolabel.teacher.networks.ocr import ObjectAttention, region_features
 from autolabel.teacher.predict import normalise
@@ -212,9 +213,9 @@ def test_the_full_network_gives_what_the_reference_gave(arch: str, photograph: T
 def test_one_network_with_each_way_to_combine_gives_what_the_reference_gave(photograph: Tensor) -> None:
     """All four have the same trunk and decoder, hence the same predictions of single scales: made once."""
     network = network_by_formula("resnet50_deeplabv3plus", 19)
-    known: dict[Size, Prediction] = {}
+    known: dict[Size, ScaleOutput] = {}
 
-    def remembered(images: Tensor) -> Prediction:
+    def remembered(images: Tensor) -> ScaleOutput:
         size = (images.shape[-2], images.shape[-1])
         if size not in known:
             known[size] = network.predict(images)
@@ -381,7 +382,7 @@ def test_efficientnet_lite_pads_as_tensorflow_does(
 
 
 @pytest.mark.parametrize("stride", [1, 2])
-def test_on_a_cpu_autocast_leaves_convolutions_of_single_channels_in_float32(stride: int) -> None:
+def test_autocast_on_a_cpu_leaves_depthwise_convolutions_in_float32(stride: int) -> None:
     torch.manual_seed(0)
     ours = DepthwiseConv(6, 5, stride)
     plain = SamePadConv(6, 6, 5, stride, groups=6)

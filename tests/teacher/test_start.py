@@ -89,7 +89,7 @@ def test_from_the_same_classes_everything_is_taken(tmp_path: Path) -> None:
     assert start.trained_on.tolist() == [15]
 
 
-def test_as_many_classes_of_other_names_are_other_classes(tmp_path: Path) -> None:
+def test_equally_many_classes_of_other_names_start_fresh(tmp_path: Path) -> None:
     path = tmp_path / "best.pt"
     content = json.loads(CAMVID.to_json())
     content["labels"][0]["name"] = "lava"
@@ -108,7 +108,7 @@ def test_as_many_classes_of_other_names_are_other_classes(tmp_path: Path) -> Non
         ("hrnet18s_plain_mscale", {"backbone"}, "ocr, scale_attn"),
     ],
 )
-def test_of_another_network_on_the_same_trunk_what_both_have_alike_is_taken(
+def test_from_another_network_on_the_same_trunk_shared_layers_are_taken(
     there: str, taken: set[str], fresh: str, tmp_path: Path
 ) -> None:
     """As the recipe for Cityscapes does: the weights that it starts from have seen Mapillary at one scale only."""
@@ -283,7 +283,7 @@ def trunk_of(arch: str) -> dict[str, Tensor]:
         ),
     ],
 )  # fmt: skip
-def test_what_does_not_fit_is_named(content: Any, message: str, tmp_path: Path) -> None:
+def test_misshapen_missing_and_extra_tensors_are_named(content: Any, message: str, tmp_path: Path) -> None:
     path = tmp_path / "init.pth"
     torch.save(content(), path)
     with pytest.raises(BadCheckpoint, match=f"^{re.escape(str(path) + message)}$"):
