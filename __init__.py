@@ -177,7 +177,7 @@ def load_teacher(checkpoint: AnyPath, *, device: str = "auto", precision: str = 
     """
     from autolabel.teacher.predict import load_teacher
 
-    return load_teacher(Path(checkpoint), device, precision=precision)
+    return load_teacher(Path(checkpoint), device=device, precision=precision)
 
 
 def generate(
