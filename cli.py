@@ -212,7 +212,9 @@ policy_option = option(
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
 space_option = option(
-    "--label-space", metavar="SPACE", help="The classes: cityscapes, camvid, or a JSON file; see docs/labels.md."
+    "--label-space",
+    metavar="SPACE",
+    help="The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md.",
 )
 moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
 

@@ -105,8 +105,9 @@ def generate(
             else:
                 from autolabel.pipeline.ray_engine import run_ray
 
-                memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe.precision))
-                crew = replace(crew, worker_bytes=memory)
+                if predictor is None:
+                    memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe.precision))
+                    crew = replace(crew, worker_bytes=memory)
                 ended = run_ray(crew, left.work(), len(left.units), meter, job.machine.address)
         meter.tick(last=True)
         with lock.publishing():
