@@ -49,8 +49,8 @@ class Meter:
         asked: int,
         wanted: int,
         before: Tally,
-        on_progress: Callable[[Counters], None] | None,
-        on_note: Callable[[str], None] | None,
+        on_progress: Callable[[Counters], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> None:
         self.out, self.names, self.asked, self.wanted, self.before = out, names, asked, wanted, before
         self._on_progress, self._on_note = on_progress, on_note

@@ -84,6 +84,16 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
     assert broken == []
 
 
+def test_every_page_that_the_program_names_exists() -> None:
+    rooms = [path for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".j2", ".js")]
+    named = {
+        page
+        for path in (*ROOT.glob("*.py"), *rooms)
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []
+
+
 def anchors(page: Path) -> list[str]:
     """The anchors that a forge gives to a page's headings."""
     headings = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
