@@ -514,16 +514,11 @@ def _counters(update: Reporter) -> Callable[[Counters], None]:
 def _end(result: Labelling, max_quarantined: float) -> None:
     """Print the accounts of a labelling run; leave as its outcome demands."""
     show(result)
-    if result.stopped:
-        raise KeyboardInterrupt
-    if result.failed:
-        name, why = next(iter(result.failed.items()))
-        raise Failure(f"{len(result.failed)} units failed (the first, {name}: {why}); run the same again to retry them")
-    accounts = result.accounts
+    run, accounts = result.require_success(), result.accounts
     if accounts.quarantined > max_quarantined * accounts.asked:
         click.echo(
             f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
-            f" --max-quarantined {max_quarantined:g}; reasons in {result.run.quarantine_path}",
+            f" --max-quarantined {max_quarantined:g}; reasons in {run.quarantine_path}",
             err=True,
         )
         click.get_current_context().exit(QUARANTINED)
@@ -670,7 +665,7 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
     from autolabel.pipeline.report.write import write_report
 
     with progress("drawing") as update:
-        page = write_report(run, images, chosen, teacher, update, attention)
+        page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
     click.echo(f"open {page}")
 
 

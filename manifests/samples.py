@@ -130,9 +130,6 @@ class Manifest(Shown):
         header = ["split", "source", "samples", "groups", "size", "weight", "first id"]
         return [Table("samples", header, rows)]
 
-    def _repr_html_(self) -> str:
-        return "".join(table._repr_html_() for table in self.tables())
-
 
 def _span(values: Sequence[str]) -> str:
     return values[0] if len(values) == 1 else f"{values[0]} … {values[-1]}"

@@ -47,6 +47,17 @@ class Labelling(Shown):
             f"run {self.run.path}   look: autolabel stats {self.run.path} · autolabel report {self.run.path}",
         ]
 
+    def require_success(self) -> Run:
+        """Return the run. Raises KeyboardInterrupt if the call was stopped, EngineFailed if units failed."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        if self.failed:
+            name, reason = next(iter(self.failed.items()))
+            raise EngineFailed(
+                f"{len(self.failed)} units failed (the first, {name}: {reason}); run the same again to retry them"
+            )
+        return self.run
+
 
 def generate(
     job: LabelJob,
@@ -149,7 +160,7 @@ def _tidy(run: Run, *, whole: bool) -> None:
 def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
     run = Run.open(run.path)  # as another part may have left it
-    tables = run.tables().values()
+    tables = run.table_paths().values()
     published = run.accounts and run.tables_sha256 and not left.units and all(path.is_file() for path in tables)
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run

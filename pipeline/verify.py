@@ -103,7 +103,7 @@ def _damaged_tables(run: Run) -> list[str]:
     digests = run.tables_sha256 or {}
     return [
         f"{path} differs from what was published"
-        for name, path in run.tables().items()
+        for name, path in run.table_paths().items()
         if name in digests and not (path.is_file() and storage.sha256(path) == digests[name])
     ]
 

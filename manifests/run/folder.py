@@ -39,6 +39,7 @@ from autolabel.manifests.run.labels import (
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
+from autolabel.manifests.wording import Shown
 
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
@@ -119,7 +120,7 @@ class RunFolder:
         """The Zarr group of a layer."""
         return self.path / zarr_folder(name)
 
-    def tables(self) -> dict[str, Path]:
+    def table_paths(self) -> dict[str, Path]:
         """The published tables by their names in `run.json`."""
         paths = [self.manifest_path, self.quarantine_path, *map(self.statistics_path, STATISTICS)]
         return {path.relative_to(self.path).as_posix(): path for path in paths}
@@ -175,7 +176,7 @@ class Accounts:
 
 
 @dataclass(frozen=True)
-class Run(RunFolder):
+class Run(RunFolder, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
@@ -268,6 +269,19 @@ class Run(RunFolder):
                 f"{self.path} holds a run that was asked for differently ({'; '.join(changes)}):"
                 " ask the same again to go on with it, or choose another --out"
             )
+
+    def lines(self) -> list[str]:
+        """The state of the run and the essence of its recipe, for a terminal or a notebook."""
+        recipe, a = self.recipe, self.accounts
+        numbers = (
+            f"{a.asked:,} samples, {a.labelled:,} labelled, {a.quarantined:,} quarantined" if a else "no accounts yet"
+        )
+        scales = ", ".join(f"{scale:g}" for scale in recipe.scales)
+        return [
+            f"{self.path}: {self.state}; {numbers}",
+            f"teacher {self.teacher}, scales {scales}, policy {recipe.policy.name!r},"
+            f" {len(recipe.label_space)} classes of label space {recipe.label_space.name!r}",
+        ]
 
     @property
     def label_space(self) -> LabelSpace:

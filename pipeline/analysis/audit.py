@@ -32,6 +32,7 @@ from autolabel.pipeline.analysis.audit_record import (
     CoarseAudit,
     FittedTemperature,
     MeanAudit,
+    PixelAudit,
     ReliabilityDiagram,
     audit_classes,
     known_or_none,
@@ -93,6 +94,8 @@ def audit(
     if network is None and fit_temperature:
         raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     notes = matched.notes + notes
+    if policy.boundary:
+        notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
     prior = policy.left_out(space)
     if prior is not None and fit_temperature:
         raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
@@ -102,14 +105,17 @@ def audit(
         fitted = _fit(network, run, matched, passes)
         policy = replace(policy, temperature=fitted.fitted)
         notes += _about_temperature(fitted.fitted)
-    confusion, boundary = Confusion(len(space)), BoundaryF(len(space))
+    confusion, human, boundary = Confusion(len(space)), Confusion(len(space)), BoundaryF(len(space))
     calibration = Calibration(len(space), _grid(run, fit_temperature)) if network else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
-    known = open_manifest(run.input_manifest).find(matched.truth) if prior is not None and network else {}
+    known = open_manifest(run.input_manifest).find(matched.truth)
     for sample_id, sample in matched.truth.items():
         true, label = read_sample_label(sample, space), matched.labels[sample_id]
         confusion.add(true, label)
         boundary.add(true, label)
+        outlined = read_coarse(known[sample_id], space)
+        if outlined is not None:
+            human.add(true, outlined)
         if network and calibration:
             top, confidence = network.confidence(
                 read_photograph(sample),
@@ -117,7 +123,7 @@ def audit(
                 flip=run.recipe.flip,
                 temperature=policy.temperature,
                 prior=prior,
-                coarse=read_coarse(known[sample_id], space) if sample_id in known else None,
+                coarse=outlined,
             )
             calibration.add(true, top, confidence)
             if fitted:
@@ -128,7 +134,7 @@ def audit(
     if fitted:
         fitted = replace(fitted, ece=[*fitted.ece, known_or_none(sampled.overall().ece())])
     suggestion = calibration.suggest(target_precision) if calibration else None
-    classes = audit_classes(space, confusion, boundary, calibration, suggestion)
+    classes = audit_classes(space, confusion, human, boundary, calibration, suggestion=suggestion)
     if suggestion:
         named, comments = _suggested(policy, space, target_precision, suggestion)
         storage.write(run.suggested_path, named.to_toml(comments).encode())
@@ -138,6 +144,8 @@ def audit(
         images=len(matched.truth),
         leaked=leaked,
         target_precision=target_precision,
+        human=PixelAudit.of(human),
+        auto=PixelAudit.of(confusion),
         classes=classes,
         mean=MeanAudit.of(classes),
         reliability=ReliabilityDiagram.of(space, calibration) if calibration else None,

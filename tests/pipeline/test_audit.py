@@ -20,13 +20,15 @@ from autolabel.manifests import storage
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.policy import Policy, load_policy
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scores import BoundaryF
+from autolabel.manifests.wording import percent
 from autolabel.pipeline.analysis.audit import audit
-from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit
+from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit, PixelAudit
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.teacher.predict import load_teacher
@@ -81,6 +83,7 @@ def test_every_number_of_the_labels_is_what_a_slow_count_gives(run: Path, city: 
         assert row.iou == (both.sum() / (true | given).sum() if (true | given).any() else None)
         union = ((true | given) & kept).sum()
         assert row.iou_kept == (both.sum() / union if union else None)
+    assert found.auto == PixelAudit((known & kept).sum() / known.sum(), (truth == label)[known].sum() / kept.sum())
     borders = BoundaryF(len(CITYSCAPES))
     for pair in maps:
         borders.add(*pair)
@@ -93,6 +96,33 @@ def test_every_number_of_the_labels_is_what_a_slow_count_gives(run: Path, city: 
     assert found.mean.boundary_f["4"] == pytest.approx(np.nanmean(met[2]))
     assert json.loads((run / "audit.json").read_text()) == asdict(found)
     assert Audit.read(run / "audit.json") == found
+
+
+def test_the_share_that_people_outlined_is_what_a_slow_count_gives(run: Path, city: Path) -> None:
+    found = audit(run, city / "val.parquet")
+    samples = load_manifest(city / "val.parquet").samples
+    truth = np.concatenate([read_sample_label(s, CITYSCAPES).ravel() for s in samples])
+    drawn = np.concatenate([read_coarse(s, CITYSCAPES).ravel() for s in samples])
+    known = truth != IGNORE
+    for k, row in enumerate(found.classes):
+        assert row.outlined == (drawn[truth == k] == k).mean() if (truth == k).any() else row.outlined is None
+    named = known & (drawn != IGNORE)
+    assert found.human == PixelAudit(named.sum() / known.sum(), (drawn == truth)[named].sum() / named.sum())
+    assert found.lines()[0] == (
+        f"People had outlined {percent(found.human.labelled)} % of the pixels, {percent(found.human.right)} % of them"
+        f" rightly. Now {percent(found.auto.labelled)} % have a label, and {percent(found.auto.right)} % of these are"
+        " right."
+    )
+
+
+def test_without_coarse_labels_nothing_is_said_of_people(run: Path, city: Path, tmp_path: Path) -> None:
+    known = load_manifest(Run.open(run).input_manifest)
+    bare = tuple(replace(s, coarse_label=None) for s in known.samples)
+    save_manifest(Run.open(run).input_manifest, replace(known, samples=bare))
+    found = audit(run, city / "val.parquet")
+    assert found.human is None and {row.outlined for row in found.classes} == {None}
+    assert found.lines()[0].startswith("Of the pixels with truth, ")
+    save_manifest(Run.open(run).input_manifest, known)
 
 
 def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path, teacher: Path) -> None:
@@ -365,7 +395,7 @@ def test_the_terminal_shows_what_the_file_holds(run: Path, city: Path) -> None:
     building = next(c for c in found["classes"] if c["name"] == "building")
     shown = [line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["building"]]
     values = [building[key] for key in ("precision", "coverage", "iou_kept", "iou")]
-    assert shown[0][2:6] == [f"{100 * value:.1f}" for value in values]
+    assert shown[0][3:7] == [f"{100 * value:.1f}" for value in values]
     assert shown[1][1:3] == [f"{100 * building['ece']:.1f}", f"{building['suggested_threshold']:g}"]
     assert "temperature 1 →" in result.stdout
     assert f"wrote {run}/audit.json and {run}/suggested.toml" in result.stdout

@@ -27,7 +27,7 @@ from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import Verification
 from autolabel.pipeline.verify import verify as verify_run
 
-TABLES = tuple(RunFolder(Path()).tables())
+TABLES = tuple(RunFolder(Path()).table_paths())
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
 UNCHECKED = ("progress.json", ".lock")

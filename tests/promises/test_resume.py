@@ -31,7 +31,7 @@ from autolabel.pipeline.job import STORES, LabelJob, Portion
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
-TABLES = tuple(RunFolder(Path()).tables())
+TABLES = tuple(RunFolder(Path()).table_paths())
 NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 LIVE = ("progress.json", ".lock")  # written by every call
 
