@@ -100,24 +100,6 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-class Otherwise(Commands):
-    """A group with a command that is meant where no other is named: `stats RUN` beside `stats diff A B`.
-
-    Its key is that command's first argument, so that help shows what to type.
-    """
-
-    def __init__(self, *arguments: Any, otherwise: str, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.otherwise = otherwise
-        self.context_settings = {"ignore_unknown_options": True}  # they are that command's
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command, list[str]]:
-        """Find the command that the arguments mean."""
-        if args[0] in self.commands and args[0] != self.otherwise:
-            return args[0], self.commands[args[0]], args[1:]
-        return None, self.commands[self.otherwise], args
-
-
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
@@ -569,19 +551,11 @@ def verify(run: Path, repair: bool) -> None:
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 
-@main.group(cls=Otherwise, otherwise="RUN")
-def stats() -> None:
-    """Sum up a run's labels, compare two runs, and count what people outlined.
-
-    `autolabel stats RUN --help`, and `diff` or `outlined` in its place, have the options.
-    """
-
-
-@stats.command("RUN")
+@main.command()
 @click.argument("run", type=FOLDER)
 @option("--threshold", type=float, help="Say what another threshold would have kept: a multiple of 0.05.")
-def stats_run(run: Path, threshold: float | None) -> None:
-    """Print the labels of RUN class by class, coarse and automatic side by side.
+def stats(run: Path, threshold: float | None) -> None:
+    """Sum up the labels of RUN class by class.
 
     \b
     autolabel stats runs/auto
@@ -595,15 +569,30 @@ def stats_run(run: Path, threshold: float | None) -> None:
     show(summary if threshold is None else at_threshold(summary, threshold))
 
 
-@stats.command("outlined")
+@main.command()
+@click.argument("run_a", type=FOLDER)
+@click.argument("run_b", type=FOLDER)
+def diff(run_a: Path, run_b: Path) -> None:
+    """Compare the labels of two runs over the same images.
+
+    autolabel diff runs/auto runs/strict
+    """
+    from autolabel.pipeline.analysis.diff import compare
+
+    with progress("comparing") as update:
+        difference = compare(run_a, run_b, progress=update)
+    show(difference)
+
+
+@main.command()
 @click.argument("run", type=FOLDER)
 @option("-o", "--output", type=FILE, required=True, help="Write the run's policy with these shares, for `generate`.")
-def stats_outlined(run: Path, output: Path) -> None:
-    """Count how much of each class people outline, and write a policy that makes use of it.
+def outlined(run: Path, output: Path) -> None:
+    """Count what people outline, and write a policy that uses it.
 
     \b
     autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
-    autolabel stats outlined trial -o outlined.toml
+    autolabel outlined trial -o outlined.toml
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
     """
     from autolabel.pipeline.analysis.stats import outlined
@@ -611,21 +600,6 @@ def stats_outlined(run: Path, output: Path) -> None:
     counts = outlined(run, output=output)
     show(counts)
     click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
-
-
-@stats.command("diff")
-@click.argument("run_a", type=FOLDER)
-@click.argument("run_b", type=FOLDER)
-def stats_diff(run_a: Path, run_b: Path) -> None:
-    """Compare the labels of two runs over the same manifest, pixel by pixel.
-
-    autolabel stats diff runs/auto runs/strict
-    """
-    from autolabel.pipeline.analysis.diff import compare
-
-    with progress("comparing") as update:
-        difference = compare(run_a, run_b, progress=update)
-    show(difference)
 
 
 @main.command()
