@@ -266,13 +266,13 @@ def report(
 ) -> Path:  # fmt: skip
     """Write the report of a finished run, plots and a gallery, and return its page.
 
-    images: how many are shown, the least trusted first. samples: ids that are shown in any case. attention: draw what
+    images: how many are shown, the least trusted first. samples: ids to show instead. attention: draw what
     the teacher sees at each scale. teacher: its checkpoint, if it has been moved. Raises ValueError.
     """
     from autolabel.pipeline.report.write import write_report
 
     return write_report(
-        _folder(run), images, samples, _path(teacher), progress or (lambda done, total: None), attention
+        _folder(run), images=images, samples=samples, teacher=_path(teacher), attention=attention, progress=progress
     )
 
 

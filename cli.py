@@ -639,7 +639,7 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
     from autolabel.pipeline.report.write import write_report
 
     with progress("drawing") as update:
-        page = write_report(run, images, chosen, teacher, update, attention)
+        page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
     click.echo(f"open {page}")
 
 

@@ -75,7 +75,7 @@ def main() -> None:
             field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, undrawn=left_out
         )
         codes = encode(winners, confidences, classes=CLASSES, edges=edges).numpy()[0]
-        count(winners[0], confidences[0], CLASSES)
+        count(winners[0], confidences[0], classes=CLASSES)
         rules[name].apply(codes, coarse)
         if keep:
             for layer in np.divmod(codes, len(edges) + 1):

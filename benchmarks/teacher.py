@@ -128,7 +128,7 @@ def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Pixels, Labe
     field = Hierarchical(8, 8).mix(parts, size)
     winners, confidences = top_classes(field, 1, classes=CLASSES, device=device)
     codes = encode(winners, confidences, classes=CLASSES, edges=(THRESHOLD,))[0].cpu().numpy()
-    histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], CLASSES))
+    histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], classes=CLASSES))
     label = keep(codes, CLASSES)
     pixels = np.bincount(label.ravel(), minlength=256)[:CLASSES]
     return label, LabelStatistics(pixels, histogram, sums), codes.nbytes + histogram.nbytes + sums.nbytes

@@ -15,13 +15,32 @@ from autolabel.manifests.images import colourise
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 
 LONGEST = 960  # pixels of a picture's longer side
-# How a label compares with another one: auto with coarse, predicted with true. Three colours of Okabe and Ito ("Color
-# universal design", 2008) that differ in lightness too; where there is nothing to compare, the photograph shows
-# through, dimmed.
+# The palette of Okabe and Ito, "Color universal design" (2008): told apart with every kind of colour vision.
+OKABE_ITO = {
+    "blue": "#0072b2",
+    "orange": "#e69f00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "sky": "#56b4e9",
+    "vermilion": "#d55e00",
+    "yellow": "#f0e442",
+}
+# Viridis at equal steps: perceptually uniform, readable in grey and for colour-blind eyes.
+VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
+
+
+def rgba(colour: str) -> tuple[int, int, int, int]:
+    """ "#0072b2" -> (0, 114, 178, 255)."""
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue, 255
+
+
+# The colours of a label compared with another one: auto with coarse, predicted with true. The three differ in lightness
+# too. Where there is nothing to compare, the photograph shows through, dimmed.
 DISAGREEMENT = {
-    "agree": (0, 114, 178, 255),
-    "dropped": (240, 228, 66, 255),
-    "another class": (213, 94, 0, 255),
+    "agree": rgba(OKABE_ITO["blue"]),
+    "dropped": rgba(OKABE_ITO["yellow"]),
+    "another class": rgba(OKABE_ITO["vermilion"]),
     "no coarse label": (0, 0, 0, 128),
 }
 

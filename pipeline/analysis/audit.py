@@ -94,6 +94,8 @@ def audit(
     if network is None and fit_temperature:
         raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     notes = matched.notes + notes
+    if policy.boundary:
+        notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
     prior = policy.left_out(space)
     if prior is not None and fit_temperature:
         raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")

@@ -10,7 +10,7 @@ from conftest import autolabel, labels_of, refused
 from numpy.typing import NDArray
 
 from autolabel.manifests.images import read_image
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
@@ -19,8 +19,8 @@ from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
-from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
-from autolabel.pipeline.report.write import write_report
+from autolabel.pipeline.report.layers import Sources
+from autolabel.pipeline.report.painter import Painter
 from autolabel.pipeline.run import generate
 from autolabel.teacher.decide import Undrawn, top_classes
 from autolabel.teacher.networks.fields import InMemory
@@ -207,22 +207,16 @@ def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> 
         audit(job.out, city / "val.parquet", fit_temperature=True)
 
 
-def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob) -> None:
     """Its maps of confidence are those that the run compared with its thresholds, at the run's temperature."""
-    job, drawn = replace(job, policy=replace(OUTLINED, temperature=2.0)), dict[str, NDArray[np.float32]]()
+    job = replace(job, policy=replace(OUTLINED, temperature=2.0))
     generate(job)
-
-    def seen(folder: Path, stem: str, what: Seen, space: LabelSpace) -> Drawn:
-        assert isinstance(what.confidence, np.ndarray)
-        drawn[stem] = what.confidence
-        return write_pictures(folder, stem, what, space)
-
-    monkeypatch.setattr("autolabel.pipeline.report.write.write_pictures", seen)
-    write_report(job.out, 3, [], None, lambda done, total: None)
     expected = {s.sample_id: by_hand(job, s)[1] for s in load_manifest(job.manifest).samples}
-    assert len(drawn) == len(expected) == 3
-    for found in drawn.values():
-        assert any(np.allclose(found, p, atol=1e-5) for p in expected.values())
+    sources = Sources(Run.open(job.out), expected)
+    painter = Painter(job.out, sources, teacher=load_teacher(job.teacher, device="cpu"), attention=False)
+    for place, (sample_id, confidence) in enumerate(expected.items()):
+        layers, _ = painter.see(place, sources.read(sample_id))
+        assert isinstance(layers.confidence, np.ndarray) and np.allclose(layers.confidence, confidence, atol=1e-5)
 
 
 @pytest.mark.parametrize(

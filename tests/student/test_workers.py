@@ -30,7 +30,7 @@ from autolabel.student import distributed
 from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
 from autolabel.student.job import TrainJob, TrainMachine
 from autolabel.student.parallel import Team
-from autolabel.student.request import Request
+from autolabel.student.request import TrainRequest
 from autolabel.student.train import StepReport, Training, TrainingStopped, train
 from autolabel.teacher.checkpoints import read_checkpoint
 
@@ -55,7 +55,7 @@ def nothing(_: object) -> None:
 # --- workers die ------------------------------------------------------------------------------------------------------
 
 
-def train_and_die_once(request: Request, mark: Path, team: Team, on_step: OnStep) -> None:
+def train_and_die_once(request: TrainRequest, mark: Path, team: Team, on_step: OnStep) -> None:
     """After step 3, the first time, the second process is killed while the first one waits for it."""
 
     def watch() -> None:
@@ -80,7 +80,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(
     """Two workers; the second step was saved, the third is done twice."""
     shared = replace(job, out=tmp_path / "out", machine=TrainMachine(workers=2))
     shared.out.mkdir()
-    request = Request(shared)
+    request = TrainRequest(shared)
     steps: list[int] = []
     notes: list[str] = []
     run_workers(
