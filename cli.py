@@ -29,7 +29,6 @@ from autolabel.student.job import TrainJob
 if TYPE_CHECKING:
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
-    from autolabel.student.train import StepReport
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 
@@ -654,26 +653,15 @@ def compare(
     autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
        --seeds 3 --arm human-first=runs/human-first
     """
-    from autolabel.student.comparison import compare as students
+    from autolabel.student.comparison.compare import compare
 
     template = build_job(TrainJob, values | {"manifest": fine})
-    arms = students.arm_names(further)
-    total = template.steps * seeds * len(arms)
     with progress("training students") as update:
-
-        def tell(arm: str, seed: int, step: int, note: str) -> None:
-            trainings = seed * len(arms) + arms.index(arm)
-            update(trainings * template.steps + step, total, f"{arm}, seed {seed}: {note}")
-
-        def on_step(arm: str, seed: int, step: StepReport) -> None:
-            tell(arm, seed, step.step, step.note())
-
-        def on_label(arm: str, seed: int, done: int, count: int) -> None:
-            tell(arm, seed, 0, f"reading labels {done}/{count}")
-
-        comparison = students.compare(
-            fine, coarse, auto, template, range(seeds), on_step, further, on_label, update.say, added_share
-        )
+        comparison = compare(
+            fine, coarse, auto=auto, template=template, seeds=range(seeds), further=further, added_share=added_share,
+            on_progress=lambda now: update(now.done, now.total, f"{now.arm}, seed {now.seed}: {now.note}"),
+            on_note=update.say,
+        )  # fmt: skip
     show(comparison)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
 

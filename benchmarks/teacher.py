@@ -144,7 +144,7 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
         ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         folder = Path(name)
-        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard, {})
+        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard_rows=shard, attributes={})
 
         def plain() -> tuple[Pixels, int]:
             with torch.no_grad():
@@ -159,7 +159,12 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
 
         def ours() -> list[tuple[Pixels, int, Frames]]:
             found = list(pool.map(one, range(shard))) if device.type == "cpu" else [one(i) for i in range(shard)]
-            write_zarr_shard(folder / zarr_folder(LABELS) / "b1024x2048", 0, shard, [frames for _, _, frames in found])
+            write_zarr_shard(
+                folder / zarr_folder(LABELS) / "b1024x2048",
+                0,
+                shard_rows=shard,
+                labels=[frames for _, _, frames in found],
+            )
             return found
 
         (label, plain_bytes), (our_label, our_bytes, _) = plain(), ours()[0]

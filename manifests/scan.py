@@ -239,7 +239,7 @@ def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, str | None, list[
     faults: list[str] = []
     for path in dict.fromkeys(path for path in (sample.label, sample.coarse_label) if path is not None):
         try:
-            read_label(path, space, sample.label_ids, size=(height, width))
+            read_label(path, space, ids=sample.label_ids, size=(height, width))
         except BadImage as error:
             faults.append(str(error))
     return replace(sample, height=height, width=width), None, faults

@@ -277,7 +277,7 @@ class Labeller:
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):
                 maps = [one.get(layer) for one in encoded]
                 array = run.layer(layer) / unit.bucket
-                shards[layer] = write_zarr_shard(array, unit.first_row, self.recipe.unit_size, maps)
+                shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
         self._write_record(run, unit, [one.row for one in present], shards)
 
 

@@ -173,7 +173,7 @@ class KeptPredictor:
 
 def read_layer(run: RunFolder, row: Row, layer: str) -> Label:
     """The map of a layer that belongs to a row of a commit record. Raises DamagedLabel unless it is as committed."""
-    return RunLabels(stored_labels(run.path, [vars(row)], layer), None)[row.sample_id]
+    return RunLabels(stored_labels(run.path, [vars(row)], layer=layer), None)[row.sample_id]
 
 
 # --- reading a sample's files -----------------------------------------------------------------------------------------

@@ -183,7 +183,7 @@ def _make_folders(run: Run, plan: Plan, manifest: ManifestFile) -> None:
         raise ValueError(f"{run.input_manifest} lists no samples: nothing to label")
     if run.recipe.store == "zarr":
         for layer, attributes in run.zarr_layers().items():
-            create_zarr(run.layer(layer), plan.rows(), run.recipe.unit_size, attributes)
+            create_zarr(run.layer(layer), plan.rows(), shard_rows=run.recipe.unit_size, attributes=attributes)
     else:
         _require_distinct_labels(manifest)
     run.units.mkdir(exist_ok=True)

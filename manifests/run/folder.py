@@ -304,7 +304,7 @@ class Run(RunFolder, Shown):
         if self.recipe.confidence_edges is None:
             raise ValueError(f"{self.path} has kept no confidence: generate with --keep-confidence 8 does")
         top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
-        return RunConfidence(top, levels, self.recipe.confidence_edges)
+        return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
 
     def find_teacher(self, named: Path | None) -> tuple[Path | None, str]:
         """The file of the teacher, or None and the reason. Raises ValueError if the user `named` another one."""

@@ -463,7 +463,7 @@ def test_the_summary_adds_up_what_the_labels_and_coarse_labels_hold(city: Path, 
     manifest = load_manifest(city / "coarse.parquet")
     coarse = np.concatenate(
         [
-            read_label(s.coarse_label, manifest.label_space, "source").ravel()
+            read_label(s.coarse_label, manifest.label_space, ids="source").ravel()
             for s in sorted(manifest.samples, key=lambda s: s.sample_id)
             if s.coarse_label
         ]
