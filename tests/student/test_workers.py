@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,7 +25,7 @@ from conftest import autolabel, names_in
 from ray import cloudpickle
 from test_parallel import alone, assert_close, job
 
-from autolabel.manifests.cluster import ray_session
+from autolabel.manifests.cluster import ClusterFailed, ray_session
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.student import distributed
 from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
@@ -129,6 +130,18 @@ def test_workers_without_a_connection_to_ray_are_refused(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=r"^workers 2: expected a connection to Ray"):
         run_workers(die, 2, device="cpu", folder=tmp_path, on_step=nothing, on_note=nothing, final=FINAL)
+
+
+def test_a_process_that_is_connected_uses_that_ray_and_no_other(connected: None, tmp_path: Path) -> None:
+    for address in (None, "auto"):
+        with ray_session(address, tmp_path) as session:
+            assert session is ray
+        assert ray.is_initialized()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        other = f"127.0.0.1:{listener.getsockname()[1]}"
+        message = rf"^this process is connected to the Ray at .*, not to {other}: use a"
+        with pytest.raises(ClusterFailed, match=message), ray_session(other, tmp_path):
+            pass
 
 
 @pytest.mark.parametrize(
