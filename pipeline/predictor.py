@@ -78,7 +78,7 @@ class TeacherPredictor:
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
-        self._undrawn = recipe.policy.left_out(recipe.label_space)
+        self._undrawn = recipe.policy.prior(recipe.label_space)
         self._at_once: dict[Size, int] = {}
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:

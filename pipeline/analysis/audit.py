@@ -96,7 +96,7 @@ def audit(
     notes = matched.notes + notes
     if policy.boundary:
         notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
-    prior = policy.left_out(space)
+    prior = policy.prior(space)
     if prior is not None and fit_temperature:
         raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
     passes = _Passes(progress, len(matched.truth), 1 + fit_temperature)
