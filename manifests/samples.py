@@ -253,8 +253,12 @@ class ManifestFile:
 
 
 def open_manifest(path: str | Path) -> ManifestFile:
-    """Read what holds for all samples of a manifest. Raises BadTable."""
+    """Read what holds for all samples of a manifest. Raises BadTable, also for a folder."""
     path = Path(path)
+    if storage.is_folder(path):
+        of_run = path / "manifest.parquet"
+        advice = f"this run's is {of_run}" if storage.exists(of_run) else f"`autolabel manifest scan {path}` makes one"
+        raise BadTable(f"{path} is a folder: expected a manifest; {advice}")
     header = _header(path, read_metadata(path, MANIFEST_SCHEMA))
     base = path.absolute().parent
     try:
