@@ -70,7 +70,7 @@ def main() -> None:
     copy_imagenet_weights(asked.out / "lite0.pth")
     os.chdir(asked.out)
     space = "--label-space camvid"
-    val_folders = f"--images {camvid}/images/val --labels {camvid}/fine/val"
+    val_folders = f"{camvid}/images/val --labels {camvid}/fine/val"
     network = (
         f"--loss balanced --learning-rate 0.002 --ema 0.99 --batch-size 8 --crop 160x224 --precision {asked.precision}"
     )
@@ -88,10 +88,10 @@ def main() -> None:
     )
     student = "compare/fine-auto-seed0/best.pt"
     for command in (
-        f"autolabel manifest scan folder --images fine/images --labels fine/labels {space} -o fine.parquet",
-        f"autolabel manifest scan folder --images coarse/images --coarse coarse/labels {space} -o coarse.parquet",
-        f"autolabel manifest scan folder --images truth/images --labels truth/labels {space} -o truth.parquet",
-        f"autolabel manifest scan folder {val_folders} {space} -o val.parquet",
+        f"autolabel manifest scan fine/images --labels fine/labels {space} -o fine.parquet",
+        f"autolabel manifest scan coarse/images --coarse coarse/labels {space} -o coarse.parquet",
+        f"autolabel manifest scan truth/images --labels truth/labels {space} -o truth.parquet",
+        f"autolabel manifest scan {val_folders} {space} -o val.parquet",
         f"autolabel train {teacher}",
         "autolabel evaluate teacher/best.pt val.parquet --scales 0.5,1,2",
         f"{generate} --teacher teacher/best.pt --out runs/kept-coarse --keep-confidence 24",

@@ -40,7 +40,6 @@ from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.label import DEATHS
-from autolabel.pipeline.records import ATTEMPTS
 from autolabel.pipeline.verify import verify
 
 SHARD = 4  # images of a unit
@@ -109,7 +108,7 @@ class Driver:
 
     def at_work(self) -> set[int]:
         """The command itself, if it has a unit: without Ray it is its own worker."""
-        notes = (self.folder / ATTEMPTS).glob("*.jsonl")
+        notes = RunFolder(self.folder).attempts.glob("*.jsonl")
         return {self.process} if any(_changed(path) > self.started for path in notes) else set()
 
     @property
@@ -119,7 +118,7 @@ class Driver:
     def look(self) -> None:
         """Remember who was at which unit: the notes go when the unit is committed."""
         self.most = 0
-        for path in (self.folder / ATTEMPTS).glob("*.jsonl"):
+        for path in RunFolder(self.folder).attempts.glob("*.jsonl"):
             try:
                 lines = path.read_text(encoding="utf-8").splitlines()
             except FileNotFoundError:
@@ -141,10 +140,10 @@ def _changed(path: Path) -> float:
 
 
 def make_run(folder: Path, engine: str, store: str, manifest: Path, teacher: Path, address: str | None) -> Driver:
-    options = {"manifest": manifest, "teacher": teacher, "out": folder, "engine": engine, "store": store}
-    options |= {"shard-size": SHARD, "max-quarantined": 1} | ({"address": address} if address else {})
+    options = {"teacher": teacher, "out": folder, "engine": engine, "store": store}
+    options |= {"unit-size": SHARD, "max-quarantined": 1} | ({"address": address} if address else {})
     words = [str(word) for name, value in options.items() for word in (f"--{name}", value)]
-    return Driver(folder, engine, store, [sys.executable, "-m", "autolabel.cli", "generate", *words])
+    return Driver(folder, engine, store, [sys.executable, "-m", "autolabel.cli", "generate", str(manifest), *words])
 
 
 # --- what must not differ ---------------------------------------------------------------------------------------------

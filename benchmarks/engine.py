@@ -18,27 +18,33 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import bucket_of
 from autolabel.manifests.samples import Sample, open_manifest, save_manifest, writing_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
-from autolabel.pipeline.engine import Crew, Work, run_local, run_ray
+from autolabel.manifests.settings import build_job
+from autolabel.pipeline.engine import Crew, Work, run_local
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.label import Decoded, Labeller, Outcome
+from autolabel.pipeline.predictor import Decoded, Refused, Size, TeacherPredictor
+from autolabel.pipeline.prepare import new_run, settle
 from autolabel.pipeline.progress import Meter
+from autolabel.pipeline.ray_engine import run_ray
+from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Plan, Tally, Unit, write_plan
 from autolabel.teacher.checkpoints import save_checkpoint
-from autolabel.teacher.decide import LabelStatistics
+from autolabel.teacher.decide import Prediction
 from autolabel.teacher.networks.build import build
 
 SLEEP = 0.2  # seconds an image
@@ -46,41 +52,46 @@ SHARD = 64
 CLASSES = len(CITYSCAPES)
 
 
-class Sleeper(Labeller):
-    """Everything that a labeller does, but its teacher sleeps."""
+class Sleeper(TeacherPredictor):
+    """A predictor that sleeps instead of asking a teacher."""
 
-    sleep = SLEEP
+    device, sleep = "cpu", SLEEP
 
-    def _predict(self, batch: Sequence[Decoded]) -> list[Outcome]:
+    def __init__(self, run: Run, device: str) -> None:
+        self.recipe, self.edges = run.recipe, run.policy.edges(run.label_space)
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
         time.sleep(self.sleep * len(batch))
-        return [(np.zeros(d.image.shape[:2], np.uint8), _nothing(d.image.shape[:2]), 0.0) for d in batch]
+        return [_nothing(decoded.image.shape[0], decoded.image.shape[1]) for decoded in batch]
+
+    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+        return most
+
+    def budget(self) -> dict[str, Any]:
+        return {"device": "cpu"}
 
 
 class Instant(Sleeper):
-    """A teacher that takes no time."""
+    """A predictor that takes no time."""
 
     sleep = 0.0
 
 
-class Empty(Labeller):
-    """Takes units and gives them back."""
+class Refusing(Instant):
+    """A predictor that opens no image."""
 
-    def __init__(self, *_: object) -> None:
-        pass
-
-    def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
-        yield Tally(len(wanted), 0, 0, Counter())
-
-    def plan(self) -> dict[str, object]:
-        return {"device": "cpu"}
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
+        return Refused(row, "not opened")
 
 
-def _nothing(size: tuple[int, ...]) -> LabelStatistics:
-    pixels = np.zeros(CLASSES, np.int64)
-    pixels[0] = size[0] * size[1]
-    histogram = np.zeros((CLASSES, 20), np.int64)
-    histogram[0, 19] = pixels[0]
-    return LabelStatistics(pixels=pixels, confidence=pixels.astype(np.float64), histogram=histogram)
+def unwritten(*_: object) -> None:
+    """Write no record."""
+
+
+def _nothing(height: int, width: int) -> Prediction:
+    histogram, confidence = np.zeros((CLASSES, 20), np.int64), np.zeros(CLASSES)
+    histogram[0, 19] = confidence[0] = height * width
+    return Prediction(np.ones((height, width), np.uint8), 2, histogram, confidence)
 
 
 def checkpoint(folder: Path) -> Path:
@@ -111,8 +122,8 @@ def listed(folder: Path, images: Path) -> Path:
 
 def job(folder: Path, manifest: Path, out: str, **settings: object) -> LabelJob:
     """A job at scale 1 on CPUs."""
-    about = {"scales": (1.0,), "device": "cpu", "unit_size": SHARD, **settings}
-    return LabelJob(manifest, checkpoint(folder), folder / out, **about)  # type: ignore[arg-type]
+    paths = {"manifest": manifest, "teacher": checkpoint(folder), "out": folder / out}
+    return build_job(LabelJob, {**paths, "scales": (1.0,), "device": "cpu", "unit_size": SHARD, **settings})
 
 
 # --- sleeping workers -------------------------------------------------------------------------------------------------
@@ -126,8 +137,8 @@ def sleeping(folder: Path) -> None:
     print("| workers | images/s, ideal | images/s | of the ideal |\n|---:|---:|---:|---:|")
     for workers in (2, 4, 8, 16):
         units = workers * 14
-        asked = job(folder, manifest, f"s{workers}", workers=workers, limit=units * size, unit_size=size)
-        assert generate(asked, labeller=Sleeper).done == units * size
+        asked = job(folder, manifest, f"s{workers}", workers=workers, engine="ray", limit=units * size, unit_size=size)
+        assert generate(asked, predictor=Sleeper).done == units * size
         by_worker: dict[str, list[float]] = {}
         for path in (asked.out / "units").iterdir():
             who = pq.read_table(path, columns=["worker"])["worker"][0].as_py()
@@ -142,13 +153,13 @@ def sleeping(folder: Path) -> None:
 
 
 class Clock(Meter):
-    """Notes when units end."""
+    """A meter that notes when units end."""
 
     ends: list[float]
 
-    def unit(self, name: str, tally: Tally, whole: bool = False) -> None:
-        """As Meter, and look at the clock."""
-        super().unit(name, tally, whole)
+    def unit(self, name: str, tally: Tally, *, whole: bool = False) -> None:
+        """Count a unit, and look at the clock."""
+        super().unit(name, tally, whole=whole)
         if whole:
             self.ends.append(time.perf_counter())
 
@@ -171,9 +182,11 @@ def loop(folder: Path, photographs: Path | None) -> None:
                 Work(Unit(f"{bucket}.{k:06d}", bucket, k * SHARD, tuple(samples)), tuple(s.sample_id for s in samples))
                 for k in range(units)
             ]
-            clock = Clock(asked.out, CITYSCAPES.names, 0, 0, Tally(), None, None)
+            request, _ = settle(asked, storage.sha256(asked.teacher), folder)
+            run = new_run(request, "", asked.out)
+            clock = Clock(run, CITYSCAPES.names, asked=0, wanted=0, before=Tally())
             clock.ends = []
-            crew = Crew(asked, CITYSCAPES, manifest.image_root)
+            crew = Crew(run, manifest.image_root, asked.machine.workers)
             if engine == "ray":
                 run_ray(crew, iter(work), units, clock, None)
             else:
@@ -218,7 +231,9 @@ def drive(folder: Path, count: int) -> None:
     units = len(Plan(write_plan(folder, opened, SHARD), SHARD, folder, folder))
     planned = time.perf_counter() - started
     started = time.perf_counter()
-    result = generate(job(folder, manifest, f"drive-{count}", workers=2), labeller=Empty, worker_bytes=0)
+    result = generate(
+        job(folder, manifest, f"drive-{count}", workers=2, engine="ray"), predictor=Refusing, write=unwritten
+    )
     assert result.done == count
     peak = limits.getrusage(limits.RUSAGE_SELF).ru_maxrss / 1024
     print(json.dumps({"units": units, "plan": planned, "run": time.perf_counter() - started, "peak": peak}))
@@ -233,7 +248,7 @@ def resume(folder: Path, count: int = 20_000) -> None:
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
-        done = generate(asked, labeller=Instant).done
+        done = generate(asked, predictor=Instant).done
         seconds.append(time.perf_counter() - started)
     assert done == 0
     print(f"\n### A finished run of {count} images\n")

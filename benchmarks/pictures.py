@@ -56,7 +56,7 @@ def strip(coarse: Path, run: Path) -> str:
     manifest = load_manifest(coarse)
     sample = manifest.samples[HERO]
     photograph = Image.fromarray(read_image(sample.image))
-    rough = read_label(sample.coarse_label, manifest.label_space, sample.label_ids)
+    rough = read_label(sample.coarse_label, manifest.label_space, ids=sample.label_ids)
     auto = Run.open(run).labels[sample.sample_id]
     pictures = [photograph, *(Image.blend(photograph, draw_label(label, CITYSCAPES), SHADE) for label in (rough, auto))]
     covered = [f"{100 * (label != 255).mean():.0f} % covered" for label in (rough, auto)]
@@ -85,7 +85,7 @@ def main(teacher: Path, out: Path) -> None:
     work, docs = out / "work", Path(__file__).resolve().parent.parent / "docs"
     coarse, run, human_first = work / "coarse.parquet", work / "runs" / "auto", work / "runs" / "human-first"
     write_city(work / "city", 0, fine=0, coarse=48, val=0)
-    autolabel("manifest", "scan", "cityscapes", work / "city", "--split", "train_extra", "-o", coarse)
+    autolabel("manifest", "scan", work / "city", "--split", "train_extra", "-o", coarse)
     autolabel("generate", coarse, "--teacher", teacher, "--out", run, "--keep-confidence", "8")
     autolabel("relabel", run, "--policy", "human-first", "--out", human_first)
     autolabel("report", run)

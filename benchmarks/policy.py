@@ -33,7 +33,7 @@ from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.decide import Undrawn, count, encode, top_classes
 from autolabel.teacher.networks.build import build
-from autolabel.teacher.networks.combine import at_size
+from autolabel.teacher.networks.fields import at_size
 from autolabel.teacher.predict import Teacher, load_teacher
 
 SIZE, CLASSES, TURNS = (1024, 2048), 19, 9
@@ -63,17 +63,19 @@ def main() -> None:
     blobs = F.interpolate(torch.randn(1, CLASSES, 16, 32, generator=dice) * 4, scale_factor=16, mode="bilinear")
     logits = blobs + torch.randn(blobs.shape, generator=dice) * 0.1
     field = at_size(logits, SIZE, SIZE)
-    top = top_classes(field, 1, CLASSES, torch.device("cpu"))[0][0].numpy()
+    top = top_classes(field, 1, classes=CLASSES, device=torch.device("cpu"))[0][0].numpy()
     human = np.random.default_rng(0).random((8, 16)).repeat(128, 0).repeat(128, 1)
     coarse = np.where(human < 0.3, IGNORE, np.where(human < 0.9, top, (top + 1) % CLASSES)).astype(np.uint8)
 
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
         edges = policy.edges(CITYSCAPES, keep)
-        shares = policy.left_out(CITYSCAPES)
+        shares = policy.prior(CITYSCAPES)
         left_out = None if shares is None else Undrawn(torch.from_numpy(coarse == IGNORE)[None], torch.tensor(shares))
-        winners, confidences = top_classes(field, 1, CLASSES, torch.device("cpu"), policy.temperature, left_out)
-        codes = encode(winners, confidences, CLASSES, edges).numpy()[0]
-        count(winners[0], confidences[0], CLASSES)
+        winners, confidences = top_classes(
+            field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, undrawn=left_out
+        )
+        codes = encode(winners, confidences, classes=CLASSES, edges=edges).numpy()[0]
+        count(winners[0], confidences[0], classes=CLASSES)
         rules[name].apply(codes, coarse)
         if keep:
             for layer in np.divmod(codes, len(edges) + 1):
@@ -88,9 +90,9 @@ def main() -> None:
             labelled(name, policy, keep)
             taken[name].append(time.process_time() - started)
     best = {name: min(times) for name, times in taken.items()}
-    network = Teacher(build("hrnet18s_ocr_mscale", CLASSES), None, torch.empty(0))
+    network = Teacher(build("hrnet18s_ocr_mscale", CLASSES))
     started = time.process_time()
-    list(network.predict_in_batches(np.zeros((1, *SIZE, 3), np.uint8), 1, (0.5,)))
+    list(network.predict_in_batches(np.zeros((1, *SIZE, 3), np.uint8), 1, edges=(0.5,)))
     whole = time.process_time() - started
     plain = best["plain threshold"]
     print(f"{'policy':<24}{'ms':>7}{'of plain':>10}{'of labelling by hrnet18s':>27}")
@@ -105,10 +107,10 @@ def show_bytes(run: Path) -> None:
     images = RunFolder(run).statistics("images")
     pixels = sum(h * w for h, w in zip(images["height"].to_pylist(), images["width"].to_pylist(), strict=True))
     recipe, samples = Run.open(run).recipe, load_manifest(run / "manifest.parquet").samples
-    teacher = load_teacher(Run.open(run).teacher, "cpu", recipe.precision, recipe.combine)
+    teacher = load_teacher(Run.open(run).teacher, device="cpu", precision=recipe.precision, combine=recipe.combine)
     png = png_pixels = 0
     for sample in samples[:: max(1, len(samples) // 16)]:
-        top, confidence = teacher.confidence(read_image(sample.image), recipe.scales, recipe.flip)
+        top, confidence = teacher.confidence(read_image(sample.image), scales=recipe.scales, flip=recipe.flip)
         for layer in (top, (confidence * 255).astype(np.uint8)):
             buffer = io.BytesIO()
             Image.fromarray(layer).save(buffer, "PNG")

@@ -126,9 +126,9 @@ def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Pixels, Labe
     """Combined and decided in bands; label, statistics, and how many bytes crossed to the host."""
     device = parts[0].logits.device
     field = Hierarchical(8, 8).mix(parts, size)
-    winners, confidences = top_classes(field, 1, CLASSES, device)
-    codes = encode(winners, confidences, CLASSES, (THRESHOLD,))[0].cpu().numpy()
-    histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], CLASSES))
+    winners, confidences = top_classes(field, 1, classes=CLASSES, device=device)
+    codes = encode(winners, confidences, classes=CLASSES, edges=(THRESHOLD,))[0].cpu().numpy()
+    histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], classes=CLASSES))
     label = keep(codes, CLASSES)
     pixels = np.bincount(label.ravel(), minlength=256)[:CLASSES]
     return label, LabelStatistics(pixels, histogram, sums), codes.nbytes + histogram.nbytes + sums.nbytes
@@ -144,7 +144,7 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
         ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         folder = Path(name)
-        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard, {})
+        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard_rows=shard, attributes={})
 
         def plain() -> tuple[Pixels, int]:
             with torch.no_grad():
@@ -159,7 +159,12 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
 
         def ours() -> list[tuple[Pixels, int, Frames]]:
             found = list(pool.map(one, range(shard))) if device.type == "cpu" else [one(i) for i in range(shard)]
-            write_zarr_shard(folder / zarr_folder(LABELS) / "b1024x2048", 0, shard, [frames for _, _, frames in found])
+            write_zarr_shard(
+                folder / zarr_folder(LABELS) / "b1024x2048",
+                0,
+                shard_rows=shard,
+                labels=[frames for _, _, frames in found],
+            )
             return found
 
         (label, plain_bytes), (our_label, our_bytes, _) = plain(), ours()[0]
@@ -189,7 +194,7 @@ def transcription(network: OCRNet, images: Tensor) -> Tensor:
 def teacher_of(network: OCRNet, device: str, precision: str) -> Teacher:
     """Our way to use a network: batch norm folded."""
     fold_batch_norm(network)
-    return Teacher(network, None, torch.zeros(0, dtype=torch.int64), device, precision)
+    return Teacher(network, device=device, precision=precision)
 
 
 def w48() -> OCRNet:
@@ -243,7 +248,7 @@ def whole_labelling(size: tuple[int, int]) -> None:
 
 
 def _labelled(pool: ThreadPoolExecutor, teacher: Teacher, images: Pixels) -> list[Pixels]:
-    return list(pool.map(lambda image: teacher.label(image[None], THRESHOLD, SCALES)[0][0], images))
+    return list(pool.map(lambda image: teacher.label(image[None], threshold=THRESHOLD, scales=SCALES)[0][0], images))
 
 
 # --- memory -----------------------------------------------------------------------------------------------------------
@@ -263,7 +268,7 @@ def label_and_exit(images: int, size: tuple[int, int]) -> None:
     """Label so many images and print this process's peak memory in bytes."""
     torch.set_num_threads(1)
     network = build("hrnet18s_ocr_mscale", CLASSES).eval()
-    teacher = Teacher(network, None, torch.zeros(0, dtype=torch.int64))
+    teacher = Teacher(network)
     for _ in range(images):
         teacher.label(street(size, 1))
     peak = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM"))
@@ -304,7 +309,7 @@ def on_gpu(size: tuple[int, int]) -> None:
             torch.cuda.reset_peak_memory_stats()
 
             def label(batch: int = batch, flip: bool = flip, images: Pixels = images) -> None:
-                list(teacher.predict_in_batches(images, batch, (THRESHOLD,), SCALES, flip))
+                list(teacher.predict_in_batches(images, batch, edges=(THRESHOLD,), scales=SCALES, flip=flip))
 
             label()
             each = seconds(label) / len(images)

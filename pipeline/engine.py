@@ -53,7 +53,9 @@ class Work:
 def teacher_predictor(run: Run, device: str) -> Predictor:
     """Load the run's teacher onto a device."""
     recipe = run.recipe
-    return TeacherPredictor(load_teacher(run.teacher, device, recipe.precision, recipe.combine), recipe)
+    return TeacherPredictor(
+        load_teacher(run.teacher, device=device, precision=recipe.precision, combine=recipe.combine), recipe
+    )
 
 
 @dataclass(frozen=True)

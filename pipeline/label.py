@@ -44,7 +44,7 @@ from autolabel.pipeline.records import (
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.units import Tally, Unit
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.predict import LARGEST_BATCH, NotEnoughMemory
+from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
 
 DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
@@ -278,7 +278,7 @@ class Labeller:
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):
                 maps = [one.get(layer) for one in encoded]
                 array = run.layer(layer) / unit.bucket
-                shards[layer] = write_zarr_shard(array, unit.first_row, self.recipe.unit_size, maps)
+                shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
         self._write_record(run, unit, [one.row for one in present], shards)
 
 

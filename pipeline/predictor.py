@@ -26,6 +26,7 @@ from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.pipeline.records import Row, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
+from autolabel.teacher.memory import Budget
 from autolabel.teacher.predict import Teacher
 
 Size = tuple[int, int]  # height, width
@@ -77,7 +78,7 @@ class TeacherPredictor:
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
-        self._undrawn = recipe.policy.left_out(recipe.label_space)
+        self._undrawn = recipe.policy.prior(recipe.label_space)
         self._at_once: dict[Size, int] = {}
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
@@ -99,22 +100,25 @@ class TeacherPredictor:
         recipe = self.recipe
         return list(
             self.teacher.predict_in_batches(
-                [decoded.image for decoded in batch], len(batch), self.edges, recipe.scales, recipe.flip,
-                recipe.policy.temperature, self._undrawn, [decoded.coarse for decoded in batch],
+                [decoded.image for decoded in batch], len(batch), edges=self.edges, scales=recipe.scales,
+                flip=recipe.flip, temperature=recipe.policy.temperature, prior=self._undrawn,
+                coarse=[decoded.coarse for decoded in batch],
             )
         )  # fmt: skip
 
     def at_once(self, size: Size, *, most: int, batches: int) -> int:
         """The number of images that fit into memory together, 1 to `most`."""
         if size not in self._at_once:
-            plan = self.teacher.plan(self.recipe.scales, self.recipe.flip)
-            self._at_once[size] = plan.at_once(*size, most, batches)
+            self._at_once[size] = self._budget().at_once(*size, most=most, batches=batches)
         return self._at_once[size]
+
+    def _budget(self) -> Budget:
+        return self.teacher.budget(scales=self.recipe.scales, flip=self.recipe.flip)
 
     def budget(self) -> dict[str, Any]:
         """The memory of the device, the bytes that a pixel needs, and the images that are computed at once by size."""
         sizes = {f"{h}x{w}": images for (h, w), images in (self._at_once | self.teacher.fits).items()}
-        return {**asdict(self.teacher.plan(self.recipe.scales, self.recipe.flip)), "images_at_once": sizes}
+        return {**asdict(self._budget()), "images_at_once": sizes}
 
 
 class KeptPredictor:
@@ -169,7 +173,7 @@ class KeptPredictor:
 
 def read_layer(run: RunFolder, row: Row, layer: str) -> Label:
     """The map of a layer that belongs to a row of a commit record. Raises DamagedLabel unless it is as committed."""
-    return RunLabels(stored_labels(run.path, [vars(row)], layer), None)[row.sample_id]
+    return RunLabels(stored_labels(run.path, [vars(row)], layer=layer), None)[row.sample_id]
 
 
 # --- reading a sample's files -----------------------------------------------------------------------------------------

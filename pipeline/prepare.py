@@ -22,7 +22,8 @@ from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.records import committed, excuse, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, require_distinct, write_plan
 from autolabel.teacher.checkpoints import BadCheckpoint
-from autolabel.teacher.predict import Teacher, load_teacher, pick_device, pick_precision
+from autolabel.teacher.device import pick_device, pick_precision
+from autolabel.teacher.predict import Teacher, load_teacher
 
 _PACKAGES = ("autolabel", "torch", "numpy", "zarr", "ray", "pillow", "pyarrow")
 
@@ -44,7 +45,9 @@ class TeacherSource:
     def load(self, device: str, precision: str) -> Teacher:
         """The teacher on this device. Raises BadCheckpoint, ValueError."""
         if self._loaded is None or not (self.handed_in or self._loaded.device.type == device):
-            self._loaded = load_teacher(self._job.teacher, device, precision, self._job.combine)
+            self._loaded = load_teacher(
+                self._job.teacher, device=device, precision=precision, combine=self._job.combine
+            )
         return self._loaded
 
 
@@ -115,7 +118,7 @@ def _require_policy(job: LabelJob, manifest: ManifestFile) -> None:
 def require_fitting(request: Request, teacher: Teacher) -> None:
     """Raise ValueError if this teacher cannot do the job."""
     job = request.job
-    teacher.require_space(request.manifest.label_space, str(job.teacher), str(job.manifest))
+    teacher.require_space(request.manifest.label_space, checkpoint=str(job.teacher), manifest=str(job.manifest))
     teacher.combination.require(job.scales)
 
 
@@ -179,7 +182,7 @@ def _make_folders(run: Run, plan: Plan, manifest: ManifestFile) -> None:
         raise ValueError(f"{run.input_manifest} lists no samples: nothing to label")
     if run.recipe.store == "zarr":
         for layer, attributes in run.zarr_layers().items():
-            create_zarr(run.layer(layer), plan.rows(), run.recipe.unit_size, attributes)
+            create_zarr(run.layer(layer), plan.rows(), shard_rows=run.recipe.unit_size, attributes=attributes)
     else:
         _require_distinct_labels(manifest)
 
@@ -261,6 +264,6 @@ def worker_bytes(request: Request, left: Left, load: Callable[[], Teacher]) -> i
     pixels = sizes[len(sizes) * 19 // 20]
     if not pixels:
         return 0
-    plan = load().plan(request.recipe.scales, request.recipe.flip)
+    budget = load().budget(scales=request.recipe.scales, flip=request.recipe.flip)
     itself = resident_memory()
-    return itself + int(plan.needs(1, pixels))
+    return itself + int(budget.needs(1, pixels))

@@ -155,7 +155,7 @@ def _spread(left: Left) -> tuple[str, list[Sample]]:
 
 def _probe(request: Request, trial: Run, left: Left, unit: Unit, teachers: TeacherSource) -> Probe:
     machine, recipe, samples = request.job.machine, request.recipe, list(unit.samples)
-    engine, _ = choose_engine(machine, recipe.device, in_process=teachers.handed_in)
+    engine, _ = choose_engine(request, in_process=teachers.handed_in)
     crew = Crew(trial, request.manifest.image_root, machine.workers)
     if engine == "local":
         crew = replace(

@@ -10,6 +10,7 @@ from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.wording import counted, percent
 from autolabel.pipeline.units import Tally
 
 _WINDOW = 60.0  # the rate is taken over so many seconds
@@ -34,6 +35,14 @@ class Counters:
     classes: int
     workers: int
 
+    def note(self) -> str:
+        """The rate, the labels and the workers in a few words, for the line below a bar."""
+        parts = [f"{self.images_per_s:.1f} images/s"] if self.images_per_s else []
+        parts += [f"{percent(self.coverage)} % kept, {self.classes} classes"] if self.coverage is not None else []
+        parts += [f"{self.quarantined} quarantined"] if self.quarantined else []
+        parts += [counted(self.workers, "worker")] if self.workers else []
+        return "  ".join(parts)
+
 
 class Meter:
     """Adds up what workers report, writes `progress.json` about once a second, and tells the caller.
@@ -49,8 +58,8 @@ class Meter:
         asked: int,
         wanted: int,
         before: Tally,
-        on_progress: Callable[[Counters], None] | None,
-        on_note: Callable[[str], None] | None,
+        on_progress: Callable[[Counters], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
     ) -> None:
         self.out, self.names, self.asked, self.wanted, self.before = out, names, asked, wanted, before
         self._on_progress, self._on_note = on_progress, on_note

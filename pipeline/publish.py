@@ -57,7 +57,7 @@ def publish(
             labelled, quarantined = labelled + len(labelled_rows), quarantined + len(refused)
             left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
     accounts = Accounts(plan.samples, labelled, quarantined, left)
-    return accounts, {name: storage.sha256(path) for name, path in run.tables().items()}
+    return accounts, {name: storage.sha256(path) for name, path in run.table_paths().items()}
 
 
 def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -50,11 +50,11 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
         result.faults += _damaged_tables(run)
         if run.recipe.store == "zarr":
             for layer, attributes in run.zarr_layers().items():
-                metadata = (run.layer(layer), plan.rows(), run.recipe.unit_size, attributes)
-                damaged = damaged_metadata(*metadata)
+                group, arrays, size = run.layer(layer), plan.rows(), run.recipe.unit_size
+                damaged = damaged_metadata(group, arrays, shard_rows=size, attributes=attributes)
                 result.faults += [f"{file} differs from what was written" for file in damaged]
                 if damaged and repair:
-                    create_zarr(*metadata)
+                    create_zarr(group, arrays, shard_rows=size, attributes=attributes)
         undone = []
         records = {file.name for file in storage.list(run.units, suffix=".parquet")}
         for number, unit in enumerate(plan, start=1):
@@ -103,7 +103,7 @@ def _damaged_tables(run: Run) -> list[str]:
     digests = run.tables_sha256 or {}
     return [
         f"{path} differs from what was published"
-        for name, path in run.tables().items()
+        for name, path in run.table_paths().items()
         if name in digests and not (storage.exists(path) and storage.sha256(path) == digests[name])
     ]
 
@@ -136,7 +136,9 @@ def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iter
             yield f"{file} differs from what was committed"
             return
     for layer in run.zarr_layers():
-        maps = RunLabels(stored_labels(run.path, map(vars, rows), layer), run.label_space if layer == LABELS else None)
+        maps = RunLabels(
+            stored_labels(run.path, map(vars, rows), layer=layer), run.label_space if layer == LABELS else None
+        )
         result.labels += len(maps) if layer == LABELS else 0
         for name in maps:
             try:

@@ -96,7 +96,7 @@ def score(
     for index in range(team.rank, len(dataset), team.size):
         item = dataset[index]
         truth = item["label"].numpy()
-        prediction, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales, flip)
+        prediction, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales=scales, flip=flip)
         own = Confusion(len(dataset.label_space))
         own.add(truth, prediction)
         confusion.matrix += own.matrix
@@ -145,7 +145,7 @@ def evaluate(
         raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
     teacher = load_teacher(checkpoint, device=device, combine=combine)
     dataset = ManifestDataset(manifest)
-    teacher.require_space(dataset.label_space, str(checkpoint), str(manifest))
+    teacher.require_space(dataset.label_space, checkpoint=str(checkpoint), manifest=str(manifest))
     shared = overlap(teacher.trained_on, fingerprints(dataset.samples))
     if shared and not allow_overlap:
         raise ValueError(

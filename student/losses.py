@@ -171,7 +171,8 @@ def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
         raise ValueError(f"a crop of {height}x{width} pixels holds no region: rmi needs {least}x{least} or more")
 
     def pooled(maps: Tensor) -> Tensor:
-        return F.avg_pool2d(maps, _POOL, stride=_POOL, padding=_POOL // 2).double()
+        small = F.avg_pool2d(maps, _POOL, stride=_POOL, padding=_POOL // 2)
+        return (small.cpu() if small.device.type == "mps" else small).double()  # Apple's GPU has no float64
 
     both = torch.stack([pooled(predicted), pooled(truth)], dim=2).flatten(0, 1)  # (B * C, 2, h, w)
     points = F.unfold(both, _REGION)  # (B * C, 2 * 9, regions)
@@ -182,7 +183,7 @@ def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
     factor: Tensor = torch.linalg.cholesky_ex(covariance).L
     numbers = _REGION**2
     half_log_det = factor.diagonal(dim1=-2, dim2=-1)[:, numbers:].log().sum(dim=-1)  # (B * C,)
-    return (half_log_det.sum() / numbers).to(predicted.dtype)
+    return (half_log_det.sum() / numbers).to(predicted.dtype).to(predicted.device)
 
 
 # --- all outputs of a network -----------------------------------------------------------------------------------------

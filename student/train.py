@@ -39,16 +39,17 @@ from torch.utils.data import DataLoader
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.samples import Manifest
-from autolabel.manifests.wording import Progress
+from autolabel.manifests.wording import Progress, percent
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import TrainJob
 from autolabel.student.losses import BatchCounts, segmentation_loss
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
 from autolabel.student.parallel import DrawSampler, Team
-from autolabel.student.request import Request
+from autolabel.student.request import TrainRequest
 from autolabel.teacher.checkpoints import save_checkpoint
+from autolabel.teacher.device import PRECISIONS, autocast, pick_device, pick_precision
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import PRECISIONS, Teacher, normalise, pick_device, pick_precision
+from autolabel.teacher.predict import Teacher, normalise
 
 _SAVE_SECONDS = 60.0  # between saves without a validation
 
@@ -66,6 +67,11 @@ class StepReport:
     learning_rate: float
     images_per_s: float
     miou: float | None = None
+
+    def note(self) -> str:
+        """Loss, speed and score in a few words, for the line below a bar."""
+        miou = f"  mIoU {percent(self.miou)}" if self.miou is not None else ""
+        return f"loss {self.loss:.3f}  {self.images_per_s:.1f} images/s{miou}"
 
 
 OnStep = Callable[[StepReport], None]
@@ -98,7 +104,7 @@ def train(
     process trains in `job.out`, TrainingStopped if the loss diverges, ClusterFailed if Ray cannot be reached,
     WorkersFailed if its workers die too often.
     """
-    request = Request(job, manifest, progress=progress)
+    request = TrainRequest(job, manifest, progress=progress)
     on_step, on_note = on_step or (lambda report: None), on_note or (lambda note: None)
     if request.started_from and not storage.exists(request.last):
         on_note(f"starts with {request.started_from}")
@@ -117,7 +123,7 @@ def train(
     return Scores.read(job.out / "scores.json")
 
 
-def _train_in(request: Request, team: Team, on_step: OnStep) -> None:
+def _train_in(request: TrainRequest, team: Team, on_step: OnStep) -> None:
     """Train in one of several processes."""
     Training(request, team).run(on_step)
 
@@ -125,10 +131,10 @@ def _train_in(request: Request, team: Team, on_step: OnStep) -> None:
 class Training:
     """State of one training in one process: network, optimizer, position, curves."""
 
-    def __init__(self, request: Request, team: Team) -> None:
+    def __init__(self, request: TrainRequest, team: Team) -> None:
         self.request, self.job, self.team = request, request.job, team
-        self.dtype = PRECISIONS[training_precision(self.job.precision, team.device.type)]
-        self.recipe = request.recipe | {"precision": str(self.dtype).removeprefix("torch.")}
+        self.precision = training_precision(self.job.precision, team.device.type)
+        self.recipe = request.recipe | {"precision": self.precision}
         last = request.read_last()
         self.step = request.require_same(self.recipe, last)
         if team.sum(torch.tensor(self.step)).item() != self.step * team.size:
@@ -139,7 +145,11 @@ class Training:
         self.network = request.network(last)
         self.network.to(team.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.updater = WeightUpdater(
-            self.network, self.job.optimizer, peak=self.job.peak, average_decay=self.job.ema, precision=self.dtype
+            self.network,
+            self.job.optimizer,
+            peak=self.job.peak,
+            average_decay=self.job.ema,
+            precision=PRECISIONS[self.precision],
         )
         if last is not None and last.training is not None:
             self._go_on(last.training)
@@ -225,7 +235,7 @@ class Training:
 
     def _loss(self, images: Tensor, label: Tensor, whole: BatchCounts) -> Tensor:
         """Return this part's share of the loss of the whole batch."""
-        with torch.autocast(self.team.device.type, dtype=self.dtype, enabled=self.dtype != torch.float32):
+        with autocast(self.team.device, self.precision):
             output = self.compute(normalise(images).contiguous(memory_format=torch.channels_last))
         return segmentation_loss(self.job.loss, output, label=label, whole=whole)
 
@@ -238,7 +248,7 @@ class Training:
     def _stop(self, what: str, step: int) -> NoReturn:
         """Raise TrainingStopped for a step, counted from 0; nothing of this step is kept."""
         kept = f"last.pt keeps the weights of step {self.saved}" if self.saved else "nothing was saved yet"
-        other = " or --precision bfloat16" if self.dtype == torch.float16 else ""
+        other = " or --precision bfloat16" if self.precision == "float16" else ""
         raise TrainingStopped(
             f"{what} at step {step + 1}, on {self.request.shown_at(step)}: {kept}; start again in another --out with a"
             f" smaller --learning-rate than {self.job.peak:g}{other}"
@@ -260,7 +270,7 @@ class Training:
     def _validate(self) -> float:
         self._require_finite()
         request = self.request
-        teacher = Teacher(self._result, request.space, request.trained_on, str(self.team.device))
+        teacher = Teacher(self._result, request.space, trained_on=request.trained_on, device=str(self.team.device))
         scores = score(teacher, request.val, team=self.team)
         if math.isnan(scores.miou):
             raise ValueError(f"{self.job.val}: no pixel of its labels has a class, so there is nothing to score on")

@@ -1,13 +1,13 @@
 """From photographs to labels: normalise, predict at several scales, combine, decide.
 
-How many images the device computes at once is planned from what one small image needed, and backs off where that was
-too much. Only uint8 labels and small tables of counts reach the host.
+`memory.Budget` gives the number of images that the device computes at once; a batch that does not fit after all is
+halved. Only uint8 labels and small tables of counts reach the host.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,82 +16,37 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests import machine, storage
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.decide import LabelStatistics, Prediction, Undrawn, count, encode, keep, top_classes
+from autolabel.teacher.device import autocast, free_memory, highest_use, pick_device, pick_precision, release_cache
 from autolabel.teacher.fold import fold_batch_norm
-from autolabel.teacher.networks.combine import Average, Field, Part, at_size, mean_with_mirrored
+from autolabel.teacher.memory import Budget, NotEnoughMemory, is_memory_error
+from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
+from autolabel.teacher.networks.fields import Field, at_size, mean_with_mirrored
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)
 _STD = (0.229, 0.224, 0.225)
 
-PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-LARGEST_BATCH = 8  # more than that gains nothing: one image at scale 2 fills any GPU
-_PROBE = (256, 512)  # the size of the image that the plan is made from
-_SPARE = 0.2  # of the free memory is left alone
+_PROBE = (256, 512)  # height and width of the image that the budget is measured with
 
 Image = NDArray[np.uint8]
 
 
-class NotEnoughMemory(RuntimeError):
-    """One image alone does not fit; the message says which and what to do."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What the device has, and what a pixel of an image costs at the scales in use."""
-
-    device: str
-    precision: str
-    bytes_per_pixel: float
-    free_bytes: int
-
-    def at_once(self, height: int, width: int, most: int = LARGEST_BATCH, batches: int = 1) -> int:
-        """How many images of this size to compute at once, 1 to `most`, where so many batches are in flight."""
-        room = (1 - _SPARE) * self.free_bytes / batches
-        return max(1, min(most, int(room / self.needs(height, width))))
-
-    def needs(self, height: int, width: int) -> float:
-        """Bytes that one image of this size takes."""
-        return height * width * self.bytes_per_pixel
-
-
 def normalise(images: Tensor) -> Tensor:
-    """(B, 3, H, W) uint8 RGB -> float32, the mean taken away and divided by the deviation."""
+    """Return RGB images (B, 3, H, W) uint8 as float32, minus ImageNet's mean, divided by its deviation."""
     mean = torch.tensor(_MEAN, device=images.device).view(1, 3, 1, 1)
     std = torch.tensor(_STD, device=images.device).view(1, 3, 1, 1)
     return (images.float() / 255 - mean) / std
 
 
-def pick_device(name: str = "auto") -> str:
-    """`auto` is the GPU where there is one, else the CPU. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda or cuda:N") from error
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use cpu")
-    return name
-
-
-def pick_precision(name: str, device: str) -> str:
-    """`auto` is bfloat16 on a GPU that has it, else float32."""
-    if name != "auto":
-        if name not in PRECISIONS:
-            raise ValueError(f"unknown precision {name!r}: expected auto, {', '.join(PRECISIONS)}")
-        return name
-    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
-
-
 @dataclass(frozen=True)
-class View:
-    """One scale's own top class (H, W) uint8, and its share in the combined logits (H, W) float32."""
+class ScaleView:
+    """The top class of one scale by itself, (H, W) uint8, and its share in the combined logits, (H, W) float32."""
 
     scale: float
     label: NDArray[np.uint8]
@@ -99,16 +54,22 @@ class View:
 
 
 class Teacher:
-    """A network ready to predict. `label_space` is None when the checkpoint does not say which it was trained on.
+    """A network that is ready to predict, on one device.
 
-    `combine`: "network" combines scales as the network has learnt to, "average" takes the mean of their logits.
+    label_space and trained_on are those of its checkpoint: None and empty if that does not say. precision: a name in
+    PRECISIONS. digest: sha256 of the checkpoint, "" for a network that was never in a file. combine: "network"
+    combines scales as the network has learnt to, "average" takes the mean of their logits.
+
+    Images are (H, W, 3) uint8 RGB; `scales` contain 1; `flip` averages the logits with those of the mirrored image.
+    Methods raise ValueError for scales that the network cannot combine.
     """
 
     def __init__(
         self,
         network: SegmentationNet,
-        label_space: LabelSpace | None,
-        trained_on: Tensor,
+        label_space: LabelSpace | None = None,
+        *,
+        trained_on: Tensor | None = None,
         device: str = "cpu",
         precision: str = "float32",
         digest: str = "",
@@ -119,255 +80,254 @@ class Teacher:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.combination = Average() if combine == "average" else network.scale_attn
         self.label_space = label_space
-        self.trained_on = trained_on
+        self.trained_on = torch.zeros(0, dtype=torch.int64) if trained_on is None else trained_on
         self.precision = precision
         self.sha256 = digest
-        self._plans: dict[tuple[tuple[float, ...], bool], Plan] = {}
-        self.fits: dict[tuple[int, int], int] = {}  # by size, the batch that was left after memory had run out
+        self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
+        self.fits: dict[tuple[int, ...], int] = {}  # by size, the batch that was left after memory had run out
 
-    def require_space(self, space: LabelSpace, checkpoint: str, manifest: str) -> None:
-        """Raise ValueError unless the network speaks of the classes of `space` (or of as many, if it does not say)."""
+    def require_space(self, space: LabelSpace, *, checkpoint: str, manifest: str) -> None:
+        """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).
+
+        `checkpoint` and `manifest` are the names of the two in the message.
+        """
         classes = self.network.classes
         if classes != len(space) or self.label_space not in (None, space):
-            mine = repr(self.label_space.name) if self.label_space else "an unnamed label space"
+            own = repr(self.label_space.name) if self.label_space else "an unnamed label space"
             raise ValueError(
-                f"{checkpoint} predicts {classes} classes of {mine}, but {manifest} uses label space {space.name!r}"
+                f"{checkpoint} predicts {classes} classes of {own}, but {manifest} uses label space {space.name!r}"
                 f" with {len(space)}: use a checkpoint trained in that label space"
             )
 
-    def _pixels(self, images: Sequence[Image] | Image) -> Tensor:
-        """(B, H, W, 3) uint8 -> (B, 3, H, W) float32 on the device, normalised."""
-        # A copy where the array is read-only or turned, so that torch can own it.
-        batch = torch.from_numpy(np.require(np.asarray(images), requirements=["C", "W"]))
-        if self.device.type == "cuda":
-            batch = batch.pin_memory().to(self.device, non_blocking=True)
-        return normalise(batch.permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
-
-    def _autocast(self) -> torch.autocast:
-        dtype = PRECISIONS[self.precision]
-        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype != torch.float32)
-
-    def _field(self, pixels: Tensor, scales: Sequence[float], flip: bool) -> Field:
-        scales = check_scales(scales)
-        with self._autocast():
-            field = self.network.field(pixels, scales, self.combination)
-            if flip:
-                mirrored = self.network.field(pixels.flip(-1), scales, self.combination)
-                field = mean_with_mirrored(field, mirrored)
-        return field
+    @torch.inference_mode()
+    def logits(self, image: Image, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
+        """Return logits (C, H, W) float32, combined over scales and flip, before the softmax."""
+        return self._field(self._pixels(image[None]), scales, flip=flip).whole()[0]
 
     @torch.inference_mode()
-    def logits(self, image: Image, scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
-        """(H, W, 3) uint8 RGB -> (C, H, W) float32 logits, combined over scales and flip, before the softmax."""
-        return self._field(self._pixels(image[None]), scales, flip).whole()[0]
-
-    @torch.inference_mode()
-    def parts(self, image: Image, scales: Sequence[float] = SCALES) -> list[Part]:
-        """(H, W, 3) uint8 RGB -> what every scale says of it, and its attention."""
-        with self._autocast():
-            return self.network.parts(self._pixels(image[None]), check_scales(scales), self.combination)
-
-    @torch.inference_mode()
-    def views(self, image: Image, scales: Sequence[float] = SCALES) -> list[View]:
-        """(H, W, 3) uint8 RGB -> what every scale says by itself and how much it counts, by ascending scale."""
-        size = image.shape[0], image.shape[1]
-        parts = sorted(self.parts(image, scales), key=lambda part: part.scale)
-        shares = self.combination.shares(parts, size).whole()[0].cpu().numpy()
-        own = (top_classes(at_size(p.logits, p.size, size), 1, self.network.classes, self.device)[0] for p in parts)
-        return [View(p.scale, o[0].cpu().numpy(), s) for p, o, s in zip(parts, own, shares, strict=True)]
+    def sampled_logits(
+        self, image: Image, *, every: int, scales: Sequence[float] = SCALES, flip: bool = False
+    ) -> NDArray[np.float32]:
+        """Return (C, h, w) float32: `logits` at [:, ::every, ::every]; the others are not computed."""
+        field = self._field(self._pixels(image[None]), scales, flip=flip)
+        rows = [field.rows(row, row + 1)[0, :, :, ::every] for row in range(0, field.size[0], every)]
+        return torch.cat(rows, dim=1).float().cpu().numpy()
 
     @torch.inference_mode()
     def confidence(
         self,
         image: Image,
+        *,
         scales: Sequence[float] = SCALES,
         flip: bool = False,
         temperature: float = 1.0,
-        shares: Sequence[float] | None = None,
+        prior: Sequence[float] | None = None,
         coarse: Image | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
-        """(H, W, 3) uint8 RGB -> top class (H, W) uint8, before any threshold, and its probability (H, W) float32.
+        """Return the top class (H, W) uint8, before any threshold, and its probability (H, W) float32.
 
-        shares, coarse: as of `predict_in_batches`, of one image.
+        temperature, prior, coarse: see `predict_in_batches`.
         """
-        field = self._field(self._pixels(image[None]), scales, flip)
-        left_out = self._left_out(shares, [coarse], image.shape[:2])
-        winners, confidences = top_classes(field, 1, self.network.classes, self.device, temperature, left_out)
+        field = self._field(self._pixels(image[None]), scales, flip=flip)
+        winners, confidences = top_classes(
+            field, 1, classes=self.network.classes, device=self.device, temperature=temperature,
+            undrawn=self._undrawn(prior, [coarse], size=image.shape[:2]),
+        )  # fmt: skip
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
     @torch.inference_mode()
-    def sampled_logits(
-        self, image: Image, every: int, scales: Sequence[float] = SCALES, flip: bool = False
-    ) -> NDArray[np.float32]:
-        """(H, W, 3) uint8 RGB -> (C, h, w) float32: what `logits` holds at [:, ::every, ::every], and no more of it."""
-        field = self._field(self._pixels(image[None]), scales, flip)
-        rows = [field.rows(row, row + 1)[0, :, :, ::every] for row in range(0, field.size[0], every)]
-        return torch.cat(rows, dim=1).float().cpu().numpy()
+    def parts(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[Part]:
+        """Return the logits and the attention of every scale, at the network's own resolution."""
+        with autocast(self.device, self.precision):
+            return self.network.parts(self._pixels(image[None]), check_scales(scales), combination=self.combination)
 
-    def plan(self, scales: Sequence[float] = SCALES, flip: bool = False) -> Plan:
-        """Label one small image and see what it costs, once. Raises NotEnoughMemory where not even that fits."""
+    @torch.inference_mode()
+    def views(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[ScaleView]:
+        """Return the prediction of every scale by itself and its share in the combined logits, by ascending scale."""
+        size = image.shape[0], image.shape[1]
+        parts = sorted(self.parts(image, scales=scales), key=lambda part: part.scale)
+        shares = self.combination.shares(parts, size).whole()[0].cpu().numpy()
+        views = []
+        for part, share in zip(parts, shares, strict=True):
+            field = at_size(part.logits, part.size, size)
+            winners, _ = top_classes(field, 1, classes=self.network.classes, device=self.device)
+            views.append(ScaleView(part.scale, winners[0].cpu().numpy(), share))
+        return views
+
+    def budget(self, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Budget:
+        """Measure, once, the memory that one small image needs. Raises NotEnoughMemory if even that does not fit."""
         key = tuple(scales), flip
-        if key in self._plans:
-            return self._plans[key]
-        probe = np.zeros((1, *_PROBE, 3), np.uint8)
-        needed = _highest_use(self.device, lambda: list(self.predict_in_batches(probe, 1, (THRESHOLD,), scales, flip)))
-        name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else "cpu"
-        self._plans[key] = Plan(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
-        return self._plans[key]
+        if key not in self._budgets:
+            probe = np.zeros((1, *_PROBE, 3), np.uint8)
+            needed = highest_use(
+                self.device,
+                lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
+            )
+            name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
+            self._budgets[key] = Budget(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
+        return self._budgets[key]
 
     def label(
         self,
         images: Sequence[Image] | Image,
+        *,
         threshold: float = THRESHOLD,
         scales: Sequence[float] = SCALES,
         flip: bool = False,
     ) -> tuple[NDArray[np.uint8], list[LabelStatistics]]:
-        """(B, H, W, 3) uint8 RGB -> labels (B, H, W) uint8, 255 where not confident, and each image's statistics.
+        """Label images of one size, (B, H, W, 3) uint8 RGB, by a threshold alone.
 
-        Raises NotEnoughMemory, ValueError.
+        Returns labels (B, H, W) uint8 of train ids, 255 where the probability does not exceed the threshold, and the
+        statistics of each. Raises NotEnoughMemory, ValueError.
         """
         if len(images) == 0:
             raise ValueError("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
         check_threshold(threshold)
         batch = 1
-        if self.device.type == "cuda":
-            batch = self.plan(scales, flip).at_once(*images[0].shape[:2])
+        if self.device.type != "cpu":
+            height, width = images[0].shape[:2]
+            batch = self.budget(scales=scales, flip=flip).at_once(height, width)
         labels, statistics = [], []
-        for found in self.predict_in_batches(images, batch, (threshold,), scales, flip):
-            label = keep(found.codes, self.network.classes)
+        for prediction in self.predict_in_batches(images, batch, edges=(threshold,), scales=scales, flip=flip):
+            label = keep(prediction.codes, self.network.classes)
             pixels = np.bincount(label.ravel(), minlength=256)[: self.network.classes]
             labels.append(label)
-            statistics.append(LabelStatistics(pixels, found.histogram, found.confidence))
+            statistics.append(LabelStatistics(pixels, prediction.histogram, prediction.confidence))
         return np.stack(labels), statistics
 
     def predict_in_batches(
         self,
         images: Sequence[Image] | Image,
         batch: int,
+        *,
         edges: Sequence[float],
         scales: Sequence[float] = SCALES,
         flip: bool = False,
         temperature: float = 1.0,
-        shares: Sequence[float] | None = None,
+        prior: Sequence[float] | None = None,
         coarse: Sequence[Image | None] = (),
     ) -> Iterator[Prediction]:
-        """Predict images of one size, `batch` at a time, halved where memory does not suffice; yields them in order.
+        """Predict images of one size, `batch` at a time, halved if memory does not suffice; yield them in order.
 
-        edges: ascending confidences that are told apart. shares: of each class (C,), what people do not outline of it,
-        where that counts; coarse: each image's coarse label (H, W) uint8, if there is one. The last batch is filled up,
-        so that every image goes through the very same kernels. Raises NotEnoughMemory.
+        edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. prior: for each
+        class (C,) the share above 0 that people do not outline, or None; it counts where the coarse label of an image,
+        (H, W) uint8 of train ids in `coarse`, names no class. The last batch is filled up, so that every image goes
+        through the same kernels. Raises NotEnoughMemory.
         """
         size = images[0].shape[:2]
         batch = min(batch, self.fits.get(size, batch))
-        plan = self._plans.get((tuple(scales), flip))
-        if self.device.type == "cpu" and plan and plan.needs(*size) > plan.free_bytes:
-            # Not tried: where memory is promised beyond what there is, the system would end the process instead.
-            raise NotEnoughMemory(self._does_not_fit(size, scales, plan.needs(*size)))
+        budget = self._budgets.get((tuple(scales), flip))
+        if self.device.type == "cpu" and budget and budget.needs(*size) > budget.free_bytes:
+            # Not even tried: the system may promise more memory than it has, and then end the process.
+            raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
         done = 0
         while done < len(images):
-            some = images[done : done + batch]
+            part = images[done : done + batch]
             try:
-                left_out = self._left_out(shares, coarse[done : done + batch], size, batch)
-                outcome = self._predict_batch(some, batch, edges, scales, flip, temperature, left_out)
+                undrawn = self._undrawn(prior, coarse[done : done + batch], size=size, batch=batch)
+                predictions = self._predict_batch(
+                    part, batch, edges=edges, scales=scales, flip=flip, temperature=temperature, undrawn=undrawn
+                )
             except (RuntimeError, MemoryError) as error:
-                if not _is_memory(error):
+                if not is_memory_error(error):
                     raise
-                outcome = None
-            if outcome is not None:  # here the failed attempt's tensors are gone
-                yield from outcome
-                done += len(some)
+                predictions = None
+            if predictions is not None:  # outside of `except`, where a failed attempt's tensors are still alive
+                yield from predictions
+                done += len(part)
             elif batch > 1:
                 self.fits[size] = batch = batch // 2
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                release_cache(self.device)
             else:
-                raise NotEnoughMemory(self._does_not_fit(size, scales, plan.needs(*size) if plan else None))
+                raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
 
-    def _does_not_fit(self, size: tuple[int, int], scales: Sequence[float], needed: float | None) -> str:
-        wanted = f"about {needed / 2**30:.1f} GiB needed, " if needed else ""
-        return (
-            f"not enough memory on {self.device} for an image of {size[1]} x {size[0]} at scale {max(scales):g}"
-            f" ({wanted}{free_memory(self.device) / 2**30:.1f} GiB free): leave that scale out, or use a larger device"
-        )
+    def _pixels(self, images: Sequence[Image] | Image) -> Tensor:
+        """Return images (B, H, W, 3) uint8 as (B, 3, H, W) float32 on the device, normalised."""
+        # Tensors need writable, contiguous memory; this copies arrays that have none.
+        batch = torch.from_numpy(np.require(np.asarray(images), requirements=["C", "W"]))
+        on_cuda = self.device.type == "cuda"
+        batch = (batch.pin_memory() if on_cuda else batch).to(self.device, non_blocking=on_cuda)
+        return normalise(batch.permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
 
-    def _left_out(
-        self, shares: Sequence[float] | None, coarse: Sequence[Image | None], size: tuple[int, ...], batch: int = 1
+    def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
+        scales = check_scales(scales)
+        with autocast(self.device, self.precision):
+            field = self.network.field(pixels, scales, combination=self.combination)
+            if flip:
+                mirrored = self.network.field(pixels.flip(-1), scales, combination=self.combination)
+                field = mean_with_mirrored(field, mirrored)
+        return field
+
+    def _undrawn(
+        self,
+        prior: Sequence[float] | None,
+        coarse: Sequence[Image | None],
+        *,
+        size: tuple[int, ...],
+        batch: int = 1,
     ) -> Undrawn | None:
-        """Where no class is named; nowhere in an image without a coarse label, and in what fills a batch up."""
-        if shares is None or all(label is None for label in coarse):
+        """Return the pixels that people left unlabelled; images without a coarse label, and padding, have none."""
+        if prior is None or all(label is None for label in coarse):
             return None
         where = np.zeros((batch, *size), np.bool_)
         for place, label in enumerate(coarse):
             if label is not None:
                 where[place] = label == IGNORE
-        return Undrawn(torch.from_numpy(where).to(self.device), torch.tensor(shares, device=self.device))
+        return Undrawn(torch.from_numpy(where).to(self.device), torch.tensor(prior, device=self.device))
 
     @torch.inference_mode()
     def _predict_batch(
         self,
         images: Sequence[Image] | Image,
         batch: int,
+        *,
         edges: Sequence[float],
         scales: Sequence[float],
         flip: bool,
         temperature: float,
-        left_out: Undrawn | None,
+        undrawn: Undrawn | None,
     ) -> list[Prediction]:
         classes = self.network.classes
         filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
-        field = self._field(self._pixels(filled), scales, flip)
-        found = top_classes(field, batch, classes, self.device, temperature, left_out)
-        winners, confidences = (x[: len(images)] for x in found)  # without what filled the batch up
-        codes = encode(winners, confidences, classes, edges).cpu().numpy()
-        counts = [count(w, p, classes) for w, p in zip(winners, confidences, strict=True)]
+        field = self._field(self._pixels(filled), scales, flip=flip)
+        maps = top_classes(field, batch, classes=classes, device=self.device, temperature=temperature, undrawn=undrawn)
+        winners, confidences = (x[: len(images)] for x in maps)  # without the padding images
+        if self.device.type == "mps":  # it has no float64, which counting needs
+            winners, confidences = winners.cpu(), confidences.cpu()
+        codes = encode(winners, confidences, classes=classes, edges=edges).cpu().numpy()
+        counts = [count(w, p, classes=classes) for w, p in zip(winners, confidences, strict=True)]
         return [
             Prediction(code, len(edges) + 1, histogram.cpu().numpy(), sums.cpu().numpy())
             for code, (histogram, sums) in zip(codes, counts, strict=True)
         ]
 
-
-def _is_memory(error: RuntimeError | MemoryError) -> bool:
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in str(error)
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that a new allocation may use: the GPU's, or what the system says is available."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + cached)
-    return machine.free_memory()
-
-
-def _highest_use(device: torch.device, work: Callable[[], object]) -> int:
-    """Bytes that some work needs at most beyond what is in use before it; at least 1."""
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-        before = torch.cuda.memory_allocated(device)
-        work()
-        return max(1, torch.cuda.max_memory_allocated(device) - before)
-    with machine.PeakMemory() as peak:
-        work()
-    return max(1, peak.bytes)
+    def _does_not_fit(self, size: tuple[int, ...], scales: Sequence[float], budget: Budget | None) -> str:
+        needed = f"about {budget.needs(*size) / 2**30:.1f} GiB needed, " if budget else ""
+        return (
+            f"not enough memory on {self.device} for an image of {size[1]} x {size[0]} at scale {max(scales):g}"
+            f" ({needed}{free_memory(self.device) / 2**30:.1f} GiB free): leave that scale out, or use a larger device"
+        )
 
 
 def load_teacher(
-    path: str | Path, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
+    path: str | Path, *, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
 ) -> Teacher:
-    """A teacher from a checkpoint of ours or a published one, its batch norms folded.
+    """Load a teacher from a checkpoint of ours or a published one, with its batch norms folded.
 
-    Raises BadCheckpoint, FileNotFoundError, ValueError.
+    device, precision: see `pick_device` and `pick_precision`; combine: see `Teacher`. Raises BadCheckpoint,
+    FileNotFoundError, ValueError.
     """
     path = Path(path)
-    checkpoint = read_checkpoint(path)
     device = pick_device(device)
+    checkpoint = read_checkpoint(path)
     network = load_network(path, checkpoint)
     fold_batch_norm(network)
     return Teacher(
         network,
         checkpoint.label_space,
-        checkpoint.trained_on,
-        device,
-        pick_precision(precision, device),
-        storage.sha256(path),
-        combine,
+        trained_on=checkpoint.trained_on,
+        device=device,
+        precision=pick_precision(precision, device),
+        digest=storage.sha256(path),
+        combine=combine,
     )

@@ -6,18 +6,23 @@ If this fails, somebody reads a traceback at night, or worse, reads nothing.
 from __future__ import annotations
 
 import json
+import re
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import autolabel, refused
+from conftest import ROOT, autolabel, refused
 from PIL import Image
 
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.settings import GROUPS, job_fields
+from autolabel.pipeline.job import LabelJob
+from autolabel.student.job import TrainJob
 
 
 def scan(images: Path, output: Path, *more: object) -> tuple[object, ...]:
-    return ("manifest", "scan", "folder", "--images", images, "--label-space", "camvid", "-o", output, *more)
+    return ("manifest", "scan", images, "--label-space", "camvid", "-o", output, *more)
 
 
 @pytest.fixture
@@ -31,7 +36,7 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_the_account_of_a_scan(pictures: Path) -> None:
+def test_a_scan_counts_images_labels_and_sizes(pictures: Path) -> None:
     (pictures / "images" / "zero.jpg").write_bytes(b"")
     Image.new("L", (8, 6)).save(pictures / "labels" / "orphan.png")
     output = pictures / "m.parquet"
@@ -61,8 +66,10 @@ def test_the_account_of_a_scan(pictures: Path) -> None:
     ],
 )
 def test_a_wrong_layout_is_named(pictures: Path, layout: str, message: str) -> None:
-    assert message in refused("manifest", "scan", layout, pictures, "-o", pictures / "m.parquet")
-    assert "is not a folder that exists" in refused("manifest", "scan", layout, "nowhere", "-o", "m.parquet")
+    assert message in refused("manifest", "scan", pictures, "--layout", layout, "-o", pictures / "m.parquet")
+    assert "is not a folder that exists" in refused(
+        "manifest", "scan", "nowhere", "--layout", layout, "-o", "m.parquet"
+    )
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
@@ -90,15 +97,15 @@ def test_labels_of_another_size_are_refused(pictures: Path) -> None:
     ("options", "message"),
     [
         (("--threshold", "1.5"), "threshold 1.5: expected a probability in [0, 1), such as 0.5"),
-        (("--scales", "0.5,2"), "--scales 0.5,2: scales 0.5,2: expected distinct numbers in (0, 4] with 1 among them"),
-        (("--scales", "one"), "--scales one: could not convert"),
+        (("--scales", "0.5,2"), "scales 0.5,2: expected distinct numbers in (0, 4] with 1 among them"),
+        (("--scales", "one"), "--scales one: expected numbers separated by commas, such as 0.5,1,2"),
         (("--workers", "0"), "workers 0: expected 1 or more"),
         (("--limit", "-3"), "limit -3: expected 1 or more"),
         (("--precision", "int4"), "unknown precision 'int4': expected auto, float32, bfloat16, float16"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, tuple) else "",
 )
-def test_options_out_of_range_are_refused(
+def test_options_outside_their_range_are_refused(
     city: Path, teacher: Path, tmp_path: Path, options: tuple[str, ...], message: str
 ) -> None:
     asked = ("generate", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run")
@@ -113,7 +120,7 @@ def test_a_checkpoint_that_is_none_is_refused(city: Path, teacher: Path, tmp_pat
     text.write_text("weights, honestly")
     assert refused(*asked, empty) == f"{empty} is empty (0 bytes): it was cut off while it was written or copied"
     assert refused(*asked, text).startswith(f"{text} is not a loadable checkpoint")
-    assert refused(*asked, tmp_path / "gone.pt") == f"checkpoint {tmp_path}/gone.pt does not exist"
+    assert refused(*asked, tmp_path / "gone.pt") == f"{tmp_path}/gone.pt does not exist: expected a checkpoint"
 
 
 def test_a_teacher_of_another_label_space_is_refused(pictures: Path, teacher: Path) -> None:
@@ -148,7 +155,7 @@ def test_too_many_quarantined_samples_give_exit_code_3(city: Path, teacher: Path
     broken = images / "broken.png"
     broken.write_bytes(next(images.glob("*.png")).read_bytes()[:-200])
     manifest, run = tmp_path / "m.parquet", tmp_path / "run"
-    space = ("manifest", "scan", "folder", "--images", images, "--label-space", "cityscapes", "-o", manifest)
+    space = ("manifest", "scan", images, "--label-space", "cityscapes", "-o", manifest)
     assert autolabel(*space).exit_code == 0
     asked = ("generate", manifest, "--teacher", teacher, "--out", run, "--engine", "local")
     result = autolabel(*asked, "--scales", "1")
@@ -156,3 +163,31 @@ def test_too_many_quarantined_samples_give_exit_code_3(city: Path, teacher: Path
     assert result.stdout.startswith("4 samples: 3 labelled, 1 quarantined, 0 left for later")
     assert "1 of 4 samples are quarantined, more than --max-quarantined 0.001" in result.stderr
     assert autolabel(*asked, "--scales", "1", "--max-quarantined", "0.3").exit_code == 0
+
+
+def test_the_page_of_all_commands_is_what_the_program_prints() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["page"]()
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run: python docs/make_cli.py"
+
+
+def test_a_mistyped_command_line_is_one_line_that_names_the_help() -> None:
+    assert refused("generate", "drive", "--treshold", "0.7") == (
+        "no such option '--treshold'; did you mean '--threshold'? `autolabel generate --help` lists the options"
+    )
+    assert refused("train", "fine.parquet", "--out", "teacher") == (
+        "missing option '--val'; `autolabel train --help` lists the options"
+    )
+    assert refused("generate", "drive", "--teacher", "t.pt", "--out", "run", "--part", "3") == (
+        "--part 3: expected I/N, such as 2/8 for the second of eight"
+    )
+    assert refused("lable").startswith("no such command 'lable'")
+
+
+def test_the_help_has_every_setting_of_a_job_once_in_its_group() -> None:
+    for command, job in (("generate", LabelJob), ("train", TrainJob)):
+        text = autolabel(command, "--help").stdout
+        parts = re.split("|".join(f"^{title}:$" for title in GROUPS.values()), text, flags=re.MULTILINE)[1:]
+        sections = dict(zip(GROUPS, parts, strict=True))
+        for field in job_fields(job):
+            assert re.search(rf"^  {field.flag}\b", sections[field.words.group], re.MULTILINE), field.flag
+            assert len(re.findall(rf"^  {field.flag}\b", text, re.MULTILINE)) == 1

@@ -47,8 +47,7 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(
 
 def test_every_command_is_in_the_tutorial() -> None:
     tutorial = (ROOT / "docs/tutorial.md").read_text(encoding="utf-8")
-    groups = (("manifest",), ("manifest", "scan"), ("stats", "RUN"))  # the last is typed with a run's own name
-    leaves = [" ".join(path) for path in commands(main) if path not in groups]
+    leaves = [" ".join(path) for path in commands(main) if path != ("manifest",)]
     assert [name for name in leaves if f"autolabel {name}" not in tutorial and f"make {name}" not in README] == []
 
 
@@ -82,6 +81,16 @@ def test_every_relative_link_leads_to_a_file_and_a_heading(page: Path) -> None:
         if ":" not in link and (not target.exists() or (anchor and anchor not in anchors(target))):
             broken.append(link)
     assert broken == []
+
+
+def test_every_page_that_the_program_names_exists() -> None:
+    rooms = [path for room in MAY_IMPORT for path in (ROOT / room).rglob("*") if path.suffix in (".py", ".j2", ".js")]
+    named = {
+        page
+        for path in (*ROOT.glob("*.py"), *rooms)
+        for page in re.findall(r"docs/[\w/-]+\.md", path.read_text(encoding="utf-8"))
+    }
+    assert [page for page in sorted(named) if not (ROOT / page).is_file()] == []
 
 
 def anchors(page: Path) -> list[str]:

@@ -51,7 +51,7 @@ def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp
     for row in RunFolder(run).statistics("classes").to_pylist():
         assert row["pixels"] == int((labels[row["sample_id"]] == row["class_id"]).sum())
         assert sum(row["confidence_hist"][10:]) == row["pixels"]  # threshold 0.5 keeps the upper ten bins
-    assert "coverage" in autolabel("stats", run).stdout
+    assert "pixels with a class" in autolabel("stats", run).stdout
 
     # The labels train a student, beside the fine ones.
     auto, fused = run / "manifest.parquet", tmp_path / "fused.parquet"

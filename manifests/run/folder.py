@@ -1,6 +1,7 @@
 """A run folder: the name of every file in it, and the run that `run.json` describes.
 
 run.json            the recipe, where its inputs were, with which versions; and, at the end, the accounts
+input.parquet       the manifest of the images, where a folder was labelled (pipeline/source.py)
 plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
 labels.zarr/ or labels/    the labels, see manifests/run/labels.py
 units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)
@@ -38,10 +39,19 @@ from autolabel.manifests.run.labels import (
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
+from autolabel.manifests.wording import Shown
 
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
-_STARTED = (storage.LOCK, "plan-", ".plan", f".{RUN}")  # a start that was killed may have left these
+_INPUT = "input.parquet"
+_STARTED = (
+    storage.LOCK,
+    "plan-",
+    ".plan",
+    f".{RUN}",
+    _INPUT,
+    f".{_INPUT}",
+)  # a start that was killed may have left these
 
 
 @dataclass(frozen=True)
@@ -54,6 +64,11 @@ class RunFolder:
     def record(self) -> Path:
         """The file that describes the run."""
         return self.path / RUN
+
+    @property
+    def input_path(self) -> Path:
+        """The manifest of the images, where a folder was labelled."""
+        return self.path / _INPUT
 
     @property
     def units(self) -> Path:
@@ -105,7 +120,7 @@ class RunFolder:
         """The Zarr group of a layer."""
         return self.path / zarr_folder(name)
 
-    def tables(self) -> dict[str, Path]:
+    def table_paths(self) -> dict[str, Path]:
         """The published tables by their names in `run.json`."""
         paths = [self.manifest_path, self.quarantine_path, *map(self.statistics_path, STATISTICS)]
         return {path.relative_to(self.path).as_posix(): path for path in paths}
@@ -160,7 +175,7 @@ class Accounts:
 
 
 @dataclass(frozen=True)
-class Run(RunFolder):
+class Run(RunFolder, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
@@ -254,6 +269,19 @@ class Run(RunFolder):
                 " ask the same again to go on with it, or choose another --out"
             )
 
+    def lines(self) -> list[str]:
+        """The state of the run and the essence of its recipe, for a terminal or a notebook."""
+        recipe, a = self.recipe, self.accounts
+        numbers = (
+            f"{a.asked:,} samples, {a.labelled:,} labelled, {a.quarantined:,} quarantined" if a else "no accounts yet"
+        )
+        scales = ", ".join(f"{scale:g}" for scale in recipe.scales)
+        return [
+            f"{self.path}: {self.state}; {numbers}",
+            f"teacher {self.teacher}, scales {scales}, policy {recipe.policy.name!r},"
+            f" {len(recipe.label_space)} classes of label space {recipe.label_space.name!r}",
+        ]
+
     @property
     def plan_path(self) -> Path:
         """The file of the plan."""
@@ -280,7 +308,7 @@ class Run(RunFolder):
         if self.recipe.confidence_edges is None:
             raise ValueError(f"{self.path} has kept no confidence: generate with --keep-confidence 8 does")
         top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
-        return RunConfidence(top, levels, self.recipe.confidence_edges)
+        return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
 
     def find_teacher(self, named: Path | None) -> tuple[Path | None, str]:
         """The file of the teacher, or None and the reason. Raises ValueError if the user `named` another one."""

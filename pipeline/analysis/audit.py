@@ -32,6 +32,7 @@ from autolabel.pipeline.analysis.audit_record import (
     CoarseAudit,
     FittedTemperature,
     MeanAudit,
+    PixelAudit,
     ReliabilityDiagram,
     audit_classes,
     known_or_none,
@@ -93,7 +94,9 @@ def audit(
     if network is None and fit_temperature:
         raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     notes = matched.notes + notes
-    prior = policy.left_out(space)
+    if policy.boundary:
+        notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
+    prior = policy.prior(space)
     if prior is not None and fit_temperature:
         raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
     passes = _Passes(progress, len(matched.truth), 1 + fit_temperature)
@@ -102,22 +105,25 @@ def audit(
         fitted = _fit(network, run, matched, passes)
         policy = replace(policy, temperature=fitted.fitted)
         notes += _about_temperature(fitted.fitted)
-    confusion, boundary = Confusion(len(space)), BoundaryF(len(space))
+    confusion, human, boundary = Confusion(len(space)), Confusion(len(space)), BoundaryF(len(space))
     calibration = Calibration(len(space), _grid(run, fit_temperature)) if network else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
-    known = open_manifest(run.input_manifest).find(matched.truth) if prior is not None and network else {}
+    known = open_manifest(run.input_manifest).find(matched.truth)
     for sample_id, sample in matched.truth.items():
         true, label = read_sample_label(sample, space), matched.labels[sample_id]
         confusion.add(true, label)
         boundary.add(true, label)
+        outlined = read_coarse(known[sample_id], space)
+        if outlined is not None:
+            human.add(true, outlined)
         if network and calibration:
             top, confidence = network.confidence(
                 read_photograph(sample),
-                run.recipe.scales,
+                scales=run.recipe.scales,
                 flip=run.recipe.flip,
                 temperature=policy.temperature,
-                shares=prior,
-                coarse=read_coarse(known[sample_id], space) if sample_id in known else None,
+                prior=prior,
+                coarse=outlined,
             )
             calibration.add(true, top, confidence)
             if fitted:
@@ -128,7 +134,7 @@ def audit(
     if fitted:
         fitted = replace(fitted, ece=[*fitted.ece, known_or_none(sampled.overall().ece())])
     suggestion = calibration.suggest(target_precision) if calibration else None
-    classes = audit_classes(space, confusion, boundary, calibration, suggestion)
+    classes = audit_classes(space, confusion, human, boundary, calibration, suggestion=suggestion)
     if suggestion:
         named, comments = _suggested(policy, space, target_precision, suggestion)
         storage.write(run.suggested_path, named.to_toml(comments).encode())
@@ -138,6 +144,8 @@ def audit(
         images=len(matched.truth),
         leaked=leaked,
         target_precision=target_precision,
+        human=PixelAudit.of(human),
+        auto=PixelAudit.of(confusion),
         classes=classes,
         mean=MeanAudit.of(classes),
         reliability=ReliabilityDiagram.of(space, calibration) if calibration else None,
@@ -215,7 +223,7 @@ def _unseen(
                 " --teacher, or say --allow-leak, which leaves out all that needs a teacher"
             )
         return None, None, [f"No calibration and no suggested thresholds, and a leak is possible: {reason}."]
-    network = load_teacher(path, "auto", precision=run.recipe.precision, combine=run.recipe.combine)
+    network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
     leaked = len(overlap(network.trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -245,7 +253,9 @@ def _fit(network: Teacher, run: Run, matched: _Matched, passes: _Passes) -> Fitt
         true = read_sample_label(sample, space)
         step = _step(true)
         true = true[::step, ::step]
-        logits = network.sampled_logits(read_photograph(sample), step, run.recipe.scales, flip=run.recipe.flip)
+        logits = network.sampled_logits(
+            read_photograph(sample), every=step, scales=run.recipe.scales, flip=run.recipe.flip
+        )
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
         before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))

@@ -56,11 +56,15 @@ class MeanAudit:
 
 @dataclass(frozen=True)
 class ClassAudit:
-    """One class: its pixels in truth and label, the quality of the label, and the suggested threshold."""
+    """One class: its pixels in truth and label, the quality of the label, and the suggested threshold.
+
+    `outlined` is the share of its true pixels that the human coarse labels give the class, None without such labels.
+    """
 
     name: str
     truth_pixels: int
     label_pixels: int
+    outlined: Share
     precision: Share
     coverage: Share
     iou_kept: Share
@@ -77,16 +81,37 @@ class ClassAudit:
         return self.truth_pixels > 0 or self.label_pixels > 0
 
 
+@dataclass(frozen=True)
+class PixelAudit:
+    """Shares of the pixels with truth that have a class, and of these, that have the right one."""
+
+    labelled: Share
+    right: Share
+
+    @classmethod
+    def of(cls, confusion: Confusion) -> PixelAudit | None:
+        """The shares of all pixels that were counted, None without any."""
+        labelled, right = confusion.predicted_pixels.sum(), confusion.matrix.trace()
+        total = confusion.true_pixels.sum()
+        return cls(float(labelled / total), float(right / labelled) if labelled else None) if total else None
+
+
 def audit_classes(
     space: LabelSpace,
     confusion: Confusion,
+    human: Confusion,
     boundary: BoundaryF,
     calibration: Calibration | None,
+    *,
     suggestion: Suggestion | None,
 ) -> list[ClassAudit]:
-    """One `ClassAudit` per class of the label space; without the teacher there is no calibration and no suggestion."""
+    """One `ClassAudit` per class of the label space, from counts of the labels and of the human coarse labels.
+
+    Without the teacher there is no calibration and no suggestion.
+    """
     unknown: Shares = np.full(len(space), np.nan)
     columns = {
+        "outlined": human.recall() if human.matrix.any() else unknown,
         "precision": confusion.precision(),
         "coverage": confusion.recall(),
         "iou_kept": confusion.iou_of_kept(),
@@ -165,8 +190,9 @@ class CoarseAudit:
 class Audit(Shown):
     """The worth of a run's labels on `images` images with truth.
 
-    `leaked` counts those that the teacher was trained on, None if nobody can tell. `reliability` is None without the
-    teacher, `temperature` unless a fit was asked for. `notes` are sentences about what is bad or unknown.
+    `leaked` counts those that the teacher was trained on, None if nobody can tell. `human` and `auto` sum up the coarse
+    and the automatic labels, None where there is none. `reliability` is None without the teacher, `temperature` unless
+    a fit was asked for. `notes` are sentences about what is bad or unknown.
     """
 
     truth: str
@@ -174,6 +200,8 @@ class Audit(Shown):
     images: int
     leaked: int | None
     target_precision: float
+    human: PixelAudit | None
+    auto: PixelAudit | None
     classes: Sequence[ClassAudit]
     mean: MeanAudit
     reliability: ReliabilityDiagram | None
@@ -193,6 +221,8 @@ class Audit(Shown):
             return cls(
                 **{
                     **document,
+                    "human": document["human"] and PixelAudit(**document["human"]),
+                    "auto": document["auto"] and PixelAudit(**document["auto"]),
                     "classes": [ClassAudit(**row) for row in document["classes"]],
                     "mean": MeanAudit(**document["mean"]),
                     "reliability": _diagram(document["reliability"]),
@@ -204,8 +234,18 @@ class Audit(Shown):
             raise ValueError(f"{path} is not the record of an audit ({error}): run `autolabel audit` again") from error
 
     def lines(self) -> list[str]:
-        """The fitted temperature, and the notes."""
-        return [*(_told(fit) for fit in [self.temperature] if fit), *self.notes]
+        """The labels in a sentence, the fitted temperature, and the notes."""
+        return [*self.summary(), *(_told(fit) for fit in [self.temperature] if fit), *self.notes]
+
+    def summary(self) -> list[str]:
+        """What people had labelled, and what is labelled now, in a sentence."""
+        if self.auto is None or self.auto.right is None:
+            return []
+        auto = f"{percent(self.auto.labelled)} % have a label, and {percent(self.auto.right)} % of these are right."
+        if self.human is None or self.human.right is None:
+            return [f"Of the pixels with truth, {auto}"]
+        human = f"{percent(self.human.labelled)} % of the pixels, {percent(self.human.right)} % of them rightly"
+        return [f"People had outlined {human}. Now {auto}"]
 
     def label_table(self) -> Table:
         """Quality of the labels by class."""
@@ -216,13 +256,13 @@ class Audit(Shown):
             return list(map(percent, (row.precision, row.coverage, row.iou_kept, row.iou, *row.boundary_f.values())))
 
         rows = [
-            [row.name, percent(row.truth_pixels / pixels if pixels else None, 2), *cells(row)]
+            [row.name, percent(row.truth_pixels / pixels if pixels else None, 2), percent(row.outlined), *cells(row)]
             for row in self.classes
             if row.occurs
         ]
-        header = ["class", "truth", "precision", "coverage", "IoU kept", "IoU", *distances]
+        header = ["class", "truth", "outlined", "precision", "coverage", "IoU kept", "IoU", *distances]
         title = f"labels of {counted(self.images, 'image')} against {self.truth}, in %"
-        return Table(title, header, [*rows, ["mean", MISSING, *cells(self.mean)]], last_is_total=True)
+        return Table(title, header, [*rows, ["mean", MISSING, MISSING, *cells(self.mean)]], last_is_total=True)
 
     def threshold_table(self) -> Table | None:
         """Calibration and suggested threshold by class; None without the teacher."""

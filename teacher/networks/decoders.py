@@ -1,8 +1,8 @@
 """Whole networks: a trunk, a decoder, and a way to combine scales.
 
 A network is built around one of the trunks of `hrnet.py`, `efficientnet_lite.py` and `trunks.py`; the classes below
-differ in the decoder. Their combination (see `scales.py`) is the attribute `scale_attn`, and any of them can be used in
-its place.
+differ in the decoder. The combination (see `combine.py`) is the attribute `scale_attn`; another one can be passed to
+the methods instead.
 
 Module names follow the customary ones, so that published state dicts load without renaming.
 """
@@ -17,15 +17,13 @@ from torch import Tensor, nn
 
 from autolabel.teacher.networks.combine import (
     Combination,
-    Field,
     Part,
-    Prediction,
-    Size,
+    ScaleOutput,
     TrainingOutput,
-    at_size,
     head_layers,
 )
 from autolabel.teacher.networks.efficientnet_lite import EfficientNetLite0
+from autolabel.teacher.networks.fields import Field, Size, at_size
 from autolabel.teacher.networks.hrnet import HRNet, resize
 from autolabel.teacher.networks.ocr import OCR
 from autolabel.teacher.networks.trunks import EfficientNetB4, Features, ResNet50, WideResNet38, Xception71
@@ -37,47 +35,47 @@ PyramidTrunk = ResNet50 | WideResNet38 | Xception71 | EfficientNetB4
 class SegmentationNet(nn.Module):
     """Normalised RGB (B, 3, H, W) float -> class logits, at one scale (`predict`) or combined (`field`).
 
-    features: how many channels the attention reads.
+    classes: number of classes. features: number of channels that the attention reads.
     """
 
     classes: int
     features: int
     scale_attn: Combination
 
-    def predict(self, images: Tensor) -> Prediction:
-        """One scale's prediction, at the decoder's own resolution (stride 2 to 8)."""
+    def predict(self, images: Tensor) -> ScaleOutput:
+        """Predict at one scale; the output has the decoder's own resolution (stride 2 to 8)."""
         raise NotImplementedError
 
-    def parts(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> list[Part]:
-        """What every scale says, and how far it is trusted. Raises ValueError for scales that cannot be weighed."""
+    def parts(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> list[Part]:
+        """Predict at every scale and weigh the scales. Raises ValueError for scales that cannot be weighed."""
 
-        def predict(size: Size) -> Prediction:
+        def predict(size: Size) -> ScaleOutput:
             now = self.predict(resize(images, size))
             aux = None if now.aux is None else now.aux.float()
-            return replace(now, logits=now.logits.float(), aux=aux)  # combining is always done in float32
+            return replace(now, logits=now.logits.float(), aux=aux)  # scales are always combined in float32
 
         combination = combination or self.scale_attn
         combination.require(scales)
-        return combination.weigh(predict, _size(images), scales)
+        return combination.weigh(predict, _size(images), scales=scales)
 
-    def field(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> Field:
-        """Combined logits (B, K, H, W), to be read in bands or whole."""
+    def field(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> Field:
+        """Return the combined logits as a field (B, K, H, W), to be read in bands or whole."""
         combination = combination or self.scale_attn
-        return combination.mix(self.parts(images, scales, combination), _size(images))
+        return combination.mix(self.parts(images, scales, combination=combination), _size(images))
 
-    def logits(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> Tensor:
-        """Combined logits (B, K, H, W) in float32."""
-        return self.field(images, scales, combination).whole()
+    def logits(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> Tensor:
+        """Return the combined logits (B, K, H, W) in float32."""
+        return self.field(images, scales, combination=combination).whole()
 
     def forward(self, images: Tensor) -> TrainingOutput:
-        """The forward pass of training, at the scales that the combination trains with."""
+        """Do the forward pass of a training step, at the training scales of the combination."""
         size, scales = _size(images), self.scale_attn.training_scales
         parts = self.parts(images, scales)
         with_aux = all(part.aux is not None for part in parts)
         own = [at_size(part.logits, part.size, size).whole() for part in sorted(parts, key=lambda p: p.scale)]
         return TrainingOutput(
             joint=self.scale_attn.mix(parts, size).whole(),
-            aux=self.scale_attn.mix(parts, size, _aux).whole() if with_aux else None,
+            aux=self.scale_attn.mix(parts, size, pick=_aux).whole() if with_aux else None,
             scales=tuple(own) if len(own) > 1 else (),
         )
 
@@ -94,15 +92,15 @@ def _size(images: Tensor) -> Size:
 class OCRNet(SegmentationNet):
     """A trunk of one map and object-contextual representations; with HRNet-W48 the network of arXiv 2005.10821."""
 
-    def __init__(self, trunk: FlatTrunk, classes: int, mid: int, key: int) -> None:
+    def __init__(self, trunk: FlatTrunk, classes: int, *, mid: int, key: int) -> None:
         super().__init__()
         self.classes, self.features = classes, mid
         self.backbone = trunk
-        self.ocr = OCR(trunk.channels, classes, mid, key)
+        self.ocr = OCR(trunk.channels, classes, mid=mid, key=key)
 
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> ScaleOutput:
         logits, aux, features = self.ocr(self.backbone(images))
-        return Prediction(logits, features, aux)
+        return ScaleOutput(logits, features, aux)
 
 
 class ASPP(nn.Module):
@@ -120,7 +118,7 @@ class ASPP(nn.Module):
 
     @staticmethod
     def _branch(inputs: int, rate: int) -> nn.Sequential:
-        """A 3x3 convolution dilated by `rate`, or 1x1 where that is 0; batch norm, ReLU."""
+        """Return a 3x3 convolution dilated by `rate` (1x1 for rate 0), batch norm and ReLU."""
         conv = nn.Conv2d(inputs, 256, 3 if rate else 1, dilation=max(1, rate), padding=rate, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(256), nn.ReLU(inplace=True))
 
@@ -136,11 +134,11 @@ class HRNetPlain(SegmentationNet):
         super().__init__()
         self.classes, self.features = classes, trunk.channels
         self.backbone = trunk
-        self.cls_head = nn.Sequential(*head_layers(trunk.channels, 256, classes))
+        self.cls_head = nn.Sequential(*head_layers(trunk.channels, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> ScaleOutput:
         features = self.backbone(images)
-        return Prediction(self.cls_head(features), features)
+        return ScaleOutput(self.cls_head(features), features)
 
 
 class HRNetASPP(SegmentationNet):
@@ -152,11 +150,11 @@ class HRNetASPP(SegmentationNet):
         self.backbone = trunk
         self.aspp = ASPP(trunk.channels)
         self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
-        self.final = nn.Sequential(*head_layers(256, 256, classes))
+        self.final = nn.Sequential(*head_layers(256, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> ScaleOutput:
         features = self.bot_aspp(self.aspp(self.backbone(images)))
-        return Prediction(self.final(features), features)
+        return ScaleOutput(self.final(features), features)
 
 
 class DeepLabV3(SegmentationNet):
@@ -167,11 +165,11 @@ class DeepLabV3(SegmentationNet):
         self.classes, self.features = classes, ASPP.outputs
         self.backbone = trunk
         self.aspp = ASPP(trunk.channels[-1])
-        self.final = nn.Sequential(*head_layers(ASPP.outputs, 256, classes))
+        self.final = nn.Sequential(*head_layers(ASPP.outputs, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> ScaleOutput:
         features = self.aspp(self.backbone(images).deep)
-        return Prediction(self.final(features), features)
+        return ScaleOutput(self.final(features), features)
 
 
 class DeepLabV3Plus(SegmentationNet):
@@ -184,13 +182,13 @@ class DeepLabV3Plus(SegmentationNet):
         self.aspp = ASPP(trunk.channels[-1])
         self.bot_fine = nn.Conv2d(trunk.channels[0], 48, 1, bias=False)
         self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
-        self.final = nn.Sequential(*head_layers(48 + 256, 256, classes))
+        self.final = nn.Sequential(*head_layers(48 + 256, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> ScaleOutput:
         trunk: Features = self.backbone(images)
         fine = self.bot_fine(trunk.fine)
         joined = torch.cat([fine, resize(self.bot_aspp(self.aspp(trunk.deep)), _size(fine))], dim=1)
-        return Prediction(self.final(joined), joined)
+        return ScaleOutput(self.final(joined), joined)
 
 
 class ConvBnRelu(nn.Module):
@@ -223,9 +221,9 @@ class DeeperLab(SegmentationNet):
         self.conv_up3 = ConvBnRelu(256 + 32, 256)
         self.conv_up5 = nn.Conv2d(256, classes, 1, bias=False)
 
-    def predict(self, images: Tensor) -> Prediction:
+    def predict(self, images: Tensor) -> ScaleOutput:
         trunk: Features = self.backbone(images)
         x = self.conv_up1(self.aspp(trunk.deep))
         x = self.conv_up2(torch.cat([resize(x, _size(trunk.middle)), self.convs4(trunk.middle)], dim=1))
         x = self.conv_up3(torch.cat([resize(x, _size(trunk.fine)), self.convs2(trunk.fine)], dim=1))
-        return Prediction(self.conv_up5(x), x)
+        return ScaleOutput(self.conv_up5(x), x)

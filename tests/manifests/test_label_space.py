@@ -123,7 +123,7 @@ def test_ids_written_out_replace_the_place_in_the_list() -> None:
         ),
     ],
 )
-def test_a_label_space_survives_json(space: LabelSpace) -> None:
+def test_a_label_space_is_the_same_after_writing_and_reading_json(space: LabelSpace) -> None:
     assert LabelSpace.from_json(space.to_json()) == space
     assert "\n" not in space.to_json()
 
@@ -210,7 +210,7 @@ FORM = 'expected JSON like {"labels": [{"name": "road", "color": [128, 64, 128]}
         pytest.param("[" * 100_000, id="nested without end"),
     ],
 )
-def test_what_is_not_a_label_space_is_refused_with_the_form_that_is(text: str) -> None:
+def test_json_that_is_no_label_space_is_refused_with_the_expected_form(text: str) -> None:
     with pytest.raises(ValueError) as refusal:
         LabelSpace.from_json(text)
     assert str(refusal.value).startswith("not a label space (")

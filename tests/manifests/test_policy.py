@@ -60,7 +60,7 @@ def test_a_policy_comes_back_from_toml_and_json(policy: Policy, tmp_path: Path) 
     assert policy_of(policy.to_dict()) == policy
 
 
-def test_every_rule_comes_back(tmp_path: Path) -> None:
+def test_every_rule_of_a_policy_is_the_same_after_writing_and_reading_it(tmp_path: Path) -> None:
     policy = load_policy(written(tmp_path, EVERYTHING))
     text = policy.to_toml({"pole": "precise to 0.95"})
     assert '# precise to 0.95\n"pole" = 0.3' in text and text.count("# precise") == 1
@@ -95,7 +95,7 @@ def test_every_rule_comes_back(tmp_path: Path) -> None:
         ("threshold = ", "Invalid value"),
     ],
 )  # fmt: skip
-def test_what_is_wrong_is_named_with_its_file(text: str, message: str, tmp_path: Path) -> None:
+def test_a_wrong_policy_file_is_refused_with_its_name_and_the_reason(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refused:
         load_policy(written(tmp_path, text))
     assert str(refused.value).startswith(f"{tmp_path / 'mine.toml'}: ") and message in str(refused.value)
@@ -114,13 +114,13 @@ def test_a_class_of_another_label_space_is_refused_by_name() -> None:
     REFERENCE.require(CITYSCAPES)
 
 
-def test_the_reference_looks_at_rows_15_to_839_and_columns_14_to_2029() -> None:
+def test_the_reference_preset_has_an_area_of_rows_15_to_839_and_columns_14_to_2029() -> None:
     assert REFERENCE.area is not None
     assert REFERENCE.area.box(1024, 2048) == (slice(15, 840), slice(14, 2030))
     assert REFERENCE.area.box(512, 1024) == (slice(8, 420), slice(7, 1015))  # scaled with the image
 
 
-def test_a_region_must_lie_in_the_image() -> None:
+def test_an_area_outside_the_image_is_refused() -> None:
     assert Area((0, 10), (0, 20)).box(10, 20) == (slice(0, 10), slice(0, 20))
     with pytest.raises(ValueError, match="leaves an image of 10 rows and 19 columns: give it in fractions"):
         Area((0, 10), (0, 20)).box(10, 19)

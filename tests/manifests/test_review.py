@@ -54,7 +54,7 @@ def ranked(path: Path, *units: tuple[Rows, Rows]) -> Rows:
 # --- the ranking ------------------------------------------------------------------------------------------------------
 
 
-def test_four_images_by_hand(tmp_path: Path) -> None:
+def test_ranks_of_four_images_equal_those_computed_by_hand(tmp_path: Path) -> None:
     images = [
         image("sure", 0.9, 100, 0.9),
         image("contradicted", 0.8, 100, 0.25),
@@ -174,7 +174,7 @@ def test_a_condition_keeps_what_meets_it_and_not_what_lacks_the_value(run: Path,
     assert selection["keep_if"] == condition and selection["drop_worst"] is None
 
 
-def test_both_together_count_every_image_once(run: Path, tmp_path: Path) -> None:
+def test_drop_worst_and_keep_if_together_count_every_image_once(run: Path, tmp_path: Path) -> None:
     kept, told, _ = fused(run, tmp_path, "--drop-worst", "20%", "--keep-if", "rank > 5")
     review = [row["sample_id"] for row in RunFolder(run).statistics("review").to_pylist()]
     assert set(kept) == set(review[5:])
@@ -211,7 +211,7 @@ def holds(condition: str, **row: float | None) -> bool | None:
         ("disagreement < 0.5 and trust < 0.5", False),
     ],
 )
-def test_conditions(condition: str, expected: bool | None) -> None:
+def test_keep_if_accepts_comparisons_and_logic(condition: str, expected: bool | None) -> None:
     assert holds(condition, trust=0.75, rank=3, disagreement=None) is expected
 
 
@@ -240,7 +240,7 @@ def test_conditions(condition: str, expected: bool | None) -> None:
     ],
     ids=range(19),
 )
-def test_what_is_no_condition_is_refused_and_never_executed(condition: str, reason: str) -> None:
+def test_a_condition_that_is_no_comparison_is_refused_and_never_executed(condition: str, reason: str) -> None:
     with pytest.raises(ValueError) as refusal:
         parse_condition(condition)
     assert reason in str(refusal.value) and "such as 'agreement_with_coarse > 0.8'" in str(refusal.value)
@@ -253,7 +253,7 @@ def refused(*arguments: object) -> str:
 
 
 @pytest.mark.parametrize("share", ["5", "0", "100%", "-1%", "five", "nan", "%"])
-def test_what_is_no_share_is_refused(run: Path, tmp_path: Path, share: str) -> None:
+def test_a_share_that_is_no_number_from_0_to_1_is_refused(run: Path, tmp_path: Path, share: str) -> None:
     line = refused(run / "manifest.parquet", "-o", tmp_path / "f.parquet", f"--drop-worst={share}")
     assert line == f"--drop-worst {share}: expected a share between 0 and 1, such as 5% or 0.05"
 
@@ -266,9 +266,7 @@ def test_manifests_without_statistics_cannot_be_chosen_from(city: Path, tmp_path
 
 def test_a_condition_that_nothing_meets_leaves_nothing_to_fuse(run: Path, tmp_path: Path) -> None:
     line = refused(run / "manifest.parquet", "-o", tmp_path / "f.parquet", "--keep-if", "trust > 1")
-    assert (
-        line == "no labelled sample in these manifests, after what --drop-worst and --keep-if dropped: nothing to fuse"
-    )
+    assert line == "no labelled sample in these manifests after --drop-worst and --keep-if: nothing to fuse"
     assert not (tmp_path / "f.parquet").exists()
 
 

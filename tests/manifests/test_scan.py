@@ -37,7 +37,7 @@ def test_a_folder_is_searched_deeply_and_unlabelled_images_are_fine(tmp_path: Pa
     assert account.sources == {"fine": 2, "coarse": 1, "none": 2}
 
 
-def test_images_alone_are_enough(tmp_path: Path) -> None:
+def test_a_folder_of_images_without_labels_is_scanned(tmp_path: Path) -> None:
     photo(tmp_path / "a.png", size=(5, 4))
     photo(tmp_path / "b.png", size=(3, 9))
     found, account = scan(tmp_path, layout="folder", label_space=CAMVID)
@@ -65,7 +65,7 @@ def test_folder_labels_are_paired_by_name_when_some_in_the_middle_are_missing(tm
     assert {s.sample_id for s in found.labelled} == {"frame0", "frame2", "frame8", "frame9", "frame10"}
     for sample in found.labelled:
         assert sample.label is not None
-        assert read_image(sample.image)[0, 0, 0] == read_label(sample.label, CAMVID, "train")[0, 0]
+        assert read_image(sample.image)[0, 0, 0] == read_label(sample.label, CAMVID, ids="train")[0, 0]
 
 
 def test_a_label_without_its_image_is_reported_and_not_used(tmp_path: Path) -> None:

@@ -173,7 +173,7 @@ def test_a_border_that_is_two_pixels_off_is_met_from_two_pixels_on() -> None:
     assert counts.f().tolist() == [[0, 0], [1, 1], [1, 1]]
 
 
-def test_f_is_of_precision_and_recall_by_hand() -> None:
+def test_boundary_f_equals_a_computation_by_hand() -> None:
     # The prediction finds the border between 0 and 1, and adds one 7 pixels on, between 1 and 0.
     prediction = columns(20, 6, 13)
     prediction[prediction == 2] = 0

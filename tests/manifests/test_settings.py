@@ -76,7 +76,7 @@ def test_an_unknown_group_is_refused() -> None:
         (parse_share, "0.05", 0.05),
     ],
 )
-def test_text_is_read(parse: Callable[[str], object], text: str, value: object) -> None:
+def test_text_options_are_parsed(parse: Callable[[str], object], text: str, value: object) -> None:
     assert parse(text) == value
 
 
@@ -89,7 +89,7 @@ def test_text_is_read(parse: Callable[[str], object], text: str, value: object) 
         (parse_share, "some", "expected a share between 0 and 1, such as 5% or 0.05"),
     ],
 )
-def test_text_that_cannot_be_read_says_what_was_expected(
+def test_text_that_cannot_be_parsed_is_refused_with_what_was_expected(
     parse: Callable[[str], object], text: str, message: str
 ) -> None:
     with pytest.raises(ValueError, match=f"^{message}$"):

@@ -94,7 +94,7 @@ def test_only_what_must_outlive_a_power_cut_is_forced_to_disk(
     assert len(forced) == (2 if durable else 0)  # the file, and its folder
 
 
-def test_where_folders_cannot_be_opened_the_file_alone_is_forced_to_disk(
+def test_a_system_without_folder_descriptors_syncs_the_file_alone(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forced: list[int] = []

@@ -77,7 +77,7 @@ def about(**fields: Any) -> Change:
 # --- save and load ----------------------------------------------------------------------------------------------------
 
 
-def test_a_manifest_survives_saving_with_every_field_and_absolute_paths(tmp_path: Path) -> None:
+def test_a_manifest_is_the_same_after_saving_and_loading_with_absolute_paths(tmp_path: Path) -> None:
     everything = Sample(
         "monday/ä 1", tmp_path / "in/monday/ä 1.jpg", 1024, 2048, "train", "monday", "auto",
         tmp_path / "runs/auto/labels.zarr/b1024x2048", 77, "train", tmp_path / "coarse/ä 1.png", 0.5,
@@ -113,7 +113,7 @@ def test_an_opened_manifest_gives_the_rows_and_absolute_roots(tmp_path: Path) ->
     assert (opened.image_root, opened.label_root) == (tmp_path / "images", tmp_path / "labels")
 
 
-def test_a_manifest_without_samples_survives_too(tmp_path: Path) -> None:
+def test_a_manifest_without_samples_is_the_same_after_saving_and_loading(tmp_path: Path) -> None:
     save_manifest(tmp_path / "m.parquet", manifest())
     assert load_manifest(tmp_path / "m.parquet").samples == ()
 

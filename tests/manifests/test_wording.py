@@ -30,11 +30,11 @@ NAN = float("nan")
         (0.0004, 1, "< 0.1"), (0.0004, 2, "0.04"), (0.00004, 2, "< 0.01"), (0.004, 0, "< 1"), (0.0006, 1, "0.1"),
     ],
 )  # fmt: skip
-def test_a_share_is_per_cent_and_never_0_unless_it_is(share: float | None, digits: int, text: str) -> None:
+def test_percent_writes_0_only_for_a_share_of_0(share: float | None, digits: int, text: str) -> None:
     assert percent(share, digits) == text
 
 
-def test_a_change_has_its_sign() -> None:
+def test_points_writes_a_change_with_its_sign() -> None:
     assert [points(x) for x in (0.021, -0.021, 0.0, None, NAN)] == ["+2.1", "−2.1", "0.0", "–", "–"]
     assert (points(-0.00004), points(0.01234, 2)) == ("−0.0", "+1.23")
 
@@ -80,7 +80,7 @@ def test_a_row_of_another_length_is_refused() -> None:
         Table("x", ["one", "two"], [["a"]])
 
 
-def test_the_words_load_nothing_heavy() -> None:
+def test_wording_imports_nothing_heavy() -> None:
     code = (
         "import sys, autolabel.manifests.wording;"
         " print([m for m in ('numpy', 'pandas', 'rich', 'jinja2', 'pyarrow') if m in sys.modules])"

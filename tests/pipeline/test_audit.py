@@ -20,13 +20,15 @@ from autolabel.manifests import storage
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
 from autolabel.manifests.policy import Policy, load_policy
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scores import BoundaryF
+from autolabel.manifests.wording import percent
 from autolabel.pipeline.analysis.audit import audit
-from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit
+from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit, PixelAudit
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.teacher.predict import load_teacher
@@ -57,10 +59,10 @@ def pairs(run: Path, truth: Path) -> list[tuple[Label, Label]]:
 
 def scored(truth: Path, teacher: Path, temperature: float = 1.0) -> tuple[Label, Label, NDArray[np.float32]]:
     """Truth, the teacher's top class and its confidence, of all truth pixels of a set."""
-    network, found = load_teacher(teacher, "cpu"), []
+    network, found = load_teacher(teacher, device="cpu"), []
     for sample in load_manifest(truth).samples:
         true = read_sample_label(sample, CITYSCAPES)
-        top, confidence = network.confidence(read_image(sample.image), (1.0,), temperature=temperature)
+        top, confidence = network.confidence(read_image(sample.image), scales=(1.0,), temperature=temperature)
         found.append((true[true != IGNORE], top[true != IGNORE], confidence[true != IGNORE]))
     columns = [np.concatenate(column) for column in zip(*found, strict=True)]
     return columns[0], columns[1], columns[2]
@@ -81,6 +83,7 @@ def test_every_number_of_the_labels_is_what_a_slow_count_gives(run: Path, city: 
         assert row.iou == (both.sum() / (true | given).sum() if (true | given).any() else None)
         union = ((true | given) & kept).sum()
         assert row.iou_kept == (both.sum() / union if union else None)
+    assert found.auto == PixelAudit((known & kept).sum() / known.sum(), (truth == label)[known].sum() / kept.sum())
     borders = BoundaryF(len(CITYSCAPES))
     for pair in maps:
         borders.add(*pair)
@@ -93,6 +96,33 @@ def test_every_number_of_the_labels_is_what_a_slow_count_gives(run: Path, city: 
     assert found.mean.boundary_f["4"] == pytest.approx(np.nanmean(met[2]))
     assert json.loads((run / "audit.json").read_text()) == asdict(found)
     assert Audit.read(run / "audit.json") == found
+
+
+def test_the_share_that_people_outlined_is_what_a_slow_count_gives(run: Path, city: Path) -> None:
+    found = audit(run, city / "val.parquet")
+    samples = load_manifest(city / "val.parquet").samples
+    truth = np.concatenate([read_sample_label(s, CITYSCAPES).ravel() for s in samples])
+    drawn = np.concatenate([read_coarse(s, CITYSCAPES).ravel() for s in samples])
+    known = truth != IGNORE
+    for k, row in enumerate(found.classes):
+        assert row.outlined == (drawn[truth == k] == k).mean() if (truth == k).any() else row.outlined is None
+    named = known & (drawn != IGNORE)
+    assert found.human == PixelAudit(named.sum() / known.sum(), (drawn == truth)[named].sum() / named.sum())
+    assert found.lines()[0] == (
+        f"People had outlined {percent(found.human.labelled)} % of the pixels, {percent(found.human.right)} % of them"
+        f" rightly. Now {percent(found.auto.labelled)} % have a label, and {percent(found.auto.right)} % of these are"
+        " right."
+    )
+
+
+def test_without_coarse_labels_nothing_is_said_of_people(run: Path, city: Path, tmp_path: Path) -> None:
+    known = load_manifest(Run.open(run).input_manifest)
+    bare = tuple(replace(s, coarse_label=None) for s in known.samples)
+    save_manifest(Run.open(run).input_manifest, replace(known, samples=bare))
+    found = audit(run, city / "val.parquet")
+    assert found.human is None and {row.outlined for row in found.classes} == {None}
+    assert found.lines()[0].startswith("Of the pixels with truth, ")
+    save_manifest(Run.open(run).input_manifest, known)
 
 
 def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path, teacher: Path) -> None:
@@ -149,7 +179,9 @@ def test_the_suggestion_is_a_policy_file_that_keeps_the_other_rules(run: Path, c
     assert len(comments) == len(suggested)
 
 
-def test_where_confidences_are_kept_relabel_can_apply_the_suggestion(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_the_suggested_policy_of_a_run_with_kept_confidences_can_be_relabelled_with(
+    city: Path, teacher: Path, tmp_path: Path
+) -> None:
     val = city / "val.parquet"
     job = LabelJob(val, teacher, tmp_path / "run", scales=(1.0,), keep_confidence=6)
     generate(replace(job, policy=Policy(thresholds={"train": 1 / 3})))
@@ -187,13 +219,13 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
     counted, _ = np.histogram(confidence, np.array(found.reliability.edges, np.float32))
     assert found.reliability.all.pixels == counted.tolist()
     # Slowly: the likelihood at this temperature beats those beside it.
-    network = load_teacher(teacher, "cpu")
+    network = load_teacher(teacher, device="cpu")
 
     def loss(temperature: float) -> float:
         total, pixels = 0.0, 0
         for sample in load_manifest(city / "val.parquet").samples:
             true = read_sample_label(sample, CITYSCAPES)
-            z = network.logits(read_image(sample.image), (1.0,)).numpy().astype(np.float64) / temperature
+            z = network.logits(read_image(sample.image), scales=(1.0,)).numpy().astype(np.float64) / temperature
             p = z - np.log(np.exp(z).sum(axis=0))
             total -= np.take_along_axis(p, np.where(true == IGNORE, 0, true)[None], axis=0)[0][true != IGNORE].sum()
             pixels += (true != IGNORE).sum()
@@ -204,11 +236,13 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
 
 
 def test_sampled_logits_are_those_of_the_whole(city: Path, teacher: Path) -> None:
-    network = load_teacher(teacher, "cpu")
+    network = load_teacher(teacher, device="cpu")
     image = read_image(load_manifest(city / "val.parquet").samples[0].image)
     for scales, flip in (((1.0,), False), ((0.5, 1.0, 2.0), True)):
-        whole = network.logits(image, scales, flip).numpy()
-        assert np.allclose(network.sampled_logits(image, 7, scales, flip), whole[:, ::7, ::7], atol=1e-4)
+        whole = network.logits(image, scales=scales, flip=flip).numpy()
+        assert np.allclose(
+            network.sampled_logits(image, every=7, scales=scales, flip=flip), whole[:, ::7, ::7], atol=1e-4
+        )
 
 
 def test_truth_is_matched_by_content_whatever_its_name(run: Path, city: Path, tmp_path: Path) -> None:
@@ -273,7 +307,9 @@ def test_statistics_that_are_gone_or_damaged_are_named(run: Path, city: Path) ->
     assert f"{path} does not exist: finish the run" in refused("audit", run, "--truth", city / "val.parquet")
 
 
-def test_a_teacher_that_has_moved(run: Path, city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_teacher_that_has_moved_is_found_where_the_caller_says(
+    run: Path, city: Path, teacher: Path, tmp_path: Path
+) -> None:
     expected = audit(run, city / "val.parquet")
     replace(Run.open(run), teacher=tmp_path / "gone.pt").save()
     val = city / "val.parquet"
@@ -295,7 +331,9 @@ def test_a_teacher_that_has_moved(run: Path, city: Path, teacher: Path, tmp_path
     assert "needs the run's teacher" in refused("audit", run, "--truth", val, "--allow-leak", "--fit-temperature")
 
 
-def test_what_cannot_be_audited_is_said_in_one_line(run: Path, city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_an_audit_that_is_impossible_is_refused_in_one_line(
+    run: Path, city: Path, teacher: Path, tmp_path: Path
+) -> None:
     val = city / "val.parquet"
     assert "expected a share between 0 and 1" in refused("audit", run, "--truth", val, "--target-precision", "95")
     assert "is not a run" in refused("audit", city, "--truth", val)
@@ -311,7 +349,7 @@ def test_what_cannot_be_audited_is_said_in_one_line(run: Path, city: Path, teach
     assert "holds no labelled image" in refused("audit", tmp_path / "empty", "--truth", val)
 
 
-def test_truth_of_other_images_is_no_truth(run: Path, tmp_path: Path) -> None:
+def test_truth_that_shares_no_image_with_the_run_is_refused(run: Path, tmp_path: Path) -> None:
     for kind, mode in (("images", "RGB"), ("labels", "L")):
         (tmp_path / kind).mkdir()
         Image.new(mode, (8, 6)).save(tmp_path / kind / "a.png")
@@ -357,7 +395,7 @@ def test_the_terminal_shows_what_the_file_holds(run: Path, city: Path) -> None:
     building = next(c for c in found["classes"] if c["name"] == "building")
     shown = [line.split() for line in result.stdout.splitlines() if line.split()[:1] == ["building"]]
     values = [building[key] for key in ("precision", "coverage", "iou_kept", "iou")]
-    assert shown[0][2:6] == [f"{100 * value:.1f}" for value in values]
+    assert shown[0][3:7] == [f"{100 * value:.1f}" for value in values]
     assert shown[1][1:3] == [f"{100 * building['ece']:.1f}", f"{building['suggested_threshold']:g}"]
     assert "temperature 1 →" in result.stdout
     assert f"wrote {run}/audit.json and {run}/suggested.toml" in result.stdout

@@ -26,13 +26,13 @@ def counted(*groups: tuple[int, int, float, int], classes: int = 2) -> Calibrati
     return calibration
 
 
-def test_who_is_right_as_often_as_he_says_has_no_calibration_error() -> None:
+def test_accuracy_equal_to_confidence_gives_a_calibration_error_of_0() -> None:
     found = counted((0, 0, 0.75, 75), (1, 0, 0.75, 25), (1, 1, 0.5, 10), (0, 1, 0.5, 10))
     assert found.reliability().ece() == pytest.approx([0, 0], abs=1e-12)
     assert float(found.overall().ece()) == pytest.approx(0, abs=1e-12)
 
 
-def test_the_calibration_error_by_hand() -> None:
+def test_the_calibration_error_equals_a_computation_by_hand() -> None:
     # Class 0: 60 pixels at 0.9 of which 30 are right, 40 at 0.6 of which all are. Class 1: 10 at 0.7, none right.
     found = counted((0, 0, 0.9, 30), (1, 0, 0.9, 30), (0, 0, 0.6, 40), (0, 1, 0.7, 10), classes=3)
     first, second, third = found.reliability().ece().tolist()
@@ -51,7 +51,7 @@ def test_pixels_without_truth_count_nowhere() -> None:
     assert found.overall().pixels.sum() == 7
 
 
-def test_an_edge_belongs_to_the_bin_below_it_as_a_threshold_keeps_what_exceeds_it() -> None:
+def test_a_confidence_equal_to_an_edge_counts_in_the_bin_below_it() -> None:
     found = Calibration(1)
     edges = np.array([k / 20 for k in range(1, 21)], np.float32)
     found.add(np.zeros(20, np.uint8), np.zeros(20, np.uint8), edges)
@@ -77,7 +77,7 @@ def test_a_class_that_never_reaches_it_gets_the_highest_and_one_that_is_hardly_s
     assert found.reached.tolist() == [False] * 4
 
 
-def test_a_few_sure_pixels_are_no_ground_for_a_threshold() -> None:
+def test_fewer_than_100_pixels_give_no_threshold() -> None:
     found = counted((1, 0, 0.6, 500), (0, 0, 0.95, ESTIMABLE - 1)).suggest(0.9)
     assert (found.threshold[0], found.reached[0]) == (0.99, False)
     found = counted((1, 0, 0.6, 500), (0, 0, 0.95, ESTIMABLE)).suggest(0.9)
@@ -120,7 +120,7 @@ def logits_and_truth(scale: float, seed: int = 5) -> tuple[NDArray[np.uint8], ND
 
 
 @pytest.mark.parametrize("scale", [0.4, 1.0, 1.7, 3.0])
-def test_a_known_temperature_is_found(scale: float) -> None:
+def test_the_fitted_temperature_is_the_one_that_the_logits_were_scaled_with(scale: float) -> None:
     fit = TemperatureFit(1.0)
     for seed in (5, 6, 7):
         fit.add(*logits_and_truth(scale, seed))
@@ -139,7 +139,7 @@ def test_the_loss_is_the_negative_log_likelihood() -> None:
     assert fit.loss_now() == pytest.approx(slowly, rel=1e-5)
 
 
-def test_truth_that_is_ignored_does_not_move_the_temperature() -> None:
+def test_pixels_whose_truth_is_ignored_leave_the_temperature_as_it_is() -> None:
     truth, logits = logits_and_truth(1.7)
     alone, with_others = TemperatureFit(1.0), TemperatureFit(1.0)
     alone.add(truth, logits)
@@ -148,14 +148,14 @@ def test_truth_that_is_ignored_does_not_move_the_temperature() -> None:
     assert with_others.best() == alone.best()
 
 
-def test_beyond_the_last_temperature_the_last_is_given() -> None:
+def test_a_temperature_outside_the_grid_gives_the_last_of_the_grid() -> None:
     truth, logits = logits_and_truth(30.0)
     fit = TemperatureFit(1.0)
     fit.add(truth, logits)
     assert fit.best()[0] == TEMPERATURES[-1] == pytest.approx(4)
 
 
-def test_without_truth_there_is_no_temperature() -> None:
+def test_a_temperature_without_truth_is_refused() -> None:
     fit = TemperatureFit(1.0)
     fit.add(np.full((2, 2), IGNORE, np.uint8), np.zeros((3, 2, 2), np.float32))
     assert math.isnan(fit.loss_now())

@@ -134,7 +134,7 @@ def test_the_head_among_own_machines_labels_nothing() -> None:
 
 
 @pytest.mark.parametrize("path", [AWS, GCP, OWN, RAYJOB], ids=lambda path: path.stem)
-def test_what_must_be_edited_is_marked(path: Path) -> None:
+def test_placeholders_of_the_cluster_file_are_marked(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     invented = re.compile(r"PROJECT|REGISTRY|ami-0|region:|_zone:|head_ip:|worker_ips:|claimName:")
     places = [at for at, line in enumerate(lines) if invented.search(line)]
@@ -257,7 +257,7 @@ BROKEN = [
 
 
 @pytest.mark.parametrize("breaks", BROKEN)
-def test_a_mistake_in_the_job_is_found(breaks: Callable[[Tree], None]) -> None:
+def test_rays_schema_reports_a_mistake_in_the_job(breaks: Callable[[Tree], None]) -> None:
     job = load(RAYJOB)
     breaks(job)
     assert mistakes(job) != []

@@ -30,7 +30,7 @@ def three() -> RunDifference:
     )
 
 
-def test_three_classes_by_hand(three: RunDifference) -> None:
+def test_a_difference_of_three_classes_equals_counts_by_hand(three: RunDifference) -> None:
     road, sidewalk, building = (three.classes.loc[name] for name in three.space.names)
     assert road[["a_pixels", "b_pixels"]].tolist() == [100, 100]
     assert road[["a_share", "b_share"]].tolist() == [100 / 140, 100 / 155]
@@ -49,7 +49,7 @@ def test_three_classes_by_hand(three: RunDifference) -> None:
     assert three.moves(least=0.1)["road"] == [("ignored", 0.15)]
 
 
-def test_nothing_labelled_is_no_number(three: RunDifference) -> None:
+def test_a_difference_without_a_labelled_pixel_has_no_agreement(three: RunDifference) -> None:
     empty = replace(three, joint=np.diag([0, 0, 0, 7]).astype(np.int64))
     assert np.isnan(empty.agreement) and np.isnan(empty.drift) and empty.coverage == (0, 0) and empty.moves() == {}
 
@@ -65,7 +65,7 @@ def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return {name: folder / name for name in ("low", "high", "few")}
 
 
-def test_the_lower_threshold_has_all_that_the_higher_keeps(runs: dict[str, Path]) -> None:
+def test_a_lower_threshold_keeps_all_that_a_higher_one_keeps(runs: dict[str, Path]) -> None:
     seen: list[tuple[int, int]] = []
     found = compare(runs["low"], runs["high"], progress=lambda done, total: seen.append((done, total)))
     assert (found.images, found.only_a, found.only_b) == (10, 0, 0)
@@ -82,7 +82,7 @@ def test_the_lower_threshold_has_all_that_the_higher_keeps(runs: dict[str, Path]
         assert not either or row["agreement"] == ((low == c) & (high == c)).sum() / either
 
 
-def test_the_other_way_round_what_was_lost_is_gained(runs: dict[str, Path]) -> None:
+def test_diff_in_the_other_order_swaps_gained_and_lost(runs: dict[str, Path]) -> None:
     one, other = compare(runs["low"], runs["high"]), compare(runs["high"], runs["low"])
     assert (one.joint == other.joint.T).all() and one.drift == other.drift
     assert one.classes["lost"].equals(other.classes["gained"])
@@ -92,24 +92,24 @@ def test_only_what_both_have_labelled_is_compared(runs: dict[str, Path]) -> None
     found = compare(runs["few"], runs["low"])
     assert (found.images, found.identical, found.only_a, found.only_b) == (4, 4, 0, 6)
     assert found.agreement == 1 and found.drift == 0 and found.moves() == {}
-    shown = autolabel("stats", "diff", runs["few"], runs["low"])
+    shown = autolabel("diff", runs["few"], runs["low"])
     assert shown.exit_code == 0
     assert "in both: 4, of them with the same label: 4; only in A: 0, only in B: 6" in shown.stdout
 
 
 def test_the_biggest_moves_are_put_into_words(runs: dict[str, Path]) -> None:
-    shown = autolabel("stats", "diff", runs["low"], runs["high"]).stdout
+    shown = autolabel("diff", runs["low"], runs["high"]).stdout
     name, ((target, share), *_) = next(iter(compare(runs["low"], runs["high"]).moves().items()))
     assert f"of A's {name}, {100 * share:.1f} % became {target}" in shown
 
 
 def refused(run_a: Path, run_b: Path) -> str:
-    result = autolabel("stats", "diff", run_a, run_b)
+    result = autolabel("diff", run_a, run_b)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     return result.stderr.removeprefix("autolabel: ").rstrip()
 
 
-def test_runs_over_other_manifests_are_refused(
+def test_diff_refuses_runs_over_different_manifests(
     runs: dict[str, Path], city: Path, teacher: Path, tmp_path: Path
 ) -> None:
     listed = load_manifest(city / "coarse.parquet")
@@ -127,7 +127,7 @@ def test_a_run_that_has_labelled_nothing_is_refused(runs: dict[str, Path], tmp_p
     assert refused(runs["low"], empty) == f"no image is labelled in both {runs['low']} (10) and {empty} (0)"
 
 
-def test_what_is_no_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
+def test_a_folder_that_holds_no_run_is_refused(runs: dict[str, Path], tmp_path: Path) -> None:
     assert refused(runs["low"], tmp_path).startswith(f"{tmp_path} is not a run")
     about = json.loads((runs["low"] / "run.json").read_text())
     (tmp_path / "run.json").write_text(json.dumps({**about, "manifest_sha256": "0"}))

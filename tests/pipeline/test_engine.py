@@ -57,7 +57,7 @@ class Fragile(TeacherPredictor):
 
 
 def fragile(run: Run, device: str) -> Fragile:
-    return Fragile(load_teacher(run.teacher, device), run.recipe)
+    return Fragile(load_teacher(run.teacher, device=device), run.recipe)
 
 
 @pytest.fixture(scope="module")

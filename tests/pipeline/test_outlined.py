@@ -10,7 +10,7 @@ from conftest import autolabel, labels_of, refused
 from numpy.typing import NDArray
 
 from autolabel.manifests.images import read_image
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
@@ -19,11 +19,11 @@ from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
-from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
-from autolabel.pipeline.report.write import write_report
+from autolabel.pipeline.report.layers import Sources
+from autolabel.pipeline.report.painter import Painter
 from autolabel.pipeline.run import generate
 from autolabel.teacher.decide import Undrawn, top_classes
-from autolabel.teacher.networks.combine import InMemory
+from autolabel.teacher.networks.fields import InMemory
 from autolabel.teacher.predict import Teacher, load_teacher
 
 Map = NDArray[np.uint8]
@@ -43,8 +43,8 @@ def job(city: Path, teacher: Path, tmp_path: Path) -> LabelJob:
 
 def by_hand(job: LabelJob, sample: Sample) -> tuple[Map, NDArray[np.float32], Map | None]:
     """Top class and probability of every pixel, Bayes' rule written out; and the coarse label."""
-    teacher, space = load_teacher(job.teacher, "cpu"), load_manifest(job.manifest).label_space
-    logits = teacher.logits(read_image(sample.image), job.scales) / job.policy.temperature
+    teacher, space = load_teacher(job.teacher, device="cpu"), load_manifest(job.manifest).label_space
+    logits = teacher.logits(read_image(sample.image), scales=job.scales) / job.policy.temperature
     p = torch.softmax(logits.double(), dim=0).numpy()
     coarse = read_coarse(sample, space)
     if coarse is not None:
@@ -58,13 +58,15 @@ def by_hand(job: LabelJob, sample: Sample) -> tuple[Map, NDArray[np.float32], Ma
 
 
 @pytest.mark.parametrize("temperature", [1.0, 2.5])
-def test_a_pixel_that_was_left_out_is_of_a_class_that_is(temperature: float) -> None:
+def test_undrawn_pixels_get_the_class_and_probability_of_bayes_rule(temperature: float) -> None:
     """Of two images only some pixels of the first were left out; a megapixel, so that it is decided in bands."""
     logits = 2 * torch.randn(2, 19, 256, 1024, generator=torch.Generator().manual_seed(0))
     where = torch.rand(2, 256, 1024, generator=torch.Generator().manual_seed(1)) < 0.5
     where[1] = False
     shares = torch.linspace(0.01, 1, 19)
-    winner, confidence = top_classes(InMemory(logits), 2, 19, CPU, temperature, Undrawn(where, shares))
+    winner, confidence = top_classes(
+        InMemory(logits), 2, classes=19, device=CPU, temperature=temperature, undrawn=Undrawn(where, shares)
+    )
     p = torch.softmax(logits.double() / temperature, dim=1)
     p = torch.where(where[:, None], p * shares.double().view(-1, 1, 1), p)
     expected, top = (p / p.sum(dim=1, keepdim=True)).max(dim=1)
@@ -72,15 +74,15 @@ def test_a_pixel_that_was_left_out_is_of_a_class_that_is(temperature: float) -> 
     assert close.float().mean() < 1e-4
     assert torch.equal(winner[~close].long(), top[~close])
     torch.testing.assert_close(confidence.double(), expected, rtol=1e-5, atol=0)
-    plain, _ = top_classes(InMemory(logits), 2, 19, CPU, temperature)
+    plain, _ = top_classes(InMemory(logits), 2, classes=19, device=CPU, temperature=temperature)
     assert torch.equal(winner[~where], plain[~where]) and not torch.equal(winner[where], plain[where])
 
 
-def test_what_is_the_same_for_every_class_says_nothing(city: Path) -> None:
+def test_outlined_shares_that_are_equal_for_all_classes_leave_probabilities_as_they_are(city: Path) -> None:
     space = load_manifest(city / "val.parquet").label_space
-    assert Policy().left_out(space) is None
-    assert Policy(outlined=dict.fromkeys(space.names, 0.7)).left_out(space) is None
-    assert Policy(outlined={"sky": 0.75}).left_out(space) == [0.25 if name == "sky" else 1 for name in space.names]
+    assert Policy().prior(space) is None
+    assert Policy(outlined=dict.fromkeys(space.names, 0.7)).prior(space) is None
+    assert Policy(outlined={"sky": 0.75}).prior(space) == [0.25 if name == "sky" else 1 for name in space.names]
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -106,20 +108,24 @@ def test_labels_are_those_of_bayes_rule_where_people_named_nothing(job: LabelJob
 
 def test_labels_do_not_depend_on_the_batch(job: LabelJob, teacher: Path) -> None:
     """Images of which some have a coarse label, computed one by one and together."""
-    network: Teacher = load_teacher(teacher, "cpu")
+    network: Teacher = load_teacher(teacher, device="cpu")
     known = load_manifest(job.manifest)
     images = [read_image(s.image) for s in known.samples]
-    human = OUTLINED.left_out(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
-    asked = (0.3,), (1.0,), False, 1.0, *human
-    one, two = ([p.codes for p in network.predict_in_batches(images, batch, *asked)] for batch in (1, 2))
+    prior, coarse = OUTLINED.prior(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
+
+    def codes(batch: int) -> list[NDArray[np.uint8] | NDArray[np.int16]]:
+        predictions = network.predict_in_batches(images, batch, edges=(0.3,), scales=(1.0,), prior=prior, coarse=coarse)
+        return [prediction.codes for prediction in predictions]
+
+    one, two = codes(1), codes(2)
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp_path: Path) -> None:
+def test_outlined_counts_what_people_outline_and_writes_a_policy(job: LabelJob, tmp_path: Path) -> None:
     """The whole way by the command line; the counts are those of a loop over pixels."""
     job = replace(job, policy=HUMAN_FIRST, keep_confidence=4)
     generate(job)
-    result = autolabel("stats", "outlined", job.out, "-o", tmp_path / "new" / "outlined.toml")
+    result = autolabel("outlined", job.out, "-o", tmp_path / "new" / "outlined.toml")
     assert result.exit_code == 0, result.output
     found = outlined(job.out)
     policy = found.policy
@@ -146,7 +152,7 @@ def test_what_people_outlined_is_counted_and_becomes_a_policy(job: LabelJob, tmp
     assert outlined(again).policy.name == policy.name  # counted once more it is still the same kind of policy
 
 
-def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> None:
+def test_a_class_that_was_never_found_outside_the_polygons_keeps_a_probability(job: LabelJob) -> None:
     generate(replace(job, policy=HUMAN_FIRST))
     path = job.out / "stats/classes.parquet"
     table = RunFolder(job.out).statistics("classes")
@@ -159,13 +165,13 @@ def test_a_class_that_nobody_found_outside_is_not_ruled_out(job: LabelJob) -> No
     assert policy.outlined and set(policy.outlined.values()) == {0.99}
 
 
-def test_where_nobody_outlined_anything_there_is_nothing_to_count(job: LabelJob, tmp_path: Path) -> None:
+def test_outlined_refuses_a_run_without_coarse_labels(job: LabelJob, tmp_path: Path) -> None:
     known = load_manifest(job.manifest)
     samples = tuple(replace(s, coarse_label=None) for s in known.samples)
     save_manifest(tmp_path / "bare.parquet", replace(known, samples=samples))
     generate(replace(job, manifest=tmp_path / "bare.parquet"))
     assert "has no coarse label: nobody outlined anything" in refused(
-        "stats", "outlined", job.out, "-o", tmp_path / "outlined.toml"
+        "outlined", job.out, "-o", tmp_path / "outlined.toml"
     )
     assert not (tmp_path / "outlined.toml").exists()
 
@@ -173,7 +179,7 @@ def test_where_nobody_outlined_anything_there_is_nothing_to_count(job: LabelJob,
 # --- what else must know of it ----------------------------------------------------------------------------------------
 
 
-def test_relabel_keeps_it_and_cannot_change_it(job: LabelJob, tmp_path: Path) -> None:
+def test_relabel_keeps_the_outlined_shares_and_refuses_others(job: LabelJob, tmp_path: Path) -> None:
     generate(replace(job, keep_confidence=4))
     generate(replace(job, out=tmp_path / "strict", policy=replace(OUTLINED, threshold=0.5)))
     relabel(Run.open(job.out), replace(OUTLINED, threshold=0.5), out=tmp_path / "re")
@@ -201,22 +207,16 @@ def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> 
         audit(job.out, city / "val.parquet", fit_temperature=True)
 
 
-def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob) -> None:
     """Its maps of confidence are those that the run compared with its thresholds, at the run's temperature."""
-    job, drawn = replace(job, policy=replace(OUTLINED, temperature=2.0)), dict[str, NDArray[np.float32]]()
+    job = replace(job, policy=replace(OUTLINED, temperature=2.0))
     generate(job)
-
-    def seen(folder: Path, stem: str, what: Seen, space: LabelSpace) -> Drawn:
-        assert isinstance(what.confidence, np.ndarray)
-        drawn[stem] = what.confidence
-        return write_pictures(folder, stem, what, space)
-
-    monkeypatch.setattr("autolabel.pipeline.report.write.write_pictures", seen)
-    write_report(job.out, 3, [], None, lambda done, total: None)
     expected = {s.sample_id: by_hand(job, s)[1] for s in load_manifest(job.manifest).samples}
-    assert len(drawn) == len(expected) == 3
-    for found in drawn.values():
-        assert any(np.allclose(found, p, atol=1e-5) for p in expected.values())
+    sources = Sources(Run.open(job.out), expected)
+    painter = Painter(job.out, sources, teacher=load_teacher(job.teacher, device="cpu"), attention=False)
+    for place, (sample_id, confidence) in enumerate(expected.items()):
+        layers, _ = painter.see(place, sources.read(sample_id))
+        assert isinstance(layers.confidence, np.ndarray) and np.allclose(layers.confidence, confidence, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -228,7 +228,7 @@ def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob, monkeypatch: py
         ("[outlined]\nskye = 0.8", "'skye' is no class of label space 'cityscapes': did you mean 'sky'?"),
     ],
 )
-def test_what_is_wrong_is_said_before_anything_is_labelled(text: str, message: str, job: LabelJob) -> None:
+def test_a_problem_of_the_request_is_told_before_anything_is_labelled(text: str, message: str, job: LabelJob) -> None:
     file = job.out.parent / "mine.toml"
     file.write_text(text)
     asked = job.manifest, "--teacher", job.teacher, "--policy", file, "--out", job.out

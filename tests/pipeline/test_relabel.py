@@ -59,12 +59,12 @@ def test_top_class_and_level_are_those_of_the_teacher(kept: Path, teacher: Path,
     from autolabel.manifests.images import read_image
     from autolabel.manifests.samples import load_manifest
 
-    confidence, knows = Run.open(kept).confidence, load_teacher(teacher, "cpu")
+    confidence, knows = Run.open(kept).confidence, load_teacher(teacher, device="cpu")
     assert len(confidence.edges) == 7 and 0.5 in confidence.edges
     samples = load_manifest(city / "coarse.parquet").samples
     assert set(confidence) == {s.sample_id for s in samples}
     for sample in samples[:3]:
-        winner, p = knows.confidence(read_image(sample.image), (1.0,))
+        winner, p = knows.confidence(read_image(sample.image), scales=(1.0,))
         top, level = confidence[sample.sample_id]
         assert np.array_equal(top, winner)
         assert np.array_equal(level, sum((p > np.float32(e)).astype(int) for e in confidence.edges))
@@ -106,18 +106,18 @@ def test_the_fates_of_all_pixels_sum_to_the_image(kept: Path, tmp_path: Path) ->
         assert mine[mine > 0].to_dict() == {c: n for c, n in enumerate(np.bincount(label.ravel())[:19]) if n}
 
 
-def test_what_follows_a_run_follows_a_relabelled_one(kept: Path, city: Path, tmp_path: Path) -> None:
+def test_stats_diff_report_and_fuse_work_on_a_relabelled_run(kept: Path, city: Path, tmp_path: Path) -> None:
     """It is a run like any other: stats, diff, report, fuse."""
     run = tmp_path / "run"
     relabel(Run.open(kept), OTHERS["human first"], out=run)
     fused = "manifest", "fuse", city / "fine.parquet", run / "manifest.parquet", "-o", tmp_path / "fused.parquet"
-    for command in (("stats", run), ("stats", "diff", kept, run), ("report", run, "--images", "2"), fused):
+    for command in (("stats", run), ("diff", kept, run), ("report", run, "--images", "2"), fused):
         result = autolabel(*command)
         assert (result.exit_code, result.stderr.count("Traceback")) == (0, 0), result.stderr
     assert f"confidence kept by {kept.name}" in (run / "report/index.html").read_text(encoding="utf-8")
 
 
-def test_it_goes_on_where_it_stopped(kept: Path, tmp_path: Path) -> None:
+def test_a_relabelling_that_was_stopped_labels_what_is_left(kept: Path, tmp_path: Path) -> None:
     whole, run = tmp_path / "whole", tmp_path / "run"
     relabel(Run.open(kept), OTHERS["by class"], out=whole)
     relabel(Run.open(kept), OTHERS["by class"], out=run)
@@ -129,7 +129,7 @@ def test_it_goes_on_where_it_stopped(kept: Path, tmp_path: Path) -> None:
         relabel(Run.open(kept), OTHERS["another threshold"], out=run)
 
 
-def test_neither_teacher_nor_images_are_needed(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_relabel_needs_neither_teacher_nor_images(city: Path, teacher: Path, tmp_path: Path) -> None:
     own = Path(teacher.parent / "moved.pt")
     own.write_bytes(teacher.read_bytes())
     generate(job(city, own, tmp_path / "run", keep_confidence=3))
@@ -153,7 +153,7 @@ def test_a_flipped_bit_in_what_is_kept_is_found_and_repaired(city: Path, teacher
         assert verify(run).faults == []
 
 
-def test_what_cannot_be_relabelled_is_told_in_one_line(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_a_relabelling_that_is_impossible_is_refused_in_one_line(city: Path, teacher: Path, tmp_path: Path) -> None:
     plain, run, mine = tmp_path / "plain", tmp_path / "run", tmp_path / "mine.toml"
     generate(job(city, teacher, plain, portion=Portion(limit=4)))
     generate(job(city, teacher, run, keep_confidence=4))

@@ -156,7 +156,7 @@ def test_without_a_coarse_label_the_teacher_decides_alone() -> None:
         assert found.coarse.sum() == 0 and found.fates.tolist() == plain.fates.tolist()
 
 
-def test_a_union_waits_for_the_teacher_to_see_the_class_inside_the_region() -> None:
+def test_union_applies_where_the_teacher_sees_the_class_inside_the_area() -> None:
     """One truck pixel of the teacher, outside the area, is not enough; inside it is."""
     top, level = np.zeros((4, 6), np.uint8), np.full((4, 6), 3, np.uint8)
     coarse = np.full((4, 6), IGNORE, np.uint8)
@@ -170,7 +170,7 @@ def test_a_union_waits_for_the_teacher_to_see_the_class_inside_the_region() -> N
     assert found.from_human.tolist() == [0, 0, 12, 0]
 
 
-def test_as_many_classes_as_a_byte_holds() -> None:
+def test_a_label_space_of_255_classes_is_decided_and_counted() -> None:
     space = LabelSpace("full", tuple(LabelClass(f"c{k}", (0, 0, 0), (k,)) for k in range(255)))
     top = np.arange(255, dtype=np.int16).repeat(2).reshape(17, 30)
     level = np.tile([0, 1], 255).reshape(17, 30)
@@ -188,7 +188,7 @@ def test_a_boundary_band_is_measured_in_rows_and_columns() -> None:
     assert not near_boundary(np.zeros((3, 3), np.uint8), 64).any()
 
 
-def test_a_piece_of_exactly_the_least_size_stays() -> None:
+def test_a_piece_of_exactly_smallest_piece_pixels_stays() -> None:
     label = np.full((5, 8), IGNORE, np.uint8)
     label[0, :3] = 1  # three pixels
     label[2, 0] = label[3, 1] = 1  # they touch at a corner only
@@ -227,7 +227,7 @@ def test_pieces_are_those_that_are_found_by_hand() -> None:
             assert np.array_equal(small_pieces(label, fewest), expected), label
 
 
-def test_a_region_that_leaves_the_image_is_refused() -> None:
+def test_an_area_that_leaves_the_image_is_refused() -> None:
     top, level, coarse = random_case(1)
     with pytest.raises(ValueError, match="leaves an image of 24 rows and 31 columns"):
         applied(Policy(area=Area((0, 25), (0, 31))), top, level, coarse)

@@ -31,17 +31,19 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import build_job
+from autolabel.pipeline import engine, prepare
 from autolabel.pipeline.analysis.stats import coverage_at, summarise
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.label import Labeller
 from autolabel.pipeline.predictor import TeacherPredictor
+from autolabel.pipeline.prepare import settle
 from autolabel.pipeline.progress import Counters
 from autolabel.pipeline.records import write_record
-from autolabel.pipeline.run import generate
+from autolabel.pipeline.run import choose_engine, generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.networks.build import build
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.predict import Teacher, load_teacher
 
 
 @pytest.fixture
@@ -68,10 +70,10 @@ def job(drive: Path, teacher: Path, out: str = "run", **settings: object) -> Lab
 def test_labels_are_those_of_the_teacher_alone(drive: Path, teacher: Path) -> None:
     asked = job(drive, teacher)
     assert outcome(generate(asked)) == (Accounts(7, 7, 0, 0), 7, {}, False)
-    knows = load_teacher(teacher, "cpu")
+    knows = load_teacher(teacher, device="cpu")
     for sample in load_manifest(asked.manifest).samples:
         image = np.asarray(Image.open(sample.image))
-        (expected,), _ = knows.label(image[None], asked.policy.threshold, asked.scales)
+        (expected,), _ = knows.label(image[None], threshold=asked.policy.threshold, scales=asked.scales)
         found = Run.open(asked.out).labels[sample.sample_id]
         assert (found != expected).mean() < 1e-4  # one thread against several: the last bits of a tie may differ
 
@@ -135,7 +137,7 @@ def test_the_way_that_feeds_a_gpu_loses_no_image_and_keeps_their_order(drive: Pa
     manifest = load_manifest(asked.manifest)
     generate(replace(asked, portion=Portion(limit=1), max_quarantined=1.0))
     run = Run.open(asked.out)
-    predictor = TeacherPredictor(load_teacher(teacher, "cpu"), run.recipe)
+    predictor = TeacherPredictor(load_teacher(teacher, device="cpu"), run.recipe)
     labeller = Labeller(run, predictor, image_root=manifest.image_root, threads=2)
     for size in {(s.height, s.width) for s in manifest.samples}:
         unit = Unit("u", "b", 0, tuple(s for s in manifest.samples if (s.height, s.width) == size))
@@ -194,7 +196,7 @@ def test_a_repaired_image_is_labelled_by_the_next_call(drive: Path, teacher: Pat
     assert labels_of(asked.out).items() >= untouched.items()
 
 
-def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
+def test_images_of_any_height_and_width_are_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
     """One row, one column, smaller than any stride, a panorama: the run does not stop at what nobody thought of."""
     sizes = {
         "row": (1, 70),
@@ -216,7 +218,7 @@ def test_images_of_any_shape_are_labelled(city: Path, teacher: Path, tmp_path: P
     assert result.exit_code == 0, result.output
     labels = Run.open(tmp_path / "run").labels
     assert {name: label.shape for name, label in labels.items()} == sizes
-    knows = load_teacher(teacher, "cpu")
+    knows = load_teacher(teacher, device="cpu")
     for name in sizes:
         (expected,), _ = knows.label(np.asarray(Image.open(tmp_path / "drive" / f"{name}.png"))[None])
         assert (labels[name] != expected).mean() < 1e-3
@@ -269,6 +271,56 @@ def test_a_teacher_that_cannot_weigh_the_scales_is_refused_before_anything_is_do
     assert not asked.out.exists()
     assert generate(replace(asked, combine="average")).accounts.labelled == 1
     assert generate(replace(asked, scales=(0.5, 1.0, 2.0), out=drive.parent / "three")).accounts.labelled == 1
+
+
+# --- the engine -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "expected"),
+    [
+        (0, {}, ("local", "this process does all the work")),
+        (0, {"workers": 1}, ("local", "this process does all the work")),
+        (0, {"workers": 2}, ("ray", "2 workers")),
+        (0, {"address": "10.0.0.1:6379"}, ("ray", "the cluster at 10.0.0.1:6379")),
+        (0, {"engine": "ray"}, ("ray", "")),
+        (8, {"engine": "local"}, ("local", "")),
+        (1, {}, ("local", "this process does all the work")),
+        (8, {}, ("ray", "one worker for each of 8 GPUs")),
+        (8, {"workers": 1}, ("local", "this process does all the work")),
+        (8, {"unit_size": 7}, ("local", "one unit of images needs one GPU only")),
+    ],
+    ids=str,
+)
+def test_the_automatic_engine_takes_ray_where_several_workers_have_work(
+    drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, settings: dict[str, Any], expected: object
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    device = "cuda" if gpus else "cpu"
+    asked = job(drive, teacher, **{"engine": "auto", "device": device, "precision": "float32", **settings})
+    request, _ = settle(asked, "0" * 64, drive)
+    assert choose_engine(request) == expected
+    if asked.machine.engine == "ray":
+        with pytest.raises(ValueError, match="engine ray cannot use a predictor of this process"):
+            choose_engine(request, in_process=True)
+    else:
+        assert choose_engine(request, in_process=True) == ("local", "")
+
+
+def test_a_local_run_loads_its_teacher_once(drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+
+    def load(path: Path, *more: Any, **settings: Any) -> Teacher:
+        loaded.append(path)
+        return load_teacher(path, *more, **settings)
+
+    for module in (prepare, engine):
+        monkeypatch.setattr(module, "load_teacher", load)
+    generate(job(drive, teacher, "new"))
+    assert loaded == [teacher]
+    generate(job(drive, teacher, "again"), teacher=load_teacher(teacher, device="cpu"))
+    assert loaded == [teacher]
+    assert labels_of(drive.parent / "again") == labels_of(drive.parent / "new")
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------
@@ -463,7 +515,7 @@ def test_the_summary_adds_up_what_the_labels_and_coarse_labels_hold(city: Path, 
     manifest = load_manifest(city / "coarse.parquet")
     coarse = np.concatenate(
         [
-            read_label(s.coarse_label, manifest.label_space, "source").ravel()
+            read_label(s.coarse_label, manifest.label_space, ids="source").ravel()
             for s in sorted(manifest.samples, key=lambda s: s.sample_id)
             if s.coarse_label
         ]

@@ -60,7 +60,7 @@ def labels(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 def coarse(city: Path) -> dict[str, np.ndarray[Any, Any]]:
     manifest = load_manifest(city / "coarse.parquet")
     return {
-        s.sample_id: read_label(s.coarse_label, manifest.label_space, "source")
+        s.sample_id: read_label(s.coarse_label, manifest.label_space, ids="source")
         for s in manifest.samples
         if s.coarse_label
     }
@@ -70,7 +70,7 @@ def counts(labels: dict[str, np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     return np.bincount(np.concatenate([label.ravel() for label in labels.values()]), minlength=256)[:19]
 
 
-def test_there_are_ten_answers_in_three_tongues() -> None:
+def test_statistics_md_has_ten_answers_in_pandas_pyarrow_and_duckdb() -> None:
     assert list(ANSWERS) == list(range(1, 11))
     for tongue in ("import duckdb", "import pandas", "import pyarrow"):
         assert sum(tongue in code for code in ANSWERS.values()) >= 2
@@ -90,7 +90,7 @@ def test_a_table_is_one_table_to_everyone_and_every_column_is_explained(folder: 
     )
 
 
-def test_1_shares_before_and_after(ask: Any, labels: Any, coarse: Any, city: Path) -> None:
+def test_answer_1_gives_shares_before_and_after(ask: Any, labels: Any, coarse: Any, city: Path) -> None:
     names = load_manifest(city / "coarse.parquet").label_space.names
     found = ask(1).set_index("class_name")
     auto, human = counts(labels), counts(coarse)
@@ -101,7 +101,7 @@ def test_1_shares_before_and_after(ask: Any, labels: Any, coarse: Any, city: Pat
     assert (found["auto_share"] - found["coarse_share"]).is_monotonic_increasing
 
 
-def test_2_the_cities(ask: Any, labels: Any) -> None:
+def test_answer_2_sorts_cities_by_confidence(ask: Any, labels: Any) -> None:
     found = ask(2)
     assert found["images"].sum() == 10 and found["confidence"].is_monotonic_increasing
     for row in found.itertuples():
@@ -109,7 +109,7 @@ def test_2_the_cities(ask: Any, labels: Any) -> None:
         assert row.images == len(ours) and row.ignored == pytest.approx(np.mean([(x == 255).mean() for x in ours]))
 
 
-def test_3_another_threshold(ask: Any, folder: Path) -> None:
+def test_answer_3_gives_the_coverage_of_another_threshold(ask: Any, folder: Path) -> None:
     found = ask(3)
     rows = pq.read_table(folder / "runs" / "auto" / "stats" / "classes.parquet").to_pylist()
     for name in found.index:
@@ -119,7 +119,7 @@ def test_3_another_threshold(ask: Any, folder: Path) -> None:
     assert found.max() > 0
 
 
-def test_4_what_to_look_at(ask: Any, labels: Any, coarse: Any, folder: Path) -> None:
+def test_answer_4_lists_the_images_to_look_at(ask: Any, labels: Any, coarse: Any, folder: Path) -> None:
     found = ask(4).to_pylist()
     assert [row["rank"] for row in found] == [1, 2, 3, 4, 5]
     trust = {}
@@ -132,7 +132,7 @@ def test_4_what_to_look_at(ask: Any, labels: Any, coarse: Any, folder: Path) -> 
     )
 
 
-def test_5_what_was_overridden(ask: Any, labels: Any, coarse: Any, city: Path) -> None:
+def test_answer_5_gives_what_was_contradicted(ask: Any, labels: Any, coarse: Any, city: Path) -> None:
     found = ask(5)
     auto, human = (np.concatenate([x[name].ravel() for name in sorted(labels)]) for x in (labels, coarse))
     for c, name in enumerate(load_manifest(city / "coarse.parquet").label_space.names):
@@ -142,27 +142,29 @@ def test_5_what_was_overridden(ask: Any, labels: Any, coarse: Any, city: Path) -
             assert found[name] == ((auto != c) & (auto != 255) & drawn).sum() / drawn.sum()
 
 
-def test_6_the_road(ask: Any, labels: Any) -> None:
+def test_answer_6_sorts_images_by_their_share_of_road(ask: Any, labels: Any) -> None:
     expected = {name: (label == 0).mean() for name, label in labels.items()}
     found = ask(6).to_pylist()
     assert found and set(found) == {name for name, share in expected.items() if share >= 0.1}
     assert [expected[name] for name in found] == sorted((expected[name] for name in found), reverse=True)
 
 
-def test_7_the_time(ask: Any, folder: Path) -> None:
+def test_answer_7_gives_the_time_by_worker(ask: Any, folder: Path) -> None:
     found = ask(7)
     rows = pq.read_table(folder / "runs" / "auto" / "stats" / "images.parquet").to_pylist()
     assert set(found.index) == {row["worker"] for row in rows} and found["images"].sum() == 10
     assert found["infer_ms"].sum() == pytest.approx(sum(row["infer_ms"] for row in rows) / 1000, rel=1e-5)
 
 
-def test_8_the_bytes(ask: Any) -> None:
+def test_answer_8_gives_the_bytes_an_image(ask: Any) -> None:
     found = ask(8)
     assert 0 < found["bytes_an_image"] < HEIGHT * WIDTH
     assert found["gigabytes_a_million"] == pytest.approx(found["bytes_an_image"] / 1000)
 
 
-def test_9_twins(ask: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_answer_9_finds_images_that_are_listed_twice(
+    ask: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert len(ask(9)) == 0
     table = pq.read_table(folder / "runs" / "auto" / "stats" / "images.parquet")
     row = table.slice(3, 1)
@@ -176,7 +178,7 @@ def test_9_twins(ask: Any, folder: Path, tmp_path: Path, monkeypatch: pytest.Mon
     assert sorted(samples) == sorted([row["sample_id"][0].as_py(), "twin"])
 
 
-def test_10_two_runs(ask: Any, labels: Any, folder: Path, city: Path) -> None:
+def test_answer_10_compares_two_runs(ask: Any, labels: Any, folder: Path, city: Path) -> None:
     names = load_manifest(city / "coarse.parquet").label_space.names
     strict = counts(dict(Run.open(folder / "runs" / "strict").labels))
     auto = counts(labels)

@@ -75,7 +75,7 @@ def run(tmp_path: Path) -> Path:
     return written(tmp_path / "run", images, classes)
 
 
-def test_two_images_by_hand(run: Path) -> None:
+def test_a_summary_of_two_images_equals_counts_by_hand(run: Path) -> None:
     found = summarise(run)
     assert (found.images, found.pixels, found.label_bytes) == (2, 200, 100)
     assert (found.coarse_coverage, found.auto_coverage, found.kept, found.agreement) == (0.25, 0.75, 0.75, 0.5)
@@ -92,7 +92,7 @@ def test_two_images_by_hand(run: Path) -> None:
     assert found.histogram.tolist() == bins(b4=20, b8=20, b9=10, b12=10, b13=30, b19=110)
 
 
-def test_another_threshold_by_hand(run: Path) -> None:
+def test_shares_at_another_threshold_equal_counts_by_hand(run: Path) -> None:
     found = at_threshold(summarise(run), 0.65).classes  # bins 13 and up
     sky, road, car = (found.loc[name] for name in ("sky", "road", "car"))
     assert sky.tolist() == [80, 40 / 80, 30 / 80, 40 / 150, 30 / 140]
@@ -175,21 +175,16 @@ def test_a_run_without_a_labelled_image_has_nothing_to_show(tmp_path: Path) -> N
     assert refused.stderr.startswith(f"autolabel: {tmp_path}/run has no labelled image")
 
 
-def test_help_shows_all_commands_and_a_folder_may_have_any_name(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    shown = autolabel("stats", "--help").stdout
-    assert all(f"  {name} " in shown for name in ("RUN", "diff", "outlined"))
+def test_a_run_may_be_called_as_a_command_is(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(run.parent)
-    for name in ("RUN", "diff", "outlined"):
-        run.rename(name)
-        run = Path(name)
-        assert "a threshold would keep" in autolabel("stats", f"./{name}").stdout
-    run.rename("RUN")
-    assert "a threshold would keep" in autolabel("stats", "RUN").stdout
+    for name in ("stats", "diff", "RUN"):
+        run = run.rename(name)
+        assert "a threshold would keep" in autolabel("stats", name).stdout
     assert autolabel("stats", "RUN", "--bins", "3").exit_code == 2
     assert "no_such_run" in autolabel("stats", "no_such_run").stderr
 
 
-def test_what_became_of_the_pixels_is_told_as_far_as_it_happened(tmp_path: Path) -> None:
+def test_the_table_of_fates_has_only_columns_that_occurred(tmp_path: Path) -> None:
     fates = {"kept_pixels": 6, "below_threshold_pixels": 3, "decided_by_human_pixels": 1}
     rows = [row("a", 0, bins(b19=10), pixels=8, **fates), row("a", 3, bins(b19=90), pixels=90)]
     run = written(tmp_path / "run", [image("a", labelled_pixels=98)], rows)

@@ -70,7 +70,7 @@ def test_every_sample_is_in_one_unit_whatever_its_size(tmp_path: Path, unit_size
     assert len(short) <= len({u.bucket for u in plan})  # only the last one of a bucket
 
 
-def test_unreadable_samples_are_planned_but_have_no_rows_in_the_store(tmp_path: Path) -> None:
+def test_unreadable_samples_are_in_the_plan_and_have_no_rows_in_the_store(tmp_path: Path) -> None:
     plan = planned(tmp_path, [sample(0), sample(1, 0, 0)], 2)
     assert sorted(u.bucket for u in plan) == ["b0x0", "b512x512"]
     assert plan.rows() == {"b512x512": 1}
@@ -152,12 +152,12 @@ def test_a_plan_of_another_unit_size_is_not_believed(tmp_path: Path) -> None:
         Plan(path, 2, tmp_path, tmp_path)
 
 
-def test_pieces_share_the_units_among_them() -> None:
+def test_every_unit_belongs_to_exactly_one_part() -> None:
     assert [[k for k in range(10) if in_part(k, (i, 3))] for i in (1, 2, 3)] == [[0, 3, 6, 9], [1, 4, 7], [2, 5, 8]]
     assert all(in_part(k, None) for k in range(10))
 
 
-def test_only_takes_globs() -> None:
+def test_the_option_only_matches_globs() -> None:
     names = ["aachen_000000", "aachen_000001", "bochum_000000", "a/b/c"]
     for glob in ("aachen_*", "*000000", "[ab]*", "a/?/c", "nothing"):
         assert [n for n in names if matcher(glob)(n)] == fnmatch.filter(names, glob)

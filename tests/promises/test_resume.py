@@ -31,7 +31,7 @@ from autolabel.pipeline.job import STORES, LabelJob, Portion
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
-TABLES = tuple(RunFolder(Path()).tables())
+TABLES = tuple(RunFolder(Path()).table_paths())
 NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 LIVE = ("progress.json", ".lock")  # written by every call
 
@@ -135,7 +135,7 @@ def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: 
     verify(asked.out, repair=True)
     assert generate(asked).accounts == Accounts(10, 10, 0, 0)
     labels = Run.open(asked.out).labels
-    assert {name: labels.crop(name, 0, 0, 96, 192).tobytes() for name in labels} == before
+    assert {name: labels.crop(name, (0, 0, 96, 192)).tobytes() for name in labels} == before
     assert labels_of(asked.out) == before
     assert generate(asked).done == 0
     assert verify(asked.out, repair=True).undone == 0
@@ -183,7 +183,7 @@ def _nothing(place: Path, city: Path) -> None:
     ],
     ids=["sample gone", "sample resized", "image changed", "teacher", "threshold", "precision"],
 )
-def test_what_has_changed_is_named_and_nothing_on_disk_is_touched(
+def test_a_changed_request_is_refused_with_the_difference_and_nothing_is_written(
     place: Path, city: Path, store: str, change: Callable[[Path, Path], None], settings: dict[str, object], message: str
 ) -> None:
     asked = job(place, store, **settings)
@@ -303,7 +303,7 @@ def require_like_one_run(asked: LabelJob, place: Path) -> None:
     assert verify(asked.out).faults == []
 
 
-def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
+def test_parts_one_after_the_other_give_the_labels_of_a_whole_run(place: Path) -> None:
     asked = job(place, "zarr-parts")
     for number, done in ((1, 3), (2, 3), (3, 1)):
         assert generate(replace(asked, portion=Portion(part=(number, 3)))).done == done
@@ -313,7 +313,7 @@ def test_pieces_one_after_the_other_make_the_run(place: Path) -> None:
     assert written(asked.out) == before
 
 
-def test_pieces_at_the_same_time_make_the_run(place: Path) -> None:
+def test_parts_at_the_same_time_give_the_labels_of_a_whole_run(place: Path) -> None:
     asked = job(place, "zarr-parts", unit_size=1)
     commands = [[sys.executable, "-m", "autolabel.cli", *options(asked, "--part", f"{n}/2")] for n in (1, 2)]
     processes = [subprocess.Popen(c, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for c in commands]
@@ -337,7 +337,7 @@ def meanwhile(asked: LabelJob, other: Callable[[], None]) -> Labelling:
     return result
 
 
-def test_a_piece_that_ends_first_does_not_close_the_run(place: Path) -> None:
+def test_a_part_that_ends_first_leaves_the_run_open(place: Path) -> None:
     asked = job(place, "zarr-parts", unit_size=1)  # units 0, 2, 4, 6 and 1, 3, 5
     first, second = replace(asked, portion=Portion(part=(1, 2))), replace(asked, portion=Portion(part=(2, 2)))
     ended: list[object] = []
@@ -347,7 +347,7 @@ def test_a_piece_that_ends_first_does_not_close_the_run(place: Path) -> None:
     require_like_one_run(asked, place)
 
 
-def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call(place: Path) -> None:
+def test_a_part_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call(place: Path) -> None:
     """The other part has published without it; nothing is left to label, but the tables are not up to date."""
     asked = job(place, "zarr-parts", unit_size=1)
     first, second = replace(asked, portion=Portion(part=(1, 2))), replace(asked, portion=Portion(part=(2, 2)))
@@ -369,7 +369,7 @@ def test_a_piece_that_dies_after_its_last_unit_is_accounted_for_by_the_next_call
     require_like_one_run(asked, place)
 
 
-def test_the_same_piece_twice_at_once_is_refused_naming_the_process(place: Path) -> None:
+def test_the_same_part_twice_at_once_is_refused_naming_the_process(place: Path) -> None:
     asked = job(place, "zarr-parts", part=(1, 2))
 
     def again() -> None:
@@ -384,7 +384,7 @@ def test_the_same_piece_twice_at_once_is_refused_naming_the_process(place: Path)
     assert meanwhile(asked, again).done == 4
 
 
-def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_whole_run_and_a_part_of_it_exclude_each_other(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lock, "_SETUP_SECONDS", 0.2)  # a part waits as long for another one that is setting up
     asked = job(place, "zarr-parts", unit_size=1)
     part = replace(asked, portion=Portion(part=(1, 2)))
@@ -412,7 +412,7 @@ def test_the_whole_run_and_a_piece_are_never_at_work_together(place: Path, monke
         ("", "--part : expected I/N, such as 2/8 for the second of eight"),
     ],
 )
-def test_a_piece_that_is_none_is_refused(place: Path, text: str, message: str) -> None:
+def test_a_part_outside_1_to_n_is_refused(place: Path, text: str, message: str) -> None:
     asked = job(place, "zarr-none")
     result = autolabel(*options(asked, "--part", text))
     assert (result.exit_code, result.stderr) == (2, f"autolabel: {message}\n")

@@ -20,7 +20,7 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.student.comparison.compare import ARMS, arm_names, compare, last_scores, read_curve
+from autolabel.student.comparison.compare import ARMS, ArmProgress, arm_names, compare, last_scores, read_curve
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate, estimate, t_quantile
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -34,7 +34,7 @@ torch.set_num_threads(1)  # the small network is no slower with one, and never w
 # --- what a few seeds tell --------------------------------------------------------------------------------------------
 
 
-def test_t_quantiles_leave_a_fortieth_above_them() -> None:
+def test_one_fortieth_of_students_t_lies_above_each_quantile() -> None:
     """Against the density itself, integrated by Simpson's rule from 0; the table has three decimals."""
     for freedom in (*range(1, 31), 10_000):
         scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
@@ -100,7 +100,7 @@ def test_differences_are_paired_by_seed(three_seeds: Comparison) -> None:
     assert alone is not None and alone > 0.7  # unpaired, nothing could be said
 
 
-def test_verdicts_are_given_only_where_the_interval_leaves_zero_out(three_seeds: Comparison) -> None:
+def test_a_verdict_is_given_only_where_the_interval_excludes_zero(three_seeds: Comparison) -> None:
     verdicts = {(d.arm, d.baseline, d.name): d.verdict for d in three_seeds.differences()}
     assert {key[:2] for key in verdicts} == {
         ("fine + coarse", "fine"), ("fine + auto", "fine + coarse"), ("fine + auto", "fine"),
@@ -130,7 +130,7 @@ def test_the_greatest_loss_comes_before_others() -> None:
     ]  # fmt: skip
 
 
-def test_one_seed_decides_nothing() -> None:
+def test_one_seed_gives_no_verdict() -> None:
     values = {"fine": 0.5, "fine + coarse": 0.1, "fine + auto": 0.9}
     found = made_up({arm: [{"road": v, "train": None}] for arm, v in values.items()})
     assert {d.verdict for d in found.differences() if d.name != "train"} == {"undecided (one seed)"}
@@ -145,7 +145,7 @@ def test_a_class_that_never_occurs_has_no_number_anywhere(three_seeds: Compariso
     assert "nan" not in re.sub(r"<style>.*</style>", "", render(three_seeds, Path("out")), flags=re.DOTALL).lower()
 
 
-def test_cost_is_images_over_speed(three_seeds: Comparison) -> None:
+def test_the_cost_of_an_arm_is_its_images_divided_by_its_speed(three_seeds: Comparison) -> None:
     """Three trainings of 4 steps of 8 images at 16 a second: 2 s each."""
     assert three_seeds.cost("fine") == (16.0, 6.0)
     assert three_seeds.record()["seconds"] == 18.0
@@ -165,7 +165,6 @@ def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) ->
             out,
             scales=(0.5, 1),
             policy=Policy(threshold=0.2),
-            workers=1,
         )
     )
     return out
@@ -186,10 +185,17 @@ def template(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
 def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, list[tuple[str, int, int]]]:
     steps: list[tuple[str, int, int]] = []
 
-    def note(arm: str, seed: int, report: StepReport) -> None:
-        steps.append((arm, seed, report.step))
+    def note(now: ArmProgress) -> None:
+        if now.step:  # else labels are read
+            steps.append((now.arm, now.seed, now.step))
+            assert (now.done, now.total) == (len(steps), 12)
 
-    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), note), steps
+    return (
+        compare(
+            template.manifest, city / "coarse.parquet", auto=auto, template=template, seeds=(0, 1), on_progress=note
+        ),
+        steps,
+    )
 
 
 def test_three_arms_are_trained_alike_with_every_seed(
@@ -245,14 +251,14 @@ def test_the_share_of_what_an_arm_adds_can_be_asked_for(
 ) -> None:
     """Six fine samples at weight 2 are a quarter of the draws, ten others at 3.6 are the rest."""
     job = replace(template, out=tmp_path, steps=1)
-    found = compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.75)
+    found = compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=0.75)
     for arm, source in (("fine + coarse", "coarse"), ("fine + auto", "auto")):
         manifest = load_manifest(tmp_path / f"{arm.replace(' + ', '-')}.parquet")
         assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 3.6}
     assert json.loads((tmp_path / "compare.json").read_text())["added_share"] == found.setting["added_share"] == 0.75
     assert "75.0 % of the draws are of the labels that the arm adds" in (tmp_path / "index.html").read_text()
     with pytest.raises(ValueError, match=r"other samples, labels or shares .*fine-coarse.parquet"):
-        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.5)
+        compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=0.5)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 83.0, math.nan])
@@ -261,7 +267,7 @@ def test_a_share_that_leaves_nothing_to_compare_is_refused(
 ) -> None:
     job = replace(template, out=tmp_path / "out")
     with pytest.raises(ValueError, match=rf"added-share {share:g}: expected a number between 0 and 1"):
-        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=share)
+        compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=share)
     assert not job.out.exists()
 
 
@@ -274,14 +280,15 @@ def test_the_second_and_third_arm_see_the_same_pictures_with_other_labels(
     assert different == [False] * 6 + [True] * 10
 
 
-def test_what_is_finished_is_not_done_again(
+def test_a_finished_student_is_not_trained_again(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
 ) -> None:
     record = (template.out / "compare.json").read_bytes()
     steps: list[str] = []
     again = compare(
-        template.manifest, city / "coarse.parquet", auto, template, (0, 1), lambda *step: steps.append(str(step))
-    )
+        template.manifest, city / "coarse.parquet", auto=auto, template=template, seeds=(0, 1),
+        on_progress=lambda now: steps.append(now.note),
+    )  # fmt: skip
     assert again == comparison[0]
     assert steps == []
     assert (template.out / "compare.json").read_bytes() == record
@@ -302,10 +309,10 @@ def test_an_arm_without_labels_of_its_kind_is_refused(
     """Else an arm would quietly repeat another one, and the table would say that the labels add nothing."""
     job = replace(template, out=tmp_path, steps=1)
     with pytest.raises(ValueError, match=re.escape(str(city / named))):
-        compare(city / "fine.parquet", city / coarse, city / auto, job, (0,))
+        compare(city / "fine.parquet", city / coarse, auto=city / auto, template=job, seeds=(0,))
 
 
-def test_what_the_curves_say_is_in_the_record(
+def test_compare_json_holds_what_the_curves_hold(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
 ) -> None:
     record = json.loads((template.out / "compare.json").read_text())
@@ -320,7 +327,7 @@ def test_what_the_curves_say_is_in_the_record(
 
 def again(template: TrainJob, city: Path, auto: Path, **more: Path) -> Comparison:
     """The same comparison, of fine labels that weigh 2, with further arms."""
-    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), None, more)
+    return compare(template.manifest, city / "coarse.parquet", auto=auto, template=template, seeds=(0, 1), further=more)
 
 
 def test_the_last_step_counts_even_where_an_earlier_one_was_better(
@@ -340,7 +347,7 @@ def test_the_last_step_counts_even_where_an_earlier_one_was_better(
     assert last_scores(job, better, [replace(last, step=1, miou=0.0), replace(last, miou=0.9)]) is better
 
 
-def test_the_command_finds_it_done_and_prints_it(
+def test_the_compare_command_prints_a_finished_comparison_without_training(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
 ) -> None:
     record = (template.out / "compare.json").read_bytes()
@@ -394,7 +401,7 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     with pytest.raises(
         ValueError, match=rf"was trained on 6 of the 6 validation images .*{first!r}.*validate on others"
     ):
-        compare(city / "val.parquet", city / "coarse.parquet", auto, job, (0,))
+        compare(city / "val.parquet", city / "coarse.parquet", auto=auto, template=job, seeds=(0,))
     asked = (
         "compare", "--fine", city / "val.parquet", "--coarse", city / "coarse.parquet", "--auto", auto,
         "--val", city / "fine.parquet", "--out", tmp_path / "out",
@@ -405,7 +412,7 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_what_cannot_be_known_of_a_teacher_is_a_note(
+def test_a_teacher_without_fingerprints_gives_a_note(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], teacher: Path, city: Path, auto: Path, template: TrainJob
 ) -> None:
     about = auto / "run.json"

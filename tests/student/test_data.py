@@ -116,9 +116,9 @@ def test_labels_of_a_run_are_read_from_zarr_as_from_png(fine: Manifest, tmp_path
     """The same labels once as PNG files, once as rows 2, 3, … of a Zarr array: whole items and crops are equal."""
     from_png = ManifestDataset(fine)
     bucket, labels = bucket_of(HEIGHT, WIDTH), [item["label"].numpy() for item in from_png]
-    create_zarr(tmp_path / "labels.zarr", {bucket: 8}, 8, {})
+    create_zarr(tmp_path / "labels.zarr", {bucket: 8}, shard_rows=8, attributes={})
     array = tmp_path / "labels.zarr" / bucket
-    write_zarr_shard(array, 0, 8, [None, None, *map(encode_zarr, labels)])
+    write_zarr_shard(array, 0, shard_rows=8, labels=[None, None, *map(encode_zarr, labels)])
     stored = tuple(
         replace(s, source="auto", label=array, label_index=n + 2, label_ids="train") for n, s in enumerate(fine.samples)
     )
@@ -363,7 +363,7 @@ def test_a_crop_larger_than_the_picture_holds_all_of_it_and_ignores_the_rest(fin
     assert len(corners) == 12  # anywhere, not always in the same corner
 
 
-def test_colours_are_jittered_and_labels_are_not(fine: Manifest) -> None:
+def test_colour_jitter_changes_the_image_and_leaves_the_label(fine: Manifest) -> None:
     dataset = ManifestDataset(fine)
     for n in range(6):
         plain = crops(dataset, STILL)[n]
@@ -425,7 +425,7 @@ def test_draws_follow_the_weights_in_every_epoch(fine: Manifest) -> None:
 
 
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (1.0, -1.0), (1.0, float("nan"))], ids=["all 0", "negative", "nan"])
-def test_weights_that_mean_nothing_are_refused(weights: tuple[float, ...], fine: Manifest) -> None:
+def test_negative_and_infinite_weights_are_refused(weights: tuple[float, ...], fine: Manifest) -> None:
     message = "sample weights must not be negative, and one at least must be above 0"
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         drawn(fine, weights, epochs=1)

@@ -41,7 +41,7 @@ def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, t
     network, truths, predictions = load_teacher(teacher, device="cpu"), [], []
     for item in ManifestDataset(city / "val.parquet"):
         image = item["image"].permute(1, 2, 0).numpy()
-        truth, prediction = item["label"].numpy(), network.logits(image, (0.5, 1.0)).argmax(dim=0).byte().numpy()
+        truth, prediction = item["label"].numpy(), network.logits(image, scales=(0.5, 1.0)).argmax(dim=0).byte().numpy()
         assert (prediction.shape, prediction.dtype) == (truth.shape, np.uint8)
         truths.append(truth[truth != 255])
         predictions.append(prediction[truth != 255])
@@ -78,8 +78,8 @@ def test_flip_averages_the_logits_with_those_of_the_mirrored_image(teacher: Path
     network, confusion = load_teacher(teacher, device="cpu"), Confusion(19)
     for item in ManifestDataset(city / "val.parquet"):
         image = item["image"].permute(1, 2, 0).numpy()
-        mirrored = network.logits(image[:, ::-1], (0.5, 1.0)).flip(-1)
-        mean = (network.logits(image, (0.5, 1.0)) + mirrored) / 2
+        mirrored = network.logits(image[:, ::-1], scales=(0.5, 1.0)).flip(-1)
+        mean = (network.logits(image, scales=(0.5, 1.0)) + mirrored) / 2
         confusion.add(item["label"].numpy(), mean.argmax(dim=0).byte().numpy())
     flipped = evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu", flip=True)
     expected = {n: None if np.isnan(v) else v for n, v in zip(CITYSCAPES.names, confusion.iou(), strict=True)}
@@ -90,7 +90,7 @@ def test_flip_averages_the_logits_with_those_of_the_mirrored_image(teacher: Path
 def test_boundary_f_is_that_of_the_predictions_over_all_pictures(scores: Scores, teacher: Path, city: Path) -> None:
     network, boundary = load_teacher(teacher, device="cpu"), BoundaryF(19)
     for item in ManifestDataset(city / "val.parquet"):
-        prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0))
+        prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), scales=(0.5, 1.0))
         boundary.add(item["label"].numpy(), prediction)
     assert list(scores.boundary_f) == list(scores.mean_boundary_f) == ["1", "2", "4"]
     for found, expected in zip(scores.boundary_f.values(), boundary.f(), strict=True):
@@ -232,7 +232,7 @@ def test_the_worst_are_kept_and_all_others_forgotten() -> None:
     assert sum(one() is not None for one in alive) == 8
 
 
-def test_fewer_images_than_asked_for_are_all_there() -> None:
+def test_the_worst_of_fewer_images_than_asked_for_are_all_of_them() -> None:
     worst = Worst(8)
     for index, miou in enumerate((0.5, 0.25, 0.75)):
         worst.add(index, miou, np.zeros((1, 1), np.uint8))
@@ -243,7 +243,7 @@ def test_the_scores_name_the_worst_images_in_order(scores: Scores, teacher: Path
     network, expected = load_teacher(teacher, device="cpu"), []
     for item in ManifestDataset(city / "val.parquet"):
         one = Confusion(19)
-        one.add(item["label"].numpy(), network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0))[0])
+        one.add(item["label"].numpy(), network.confidence(item["image"].permute(1, 2, 0).numpy(), scales=(0.5, 1.0))[0])
         expected.append({"sample_id": item["sample_id"], "miou": one.mean_iou()})
     assert scores.worst == sorted(expected, key=lambda image: image["miou"])
 

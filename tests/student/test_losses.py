@@ -119,7 +119,7 @@ def value_and_gradient(loss: Loss, logits: Tensor, label: Tensor) -> tuple[float
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: f"{case.loss}, {'x'.join(map(str, case.shape))}")
-def test_value_and_gradient_are_the_references(case: Case) -> None:
+def test_value_and_gradient_of_a_loss_equal_the_references(case: Case) -> None:
     logits, label = given(case.shape)
     value, gradient = value_and_gradient(FORMULAS[case.loss].joint, logits, label)
     assert value == pytest.approx(case.value, rel=1e-4)
@@ -270,7 +270,7 @@ def test_the_region_term_rewards_a_prediction_that_follows_the_shapes_of_the_lab
         region_mutual_information,
     ],
 )
-def test_gradients_are_the_slopes(loss: Loss, tiny: tuple[Tensor, Tensor]) -> None:
+def test_gradients_equal_finite_differences_of_the_loss(loss: Loss, tiny: tuple[Tensor, Tensor]) -> None:
     logits, label = tiny
     assert torch.autograd.gradcheck(lambda z: loss(z, label), logits.requires_grad_())
 

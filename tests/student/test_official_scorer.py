@@ -59,7 +59,7 @@ def by_name(confusion: Confusion) -> dict[str, float | None]:
     return {n: None if np.isnan(v) else float(v) for n, v in zip(CITYSCAPES.names, confusion.iou(), strict=True)}
 
 
-def test_we_score_the_classes_that_the_benchmark_scores() -> None:
+def test_scores_count_the_classes_that_the_benchmark_scores() -> None:
     counted = sorted((label.trainId, label.name, label.id) for label in official_labels if not label.ignoreInEval)
     assert counted == [(n, c.name, c.source_ids[0]) for n, c in enumerate(CITYSCAPES.classes)]
 
@@ -67,9 +67,9 @@ def test_we_score_the_classes_that_the_benchmark_scores() -> None:
 def test_a_networks_scores_are_those_of_the_official_scorer(
     scorer: Any, teacher: Path, city: Path, tmp_path: Path
 ) -> None:
-    network = load_teacher(teacher, "cpu")
+    network = load_teacher(teacher, device="cpu")
     for item in ManifestDataset(city / "val.parquet"):
-        prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), (0.5, 1.0), flip=True)
+        prediction, _ = network.confidence(item["image"].permute(1, 2, 0).numpy(), scales=(0.5, 1.0), flip=True)
         Image.fromarray(TRAIN_TO_ID[prediction]).save(tmp_path / f"{item['sample_id']}_prediction.png")
     theirs = official_scores(scorer, city / "data" / "gtFine" / "val", tmp_path)
     ours = evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu", flip=True)
@@ -101,7 +101,9 @@ def drawn(seed: int, places: slice, left_out: tuple[int, ...]) -> tuple[Map, Map
         pytest.param(np.s_[:9], (3, 14, 18), id="three classes occur nowhere"),
     ],
 )
-def test_drawn_maps_score_alike(scorer: Any, places: slice, left_out: tuple[int, ...], tmp_path: Path) -> None:
+def test_scores_of_drawn_maps_equal_those_of_the_official_scorer(
+    scorer: Any, places: slice, left_out: tuple[int, ...], tmp_path: Path
+) -> None:
     """Ignored truth counts nowhere, an ignored prediction is a miss, a class that is nowhere leaves the mean alone."""
     confusion = Confusion(19)
     for number in range(3):
@@ -112,7 +114,7 @@ def test_drawn_maps_score_alike(scorer: Any, places: slice, left_out: tuple[int,
         Image.fromarray(truth).save(folder / f"{stem}_gtFine_labelIds.png")
         (tmp_path / "results").mkdir(exist_ok=True)
         Image.fromarray(TRAIN_TO_ID[prediction]).save(tmp_path / "results" / f"{stem}.png")
-        confusion.add(read_label(folder / f"{stem}_gtFine_labelIds.png", CITYSCAPES, "source"), prediction)
+        confusion.add(read_label(folder / f"{stem}_gtFine_labelIds.png", CITYSCAPES, ids="source"), prediction)
     theirs = official_scores(scorer, tmp_path / "gtFine", tmp_path / "results")
     ours = by_name(confusion)
     assert [CITYSCAPES.names.index(name) for name, value in ours.items() if value is None] == list(left_out)
@@ -132,7 +134,7 @@ def test_a_class_that_is_predicted_on_ignored_truth_alone_has_no_score(scorer: A
     assert_same(by_name(confusion), confusion.mean_iou(), theirs)
 
 
-def test_one_wrong_pixel_is_seen(scorer: Any, tmp_path: Path) -> None:
+def test_one_wrong_pixel_differs_from_the_official_score(scorer: Any, tmp_path: Path) -> None:
     """The comparison itself can fail: a pixel more in one of the two is far above 1e-6."""
     truth, prediction = drawn(5, np.s_[:0], ())
     Image.fromarray(truth).save(tmp_path / "ulm_000000_000019_gtFine_labelIds.png")

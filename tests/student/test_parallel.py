@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from autolabel.student.job import LOSSES, TrainJob, TrainMachine
 from autolabel.student.losses import FORMULAS, BatchCounts
 from autolabel.student.parallel import DrawSampler, SynchronisedBatchNorm, Team, synchronised
-from autolabel.student.request import Request
+from autolabel.student.request import TrainRequest
 from autolabel.student.train import StepReport, Training, train
 from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.networks.build import build
@@ -104,7 +104,7 @@ def test_the_gradient_of_three_processes_is_that_of_one_with_the_whole_batch(tmp
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
-def test_what_is_trained_is_the_network_itself_but_for_its_batch_norms(device: str) -> None:
+def test_synchronised_replaces_batch_norms_and_keeps_all_other_modules(device: str) -> None:
     network = build("hrnet18s_ocr_mscale", 5)
     twin = synchronised(network, device)
     for own, other in (
@@ -148,7 +148,7 @@ def test_one_process_takes_the_draws_in_their_order() -> None:
 
 @pytest.mark.parametrize("accumulate", [1, 2, 3])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_what_is_normalised_together_does_not_depend_on_the_number_of_processes(size: int, accumulate: int) -> None:
+def test_crops_that_share_a_batch_norm_are_the_same_for_any_number_of_processes(size: int, accumulate: int) -> None:
     found = shares(size, accumulate)
     own = 24 // size // accumulate
     for part in range(3 * accumulate):
@@ -188,7 +188,7 @@ def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
         if report.step == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Training(Request(job), team).run(on_step)
+    Training(TrainRequest(job), team).run(on_step)
 
 
 def assert_close(folder: Path, expected: Path) -> None:

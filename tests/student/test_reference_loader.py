@@ -67,8 +67,8 @@ def drawn_coarse(top: Map, seed: int) -> Map:
 
 def compare(teacher: Teacher, image: NDArray[np.uint8], scales: tuple[float, ...], seed: int) -> tuple[int, int, int]:
     """Pixels that differ and are no rounding; pixels that rounding explains; pixels that the union has changed."""
-    (found,) = teacher.predict_in_batches(image[None], 1, (0.5,), scales)
-    top, p = teacher.confidence(image, scales)
+    (found,) = teacher.predict_in_batches(image[None], 1, edges=(0.5,), scales=scales)
+    top, p = teacher.confidence(image, scales=scales)
     coarse = drawn_coarse(top, seed)
     ours = Rules(REFERENCE, CITYSCAPES, (0.5,)).apply(found.codes, coarse)
     ids = np.array([*(c.source_ids[0] for c in CITYSCAPES.classes), *[0] * (256 - 19)], np.uint8)[coarse]
@@ -89,7 +89,7 @@ def sees_trucks(teacher: Teacher) -> Teacher:
 
 
 def test_a_small_teachers_labels_are_those_of_the_published_loader(city: Path, teacher: Path) -> None:
-    seer = sees_trucks(load_teacher(teacher, "cpu"))
+    seer = sees_trucks(load_teacher(teacher, device="cpu"))
     samples = load_manifest(city / "coarse.parquet").samples
     counts = np.array([compare(seer, read_image(s.image), (0.5, 1.0), k) for k, s in enumerate(samples)])
     wrong, rounded, human = counts.sum(axis=0)
@@ -101,7 +101,7 @@ def test_a_small_teachers_labels_are_those_of_the_published_loader(city: Path, t
 def test_the_published_networks_labels_are_those_of_the_published_loader() -> None:
     """The recorded case: 512 x 256, weights by formula, scales 0.5, 1, 2. Rounding explains 371 of 131,072 pixels."""
     network = network_by_formula("hrnet48_ocr_mscale", 19)
-    seer = Teacher(network, CITYSCAPES, torch.empty(0), "cpu")
+    seer = Teacher(network, CITYSCAPES)
     image = np.asarray(Image.open(GOLDENS / "input_512x256.png").convert("RGB"))
     wrong, rounded, human = compare(seer, image, (0.5, 1.0, 2.0), 0)
     assert wrong == 0

@@ -157,7 +157,7 @@ def test_every_epoch_has_exactly_the_share_of_aimed_crops(mix: Mix, fused: Manif
         assert aimed == round(mix.class_uniform * EPOCH)
 
 
-def test_without_a_share_the_weights_decide_between_the_sources(fused: Manifest) -> None:
+def test_weights_decide_between_sources_where_no_share_is_given(fused: Manifest) -> None:
     """Six fine samples of weight 1 and ten automatic ones of 0.6: half and half."""
     light = replace(fused, samples=tuple(replace(s, weight=0.6 if s.source == "auto" else 1.0) for s in fused.samples))
     drawn = draws(light, Mix())
@@ -184,7 +184,7 @@ def test_every_class_of_a_source_comes_as_often_as_the_next(city: Path) -> None:
 
 
 @pytest.mark.parametrize("share", [0.25, 0.95])
-def test_what_the_teacher_never_finds_is_drawn_from_fine_labels(share: float, fused: Manifest) -> None:
+def test_a_class_without_automatic_labels_is_drawn_from_fine_ones(share: float, fused: Manifest) -> None:
     """A class that automatic labels lack comes as often as any other, as far as the share of fine labels goes."""
     many = [replace(s, sample_id=f"{s.sample_id}-{k}") for k in range(40) for s in fused.samples]
     drawn = Draws(many, CITYSCAPES, mix=Mix(auto_share=share), seed=0, length=640)
@@ -283,7 +283,7 @@ def only(manifest: Manifest, source: str) -> tuple[Sample, ...]:
         ({"auto_classes": ()}, "auto-classes is empty: name a class, or leave it out for all of them"),
     ],
 )
-def test_shares_that_mean_nothing_are_refused(mix: dict[str, float], message: str) -> None:
+def test_shares_outside_0_to_1_are_refused(mix: dict[str, float], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         Mix(**mix)  # type: ignore[arg-type]
 

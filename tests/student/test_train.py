@@ -158,7 +158,7 @@ def test_the_learning_rate_warms_up_and_decays(short: TrainJob) -> None:
     assert learning_rate_at(0, 1, peak=2.0) == 2.0
 
 
-def test_the_other_schedule_and_another_power() -> None:
+def test_cosine_and_another_power_change_the_learning_rate_as_their_formulas_say() -> None:
     cosine = [learning_rate_at(step, 100, peak=2.0, schedule="cosine") for step in range(100)]
     assert cosine[0] == pytest.approx(2 / 5)
     assert cosine[25] == pytest.approx(2 * (1 + 0.5**0.5) / 2)
@@ -319,7 +319,9 @@ def test_averaged_weights_are_scored_and_both_are_kept(short: TrainJob, uninterr
     assert [row["loss"] for row in curves(tmp_path)] == [row["loss"] for row in curves(uninterrupted)]
 
 
-def test_the_request_is_in_the_checkpoint_too(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+def test_a_checkpoint_remembers_the_request_without_train_json(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
     shutil.copytree(uninterrupted, tmp_path / "out")
     (tmp_path / "out" / "train.json").unlink()
     with pytest.raises(ValueError, match=re.escape("another training (power was 0.9, now 2.0)")):
@@ -399,7 +401,7 @@ def test_a_finished_training_returns_at_once(short: TrainJob, uninterrupted: Pat
     assert contents() == before
 
 
-def test_what_a_killed_training_left_half_written_is_cleared_away(
+def test_half_written_files_of_a_killed_training_are_removed(
     short: TrainJob, uninterrupted: Path, tmp_path: Path
 ) -> None:
     """Each such file is as large as a checkpoint with its optimizer: hundreds of megabytes for the full network."""
@@ -638,12 +640,14 @@ def test_two_gpus_give_what_one_gives(short: TrainJob, tmp_path: Path) -> None:
     ],
     ids=lambda value: "-".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else "",
 )
-def test_settings_that_mean_nothing_are_refused(change: dict[str, Any], message: str, short: TrainJob) -> None:
+def test_training_settings_outside_their_range_are_refused(
+    change: dict[str, Any], message: str, short: TrainJob
+) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         replace(short, **change)
 
 
-def test_no_worker_is_refused() -> None:
+def test_zero_workers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^workers is 0: expected 1 or more$"):
         TrainMachine(workers=0)
 
@@ -706,7 +710,7 @@ def test_labels_are_read_once_before_the_first_step_and_not_when_there_is_none(
     assert "again" not in events
 
 
-def test_what_was_asked_is_on_record(short: TrainJob, uninterrupted: Path) -> None:
+def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> None:
     assert json.loads((uninterrupted / "train.json").read_text()) == {
         "manifest": str(short.manifest),
         "val": str(short.val),

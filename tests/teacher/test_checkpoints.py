@@ -106,7 +106,7 @@ def test_our_own_checkpoint_comes_back_as_it_was_saved(ours: Path, network: Segm
     assert [p.name for p in ours.parent.iterdir()] == ["best.pt"]  # no temporary file is left behind
 
 
-def test_what_a_training_needs_to_go_on_is_kept_beside_the_weights(tmp_path: Path, network: SegmentationNet) -> None:
+def test_last_pt_holds_the_state_of_the_training_beside_the_weights(tmp_path: Path, network: SegmentationNet) -> None:
     path = tmp_path / "last.pt"
     training = {"step": 3, "best": 0.25, "curves": [{"step": 1, "miou": None}], "optimizer": {"state": {}}}
     save_checkpoint(path, network, arch=ARCH, space=CAMVID, training=training)
@@ -154,7 +154,7 @@ recorded = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference's re
 def stand_in(arch: str, classes: int = 19, scales: int = 3) -> dict[str, Tensor]:
     """A state dict of the right shapes: each tensor is one number, seen as many."""
     with torch.device("meta"):
-        state = build(arch, classes, scales).state_dict()
+        state = build(arch, classes, scales=scales).state_dict()
     return {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()}
 
 
@@ -176,7 +176,7 @@ def test_every_published_network_is_recognised_by_its_tensors(name: str, synonym
     checkpoint = read_checkpoint(path)
     assert (checkpoint.arch, checkpoint.classes, checkpoint.label_space) == (PUBLISHED[name], 19, None)
     with torch.device("meta"):
-        network = build(checkpoint.arch, checkpoint.classes, checkpoint.scales)
+        network = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales)
     assert mismatches(network.state_dict(), checkpoint.state_dict) == []
 
 
@@ -190,7 +190,7 @@ def test_the_references_own_keys_are_recognised(name: str, tmp_path: Path) -> No
     checkpoint = read_checkpoint(tmp_path / "c.pth")
     assert checkpoint.arch == PUBLISHED[name]
     with torch.device("meta"):
-        expected = build(checkpoint.arch, checkpoint.classes, checkpoint.scales).state_dict()
+        expected = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales).state_dict()
     assert list(expected) == list(checkpoint.state_dict)
     assert mismatches(expected, checkpoint.state_dict) == []
 
@@ -292,9 +292,9 @@ def test_two_published_networks_of_the_same_shapes_are_told_by_their_name(
 
 @pytest.mark.parametrize("scales", [1, 2, 3, 4, 5])
 @pytest.mark.parametrize("combination", ["explicit", "explicit_bn"])
-def test_ours_keeps_the_number_of_scales_that_it_weighs(combination: str, scales: int, tmp_path: Path) -> None:
+def test_a_checkpoint_of_ours_keeps_its_number_of_scales(combination: str, scales: int, tmp_path: Path) -> None:
     arch = f"hrnet18s_plain_{combination}"
-    network = build(arch, len(CAMVID), scales)
+    network = build(arch, len(CAMVID), scales=scales)
     save_checkpoint(tmp_path / "c.pt", network, arch=arch, space=CAMVID)
     checkpoint = read_checkpoint(tmp_path / "c.pt")
     assert (checkpoint.arch, checkpoint.scales) == (arch, scales)
@@ -511,7 +511,7 @@ def test_without_its_attention_a_network_is_one_that_averages(tmp_path: Path, ne
 
 @pytest.mark.parametrize("key", ["scale_attn.conv2.weight", "ocr.cls_head.weight"])
 @pytest.mark.parametrize("value", [3, "text"])
-def test_what_is_no_tensor_is_named(value: object, key: str, tmp_path: Path, network: SegmentationNet) -> None:
+def test_an_entry_that_is_no_tensor_is_named(value: object, key: str, tmp_path: Path, network: SegmentationNet) -> None:
     for content in (our_content(network), {"state_dict": dict(network.state_dict())}):
         content["state_dict"][key] = value
         torch.save(content, tmp_path / "c.pt")
@@ -523,7 +523,7 @@ def test_a_head_that_is_a_single_number_is_refused(tmp_path: Path, network: Segm
     assert refusal(tmp_path / "c.pt") == ANOTHER
 
 
-def test_all_that_does_not_fit_is_counted(tmp_path: Path, network: SegmentationNet) -> None:
+def test_the_number_of_tensors_that_do_not_fit_is_told(tmp_path: Path, network: SegmentationNet) -> None:
     content = our_content(build(ARCH, len(CITYSCAPES)))
     torch.save(content, tmp_path / "c.pt")
     assert refusal(tmp_path / "c.pt") == (
@@ -566,14 +566,14 @@ def test_a_teacher_of_18_classes_is_refused_for_a_manifest_of_19(city: Path, tmp
 
 
 @pytest.mark.parametrize("key", ["arch", "label_space", "trained_on", "metrics"])
-def test_one_of_ours_that_lacks_an_entry_is_refused(key: str, tmp_path: Path, network: SegmentationNet) -> None:
+def test_a_checkpoint_of_ours_without_an_entry_is_refused(key: str, tmp_path: Path, network: SegmentationNet) -> None:
     content = our_content(network)
     del content[key]
     torch.save(content, tmp_path / "c.pt")
     assert key in refusal(tmp_path / "c.pt")
 
 
-def test_one_of_ours_with_an_unknown_network_is_refused(tmp_path: Path, network: SegmentationNet) -> None:
+def test_a_checkpoint_of_ours_with_an_unknown_network_is_refused(tmp_path: Path, network: SegmentationNet) -> None:
     torch.save(our_content(network) | {"arch": "unet"}, tmp_path / "c.pt")
     assert "unknown architecture 'unet'" in refusal(tmp_path / "c.pt")
 
@@ -596,5 +596,7 @@ def test_fingerprints_use_all_64_bits_each_once() -> None:
         pytest.param(PRINTS, [], [], id="nothing asked"),
     ],
 )
-def test_overlap_gives_the_places_of_known_images(seen: list[str], asked: list[str], expected: list[int]) -> None:
+def test_overlap_gives_the_indices_of_images_that_were_trained_on(
+    seen: list[str], asked: list[str], expected: list[int]
+) -> None:
     assert overlap(fingerprint_tensor(seen), asked) == expected

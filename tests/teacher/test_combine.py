@@ -18,20 +18,22 @@ from torch import Tensor, nn
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
-    Combined,
     Explicit,
     ExplicitPairs,
-    Field,
     Hierarchical,
     HierarchicalPairs,
-    InMemory,
     Part,
-    Prediction,
+    ScaleOutput,
+    rescaled_size,
+)
+from autolabel.teacher.networks.fields import (
+    Combined,
+    Field,
+    InMemory,
     Resized,
     Size,
     at_size,
     mean_with_mirrored,
-    rescaled_size,
     resized,
 )
 
@@ -191,7 +193,7 @@ def test_halving_what_was_enlarged_by_a_multiple_of_4_is_one_resize(start: Size,
         pytest.param((8, 12), (12, 18), (16, 24), id="enlarged twice"),
     ],
 )
-def test_any_other_detour_is_taken(start: Size, via: Size, size: Size) -> None:
+def test_a_resize_through_another_size_is_done_in_two_steps(start: Size, via: Size, size: Size) -> None:
     """As the reference takes it: there a direct resize gives visibly other numbers."""
     x = noise(2, 4, *start)
     expected, direct = to(to(x, via), size), to(x, size)
@@ -210,10 +212,10 @@ def test_a_map_goes_through_every_size_it_is_sent_through() -> None:
 # --- the formulas -----------------------------------------------------------------------------------------------------
 
 
-def predict(size: Size) -> Prediction:
+def predict(size: Size) -> ScaleOutput:
     """A network of stride 4 that sees noise."""
     height, width = -(-size[0] // 4), -(-size[1] // 4)
-    return Prediction(
+    return ScaleOutput(
         noise(1, CLASSES, height, width), noise(1, FEATURES, height, width), noise(1, CLASSES, height, width) + 9
     )
 
@@ -263,17 +265,17 @@ every_chain = pytest.mark.parametrize("scales", CHAINS, ids=str)
 def check(combination: Combination, size: Size, scales: Sequence[float], expected: Tensor) -> None:
     """Whole and in rows, whatever order the scales are named in."""
     with torch.inference_mode():
-        field = combination.mix(combination.weigh(predict, size, scales), size)
+        field = combination.mix(combination.weigh(predict, size, scales=scales), size)
         assert_close(field.whole(), expected)
         assert_close(read_in_bands(field, 1), expected)
-        shuffled = combination.weigh(predict, size, scales[::-1])
+        shuffled = combination.weigh(predict, size, scales=scales[::-1])
         assert_close(combination.mix(shuffled, size).whole(), expected)
         assert_close(share_out(combination, size, scales), expected)
 
 
 def share_out(combination: Combination, size: Size, scales: Sequence[float]) -> Tensor:
     """The combined logits again, from what each scale says and from its share in them."""
-    parts = combination.weigh(predict, size, scales)
+    parts = combination.weigh(predict, size, scales=scales)
     shares = combination.shares(parts, size).whole()
     assert shares.shape == (1, len(scales), *size)
     if not isinstance(combination, (Explicit, ExplicitPairs)):
@@ -333,7 +335,7 @@ def features_at_1(size: Size, scales: Sequence[float]) -> dict[float, Tensor]:
 @torch.no_grad()
 def test_an_explicit_head_weighs_all_scales_at_once(batch_norm: bool, size: Size, scales: tuple[float, ...]) -> None:
     """It reads the features of scale 1 first, but gives weights in ascending order. They need not sum to 1."""
-    combination = awake(Explicit(FEATURES, len(scales), batch_norm))
+    combination = awake(Explicit(FEATURES, len(scales), batch_norm=batch_norm))
     features = features_at_1(size, scales)
     ordered = [features[1.0], *(features[s] for s in sorted(scales) if s != 1)]
     weights = layers_of(combination)(torch.cat(ordered, dim=1))
@@ -377,14 +379,14 @@ def test_explicit_pairs_share_out_each_lower_scales_weight(size: Size, scales: t
 @torch.no_grad()
 def test_auxiliary_logits_are_mixed_like_the_others(make: Callable[[], Combination]) -> None:
     combination = awake(make())
-    parts = combination.weigh(predict, (45, 70), THREE)
+    parts = combination.weigh(predict, (45, 70), scales=THREE)
 
     def pick(part: Part) -> Tensor:
         assert part.aux is not None
         return part.aux
 
     expected = combination.mix([replace(part, logits=pick(part)) for part in parts], (45, 70)).whole()
-    found = combination.mix(parts, (45, 70), pick).whole()
+    found = combination.mix(parts, (45, 70), pick=pick).whole()
     assert torch.equal(found, expected)
     assert (found - combination.mix(parts, (45, 70)).whole()).abs().max() > 1
 
@@ -393,7 +395,7 @@ def test_auxiliary_logits_are_mixed_like_the_others(make: Callable[[], Combinati
 def test_full_trust_takes_one_scale_alone() -> None:
     """An attention of 1 takes the lower scale and nothing else, one of 0 the higher, at every pixel."""
     combination = Hierarchical(FEATURES, 8).eval()
-    parts = sorted(combination.weigh(predict, (48, 64), (0.5, 1.0)), key=lambda part: part.scale)
+    parts = sorted(combination.weigh(predict, (48, 64), scales=(0.5, 1.0)), key=lambda part: part.scale)
     low, high = own_logits((48, 64), (0.5, 1.0)).values()
     for trust, expected in ((1.0, to(low, (48, 64))), (0.0, high)):
         sure = replace(parts[0], attention=torch.full_like(cast(Tensor, parts[0].attention), trust))

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.decide import bands, confidence_bins, count, encode, keep, top_class, top_classes
-from autolabel.teacher.networks.combine import Field, InMemory, Size, at_size
+from autolabel.teacher.networks.fields import Field, InMemory, Size, at_size
 
 torch.set_num_threads(1)
 
@@ -31,7 +31,7 @@ def noise(*shape: int, seed: int = 0, spread: float = 4) -> Tensor:
 
 def decided(winners: Tensor, confidences: Tensor, threshold: float, classes: int) -> Tensor:
     """The label of one threshold."""
-    return torch.from_numpy(keep(encode(winners, confidences, classes, (threshold,)).numpy(), classes))
+    return torch.from_numpy(keep(encode(winners, confidences, classes=classes, edges=(threshold,)).numpy(), classes))
 
 
 def of_classes(*logits: float) -> Tensor:
@@ -79,7 +79,9 @@ def test_the_top_class_and_its_softmax_probability(classes: int, spread: float) 
         pytest.param((7.0,), 0, 1.0, id="one class"),
     ],
 )
-def test_awkward_logits(logits: tuple[float, ...], winner: int, probability: float | None) -> None:
+def test_equal_and_extreme_logits_give_a_top_class_and_a_finite_probability(
+    logits: tuple[float, ...], winner: int, probability: float | None
+) -> None:
     found, confidence = top_class(of_classes(*logits))
     assert found.item() == winner == np.argmax(np.float32(logits))
     expected = probability or torch.softmax(torch.tensor(logits), dim=0).amax().item()
@@ -96,7 +98,7 @@ def test_among_equals_the_lowest_class_wins_wherever_they_are() -> None:
 def test_labels_are_those_of_the_full_softmax(classes: int) -> None:
     """On a megapixel at most: not one pixel off, save where the probability is within a rounding of the threshold."""
     logits = noise(1, classes, 256, 1024 if classes < 100 else 128, seed=9, spread=2)
-    winner, confidence = top_classes(InMemory(logits), 1, classes, CPU)
+    winner, confidence = top_classes(InMemory(logits), 1, classes=classes, device=CPU)
     softmax = torch.softmax(logits, dim=1)
     probability, expected = softmax.amax(dim=1), logits.argmax(dim=1)
     assert torch.equal(winner.long(), expected)
@@ -158,7 +160,7 @@ def test_every_confidence_is_in_its_bin() -> None:
 @pytest.mark.parametrize(("classes", "size"), [(2, (3, 5)), (19, (300, 301)), (255, (64, 64))])  # 300 x 301: two pieces
 def test_counts_are_those_of_plain_loops(classes: int, size: Size) -> None:
     winners, confidences = (x[0] for x in top_class(noise(1, classes, *size, spread=3)))
-    histogram, sums = count(winners, confidences, classes)
+    histogram, sums = count(winners, confidences, classes=classes)
     winner, p = winners.numpy(), confidences.numpy()
     for c in range(classes):
         mine = p[winner == c]
@@ -181,7 +183,7 @@ def test_a_code_holds_the_top_class_and_how_many_edges_are_exceeded(
     winners, confidences = (x[0] for x in top_class(noise(1, classes, 50, 60, spread=3)))
     around = [f(e) for e in edges for f in (below, lambda e: e, above) if f(e) > 0]
     confidences.view(-1)[: len(around)] = torch.tensor(around)
-    codes = encode(winners, confidences, classes, edges)
+    codes = encode(winners, confidences, classes=classes, edges=edges)
     levels = sum((confidences > e).long() for e in map(np.float32, edges))
     assert codes.dtype == dtype
     assert torch.equal(codes.long(), winners.long() * (len(edges) + 1) + levels)
@@ -201,7 +203,7 @@ def test_the_bins_above_a_threshold_hold_what_it_keeps(k: int) -> None:
     """Also where confidences lie on the threshold itself."""
     edges = torch.from_numpy(np.concatenate([EDGES[1:], EDGES[1:]]).reshape(2, CONFIDENCE_BINS).copy())
     winners = torch.arange(40, dtype=torch.uint8).view(2, 20) % 3
-    histogram, _ = count(winners, edges, 3)
+    histogram, _ = count(winners, edges, classes=3)
     label = decided(winners, edges, float(EDGES[k]), 3)
     assert [(label == c).sum() for c in range(3)] == histogram[:, k:].sum(dim=1).tolist()
     assert (label != 255).sum() == 2 * (CONFIDENCE_BINS - k)
@@ -211,13 +213,13 @@ def test_sums_of_confidences_are_exact_in_any_order() -> None:
     """So that a report is the same whatever the order of the pixels, the cores or the device."""
     winners, confidences = (x[0] for x in top_class(noise(1, 19, 300, 700, spread=2)))
     assert confidences.min() > 1 / 32
-    histogram, sums = count(winners, confidences, 19)
+    histogram, sums = count(winners, confidences, classes=19)
     units = (confidences.double() * 2**29).long()  # whole numbers: their sum cannot round
     assert torch.equal(units.double() / 2**29, confidences.double())
     exact = torch.zeros(19, dtype=torch.int64).index_add_(0, winners.flatten().long(), units.flatten())
     assert sums.tolist() == (exact.double() / 2**29).tolist()
     for order in (torch.randperm(210_000), torch.arange(210_000).flip(0), confidences.flatten().argsort()):
-        again = count(winners.flatten()[order].view(300, 700), confidences.flatten()[order].view(300, 700), 19)
+        again = count(winners.flatten()[order].view(300, 700), confidences.flatten()[order].view(300, 700), classes=19)
         assert torch.equal(again[0], histogram) and torch.equal(again[1], sums)
 
 
@@ -227,7 +229,7 @@ def test_sums_of_confidences_are_exact_in_any_order() -> None:
 @pytest.mark.parametrize("classes", [1, 2, 19, 255])
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (97, 131), (1024, 2048), (300, 100_000)])
 def test_bands_cover_every_row_once(size: Size, classes: int) -> None:
-    found = list(bands(size, classes, CPU))
+    found = list(bands(size, classes, device=CPU))
     assert [top for top, _ in found] == [0, *(bottom for _, bottom in found[:-1])]
     assert found[-1][1] == size[0]
     assert all(top < bottom for top, bottom in found)
@@ -249,8 +251,8 @@ class Asked(Field):
 def test_a_field_is_read_in_bands_and_never_whole() -> None:
     logits = noise(2, 19, 200, 300)
     asked = Asked(InMemory(logits))
-    winner, confidence = top_classes(asked, 2, 19, CPU)
-    assert asked.bands == list(bands((200, 300), 19, CPU))
+    winner, confidence = top_classes(asked, 2, classes=19, device=CPU)
+    assert asked.bands == list(bands((200, 300), 19, device=CPU))
     assert len(asked.bands) > 1
     whole = top_class(logits)
     assert torch.equal(winner, whole[0])
@@ -278,9 +280,9 @@ def test_nothing_with_a_value_per_class_and_pixel_is_ever_made() -> None:
     height, width, classes = 512, 1024, 65
     field = at_size(noise(1, classes, height // 4, width // 4), (2 * height, 2 * width), (height, width))
     with Largest() as seen:
-        winners, confidences = top_classes(field, 1, classes, CPU)
-        encode(winners, confidences, classes, (0.5, 0.9))
-        count(winners[0], confidences[0], classes)
+        winners, confidences = top_classes(field, 1, classes=classes, device=CPU)
+        encode(winners, confidences, classes=classes, edges=(0.5, 0.9))
+        count(winners[0], confidences[0], classes=classes)
     assert 0 < seen.bytes <= 4.4e6
     with Largest() as control:  # the measure sees what it should
         top_class(field.whole())

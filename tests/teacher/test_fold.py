@@ -56,7 +56,7 @@ def test_a_folded_network_gives_the_same_logits(arch: str, folded: int, left: li
     assert not torch.equal(after, before)  # something was done
 
 
-def test_every_norm_counts() -> None:
+def test_every_batch_norm_is_folded() -> None:
     """With one convolution's norm forgotten, or folded into its neighbour, the logits would be others."""
     network, images = network_by_formula("hrnet18s_ocr", CLASSES), picture(45, 70)
     with torch.inference_mode():
@@ -108,5 +108,5 @@ def test_a_network_with_its_own_bias_or_another_epsilon_folds_too() -> None:
 def test_only_a_teacher_is_folded(teacher: Path) -> None:
     """A student that starts from a checkpoint trains its batch norms on."""
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82
-    assert norms(load_teacher(teacher, "cpu").network) == []
+    assert norms(load_teacher(teacher, device="cpu").network) == []
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82  # the file is as it was

@@ -1,0 +1,65 @@
+"""The input of a labelling run: a manifest, or a folder of images, whose manifest is then kept in the run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.samples import Manifest, save_manifest
+from autolabel.manifests.scan import scan
+from autolabel.manifests.wording import Progress
+from autolabel.pipeline.lock import Lock
+from autolabel.teacher.checkpoints import read_checkpoint
+
+
+def manifest_of(
+    source: Path,
+    out: Path,
+    *,
+    teacher: Path,
+    label_space: LabelSpace | None = None,
+    part: tuple[int, int] | None = None,
+    progress: Progress | None = None,
+) -> Path:
+    """Return the manifest to label: `source` itself, or for a folder the manifest of its images, written into `out`.
+
+    The classes are `label_space`, or those that the teacher names. A folder is scanned again by every call, so that
+    images which it has gained are labelled too; but not while another part of the run is at work. Raises ValueError for
+    a source that does not exist, is a run, or cannot be scanned, and if nobody names the classes.
+    """
+    if source.is_file():
+        if label_space is not None:
+            raise ValueError(f"--label-space is for a folder of images: the manifest {source} names its own classes")
+        return source
+    if not source.is_dir():
+        raise ValueError(f"{source} does not exist: expected a folder of images, or a manifest")
+    if RunFolder(source).exists():
+        raise ValueError(
+            f"{source} is a run: expected a folder of images, or a manifest such as {RunFolder(source).manifest_path}"
+        )
+    folder = RunFolder(out)
+    folder.require_new_or_run()
+    space = label_space or _classes_of(teacher, source)
+    manifest, _ = scan(source, label_space=space, progress=progress)
+    out.mkdir(parents=True, exist_ok=True)
+    with Lock(out, part).held() as lock:
+        if lock.alone or not folder.input_path.is_file():
+            save_manifest(folder.input_path, _rooted(manifest, source.absolute()))
+    return folder.input_path
+
+
+def _classes_of(teacher: Path, source: Path) -> LabelSpace:
+    space = read_checkpoint(teacher).label_space
+    if space is None:
+        raise ValueError(
+            f"{teacher} does not name its classes: give --label-space (cityscapes, camvid, or a JSON file) to label"
+            f" {source}"
+        )
+    return space
+
+
+def _rooted(manifest: Manifest, root: Path) -> Manifest:
+    """The manifest with this root, which stays the same when the folder gains images in other folders of it."""
+    return replace(manifest, image_root=root, label_root=root)

@@ -1,0 +1,87 @@
+"""Devices that torch computes on (CPU, CUDA GPUs, Apple's GPU): their presence, precision and memory."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import torch
+
+from autolabel.manifests import machine
+
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def pick_device(name: str = "auto") -> str:
+    """Return the device to use: `auto` is the first GPU of CUDA, else the CPU. Raises ValueError for an absent one.
+
+    Apple's GPU, `mps`, has to be named: its results have never been compared with those of the others.
+    """
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        device = torch.device("meta")
+    if device.type not in ("cpu", "cuda", "mps"):
+        raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
+    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if device.type == "cuda" and not gpus:
+        raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use cpu")
+    if device.type == "cuda" and (device.index or 0) >= gpus:
+        there = "1 GPU here: use cuda:0" if gpus == 1 else f"{gpus} GPUs here: use cuda:0 to cuda:{gpus - 1}"
+        raise ValueError(f"device {name!r} was asked for, but torch finds {there}")
+    if device.type == "mps" and not torch.backends.mps.is_available():
+        raise ValueError(f"device {name!r} was asked for, but torch finds no GPU of Apple here: use cpu")
+    return name
+
+
+def pick_precision(name: str, device: str) -> str:
+    """Return the precision to use: `auto` is bfloat16 on a CUDA GPU that has it, else float32. Raises ValueError."""
+    if name != "auto":
+        if name not in PRECISIONS:
+            raise ValueError(f"unknown precision {name!r}: expected auto, {', '.join(PRECISIONS)}")
+        return name
+    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+
+
+def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
+    """Return a context in which networks compute in a precision of PRECISIONS."""
+    dtype = PRECISIONS[precision]
+    return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
+
+
+def free_memory(device: torch.device) -> int:
+    """Return the bytes that a new allocation on the device may take."""
+    if device.type == "cuda":
+        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0] + cached)
+    if device.type == "mps":  # shares the main memory, up to a limit
+        left = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+        return max(0, min(left, machine.free_memory()))
+    return machine.free_memory()
+
+
+def release_cache(device: torch.device) -> None:
+    """Give memory that torch only caches back to a GPU."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    elif device.type == "mps":
+        torch.mps.empty_cache()
+
+
+def highest_use(device: torch.device, work: Callable[[], object]) -> int:
+    """Do some work; return the bytes that it needed at most beyond those in use before it, at least 1."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        before = torch.cuda.memory_allocated(device)
+        work()
+        return max(1, torch.cuda.max_memory_allocated(device) - before)
+    if device.type == "mps":  # keeps no peak; but what its allocator has taken stays taken until the cache is emptied
+        torch.mps.empty_cache()
+        before = torch.mps.driver_allocated_memory()
+        work()
+        return max(1, torch.mps.driver_allocated_memory() - before)
+    with machine.PeakMemory() as peak:
+        work()
+    return max(1, peak.bytes)

@@ -1,0 +1,147 @@
+"""Maps that are computed where they are read, whole or a few rows at a time.
+
+A `Field` describes an image-sized map of logits without holding it in memory: a resized tensor, or a formula of other
+fields. Combining scales, or an image with its mirror, needs no more memory than the rows that are read.
+
+Legend: B batch, C channels; (h, w) a prediction's own resolution, (H, W) the image's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from autolabel.teacher.networks.hrnet import resize
+
+Size = tuple[int, int]  # height, width
+
+
+class Field:
+    """A map (B, C, H, W) of `size` (H, W) that is computed where it is read."""
+
+    size: Size
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        """Return the rows from `top` up to, but without, `bottom`: (B, C, bottom - top, W) float32."""
+        raise NotImplementedError
+
+    def whole(self) -> Tensor:
+        """Return the whole map, (B, C, H, W) float32."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class InMemory(Field):
+    """A map that is a tensor already."""
+
+    tensor: Tensor
+
+    @property
+    def size(self) -> Size:  # type: ignore[override]
+        return self.tensor.shape[-2], self.tensor.shape[-1]
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        return self.tensor[:, :, top:bottom]
+
+    def whole(self) -> Tensor:
+        return self.tensor
+
+
+@dataclass(frozen=True)
+class Resized(Field):
+    """`source` resized bilinearly to `size`: corners not aligned, no antialiasing.
+
+    Rows that are read by themselves equal those of the whole up to float32 rounding.
+    """
+
+    source: Field
+    size: Size
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        height = self.source.size[0]
+        # `place` is where the rows lie among the rows of the source; `share` weighs each of the source's rows.
+        place = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (height / self.size[0]) - 0.5
+        place = place.clamp_(0, height - 1).view(-1, 1)
+        first, last = int(place[0]), min(int(place[-1]) + 2, height)
+        share = (1 - (place - torch.arange(first, last)).abs_()).clamp_(min=0)
+        source = self.source.rows(first, last)
+        # Converted before it is moved: some devices have no float64.
+        return _widened(share.to(source.dtype).to(source.device) @ source, self.size[1])
+
+    def whole(self) -> Tensor:
+        return resize(self.source.whole(), self.size)
+
+
+def _widened(x: Tensor, width: int) -> Tensor:
+    """Resize the width alone, bilinearly."""
+    if x.device.type == "cpu":  # a third faster there; on a GPU this kernel would use one thread per column
+        lines = x.reshape(1, -1, x.shape[-1])
+        return F.interpolate(lines, size=width, mode="linear").view(*x.shape[:-1], width)
+    return resize(x, (x.shape[-2], width))
+
+
+def resized(source: Field, size: Size) -> Field:
+    """Return `source` resized to `size`, or `source` itself if it has that size."""
+    return source if source.size == size else Resized(source, size)
+
+
+def at_size(tensor: Tensor, *sizes: Size) -> Field:
+    """Return a prediction (B, C, h, w) resized to each of `sizes` in turn.
+
+    Halving a map that was enlarged by a multiple of 4 gives exactly the numbers of one direct resize (each output is
+    the mean of two neighbours on one linear piece). In that case the detour over the largest map is skipped.
+    """
+    *before, via, size = ((tensor.shape[-2], tensor.shape[-1]), *sizes)
+    if len(before) == 1 and all(
+        large == 2 * final and large % (4 * start) == 0
+        for start, large, final in zip(before[0], via, size, strict=True)
+    ):
+        return Resized(InMemory(tensor), size)
+    field: Field = InMemory(tensor)
+    for step in sizes:
+        field = resized(field, step)
+    return field
+
+
+@dataclass(frozen=True)
+class Combined(Field):
+    """`formula` of several fields of one size, pixel by pixel or row by row."""
+
+    formula: Callable[..., Tensor]
+    fields: tuple[Field, ...]
+
+    @property
+    def size(self) -> Size:  # type: ignore[override]
+        return self.fields[0].size
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        return self.formula(*(field.rows(top, bottom) for field in self.fields))
+
+    def whole(self) -> Tensor:
+        return self.formula(*(field.whole() for field in self.fields))
+
+
+def add(terms: Iterable[Tensor]) -> Tensor:
+    """Return the sum of tensors of one shape, added in their order."""
+    first, *others = terms
+    for term in others:
+        first = first + term
+    return first
+
+
+def mean(*values: Tensor) -> Tensor:
+    """Return the mean of tensors of one shape."""
+    return add(values) / len(values)
+
+
+def mean_with_mirrored(field: Field, mirrored: Field) -> Field:
+    """Return the mean of a field and of the field that was computed on the mirrored image."""
+    return Combined(mean, (field, Combined(_mirrored, (mirrored,))))
+
+
+def _mirrored(value: Tensor) -> Tensor:
+    return value.flip(-1)
