@@ -32,7 +32,7 @@ def relabel(
     """
     source = replace(source, path=source.path.absolute())
     _require_enough(source, policy)
-    if not source.input_manifest.is_file() or storage.sha256(source.input_manifest) != source.input_sha256:
+    if not storage.exists(source.input_manifest) or storage.sha256(source.input_manifest) != source.input_sha256:
         raise ValueError(
             f"{source.input_manifest}, the manifest of {source.path}, is gone or has changed: put it back as it was"
         )

@@ -192,7 +192,7 @@ def _match(run: Run, truth: Path) -> _Matched:
             )
         known[mark] = sample
     labelled, rows = 0, list[Row]()
-    for path in sorted(run.units.glob("*.parquet")):
+    for path in storage.list(run.units, suffix=".parquet"):
         for row in read_rows(path, _RECORD):
             labelled += row.labelled
             rows += [row] if row.labelled and row.image_fingerprint in known else []
