@@ -11,6 +11,7 @@ from tiny import manifest, sample
 from autolabel.manifests.fuse import fuse, join
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.samples import (
+    Sample,
     load_manifest,
     save_manifest,
 )
