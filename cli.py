@@ -662,7 +662,7 @@ def demo(out: Path, seed: int) -> None:
             raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
         click.secho("\nA city to drive in: streets drawn from a seed, labelled like Cityscapes.", bold=True)
         with progress("drawing scenes") as update:
-            write_city(out / "city", seed, fine=24, coarse=80, val=20, on_scene=update)
+            write_city(out / "city", seed, fine=24, coarse=80, val=20, progress=update)
         marker.touch()
     for line in _DEMO_STEPS.strip().splitlines():
         command = line.format(out=out, seed=seed)

@@ -80,9 +80,9 @@ def test_undrawn_pixels_get_the_class_and_probability_of_bayes_rule(temperature:
 
 def test_outlined_shares_that_are_equal_for_all_classes_leave_probabilities_as_they_are(city: Path) -> None:
     space = load_manifest(city / "val.parquet").label_space
-    assert Policy().left_out(space) is None
-    assert Policy(outlined=dict.fromkeys(space.names, 0.7)).left_out(space) is None
-    assert Policy(outlined={"sky": 0.75}).left_out(space) == [0.25 if name == "sky" else 1 for name in space.names]
+    assert Policy().prior(space) is None
+    assert Policy(outlined=dict.fromkeys(space.names, 0.7)).prior(space) is None
+    assert Policy(outlined={"sky": 0.75}).prior(space) == [0.25 if name == "sky" else 1 for name in space.names]
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_labels_do_not_depend_on_the_batch(job: LabelJob, teacher: Path) -> None
     network: Teacher = load_teacher(teacher, device="cpu")
     known = load_manifest(job.manifest)
     images = [read_image(s.image) for s in known.samples]
-    prior, coarse = OUTLINED.left_out(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
+    prior, coarse = OUTLINED.prior(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
 
     def codes(batch: int) -> list[NDArray[np.uint8] | NDArray[np.int16]]:
         predictions = network.predict_in_batches(images, batch, edges=(0.3,), scales=(1.0,), prior=prior, coarse=coarse)
