@@ -65,7 +65,7 @@ def written(root: Path) -> tuple[dict[str, dict[str, Manifest]], dict[str, Label
     bucket, labels = bucket_of(HEIGHT, WIDTH), dict[str, Label]()
     array = root / zarr_folder(LABELS) / bucket
     for n in range(SCENES):
-        scene = draw_scene(n, HEIGHT, WIDTH)
+        scene = draw_scene(n, height=HEIGHT, width=WIDTH)
         labels[str(n)] = ids[scene.fine]
         Image.fromarray(scene.image).save(root / f"{n}.png")
         Image.fromarray(scene.image).save(root / f"{n}.jpg", quality=90)

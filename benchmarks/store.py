@@ -64,7 +64,7 @@ def label_maps(folder: Path | None) -> list[Label]:
     if folder is not None:
         return [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
     ids = np.frombuffer(CITYSCAPES.train_ids, np.uint8)
-    return [ids[draw_scene(seed, 1024, 2048).fine] for seed in range(12)]
+    return [ids[draw_scene(seed, height=1024, width=2048).fine] for seed in range(12)]
 
 
 def pillow_png(label: Label) -> bytes:

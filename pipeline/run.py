@@ -99,7 +99,6 @@ def generate(
         predictor = predictor or (lambda run, device: KeptPredictor(source))
     elif engine == "local":
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe))
-    job.out.mkdir(parents=True, exist_ok=True)
     with Lock(job.out, job.portion.part).held() as lock:
         if run is None and RunFolder(job.out).exists():  # another part has made it meanwhile
             request, run = settle(job, digest, job.out)
@@ -166,15 +165,15 @@ def _tidy(run: Run, *, whole: bool) -> None:
     """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
     storage.remove_leftovers(run.path)
     if whole:
-        for note in run.attempts.glob("*.jsonl"):
-            note.unlink(missing_ok=True)
+        for note in storage.list(run.attempts):
+            storage.remove(note)
 
 
 def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
     run = Run.open(run.path)  # as another part may have left it
     tables = run.table_paths().values()
-    published = run.accounts and run.tables_sha256 and not left.units and all(path.is_file() for path in tables)
+    published = run.accounts and run.tables_sha256 and not left.units and all(map(storage.exists, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(run.input_manifest), "policy": run.policy.name}

@@ -14,10 +14,11 @@ reference's recipe, or as many as one asks for. In the folder:
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -39,8 +40,21 @@ ARMS = ("fine", "fine + coarse", "fine + auto")
 ADDED_SHARE = 0.5  # of the draws: the reference's recipe
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("coarse", "auto")
-OnArm = Callable[[str, int, StepReport], None]  # arm, seed, report
-OnArmLabel = Callable[[str, int, int, int], None]  # arm, seed, done, all
+
+
+@dataclass(frozen=True)
+class ArmProgress:
+    """The state of a comparison: the training under way, and the steps of all trainings.
+
+    step: of this training; 0 while it reads labels. done, total: steps of all trainings. note: loss and speed in words.
+    """
+
+    arm: str
+    seed: int
+    step: int
+    done: int
+    total: int
+    note: str
 
 
 def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
@@ -75,21 +89,21 @@ def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | Non
 def compare(
     fine: Path,
     coarse: Path,
+    *,
     auto: Path,
     template: TrainJob,
     seeds: Sequence[int],
-    on_step: OnArm | None = None,
     further: Mapping[str, Path] | None = None,
-    on_label: OnArmLabel | None = None,
-    on_note: Callable[[str], None] | None = None,
     added_share: float = ADDED_SHARE,
+    on_progress: Callable[[ArmProgress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Train and score every arm with every seed, under `template.out`; what is finished there is not done again.
+    """Train and score every arm with every seed, under `template.out`; finished trainings are not repeated.
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
-    and batch size. `on_label` hears of the labels that are read before a training's first step; `on_note` is that
-    of `train`. `added_share` of the draws of every arm but the first are of what it adds. Raises ValueError,
-    also where a run's teacher was trained on validation images.
+    and batch size. `added_share` is the share of the draws that show the labels which an arm adds to the fine ones.
+    `on_progress` hears of every step, and of labels that are read before the first one; `on_note` is that of `train`.
+    Raises ValueError, also if a run's teacher was trained on validation images.
     """
     if not 0 < added_share < 1:
         raise ValueError(f"added-share {added_share:g}: expected a number between 0 and 1, such as {ADDED_SHARE}")
@@ -110,16 +124,15 @@ def compare(
 
     scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
     curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
-    for seed in seeds:  # a comparison that is stopped has all arms of the first ones
-        for arm in manifests:
-            path = template.out / f"{_slug(arm)}.parquet"
-            job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
-            report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
-            reading = (lambda done, total, a=arm, s=seed: on_label(a, s, done, total)) if on_label else None
-            best = train(job, report, progress=reading, on_note=on_note)
-            curve = read_curve(job.out / "curves.csv")
-            scores[arm].append(last_scores(job, best, curve))
-            curves[arm].append(curve)
+    trainings = list(itertools.product(seeds, manifests))  # all arms of a seed, then the next seed
+    for place, (seed, arm) in enumerate(trainings):
+        path = template.out / f"{_slug(arm)}.parquet"
+        job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
+        now = ArmProgress(arm, seed, 0, place * job.steps, len(trainings) * job.steps, "")
+        best = _train(job, now, on_progress, on_note)
+        curve = read_curve(job.out / "curves.csv")
+        scores[arm].append(last_scores(job, best, curve))
+        curves[arm].append(curve)
     about = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
     asked = {
         **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate")},
@@ -133,6 +146,24 @@ def compare(
     storage.write_json(template.out / "compare.json", found.record())
     storage.write(template.out / "index.html", render(found, template.out).encode())
     return found
+
+
+def _train(
+    job: TrainJob,
+    start: ArmProgress,
+    on_progress: Callable[[ArmProgress], None] | None,
+    on_note: Callable[[str], None] | None,
+) -> Scores:
+    def tell(step: int, note: str) -> None:
+        if on_progress:
+            on_progress(replace(start, step=step, done=start.done + step, note=note))
+
+    return train(
+        job,
+        lambda step: tell(step.step, step.note()),
+        progress=lambda done, total: tell(0, f"reading labels {done}/{total}"),
+        on_note=on_note,
+    )
 
 
 def _slug(arm: str) -> str:
