@@ -29,7 +29,6 @@ from autolabel.student.job import TrainJob
 if TYPE_CHECKING:
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
-    from autolabel.student.train import StepReport
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 
@@ -401,17 +400,12 @@ def train(**values: Any) -> None:
     with progress(f"training {job.arch}") as update:
         scores = train(
             job,
-            lambda step: update(step.step, job.steps, _note(step), step.images_per_s / job.batch_size),
+            lambda step: update(step.step, job.steps, str(step), step.images_per_s / job.batch_size),
             progress=lambda done, total: update(0, job.steps, f"reading labels {done}/{total}"),
             on_note=update.say,
         )
     show(scores)
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
-
-
-def _note(step: StepReport) -> str:
-    miou = f"  mIoU {percent(step.miou)}" if step.miou is not None else ""
-    return f"loss {step.loss:.3f}  {step.images_per_s:.1f} images/s{miou}"
 
 
 @main.command()
@@ -707,23 +701,11 @@ def compare(
     from autolabel.student.comparison import compare as students
 
     template = build_job(TrainJob, values | {"manifest": fine})
-    arms = students.arm_names(further)
-    total = template.steps * seeds * len(arms)
     with progress("training students") as update:
-
-        def tell(arm: str, seed: int, step: int, note: str) -> None:
-            trainings = seed * len(arms) + arms.index(arm)
-            update(trainings * template.steps + step, total, f"{arm}, seed {seed}: {note}")
-
-        def on_step(arm: str, seed: int, step: StepReport) -> None:
-            tell(arm, seed, step.step, _note(step))
-
-        def on_label(arm: str, seed: int, done: int, count: int) -> None:
-            tell(arm, seed, 0, f"reading labels {done}/{count}")
-
         comparison = students.compare(
-            fine, coarse, auto, template, range(seeds), on_step, further, on_label, update.say, added_share
-        )
+            fine, coarse, auto=auto, template=template, seeds=range(seeds), further=further, added_share=added_share,
+            on_step=lambda step: update(step.done, step.total, str(step)), on_note=update.say,
+        )  # fmt: skip
     show(comparison)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
 
