@@ -165,9 +165,9 @@ def compare(
 
     template = build_job(TrainJob, {"manifest": Path(fine), "val": Path(val), "out": Path(out), **settings})
     return compare(
-        Path(fine), Path(coarse), auto=Path(auto), template=template, seeds=range(seeds),
-        further={name: Path(path) for name, path in (arms or {}).items()}, added_share=added_share,
-        on_step=None if progress is None else lambda step: progress(step.done, step.total),
+        Path(fine), Path(coarse), auto=Path(auto), template=template, seeds=range(seeds), added_share=added_share,
+        further={name: Path(path) for name, path in (arms or {}).items()},
+        on_progress=None if progress is None else lambda now: progress(now.done, now.total),
     )  # fmt: skip
 
 

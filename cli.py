@@ -22,7 +22,7 @@ import click
 
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields, parse_numbers, parse_share
-from autolabel.manifests.wording import Shown, duration, percent, plain
+from autolabel.manifests.wording import Shown, duration, plain
 from autolabel.pipeline.job import LabelJob
 from autolabel.student.job import TrainJob
 
@@ -35,6 +35,7 @@ INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+MANIFEST = click.Path(path_type=Path)  # a folder is refused where it is opened, with the way to make a manifest of it
 
 
 # --- errors and help --------------------------------------------------------------------------------------------------
@@ -97,24 +98,6 @@ class Commands(click.Group):
         except (KeyboardInterrupt, click.Abort):
             click.echo("autolabel: interrupted; everything finished so far is kept, run the same again", err=True)
             ctx.exit(INTERRUPTED)
-
-
-class Otherwise(Commands):
-    """A group with a command that is meant where no other is named: `stats RUN` beside `stats diff A B`.
-
-    Its key is that command's first argument, so that help shows what to type.
-    """
-
-    def __init__(self, *arguments: Any, otherwise: str, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.otherwise = otherwise
-        self.context_settings = {"ignore_unknown_options": True}  # they are that command's
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command, list[str]]:
-        """Find the command that the arguments mean."""
-        if args[0] in self.commands and args[0] != self.otherwise:
-            return args[0], self.commands[args[0]], args[1:]
-        return None, self.commands[self.otherwise], args
 
 
 def _one_line(error: BaseException) -> str:
@@ -187,27 +170,26 @@ def _as_text(default: Any) -> str:
     return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
 
 
-def parse_pairs(text_form: str, convert: Callable[[str], Any]) -> Callable[..., dict[str, Any]]:
-    """Return a callback for an option that is given several times as NAME=VALUE, every name once."""
+def pairs(form: str, convert: Callable[[str], Any]) -> dict[str, Any]:
+    """Return the arguments of an option that is given several times as NAME=VALUE, every name once."""
 
-    def parse(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
-        pairs: dict[str, Any] = {}
-        for text in texts:
-            name, _equals, value = text.partition("=")
+    def read(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, equals, value in (text.partition("=") for text in texts):
             try:
-                if not name or not value or name in pairs:
+                if not (name and value) or name in values:
                     raise ValueError
-                pairs[name] = convert(value)
+                values[name] = convert(value)
             except ValueError:
-                raise Failure(f"{option.opts[0]} {text}: expected {text_form}, every name once") from None
-        return pairs
+                raise Failure(f"{option.opts[0]} {name}{equals}{value}: expected {form}, every name once") from None
+        return values
 
-    return parse
+    return {"multiple": True, "callback": read, "metavar": form}
 
 
 output_manifest = option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
 policy_option = option(
-    "--policy", **text(load_policy, "POLICY"), group="what",
+    "--policy", **text(load_policy, "POLICY"), default=PAPER, group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
 space_option = option(
@@ -248,7 +230,8 @@ class Reporter:
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Reporter]:
     """Show a bar with the time that is left on a terminal, and a plain line every 20 s elsewhere."""
-    from rich.console import Console, RenderableType
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
@@ -262,28 +245,18 @@ def progress(title: str) -> Iterator[Reporter]:
                 last, finished = time.monotonic(), done >= total
                 click.echo(f"{title}: {done}/{total}  {text}".rstrip(), err=True)
 
-        yield Reporter(line, lambda text: click.echo(f"{title}: {text}", err=True))
+        yield Reporter(line, lambda text: click.echo(f"{title}: {plain(text)}", err=True))
         return
-
-    class WithNote(Progress):
-        """A bar with a note below it: side by side they would not fit 80 columns."""
-
-        note = ""
-
-        def get_renderables(self) -> Iterator[RenderableType]:
-            yield self.make_tasks_table(self.tasks)
-            if self.note:
-                yield Text(f"  {self.note}", no_wrap=True, overflow="ellipsis")
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with WithNote(*columns, console=console) as bars:
-        task = bars.add_task(title, total=None)
+    bars, note = Progress(*columns, console=console), Text(no_wrap=True, overflow="ellipsis")
+    task = bars.add_task(title, total=None)
 
-        def bar(done: int, total: int, text: str) -> None:
-            bars.note = text
-            bars.update(task, completed=done, total=total)
+    def bar(done: int, total: int, text: str) -> None:
+        note.plain = f"  {text}"
+        bars.update(task, completed=done, total=total)
 
-        yield Reporter(bar, lambda text: console.print(text, markup=False, highlight=False))
+    with Live(Group(bars, note), console=console):  # the note below the bar: side by side they would not fit 80 columns
+        yield Reporter(bar, lambda text: console.print(plain(text), markup=False, highlight=False))
 
 
 @click.group(
@@ -293,7 +266,7 @@ def progress(title: str) -> Iterator[Reporter]:
 def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
-    Start with `autolabel demo`. With your own images and a checkpoint: generate, stats, report. Everything else:
+    Start with `autolabel demo`. With images and a checkpoint of your own: generate, stats, report. The whole way:
     manifest scan, train, generate, stats, audit, report, manifest fuse, train, compare.
     """
 
@@ -303,7 +276,7 @@ def main() -> None:
 
 @main.group()
 def manifest() -> None:
-    """Make, join and look at manifests: lists of images and labels."""
+    """Make, join and look at lists of images and labels."""
 
 
 @manifest.command()
@@ -322,7 +295,7 @@ def manifest() -> None:
     help="The numbers in the PNGs of --labels and --coarse: train ids, or the label space's source ids.",
 )  # fmt: skip
 def scan(folder: Path, output: Path, label_space: str | None, **options: Any) -> None:
-    """Find the images and labels in FOLDER, check them, and write a manifest.
+    """Find and check the images and labels in FOLDER, and list them.
 
     \b
     autolabel manifest scan data/cityscapes --split train_extra -o coarse.parquet
@@ -343,17 +316,17 @@ def scan(folder: Path, output: Path, label_space: str | None, **options: Any) ->
 
 
 @manifest.command()
-@click.argument("manifests", type=FILE, nargs=-1, required=True)
+@click.argument("manifests", type=MANIFEST, nargs=-1, required=True)
 @output_manifest
 @option(
-    "--weight", "weights", multiple=True, metavar="SOURCE=NUMBER", callback=parse_pairs("SOURCE=NUMBER", float),
+    "--weight", "weights", **pairs("SOURCE=NUMBER", float),
     help="Draw the samples of a source so often, such as auto=0.5; may be given several times.",
 )  # fmt: skip
-@option("--leak-check", type=FILE, help="Refuse if an image is also in this (validation) manifest.")
+@option("--leak-check", type=MANIFEST, help="Refuse if an image is also in this (validation) manifest.")
 @option("--drop-worst", **text(parse_share, "SHARE"), help="Leave out the least trusted, such as 5%.")
 @option("--keep-if", metavar="CONDITION", help="Leave out images that do not meet it; see docs/statistics.md.")
 def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
-    """Join the labelled samples of several manifests into one to train on.
+    """Join the labelled samples of several MANIFESTS to train on.
 
     --drop-worst and --keep-if leave out images of runs, by their statistics.
 
@@ -368,9 +341,9 @@ def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
 
 
 @manifest.command("show")
-@click.argument("path", metavar="MANIFEST", type=FILE)
+@click.argument("path", metavar="MANIFEST", type=MANIFEST)
 def show_manifest(path: Path) -> None:
-    """Print what a manifest holds."""
+    """Print what a MANIFEST holds."""
     from autolabel.manifests.samples import load_manifest
 
     show(load_manifest(path))
@@ -380,12 +353,12 @@ def show_manifest(path: Path) -> None:
 
 
 @main.command()
-@click.argument("manifest", type=FILE)
-@option("--val", type=FILE, required=True, group="what", help="Manifest to validate on; it shares no image.")
+@click.argument("manifest", type=MANIFEST)
+@option("--val", type=MANIFEST, required=True, group="what", help="Manifest to validate on; it shares no image.")
 @option("--out", type=FOLDER, required=True, group="what", help="Folder of the training; started again, it goes on.")
 @job_options(TrainJob)
 def train(**values: Any) -> None:
-    """Train a teacher on a MANIFEST of fine labels, or a student on a fused one.
+    """Train a network on a MANIFEST: a teacher, or a student.
 
     Half of the crops are aimed at a class, every class as often as the next. A step shows --batch-size crops, whatever
     the number of workers.
@@ -400,7 +373,7 @@ def train(**values: Any) -> None:
     with progress(f"training {job.arch}") as update:
         scores = train(
             job,
-            lambda step: update(step.step, job.steps, str(step), step.images_per_s / job.batch_size),
+            lambda step: update(step.step, job.steps, step.note(), step.images_per_s / job.batch_size),
             progress=lambda done, total: update(0, job.steps, f"reading labels {done}/{total}"),
             on_note=update.say,
         )
@@ -410,7 +383,7 @@ def train(**values: Any) -> None:
 
 @main.command()
 @click.argument("checkpoint", type=FILE)
-@click.argument("manifest", type=FILE)
+@click.argument("manifest", type=MANIFEST)
 @option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @option("--pictures", type=FOLDER, help="Draw the worst images here: photograph, truth, prediction, errors.")
 @option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
@@ -421,7 +394,9 @@ def train(**values: Any) -> None:
 @job_options(LabelJob, only=("flip", "combine"))
 @job_options(TrainJob, only=("device",))
 def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Path | None, **options: Any) -> None:
-    """Score a CHECKPOINT on a MANIFEST of fine labels: IoU and boundary F by class, and the worst images.
+    """Score a CHECKPOINT on a MANIFEST of fine labels.
+
+    Prints IoU and boundary F by class, and the worst images.
 
     \b
     autolabel evaluate teacher/best.pt val.parquet -o scores.json
@@ -456,14 +431,9 @@ def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Pa
 @job_options(LabelJob)
 @option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    source: Path,
-    policy: Policy | None,
-    threshold: float | None,
-    label_space: str | None,
-    dry_run: bool,
-    **values: Any,
+    source: Path, policy: Policy, threshold: float | None, label_space: str | None, dry_run: bool, **values: Any
 ) -> None:
-    """Label the images of SOURCE, a folder of images or a manifest.
+    """Label the images of SOURCE, a folder or a manifest.
 
     \b
     autolabel generate drive/ --teacher teacher/best.pt --out runs/auto
@@ -474,10 +444,10 @@ def generate(
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
 
-    if policy is not None and threshold is not None:
+    if threshold is not None and policy is not PAPER:
         raise Failure(f"--threshold {threshold:g} and --policy {policy.name}: write the threshold into the policy")
-    if policy is None:
-        policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
+    if threshold not in (None, PAPER.threshold):
+        policy = Policy(threshold=threshold)
     space = load_label_space(label_space) if label_space else None
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry_run else values["out"]
@@ -495,14 +465,7 @@ def generate(
 
 
 def _counters(update: Reporter) -> Callable[[Counters], None]:
-    def report(now: Counters) -> None:
-        parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
-        parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
-        parts += [f"{now.quarantined} quarantined"] if now.quarantined else []
-        parts += [f"{now.workers} worker{'s' if now.workers > 1 else ''}"] if now.workers else []
-        update(now.before + now.done, now.before + now.wanted, "  ".join(parts), now.images_per_s)
-
-    return report
+    return lambda now: update(now.before + now.done, now.before + now.wanted, now.note(), now.images_per_s)
 
 
 def _end(result: Labelling, max_quarantined: float) -> None:
@@ -521,15 +484,15 @@ def _end(result: Labelling, max_quarantined: float) -> None:
 @main.command()
 @click.argument("run", type=FOLDER)
 @option(
-    "--policy",
-    **text(load_policy, "POLICY"),
-    required=True,
+    "--policy", **text(load_policy, "POLICY"), required=True,
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.",
-)
+)  # fmt: skip
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
 def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
-    """Label the images of RUN again by another policy, from its kept confidence and without the teacher.
+    """Label a RUN again by another policy, without the teacher.
+
+    The run must have been generated with --keep-confidence.
 
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
     """
@@ -547,7 +510,7 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
 @click.argument("run", type=FOLDER)
 @option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
 def verify(run: Path, repair: bool) -> None:
-    """Read everything in RUN again and compare it with what was committed.
+    """Read a RUN again and compare it with what was committed.
 
     autolabel verify runs/auto
     """
@@ -563,19 +526,11 @@ def verify(run: Path, repair: bool) -> None:
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 
-@main.group(cls=Otherwise, otherwise="RUN")
-def stats() -> None:
-    """Sum up a run's labels, compare two runs, and count what people outlined.
-
-    `autolabel stats RUN --help`, and `diff` or `outlined` in its place, have the options.
-    """
-
-
-@stats.command("RUN")
+@main.command()
 @click.argument("run", type=FOLDER)
 @option("--threshold", type=float, help="Say what another threshold would have kept: a multiple of 0.05.")
-def stats_run(run: Path, threshold: float | None) -> None:
-    """Print the labels of RUN class by class, coarse and automatic side by side.
+def stats(run: Path, threshold: float | None) -> None:
+    """Sum up the labels of a RUN, class by class.
 
     \b
     autolabel stats runs/auto
@@ -589,31 +544,13 @@ def stats_run(run: Path, threshold: float | None) -> None:
     show(summary if threshold is None else at_threshold(summary, threshold))
 
 
-@stats.command("outlined")
-@click.argument("run", type=FOLDER)
-@option("-o", "--output", type=FILE, required=True, help="Write the run's policy with these shares, for `generate`.")
-def stats_outlined(run: Path, output: Path) -> None:
-    """Count how much of each class people outline, and write a policy that makes use of it.
-
-    \b
-    autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
-    autolabel stats outlined trial -o outlined.toml
-    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
-    """
-    from autolabel.pipeline.analysis.stats import outlined
-
-    counts = outlined(run, output=output)
-    show(counts)
-    click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
-
-
-@stats.command("diff")
+@main.command()
 @click.argument("run_a", type=FOLDER)
 @click.argument("run_b", type=FOLDER)
-def stats_diff(run_a: Path, run_b: Path) -> None:
-    """Compare the labels of two runs over the same manifest, pixel by pixel.
+def diff(run_a: Path, run_b: Path) -> None:
+    """Compare the labels of two runs over the same images.
 
-    autolabel stats diff runs/auto runs/strict
+    autolabel diff runs/auto runs/strict
     """
     from autolabel.pipeline.analysis.diff import compare
 
@@ -624,7 +561,25 @@ def stats_diff(run_a: Path, run_b: Path) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@option("--truth", type=FILE, required=True, help="Manifest with fine labels of images that the run labelled.")
+@option("-o", "--output", type=FILE, required=True, help="Write the run's policy with these shares, for `generate`.")
+def outlined(run: Path, output: Path) -> None:
+    """Count what people outline; write a policy that uses it.
+
+    \b
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
+    autolabel outlined trial -o outlined.toml
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
+    """
+    from autolabel.pipeline.analysis.stats import outlined
+
+    counts = outlined(run, output=output)
+    show(counts)
+    click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@option("--truth", type=MANIFEST, required=True, help="Manifest with fine labels of images that the run labelled.")
 @option(
     "--target-precision", type=float, default=0.95, show_default=True,
     help="Suggest thresholds that give every class's label this precision.",
@@ -633,7 +588,9 @@ def stats_diff(run_a: Path, run_b: Path) -> None:
 @option("--allow-leak", is_flag=True, help="Accept truth that the teacher was trained on; the audit records it.")
 @moved_teacher
 def audit(run: Path, truth: Path, **options: Any) -> None:
-    """Hold the labels of RUN against truth: precision, borders, calibration, and a threshold for each class.
+    """Hold the labels of a RUN against fine labels.
+
+    Prints precision, borders and calibration, and writes a policy with a threshold for each class.
 
     autolabel audit runs/auto --truth held_out.parquet
     """
@@ -652,7 +609,7 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
 @moved_teacher
 def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None, attention: bool) -> None:
-    """Write RUN/report/index.html: plots, and a gallery that opens from disk.
+    """Write RUN/report/index.html: plots and a gallery.
 
     autolabel report runs/auto
     """
@@ -667,23 +624,19 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
 
 
 @main.command()
-@option("--fine", type=FILE, required=True, group="what", help="Manifest of fine labels.")
-@option("--coarse", type=FILE, required=True, group="what", help="Manifest of the coarsely labelled images.")
+@option("--fine", type=MANIFEST, required=True, group="what", help="Manifest of fine labels.")
+@option("--coarse", type=MANIFEST, required=True, group="what", help="Manifest of the coarsely labelled images.")
 @option("--auto", type=FOLDER, required=True, group="what", help="Run that labelled the same images.")
 @option(
-    "--arm", "further", multiple=True, metavar="NAME=PATH", group="what", callback=parse_pairs("NAME=PATH", Path),
+    "--arm", "further", **pairs("NAME=PATH", Path), group="what",
     help="Train one more arm on a manifest or a run; may be given several times.",
 )  # fmt: skip
-@option("--val", type=FILE, required=True, group="what", help="Manifest to score on.")
+@option("--val", type=MANIFEST, required=True, group="what", help="Manifest to score on.")
 @option("--out", type=FOLDER, required=True, group="what", help="Folder of the comparison; started again, it goes on.")
 @option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    group="what",
+    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, group="what",
     help="Trainings per arm; a verdict needs two or more.",
-)
+)  # fmt: skip
 @option(
     "--added-share", type=float, default=0.5, show_default=True, group="how",
     help="Share of the draws that show the labels which an arm adds to the fine ones.",
@@ -692,19 +645,22 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
 def compare(
     fine: Path, coarse: Path, auto: Path, further: dict[str, Path], seeds: int, added_share: float, **values: Any
 ) -> None:
-    """Train students that differ in their labels only, and say class by class which learnt more.
+    """Train students on different labels, and compare them.
+
+    The students differ in their labels only; class by class, the command says which learnt more, or that it is open.
 
     \b
     autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
        --seeds 3 --arm human-first=runs/human-first
     """
-    from autolabel.student.comparison import compare as students
+    from autolabel.student.comparison.compare import compare
 
     template = build_job(TrainJob, values | {"manifest": fine})
     with progress("training students") as update:
-        comparison = students.compare(
+        comparison = compare(
             fine, coarse, auto=auto, template=template, seeds=range(seeds), further=further, added_share=added_share,
-            on_step=lambda step: update(step.done, step.total, str(step)), on_note=update.say,
+            on_progress=lambda now: update(now.done, now.total, f"{now.arm}, seed {now.seed}: {now.note}"),
+            on_note=update.say,
         )  # fmt: skip
     show(comparison)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
@@ -746,7 +702,7 @@ def demo(out: Path, seed: int) -> None:
             raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
         click.secho("\nA city to drive in: streets drawn from a seed, labelled like Cityscapes.", bold=True)
         with progress("drawing scenes") as update:
-            write_city(out / "city", seed, fine=24, coarse=80, val=20, on_scene=update)
+            write_city(out / "city", seed, fine=24, coarse=80, val=20, progress=update)
         marker.touch()
     for line in _DEMO_STEPS.strip().splitlines():
         command = line.format(out=out, seed=seed)
@@ -763,7 +719,7 @@ def demo(out: Path, seed: int) -> None:
 
 
 def run() -> None:
-    """The command. When it is stopped, threads that are still at an image are not waited for."""
+    """Run the command line. A command that was stopped does not wait for threads that still work on an image."""
     try:
         main(prog_name="autolabel")
     except SystemExit as leaving:

@@ -56,7 +56,7 @@ def strip(coarse: Path, run: Path) -> str:
     manifest = load_manifest(coarse)
     sample = manifest.samples[HERO]
     photograph = Image.fromarray(read_image(sample.image))
-    rough = read_label(sample.coarse_label, manifest.label_space, sample.label_ids)
+    rough = read_label(sample.coarse_label, manifest.label_space, ids=sample.label_ids)
     auto = Run.open(run).labels[sample.sample_id]
     pictures = [photograph, *(Image.blend(photograph, draw_label(label, CITYSCAPES), SHADE) for label in (rough, auto))]
     covered = [f"{100 * (label != 255).mean():.0f} % covered" for label in (rough, auto)]

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autolabel.manifests import storage
 from autolabel.manifests.images import IMAGE_SUFFIXES, BadImage, read_label, read_size
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.layouts import (
@@ -25,7 +26,7 @@ from autolabel.manifests.layouts import (
     list_mapillary,
 )
 from autolabel.manifests.machine import cores
-from autolabel.manifests.run.folder import RUN
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.wording import Progress, Shown
 
@@ -156,8 +157,8 @@ def scan(
 
 def _guess(root: Path, skipped_runs: list[Path]) -> tuple[str, Path]:
     """The layout, "pairs" for images/ beside labels/, and the folder of the data set. Raises BadLayout."""
-    if (root / RUN).is_file():
-        raise BadLayout(f"{root} is a run: its automatic labels are listed in {root / 'manifest.parquet'}")
+    if RunFolder(root).exists():
+        raise BadLayout(f"{root} is a run: its automatic labels are listed in {RunFolder(root).manifest_path}")
     data_sets = list(_data_sets(root, skipped_runs, depth=_DEPTH))
     if len(data_sets) > 1:
         named = ", ".join(f"{folder} ({layout})" for layout, folder in data_sets)
@@ -181,8 +182,8 @@ def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterato
     if layouts or pairs:
         yield from ((name, folder) for name in layouts or ["pairs"])
     elif depth:
-        for child in sorted(folder.iterdir()):
-            if (child / RUN).is_file():
+        for child in storage.list(folder):
+            if RunFolder(child).exists():
                 skipped_runs.append(child)
             elif child.is_dir() and not child.name.startswith("."):
                 yield from _data_sets(child, skipped_runs, depth=depth - 1)
@@ -239,7 +240,7 @@ def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, str | None, list[
     faults: list[str] = []
     for path in dict.fromkeys(path for path in (sample.label, sample.coarse_label) if path is not None):
         try:
-            read_label(path, space, sample.label_ids, size=(height, width))
+            read_label(path, space, ids=sample.label_ids, size=(height, width))
         except BadImage as error:
             faults.append(str(error))
     return replace(sample, height=height, width=width), None, faults

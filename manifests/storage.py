@@ -33,7 +33,7 @@ _HOLDER = ".holder"  # suffix of the file that says who holds a lock
 _EDGE = 64 * 1024
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 _PIECE = 1 << 22  # bytes that a checksum takes into memory at once
-_LEAVING = re.compile(r"^/|^[A-Za-z]:|[\\\0]|(^|/)\.\.(/|$)")
+LEAVING = r"^/|^[A-Za-z]:|[\\\0]|(^|/)\.\.(/|$)"  # stored names that could leave their root on some system
 
 
 class Stat(NamedTuple):
@@ -323,7 +323,7 @@ def under(root: Path, name: str) -> Path:
     Raises ValueError for a name that could leave the root on some system: an absolute one, one with "..", a backslash,
     a drive letter or a NUL.
     """
-    if not name or _LEAVING.search(name):
+    if not name or re.search(LEAVING, name):
         raise ValueError(f"path {name!r} leaves its root {root}: expected a relative path with forward slashes")
     return root / name
 

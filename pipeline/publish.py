@@ -42,7 +42,7 @@ def publish(
             )
         )  # fmt: skip
         for unit in plan:
-            if not (run.units / unit.record).is_file():
+            if not storage.exists(run.units / unit.record):
                 left += len(unit.samples)
                 continue
             record, _ = read_record(run.units / unit.record)

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shutil
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -76,7 +76,9 @@ class Plan:
         try:
             if path.name != _name(path):  # asked first: Arrow trusts what it reads
                 raise self._damaged("its checksum is another")
-            self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+            file = storage.reading(path)
+            weakref.finalize(self, file.close)
+            self._reader = pa.ipc.open_file(file)
             if not self._reader.schema.equals(_PLAN_SCHEMA):
                 raise BadTable(f"{path} is not a plan of this version: start a new run folder")
             heads = [self._head(self._reader.get_batch(k)) for k in range(self._reader.num_record_batches)]
@@ -210,8 +212,7 @@ def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used:
         made = Path(scratch, "plan.arrow")
         _cut(made, old, new, used, unit_size)
         path = folder / _name(made)
-        with storage.reading(made) as source, storage.writing(path) as target:
-            shutil.copyfileobj(source, target)
+        storage.copy(made, path)
     return path
 
 

@@ -52,7 +52,7 @@ def draw_sheet(
 
     Errors are in the colours of DISAGREEMENT: right, another class, and the dimmed photograph where truth is ignored.
     """
-    photograph = shrink(Image.fromarray(image), LONGEST, Image.Resampling.LANCZOS)
+    photograph = shrink(Image.fromarray(image), LONGEST, how=Image.Resampling.LANCZOS)
     errors = Image.alpha_composite(photograph.convert("RGBA"), draw_disagreement(truth, prediction)).convert("RGB")
     sheet = Image.new("RGB", (2 * photograph.width, 2 * photograph.height))
     for place, part in enumerate((photograph, draw_label(truth, space), draw_label(prediction, space), errors)):

@@ -206,10 +206,11 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint without executing anything in it. Raises BadCheckpoint, FileNotFoundError."""
-    return checkpoint_of(path, *read_state(path))
+    content, state = read_state(path)
+    return checkpoint_of(path, content, state=state)
 
 
-def checkpoint_of(path: Path, content: Mapping[str, Any], state: dict[str, Tensor]) -> Checkpoint:
+def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Tensor]) -> Checkpoint:
     """Return the checkpoint in what `read_state` returned. Raises BadCheckpoint."""
     network = recognise(state, str(content.get("arch", "")))
     if content.get("format") != FORMAT:
@@ -247,7 +248,7 @@ def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> l
     return sorted(missing) + sorted(shapes) + sorted(extra)
 
 
-def require_match(path: Path, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, network: str) -> None:
+def require_match(path: Path, expected: Mapping[str, Tensor], *, state: Mapping[str, Tensor], network: str) -> None:
     """Raise BadCheckpoint, naming the first difference, unless the tensors of a file fit a network."""
     wrong = mismatches(expected, state)
     if wrong:
@@ -265,9 +266,9 @@ def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 def load_network(path: Path, checkpoint: Checkpoint) -> SegmentationNet:
     """Return the checkpoint's network with its weights. Raises BadCheckpoint if any tensor does not fit."""
     with torch.device("meta"):  # draws no random weights
-        network = build(checkpoint.arch, checkpoint.classes, checkpoint.scales)
+        network = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales)
     expected = network.state_dict()
-    require_match(path, expected, checkpoint.state_dict, network=checkpoint.arch)
+    require_match(path, expected, state=checkpoint.state_dict, network=checkpoint.arch)
     require_finite(path, checkpoint.state_dict)
     counters = {k: torch.zeros((), dtype=torch.int64) for k in expected.keys() - checkpoint.state_dict.keys()}
     network.to_empty(device="cpu").load_state_dict(checkpoint.state_dict | counters)

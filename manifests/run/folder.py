@@ -140,7 +140,7 @@ class RunFolder:
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
         path = self.statistics_path(table)
-        if not path.is_file():
+        if not storage.exists(path):
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
         schema = STATISTICS[table]
         return path, pa.schema([schema.field(name) for name in columns or schema.names])
@@ -151,14 +151,13 @@ class RunFolder:
 
     def exists(self) -> bool:
         """True if the folder holds a run."""
-        return self.record.is_file()
+        return storage.exists(self.record)
 
     def require_new_or_run(self) -> None:
         """Raise ValueError if the folder holds something that is not a run."""
-        if self.path.is_dir() and not self.exists():
-            strangers = [child.name for child in self.path.iterdir() if not child.name.startswith(_STARTED)]
-            if strangers:
-                raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
+        strangers = [path for path in storage.list(self.path) if not path.name.startswith(_STARTED)]
+        if strangers and not self.exists():
+            raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
 
 
 @dataclass(frozen=True)
@@ -207,7 +206,7 @@ class Run(RunFolder, Shown):
         if isinstance(path, Run):
             return path
         file = RunFolder(Path(path)).record
-        if not file.is_file():
+        if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
         data = storage.read(file)
         try:
@@ -284,6 +283,11 @@ class Run(RunFolder, Shown):
         ]
 
     @property
+    def plan_path(self) -> Path:
+        """The file of the plan."""
+        return storage.under(self.path, self.plan)
+
+    @property
     def label_space(self) -> LabelSpace:
         """The classes of the labels."""
         return self.recipe.label_space
@@ -304,14 +308,15 @@ class Run(RunFolder, Shown):
         if self.recipe.confidence_edges is None:
             raise ValueError(f"{self.path} has kept no confidence: generate with --keep-confidence 8 does")
         top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
-        return RunConfidence(top, levels, self.recipe.confidence_edges)
+        return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
 
     def find_teacher(self, named: Path | None) -> tuple[Path | None, str]:
         """The file of the teacher, or None and the reason. Raises ValueError if the user `named` another one."""
         path = named or self.teacher
-        if path.is_file() and storage.sha256(path) == self.recipe.teacher_sha256:
+        there = storage.exists(path)
+        if there and storage.sha256(path) == self.recipe.teacher_sha256:
             return path, ""
-        reason = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
+        reason = "is not the teacher of this run (its sha256 differs)" if there else "does not exist"
         if named:
             raise ValueError(f"--teacher {path} {reason}: name a file whose sha256 is {self.recipe.teacher_sha256}")
         return None, f"{path} {reason}"

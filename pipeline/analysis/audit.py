@@ -96,7 +96,7 @@ def audit(
     notes = matched.notes + notes
     if policy.boundary:
         notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
-    prior = policy.left_out(space)
+    prior = policy.prior(space)
     if prior is not None and fit_temperature:
         raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
     passes = _Passes(progress, len(matched.truth), 1 + fit_temperature)
@@ -192,7 +192,7 @@ def _match(run: Run, truth: Path) -> _Matched:
             )
         known[mark] = sample
     labelled, rows = 0, list[Row]()
-    for path in sorted(run.units.glob("*.parquet")):
+    for path in storage.list(run.units, suffix=".parquet"):
         for row in read_rows(path, _RECORD):
             labelled += row.labelled
             rows += [row] if row.labelled and row.image_fingerprint in known else []

@@ -107,7 +107,7 @@ class Painter:
             scales=recipe.scales,
             flip=recipe.flip,
             temperature=recipe.policy.temperature,
-            prior=recipe.policy.left_out(recipe.label_space),
+            prior=recipe.policy.prior(recipe.label_space),
             coarse=None if isinstance(coarse, Missing) else coarse,
         )
 

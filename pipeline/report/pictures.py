@@ -47,7 +47,7 @@ class Drawn:
 
 def draw_share(share: Confidence) -> Image.Image:
     """Draw (H, W) float32 in the colours of viridis, from 0 to 1. Values outside are drawn as the nearer end."""
-    small = np.asarray(shrink(Image.fromarray(share.clip(0, 1)), LONGEST, Image.Resampling.BOX))
+    small = np.asarray(shrink(Image.fromarray(share.clip(0, 1)), LONGEST, how=Image.Resampling.BOX))
     steps = np.frombuffer(VIRIDIS, np.uint8).reshape(-1, 3)
     channels = [np.interp(small, np.linspace(0, 1, len(steps)), channel) for channel in steps.T]
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
@@ -66,8 +66,8 @@ def write_pictures(folder: Path, stem: str, layers: Layers, space: LabelSpace) -
     if isinstance(layers.photograph, Missing):
         missing["photograph"] = layers.photograph
     else:
-        picture = shrink(Image.fromarray(layers.photograph), LONGEST, Image.Resampling.LANCZOS)
-        small = shrink(picture, THUMB, Image.Resampling.LANCZOS)
+        picture = shrink(Image.fromarray(layers.photograph), LONGEST, how=Image.Resampling.LANCZOS)
+        small = shrink(picture, THUMB, how=Image.Resampling.LANCZOS)
         files |= {"photograph": encode_smooth(picture), "thumb": encode_smooth(small)}
         thumb = small.size
     for kind, label in (("coarse", layers.coarse), ("auto", layers.auto)):

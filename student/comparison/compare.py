@@ -4,7 +4,7 @@ The arms have fine labels only; fine and coarse labels; fine labels and automati
 labels and any others. All have the same network, steps, seeds and validation images. In all arms but the first, half of
 the draws are fine samples, as in the paper's recipe, or another share. The folder holds
 
-    ARM.parquet         what an arm trains on
+    ARM.parquet         the samples that an arm trains on
     ARM-seedN/          a training (student/train.py)
     compare.json        every number (docs/compare.md)
     index.html          the same numbers to look at; opens from disk
@@ -13,12 +13,11 @@ the draws are fine samples, as in the paper's recipe, or another share. The fold
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
-from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +36,7 @@ from autolabel.teacher.checkpoints import overlap, read_checkpoint
 from autolabel.teacher.predict import load_teacher
 
 ARMS = ("fine", "fine + coarse", "fine + auto")
-ADDED_SHARE = 0.5  # of the draws: the reference's recipe
+ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
 _SETTING = (
     "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "ema",
     "fine_only_last", "precision", "init", "val",
@@ -47,18 +46,18 @@ _TAKEN = ("coarse", "auto")
 
 
 @dataclass(frozen=True)
-class ArmStep:
-    """Progress of a comparison: `done` of `total` steps of all trainings, the arm and seed at work, and a note."""
+class ArmProgress:
+    """The state of a comparison: the training under way, and the steps of all trainings.
+
+    step: of this training; 0 while it reads labels. done, total: steps of all trainings. note: loss and speed in words.
+    """
 
     arm: str
     seed: int
+    step: int
     done: int
     total: int
     note: str
-
-    def __str__(self) -> str:
-        """fine + auto, seed 1: loss 0.312  12.5 images/s."""
-        return f"{self.arm}, seed {self.seed}: {self.note}"
 
 
 def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
@@ -99,14 +98,15 @@ def compare(
     seeds: Sequence[int],
     further: Mapping[str, Path] | None = None,
     added_share: float = ADDED_SHARE,
-    on_step: Callable[[ArmStep], None] | None = None,
+    on_progress: Callable[[ArmProgress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Train and score every arm with every seed in `template.out`; finished trainings are not repeated.
+    """Train and score every arm with every seed, under `template.out`; finished trainings are not repeated.
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
-    and batch size. `added_share` is the share of the draws of every arm but the first that show the labels it adds.
-    `on_note` is that of `train`. Raises ValueError, also if a run's teacher was trained on validation images.
+    and batch size. `added_share` is the share of the draws that show the labels which an arm adds to the fine ones.
+    `on_progress` hears of every step, and of labels that are read before the first one; `on_note` is that of `train`.
+    Raises ValueError, also if a run's teacher was trained on validation images.
     """
     if not 0 < added_share < 1:
         raise ValueError(f"added-share {added_share:g}: expected a number between 0 and 1, such as {ADDED_SHARE}")
@@ -127,14 +127,16 @@ def compare(
 
     scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
     curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
-    for place, (seed, arm) in enumerate(product(seeds, manifests)):  # when stopped, all arms have the first seeds
-        job = _job(template, arm, seed)
-        start = ArmStep(arm, seed, place * job.steps, len(seeds) * len(manifests) * job.steps, "")
-        best = _train(job, partial(_tell, on_step, start), on_note)
+    trainings = list(itertools.product(seeds, manifests))  # all arms of a seed, then the next seed
+    for place, (seed, arm) in enumerate(trainings):
+        path = template.out / f"{_slug(arm)}.parquet"
+        job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
+        now = ArmProgress(arm, seed, 0, place * job.steps, len(trainings) * job.steps, "")
+        best = _train(job, now, on_progress, on_note)
         curve = read_curve(job.out / "curves.csv")
         scores[arm].append(last_scores(job, best, curve))
         curves[arm].append(curve)
-    first = json.loads(storage.read(_job(template, ARMS[0], seeds[0]).out / "train.json"))
+    first = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
     setting = {
         **{name: first[name] for name in _SETTING},
         "added_share": added_share,
@@ -148,31 +150,29 @@ def compare(
     return comparison
 
 
-def _job(template: TrainJob, arm: str, seed: int) -> TrainJob:
-    """The training of an arm with a seed."""
-    path = template.out / f"{_slug(arm)}.parquet"
-    return replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
+def _train(
+    job: TrainJob,
+    start: ArmProgress,
+    on_progress: Callable[[ArmProgress], None] | None,
+    on_note: Callable[[str], None] | None,
+) -> Scores:
+    def tell(step: int, note: str) -> None:
+        if on_progress:
+            on_progress(replace(start, step=step, done=start.done + step, note=note))
 
-
-def _train(job: TrainJob, tell: Callable[[int, str], None], on_note: Callable[[str], None] | None) -> Scores:
     return train(
         job,
-        lambda report: tell(report.step, str(report)),
+        lambda step: tell(step.step, step.note()),
         progress=lambda done, total: tell(0, f"reading labels {done}/{total}"),
         on_note=on_note,
     )
-
-
-def _tell(on_step: Callable[[ArmStep], None] | None, start: ArmStep, step: int, note: str) -> None:
-    if on_step:
-        on_step(replace(start, done=start.done + step, note=note))
 
 
 def _slug(arm: str) -> str:
     return arm.replace(" + ", "-")
 
 
-# --- the arms --------------------------------------------------------------------------------------------------------
+# --- the arms ---------------------------------------------------------------------------------------------------------
 
 
 def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:

@@ -100,7 +100,7 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
+def build(arch: str, classes: int, *, scales: int = 3) -> SegmentationNet:
     """A network with fresh weights; `scales` matters to the explicit combinations alone: how many they weigh.
 
     Raises ValueError for an unknown name.
@@ -110,7 +110,8 @@ def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
     if pieces.trunk in _PYRAMIDS:
         network = _PYRAMID_DECODERS[pieces.decoder](_PYRAMIDS[pieces.trunk](), classes)
     elif pieces.decoder == "ocr":
-        network = OCRNet(_FLAT[pieces.trunk](), classes, *_OCR[pieces.trunk])
+        mid, key = _OCR[pieces.trunk]
+        network = OCRNet(_FLAT[pieces.trunk](), classes, mid=mid, key=key)
     else:
         network = _FLAT_DECODERS[pieces.decoder](_FLAT[pieces.trunk](), classes)
     attention = _ATTENTION.get(pieces.trunk, 256)

@@ -19,7 +19,7 @@ from autolabel.teacher.networks.hrnet import concatenate
 class SamePadConv(nn.Conv2d):
     """A k x k convolution, padded as TensorFlow pads: ceil(n / stride) outputs, an odd row or column goes after."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
         # Where nothing is skipped, both sides get the same and the convolution pads by itself.
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
@@ -38,8 +38,8 @@ class DepthwiseConv(SamePadConv):
     There its gradients are two to four times as fast in float32 as in bfloat16 (benchmarks/RESULTS.md).
     """
 
-    def __init__(self, channels: int, kernel: int, stride: int) -> None:
-        super().__init__(channels, channels, kernel, stride, groups=channels)
+    def __init__(self, channels: int, kernel: int, *, stride: int) -> None:
+        super().__init__(channels, channels, kernel=kernel, stride=stride, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -55,13 +55,13 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class LiteBlock(nn.Module):
     """Widen by 1x1, convolve each channel, narrow by 1x1 without ReLU; a shortcut where the shape allows."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, expand: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, expand: int, stride: int) -> None:
         super().__init__()
         wide = inputs * expand
         self._expand_conv, self._bn0 = None, None
         if expand != 1:
             self._expand_conv, self._bn0 = nn.Conv2d(inputs, wide, 1, bias=False), _norm(wide)
-        self._depthwise_conv, self._bn1 = DepthwiseConv(wide, kernel, stride), _norm(wide)
+        self._depthwise_conv, self._bn1 = DepthwiseConv(wide, kernel, stride=stride), _norm(wide)
         self._project_conv, self._bn2 = nn.Conv2d(wide, outputs, 1, bias=False), _norm(outputs)
         self.shortcut = stride == 1 and inputs == outputs
 
@@ -92,11 +92,11 @@ class EfficientNetLite0(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem, self._bn0 = SamePadConv(3, 32, 3, stride=2), _norm(32)
+        self._conv_stem, self._bn0 = SamePadConv(3, 32, kernel=3, stride=2), _norm(32)
         blocks, inputs = [], 32
         for outputs, repeats, kernel, expand, stride in self._STAGES:
             for repeat in range(repeats):
-                blocks.append(LiteBlock(inputs, outputs, kernel, expand, 1 if repeat else stride))
+                blocks.append(LiteBlock(inputs, outputs, kernel=kernel, expand=expand, stride=1 if repeat else stride))
                 inputs = outputs
         self._blocks = nn.ModuleList(blocks)
 

@@ -49,7 +49,7 @@ HRNET_W18_SMALL = HRNetWidths(
 )
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+def conv3x3(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
     """A 3x3 convolution without bias, as everywhere in the trunks (batch norm follows)."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
@@ -86,12 +86,12 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, channels: int, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(self, inputs: int, channels: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         outputs = channels * self.expansion
         self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv3x3(channels, channels, stride, dilation)
+        self.conv2 = conv3x3(channels, channels, stride=stride, dilation=dilation)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)

@@ -49,7 +49,7 @@ class ObjectAttention(nn.Module):
 class SpatialOCR(nn.Module):
     """Attention and the fusion of its result with the pixel features: (B, M, h, w) -> (B, M, h, w)."""
 
-    def __init__(self, mid: int, key: int, dropout: float) -> None:
+    def __init__(self, mid: int, key: int, *, dropout: float) -> None:
         super().__init__()
         self.object_context_block = ObjectAttention(mid, key)
         self.conv_bn_dropout = nn.Sequential(
@@ -73,10 +73,10 @@ def region_features(features: Tensor, region_logits: Tensor) -> Tensor:
 class OCR(nn.Module):
     """Trunk features (B, inputs, h, w) -> (class logits, auxiliary logits, OCR features), all at (h, w)."""
 
-    def __init__(self, inputs: int, classes: int, mid: int, key: int, dropout: float = 0.05) -> None:
+    def __init__(self, inputs: int, classes: int, *, mid: int, key: int, dropout: float = 0.05) -> None:
         super().__init__()
         self.conv3x3_ocr = nn.Sequential(nn.Conv2d(inputs, mid, 3, padding=1), _bn_relu(mid))
-        self.ocr_distri_head = SpatialOCR(mid, key, dropout)
+        self.ocr_distri_head = SpatialOCR(mid, key, dropout=dropout)
         self.cls_head = nn.Conv2d(mid, classes, 1)
         self.aux_head = nn.Sequential(nn.Conv2d(inputs, inputs, 1), _bn_relu(inputs), nn.Conv2d(inputs, classes, 1))
 

@@ -92,19 +92,19 @@ def test_only_what_both_have_labelled_is_compared(runs: dict[str, Path]) -> None
     found = compare(runs["few"], runs["low"])
     assert (found.images, found.identical, found.only_a, found.only_b) == (4, 4, 0, 6)
     assert found.agreement == 1 and found.drift == 0 and found.moves() == {}
-    shown = autolabel("stats", "diff", runs["few"], runs["low"])
+    shown = autolabel("diff", runs["few"], runs["low"])
     assert shown.exit_code == 0
     assert "in both: 4, of them with the same label: 4; only in A: 0, only in B: 6" in shown.stdout
 
 
 def test_the_biggest_moves_are_put_into_words(runs: dict[str, Path]) -> None:
-    shown = autolabel("stats", "diff", runs["low"], runs["high"]).stdout
+    shown = autolabel("diff", runs["low"], runs["high"]).stdout
     name, ((target, share), *_) = next(iter(compare(runs["low"], runs["high"]).moves().items()))
     assert f"of A's {name}, {100 * share:.1f} % became {target}" in shown
 
 
 def refused(run_a: Path, run_b: Path) -> str:
-    result = autolabel("stats", "diff", run_a, run_b)
+    result = autolabel("diff", run_a, run_b)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     return result.stderr.removeprefix("autolabel: ").rstrip()
 

@@ -95,7 +95,7 @@ def test_the_pictures_are_the_labels_to_the_pixel(run: Path, city: Path) -> None
     asked = {s.sample_id: s for s in load_manifest(city / "coarse.parquet").samples}
     for card in gallery(page)["cards"]:
         auto, sample = Run.open(run).labels[card["id"]], asked[card["id"]]
-        coarse = read_label(sample.coarse_label, CITYSCAPES, sample.label_ids)  # type: ignore[arg-type]
+        coarse = read_label(sample.coarse_label, CITYSCAPES, ids=sample.label_ids)  # type: ignore[arg-type]
         stem = page.parent / gallery(page)["folder"] / card["stem"]
         for kind, label in (("auto", auto), ("coarse", coarse)):
             drawn = opened(Path(f"{stem}-{kind}.webp"))

@@ -135,7 +135,7 @@ def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: 
     verify(asked.out, repair=True)
     assert generate(asked).accounts == Accounts(10, 10, 0, 0)
     labels = Run.open(asked.out).labels
-    assert {name: labels.crop(name, 0, 0, 96, 192).tobytes() for name in labels} == before
+    assert {name: labels.crop(name, (0, 0, 96, 192)).tobytes() for name in labels} == before
     assert labels_of(asked.out) == before
     assert generate(asked).done == 0
     assert verify(asked.out, repair=True).undone == 0

@@ -21,7 +21,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.student.comparison.compare import ARMS, ArmStep, arm_names, compare, last_scores, read_curve
+from autolabel.student.comparison.compare import ARMS, ArmProgress, arm_names, compare, last_scores, read_curve
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate, estimate, t_quantile
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -186,13 +186,13 @@ def template(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
 def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, list[tuple[str, int, int]]]:
     steps: list[tuple[str, int, int]] = []
 
-    def note(step: ArmStep) -> None:
-        assert step.total == 12
-        if not step.note.startswith("reading labels"):
-            steps.append((step.arm, step.seed, step.done))
+    def note(now: ArmProgress) -> None:
+        if now.step:  # else labels are read
+            steps.append((now.arm, now.seed, now.step))
+            assert (now.done, now.total) == (len(steps), 12)
 
     coarse = city / "coarse.parquet"
-    return compare(template.manifest, coarse, auto=auto, template=template, seeds=(0, 1), on_step=note), steps
+    return compare(template.manifest, coarse, auto=auto, template=template, seeds=(0, 1), on_progress=note), steps
 
 
 def test_three_arms_are_trained_alike_with_every_seed(
@@ -200,8 +200,7 @@ def test_three_arms_are_trained_alike_with_every_seed(
 ) -> None:
     result, steps = comparison
     assert ARMS == ("fine", "fine + coarse", "fine + auto")
-    order = [(arm, seed) for seed in (0, 1) for arm in ARMS for _ in (1, 2)]
-    assert steps == [(*who, done) for done, who in enumerate(order, start=1)]
+    assert steps == [(arm, seed, step) for seed in (0, 1) for arm in ARMS for step in (1, 2)]
     assert {arm: [s.images for s in found] for arm, found in result.scores.items()} == {arm: [3, 3] for arm in ARMS}
     slugs = ("fine", "fine-coarse", "fine-auto")
     folders = {f"{slug}-seed{seed}" for slug in slugs for seed in (0, 1)}
@@ -289,7 +288,7 @@ def test_a_finished_student_is_not_trained_again(
         auto=auto,
         template=template,
         seeds=(0, 1),
-        on_step=lambda step: steps.append(str(step)),
+        on_progress=lambda now: steps.append(now.note),
     )
     assert again == comparison[0]
     assert steps == []
