@@ -76,7 +76,7 @@ def list_cityscapes(root: Path, splits: Sequence[str] = ()) -> Listing:
 def _package_folders(root: Path, package: str) -> list[Path]:
     """The folders of a Cityscapes package: ROOT/leftImg8bit, or one level down as ROOT/leftImg8bit_trainvaltest/."""
     candidates = [root / package, *(folder / package for folder in _folders(root) if folder.name.startswith(package))]
-    return [folder for folder in candidates if folder.is_dir()]
+    return [folder for folder in candidates if storage.is_folder(folder)]
 
 
 def _cityscapes_files(root: Path, package: str, end: str, splits: Sequence[str]) -> dict[tuple[str, str], Path]:
@@ -102,8 +102,8 @@ _CONFIGS = {"config_v2.0.json": "v2.0/labels", "config_v1.2.json": "v1.2/labels"
 
 def is_mapillary(root: Path) -> bool:
     """True if the folder holds Mapillary Vistas as unzipped."""
-    has_images = any((root / split / "images").is_dir() for split in MAPILLARY_SPLITS)
-    return has_images and any((root / name).is_file() for name in _CONFIGS)
+    has_images = any(storage.is_folder(root / split / "images") for split in MAPILLARY_SPLITS)
+    return has_images and any(storage.exists(root / name) for name in _CONFIGS)
 
 
 def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
@@ -133,7 +133,7 @@ def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
 
 def _mapillary_config(root: Path) -> tuple[Path, str]:
     """The newest config and the sub-folder of its labels: v1.2 has labels/, v2.0 has v2.0/labels/."""
-    config = next((root / name for name in _CONFIGS if (root / name).is_file()), None)
+    config = next((root / name for name in _CONFIGS if storage.exists(root / name)), None)
     if config is None:
         raise BadLayout(f"no config.json under {root}: expected the folder of Mapillary Vistas as unzipped")
     if _CONFIGS[config.name]:
@@ -143,7 +143,9 @@ def _mapillary_config(root: Path) -> tuple[Path, str]:
     except (ValueError, AttributeError) as error:
         raise BadLayout(f"{config} is not the JSON of Mapillary Vistas: {error}") from error
     versioned = f"v{version}/labels"
-    return config, versioned if any((root / split / versioned).is_dir() for split in MAPILLARY_SPLITS) else "labels"
+    return config, versioned if any(
+        storage.is_folder(root / split / versioned) for split in MAPILLARY_SPLITS
+    ) else "labels"
 
 
 # --- any folder -------------------------------------------------------------------------------------------------------
@@ -199,7 +201,7 @@ def files_under(folder: Path, *, skip: Sequence[Path] = (), skipped_runs: list[P
     for path in storage.list(folder):
         if path.name.startswith("."):
             continue
-        if not path.is_dir():
+        if not storage.is_folder(path):
             yield path
         elif RunFolder(path).exists():
             if skipped_runs is not None:
@@ -209,7 +211,7 @@ def files_under(folder: Path, *, skip: Sequence[Path] = (), skipped_runs: list[P
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in storage.list(folder) if path.is_dir()]
+    return [path for path in storage.list(folder) if storage.is_folder(path)]
 
 
 def _by_stem(folder: Path, suffixes: Sequence[str], skipped_runs: list[Path] | None = None) -> dict[str, Path]:

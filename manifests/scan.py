@@ -121,7 +121,7 @@ def scan(
     if layout not in LAYOUTS:
         raise BadLayout(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     for folder in (root, labels, coarse):
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not storage.is_folder(folder):
             raise BadLayout(f"{folder} is not a folder" + ("" if folder.exists() else " that exists"))
     guessed, skipped_runs = layout == "auto", list[Path]()
     if guessed and (labels or coarse):
@@ -130,7 +130,9 @@ def scan(
         layout, root = _guess(root, skipped_runs)
         if layout == "pairs":
             layout, parent, root = "folder", root, root / "images"
-            labels, coarse = (path if path.is_dir() else None for path in (parent / "labels", parent / "coarse"))
+            labels, coarse = (
+                path if storage.is_folder(path) else None for path in (parent / "labels", parent / "coarse")
+            )
     if layout == "folder":
         if splits:
             raise BadLayout(f"{root} is a folder of images, which has no splits: leave out the split {splits[0]!r}")
@@ -178,14 +180,16 @@ def _guess(root: Path, skipped_runs: list[Path]) -> tuple[str, Path]:
 def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterator[tuple[str, Path]]:
     """The data sets in a folder, itself included, with their layouts. Adds the runs it meets to `skipped_runs`."""
     layouts = [name for name, fits in (("cityscapes", is_cityscapes), ("mapillary", is_mapillary)) if fits(folder)]
-    pairs = (folder / "images").is_dir() and any((folder / name).is_dir() for name in ("labels", "coarse"))
+    pairs = storage.is_folder(folder / "images") and any(
+        storage.is_folder(folder / name) for name in ("labels", "coarse")
+    )
     if layouts or pairs:
         yield from ((name, folder) for name in layouts or ["pairs"])
     elif depth:
         for child in storage.list(folder):
             if RunFolder(child).exists():
                 skipped_runs.append(child)
-            elif child.is_dir() and not child.name.startswith("."):
+            elif storage.is_folder(child) and not child.name.startswith("."):
                 yield from _data_sets(child, skipped_runs, depth=depth - 1)
 
 

@@ -119,7 +119,7 @@ def _unchanged(run: Path) -> bool:
     path = folder.statistics_path("centroids")
     digests = Run.open(run).tables_sha256 or {}
     recorded = digests.get(path.relative_to(run).as_posix())
-    return recorded is not None and path.is_file() and storage.sha256(path) == recorded
+    return recorded is not None and storage.exists(path) and storage.sha256(path) == recorded
 
 
 def _from_table(run: Path, places: dict[str, int]) -> Iterable[Centroids]:
