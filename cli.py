@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shlex
 import sys
@@ -15,11 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autolabel.manifests.label_space import LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields, parse_numbers, parse_share
 from autolabel.manifests.wording import Shown, duration, plain
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 
+HELP = ["-h", "--help"]
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
@@ -115,8 +117,8 @@ def _one_line(error: BaseException) -> str:
 class Option(click.Option):
     """An option that stands in a group of the help."""
 
-    def __init__(self, *names: Any, group: str = "", **more: Any) -> None:
-        super().__init__(*names, **more)
+    def __init__(self, *names: Any, group: str = "", show_default: bool = True, **more: Any) -> None:
+        super().__init__(*names, **{"show_default": show_default, **more})
         self.group = group
 
 
@@ -134,9 +136,7 @@ def text(parse: Callable[[str], Any], metavar: str = "TEXT") -> dict[str, Any]:
     return {"type": click.UNPROCESSED, "callback": read, "metavar": metavar}
 
 
-def option(*names: str, group: str = "", **more: Any) -> Callable[[F], F]:
-    """Give a command an option; `group` is its place in the help."""
-    return click.option(*names, cls=Option, group=group, **more)
+option = functools.partial(click.option, cls=Option)
 
 
 def job_options(job: type[Any], *, only: Sequence[str] = (), but: Sequence[str] = ()) -> Callable[[F], F]:
@@ -153,21 +153,14 @@ def job_options(job: type[Any], *, only: Sequence[str] = (), but: Sequence[str] 
 
 def _option_of(field: JobField) -> dict[str, Any]:
     """Return the arguments of `option` for a setting."""
-    words, kind, default = field.words, field.type, field.default
-    if isinstance(kind, UnionType):
-        kind = next(part for part in get_args(kind) if part is not NoneType)
-    shown = words.unset if default is None else "" if kind is bool else _as_text(default)
-    made = {"group": words.group, "default": default, "help": words.help + (f" [default: {shown}]" if shown else "")}
-    if kind is bool:
+    words = field.words
+    made = {"group": words.group, "help": field.help, "default": field.default, "show_default": False}
+    if field.kind is bool:
         return {**made, "is_flag": True}
     if words.parse:
         return {**made, **text(words.parse, words.metavar or "TEXT")}
-    value = click.Choice(words.choices) if words.choices else FILE if kind is Path else kind
-    return {**made, "type": value, "metavar": words.metavar or None}
-
-
-def _as_text(default: Any) -> str:
-    return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
+    kind = click.Choice(words.choices) if words.choices else FILE if field.kind is Path else field.kind
+    return {**made, "type": kind, "metavar": words.metavar or None}
 
 
 def pairs(form: str, convert: Callable[[str], Any]) -> dict[str, Any]:
@@ -189,14 +182,11 @@ def pairs(form: str, convert: Callable[[str], Any]) -> dict[str, Any]:
 
 output_manifest = option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
 policy_option = option(
-    "--policy", **text(load_policy, "POLICY"), default=PAPER, group="what",
+    "--policy", **text(load_policy, "POLICY"), default=PAPER, show_default=False, group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
-space_option = option(
-    "--label-space",
-    metavar="SPACE",
-    help="The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md.",
-)
+space_help = "The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md."
+space_option = option("--label-space", **text(load_label_space, "SPACE"), help=space_help)
 moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
 
 
@@ -259,9 +249,7 @@ def progress(title: str) -> Iterator[Reporter]:
         yield Reporter(bar, lambda text: console.print(plain(text), markup=False, highlight=False))
 
 
-@click.group(
-    "autolabel", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group("autolabel", cls=Commands, context_settings={"help_option_names": HELP, "max_content_width": 110})
 @click.version_option(package_name="autolabel", prog_name="autolabel")
 def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
@@ -282,19 +270,15 @@ def manifest() -> None:
 @manifest.command()
 @click.argument("folder", type=Path)
 @output_manifest
-@option(
-    "--layout", type=click.Choice(("auto", "cityscapes", "mapillary", "folder")), default="auto", show_default=True,
-    help="cityscapes and mapillary: the data sets as unzipped. folder: any folder of images.",
-)  # fmt: skip
+@option("--layout", type=click.Choice(("auto", "cityscapes", "mapillary", "folder")), default="auto",
+        help="cityscapes and mapillary: the data sets as unzipped. folder: any folder of images.")  # fmt: skip
 @option("--split", "splits", multiple=True, help="Take only this split of a data set; may be given several times.")
 @option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
 @option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
 @space_option
-@option(
-    "--label-ids", type=click.Choice(("train", "source")), default="train", show_default=True,
-    help="The numbers in the PNGs of --labels and --coarse: train ids, or the label space's source ids.",
-)  # fmt: skip
-def scan(folder: Path, output: Path, label_space: str | None, **options: Any) -> None:
+@option("--label-ids", type=click.Choice(("train", "source")), default="train",
+        help="The ids in the PNGs of --labels and --coarse: train ids, or source ids of the label space.")  # fmt: skip
+def scan(folder: Path, output: Path, **options: Any) -> None:
     """Find and check the images and labels in FOLDER, and list them.
 
     \b
@@ -303,13 +287,11 @@ def scan(folder: Path, output: Path, label_space: str | None, **options: Any) ->
     autolabel manifest scan drive/ --label-space cityscapes -o drive.parquet
     autolabel manifest scan camvid/images --labels camvid/labels --label-space camvid -o fine.parquet
     """
-    from autolabel.manifests.label_space import load_label_space
     from autolabel.manifests.samples import save_manifest
     from autolabel.manifests.scan import scan
 
-    space = load_label_space(label_space) if label_space else None
     with progress("checking files") as update:
-        samples, account = scan(folder, label_space=space, progress=update, **options)
+        samples, account = scan(folder, progress=update, **options)
     save_manifest(output, samples)
     show(account)
     click.echo(f"wrote {output}")
@@ -318,10 +300,8 @@ def scan(folder: Path, output: Path, label_space: str | None, **options: Any) ->
 @manifest.command()
 @click.argument("manifests", type=MANIFEST, nargs=-1, required=True)
 @output_manifest
-@option(
-    "--weight", "weights", **pairs("SOURCE=NUMBER", float),
-    help="Draw the samples of a source so often, such as auto=0.5; may be given several times.",
-)  # fmt: skip
+@option("--weight", "weights", **pairs("SOURCE=NUMBER", float),
+        help="Draw the samples of a source so often, such as auto=0.5; may be given several times.")  # fmt: skip
 @option("--leak-check", type=MANIFEST, help="Refuse if an image is also in this (validation) manifest.")
 @option("--drop-worst", **text(parse_share, "SHARE"), help="Leave out the least trusted, such as 5%.")
 @option("--keep-if", metavar="CONDITION", help="Leave out images that do not meet it; see docs/statistics.md.")
@@ -387,10 +367,8 @@ def train(**values: Any) -> None:
 @option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @option("--pictures", type=FOLDER, help="Draw the worst images here: photograph, truth, prediction, errors.")
 @option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
-@option(
-    "--scales", **text(parse_numbers, "S,S,…"),
-    help="Sizes at which the network looks at an image. [default: those that it trains with]",
-)  # fmt: skip
+@option("--scales", **text(parse_numbers, "S,S,…"),
+        help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
 @job_options(LabelJob, only=("flip", "combine"))
 @job_options(TrainJob, only=("device",))
 def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Path | None, **options: Any) -> None:
@@ -415,23 +393,17 @@ def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Pa
 
 @main.command()
 @click.argument("source", type=Path)
-@option(
-    "--teacher", type=FILE, required=True, group="what", help="Checkpoint of `autolabel train`, or a published one."
-)
+@option("--teacher", type=FILE, required=True, group="what", help="Checkpoint: of `autolabel train`, or published.")
 @option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
 @policy_option
-@option(
-    "--threshold", type=float, group="what",
-    help=f"Keep a class where its probability exceeds this. [default: {PAPER.threshold:g}]",
-)  # fmt: skip
-@option(
-    "--label-space", metavar="SPACE", group="what",
-    help="The classes, if SOURCE is a folder and the teacher does not name them: cityscapes, camvid, or a JSON file.",
-)  # fmt: skip
+@option("--threshold", type=float, group="what",
+        help=f"Keep a class where its probability exceeds this. [default: {PAPER.threshold:g}]")  # fmt: skip
+@option("--label-space", **text(load_label_space, "SPACE"), group="what",
+        help="The classes, for a folder and a teacher that does not name them.")  # fmt: skip
 @job_options(LabelJob)
 @option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    source: Path, policy: Policy, threshold: float | None, label_space: str | None, dry_run: bool, **values: Any
+    source: Path, policy: Policy, threshold: float | None, label_space: LabelSpace | None, dry_run: bool, **values: Any
 ) -> None:
     """Label the images of SOURCE, a folder or a manifest.
 
@@ -439,7 +411,6 @@ def generate(
     autolabel generate drive/ --teacher teacher/best.pt --out runs/auto
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy human-first
     """
-    from autolabel.manifests.label_space import load_label_space
     from autolabel.pipeline.preview import preview
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
@@ -448,12 +419,11 @@ def generate(
         raise Failure(f"--threshold {threshold:g} and --policy {policy.name}: write the threshold into the policy")
     if threshold not in (None, PAPER.threshold):
         policy = Policy(threshold=threshold)
-    space = load_label_space(label_space) if label_space else None
-    with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry_run else values["out"]
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) if dry_run else values["out"]
         with progress("checking files") as update:
             manifest = manifest_of(
-                source, place, teacher=values["teacher"], label_space=space, part=values["part"], progress=update
+                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update
             )
         job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
         if dry_run:
@@ -483,10 +453,8 @@ def _end(result: Labelling, max_quarantined: float) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@option(
-    "--policy", **text(load_policy, "POLICY"), required=True,
-    help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.",
-)  # fmt: skip
+@option("--policy", **text(load_policy, "POLICY"), required=True,
+        help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")  # fmt: skip
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
 def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
@@ -580,10 +548,8 @@ def outlined(run: Path, output: Path) -> None:
 @main.command()
 @click.argument("run", type=FOLDER)
 @option("--truth", type=MANIFEST, required=True, help="Manifest with fine labels of images that the run labelled.")
-@option(
-    "--target-precision", type=float, default=0.95, show_default=True,
-    help="Suggest thresholds that give every class's label this precision.",
-)  # fmt: skip
+@option("--target-precision", type=float, default=0.95,
+        help="Suggest thresholds that give every class's label this precision.")  # fmt: skip
 @option("--fit-temperature", is_flag=True, help="Scale the teacher's logits so that its confidences come true.")
 @option("--allow-leak", is_flag=True, help="Accept truth that the teacher was trained on; the audit records it.")
 @moved_teacher
@@ -604,7 +570,7 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="Number of images, worst first.")
+@option("--images", type=click.IntRange(min=1), default=100, help="Number of images, worst first.")
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
 @moved_teacher
@@ -627,20 +593,14 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
 @option("--fine", type=MANIFEST, required=True, group="what", help="Manifest of fine labels.")
 @option("--coarse", type=MANIFEST, required=True, group="what", help="Manifest of the coarsely labelled images.")
 @option("--auto", type=FOLDER, required=True, group="what", help="Run that labelled the same images.")
-@option(
-    "--arm", "further", **pairs("NAME=PATH", Path), group="what",
-    help="Train one more arm on a manifest or a run; may be given several times.",
-)  # fmt: skip
+@option("--arm", "further", **pairs("NAME=PATH", Path), group="what",
+        help="Train one more arm on a manifest or a run; may be given several times.")  # fmt: skip
 @option("--val", type=MANIFEST, required=True, group="what", help="Manifest to score on.")
 @option("--out", type=FOLDER, required=True, group="what", help="Folder of the comparison; started again, it goes on.")
-@option(
-    "--seeds", type=click.IntRange(min=1), default=1, show_default=True, group="what",
-    help="Trainings per arm; a verdict needs two or more.",
-)  # fmt: skip
-@option(
-    "--added-share", type=float, default=0.5, show_default=True, group="how",
-    help="Share of the draws that show the labels which an arm adds to the fine ones.",
-)  # fmt: skip
+@option("--seeds", type=click.IntRange(min=1), default=1, group="what",
+        help="Trainings per arm; a verdict needs two or more.")  # fmt: skip
+@option("--added-share", type=float, default=0.5, group="how",
+        help="Share of the draws that show the labels which an arm adds to the fine ones.")  # fmt: skip
 @job_options(TrainJob, but=("seed", "auto_share", "auto_classes"))
 def compare(
     fine: Path, coarse: Path, auto: Path, further: dict[str, Path], seeds: int, added_share: float, **values: Any
@@ -686,8 +646,8 @@ report {out}/runs/auto
 
 
 @main.command()
-@option("--out", type=FOLDER, default="demo", show_default=True)
-@option("--seed", type=int, default=0, show_default=True)
+@option("--out", type=FOLDER, default="demo")
+@option("--seed", type=int, default=0)
 def demo(out: Path, seed: int) -> None:
     """Everything below on generated street scenes, on a CPU, in minutes.
 

@@ -82,12 +82,11 @@ class Manifest(Shown):
                 f"sample {sample_id!r} ({source}) is listed {counts[twice[0]]} times"
                 f"{f', and {len(twice) - 1} more are too' if len(twice) > 1 else ''}: every sample may appear once"
             )
-        strange = sorted({s.source for s in self.samples} - set(SOURCES))
-        if strange:
-            raise ValueError(f"unknown source {strange[0]!r}: expected one of {', '.join(SOURCES)}")
-        strange = sorted({s.label_ids for s in self.samples} - set(LABEL_IDS))
-        if strange:
-            raise ValueError(f"unknown label ids {strange[0]!r}: expected one of {', '.join(LABEL_IDS)}")
+        for name, values in (("source", SOURCES), ("label_ids", LABEL_IDS)):
+            others = sorted({getattr(s, name) for s in self.samples} - set(values))
+            if others:
+                text = name.replace("_", " ")
+                raise ValueError(f"unknown {text} {others[0]!r}: expected one of {', '.join(values)}")
 
     @classmethod
     def of(
@@ -226,10 +225,12 @@ class ManifestFile:
 
     def tables(self) -> Iterator[pa.Table]:
         """The samples in order, as tables of MANIFEST_SCHEMA. Raises BadTable, also where a path leaves its root."""
+        roots = {"image": self.image_root, "label": self.label_root, "coarse_label": self.label_root}
         for table in read_pieces(self.path, MANIFEST_SCHEMA):
-            self._require_under(self.image_root, table["image"])
-            self._require_under(self.label_root, table["label"])
-            self._require_under(self.label_root, table["coarse_label"])
+            for column, root in roots.items():
+                leaving = table[column].filter(pc.match_substring_regex(table[column], storage.LEAVING))
+                if len(leaving):
+                    raise BadTable(f"{self.path}: path {leaving[0].as_py()!r} leaves its root {root}")
             yield table
 
     def samples(self) -> Iterator[Sample]:
@@ -245,11 +246,6 @@ class ManifestFile:
 
     def _samples_of(self, table: pa.Table) -> list[Sample]:
         return samples_of(table, image_root=self.image_root, label_root=self.label_root, runs=self.runs)
-
-    def _require_under(self, root: Path, paths: pa.ChunkedArray) -> None:
-        leaving = paths.filter(pc.match_substring_regex(paths, storage.LEAVING))
-        if len(leaving):
-            raise BadTable(f"{self.path}: path {leaving[0].as_py()!r} leaves its root {root}")
 
 
 def open_manifest(path: str | Path) -> ManifestFile:

@@ -56,7 +56,7 @@ def read_metadata(path: Path, schema: pa.Schema) -> dict[bytes, bytes]:
 
 @contextlib.contextmanager
 def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
-    if storage.stat(path) is None:
+    if not storage.exists(path):
         raise BadTable(f"{path} {'is no file' if path.exists() else 'does not exist'}")
     try:
         with storage.reading(path) as source:
