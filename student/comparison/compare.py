@@ -1,14 +1,13 @@
-"""The paper's question, answered on your data: what do automatic labels add?
+"""Train students that are alike in everything but their labels, and compare them (arXiv 2005.10821, section 3.3).
 
-Students alike in everything but their labels (arXiv 2005.10821, section 3.3 and table 6): fine labels only; fine and
-coarse; fine and automatic labels of the same coarse images; fine and whatever else is to be held against these. Same
-network, steps, seeds and validation images. In all arms but the first, half of the draws are fine samples, as in the
-reference's recipe, or as many as one asks for. In the folder:
+The arms have fine labels only; fine and coarse labels; fine labels and automatic labels of the same coarse images; fine
+labels and any others. All have the same network, steps, seeds and validation images. In all arms but the first, half of
+the draws are fine samples, as in the paper's recipe, or another share. The folder holds
 
-    ARM.parquet         what an arm trains on
+    ARM.parquet         the samples that an arm trains on
     ARM-seedN/          a training (student/train.py)
-    compare.json        everything that was measured (docs/compare.md)
-    index.html          the same to look at; opens from disk
+    compare.json        every number (docs/compare.md)
+    index.html          the same numbers to look at; opens from disk
 """
 
 from __future__ import annotations
@@ -25,7 +24,7 @@ import numpy as np
 
 from autolabel.manifests import storage
 from autolabel.manifests.fuse import join
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
@@ -37,7 +36,11 @@ from autolabel.teacher.checkpoints import overlap, read_checkpoint
 from autolabel.teacher.predict import load_teacher
 
 ARMS = ("fine", "fine + coarse", "fine + auto")
-ADDED_SHARE = 0.5  # of the draws: the reference's recipe
+ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
+_SETTING = (
+    "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "ema",
+    "fine_only_last", "precision", "init", "val",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("coarse", "auto")
 
@@ -69,11 +72,11 @@ def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
 
 def manifest_of(path: Path) -> Path:
     """The manifest of a run folder, or the manifest itself."""
-    return path / "manifest.parquet" if storage.is_folder(path) else path
+    return RunFolder(path).manifest_path if storage.is_folder(path) else path
 
 
 def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | None, share: float) -> Manifest:
-    """Fine samples, and the others (of one source, or all that are not among the fine ones) as `share` of the draws."""
+    """Join the fine samples with others as `share` of the draws: one source, or all that the fine ones lack."""
     known = {(s.source, s.sample_id) for s in fine.labelled}
     chosen = tuple(
         s for s in other.labelled if (s.source == source if source else (s.source, s.sample_id) not in known)
@@ -133,19 +136,18 @@ def compare(
         curve = read_curve(job.out / "curves.csv")
         scores[arm].append(last_scores(job, best, curve))
         curves[arm].append(curve)
-    about = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
-    asked = {
-        **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate")},
-        **{name: about[name] for name in ("schedule", "power", "ema", "fine_only_last", "precision", "init", "val")},
+    first = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
+    setting = {
+        **{name: first[name] for name in _SETTING},
         "added_share": added_share,
         "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
         "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
         "runs": labelled,
     }
-    found = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), asked)
-    storage.write_json(template.out / "compare.json", found.record())
-    storage.write(template.out / "index.html", render(found, template.out).encode())
-    return found
+    comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
+    storage.write_json(template.out / "compare.json", comparison.record())
+    storage.write(template.out / "index.html", render(comparison, template.out).encode())
+    return comparison
 
 
 def _train(
@@ -170,11 +172,11 @@ def _slug(arm: str) -> str:
     return arm.replace(" + ", "-")
 
 
-# --- what is compared -------------------------------------------------------------------------------------------------
+# --- the arms ---------------------------------------------------------------------------------------------------------
 
 
 def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """Who labelled the runs of the arms, and what cannot be known. Raises ValueError if one has seen validation."""
+    """The teachers of the arms' runs, and notes on what is unknown. Raises ValueError if one has seen validation."""
     held_out = load_manifest(val).labelled
     marks = fingerprints(held_out)
     labelled: list[dict[str, str]] = []
@@ -184,7 +186,7 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
         teacher, digest, policy = opened.teacher, opened.recipe.teacher_sha256, opened.policy.name
         names = {"arm": arm, "run": str(run), "policy": policy}
         labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
-        unknown = "so whether it has seen validation images cannot be told"
+        unknown = "so nobody can tell whether it has seen validation images"
         if not storage.exists(teacher):
             notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
             continue
@@ -205,7 +207,7 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
 
 
 def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:
-    """A note on every arm that does not hold the images of fine + coarse."""
+    """Notes on the arms whose images are not those of fine + coarse."""
     fine = set(fingerprints(manifests[ARMS[0]].labelled))
     images = {arm: set(fingerprints(m.labelled)) - fine for arm, m in manifests.items() if arm != ARMS[0]}
     notes = []
@@ -220,7 +222,7 @@ def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:
 
 
 def _require_same(path: Path, manifest: Manifest) -> None:
-    """Refuse to take trainings on other samples, labels or shares for those of this comparison."""
+    """Raise ValueError if the folder holds trainings on other samples, labels or shares."""
 
     def listed(samples: Sequence[Sample]) -> list[tuple[object, ...]]:
         return [(s.source, s.sample_id, s.image, s.label, s.label_index, np.float32(s.weight)) for s in samples]
@@ -236,11 +238,11 @@ def _require_same(path: Path, manifest: Manifest) -> None:
         )
 
 
-# --- what came out ----------------------------------------------------------------------------------------------------
+# --- the trainings ----------------------------------------------------------------------------------------------------
 
 
 def read_curve(path: Path) -> list[StepReport]:
-    """A training's `curves.csv`."""
+    """Read the `curves.csv` of a training."""
     return [
         StepReport(
             step=int(row["step"]),
@@ -254,7 +256,10 @@ def read_curve(path: Path) -> list[StepReport]:
 
 
 def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:
-    """Scores after the last step: to pick the step on the images that decide would favour the arm that jumps most."""
+    """Scores after the last step of a training.
+
+    To pick the best step on the images that decide would favour the arm whose scores jump most.
+    """
     *earlier, last = [row.miou for row in curve if row.miou is not None]
     if last > max(earlier, default=-1.0):
         return best  # of the last step

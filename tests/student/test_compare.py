@@ -17,6 +17,7 @@ import torch
 from conftest import autolabel
 
 from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
@@ -190,12 +191,8 @@ def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, 
             steps.append((now.arm, now.seed, now.step))
             assert (now.done, now.total) == (len(steps), 12)
 
-    return (
-        compare(
-            template.manifest, city / "coarse.parquet", auto=auto, template=template, seeds=(0, 1), on_progress=note
-        ),
-        steps,
-    )
+    coarse = city / "coarse.parquet"
+    return compare(template.manifest, coarse, auto=auto, template=template, seeds=(0, 1), on_progress=note), steps
 
 
 def test_three_arms_are_trained_alike_with_every_seed(
@@ -286,9 +283,13 @@ def test_a_finished_student_is_not_trained_again(
     record = (template.out / "compare.json").read_bytes()
     steps: list[str] = []
     again = compare(
-        template.manifest, city / "coarse.parquet", auto=auto, template=template, seeds=(0, 1),
+        template.manifest,
+        city / "coarse.parquet",
+        auto=auto,
+        template=template,
+        seeds=(0, 1),
         on_progress=lambda now: steps.append(now.note),
-    )  # fmt: skip
+    )
     assert again == comparison[0]
     assert steps == []
     assert (template.out / "compare.json").read_bytes() == record
@@ -412,23 +413,23 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_without_fingerprints_gives_a_note(
-    comparison: tuple[Comparison, list[tuple[str, int, int]]], teacher: Path, city: Path, auto: Path, template: TrainJob
+def test_a_teacher_that_is_gone_or_another_gives_a_note_and_a_damaged_run_is_refused(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
 ) -> None:
-    about = auto / "run.json"
-    before = about.read_text()
+    record, run = auto / "run.json", Run.open(auto)
+    before = record.read_bytes()
     try:
-        about.write_text(before.replace(str(teacher), "gone.pt"))
+        replace(run, teacher=Path("gone.pt")).save()
         (note,) = again(template, city, auto).notes
         assert note.startswith("fine + auto: the teacher gone.pt is gone")
-        about.write_text(before.replace(str(teacher), str(template.out / "fine-seed0" / "best.pt")))
+        replace(run, teacher=template.out / "fine-seed0" / "best.pt").save()
         (note,) = again(template, city, auto).notes
         assert "is no longer the teacher that labelled" in note
-        about.write_text(before[:100])
-        with pytest.raises(ValueError, match=r"run.json is not that of a run .*: restore it, or label again"):
+        record.write_bytes(before[:100])
+        with pytest.raises(ValueError, match=r"run.json is not readable JSON: restore it"):
             again(template, city, auto)
     finally:
-        about.write_text(before)
+        record.write_bytes(before)
     again(template, city, auto)
 
 
@@ -465,7 +466,7 @@ def test_names_that_are_taken_or_no_file_names_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["three seeds", "one seed", "six arms, long names"])
 def test_the_page_works_in_a_browser(three_seeds: Comparison, kind: str, tmp_path: Path) -> None:
     """From disk, without script or network, on a phone and on a desk, light and dark, every text readable."""
-    from test_report_browser import CHROMIUM, FAINT, playwright
+    from browser import CHROMIUM, FAINT, playwright
 
     if CHROMIUM is None:
         pytest.skip("needs Chromium on the PATH")
