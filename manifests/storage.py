@@ -24,7 +24,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple, Protocol
 
-import filelock
 import google_crc32c
 
 TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave behind
@@ -154,6 +153,8 @@ class LocalStorage:
         return True
 
     def replace(self, path: Path, data: bytes, *, unchanged: Stat) -> bool:
+        import filelock  # late, like below: most commands need no lock, and help should be quick
+
         # The file system compares nothing. Everybody who replaces this file does so under this lock.
         lock = path.with_name(f".{path.name}{LOCK}")
         with filelock.FileLock(lock, thread_local=False, fallback_to_soft=False):
@@ -396,6 +397,8 @@ def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0) -> Iterator[None]
     name: of the lock's file; locks of other names do not meet. wait: seconds to wait for another holder, at most.
     Raises Busy naming who holds it.
     """
+    import filelock
+
     folder.mkdir(parents=True, exist_ok=True)
     signature = folder / f"{name}{_HOLDER}"  # Windows lets nobody read a file that is locked
     try:
