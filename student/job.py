@@ -151,6 +151,8 @@ class TrainJob:
                 f"a batch of {self.batch_size} does not split evenly over workers {self.machine.workers} x accumulate"
                 f" {self.accumulate}: give a batch size that {parts} divides"
             )
+        if self.device == "mps" and self.machine.uses_ray:
+            raise ValueError("device mps: Apple's GPU trains in one process, leave out --workers and --address")
         _ = self.mix  # raises ValueError for shares that mean nothing
 
     @property
