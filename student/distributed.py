@@ -109,8 +109,8 @@ def run_workers(
         raise ValueError(f"workers {workers}: expected a connection to Ray (`ray_session`)")
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     on_gpu = device.startswith("cuda") or (device == "auto" and resources.get("GPU", 0) >= workers)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=own_node).remote()
     storage.remove(folder / _SCRATCH)
     work = partial(_work, body, mailbox, final, os.getcwd())
     fitting = _Fitting(_trainer(work, workers, on_gpu=on_gpu, folder=folder))

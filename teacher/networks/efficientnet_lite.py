@@ -102,9 +102,9 @@ class EfficientNetLite0(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
-        kept = []
+        features = []
         for number, block in enumerate(self._blocks):
             x = block(x)
             if number in self._LAST_OF_STRIDE:
-                kept.append(x)
-        return concatenate(kept)
+                features.append(x)
+        return concatenate(features)
