@@ -27,7 +27,7 @@ class Worst:
         self._heap: list[tuple[float, int, NDArray[np.uint8]]] = []  # (-mean IoU, -index, prediction), best on top
 
     def add(self, index: int, *, miou: float, prediction: NDArray[np.uint8]) -> None:
-        """Add an image by its place in the data set, with its prediction (H, W) uint8; without a mean IoU it is left out."""
+        """Add an image by its place in the data set, with its prediction (H, W) uint8, unless its mean IoU is NaN."""
         if math.isnan(miou):
             return
         entry = (-miou, -index, prediction)
