@@ -654,17 +654,18 @@ def demo(out: Path, seed: int) -> None:
 
     Draws a small city in the layout of Cityscapes, then runs the real commands on it and prints each.
     """
+    from autolabel.manifests import storage
     from autolabel.manifests.scenes import write_city
 
     started = time.monotonic()
     marker = out / f"seed-{seed}"
-    if not marker.is_file():
-        if out.is_dir() and any(out.iterdir()):
+    if not storage.exists(marker):
+        if storage.list(out):
             raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
         click.secho("\nA city to drive in: streets drawn from a seed, labelled like Cityscapes.", bold=True)
         with progress("drawing scenes") as update:
             write_city(out / "city", seed, fine=24, coarse=80, val=20, progress=update)
-        marker.touch()
+        storage.write(marker, b"")
     for line in _DEMO_STEPS.strip().splitlines():
         command = line.format(out=out, seed=seed)
         click.secho(f"\n$ autolabel {command}", bold=True)

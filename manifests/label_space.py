@@ -12,6 +12,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests import storage
+
 IGNORE = 255
 MAX_CLASSES = 255  # train ids are uint8 and 255 is taken
 
@@ -179,11 +181,11 @@ def load_label_space(name_or_file: str) -> LabelSpace:
     if name_or_file in BUILT_IN:
         return BUILT_IN[name_or_file]
     path = Path(name_or_file)
-    if not path.is_file():
+    if not storage.exists(path):
         raise ValueError(
             f"label space {name_or_file!r} is neither built in ({', '.join(BUILT_IN)}) nor a JSON file that exists"
         )
     try:
-        return LabelSpace.from_json(path.read_text(encoding="utf-8"), name=path.stem)
+        return LabelSpace.from_json(storage.read(path).decode(), name=path.stem)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -143,9 +143,8 @@ def _mapillary_config(root: Path) -> tuple[Path, str]:
     except (ValueError, AttributeError) as error:
         raise BadLayout(f"{config} is not the JSON of Mapillary Vistas: {error}") from error
     versioned = f"v{version}/labels"
-    return config, versioned if any(
-        storage.is_folder(root / split / versioned) for split in MAPILLARY_SPLITS
-    ) else "labels"
+    has_versions = any(storage.is_folder(root / split / versioned) for split in MAPILLARY_SPLITS)
+    return config, versioned if has_versions else "labels"
 
 
 # --- any folder -------------------------------------------------------------------------------------------------------

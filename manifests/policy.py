@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
@@ -274,10 +275,10 @@ def load_policy(name_or_file: str) -> Policy:
     if name_or_file in PRESETS:
         return PRESETS[name_or_file]
     path = Path(name_or_file)
-    if not path.is_file():
+    if not storage.exists(path):
         raise ValueError(f"policy {name_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a file that exists")
     try:
-        return policy_of({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
+        return policy_of({"name": path.stem} | tomllib.loads(storage.read(path).decode()))
     except ValueError as error:  # tomllib and the UTF-8 decoder raise kinds of it too
         raise ValueError(f"{path}: {error}") from error
 

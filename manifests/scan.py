@@ -130,9 +130,8 @@ def scan(
         layout, root = _guess(root, skipped_runs)
         if layout == "pairs":
             layout, parent, root = "folder", root, root / "images"
-            labels, coarse = (
-                path if storage.is_folder(path) else None for path in (parent / "labels", parent / "coarse")
-            )
+            beside = parent / "labels", parent / "coarse"
+            labels, coarse = (path if storage.is_folder(path) else None for path in beside)
     if layout == "folder":
         if splits:
             raise BadLayout(f"{root} is a folder of images, which has no splits: leave out the split {splits[0]!r}")
@@ -180,10 +179,8 @@ def _guess(root: Path, skipped_runs: list[Path]) -> tuple[str, Path]:
 def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterator[tuple[str, Path]]:
     """The data sets in a folder, itself included, with their layouts. Adds the runs it meets to `skipped_runs`."""
     layouts = [name for name, fits in (("cityscapes", is_cityscapes), ("mapillary", is_mapillary)) if fits(folder)]
-    pairs = storage.is_folder(folder / "images") and any(
-        storage.is_folder(folder / name) for name in ("labels", "coarse")
-    )
-    if layouts or pairs:
+    images, *labels = (storage.is_folder(folder / name) for name in ("images", "labels", "coarse"))
+    if layouts or (images and any(labels)):
         yield from ((name, folder) for name in layouts or ["pairs"])
     elif depth:
         for child in storage.list(folder):

@@ -57,7 +57,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Preview(Shown):
-    """What a call would do. sizes: images of every (height, width), the most frequent first."""
+    """The work that a call would do. sizes: images of every (height, width), the most frequent first."""
 
     samples: int
     sizes: dict[tuple[int, int], int]

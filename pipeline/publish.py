@@ -74,8 +74,8 @@ def _auto_samples(unit: Unit, rows: pa.Table, run: Path) -> list[Sample]:
     by_id = {s.sample_id: s for s in unit.samples}
     return [
         replace(
-            by_id[row["sample_id"]], source="auto", label=run / row["label"], label_index=row["label_index"],
-            label_ids="train", coarse_label=None, weight=1.0,
+            by_id[row["sample_id"]], source="auto", label=storage.under(run, row["label"]),
+            label_index=row["label_index"], label_ids="train", coarse_label=None, weight=1.0,
         )
         for row in rows.select(["sample_id", "label", "label_index"]).to_pylist()
     ]  # fmt: skip

@@ -49,9 +49,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of some samples: how many are done, how many of these are quarantined, and what was kept.
+    """Counts of some samples: done, quarantined (among the done), and pixels.
 
-    pixels: of the labelled images; kept: those with a label, by class id.
+    pixels: all pixels of the labelled images. kept: pixels with a label, by class id.
     """
 
     done: int = 0
@@ -262,12 +262,12 @@ def require_distinct(names: Iterable[list[str]], complaint: Callable[[str], str]
 
 
 def in_part(number: int, part: tuple[int, int] | None) -> bool:
-    """Whether a unit belongs to part I of N, as (I, N)."""
+    """Return True if a unit belongs to part I of N, as (I, N); every unit belongs to None."""
     return part is None or number % part[1] == part[0] - 1
 
 
 def matcher(glob: str | None) -> Callable[[str], bool]:
-    """Whether a sample id is wanted by --only."""
+    """Return a test of sample ids for the glob of --only; None takes all."""
     if glob is None:
         return lambda name: True
     pattern = re.compile(fnmatch.translate(glob))

@@ -123,7 +123,7 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
 
 
 def _read_tensors(data: bytes) -> dict[str, Any]:
-    """What a safetensors file holds: its tensors alone, or a checkpoint that `save_tensors` wrote."""
+    """Read a safetensors file: its tensors alone, or a checkpoint that `save_tensors` wrote."""
     tensors = load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     text = header.get("__metadata__", {}).get(FORMAT)

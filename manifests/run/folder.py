@@ -135,7 +135,7 @@ class RunFolder:
         return read_table(*self._statistics(table, columns))
 
     def stream_statistics(self, table: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-        """The same table piece by piece, however many rows there are. Raises BadTable."""
+        """Yield a statistics table piece by piece, however many rows there are. Raises BadTable."""
         yield from read_pieces(*self._statistics(table, columns))
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
@@ -162,7 +162,7 @@ class RunFolder:
 
 @dataclass(frozen=True)
 class Accounts:
-    """Where every sample went: asked = labelled + quarantined + left."""
+    """The account of all samples: asked = labelled + quarantined + left."""
 
     asked: int
     labelled: int

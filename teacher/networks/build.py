@@ -132,7 +132,7 @@ def _combination(name: str, features: int, channels: int, scales: int) -> Combin
 
 
 class Recognised(NamedTuple):
-    """What a state dict's keys and shapes say: a name in ARCHITECTURES, classes, and scales weighed at once."""
+    """The network of a state dict: a name in ARCHITECTURES, its classes, and the scales that it weighs at once."""
 
     arch: str
     classes: int

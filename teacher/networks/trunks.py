@@ -21,7 +21,7 @@ from autolabel.teacher.networks.hrnet import Bottleneck, conv3x3
 
 
 class Features(NamedTuple):
-    """What a decoder reads, each (B, channels, h, w): `fine` and `middle` keep detail, `deep` has stride 8.
+    """The input of a decoder, each (B, channels, h, w): `fine` and `middle` keep detail, `deep` has stride 8.
 
     Strides of fine and middle: 4 and 8 in ResNet-50, 2 and 4 in the others.
     """

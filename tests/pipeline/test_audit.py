@@ -125,6 +125,13 @@ def test_without_coarse_labels_nothing_is_said_of_people(run: Path, city: Path, 
     save_manifest(Run.open(run).input_manifest, known)
 
 
+def test_without_the_input_manifest_a_note_says_what_is_unknown(run: Path, city: Path, tmp_path: Path) -> None:
+    replace(Run.open(run), input_manifest=tmp_path / "gone.parquet").save()
+    found = audit(run, city / "val.parquet")
+    assert found.human is None and found.auto is not None
+    assert f"Nobody can tell how much people outlined of these images: {tmp_path}/gone.parquet" in found.notes[0]
+
+
 def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path, teacher: Path) -> None:
     found = audit(run, city / "val.parquet", target_precision=0.7)
     truth, top, confidence = scored(city / "val.parquet", teacher)
