@@ -6,6 +6,7 @@ If this fails, somebody reads a traceback at night, or worse, reads nothing.
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -217,3 +218,14 @@ def test_the_engine_that_was_chosen_is_said_in_one_line(city: Path, teacher: Pat
     )
     lines = [line for line in result.stderr.splitlines() if "engine" in line]
     assert lines == ["labelling: engine local: this process does all the work"]
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_of_torch_sleep_while_they_wait_unless_told_otherwise(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    autolabel("manifest", "show", tmp_path)
+    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")
