@@ -79,7 +79,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """The engine, the workers and the cluster of a call. Labels do not depend on it. Raises ValueError naming the value."""
+    """Engine, workers and cluster of a call. Labels do not depend on it. Raises ValueError naming the value."""
 
     engine: str = setting(
         ENGINES[0],
