@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from autolabel.pipeline.analysis.stats import Summary
     from autolabel.pipeline.job import LabelJob
     from autolabel.pipeline.progress import Counters
+    from autolabel.pipeline.report.notebook import Look
     from autolabel.student.comparison.verdicts import Comparison
     from autolabel.student.data import ManifestDataset
     from autolabel.student.evaluate import Scores
@@ -55,8 +56,8 @@ _CLASSES = {
 
 __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Policy", "Run", "Teacher", "TrainJob", "__version__",
-    "audit", "compare", "evaluate", "fuse", "generate", "load_manifest", "load_teacher", "open_run", "relabel",
-    "report", "scan", "summarise", "train",
+    "audit", "compare", "evaluate", "fuse", "generate", "load_manifest", "load_teacher", "look", "open_run",
+    "relabel", "report", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
@@ -240,6 +241,16 @@ def summarise(run: Run | AnyPath) -> Summary:
     from autolabel.pipeline.analysis.stats import summarise
 
     return summarise(_folder(run))
+
+
+def look(run: Run | AnyPath, n: int = 6, *, samples: Sequence[str] = ()) -> Look:
+    """Show images of a finished run in a notebook: photograph, coarse label and auto label side by side.
+
+    n: how many, mostly the least trusted. samples: ids to show instead. Raises ValueError for an unknown id.
+    """
+    from autolabel.pipeline.report.notebook import look
+
+    return look(_folder(run), n, samples=samples)
 
 
 def audit(

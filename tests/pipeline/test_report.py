@@ -26,12 +26,20 @@ from autolabel.manifests.policy import PAPER, Area, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import FATES
-from autolabel.pipeline.analysis.audit_record import Audit, ClassAudit, DiagramBins, MeanAudit, ReliabilityDiagram
+from autolabel.pipeline.analysis.audit_record import (
+    Audit,
+    ClassAudit,
+    DiagramBins,
+    MeanAudit,
+    PixelAudit,
+    ReliabilityDiagram,
+)
 from autolabel.pipeline.analysis.stats import FATE_NAMES, summarise
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.report import charts, facts, painter, pictures
 from autolabel.pipeline.report.gallery import choose
 from autolabel.pipeline.report.layers import from_levels
+from autolabel.pipeline.report.notebook import look
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
 from autolabel.teacher.checkpoints import save_checkpoint
@@ -318,7 +326,10 @@ def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
 
 AUDIT = Audit(
     truth="val.parquet", truth_sha256="0" * 64, images=3, leaked=1, target_precision=0.95,
-    classes=[ClassAudit("road", 9, 8, 0.875, 0.75, 0.8, 0.7, 0.2, 0.35, 0.96, 0.5, {"1": 0.1, "2": 0.25, "4": 0.3})],
+    human=PixelAudit(0.4, 0.99), auto=PixelAudit(0.7, 0.9),
+    classes=[
+        ClassAudit("road", 9, 8, 0.5, 0.875, 0.75, 0.8, 0.7, 0.2, 0.35, 0.96, 0.5, {"1": 0.1, "2": 0.25, "4": 0.3})
+    ],
     mean=MeanAudit(0.875, 0.75, 0.8, 0.7, None, {"1": 0.1, "2": 0.25, "4": 0.3}),
     reliability=ReliabilityDiagram(
         edges=[k / 20 for k in range(21)], ece=0.115,
@@ -337,10 +348,21 @@ def test_an_audit_is_on_the_page(run: Path) -> None:
     assert "Reliability" not in write_report(run, images=1).read_text(encoding="utf-8")
     AUDIT.write(run / "audit.json")
     text = write_report(run, images=1).read_text(encoding="utf-8")
-    assert cells(text, "road", after="<h2>Audit") == ["100.00", "87.5", "75.0", "80.0", "70.0", "10.0", "25.0", "30.0"]
+    assert cells(text, "road", after="<h2>Audit") == [
+        "100.00",
+        "50.0",
+        "87.5",
+        "75.0",
+        "80.0",
+        "70.0",
+        "10.0",
+        "25.0",
+        "30.0",
+    ]
     assert cells(text, "road", after="Calibration, and") == ["20.0", "0.35", "96.0", "50.0"]
     assert "11.5 %" in text and "something &lt;to&gt; know" in text
     assert "3 images" in text and "Leaked" in text
+    assert "People had outlined 40.0 % of the pixels, 99.0 % of them rightly. Now 70.0 % have a label" in text
     replace(AUDIT, reliability=None).write(run / "audit.json")
     assert "Reliability" not in write_report(run, images=1).read_text(encoding="utf-8")
 
@@ -433,3 +455,36 @@ def test_a_missing_photograph_leaves_out_attention_and_gives_the_reason(scaled: 
     moved = Path(shutil.copytree(scaled, tmp_path / "further" / "down" / "run"))  # its images are found from its place
     page = write_report(moved, images=1, attention=True)
     assert by_scale(page) == [] and "the file is missing" in gallery(page)["cards"][0]["missing"]["photograph"]
+
+
+# --- in a notebook ----------------------------------------------------------------------------------------------------
+
+
+def embedded(page: str) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """The pictures inside a page."""
+    found = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+
+
+def test_a_notebook_shows_photograph_coarse_and_auto_label_side_by_side(run: Path) -> None:
+    found = look(run, 3)
+    ranked = RunFolder(run).statistics("review")["sample_id"].to_pylist()
+    assert [row.sample_id for row in found.rows] == choose(ranked, 3)
+    page, labels = found._repr_html_(), Run.open(run).labels
+    pictures = embedded(page)
+    assert "http" not in page and len(pictures) == 9
+    for row, auto in zip(found.rows, pictures[2::3], strict=True):
+        label = labels[row.sample_id]
+        assert (auto[label != IGNORE] == colourise(label, CITYSCAPES)[label != IGNORE]).all()
+        assert f"<b>{row.sample_id}</b>" in page
+        assert set(np.unique(label[label != IGNORE])) <= row.class_ids
+    assert "3 images" in str(found)
+
+
+def test_a_notebook_shows_named_samples_and_the_reason_where_a_picture_is_missing(run: Path, tmp_path: Path) -> None:
+    name = sorted(Run.open(run).labels)[3]
+    moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
+    page = look(moved, samples=[name])._repr_html_()
+    assert f"<b>{name}</b>" in page and len(embedded(page)) == 2 and "the file is missing" in page
+    with pytest.raises(ValueError, match=r"sample 'atlantis' has no label in .*: name one of its 10 labelled ones"):
+        look(run, samples=["atlantis"])

@@ -26,7 +26,7 @@ import pytest
 from conftest import HEIGHT, WIDTH, autolabel, contents, labels_of, photograph, quarantined, scanned
 from PIL import ExifTags, Image
 
-from autolabel.manifests import storage
+from autolabel.manifests import local_storage
 from autolabel.manifests.images import decode_image
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Accounts, Run
@@ -313,12 +313,12 @@ def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 class Disk:
-    """`os` and `open` as storage.py sees them. The first `call` for a file called like `name` fails, once."""
+    """`os` and `open` as local_storage.py sees them. The first `call` for a file called like `name` fails, once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, call: str, name: str, number: int) -> None:
         self.call, self.name, self.number, self.failed = call, name, number, ""
-        monkeypatch.setattr(storage, "os", self)
-        monkeypatch.setattr(storage, "open", self.opened, raising=False)
+        monkeypatch.setattr(local_storage, "os", self)
+        monkeypatch.setattr(local_storage, "open", self.opened, raising=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)
