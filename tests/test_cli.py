@@ -6,6 +6,7 @@ If this fails, somebody reads a traceback at night, or worse, reads nothing.
 from __future__ import annotations
 
 import json
+import os
 import re
 import runpy
 import shutil
@@ -191,3 +192,14 @@ def test_the_help_has_every_setting_of_a_job_once_in_its_group() -> None:
         for field in job_fields(job):
             assert re.search(rf"^  {field.flag}\b", sections[field.words.group], re.MULTILINE), field.flag
             assert len(re.findall(rf"^  {field.flag}\b", text, re.MULTILINE)) == 1
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_of_torch_sleep_while_they_wait_unless_told_otherwise(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    autolabel("manifest", "show", tmp_path)
+    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")

@@ -238,7 +238,8 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
             pixels += (true != IGNORE).sum()
         return total / pixels
 
-    assert loss(fitted.fitted) == pytest.approx(fitted.nll[1], abs=1e-5)
+    # The fit reads the loss off a parabola through temperatures 7 % apart: an error of some 1e-5, on every machine.
+    assert loss(fitted.fitted) == pytest.approx(fitted.nll[1], abs=1e-4)
     assert min(loss(0.93 * fitted.fitted), loss(1.07 * fitted.fitted)) > loss(fitted.fitted)
 
 
