@@ -44,7 +44,7 @@ class Storage(Protocol):
         """The file's size, time and version; None if there is none, or something else: a folder, a pipe."""
 
     def read(self, path: Path) -> bytes:
-        """The whole content."""
+        """Return the whole content."""
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
         """At most `length` bytes from `start` on. Raises ChangedFile if the file is not the version `unchanged`."""
@@ -65,10 +65,10 @@ class Storage(Protocol):
         """Write over a file if it is the version `unchanged`, and return whether it was. One of several wins."""
 
     def is_folder(self, path: Path) -> bool:
-        """Whether there is a folder of this name, where folders can be empty, or else a file below it."""
+        """Return True if there is a folder of this name; a storage without empty folders looks for a file below it."""
 
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
-        """What lies in a folder, sorted; nothing if there is no folder. Recursive: the files at any depth.
+        """List the content of a folder, sorted; nothing if there is no folder. recursive: the files at any depth.
 
         suffix: the end of the names that are wanted. Temporary files of writers are left out.
         """
@@ -88,42 +88,42 @@ def storage_of(path: Path) -> Storage:
 
 
 def stat(path: Path) -> Stat | None:
-    """As `Storage.stat`."""
+    """Return size, time and version of a file; None if there is none, or something else: a folder, a pipe."""
     return storage_of(path).stat(path)
 
 
 def exists(path: Path) -> bool:
-    """Whether a file of this name can be read; a folder is none."""
+    """Return True if there is a file of this name; a folder is none."""
     return stat(path) is not None
 
 
 def is_folder(path: Path) -> bool:
-    """As `Storage.is_folder`."""
+    """Return True if there is a folder of this name."""
     return storage_of(path).is_folder(path)
 
 
 def read(path: Path) -> bytes:
-    """As `Storage.read`."""
+    """Return the whole content of a file. Raises FileNotFoundError."""
     return storage_of(path).read(path)
 
 
 def read_range(path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
-    """As `Storage.read_range`."""
+    """Return at most `length` bytes from `start` on. Raises ChangedFile if the file is not the version `unchanged`."""
     return storage_of(path).read_range(path, start, length, unchanged=unchanged)
 
 
 def reading(path: Path) -> BinaryIO:
-    """As `Storage.reading`."""
+    """Open a seekable file to read from; the caller closes it."""
     return storage_of(path).reading(path)
 
 
 def write(path: Path, data: bytes, *, durable: bool = True) -> None:
-    """As `Storage.write`."""
+    """Write a file whole or not at all, over whatever is there. Unless durable, a power cut may spoil it."""
     storage_of(path).write(path, data, durable=durable)
 
 
 def writing(path: Path) -> AbstractContextManager[BinaryIO]:
-    """As `Storage.writing`."""
+    """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
     return storage_of(path).writing(path)
 
 
@@ -134,22 +134,22 @@ def copy(source: Path, target: Path) -> None:
 
 
 def create(path: Path, data: bytes) -> bool:
-    """As `Storage.create`."""
+    """Write a file that is not there yet, and return True; return False if there is one."""
     return storage_of(path).create(path, data)
 
 
 def replace(path: Path, data: bytes, *, unchanged: Stat) -> bool:
-    """As `Storage.replace`."""
+    """Write over a file if it is the version `unchanged`, and return True; else return False."""
     return storage_of(path).replace(path, data, unchanged=unchanged)
 
 
 def list(folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
-    """As `Storage.list`."""
+    """List the content of a folder, sorted, or with `recursive` the files at any depth; nothing without a folder."""
     return storage_of(folder).list(folder, suffix=suffix, recursive=recursive)
 
 
 def remove(path: Path) -> None:
-    """As `Storage.remove`."""
+    """Remove a file, or a folder with everything in it; a missing one is fine."""
     storage_of(path).remove(path)
 
 

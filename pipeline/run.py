@@ -38,7 +38,7 @@ from autolabel.teacher.predict import Teacher
 
 @dataclass(frozen=True)
 class Labelling(Shown):
-    """How a call ended. `done` samples were finished by it; failed units are left, each with its reason."""
+    """The end of a call. `done` samples were finished by it; failed units are left, each with its reason."""
 
     run: Run
     accounts: Accounts

@@ -128,7 +128,7 @@ class Plan:
         """Samples of one unit."""
         return int(self._count[number])
 
-    def rows(self, unreadable: bool = False) -> dict[str, int]:
+    def rows(self, *, unreadable: bool = False) -> dict[str, int]:
         """Rows of every bucket's array; samples whose header was unreadable (0 x 0) need none in the store."""
         ends = self._first + self._count
         found = {name: int(ends[self._bucket == k].max()) for k, name in enumerate(self._names)}

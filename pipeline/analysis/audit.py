@@ -128,11 +128,11 @@ def audit(
                 prior=prior,
                 coarse=outlined,
             )
-            calibration.add(true, top, confidence)
+            calibration.add(true, top, confidence=confidence)
             if fitted:
                 step = _step(true)
                 some = np.s_[::step, ::step]
-                sampled.add(true[some], top[some], confidence[some])
+                sampled.add(true[some], top[some], confidence=confidence[some])
         count()
     if fitted:
         fitted = replace(fitted, ece=[*fitted.ece, known_or_none(sampled.overall().ece())])
@@ -267,7 +267,7 @@ def _fit(network: Teacher, run: Run, matched: _Matched, count: Callable[[], None
         )
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
-        before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))
+        before.add(true, logits.argmax(axis=0).astype(np.uint8), confidence=1 / np.exp(below).sum(axis=0))
         count()
     temperature, loss = fit.best()
     return FittedTemperature(

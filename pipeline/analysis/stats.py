@@ -114,7 +114,7 @@ class Summary(Shown):
         )
 
     def fate_table(self) -> Table:
-        """What became of the pixels of each top class, in per cent."""
+        """The fates of the pixels of each top class, in per cent."""
         rows = [[str(name), *map(percent, shares)] for name, shares in self.fates.iterrows() if shares.notna().any()]
         header = ["class", *(FATE_NAMES[fate] for fate in self.fates.columns)]
         return Table("what became of the pixels of each top class, in %", header, rows)

@@ -26,8 +26,6 @@ FATE_COLOURS = {
     "decided_by_human": OKABE_ITO["purple"],
 }
 
-Tick = tuple[float, float]  # a share, and its place on an axis in per cent
-
 
 def colours(space: LabelSpace) -> dict[str, str]:
     """The colour of every class, for CSS."""
@@ -48,7 +46,7 @@ class ClassPlot:
 
     table: Table
     bars: dict[str, tuple[float, float]]
-    ticks: list[Tick]
+    ticks: list[tuple[float, float]]  # a share, and its place on the axis in per cent
     lost: list[str]
     doubtful: dict[str, float]
 
@@ -92,7 +90,7 @@ class ClassHistogram:
 
 @dataclass(frozen=True)
 class Fate:
-    """What became of the pixels of one top class: (name, colour, share) of every fate that occurs; they sum to 1."""
+    """The fates of the pixels of one top class: (name, colour, share) of each that occurs; the shares sum to 1."""
 
     name: str
     kept: float

@@ -79,7 +79,7 @@ def throughput(images: pd.DataFrame, run: Run) -> Facts:
 
 
 def provenance(run: Run) -> Facts:
-    """Where everything came from."""
+    """The origin of everything in the run."""
     recipe = run.recipe
     return [
         ("Teacher", str(run.teacher)),

@@ -108,7 +108,9 @@ class Gallery:
         }
 
 
-def cards(run: Run, painted: Mapping[str, Painted], ranked: pd.DataFrame, samples: Mapping[str, Sample]) -> list[Card]:
+def cards(
+    run: Run, painted: Mapping[str, Painted], *, ranked: pd.DataFrame, samples: Mapping[str, Sample]
+) -> list[Card]:
     """The cards of the painted samples; `ranked` has their statistics and ranks, by sample id."""
     ids = pa.array(list(painted), pa.string())
     classes: dict[str, list[tuple[int, int, int]]] = {}

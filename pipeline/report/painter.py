@@ -81,7 +81,7 @@ class Painter:
         if self._attention and self._teacher and top is not None and not isinstance(layers.photograph, Missing):
             with self._one_at_a_time:
                 by_scale = self._by_scale(self._teacher, stem, layers.photograph, top)
-        return Painted(write_pictures(self._folder, stem, layers, self._run.label_space), by_scale)
+        return Painted(write_pictures(self._folder, layers, stem=stem, space=self._run.label_space), by_scale)
 
     def see(self, place: int, layers: Layers) -> tuple[Layers, Label | None]:
         """Add the teacher's confidence to the layers of a sample, if it is to look at this one; and its top classes."""

@@ -53,7 +53,7 @@ def draw_share(share: Confidence) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def write_pictures(folder: Path, stem: str, layers: Layers, space: LabelSpace) -> Drawn:
+def write_pictures(folder: Path, layers: Layers, *, stem: str, space: LabelSpace) -> Drawn:
     """Draw every layer of a sample and its thumbnail into `folder`.
 
     Beside them lies `stem`-ids.js, a picture of the class ids as a script: a page opened from disk may run a script

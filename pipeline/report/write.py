@@ -79,7 +79,9 @@ def write_report(
             classes=ClassPlot.of(summary),
             confidence=ConfidencePlot.of(summary, run.policy),
             audit=Audit.read(run.audit_path) if storage.exists(run.audit_path) else None,
-            gallery=Gallery(cards(run, painted, ranked, sources.samples), pictures.name, len(ranked), run.label_space),
+            gallery=Gallery(
+                cards(run, painted, ranked=ranked, samples=sources.samples), pictures.name, len(ranked), run.label_space
+            ),
             weights=weights(network.combination) if several and network else "",
             quarantine=quarantine,
         )

@@ -19,8 +19,6 @@ _MARKS = ("circle", "square", "diamond", "ring")
 _DASHES = ("none", "7 3", "2 3", "9 3 2 3")
 _POINTS = 80  # points of a curve; more could not be told apart
 
-Tick = tuple[float, float]  # a value, and its place on an axis in per cent
-
 
 @dataclass(frozen=True)
 class Arm:
@@ -46,7 +44,7 @@ class Lanes:
     """A table with a plot: for every row, the intervals of some arms on one axis."""
 
     table: Table
-    ticks: list[Tick]
+    ticks: list[tuple[float, float]]  # a value, and its place on the axis in per cent
     lanes: Mapping[str, list[tuple[Arm, Interval | None]]]
 
 
