@@ -182,7 +182,7 @@ def pairs(form: str, convert: Callable[[str], Any]) -> dict[str, Any]:
 
 output_manifest = option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
 policy_option = option(
-    "--policy", **text(load_policy, "POLICY"), default=PAPER, show_default=False, group="what",
+    "--policy", **text(load_policy, "POLICY"), group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
 space_help = "The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md."
@@ -405,8 +405,9 @@ def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Pa
 @job_options(LabelJob)
 @option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    source: Path, policy: Policy, threshold: float | None, label_space: LabelSpace | None, dry_run: bool, **values: Any
-) -> None:
+    source: Path, policy: Policy | None, threshold: float | None, label_space: LabelSpace | None, dry_run: bool,
+    **values: Any,
+) -> None:  # fmt: skip
     """Label the images of SOURCE, a folder or a manifest.
 
     \b
@@ -417,10 +418,10 @@ def generate(
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
 
-    if threshold is not None and policy is not PAPER:
-        raise Failure(f"--threshold {threshold:g} and --policy {policy.name}: write the threshold into the policy")
-    if threshold not in (None, PAPER.threshold):
-        policy = Policy(threshold=threshold)
+    if threshold is not None and policy is not None:
+        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
+    if policy is None:
+        policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
         with progress("checking files") as update:

@@ -194,6 +194,32 @@ def test_the_help_has_every_setting_of_a_job_once_in_its_group() -> None:
             assert len(re.findall(rf"^  {field.flag}\b", text, re.MULTILINE)) == 1
 
 
+def test_a_folder_where_a_manifest_is_meant_is_refused_with_the_way_to_make_one(city: Path, tmp_path: Path) -> None:
+    line = refused("train", city / "data", "--val", city / "val.parquet", "--out", tmp_path / "out")
+    assert line == (f"{city}/data is a folder: expected a manifest; `autolabel manifest scan {city}/data` makes one")
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copyfile(city / "coarse.parquet", run / "manifest.parquet")
+    line = refused("manifest", "fuse", city / "fine.parquet", run, "-o", tmp_path / "fused.parquet")
+    assert line == f"{run} is a folder: expected a manifest; this run's is {run}/manifest.parquet"
+
+
+def test_a_layout_that_cannot_be_guessed_is_refused_with_those_that_were_tried(tmp_path: Path) -> None:
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "drive" / "notes.txt").write_text("no image")
+    line = refused("manifest", "scan", tmp_path / "drive", "-o", tmp_path / "m.parquet")
+    assert line.startswith(f"no images under {tmp_path}/drive; tried Cityscapes (leftImg8bit/")
+    assert "Mapillary Vistas" in line and "any folder of .png" in line
+
+
+def test_the_engine_that_was_chosen_is_said_in_one_line(city: Path, teacher: Path, tmp_path: Path) -> None:
+    result = autolabel(
+        "generate", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run", "--limit", 1
+    )
+    lines = [line for line in result.stderr.splitlines() if "engine" in line]
+    assert lines == ["labelling: engine local: this process does all the work"]
+
+
 @pytest.mark.parametrize("chosen", [None, "ACTIVE"])
 def test_threads_of_torch_sleep_while_they_wait_unless_told_otherwise(
     chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -68,7 +68,8 @@ def look(run: Run | Path, n: int = 6, *, samples: Sequence[str] = ()) -> Look:
         if name not in ranked:
             raise ValueError(f"sample {name!r} has no label in {run.path}: name one of its {len(ranked)} labelled ones")
     chosen = list(samples) or choose(ranked, n)
-    sources = Sources(run, chosen)
+    has_coarse = any(run.statistics("images", ["coarse_pixels"])["coarse_pixels"].to_pylist())
+    sources = Sources(run, chosen, coarse=has_coarse)
     return Look(run, [_drawn(run, name, trust[name], sources.read(name)) for name in chosen])
 
 

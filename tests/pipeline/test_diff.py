@@ -16,7 +16,7 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.analysis.diff import RunDifference, compare
-from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.run import generate
 
 
@@ -61,7 +61,7 @@ def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
     asked = LabelJob(city / "coarse.parquet", teacher, folder / "low", (1.0,), policy=Policy(threshold=0.3))
     generate(asked)
     generate(replace(asked, out=folder / "high", policy=Policy(threshold=0.5)))
-    generate(replace(asked, out=folder / "few", store="png", limit=4))
+    generate(replace(asked, out=folder / "few", store="png", portion=Portion(limit=4)))
     return {name: folder / name for name in ("low", "high", "few")}
 
 

@@ -13,11 +13,10 @@ from conftest import autolabel
 
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, writing_manifest
 from autolabel.manifests.schemas import CLASSES_SCHEMA, IMAGES_SCHEMA, ROWS_AT_ONCE
 from autolabel.manifests.tables import writing_table
-from autolabel.pipeline.analysis import stats
 from autolabel.pipeline.analysis.stats import at_threshold, summarise
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
@@ -140,8 +139,8 @@ def test_tables_of_many_pieces_add_up_as_one(tmp_path: Path, monkeypatch: pytest
             pieces.append(len(piece))
             yield piece
 
-    stream = stats.stream_statistics
-    monkeypatch.setattr(stats, "stream_statistics", watched)
+    stream = RunFolder.stream_statistics
+    monkeypatch.setattr(RunFolder, "stream_statistics", watched)
     found = summarise(run)
     assert max(pieces) <= ROWS_AT_ONCE < sum(pieces)  # never the whole table at once
     rows = pd.DataFrame(classes)
