@@ -127,7 +127,7 @@ class Summary(Shown):
             f"pixels with a class: {coarse}{percent(self.auto_coverage)} % in the auto labels",
             f"a threshold would keep {', '.join(f'{percent(share)} % at {t:g}' for t, share in self.would_keep)}",
             f"label size: {size(each)} an image",
-            f"the least trusted images: {self.run / 'stats' / 'review.parquet'}",
+            f"the least trusted images: {RunFolder(self.run).statistics_path('review')}",
         ]
 
     def tables(self) -> list[Table]:
