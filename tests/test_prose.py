@@ -10,7 +10,9 @@ import pytest
 from test_arrows import MAY_IMPORT, ROOT
 
 FILES = sorted([*ROOT.glob("*.py"), *(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))])
-CLAUSE = re.compile(r"(What|Where|Whether|Of|Those|As of|The same\b)")  # a reader would wait for the main verb
+CLAUSE = re.compile(
+    r"(What|Where|Whether|Of|Those|By which|As of|As `|The same)\b"
+)  # a reader would wait for the main verb
 
 
 def docstrings(source: str) -> list[tuple[int, str]]:
