@@ -46,7 +46,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
         pa.field("label_index", pa.int64()),
-        pa.field("top_crc32c", pa.uint32()),  # of the teacher's top class and level of confidence, where they are kept
+        pa.field("top_crc32c", pa.uint32()),  # checksums of top class and level, where they are kept
         pa.field("confidence_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),

@@ -108,7 +108,7 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.label_space is None:
         raise ValueError(f"a published {checkpoint.arch} does not name its classes: expected one of `autolabel train`")
     marks = checkpoint.trained_on.numpy().view(np.uint64).tolist()
-    about = {
+    metadata = {
         "arch": checkpoint.arch,
         "label_space": json.loads(checkpoint.label_space.to_json()),
         "trained_on": [f"{mark:016x}" for mark in sorted(marks)],
@@ -119,7 +119,7 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
         for key, value in checkpoint.state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
-    storage.write(path, save(tensors, {FORMAT: json.dumps(about)}))  # one entry: of several the order is random
+    storage.write(path, save(tensors, {FORMAT: json.dumps(metadata)}))  # the order of several entries would be random
 
 
 def _read_tensors(data: bytes) -> dict[str, Any]:
@@ -129,12 +129,12 @@ def _read_tensors(data: bytes) -> dict[str, Any]:
     text = header.get("__metadata__", {}).get(FORMAT)
     if text is None:
         return tensors
-    about = json.loads(text)
+    metadata = json.loads(text)
     return {
-        **about,
+        **metadata,
         "format": FORMAT,
         "state_dict": tensors,
-        "trained_on": fingerprint_tensor(about["trained_on"]),
+        "trained_on": fingerprint_tensor(metadata["trained_on"]),
     }
 
 
@@ -156,9 +156,9 @@ def _reason(error: Exception) -> str:
     """Return the reason why torch refuses a file, without its advice to read it all the same."""
     text = str(error).strip()
     if "weights_only" in text:
-        wanted = re.search(r"GLOBAL (\S+)", text)
-        if wanted:
-            return f"it wants more than tensors and numbers ({wanted[1]}), and nothing in it was run"
+        type_name = re.search(r"GLOBAL (\S+)", text)
+        if type_name:
+            return f"it wants more than tensors and numbers ({type_name[1]}), and nothing in it was run"
         return "it is damaged, or a file of another kind"
     return text.splitlines()[0] if text else type(error).__name__
 

@@ -84,7 +84,7 @@ class Teacher:
         self.precision = precision
         self.sha256 = digest
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
-        self.fits: dict[tuple[int, ...], int] = {}  # by size, the batch that was left after memory had run out
+        self.fits: dict[tuple[int, ...], int] = {}  # largest batch by size, once memory has run out
 
     def require_space(self, space: LabelSpace, *, checkpoint: str, manifest: str) -> None:
         """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).

@@ -18,7 +18,7 @@ def _bn_relu(channels: int) -> nn.Sequential:
 
 
 def _project(inputs: int, outputs: int, layers: int) -> nn.Sequential:
-    """`layers` times 1x1 convolution, batch norm, ReLU."""
+    """Return `layers` times a 1x1 convolution, batch norm and ReLU."""
     steps: list[nn.Module] = []
     for i in range(layers):
         steps += [nn.Conv2d(inputs if i == 0 else outputs, outputs, 1, bias=False), _bn_relu(outputs)]
@@ -26,7 +26,7 @@ def _project(inputs: int, outputs: int, layers: int) -> nn.Sequential:
 
 
 class ObjectAttention(nn.Module):
-    """Pixels (B, M, h, w) attend to regions (B, M, K, 1); returns the context of each pixel (B, M, h, w)."""
+    """Attention of pixels (B, M, h, w) to regions (B, M, K, 1); returns the context of each pixel (B, M, h, w)."""
 
     def __init__(self, mid: int, key: int) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class SpatialOCR(nn.Module):
 
 
 def region_features(features: Tensor, region_logits: Tensor) -> Tensor:
-    """Mean feature of each soft region: features (B, M, h, w), logits (B, K, h, w) -> (B, M, K, 1).
+    """Return the mean feature of each soft region: features (B, M, h, w), logits (B, K, h, w) -> (B, M, K, 1).
 
     The logits become weights by a softmax over the pixels of each region.
     """

@@ -175,7 +175,7 @@ class XceptionBlock(nn.Module):
         self.rep = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.rep(x)  # comes first: it may rectify x
+        out = self.rep(x)  # runs before the shortcut: it may rectify x in place
         shortcut = x if self.skip is None or self.skipbn is None else self.skipbn(self.skip(x))
         return out + shortcut  # type: ignore[no-any-return]
 
@@ -254,7 +254,7 @@ class InvertedResidual(nn.Module):
         out: Tensor = self.block(x)
         if not self.shortcut:
             return out
-        if self.training and self.drop:  # stochastic depth: the branch of some images is left out
+        if self.training and self.drop:  # stochastic depth: some images skip the branch
             keep = out.new_empty(len(out), 1, 1, 1).bernoulli_(1 - self.drop) / (1 - self.drop)
             out = out * keep
         return out + x
@@ -282,7 +282,7 @@ class EfficientNetB4(nn.Module):
         for outputs, blocks, kernel, expand, stride, dilation in self._STAGES:
             layers = []
             for block in range(blocks):
-                drop = 0.2 * done / total  # deeper blocks are dropped more often
+                drop = 0.2 * done / total  # probability of skipping; it grows with depth
                 first = stride if block == 0 else 1
                 layers.append(
                     InvertedResidual(
