@@ -342,7 +342,7 @@ def show_manifest(path: Path) -> None:
 def train(**values: Any) -> None:
     """Train a network on a MANIFEST: a teacher, or a student.
 
-    Half of the crops are aimed at a class, every class as often as the next. A step shows --batch-size crops, whatever
+    Half of the crops are aimed at a class, and all classes get equally many. A step shows --batch-size crops, whatever
     the number of workers.
 
     \b

@@ -14,8 +14,8 @@ from types import TracebackType
 
 import psutil
 
-_STATUS = Path("/proc/self/status")  # of Linux: lines such as "VmHWM:    7884 kB"
-_FORGET = Path("/proc/self/clear_refs")  # of Linux: "5" resets VmHWM
+_STATUS = Path("/proc/self/status")  # Linux only; has lines such as "VmHWM:    7884 kB"
+_FORGET = Path("/proc/self/clear_refs")  # Linux only; writing "5" resets VmHWM
 _SAMPLE_SECONDS = 0.001
 
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 
-_SETUP_SECONDS = 60.0  # that another part may need to prepare the folder
+_SETUP_SECONDS = 60.0  # patience while another part prepares the folder
 _PARTS = re.compile(re.escape(storage.LOCK) + r"\.\d+-of-\d+")
 
 

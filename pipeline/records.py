@@ -46,7 +46,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
         pa.field("label_index", pa.int64()),
-        pa.field("top_crc32c", pa.uint32()),  # of the teacher's top class and level of confidence, where they are kept
+        pa.field("top_crc32c", pa.uint32()),  # checksums of top class and level, where they are kept
         pa.field("confidence_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
@@ -259,9 +259,8 @@ def _add_line(path: Path, words: dict[str, Any]) -> None:
 class Attempt:
     """One process that works on one unit, noted so that its death leaves a trace.
 
-    deaths: the number of earlier processes
-    that died while they worked on a sample, by sample id. careful: some earlier process died at this unit, so every
-    sample is noted before it is touched.
+    deaths: the number of earlier processes that died while they worked on a sample, by sample id. careful: some earlier
+    process died at this unit, so every sample is noted before it is touched.
     """
 
     def __init__(self, run: RunFolder, unit: Unit) -> None:
@@ -279,7 +278,9 @@ class Attempt:
 
     def _lines(self) -> Iterable[dict[str, Any]]:
         if storage.exists(self.path):
-            yield from map(json.loads, storage.read(self.path).splitlines())
+            for line in storage.read(self.path).splitlines():
+                with contextlib.suppress(ValueError):  # a power cut may leave half a line
+                    yield json.loads(line)
 
     def _note(self, words: dict[str, Any]) -> None:
         _add_line(self.path, {"attempt": self._tag, **words})

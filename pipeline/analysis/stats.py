@@ -26,7 +26,7 @@ FATE_NAMES = {
     "decided_by_human": "decided by a human",
 }
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # the coverage that each would give is shown
-_FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
+_FATES = {f"{fate}_pixels": fate for fate in FATES}  # fates by their columns in the classes table
 _MOST_OUTLINED = 0.99  # a teacher that never found a class outside proves little, so nothing counts as fully outlined
 _SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "contradicted_pixels", *_FATES)
 
@@ -127,7 +127,7 @@ class Summary(Shown):
             f"pixels with a class: {coarse}{percent(self.auto_coverage)} % in the auto labels",
             f"a threshold would keep {', '.join(f'{percent(share)} % at {t:g}' for t, share in self.would_keep)}",
             f"label size: {size(each)} an image",
-            f"the least trusted images: {self.run / 'stats' / 'review.parquet'}",
+            f"the least trusted images: {RunFolder(self.run).statistics_path('review')}",
         ]
 
     def tables(self) -> list[Table]:

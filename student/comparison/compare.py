@@ -262,7 +262,7 @@ def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Sco
     """
     *earlier, last = [row.miou for row in curve if row.miou is not None]
     if last > max(earlier, default=-1.0):
-        return best  # of the last step
+        return best  # the scores of the last step
     path = job.out / "last_scores.json"
     if not storage.exists(path):
         score(load_teacher(job.out / "last.pt", device=job.device), ManifestDataset(job.val)).write(path)
