@@ -126,7 +126,7 @@ def run(words: list[str]) -> None:
     if words[0] == "generate":
         words += ["--engine", "local"]
     if "--auto-classes" in words:
-        rows = RunFolder("runs/auto").statistics("classes").to_pylist()
+        rows = RunFolder(Path("runs/auto")).statistics("classes").to_pylist()
         found = sorted({row["class_name"] for row in rows if row["pixels"]})
         words[words.index("--auto-classes") + 1] = ",".join(found)
     done = autolabel(*words)

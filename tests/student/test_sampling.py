@@ -37,7 +37,7 @@ def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
     root = tmp_path_factory.mktemp("runs")
     for store in ("zarr", "png"):
         job = LabelJob(city / "coarse.parquet", teacher, root / store, scales=(1.0,), policy=Policy(threshold=0.2))
-        generate(replace(job, store=store, engine="local", workers=1, unit_size=4))
+        generate(replace(job, store=store, unit_size=4))
     return {store: root / store for store in ("zarr", "png")}
 
 
