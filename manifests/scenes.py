@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise, product
 from pathlib import Path
@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
+
+from autolabel.manifests.wording import Progress
 
 Labels = NDArray[np.uint8]
 Point = tuple[float, float, float]
@@ -96,25 +98,30 @@ def draw_scene(seed: int, height: int = 160, width: int = 320) -> Scene:
     return Scene(_develop(world, picture.reduce(_SCALE), fine), fine, _annotate_coarsely(fine, owners, world.dice))
 
 
-def write_city(root: Path, seed: int = 0, fine: int = 24, coarse: int = 96, val: int = 24, height: int = 160,
-               width: int = 320, on_scene: Callable[[int, int], None] | None = None) -> None:  # fmt: skip
+def write_city(root: Path, seed: int = 0, *, fine: int = 24, coarse: int = 96, val: int = 24, height: int = 160,
+               width: int = 320, truth: Path | None = None, progress: Progress | None = None) -> None:  # fmt: skip
     """Write a small Cityscapes under `root`: `fine` images in split train, `coarse` in train_extra and `val` in val.
 
     A scene depends on the seed, its split and its number alone: asking for more of them leaves the others as they are.
+    Cityscapes has no fine labels for train_extra; those that are drawn here are written into the folder `truth`, if it
+    is given, under the relative paths of their images.
     """
     jobs = [(split, i) for split, n in (("train", fine), ("train_extra", coarse), ("val", val)) for i in range(n)]
     for done, (split, i) in enumerate(jobs, 1):
         scene_seed, cities = random.Random(f"{seed} {split} {i}").getrandbits(63), _CITIES[split].split()
         scene, city = draw_scene(scene_seed, height, width), cities[i % len(cities)]
         frame = f"{split}/{city}/{city}_{i // len(cities):06d}_{scene_seed % 3000 * 10 + 9:06d}"
-        files = {f"leftImg8bit/{frame}_leftImg8bit": scene.image, f"gtCoarse/{frame}_gtCoarse_labelIds": scene.coarse}
-        if split != "train_extra":  # which has coarse labels only
-            files[f"gtFine/{frame}_gtFine_labelIds"] = scene.fine
-        for name, pixels in files.items():
-            (root / name).parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(root / f"{name}.png", compress_level=1)  # noise hardly gets any smaller
-        if on_scene is not None:
-            on_scene(done, len(jobs))
+        image = root / f"leftImg8bit/{frame}_leftImg8bit.png"
+        files = {image: scene.image, root / f"gtCoarse/{frame}_gtCoarse_labelIds.png": scene.coarse}
+        if split != "train_extra":
+            files[root / f"gtFine/{frame}_gtFine_labelIds.png"] = scene.fine
+        elif truth is not None:
+            files[truth / image.relative_to(root / "leftImg8bit" / split)] = scene.fine
+        for path, pixels in files.items():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path, compress_level=1)  # noise hardly gets any smaller
+        if progress is not None:
+            progress(done, len(jobs))
 
 
 def _sky_and_ground(world: _World) -> tuple[Image.Image, Image.Image]:
