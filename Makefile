@@ -15,7 +15,7 @@ PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 NUMERIC := tests/manifests/test_scores.py tests/teacher tests/student/test_losses.py tests/student/test_evaluate.py \
 	tests/pipeline/test_audit.py tests/pipeline/test_calibration.py tests/pipeline/test_outlined.py
 
-.PHONY: help demo dev quick test plain lint types format clean
+.PHONY: help demo dev quick test plain lint types format docs clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' Makefile | expand -t 16
@@ -45,6 +45,9 @@ types: .venv/linted  ## types alone
 format: .venv/linted  ## mend what lint would complain of, as far as that can be done without thinking
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: .venv/editable  ## write docs/cli.md anew, from the help of the commands
+	$(BIN)/python docs/make_cli.py
 
 clean:  ## remove what was built, .venv too
 	rm -rf .venv .types build *.egg-info

@@ -1,1 +1,328 @@
-"""x."""
+"""Label street images with a trained teacher, and train better students on the labels.
+
+    import autolabel as al
+
+    run = al.generate("drive/", teacher="teacher/best.pt", out="runs/auto")
+    run.labels["drive_000019"]                                 # (H, W) uint8, 255 = ignore
+    print(al.summarise(run))                                   # the table that `autolabel stats` prints
+    al.fuse(["fine.parquet", run.manifest_path], out="fused.parquet", leak_check="val.parquet")
+    al.train("fused.parquet", val="val.parquet", out="student")
+
+These are the public names; modules below `autolabel` may change from version to version. Importing the package loads
+nothing heavy: a function imports what it needs when it is called. Paths are `str` or `Path`. A `progress` is called
+with (done, total) while a long work goes on. A mistake in what is asked for raises ValueError, a missing file
+FileNotFoundError; both say in one line what was expected.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from autolabel.manifests.label_space import LabelSpace
+    from autolabel.manifests.policy import Policy
+    from autolabel.manifests.run.folder import Run
+    from autolabel.manifests.samples import Manifest
+    from autolabel.manifests.wording import Progress
+    from autolabel.pipeline.analysis.audit_record import Audit
+    from autolabel.pipeline.analysis.stats import Summary
+    from autolabel.pipeline.job import LabelJob
+    from autolabel.pipeline.progress import Counters
+    from autolabel.pipeline.report.notebook import Look
+    from autolabel.student.comparison.verdicts import Comparison
+    from autolabel.student.data import ManifestDataset
+    from autolabel.student.evaluate import Scores
+    from autolabel.student.job import TrainJob
+    from autolabel.teacher.predict import Teacher
+
+    __version__: str
+
+AnyPath = str | PathLike[str]
+
+_CLASSES = {
+    "LabelJob": "pipeline.job",
+    "LabelSpace": "manifests.label_space",
+    "Manifest": "manifests.samples",
+    "ManifestDataset": "student.data",
+    "Policy": "manifests.policy",
+    "Run": "manifests.run.folder",
+    "Teacher": "teacher.predict",
+    "TrainJob": "student.job",
+}
+
+__all__ = [
+    "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Policy", "Run", "Teacher", "TrainJob", "__version__",
+    "audit", "compare", "evaluate", "fuse", "generate", "load_manifest", "load_teacher", "look", "open_run",
+    "relabel", "report", "scan", "summarise", "train",
+]  # fmt: skip
+
+
+def scan(
+    folder: AnyPath, out: AnyPath | None = None, *, layout: str = "auto", splits: Sequence[str] = (),
+    labels: AnyPath | None = None, coarse: AnyPath | None = None, label_space: LabelSpace | str | None = None,
+    label_ids: str = "train", progress: Progress | None = None,
+) -> Manifest:  # fmt: skip
+    """Find and check the images and labels in a folder; write them to the manifest `out` if it is given.
+
+    layout: "cityscapes", "mapillary", "folder" (any folder of images), or "auto", which tries them. splits: some splits
+    of a data set, such as ("train", "val"). labels, coarse: folders of label PNGs for images in any folder.
+    label_space: a name, a JSON file, or an object; data sets bring their own. label_ids: "train" or "source", the
+    numbers in the PNGs. Raises BadLayout (a ValueError).
+    """
+    from autolabel.manifests.samples import save_manifest
+    from autolabel.manifests.scan import scan
+
+    manifest, _ = scan(
+        Path(folder), layout=layout, splits=splits, labels=_path(labels), coarse=_path(coarse),
+        label_space=_space(label_space), label_ids=label_ids, progress=progress,
+    )  # fmt: skip
+    if out is not None:
+        save_manifest(Path(out), manifest)
+    return manifest
+
+
+def load_manifest(path: AnyPath) -> Manifest:
+    """Read a manifest: its samples with absolute paths, and its label space. Raises BadTable (a ValueError)."""
+    from autolabel.manifests.samples import load_manifest
+
+    return load_manifest(Path(path))
+
+
+def fuse(
+    manifests: Sequence[AnyPath], out: AnyPath, *, weights: Mapping[str, float] | None = None,
+    leak_check: AnyPath | None = None, drop_worst: float | None = None, keep_if: str | None = None,
+) -> Manifest:  # fmt: skip
+    """Join the labelled samples of several manifests, write them to the manifest `out`, and return it.
+
+    weights: by source ("fine", "coarse", "auto"), how often its samples are drawn in a training. leak_check: a
+    validation manifest that must share no image. drop_worst: share of each run's images to leave out, the least
+    trusted. keep_if: a condition on the statistics of a run's images, such as "agreement_with_coarse > 0.8". Raises
+    ValueError for different label spaces, an image that is listed twice, or a leak.
+    """
+    from autolabel.manifests.fuse import fuse
+
+    fused = fuse(
+        [Path(path) for path in manifests], Path(out), weights=dict(weights or {}), leak_check=_path(leak_check),
+        drop_worst=drop_worst, keep_if=keep_if,
+    )  # fmt: skip
+    return fused.manifest
+
+
+def train(
+    manifest: AnyPath, *, val: AnyPath, out: AnyPath, progress: Progress | None = None, **settings: Any
+) -> Scores:
+    """Train a network on a manifest, or go on with a training; the best checkpoint is `out`/best.pt.
+
+    settings: the other fields of `TrainJob` and of its machine, such as steps=2000, arch="hrnet48_ocr_mscale" or
+    workers=4. progress: called after every step with (steps done, all steps). Returns the scores on `val`. Raises
+    ValueError, and TrainingStopped (a RuntimeError) if the loss diverges.
+    """
+    from autolabel.manifests.settings import build_job
+    from autolabel.student.job import TrainJob
+    from autolabel.student.train import train
+
+    job = build_job(TrainJob, {"manifest": Path(manifest), "val": Path(val), "out": Path(out), **settings})
+    return train(job, None if progress is None else lambda step: progress(step.step, job.steps))
+
+
+def evaluate(
+    checkpoint: AnyPath, manifest: AnyPath, *, scales: Sequence[float] | None = None, flip: bool = False,
+    combine: str = "network", pictures: AnyPath | None = None, allow_overlap: bool = False, device: str = "auto",
+    progress: Progress | None = None,
+) -> Scores:  # fmt: skip
+    """Score a checkpoint on a manifest with fine labels: IoU and boundary F by class, and the worst images.
+
+    scales: sizes at which the network looks at an image; None for those it trains with. flip: average with the mirrored
+    image. combine: "network" as it learnt to, or "average". pictures: an empty folder for drawings of the worst images.
+    allow_overlap: also on images that it was trained on. Raises ValueError.
+    """
+    from autolabel.student.evaluate import evaluate
+
+    return evaluate(
+        Path(checkpoint), Path(manifest), scales=scales, flip=flip, combine=combine, pictures=_path(pictures),
+        allow_overlap=allow_overlap, device=device, progress=progress,
+    )  # fmt: skip
+
+
+def compare(
+    *, fine: AnyPath, coarse: AnyPath, auto: AnyPath, val: AnyPath, out: AnyPath,
+    arms: Mapping[str, AnyPath] | None = None, seeds: int = 1, added_share: float = 0.5,
+    progress: Progress | None = None, **settings: Any,
+) -> Comparison:  # fmt: skip
+    """Train students that differ in their labels only, and say class by class which learnt more.
+
+    fine, coarse: manifests; auto: the run that labelled the images of `coarse`; val: the manifest to score on. arms:
+    more manifests or runs, by name. seeds: trainings per arm; a verdict needs two or more. added_share: share of the
+    draws that show the labels which an arm adds. settings: the other fields of `TrainJob` and of its machine. progress:
+    called with (steps done, steps of all trainings). Finished trainings in `out` are not repeated. Raises ValueError.
+    """
+    from autolabel.manifests.settings import build_job
+    from autolabel.student.comparison.compare import compare
+    from autolabel.student.job import TrainJob
+
+    template = build_job(TrainJob, {"manifest": Path(fine), "val": Path(val), "out": Path(out), **settings})
+    return compare(
+        Path(fine), Path(coarse), auto=Path(auto), template=template, seeds=range(seeds), added_share=added_share,
+        further={name: Path(path) for name, path in (arms or {}).items()},
+        on_progress=None if progress is None else lambda now: progress(now.done, now.total),
+    )  # fmt: skip
+
+
+def load_teacher(checkpoint: AnyPath, *, device: str = "auto", precision: str = "auto") -> Teacher:
+    """Load a checkpoint to label with: `teacher.label(images)` takes (B, H, W, 3) uint8 and returns (B, H, W) uint8.
+
+    Raises BadCheckpoint (a ValueError), FileNotFoundError.
+    """
+    from autolabel.teacher.predict import load_teacher
+
+    return load_teacher(Path(checkpoint), device=device, precision=precision)
+
+
+def generate(
+    source: AnyPath, *, teacher: AnyPath, out: AnyPath, policy: Policy | str = "paper",
+    label_space: LabelSpace | str | None = None, progress: Progress | None = None, **settings: Any,
+) -> Run:  # fmt: skip
+    """Label a folder of images, or the images of a manifest, and return the run; called again, it does what is left.
+
+    policy: a preset ("paper", "reference", "human-first"), a TOML file, or an object. label_space: the classes, for a
+    folder and a teacher that does not name them. settings: the other fields of `LabelJob`, of its portion and of its
+    machine, such as keep_confidence=8, limit=100 or workers=4. Raises ValueError for a request that cannot be met or
+    differs from the one that `out` holds, EngineFailed (a RuntimeError) for units that could not be labelled.
+    """
+    from autolabel.manifests.settings import build_job
+    from autolabel.pipeline.job import LabelJob
+    from autolabel.pipeline.run import generate
+    from autolabel.pipeline.source import manifest_of
+
+    rules = _policy(policy)
+    manifest = manifest_of(
+        Path(source), Path(out), teacher=Path(teacher), label_space=_space(label_space), part=settings.get("part"),
+        progress=progress,
+    )  # fmt: skip
+    values = {"manifest": manifest, "teacher": Path(teacher), "out": Path(out), "policy": rules}
+    return generate(build_job(LabelJob, values | settings), on_progress=_counting(progress)).require_success()
+
+
+def relabel(
+    run: Run | AnyPath, *, policy: Policy | str, out: AnyPath, workers: int | None = None,
+    progress: Progress | None = None,
+) -> Run:  # fmt: skip
+    """Label the images of a run again by another policy, from its kept confidence and without the teacher.
+
+    The run must have been generated with `keep_confidence`. workers: threads; None for one per core. Raises ValueError
+    if the run has kept too little for the policy.
+    """
+    from autolabel.pipeline.relabel import relabel
+
+    return relabel(
+        open_run(run), _policy(policy), out=Path(out), workers=workers, on_progress=_counting(progress)
+    ).require_success()
+
+
+def open_run(run: Run | AnyPath) -> Run:
+    """Open a run folder: `.labels`, `.statistics()`, `.manifest`, `.recipe`, `.accounts`.
+
+    Raises FileNotFoundError if it is no run, ValueError if its `run.json` cannot be trusted.
+    """
+    from autolabel.manifests.run.folder import Run
+
+    return Run.open(_folder(run))
+
+
+def summarise(run: Run | AnyPath) -> Summary:
+    """Sum up the labels of a finished run, class by class: the tables that `autolabel stats` prints.
+
+    Raises BadTable (a ValueError) until the run has been published.
+    """
+    from autolabel.pipeline.analysis.stats import summarise
+
+    return summarise(_folder(run))
+
+
+def look(run: Run | AnyPath, n: int = 6, *, samples: Sequence[str] = ()) -> Look:
+    """Show images of a finished run in a notebook: photograph, coarse label and auto label side by side.
+
+    n: how many, mostly the least trusted. samples: ids to show instead. Raises ValueError for an unknown id.
+    """
+    from autolabel.pipeline.report.notebook import look
+
+    return look(_folder(run), n, samples=samples)
+
+
+def audit(
+    run: Run | AnyPath, *, truth: AnyPath, target_precision: float = 0.95, fit_temperature: bool = False,
+    allow_leak: bool = False, teacher: AnyPath | None = None, progress: Progress | None = None,
+) -> Audit:  # fmt: skip
+    """Hold a run's labels against fine labels: precision, borders, calibration, and a threshold for each class.
+
+    truth: a manifest with fine labels of images that the run labelled. target_precision: of every class's label.
+    fit_temperature: scale the teacher's logits so that its confidences come true. allow_leak: also with truth that the
+    teacher was trained on. teacher: its checkpoint, if it has been moved. Writes audit.json and suggested.toml into
+    the run. Raises ValueError.
+    """
+    from autolabel.pipeline.analysis.audit import audit
+
+    return audit(
+        _folder(run), Path(truth), target_precision=target_precision, fit_temperature=fit_temperature,
+        allow_leak=allow_leak, teacher=_path(teacher), progress=progress,
+    )  # fmt: skip
+
+
+def report(
+    run: Run | AnyPath, *, images: int = 100, samples: Sequence[str] = (), teacher: AnyPath | None = None,
+    attention: bool = False, progress: Progress | None = None,
+) -> Path:  # fmt: skip
+    """Write the report of a finished run, plots and a gallery, and return its page.
+
+    images: how many are shown, the least trusted first. samples: ids to show instead. attention: draw what
+    the teacher sees at each scale. teacher: its checkpoint, if it has been moved. Raises ValueError.
+    """
+    from autolabel.pipeline.report.write import write_report
+
+    return write_report(
+        _folder(run), images=images, samples=samples, teacher=_path(teacher), attention=attention, progress=progress
+    )
+
+
+def _path(path: AnyPath | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _folder(run: Run | AnyPath) -> Path:
+    return Path(run) if isinstance(run, str | PathLike) else run.path
+
+
+def _policy(policy: Policy | str) -> Policy:
+    from autolabel.manifests.policy import load_policy
+
+    return load_policy(policy) if isinstance(policy, str) else policy
+
+
+def _space(space: LabelSpace | str | None) -> LabelSpace | None:
+    from autolabel.manifests.label_space import load_label_space
+
+    return load_label_space(space) if isinstance(space, str) else space
+
+
+def _counting(progress: Progress | None) -> Callable[[Counters], None] | None:
+    return None if progress is None else lambda now: progress(now.before + now.done, now.before + now.wanted)
+
+
+if not TYPE_CHECKING:  # a type checker knows the names by the imports above
+
+    def __getattr__(name: str) -> object:
+        if name == "__version__":
+            from importlib.metadata import version
+
+            return version("autolabel")
+        if name not in _CLASSES:
+            raise AttributeError(f"module 'autolabel' has no attribute {name!r}")
+        return getattr(importlib.import_module(f"autolabel.{_CLASSES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -8,35 +8,36 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import shlex
-import shutil
 import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import TYPE_CHECKING, Any, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autolabel.manifests.label_space import LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields, parse_numbers, parse_share
-from autolabel.manifests.wording import Shown, duration, percent, plain
+from autolabel.manifests.wording import Shown, duration, plain
 from autolabel.pipeline.job import LabelJob
 from autolabel.student.job import TrainJob
 
 if TYPE_CHECKING:
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
-    from autolabel.student.train import StepReport
 
 INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 
+HELP = ["-h", "--help"]
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
+MANIFEST = click.Path(path_type=Path)  # a folder is refused where it is opened, with the way to make a manifest of it
 
 
 # --- errors and help --------------------------------------------------------------------------------------------------
@@ -101,24 +102,6 @@ class Commands(click.Group):
             ctx.exit(INTERRUPTED)
 
 
-class Otherwise(Commands):
-    """A group with a command that is meant where no other is named: `stats RUN` beside `stats diff A B`.
-
-    Its key is that command's first argument, so that help shows what to type.
-    """
-
-    def __init__(self, *arguments: Any, otherwise: str, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self.otherwise = otherwise
-        self.context_settings = {"ignore_unknown_options": True}  # they are that command's
-
-    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command, list[str]]:
-        """Find the command that the arguments mean."""
-        if args[0] in self.commands and args[0] != self.otherwise:
-            return args[0], self.commands[args[0]], args[1:]
-        return None, self.commands[self.otherwise], args
-
-
 def _one_line(error: BaseException) -> str:
     if isinstance(error, OSError):
         place = f": {error.filename}" if error.filename else ""
@@ -134,8 +117,8 @@ def _one_line(error: BaseException) -> str:
 class Option(click.Option):
     """An option that stands in a group of the help."""
 
-    def __init__(self, *names: Any, group: str = "", **more: Any) -> None:
-        super().__init__(*names, **more)
+    def __init__(self, *names: Any, group: str = "", show_default: bool = True, **more: Any) -> None:
+        super().__init__(*names, **{"show_default": show_default, **more})
         self.group = group
 
 
@@ -153,9 +136,7 @@ def text(parse: Callable[[str], Any], metavar: str = "TEXT") -> dict[str, Any]:
     return {"type": click.UNPROCESSED, "callback": read, "metavar": metavar}
 
 
-def option(*names: str, group: str = "", **more: Any) -> Callable[[F], F]:
-    """Give a command an option; `group` is its place in the help."""
-    return click.option(*names, cls=Option, group=group, **more)
+option = functools.partial(click.option, cls=Option)
 
 
 def job_options(job: type[Any], *, only: Sequence[str] = (), but: Sequence[str] = ()) -> Callable[[F], F]:
@@ -172,39 +153,31 @@ def job_options(job: type[Any], *, only: Sequence[str] = (), but: Sequence[str] 
 
 def _option_of(field: JobField) -> dict[str, Any]:
     """Return the arguments of `option` for a setting."""
-    words, kind, default = field.words, field.type, field.default
-    if isinstance(kind, UnionType):
-        kind = next(part for part in get_args(kind) if part is not NoneType)
-    shown = words.unset if default is None else "" if kind is bool else _as_text(default)
-    made = {"group": words.group, "default": default, "help": words.help + (f" [default: {shown}]" if shown else "")}
-    if kind is bool:
+    words = field.words
+    made = {"group": words.group, "help": field.help, "default": field.default, "show_default": False}
+    if field.kind is bool:
         return {**made, "is_flag": True}
     if words.parse:
         return {**made, **text(words.parse, words.metavar or "TEXT")}
-    value = click.Choice(words.choices) if words.choices else FILE if kind is Path else kind
-    return {**made, "type": value, "metavar": words.metavar or None}
+    kind = click.Choice(words.choices) if words.choices else FILE if field.kind is Path else field.kind
+    return {**made, "type": kind, "metavar": words.metavar or None}
 
 
-def _as_text(default: Any) -> str:
-    return ",".join(f"{value:g}" for value in default) if isinstance(default, tuple) else str(default)
+def pairs(form: str, convert: Callable[[str], Any]) -> dict[str, Any]:
+    """Return the arguments of an option that is given several times as NAME=VALUE, every name once."""
 
-
-def parse_pairs(text_form: str, convert: Callable[[str], Any]) -> Callable[..., dict[str, Any]]:
-    """Return a callback for an option that is given several times as NAME=VALUE, every name once."""
-
-    def parse(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
-        pairs: dict[str, Any] = {}
-        for text in texts:
-            name, _equals, value = text.partition("=")
+    def read(_: click.Context, option: click.Parameter, texts: tuple[str, ...]) -> dict[str, Any]:
+        values: dict[str, Any] = {}
+        for name, equals, value in (text.partition("=") for text in texts):
             try:
-                if not name or not value or name in pairs:
+                if not (name and value) or name in values:
                     raise ValueError
-                pairs[name] = convert(value)
+                values[name] = convert(value)
             except ValueError:
-                raise Failure(f"{option.opts[0]} {text}: expected {text_form}, every name once") from None
-        return pairs
+                raise Failure(f"{option.opts[0]} {name}{equals}{value}: expected {form}, every name once") from None
+        return values
 
-    return parse
+    return {"multiple": True, "callback": read, "metavar": form}
 
 
 output_manifest = option("-o", "--output", type=FILE, required=True, help="Manifest to write.")
@@ -212,11 +185,8 @@ policy_option = option(
     "--policy", **text(load_policy, "POLICY"), group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
-space_option = option(
-    "--label-space",
-    metavar="SPACE",
-    help="The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md.",
-)
+space_help = "The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md."
+space_option = option("--label-space", **text(load_label_space, "SPACE"), help=space_help)
 moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
 
 
@@ -250,7 +220,8 @@ class Reporter:
 @contextlib.contextmanager
 def progress(title: str) -> Iterator[Reporter]:
     """Show a bar with the time that is left on a terminal, and a plain line every 20 s elsewhere."""
-    from rich.console import Console, RenderableType
+    from rich.console import Console, Group
+    from rich.live import Live
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
     from rich.text import Text
 
@@ -264,40 +235,30 @@ def progress(title: str) -> Iterator[Reporter]:
                 last, finished = time.monotonic(), done >= total
                 click.echo(f"{title}: {done}/{total}  {text}".rstrip(), err=True)
 
-        yield Reporter(line, lambda text: click.echo(f"{title}: {text}", err=True))
+        yield Reporter(line, lambda text: click.echo(f"{title}: {plain(text)}", err=True))
         return
-
-    class WithNote(Progress):
-        """A bar with a note below it: side by side they would not fit 80 columns."""
-
-        note = ""
-
-        def get_renderables(self) -> Iterator[RenderableType]:
-            yield self.make_tasks_table(self.tasks)
-            if self.note:
-                yield Text(f"  {self.note}", no_wrap=True, overflow="ellipsis")
-
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    with WithNote(*columns, console=console) as bars:
-        task = bars.add_task(title, total=None)
+    bars, note = Progress(*columns, console=console), Text(no_wrap=True, overflow="ellipsis")
+    task = bars.add_task(title, total=None)
 
-        def bar(done: int, total: int, text: str) -> None:
-            bars.note = text
-            bars.update(task, completed=done, total=total)
+    def bar(done: int, total: int, text: str) -> None:
+        note.plain = f"  {text}"
+        bars.update(task, completed=done, total=total)
 
-        yield Reporter(bar, lambda text: console.print(text, markup=False, highlight=False))
+    with Live(Group(bars, note), console=console):  # the note below the bar: side by side they would not fit 80 columns
+        yield Reporter(bar, lambda text: console.print(plain(text), markup=False, highlight=False))
 
 
-@click.group(
-    "autolabel", cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110}
-)
+@click.group("autolabel", cls=Commands, context_settings={"help_option_names": HELP, "max_content_width": 110})
 @click.version_option(package_name="autolabel", prog_name="autolabel")
 def main() -> None:
     """Label street images with a trained teacher, and train better students on the labels.
 
-    Start with `autolabel demo`. With your own images and a checkpoint: generate, stats, report. Everything else:
+    Start with `autolabel demo`. With images and a checkpoint of your own: generate, stats, report. The whole way:
     manifest scan, train, generate, stats, audit, report, manifest fuse, train, compare.
     """
+    # Read when torch is imported: its threads sleep while they wait. Beside other work they are 5 to 20 times as fast.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 
 # --- manifest ---------------------------------------------------------------------------------------------------------
@@ -305,26 +266,22 @@ def main() -> None:
 
 @main.group()
 def manifest() -> None:
-    """Make, join and look at manifests: lists of images and labels."""
+    """Make, join and look at lists of images and labels."""
 
 
 @manifest.command()
 @click.argument("folder", type=Path)
 @output_manifest
-@option(
-    "--layout", type=click.Choice(("auto", "cityscapes", "mapillary", "folder")), default="auto", show_default=True,
-    help="cityscapes and mapillary: the data sets as unzipped. folder: any folder of images.",
-)  # fmt: skip
+@option("--layout", type=click.Choice(("auto", "cityscapes", "mapillary", "folder")), default="auto",
+        help="cityscapes and mapillary: the data sets as unzipped. folder: any folder of images.")  # fmt: skip
 @option("--split", "splits", multiple=True, help="Take only this split of a data set; may be given several times.")
 @option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
 @option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
 @space_option
-@option(
-    "--label-ids", type=click.Choice(("train", "source")), default="train", show_default=True,
-    help="The numbers in the PNGs of --labels and --coarse: train ids, or the label space's source ids.",
-)  # fmt: skip
-def scan(folder: Path, output: Path, label_space: str | None, **options: Any) -> None:
-    """Find the images and labels in FOLDER, check them, and write a manifest.
+@option("--label-ids", type=click.Choice(("train", "source")), default="train",
+        help="The ids in the PNGs of --labels and --coarse: train ids, or source ids of the label space.")  # fmt: skip
+def scan(folder: Path, output: Path, **options: Any) -> None:
+    """Find and check the images and labels in FOLDER, and list them.
 
     \b
     autolabel manifest scan data/cityscapes --split train_extra -o coarse.parquet
@@ -332,30 +289,26 @@ def scan(folder: Path, output: Path, label_space: str | None, **options: Any) ->
     autolabel manifest scan drive/ --label-space cityscapes -o drive.parquet
     autolabel manifest scan camvid/images --labels camvid/labels --label-space camvid -o fine.parquet
     """
-    from autolabel.manifests.label_space import load_label_space
     from autolabel.manifests.samples import save_manifest
     from autolabel.manifests.scan import scan
 
-    space = load_label_space(label_space) if label_space else None
     with progress("checking files") as update:
-        samples, account = scan(folder, label_space=space, progress=update, **options)
+        samples, account = scan(folder, progress=update, **options)
     save_manifest(output, samples)
     show(account)
     click.echo(f"wrote {output}")
 
 
 @manifest.command()
-@click.argument("manifests", type=FILE, nargs=-1, required=True)
+@click.argument("manifests", type=MANIFEST, nargs=-1, required=True)
 @output_manifest
-@option(
-    "--weight", "weights", multiple=True, metavar="SOURCE=NUMBER", callback=parse_pairs("SOURCE=NUMBER", float),
-    help="Draw the samples of a source so often, such as auto=0.5; may be given several times.",
-)  # fmt: skip
-@option("--leak-check", type=FILE, help="Refuse if an image is also in this (validation) manifest.")
+@option("--weight", "weights", **pairs("SOURCE=NUMBER", float),
+        help="Draw the samples of a source so often, such as auto=0.5; may be given several times.")  # fmt: skip
+@option("--leak-check", type=MANIFEST, help="Refuse if an image is also in this (validation) manifest.")
 @option("--drop-worst", **text(parse_share, "SHARE"), help="Leave out the least trusted, such as 5%.")
 @option("--keep-if", metavar="CONDITION", help="Leave out images that do not meet it; see docs/statistics.md.")
 def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
-    """Join the labelled samples of several manifests into one to train on.
+    """Join the labelled samples of several MANIFESTS to train on.
 
     --drop-worst and --keep-if leave out images of runs, by their statistics.
 
@@ -370,9 +323,9 @@ def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
 
 
 @manifest.command("show")
-@click.argument("path", metavar="MANIFEST", type=FILE)
+@click.argument("path", metavar="MANIFEST", type=MANIFEST)
 def show_manifest(path: Path) -> None:
-    """Print what a manifest holds."""
+    """Print what a MANIFEST holds."""
     from autolabel.manifests.samples import load_manifest
 
     show(load_manifest(path))
@@ -382,14 +335,14 @@ def show_manifest(path: Path) -> None:
 
 
 @main.command()
-@click.argument("manifest", type=FILE)
-@option("--val", type=FILE, required=True, group="what", help="Manifest to validate on; it shares no image.")
+@click.argument("manifest", type=MANIFEST)
+@option("--val", type=MANIFEST, required=True, group="what", help="Manifest to validate on; it shares no image.")
 @option("--out", type=FOLDER, required=True, group="what", help="Folder of the training; started again, it goes on.")
 @job_options(TrainJob)
 def train(**values: Any) -> None:
-    """Train a teacher on a MANIFEST of fine labels, or a student on a fused one.
+    """Train a network on a MANIFEST: a teacher, or a student.
 
-    Half of the crops are aimed at a class, every class as often as the next. A step shows --batch-size crops, whatever
+    Half of the crops are aimed at a class, and all classes get equally many. A step shows --batch-size crops, whatever
     the number of workers.
 
     \b
@@ -402,7 +355,7 @@ def train(**values: Any) -> None:
     with progress(f"training {job.arch}") as update:
         scores = train(
             job,
-            lambda step: update(step.step, job.steps, _note(step), step.images_per_s / job.batch_size),
+            lambda step: update(step.step, job.steps, step.note(), step.images_per_s / job.batch_size),
             progress=lambda done, total: update(0, job.steps, f"reading labels {done}/{total}"),
             on_note=update.say,
         )
@@ -410,25 +363,20 @@ def train(**values: Any) -> None:
     click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
 
-def _note(step: StepReport) -> str:
-    miou = f"  mIoU {percent(step.miou)}" if step.miou is not None else ""
-    return f"loss {step.loss:.3f}  {step.images_per_s:.1f} images/s{miou}"
-
-
 @main.command()
 @click.argument("checkpoint", type=FILE)
-@click.argument("manifest", type=FILE)
+@click.argument("manifest", type=MANIFEST)
 @option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @option("--pictures", type=FOLDER, help="Draw the worst images here: photograph, truth, prediction, errors.")
 @option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
-@option(
-    "--scales", **text(parse_numbers, "S,S,…"),
-    help="Sizes at which the network looks at an image. [default: those that it trains with]",
-)  # fmt: skip
+@option("--scales", **text(parse_numbers, "S,S,…"),
+        help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
 @job_options(LabelJob, only=("flip", "combine"))
 @job_options(TrainJob, only=("device",))
 def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Path | None, **options: Any) -> None:
-    """Score a CHECKPOINT on a MANIFEST of fine labels: IoU and boundary F by class, and the worst images.
+    """Score a CHECKPOINT on a MANIFEST of fine labels.
+
+    Prints IoU and boundary F by class, and the worst images.
 
     \b
     autolabel evaluate teacher/best.pt val.parquet -o scores.json
@@ -447,50 +395,38 @@ def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Pa
 
 @main.command()
 @click.argument("source", type=Path)
-@option(
-    "--teacher", type=FILE, required=True, group="what", help="Checkpoint of `autolabel train`, or a published one."
-)
+@option("--teacher", type=FILE, required=True, group="what", help="Checkpoint: of `autolabel train`, or published.")
 @option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
 @policy_option
-@option(
-    "--threshold", type=float, group="what",
-    help=f"Keep a class where its probability exceeds this. [default: {PAPER.threshold:g}]",
-)  # fmt: skip
-@option(
-    "--label-space", metavar="SPACE", group="what",
-    help="The classes, if SOURCE is a folder and the teacher does not name them: cityscapes, camvid, or a JSON file.",
-)  # fmt: skip
+@option("--threshold", type=float, group="what",
+        help=f"Keep a class where its probability exceeds this. [default: {PAPER.threshold:g}]")  # fmt: skip
+@option("--label-space", **text(load_label_space, "SPACE"), group="what",
+        help="The classes, for a folder and a teacher that does not name them.")  # fmt: skip
 @job_options(LabelJob)
 @option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    source: Path,
-    policy: Policy | None,
-    threshold: float | None,
-    label_space: str | None,
-    dry_run: bool,
+    source: Path, policy: Policy | None, threshold: float | None, label_space: LabelSpace | None, dry_run: bool,
     **values: Any,
-) -> None:
-    """Label the images of SOURCE, a folder of images or a manifest.
+) -> None:  # fmt: skip
+    """Label the images of SOURCE, a folder or a manifest.
 
     \b
     autolabel generate drive/ --teacher teacher/best.pt --out runs/auto
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy human-first
     """
-    from autolabel.manifests.label_space import load_label_space
     from autolabel.pipeline.preview import preview
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
 
-    if policy is not None and threshold is not None:
-        raise Failure(f"--threshold {threshold:g} and --policy {policy.name}: write the threshold into the policy")
+    if threshold is not None and policy is not None:
+        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
-    space = load_label_space(label_space) if label_space else None
-    with contextlib.ExitStack() as stack:
-        place = Path(stack.enter_context(tempfile.TemporaryDirectory())) if dry_run else values["out"]
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch) if dry_run else values["out"]
         with progress("checking files") as update:
             manifest = manifest_of(
-                source, place, teacher=values["teacher"], label_space=space, part=values["part"], progress=update
+                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update
             )
         job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
         if dry_run:
@@ -502,29 +438,17 @@ def generate(
 
 
 def _counters(update: Reporter) -> Callable[[Counters], None]:
-    def report(now: Counters) -> None:
-        parts = [f"{now.images_per_s:.1f} images/s"] if now.images_per_s else []
-        parts += [f"{percent(now.coverage)} % kept, {now.classes} classes"] if now.coverage is not None else []
-        parts += [f"{now.quarantined} quarantined"] if now.quarantined else []
-        parts += [f"{now.workers} worker{'s' if now.workers > 1 else ''}"] if now.workers else []
-        update(now.before + now.done, now.before + now.wanted, "  ".join(parts), now.images_per_s)
-
-    return report
+    return lambda now: update(now.before + now.done, now.before + now.wanted, now.note(), now.images_per_s)
 
 
 def _end(result: Labelling, max_quarantined: float) -> None:
     """Print the accounts of a labelling run; leave as its outcome demands."""
     show(result)
-    if result.stopped:
-        raise KeyboardInterrupt
-    if result.failed:
-        name, why = next(iter(result.failed.items()))
-        raise Failure(f"{len(result.failed)} units failed (the first, {name}: {why}); run the same again to retry them")
-    accounts = result.accounts
+    run, accounts = result.require_success(), result.accounts
     if accounts.quarantined > max_quarantined * accounts.asked:
         click.echo(
             f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
-            f" --max-quarantined {max_quarantined:g}; reasons in {result.run.quarantine_path}",
+            f" --max-quarantined {max_quarantined:g}; reasons in {run.quarantine_path}",
             err=True,
         )
         click.get_current_context().exit(QUARANTINED)
@@ -532,16 +456,14 @@ def _end(result: Labelling, max_quarantined: float) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@option(
-    "--policy",
-    **text(load_policy, "POLICY"),
-    required=True,
-    help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.",
-)
+@option("--policy", **text(load_policy, "POLICY"), required=True,
+        help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")  # fmt: skip
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
 def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
-    """Label the images of RUN again by another policy, from its kept confidence and without the teacher.
+    """Label a RUN again by another policy, without the teacher.
+
+    The run must have been generated with --keep-confidence.
 
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
     """
@@ -559,7 +481,7 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
 @click.argument("run", type=FOLDER)
 @option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
 def verify(run: Path, repair: bool) -> None:
-    """Read everything in RUN again and compare it with what was committed.
+    """Read a RUN again and compare it with what was committed.
 
     autolabel verify runs/auto
     """
@@ -575,19 +497,11 @@ def verify(run: Path, repair: bool) -> None:
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 
-@main.group(cls=Otherwise, otherwise="RUN")
-def stats() -> None:
-    """Sum up a run's labels, compare two runs, and count what people outlined.
-
-    `autolabel stats RUN --help`, and `diff` or `outlined` in its place, have the options.
-    """
-
-
-@stats.command("RUN")
+@main.command()
 @click.argument("run", type=FOLDER)
 @option("--threshold", type=float, help="Say what another threshold would have kept: a multiple of 0.05.")
-def stats_run(run: Path, threshold: float | None) -> None:
-    """Print the labels of RUN class by class, coarse and automatic side by side.
+def stats(run: Path, threshold: float | None) -> None:
+    """Sum up the labels of a RUN, class by class.
 
     \b
     autolabel stats runs/auto
@@ -601,31 +515,13 @@ def stats_run(run: Path, threshold: float | None) -> None:
     show(summary if threshold is None else at_threshold(summary, threshold))
 
 
-@stats.command("outlined")
-@click.argument("run", type=FOLDER)
-@option("-o", "--output", type=FILE, required=True, help="Write the run's policy with these shares, for `generate`.")
-def stats_outlined(run: Path, output: Path) -> None:
-    """Count how much of each class people outline, and write a policy that makes use of it.
-
-    \b
-    autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
-    autolabel stats outlined trial -o outlined.toml
-    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
-    """
-    from autolabel.pipeline.analysis.stats import outlined
-
-    counts = outlined(run, output=output)
-    show(counts)
-    click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
-
-
-@stats.command("diff")
+@main.command()
 @click.argument("run_a", type=FOLDER)
 @click.argument("run_b", type=FOLDER)
-def stats_diff(run_a: Path, run_b: Path) -> None:
-    """Compare the labels of two runs over the same manifest, pixel by pixel.
+def diff(run_a: Path, run_b: Path) -> None:
+    """Compare the labels of two runs over the same images.
 
-    autolabel stats diff runs/auto runs/strict
+    autolabel diff runs/auto runs/strict
     """
     from autolabel.pipeline.analysis.diff import compare
 
@@ -636,16 +532,34 @@ def stats_diff(run_a: Path, run_b: Path) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@option("--truth", type=FILE, required=True, help="Manifest with fine labels of images that the run labelled.")
-@option(
-    "--target-precision", type=float, default=0.95, show_default=True,
-    help="Suggest thresholds that give every class's label this precision.",
-)  # fmt: skip
+@option("-o", "--output", type=FILE, required=True, help="Write the run's policy with these shares, for `generate`.")
+def outlined(run: Path, output: Path) -> None:
+    """Count what people outline; write a policy that uses it.
+
+    \b
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
+    autolabel outlined trial -o outlined.toml
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
+    """
+    from autolabel.pipeline.analysis.stats import outlined
+
+    counts = outlined(run, output=output)
+    show(counts)
+    click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@option("--truth", type=MANIFEST, required=True, help="Manifest with fine labels of images that the run labelled.")
+@option("--target-precision", type=float, default=0.95,
+        help="Suggest thresholds that give every class's label this precision.")  # fmt: skip
 @option("--fit-temperature", is_flag=True, help="Scale the teacher's logits so that its confidences come true.")
 @option("--allow-leak", is_flag=True, help="Accept truth that the teacher was trained on; the audit records it.")
 @moved_teacher
 def audit(run: Path, truth: Path, **options: Any) -> None:
-    """Hold the labels of RUN against truth: precision, borders, calibration, and a threshold for each class.
+    """Hold the labels of a RUN against fine labels.
+
+    Prints precision, borders and calibration, and writes a policy with a threshold for each class.
 
     autolabel audit runs/auto --truth held_out.parquet
     """
@@ -659,19 +573,19 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 
 @main.command()
 @click.argument("run", type=FOLDER)
-@option("--images", type=click.IntRange(min=1), default=100, show_default=True, help="Number of images, worst first.")
+@option("--images", type=click.IntRange(min=1), default=100, help="Number of images, worst first.")
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
 @moved_teacher
 def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None, attention: bool) -> None:
-    """Write RUN/report/index.html: plots, and a gallery that opens from disk.
+    """Write RUN/report/index.html: plots and a gallery.
 
     autolabel report runs/auto
     """
     from autolabel.pipeline.report.write import write_report
 
     with progress("drawing") as update:
-        page = write_report(run, images, chosen, teacher, update, attention)
+        page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
     click.echo(f"open {page}")
 
 
@@ -679,57 +593,38 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
 
 
 @main.command()
-@option("--fine", type=FILE, required=True, group="what", help="Manifest of fine labels.")
-@option("--coarse", type=FILE, required=True, group="what", help="Manifest of the coarsely labelled images.")
+@option("--fine", type=MANIFEST, required=True, group="what", help="Manifest of fine labels.")
+@option("--coarse", type=MANIFEST, required=True, group="what", help="Manifest of the coarsely labelled images.")
 @option("--auto", type=FOLDER, required=True, group="what", help="Run that labelled the same images.")
-@option(
-    "--arm", "further", multiple=True, metavar="NAME=PATH", group="what", callback=parse_pairs("NAME=PATH", Path),
-    help="Train one more arm on a manifest or a run; may be given several times.",
-)  # fmt: skip
-@option("--val", type=FILE, required=True, group="what", help="Manifest to score on.")
+@option("--arm", "further", **pairs("NAME=PATH", Path), group="what",
+        help="Train one more arm on a manifest or a run; may be given several times.")  # fmt: skip
+@option("--val", type=MANIFEST, required=True, group="what", help="Manifest to score on.")
 @option("--out", type=FOLDER, required=True, group="what", help="Folder of the comparison; started again, it goes on.")
-@option(
-    "--seeds",
-    type=click.IntRange(min=1),
-    default=1,
-    show_default=True,
-    group="what",
-    help="Trainings per arm; a verdict needs two or more.",
-)
-@option(
-    "--added-share", type=float, default=0.5, show_default=True, group="how",
-    help="Share of the draws that show the labels which an arm adds to the fine ones.",
-)  # fmt: skip
+@option("--seeds", type=click.IntRange(min=1), default=1, group="what",
+        help="Trainings per arm; a verdict needs two or more.")  # fmt: skip
+@option("--added-share", type=float, default=0.5, group="how",
+        help="Share of the draws that show the labels which an arm adds to the fine ones.")  # fmt: skip
 @job_options(TrainJob, but=("seed", "auto_share", "auto_classes"))
 def compare(
     fine: Path, coarse: Path, auto: Path, further: dict[str, Path], seeds: int, added_share: float, **values: Any
 ) -> None:
-    """Train students that differ in their labels only, and say class by class which learnt more.
+    """Train students on different labels, and compare them.
+
+    The students differ in their labels only; class by class, the command says which learnt more, or that it is open.
 
     \b
     autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
        --seeds 3 --arm human-first=runs/human-first
     """
-    from autolabel.student.comparison import compare as students
+    from autolabel.student.comparison.compare import compare
 
     template = build_job(TrainJob, values | {"manifest": fine})
-    arms = students.arm_names(further)
-    total = template.steps * seeds * len(arms)
     with progress("training students") as update:
-
-        def tell(arm: str, seed: int, step: int, note: str) -> None:
-            trainings = seed * len(arms) + arms.index(arm)
-            update(trainings * template.steps + step, total, f"{arm}, seed {seed}: {note}")
-
-        def on_step(arm: str, seed: int, step: StepReport) -> None:
-            tell(arm, seed, step.step, _note(step))
-
-        def on_label(arm: str, seed: int, done: int, count: int) -> None:
-            tell(arm, seed, 0, f"reading labels {done}/{count}")
-
-        comparison = students.compare(
-            fine, coarse, auto, template, range(seeds), on_step, further, on_label, update.say, added_share
-        )
+        comparison = compare(
+            fine, coarse, auto=auto, template=template, seeds=range(seeds), further=further, added_share=added_share,
+            on_progress=lambda now: update(now.done, now.total, f"{now.arm}, seed {now.seed}: {now.note}"),
+            on_note=update.say,
+        )  # fmt: skip
     show(comparison)
     click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
 
@@ -754,31 +649,32 @@ compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/run
 
 
 @main.command()
-@option("--out", type=FOLDER, default="demo", show_default=True)
-@option("--seed", type=int, default=0, show_default=True, help="Seed of the city. The teacher has seen other cities.")
+@option("--out", type=FOLDER, default="demo")
+@option("--seed", type=int, default=0, help="Seed of the city. The teacher has seen other cities.")
 @option("--students", is_flag=True, help="Train students on the labels too, and compare them.")
 def demo(out: Path, seed: int, students: bool) -> None:
     """Label a drawn city with the small teacher that comes along, on a CPU, within a minute.
 
     Draws streets in the layout of Cityscapes, then runs the commands that you would type, and prints each.
     """
+    from autolabel.manifests import storage
     from autolabel.manifests.scenes import write_city
     from autolabel.teacher.checkpoints import DRAWN_STREETS
 
     started = time.monotonic()
     marker = out / f"seed-{seed}"
-    if not marker.is_file():
-        if out.is_dir() and any(out.iterdir()):
+    if not storage.exists(marker):
+        if storage.list(out):
             raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
         with progress("drawing a city") as update:
             write_city(out / "city", seed, fine=0, coarse=48, val=0, truth=out / "truth", progress=update)
-        shutil.copyfile(DRAWN_STREETS, out / "teacher.safetensors")
-        marker.touch()
-    if students and not (out / "city" / "gtFine").is_dir():
+        storage.write(out / "teacher.safetensors", storage.read(DRAWN_STREETS))
+        storage.write(marker, b"")
+    if students and not storage.list(out / "city" / "gtFine" / "val"):
         with progress("drawing more of it") as update:
             write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)
     for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").strip().splitlines():
-        command = line.format(out=out)
+        command = line.format(out=shlex.quote(out.as_posix()))
         click.secho(f"\n$ autolabel {command}", bold=True)
         main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
     click.secho(f"\nDone in {duration(time.monotonic() - started)}.", bold=True)
@@ -786,7 +682,7 @@ def demo(out: Path, seed: int, students: bool) -> None:
 
 
 def run() -> None:
-    """The command. When it is stopped, threads that are still at an image are not waited for."""
+    """Run the command line. A command that was stopped does not wait for threads that still work on an image."""
     try:
         main(prog_name="autolabel")
     except SystemExit as leaving:

@@ -5,7 +5,7 @@
 
 The teacher was trained on the 62 other images. It labels the 305 once, with its confidence kept; every policy relabels
 that run, and the result is held against the fine labels, which nobody has used; those that say what is outlined, as
-`autolabel stats outlined` counts it in the labels of human-first, label anew. Thresholds by class come from
+`autolabel outlined` counts it in the labels of human-first, label anew. Thresholds by class come from
 `autolabel audit` of the 101 validation images, at a target precision of 0.9. The numbers are those of `audit`
 (docs/audit.md), which would run the teacher again for each policy.
 """
@@ -93,7 +93,7 @@ def main() -> None:
         file.write_text(text or Path("runs/kept-val/suggested.toml").read_text(encoding="utf-8"), encoding="utf-8")
         autolabel(f"relabel runs/kept-coarse --policy {file} --out {run}")
         found[name] = scores(run, Path("truth.parquet"))
-    autolabel("stats outlined policies/human-first -o policies/outlined.toml")
+    autolabel("outlined policies/human-first -o policies/outlined.toml")
     for threshold in OUTLINED:
         policy = replace(load_policy("policies/outlined.toml"), threshold=threshold)
         file, run = Path(f"policies/outlined-{threshold}.toml"), Path(f"policies/outlined-{threshold}")

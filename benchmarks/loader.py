@@ -65,13 +65,13 @@ def written(root: Path) -> tuple[dict[str, dict[str, Manifest]], dict[str, Label
     bucket, labels = bucket_of(HEIGHT, WIDTH), dict[str, Label]()
     array = root / zarr_folder(LABELS) / bucket
     for n in range(SCENES):
-        scene = draw_scene(n, HEIGHT, WIDTH)
+        scene = draw_scene(n, height=HEIGHT, width=WIDTH)
         labels[str(n)] = ids[scene.fine]
         Image.fromarray(scene.image).save(root / f"{n}.png")
         Image.fromarray(scene.image).save(root / f"{n}.jpg", quality=90)
         Image.fromarray(labels[str(n)]).save(root / f"label{n}.png")
-    create_zarr(root / zarr_folder(LABELS), {bucket: SCENES}, SCENES, {})
-    write_zarr_shard(array, 0, SCENES, [encode_zarr(label) for label in labels.values()])
+    create_zarr(root / zarr_folder(LABELS), {bucket: SCENES}, shard_rows=SCENES, attributes={})
+    write_zarr_shard(array, 0, shard_rows=SCENES, labels=[encode_zarr(label) for label in labels.values()])
     manifests: dict[str, dict[str, Manifest]] = {}
     for kind in ("jpg", "png"):
         plain = [Sample(str(n), root / f"{n}.{kind}", HEIGHT, WIDTH, source="fine") for n in range(SCENES)]

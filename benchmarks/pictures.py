@@ -25,8 +25,25 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scenes import write_city
 
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 HERO = 27  # the sample of coarse.parquet that README.md shows
+ATTENTION = {"attention": "apfeldorf_000015_021199", "attention_wrong": "nebelheim_000011_028439"}  # of docs/teacher.md
 SHADE = 0.8  # opacity of the colours of a label over its photograph
+PLOTS = ("#classes", "#images")  # the plots of a report lie between these parts
+PHONES = (("light", "header"), ("dark", "#confidence"), ("light", "#images"), ("dark", ""))
+# Leave one sample in the section "By scale" and put its photograph into the empty place of the second row.
+ALONE = """id => {
+  for (const article of document.querySelectorAll("#by-scale article")) {
+    article.hidden = !article.textContent.includes(id);
+    if (article.hidden) continue;
+    const figures = article.querySelectorAll("figure"), photograph = figures[0].cloneNode(true);
+    const picture = photograph.querySelector("img");
+    photograph.querySelector(".frame").style.backgroundImage = "none";
+    picture.src = picture.src.replace(/prediction-.*webp/, "photograph.webp");
+    photograph.querySelector("figcaption").innerHTML = "<b>Image</b>";
+    figures[figures.length - 1].after(photograph);
+  }
+}"""
 STRIP = """<!doctype html><meta charset="utf-8"><style>
 body { margin: 0; padding: 14px; width: 1000px; box-sizing: border-box; background: #fff; color: #1a1f26;
   font: 15px/1.4 system-ui, "Liberation Sans", Arial, sans-serif }
@@ -56,7 +73,7 @@ def strip(coarse: Path, run: Path) -> str:
     manifest = load_manifest(coarse)
     sample = manifest.samples[HERO]
     photograph = Image.fromarray(read_image(sample.image))
-    rough = read_label(sample.coarse_label, manifest.label_space, sample.label_ids)
+    rough = read_label(sample.coarse_label, manifest.label_space, ids=sample.label_ids)
     auto = Run.open(run).labels[sample.sample_id]
     pictures = [photograph, *(Image.blend(photograph, draw_label(label, CITYSCAPES), SHADE) for label in (rough, auto))]
     covered = [f"{100 * (label != 255).mean():.0f} % covered" for label in (rough, auto)]
@@ -80,69 +97,94 @@ def strip(coarse: Path, run: Path) -> str:
     return STRIP.replace("[key]", "".join(key)).replace("[figures]", "".join(figures))
 
 
+def photograph_street(browser: Any, coarse: Path, run: Path) -> None:
+    """Photograph the strip of README.md."""
+    page = browser.new_context(viewport={"width": 1000, "height": 300}, device_scale_factor=1.6).new_page()
+    page.set_content(strip(coarse, run))
+    page.set_viewport_size({"width": 1000, "height": page.evaluate("document.body.offsetHeight")})
+    webp(page, DOCS / "street.webp")
+
+
+def visit(browser: Any, page: Path, width: int, scheme: str = "light", height: int = 940) -> Any:
+    """Open a page of ours."""
+    context = browser.new_context(viewport={"width": width, "height": height}, color_scheme=scheme)
+    opened = context.new_page()
+    opened.goto(page.resolve().as_uri())
+    return opened
+
+
+def scroll(page: Any, part: str, above: int = 12) -> None:
+    """Bring a part of a page to the top, and wait for its pictures."""
+    page.evaluate(f"scrollTo(0, document.querySelector('{part}').getBoundingClientRect().top + scrollY - {above})")
+    page.wait_for_timeout(1000)
+
+
+def open_viewer(page: Any, layer: str) -> None:
+    """Open the fourth image of a gallery with a layer, by its key."""
+    page.locator(".shot a").nth(3).click()
+    page.keyboard.press(layer)
+    page.wait_for_timeout(1000)
+
+
+def photograph_report(browser: Any, report: Path) -> None:
+    """Photograph gallery, viewer, plots, and four places on a phone."""
+    page = visit(browser, report, 1400)
+    scroll(page, "#images", above=20)
+    webp(page, DOCS / "report.webp")
+    page = visit(browser, report, 1400, "dark")
+    open_viewer(page, "5")
+    webp(page, DOCS / "report_viewer.webp")
+
+    page = visit(browser, report, 1400)
+    edges = [f"document.querySelector('{part}').getBoundingClientRect().top + scrollY" for part in PLOTS]
+    top, bottom = map(page.evaluate, edges)
+    clip = {"x": 0, "y": top - 20, "width": 1400, "height": bottom - top}
+    webp(page, DOCS / "report_overview.webp", full_page=True, clip=clip)
+
+    wide = Image.new("RGB", (4 * 400 + 3 * 16, 860), (128, 128, 128))
+    for place, (scheme, part) in enumerate(PHONES):
+        page = visit(browser, report, 400, scheme, height=860)
+        scroll(page, part) if part else open_viewer(page, "3")
+        wide.paste(Image.open(io.BytesIO(page.screenshot())), (place * 416, 0))
+    wide.save(DOCS / "report_narrow.webp", quality=82, method=6)
+
+
+def photograph_attention(browser: Any, report: Path) -> None:
+    """Photograph the scales of two samples."""
+    for name, sample in ATTENTION.items():
+        page = visit(browser, report, 1040, height=400)
+        page.evaluate(ALONE, sample)
+        box = page.locator("#by-scale article:not([hidden])").bounding_box()
+        page.set_viewport_size({"width": 1040, "height": round(box["height"]) + 20})
+        scroll(page, "#by-scale article:not([hidden])")
+        webp(page, DOCS / f"{name}.webp")
+
+
 def main(teacher: Path, out: Path) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    work, docs = out / "work", Path(__file__).resolve().parent.parent / "docs"
-    coarse, run, human_first = work / "coarse.parquet", work / "runs" / "auto", work / "runs" / "human-first"
-    write_city(work / "city", 0, fine=0, coarse=48, val=0)
-    autolabel("manifest", "scan", work / "city", "--split", "train_extra", "-o", coarse)
+    coarse, run, human_first = out / "coarse.parquet", out / "runs" / "auto", out / "runs" / "human-first"
+    write_city(out / "city", 0, fine=24, coarse=48, val=20)
+    for manifest, split in ((out / "fine.parquet", "train"), (coarse, "train_extra"), (out / "val.parquet", "val")):
+        autolabel("manifest", "scan", out / "city", "--split", split, "-o", manifest)
     autolabel("generate", coarse, "--teacher", teacher, "--out", run, "--keep-confidence", "8")
     autolabel("relabel", run, "--policy", "human-first", "--out", human_first)
-    autolabel("report", run)
+    report, compared = run / "report" / "index.html", out / "students"
     with sync_playwright() as tools:
         browser = tools.chromium.launch(
             executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
-
-        def visit(width: int, scheme: str, height: int = 940, scale: float = 1) -> Any:
-            context = browser.new_context(
-                viewport={"width": width, "height": height}, color_scheme=scheme, device_scale_factor=scale
-            )
-            page = context.new_page()
-            page.goto((run / "report" / "index.html").resolve().as_uri())
-            return page
-
-        page = visit(1000, "light", scale=1.6)
-        page.set_content(strip(coarse, human_first))
-        page.set_viewport_size({"width": 1000, "height": page.evaluate("document.body.offsetHeight")})
-        webp(page, docs / "street.webp")
-
-        page = visit(1400, "light")
-        page.locator("#images").scroll_into_view_if_needed()
-        page.evaluate("scrollTo(0, document.querySelector('#images').getBoundingClientRect().top + scrollY - 20)")
-        page.wait_for_timeout(500)
-        webp(page, docs / "report.webp")
-
-        page = visit(1400, "dark")
-        page.locator(".shot a").nth(3).click()
-        page.keyboard.press("5")
-        page.wait_for_timeout(500)
-        webp(page, docs / "report_viewer.webp")
-
-        page = visit(1400, "light")
-        top, bottom = (
-            page.evaluate(f"document.querySelector('{part}').getBoundingClientRect().top + scrollY")
-            for part in ("#classes", "#images")
-        )
-        clip = {"x": 0, "y": top - 20, "width": 1400, "height": bottom - top}
-        webp(page, docs / "report_overview.webp", full_page=True, clip=clip)
-
-        shots = []
-        for scheme, part in (("light", "header"), ("dark", "#confidence"), ("light", "#images"), ("dark", "viewer")):
-            page = visit(400, scheme, height=860)
-            if part == "viewer":
-                page.locator(".shot a").nth(3).click()
-                page.keyboard.press("3")
-            else:
-                page.evaluate(
-                    f"scrollTo(0, document.querySelector('{part}').getBoundingClientRect().top + scrollY - 12)"
-                )
-            page.wait_for_timeout(500)
-            shots.append(Image.open(io.BytesIO(page.screenshot())))
-        wide = Image.new("RGB", (4 * 400 + 3 * 16, 860), (128, 128, 128))
-        for place, shot in enumerate(shots):
-            wide.paste(shot, (place * 416, 0))
-        wide.save(docs / "report_narrow.webp", quality=82, method=6)
+        photograph_street(browser, coarse, human_first)
+        autolabel("report", run)
+        photograph_report(browser, report)
+        autolabel("report", run, "--attention", *(word for id in ATTENTION.values() for word in ("--sample", id)))
+        photograph_attention(browser, report)
+        autolabel(
+            "compare", "--fine", out / "fine.parquet", "--coarse", coarse, "--auto", run,
+            "--arm", f"human-first={human_first}", "--val", out / "val.parquet", "--out", compared, "--seeds", "3",
+            "--steps", "190", "--batch-size", "8", "--crop", "64x96", "--ema", "0.98",
+        )  # fmt: skip
+        page = visit(browser, compared / "index.html", 1400, height=1046)
+        page.wait_for_timeout(1000)
+        webp(page, DOCS / "compare.webp")
 
 
 if __name__ == "__main__":

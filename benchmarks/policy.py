@@ -69,13 +69,13 @@ def main() -> None:
 
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
         edges = policy.edges(CITYSCAPES, keep)
-        shares = policy.left_out(CITYSCAPES)
+        shares = policy.prior(CITYSCAPES)
         left_out = None if shares is None else Undrawn(torch.from_numpy(coarse == IGNORE)[None], torch.tensor(shares))
         winners, confidences = top_classes(
             field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, undrawn=left_out
         )
         codes = encode(winners, confidences, classes=CLASSES, edges=edges).numpy()[0]
-        count(winners[0], confidences[0], CLASSES)
+        count(winners[0], confidences[0], classes=CLASSES)
         rules[name].apply(codes, coarse)
         if keep:
             for layer in np.divmod(codes, len(edges) + 1):

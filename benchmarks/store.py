@@ -64,7 +64,7 @@ def label_maps(folder: Path | None) -> list[Label]:
     if folder is not None:
         return [np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))]
     ids = np.frombuffer(CITYSCAPES.train_ids, np.uint8)
-    return [ids[draw_scene(seed, 1024, 2048).fine] for seed in range(12)]
+    return [ids[draw_scene(seed, height=1024, width=2048).fine] for seed in range(12)]
 
 
 def pillow_png(label: Label) -> bytes:
@@ -123,7 +123,7 @@ class Crops(Dataset[torch.Tensor]):
     def __getitem__(self, place: int) -> torch.Tensor:
         row, top, left = self.windows[place]
         if self.array is not None:
-            return torch.from_numpy(read_zarr(self.array, row, top, left, *CROP))
+            return torch.from_numpy(read_zarr(self.array, row, window=(top, left, *CROP)))
         return torch.from_numpy(decoded(self.pngs[row])[top : top + CROP[0], left : left + CROP[1]].copy())
 
 
@@ -168,7 +168,7 @@ def measure(maps: list[Label], scratch: Path) -> None:
     torch.set_num_threads(1)
     rows, (height, width), bucket = list(islice(cycle(maps), SHARD)), maps[0].shape, bucket_of(*maps[0].shape)
     array = scratch / zarr_folder(LABELS) / bucket
-    create_zarr(scratch / zarr_folder(LABELS), {bucket: SHARD}, SHARD, {})
+    create_zarr(scratch / zarr_folder(LABELS), {bucket: SHARD}, shard_rows=SHARD, attributes={})
     encoders = {"PNG, Pillow": pillow_png, "PNG, Pillow, optimised": optimised_png, "PNG, ours": encode_label}
     pngs = {name: [encode(label) for label in maps] for name, encode in encoders.items()}
     size = {name: float(np.mean([len(png) for png in found])) for name, found in pngs.items()}
@@ -177,7 +177,7 @@ def measure(maps: list[Label], scratch: Path) -> None:
     windows = [(dice.randrange(SHARD), dice.randint(0, top), dice.randint(0, left)) for _ in range(CROPS)]
 
     def ours() -> None:
-        written = write_zarr_shard(array, 0, SHARD, [encode_zarr(label) for label in rows])
+        written = write_zarr_shard(array, 0, shard_rows=SHARD, labels=[encode_zarr(label) for label in rows])
         sizes = written.label_bytes[: len(maps)]
         size["Zarr, ours"] = sum(sizes) / len(sizes) + (written.bytes - sum(written.label_bytes)) / SHARD
 
@@ -212,7 +212,7 @@ def measure(maps: list[Label], scratch: Path) -> None:
         return lambda row, y, x, h, w: decoded(pngs[name][row % len(maps)])[y : y + h, x : x + w]
 
     readers: dict[str, Callable[[int, int, int, int, int], Any]] = {name: from_png(name) for name in encoders}
-    readers["Zarr, ours"] = lambda *window: read_zarr(array, *window)
+    readers["Zarr, ours"] = lambda row, *window: read_zarr(array, row, window=window)
     readers["Zarr, zarr-python"] = lambda row, y, x, h, w: plain[row, y : y + h, x : x + w]
     try:
         import tensorstore

@@ -128,7 +128,7 @@ def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Pixels, Labe
     field = Hierarchical(8, 8).mix(parts, size)
     winners, confidences = top_classes(field, 1, classes=CLASSES, device=device)
     codes = encode(winners, confidences, classes=CLASSES, edges=(THRESHOLD,))[0].cpu().numpy()
-    histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], CLASSES))
+    histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], classes=CLASSES))
     label = keep(codes, CLASSES)
     pixels = np.bincount(label.ravel(), minlength=256)[:CLASSES]
     return label, LabelStatistics(pixels, histogram, sums), codes.nbytes + histogram.nbytes + sums.nbytes
@@ -144,7 +144,7 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
         ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         folder = Path(name)
-        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard, {})
+        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard_rows=shard, attributes={})
 
         def plain() -> tuple[Pixels, int]:
             with torch.no_grad():
@@ -159,7 +159,12 @@ def after_the_network(size: tuple[int, int], device: torch.device) -> None:
 
         def ours() -> list[tuple[Pixels, int, Frames]]:
             found = list(pool.map(one, range(shard))) if device.type == "cpu" else [one(i) for i in range(shard)]
-            write_zarr_shard(folder / zarr_folder(LABELS) / "b1024x2048", 0, shard, [frames for _, _, frames in found])
+            write_zarr_shard(
+                folder / zarr_folder(LABELS) / "b1024x2048",
+                0,
+                shard_rows=shard,
+                labels=[frames for _, _, frames in found],
+            )
             return found
 
         (label, plain_bytes), (our_label, our_bytes, _) = plain(), ours()[0]

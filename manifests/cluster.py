@@ -32,17 +32,21 @@ def ray_session(
 ) -> Iterator[Any]:
     """Connect to a cluster, or start a private Ray on this machine with room for `workers`; end it on leaving.
 
-    A connection of this process that is there already is used as it is, and stays. `folder` becomes the workers' first
-    import path, so it must hold no Python files. `otherwise` is the option that does without Ray, for the message.
-    Raises ClusterFailed.
+    A connection that this process has already is used, and stays. `folder` becomes the workers' first import path, so
+    it must hold no Python files. `otherwise` is the option that does without Ray, for the message. Raises
+    ClusterFailed.
     """
-    present = sys.modules.get("ray")
-    if present is not None and present.is_initialized():
-        yield present
-        return
-    address = cluster_address(address)
+    connected = sys.modules.get("ray")
+    if connected is None or not connected.is_initialized():
+        connected, address = None, cluster_address(address)
     if address and address != "auto":
         _require_listener(address)
+    if connected is not None:
+        own = connected.get_runtime_context().gcs_address
+        if address not in (None, "auto", own):
+            raise ClusterFailed(f"this process is connected to the Ray at {own}, not to {address}: use a new process")
+        yield connected
+        return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_raylet_start_wait_time_s", "120")  # a busy machine needs more than the usual 30

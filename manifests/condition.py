@@ -27,10 +27,10 @@ _COMPARISONS: dict[type[ast.cmpop], Callable[[Any, Any], Any]] = {
 
 
 def parse_condition(text: str) -> pc.Expression:
-    """A condition such as "agreement_with_coarse > 0.8 and not ignored_fraction >= 0.5".
+    """Parse a condition such as "agreement_with_coarse > 0.8 and not ignored_fraction >= 0.5".
 
-    Numeric columns of a run's images and review tables, numbers, comparisons, and, or, not, parentheses; nothing else,
-    and nothing in it is executed. Three-valued: what compares with a missing value is null. Raises ValueError.
+    A condition may hold numeric columns of a run's images and review tables, numbers, comparisons, and, or, not, and
+    parentheses. Nothing in it is executed. A comparison with a missing value is null. Raises ValueError.
     """
     try:
         parsed = ast.parse(text.strip(), mode="eval").body

@@ -1,4 +1,4 @@
-"""Draw photographs and label maps small, in colours that everybody can tell apart, and write them as WebP."""
+"""Draw photographs and label maps small, in colours that everybody can tell apart, as WebP."""
 
 from __future__ import annotations
 
@@ -14,31 +14,50 @@ from autolabel.manifests import storage
 from autolabel.manifests.images import colourise
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 
-LONGEST = 960  # pixels of a picture's longer side
-# How a label compares with another one: auto with coarse, predicted with true. Three colours of Okabe and Ito ("Color
-# universal design", 2008) that differ in lightness too; where there is nothing to compare, the photograph shows
-# through, dimmed.
+LONGEST = 960  # longer side of a picture, pixels
+# The palette of Okabe and Ito, "Color universal design" (2008), distinct for every kind of colour vision.
+OKABE_ITO = {
+    "blue": "#0072b2",
+    "orange": "#e69f00",
+    "green": "#009e73",
+    "purple": "#cc79a7",
+    "sky": "#56b4e9",
+    "vermilion": "#d55e00",
+    "yellow": "#f0e442",
+}
+# Viridis at equal steps: perceptually uniform, readable in grey and for colour-blind eyes.
+VIRIDIS = bytes.fromhex("440154 482878 3e4989 31688e 26828e 1f9e89 35b779 6ece58 b5de2b fde725")
+
+
+def rgba(colour: str) -> tuple[int, int, int, int]:
+    """ "#0072b2" -> (0, 114, 178, 255)."""
+    red, green, blue = bytes.fromhex(colour.removeprefix("#"))
+    return red, green, blue, 255
+
+
+# The colours of a label compared with another one: auto with coarse, predicted with true. The three differ in lightness
+# too. Where there is nothing to compare, the photograph shows through, dimmed.
 DISAGREEMENT = {
-    "agree": (0, 114, 178, 255),
-    "dropped": (240, 228, 66, 255),
-    "another class": (213, 94, 0, 255),
+    "agree": rgba(OKABE_ITO["blue"]),
+    "dropped": rgba(OKABE_ITO["yellow"]),
+    "another class": rgba(OKABE_ITO["vermilion"]),
     "no coarse label": (0, 0, 0, 128),
 }
 
 
-def shrink(image: Image.Image, longest: int, how: Image.Resampling) -> Image.Image:
-    """The picture with its longer side at most `longest`; never enlarged."""
+def shrink(image: Image.Image, longest: int, *, how: Image.Resampling) -> Image.Image:
+    """Resize a picture so that its longer side has at most `longest` pixels; never enlarge it."""
     factor = min(1.0, longest / max(image.size))
     return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), how)
 
 
 def shrink_label(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W) uint8 at the size of its picture; no class appears that was not there."""
-    return np.asarray(shrink(Image.fromarray(label), LONGEST, Image.Resampling.NEAREST))
+    """Resize a label (H, W) uint8 to the size of its picture; every pixel keeps the id of some pixel."""
+    return np.asarray(shrink(Image.fromarray(label), LONGEST, how=Image.Resampling.NEAREST))
 
 
 def draw_label(label: NDArray[np.uint8], space: LabelSpace) -> Image.Image:
-    """(H, W) uint8 train ids in the label space's colours. Ignore is hatched: some classes are nearly black."""
+    """Draw (H, W) uint8 train ids in the label space's colours. Ignore is hatched: some classes are nearly black."""
     small = shrink_label(label)
     colours = colourise(small, space)
     y, x = np.indices(small.shape)
@@ -48,24 +67,24 @@ def draw_label(label: NDArray[np.uint8], space: LabelSpace) -> Image.Image:
 
 
 def disagreement(reference: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W) uint8: the place in DISAGREEMENT of what `label` makes of every pixel of `reference`."""
-    found = np.where(label == reference, 0, np.where(label == IGNORE, 1, 2))
-    return np.where(reference == IGNORE, 3, found).astype(np.uint8)
+    """Compare two labels (H, W) uint8 pixel by pixel: (H, W) uint8, places in DISAGREEMENT."""
+    kinds = np.where(label == reference, 0, np.where(label == IGNORE, 1, 2))
+    return np.where(reference == IGNORE, 3, kinds).astype(np.uint8)
 
 
 def draw_disagreement(reference: NDArray[np.uint8], label: NDArray[np.uint8]) -> Image.Image:
-    """Two labels (H, W) uint8 -> RGBA in the colours of DISAGREEMENT."""
+    """Draw the comparison of two labels (H, W) uint8 as RGBA in the colours of DISAGREEMENT."""
     colours = np.array(list(DISAGREEMENT.values()), np.uint8)
     return Image.fromarray(colours[disagreement(shrink_label(reference), shrink_label(label))], "RGBA")
 
 
 def encode_smooth(image: Image.Image) -> bytes:
-    """WebP of what a camera saw, or of a smooth field of confidence."""
+    """Encode a photograph, or a smooth field of confidence, as lossy WebP."""
     return _webp(image, quality=80, method=2)
 
 
 def encode_flat(image: Image.Image) -> bytes:
-    """Lossless WebP of a picture of few colours: edges stay where they are. A fifth of the time of the smallest."""
+    """Encode a picture of few colours as lossless WebP, in a fifth of the time that the smallest file would take."""
     return _webp(image, lossless=True, quality=50, method=0)
 
 
@@ -76,5 +95,5 @@ def _webp(image: Image.Image, **options: Any) -> bytes:
 
 
 def write_picture(path: Path, data: bytes) -> None:
-    """Write a file that no page shows yet. Not forced to disk, which takes most of the time: it can be drawn again."""
+    """Write a picture that no page shows yet. It is not forced to disk, which would take most of the time."""
     storage.write(path, data, durable=False)

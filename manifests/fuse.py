@@ -20,12 +20,12 @@ from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_man
 from autolabel.manifests.schemas import SOURCES
 from autolabel.manifests.wording import Shown
 
-Named = tuple[str, Manifest]  # a manifest with the name that messages and provenance call it by
+NamedManifest = tuple[str, Manifest]  # messages and provenance call the manifest by this name
 
 
 @dataclass(frozen=True)
-class Dropped:
-    """Automatic labels of one manifest that were dropped.
+class DropCounts:
+    """The numbers of automatic labels that were dropped from one manifest.
 
     worst: the least trusted ones. failed: those that fail the condition. missing: those without a value that the
     condition names.
@@ -40,13 +40,13 @@ class Dropped:
 class Fused(Shown):
     """A joined manifest, and its account: for every part the name, the samples taken, and the samples without a label.
 
-    dropped: the automatic labels that `drop_worst` and `keep_if` left out, by the name of the part.
+    drops: the numbers of automatic labels that `drop_worst` and `keep_if` left out, by the name of the part.
     """
 
     path: Path
     manifest: Manifest
     parts: tuple[tuple[str, int, int], ...]
-    dropped: Mapping[str, Dropped]
+    drops: Mapping[str, DropCounts]
     drop_worst: float | None = None
     keep_if: str | None = None
 
@@ -56,8 +56,8 @@ class Fused(Shown):
         for name, taken, unlabelled in self.parts:
             remark = f", {unlabelled} without a label left out" if unlabelled else ""
             lines.append(f"{name}: {taken} samples{remark}")
-            if name in self.dropped:
-                count = self.dropped[name]
+            if name in self.drops:
+                count = self.drops[name]
                 reasons = [f"{count.worst} by --drop-worst"] if self.drop_worst is not None else []
                 if self.keep_if is not None:
                     reasons.append(f"{count.failed} by --keep-if, {count.missing} because the value is missing")
@@ -86,43 +86,46 @@ def fuse(
             raise ValueError(
                 f"weight {source}={weight:g}: expected a source ({', '.join(SOURCES)}) and a number, 0 or more"
             )
-    named = [(str(path), load_manifest(path)) for path in manifests]
+    parts = [(str(path), load_manifest(path)) for path in manifests]
     held_out = None if leak_check is None else (str(leak_check), load_manifest(leak_check))
-    dropped: dict[str, Dropped] = {}
+    drops: dict[str, DropCounts] = {}
     if drop_worst is not None or keep_if is not None:
-        named, dropped = select(named, drop_worst=drop_worst or 0.0, keep_if=keep_if)
-    joined = join(named, weights=weights, leak_check=held_out)
-    if not joined.samples:
-        reason = ", after what --drop-worst and --keep-if dropped" if dropped else ""
+        parts, drops = select(parts, drop_worst=drop_worst or 0.0, keep_if=keep_if)
+    manifest = join(parts, weights=weights, leak_check=held_out)
+    if not manifest.samples:
+        reason = " after --drop-worst and --keep-if" if drops else ""
         raise ValueError(f"no labelled sample in these manifests{reason}: nothing to fuse")
-    if dropped:
-        counts = {name: asdict(count) for name, count in dropped.items()}
+    if drops:
+        counts = {name: asdict(count) for name, count in drops.items()}
         selection = {"drop_worst": drop_worst, "keep_if": keep_if, "dropped": counts}
-        joined = replace(joined, provenance={**joined.provenance, "selection": selection})
-    save_manifest(Path(out), joined)
-    parts = tuple((name, len(one.labelled), len(one.samples) - len(one.labelled)) for name, one in named)
-    return Fused(Path(out), joined, parts, dropped, drop_worst, keep_if)
+        manifest = replace(manifest, provenance={**manifest.provenance, "selection": selection})
+    save_manifest(Path(out), manifest)
+    counted = tuple((name, len(part.labelled), len(part.samples) - len(part.labelled)) for name, part in parts)
+    return Fused(Path(out), manifest, counted, drops, drop_worst, keep_if)
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------
 
 
 def join(
-    named: Sequence[Named], *, weights: Mapping[str, float] | None = None, leak_check: Named | None = None
+    manifests: Sequence[NamedManifest],
+    *,
+    weights: Mapping[str, float] | None = None,
+    leak_check: NamedManifest | None = None,
 ) -> Manifest:
     """Join the labelled samples of manifests; `weights` and `leak_check` as for `fuse`.
 
     Raises ValueError for different label spaces, for an image that is listed twice (by content, not by name), and for
     one that is also in the manifest of `leak_check`.
     """
-    (first_name, first), *rest = named
+    (first_name, first), *rest = manifests
     for name, manifest in [*rest, *([leak_check] if leak_check else [])]:
         if manifest.label_space != first.label_space:
             raise ValueError(
                 f"{name} uses label space {manifest.label_space.name!r} ({len(manifest.label_space)} classes) but"
                 f" {first_name} {first.label_space.name!r} ({len(first.label_space)}): fuse only one label space"
             )
-    by_content = [(name, _by_content(name, manifest)) for name, manifest in named]
+    by_content = [(name, _by_content(name, manifest)) for name, manifest in manifests]
     for place, (name, images) in enumerate(by_content):
         for other, earlier in by_content[:place]:
             _refuse_shared(other, name, earlier, images, "leave them out of one manifest")
@@ -133,10 +136,10 @@ def join(
             _refuse_shared(other, name, images, held_out, "a network trained on them cannot be scored on them")
     weights = dict(weights or {})
     samples = tuple(
-        replace(s, weight=weights.get(s.source, s.weight)) for _, manifest in named for s in manifest.labelled
+        replace(s, weight=weights.get(s.source, s.weight)) for _, manifest in manifests for s in manifest.labelled
     )
     provenance = {
-        "fused": [name for name, _ in named],
+        "fused": [name for name, _ in manifests],
         "weights": weights,
         "leak_check": leak_check[0] if leak_check else None,
     }
@@ -169,30 +172,30 @@ def _refuse_shared(a: str, b: str, in_a: dict[str, Sample], in_b: dict[str, Samp
 
 
 def select(
-    named: Sequence[Named], *, drop_worst: float = 0.0, keep_if: str | None = None
-) -> tuple[list[Named], dict[str, Dropped]]:
+    manifests: Sequence[NamedManifest], *, drop_worst: float = 0.0, keep_if: str | None = None
+) -> tuple[list[NamedManifest], dict[str, DropCounts]]:
     """Leave out automatic labels by the statistics of their runs; all other samples stay.
 
-    Parameters as for `fuse`. Returns the manifests, and the labels dropped from those that have some of a run. Raises
-    ValueError if none has, BadTable if a run lacks its statistics.
+    Parameters as for `fuse`. Returns the manifests, and the numbers dropped from those that have labels of a run.
+    Raises ValueError if none has any, BadTable if a run lacks its statistics.
     """
     condition = None if keep_if is None else parse_condition(keep_if)
-    selected: list[Named] = []
-    dropped: dict[str, Dropped] = {}
-    for name, manifest in named:
+    remaining: list[NamedManifest] = []
+    drops: dict[str, DropCounts] = {}
+    for name, manifest in manifests:
         if manifest.runs:
-            manifest, dropped[name] = _select(manifest, drop_worst, condition)
-        selected.append((name, manifest))
-    if not dropped:
+            manifest, drops[name] = _select(manifest, drop_worst, condition)
+        remaining.append((name, manifest))
+    if not drops:
         raise ValueError(
-            f"nothing is known about the images of {', '.join(name for name, _ in named)}: to leave some out, give the"
-            " manifest.parquet of a run, or a manifest that was fused from one"
+            f"nothing is known about the images of {', '.join(name for name, _ in manifests)}: to leave some out, give"
+            " the manifest.parquet of a run, or a manifest that was fused from one"
         )
-    return selected, dropped
+    return remaining, drops
 
 
-def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -> tuple[Manifest, Dropped]:
-    kept: set[tuple[Path | None, str]] = set()
+def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -> tuple[Manifest, DropCounts]:
+    passed: set[tuple[Path | None, str]] = set()
     worst = failed = missing = 0
     for run in manifest.runs:
         ids = pa.array([s.sample_id for s in manifest.labelled if s.run == run], pa.string())
@@ -204,9 +207,9 @@ def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -
         unknown = 0 if condition is None else len(trusted.filter(condition.is_null()))
         worst, missing = worst + least, missing + unknown
         failed += len(trusted) - len(passing) - unknown
-        kept |= {(run, sample_id) for sample_id in passing["sample_id"].to_pylist()}
-    samples = tuple(s for s in manifest.samples if s.run is None or (s.run, s.sample_id) in kept)
-    return replace(manifest, samples=samples), Dropped(worst, failed, missing)
+        passed |= {(run, sample_id) for sample_id in passing["sample_id"].to_pylist()}
+    samples = tuple(s for s in manifest.samples if s.run is None or (s.run, s.sample_id) in passed)
+    return replace(manifest, samples=samples), DropCounts(worst, failed, missing)
 
 
 def _ranked(run: Path) -> pa.Table:

@@ -1,4 +1,4 @@
-"""Label spaces: which classes there are, how they are numbered and coloured. Everything else is derived from them.
+"""Label spaces: the classes, their numbers and their colours. Everything else is derived from them.
 
 A label space lists its classes in the order of their train ids 0..C-1. Source ids are the numbers found in a data
 set's own label files; every source id that belongs to no class becomes 255, "ignore".
@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+from autolabel.manifests import storage
 
 IGNORE = 255
 MAX_CLASSES = 255  # train ids are uint8 and 255 is taken
@@ -29,11 +31,14 @@ class LabelClass:
 
 @dataclass(frozen=True)
 class LabelSpace:
-    """The classes in the order of their train ids, and a name for people."""
+    """The classes in the order of their train ids, and a name for people. Raises ValueError, naming the value.
+
+    ignored_ids: source ids that may occur in label files and belong to no class.
+    """
 
     name: str
     classes: tuple[LabelClass, ...]
-    ignored_ids: tuple[int, ...] = ()  # source ids that are known and deliberately belong to no class
+    ignored_ids: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MAX_CLASSES:
@@ -41,19 +46,19 @@ class LabelSpace:
         if len(set(self.names)) != len(self.names):
             twice = sorted({n for n in self.names if self.names.count(n) > 1})
             raise ValueError(f"label space {self.name!r} names {twice[0]!r} twice: give every class its own name")
-        seen: dict[int, str] = {}
+        owners: dict[int, str] = {}
         for c in self.classes:
             if not c.source_ids or not all(0 <= i <= 255 for i in c.source_ids):
                 raise ValueError(f"class {c.name!r} has source ids {c.source_ids}: expected some in 0..255")
             for i in c.source_ids:
-                if i in seen:
-                    raise ValueError(f"source id {i} is both {seen[i]!r} and {c.name!r}: give it to one class")
-                seen[i] = c.name
+                if i in owners:
+                    raise ValueError(f"source id {i} is both {owners[i]!r} and {c.name!r}: give it to one class")
+                owners[i] = c.name
             if len(c.colour) != 3 or not all(0 <= v <= 255 for v in c.colour):
                 raise ValueError(f"class {c.name!r} has colour {c.colour}: expected three numbers in 0..255")
         for i in self.ignored_ids:
-            if i in seen:
-                raise ValueError(f"source id {i} is both {seen[i]!r} and ignored: choose one")
+            if i in owners:
+                raise ValueError(f"source id {i} is both {owners[i]!r} and ignored: choose one")
 
     def __len__(self) -> int:
         return len(self.classes)
@@ -65,7 +70,7 @@ class LabelSpace:
 
     @cached_property
     def train_ids(self) -> bytes:
-        """256 bytes: source id -> train id, 255 where there is none. Works with `bytes.translate` and as a table."""
+        """The train id of every source id, 255 for none: 256 bytes, for `bytes.translate` or as a table."""
         table = bytearray([IGNORE] * 256)
         for train_id, c in enumerate(self.classes):
             for source_id in c.source_ids:
@@ -79,12 +84,12 @@ class LabelSpace:
 
     @cached_property
     def palette(self) -> bytes:
-        """768 bytes: RGB by train id, black for everything else (ignore)."""
+        """The RGB colour of every train id, black for all others (ignore): 768 bytes."""
         colours = b"".join(bytes(c.colour) for c in self.classes)
         return colours.ljust(768, b"\0")
 
     def to_json(self) -> str:
-        """One line of JSON that `from_json` reads back."""
+        """Return one line of JSON that `from_json` reads back."""
         labels: list[dict[str, Any]] = [{"name": c.name, "color": c.colour, "ids": c.source_ids} for c in self.classes]
         if self.ignored_ids:
             labels.append({"name": "ignored", "color": (0, 0, 0), "ids": self.ignored_ids, "evaluate": False})
@@ -92,7 +97,7 @@ class LabelSpace:
 
     @classmethod
     def of(cls, document: dict[str, Any]) -> LabelSpace:
-        """From the parsed JSON that manifests and runs hold. Raises ValueError with what is wrong."""
+        """Make a label space from the parsed JSON of a manifest or a run. Raises ValueError with what is wrong."""
         return cls.from_json(json.dumps(document))
 
     @classmethod
@@ -172,15 +177,15 @@ BUILT_IN = {space.name: space for space in (CITYSCAPES, CAMVID)}
 
 
 def load_label_space(name_or_file: str) -> LabelSpace:
-    """A built-in label space by name, or one from a JSON file. Raises ValueError naming what was expected."""
+    """Return a built-in label space by its name, or read one from a JSON file. Raises ValueError with what is wrong."""
     if name_or_file in BUILT_IN:
         return BUILT_IN[name_or_file]
     path = Path(name_or_file)
-    if not path.is_file():
+    if not storage.exists(path):
         raise ValueError(
             f"label space {name_or_file!r} is neither built in ({', '.join(BUILT_IN)}) nor a JSON file that exists"
         )
     try:
-        return LabelSpace.from_json(path.read_text(encoding="utf-8"), name=path.stem)
+        return LabelSpace.from_json(storage.read(path).decode(), name=path.stem)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -1,4 +1,4 @@
-"""The folder layouts that data sets come in: which files are images, and which labels belong to them.
+"""The folder layouts of data sets: each says which files are images, and which labels belong to them.
 
 Images and labels are paired by relative path and stem, never by sort order. No image or label is opened here.
 """
@@ -10,14 +10,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from autolabel.manifests import storage
 from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
-from autolabel.manifests.run.folder import RUN
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Sample
 
 
 class BadLayout(ValueError):
-    """The folder does not hold what the layout promises."""
+    """The folder does not have the layout, or no layout fits it."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +48,10 @@ def is_cityscapes(root: Path) -> bool:
 
 
 def list_cityscapes(root: Path, splits: Sequence[str] = ()) -> Listing:
-    """Cityscapes as unzipped: leftImg8bit/, gtFine/, gtCoarse/, side by side or in the folders of the downloads.
+    """List Cityscapes as unzipped: leftImg8bit/, gtFine/, gtCoarse/, side by side or in the folders of the downloads.
 
-    A sample's best label is its fine one; without it, its coarse one. The test split's labels are dummies and left
-    aside. Raises BadLayout.
+    A sample's label is its fine one; without it, its coarse one. The labels of the test split are dummies, and not
+    used. Raises BadLayout.
     """
     unknown = sorted(set(splits) - set(CITYSCAPES_SPLITS))
     if unknown:
@@ -75,7 +76,7 @@ def list_cityscapes(root: Path, splits: Sequence[str] = ()) -> Listing:
 def _package_folders(root: Path, package: str) -> list[Path]:
     """The folders of a Cityscapes package: ROOT/leftImg8bit, or one level down as ROOT/leftImg8bit_trainvaltest/."""
     candidates = [root / package, *(folder / package for folder in _folders(root) if folder.name.startswith(package))]
-    return [folder for folder in candidates if folder.is_dir()]
+    return [folder for folder in candidates if storage.is_folder(folder)]
 
 
 def _cityscapes_files(root: Path, package: str, end: str, splits: Sequence[str]) -> dict[tuple[str, str], Path]:
@@ -83,8 +84,8 @@ def _cityscapes_files(root: Path, package: str, end: str, splits: Sequence[str])
     files: dict[tuple[str, str], Path] = {}
     for folder in _package_folders(root, package):
         for split in splits:
-            for path in (path for city in _folders(folder / split) for path in sorted(city.iterdir())):
-                if path.name.startswith(".") or not path.name.endswith(end):
+            for path in (path for city in _folders(folder / split) for path in storage.list(city, suffix=end)):
+                if path.name.startswith("."):
                     continue
                 key = (split, path.name.removesuffix(end))
                 if key in files and not files[key].samefile(path):
@@ -101,12 +102,12 @@ _CONFIGS = {"config_v2.0.json": "v2.0/labels", "config_v1.2.json": "v1.2/labels"
 
 def is_mapillary(root: Path) -> bool:
     """True if the folder holds Mapillary Vistas as unzipped."""
-    has_images = any((root / split / "images").is_dir() for split in MAPILLARY_SPLITS)
-    return has_images and any((root / name).is_file() for name in _CONFIGS)
+    has_images = any(storage.is_folder(root / split / "images") for split in MAPILLARY_SPLITS)
+    return has_images and any(storage.exists(root / name) for name in _CONFIGS)
 
 
 def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
-    """Mapillary Vistas (Neuhold et al., ICCV 2017) v1.2 or v2.0; classes and colours are read from its config.
+    """List Mapillary Vistas (Neuhold et al., ICCV 2017) v1.2 or v2.0, with the classes and colours of its config.
 
     Raises BadLayout.
     """
@@ -115,7 +116,7 @@ def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
         raise BadLayout(f"unknown split {unknown[0]!r}: Mapillary has {', '.join(MAPILLARY_SPLITS)}")
     config, labels_folder = _mapillary_config(root)
     try:
-        space = LabelSpace.from_json(config.read_text(encoding="utf-8"), name="mapillary")
+        space = LabelSpace.from_json(storage.read(config).decode(), name="mapillary")
     except ValueError as error:
         raise BadLayout(f"{config}: {error}") from error
     samples: list[Sample] = []
@@ -132,17 +133,18 @@ def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
 
 def _mapillary_config(root: Path) -> tuple[Path, str]:
     """The newest config and the sub-folder of its labels: v1.2 has labels/, v2.0 has v2.0/labels/."""
-    config = next((root / name for name in _CONFIGS if (root / name).is_file()), None)
+    config = next((root / name for name in _CONFIGS if storage.exists(root / name)), None)
     if config is None:
         raise BadLayout(f"no config.json under {root}: expected the folder of Mapillary Vistas as unzipped")
     if _CONFIGS[config.name]:
         return config, _CONFIGS[config.name]
     try:
-        version = str(json.loads(config.read_text(encoding="utf-8")).get("version", ""))
+        version = str(json.loads(storage.read(config)).get("version", ""))
     except (ValueError, AttributeError) as error:
         raise BadLayout(f"{config} is not the JSON of Mapillary Vistas: {error}") from error
     versioned = f"v{version}/labels"
-    return config, versioned if any((root / split / versioned).is_dir() for split in MAPILLARY_SPLITS) else "labels"
+    has_versions = any(storage.is_folder(root / split / versioned) for split in MAPILLARY_SPLITS)
+    return config, versioned if has_versions else "labels"
 
 
 # --- any folder -------------------------------------------------------------------------------------------------------
@@ -156,7 +158,7 @@ def list_folder(
     coarse: Path | None = None,
     label_ids: str = "train",
 ) -> Listing:
-    """Any folder of images, with labels under the same relative path and stem in other folders.
+    """List any folder of images, with labels of the same relative path and stem in other folders.
 
     The sample id is the relative path without its suffix. The group is the sub-folder, or, in a flat folder, the name
     up to its last underscore (frames of one drive). Raises BadLayout.
@@ -195,12 +197,12 @@ def files_under(folder: Path, *, skip: Sequence[Path] = (), skipped_runs: list[P
     `skipped_runs`. A missing folder has no files.
     """
     above = {folder.resolve(), *folder.resolve().parents}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+    for path in storage.list(folder):
         if path.name.startswith("."):
             continue
-        if not path.is_dir():
+        if not storage.is_folder(path):
             yield path
-        elif (path / RUN).is_file():
+        elif RunFolder(path).exists():
             if skipped_runs is not None:
                 skipped_runs.append(path)
         elif path not in skip and path.resolve() not in above:  # a link to a folder above would lead in circles
@@ -208,7 +210,7 @@ def files_under(folder: Path, *, skip: Sequence[Path] = (), skipped_runs: list[P
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+    return [path for path in storage.list(folder) if storage.is_folder(path)]
 
 
 def _by_stem(folder: Path, suffixes: Sequence[str], skipped_runs: list[Path] | None = None) -> dict[str, Path]:
@@ -233,7 +235,7 @@ def _sample(
     group: str = "",
     label_ids: str = "source",
 ) -> Sample:
-    """A sample whose label is the best there is."""
+    """A sample whose label is the fine one, else the coarse one."""
     label, source = (fine, "fine") if fine else (coarse, "coarse") if coarse else (None, "none")
     return Sample(
         sample_id, image.absolute(), 0, 0, split, group, source,

@@ -1,6 +1,6 @@
-"""What this process may use of its machine: cores and memory, on Linux, macOS and Windows.
+"""Cores and memory that this process may use, on Linux, macOS and Windows.
 
-Nothing here needs a file or a function that only some systems have; where there is one, it is used.
+Files and functions that only some systems have are used where they exist; nothing here needs them.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ from types import TracebackType
 
 import psutil
 
-_STATUS = Path("/proc/self/status")  # of Linux: lines such as "VmHWM:    7884 kB"
-_FORGET = Path("/proc/self/clear_refs")  # of Linux: "5" resets VmHWM
+_STATUS = Path("/proc/self/status")  # Linux only; has lines such as "VmHWM:    7884 kB"
+_FORGET = Path("/proc/self/clear_refs")  # Linux only; writing "5" resets VmHWM
 _SAMPLE_SECONDS = 0.001
 
 

@@ -1,7 +1,7 @@
-"""How predictions become a label: which scales are looked at, how they are combined, and the policy that decides.
+"""The settings that turn predictions into a label: scales, their combination, and the policy that decides.
 
-Kept apart from the network, and light to import, because the command line, the teacher and the run's record all name
-these numbers. A policy is data: a TOML file that anyone can read, copied into `run.json`. pipeline/rules.py applies it.
+This module is light to import and knows no network: the command line, the teacher and the run's record all name these
+numbers. A policy is data: a TOML file that anyone can read, copied into `run.json`. pipeline/rules.py applies it.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
-COMBINE = ("network", "average")  # scales are combined as the network has learnt to, or their logits are averaged
-THRESHOLD = 0.5  # the article's and the published code's; the paper's text says 0.9
+COMBINE = ("network", "average")  # combine scales as the network has learnt to, or average their logits
+THRESHOLD = 0.5  # as in the article and the published code; the paper's text says 0.9
 COARSE_RULES = ("ignore", "agree", "union", "human-wins", "teacher-wins")
-UNITS = ("pixels", "fractions")  # of a area
+AREA_UNITS = ("pixels", "fractions")  # an area is given in pixels, or in fractions of the image's sides
 LEVELS = (2, 32)  # fewest and most levels of confidence that can be kept
-# Which thresholds are worth keeping beside those in force, the most likely asked for first.
+# Thresholds that are worth keeping beside those in force: the likeliest to be asked for comes first.
 _WORTH_KEEPING = (
     *(0.5, 0.9, 0.7, 0.8, 0.95, 0.6, 0.3, 0.99, 0.4, 0.85, 0.75, 0.65, 0.98, 0.2, 0.55, 0.45, 0.35, 0.97, 0.25, 0.1),
     *(0.96, 0.92, 0.88, 0.82, 0.78, 0.72, 0.68, 0.62, 0.15, 0.05, 0.995),
@@ -31,7 +32,7 @@ _WORTH_KEEPING = (
 
 
 def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
-    """The scales ascending. Raises ValueError unless they are distinct, in (0, 4], and 1 is among them."""
+    """Return the scales ascending. Raises ValueError unless they are distinct, in (0, 4], and 1 is among them."""
     distinct = tuple(sorted({float(s) for s in scales}))
     if 1.0 not in distinct or len(distinct) != len(tuple(scales)) or not all(0 < s <= 4 for s in distinct):
         given = ",".join(f"{s:g}" for s in scales)
@@ -40,7 +41,7 @@ def check_scales(scales: Sequence[float]) -> tuple[float, ...]:
 
 
 def check_threshold(threshold: float) -> float:
-    """The threshold. Raises ValueError unless it is a probability that a pixel can exceed."""
+    """Return the threshold. Raises ValueError unless it is a probability that a pixel can exceed."""
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold {threshold:g}: expected a probability in [0, 1), such as {THRESHOLD:g}")
     return threshold
@@ -48,18 +49,19 @@ def check_threshold(threshold: float) -> float:
 
 @dataclass(frozen=True)
 class Area:
-    """Where the teacher is heard: from the first of two rows up to the second, which is outside; columns likewise.
+    """The rectangle in which the teacher counts: from the first row up to, not including, the second; columns likewise.
 
-    In pixels, or in fractions of an image's height and width, which are rounded to the nearest pixel.
+    The numbers are pixels, or fractions of an image's height and width, which are rounded to the nearest pixel. Raises
+    ValueError, naming the value.
     """
 
     rows: tuple[float, float]
     columns: tuple[float, float]
-    unit: str = UNITS[0]
+    unit: str = AREA_UNITS[0]
 
     def __post_init__(self) -> None:
-        if self.unit not in UNITS:
-            raise ValueError(f"area unit {self.unit!r}: expected {' or '.join(UNITS)}")
+        if self.unit not in AREA_UNITS:
+            raise ValueError(f"area unit {self.unit!r}: expected {' or '.join(AREA_UNITS)}")
         for name in ("rows", "columns"):
             first, end = ends = tuple(getattr(self, name))
             whole = self.unit == "fractions" or all(float(x).is_integer() for x in ends)
@@ -69,37 +71,39 @@ class Area:
             object.__setattr__(self, name, ends)
 
     def box(self, height: int, width: int) -> tuple[slice, slice]:
-        """The rows and columns inside. Raises ValueError if it is not all inside an image of this size."""
-        (top, bottom), (left, right) = self.rows, self.columns
-        if self.unit == "fractions":
-            top, bottom, left, right = round(top * height), round(bottom * height), round(left * width), right * width
+        """The rows and columns of the area in an image of this size. Raises ValueError if it leaves the image."""
+        down, across = (height, width) if self.unit == "fractions" else (1, 1)
+        (top, bottom), (left, right) = (
+            (round(first * side), round(end * side))
+            for (first, end), side in ((self.rows, down), (self.columns, across))
+        )
         if bottom > height or right > width:
             raise ValueError(
-                f"area of rows {top:g}..{bottom:g} and columns {left:g}..{right:g} leaves an image of"
-                f" {height} rows and {width} columns: give it in fractions, or label these images in a run of their own"
+                f"area of rows {top}..{bottom} and columns {left}..{right} leaves an image of {height} rows and {width}"
+                " columns: give it in fractions, or label these images in a run of their own"
             )
-        return slice(int(top), int(bottom)), slice(int(left), round(right))
+        return slice(top, bottom), slice(left, right)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Every rule that turns confidences into a label. Rules are applied in this order, and the first that drops a pixel
-    of the teacher names its fate; the coarse label is asked last and may decide any pixel anew.
+    """Every rule that turns confidences into a label. Rules are applied in the order below. The first rule that drops a
+    pixel of the teacher gives the pixel its fate; the coarse label comes last and may decide any pixel anew.
 
-    1. area: outside it the teacher is not heard.
-    2. outlined (by class), temperature, threshold, thresholds (by class): a pixel keeps its top class where the
-       probability of it, softmax(logits / temperature), exceeds the class's threshold. Where the human coarse label
-       names no class, Bayes' rule comes first: of a class, people outline this share of its pixels, so that a pixel
-       which they left out is of it with a probability that is 1 - share times as high, before all are made to sum to 1.
-    3. boundary: pixels no further than so many from another top class (rows and columns apart) are dropped.
-    4. smallest_piece: pieces (4-connected, one class) of the teacher's label that have fewer pixels are dropped.
-    5. coarse, coarse_rules (by class): what the human coarse label counts where it names a class.
-       ignore        nothing
-       agree         the teacher's class is dropped where the two differ, if either of the two classes has this rule
-       union         the pixel is the human's class, if the teacher's confidence there exceeds that class's threshold,
-                     else dropped; in images where the teacher sees the class somewhere inside the area
-       human-wins    the pixel is the human's class
-       teacher-wins  the pixel is the human's class where the teacher has none
+    1. area: outside it the teacher does not count.
+    2. outlined, temperature, threshold, thresholds: a pixel keeps its top class if the class's probability,
+       softmax(logits / temperature), exceeds the threshold, or the class's own in `thresholds`. `outlined[c]` is the
+       share of class c that people outline. Where they outlined nothing, p(c) is multiplied by 1 - outlined[c] first,
+       and all p are normalised (Bayes' rule).
+    3. boundary: pixels at most so many rows and columns away from another top class are dropped.
+    4. smallest_piece: pieces of the teacher's label (4-connected, one class) with fewer pixels are dropped.
+    5. coarse, coarse_rules (by class): the use of the human coarse label where it names a class.
+       ignore        It is not used.
+       agree         The teacher's class is dropped where the two differ, if either of the two classes has this rule.
+       union         In images where the teacher predicts the human's class somewhere inside the area, the pixel gets
+                     that class if the teacher's confidence there exceeds its threshold; else the pixel is dropped.
+       human-wins    The pixel gets the human's class.
+       teacher-wins  The pixel gets the human's class where the teacher has none.
 
     Raises ValueError, naming the value.
     """
@@ -144,8 +148,8 @@ class Policy:
                 hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(space.names)}"
                 raise ValueError(f"policy {self.name!r}: {name!r} is no class of label space {space.name!r}: {hint}")
 
-    def left_out(self, space: LabelSpace) -> list[float] | None:
-        """The share of every class's pixels, by train id, that people do not outline; None if all are alike."""
+    def prior(self, space: LabelSpace) -> list[float] | None:
+        """The share of every class, by train id, that people do not outline; None if all shares are equal."""
         shares = [1 - self.outlined.get(name, 0.0) for name in space.names]
         return shares if len(set(shares)) > 1 else None
 
@@ -154,9 +158,9 @@ class Policy:
         return [self.thresholds.get(name, self.threshold) for name in space.names]
 
     def edges(self, space: LabelSpace, keep_confidence: int | None = None) -> tuple[float, ...]:
-        """The confidences that must be told apart, ascending: this policy's thresholds, and more up to so many levels.
+        """The edges between levels of confidence, ascending: this policy's thresholds, and more for `keep_confidence`.
 
-        Raises ValueError if they make more levels than are to be kept.
+        n edges make n + 1 levels. Raises ValueError if the thresholds alone need more levels than `keep_confidence`.
         """
         needed = set(self.class_thresholds(space))
         if keep_confidence is None:
@@ -172,13 +176,13 @@ class Policy:
         return tuple(sorted(needed))
 
     def to_dict(self) -> dict[str, Any]:
-        """Every rule, as `run.json` holds it."""
+        """Return every rule in the form that `run.json` holds."""
         return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
 
     def to_toml(self, comments: dict[str, str] | None = None) -> str:
-        """A file that `load_policy` reads; rules that change nothing are left out.
+        """Return the text of a file that `load_policy` reads, without the rules that change nothing.
 
-        comments: by class, what to say of its threshold.
+        comments: by class, a comment on its threshold.
         """
         plain = Policy()
         lines = [f"name = {_quoted(self.name)}", f"threshold = {self.threshold!r}"]
@@ -216,7 +220,7 @@ def _quoted(value: str | float) -> str:
 
 
 def _toml_table(key: str, table: Mapping[str, str | float], comments: Mapping[str, str] | None = None) -> list[str]:
-    """The lines of a table, each entry under its comment; none for an empty one."""
+    """The lines of a table, every entry below its comment; no lines for an empty table."""
     lines = ["", f"[{key}]"] if table else []
     for name, value in table.items():
         lines += [f"# {comments[name]}"] if comments and name in comments else []
@@ -225,7 +229,7 @@ def _toml_table(key: str, table: Mapping[str, str | float], comments: Mapping[st
 
 
 def policy_of(document: dict[str, Any]) -> Policy:
-    """A policy from `Policy.to_dict` or a parsed TOML file. Raises ValueError naming the key and what was expected."""
+    """Make a policy from `Policy.to_dict` or a parsed TOML file. Raises ValueError, naming key and expectation."""
     _require_keys(document, _KEYS, "")
     for key in ("thresholds", "outlined"):
         for name, value in document.get(key, {}).items():
@@ -264,37 +268,38 @@ def _require_type(value: Any, types: tuple[type, ...], where: str) -> None:
 
 
 def load_policy(name_or_file: str) -> Policy:
-    """A preset by name, or a policy from a TOML file; an unnamed one is called as its file.
+    """Return a preset by its name, or read a policy from a TOML file, whose name is the file's unless it says another.
 
-    Raises ValueError naming file, key and what was expected.
+    Raises ValueError naming file, key and expectation.
     """
     if name_or_file in PRESETS:
         return PRESETS[name_or_file]
     path = Path(name_or_file)
-    if not path.is_file():
+    if not storage.exists(path):
         raise ValueError(f"policy {name_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a file that exists")
     try:
-        return policy_of({"name": path.stem} | tomllib.loads(path.read_text(encoding="utf-8")))
-    except ValueError as error:  # also what tomllib and the decoder raise
+        return policy_of({"name": path.stem} | tomllib.loads(storage.read(path).decode()))
+    except ValueError as error:  # tomllib and the UTF-8 decoder raise kinds of it too
         raise ValueError(f"{path}: {error}") from error
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The rules (but not the name) in which two policies differ, of `to_dict`: (key, before, now)."""
+    """The rules in which two policies in the form of `to_dict` differ: (key, before, now). Names may differ."""
     for key in (f.name for f in fields(Policy)):
         if key != "name" and before.get(key) != now.get(key):
             yield key, before.get(key), now.get(key)
 
 
 PAPER = Policy("paper")
-# What the published training code makes of its own dump (its loader: NVIDIA's semantic-segmentation, 2020). It compares
-# 8-bit probabilities, and does so after the union; rows 15..839 and columns 14..2029 of 1024 x 2048 are looked at.
+# The rules of the published training code for its own dump of predictions (the loader of NVIDIA's
+# semantic-segmentation, 2020), which compares 8-bit probabilities after the union, in rows 15..839 and columns 14..2029
+# of 1024 x 2048.
 REFERENCE = Policy(
     "reference",
     area=Area((15 / 1024, 840 / 1024), (14 / 2048, 2030 / 2048), "fractions"),
     coarse_rules=dict.fromkeys(("truck", "bus", "train"), "union"),
 )
-# People are sure of what they drew. The teacher fills in what they left out, where the difficult pixels are: so it has
-# to be surer than elsewhere. benchmarks/camvid_policies.py
+# People are sure of their polygons. The teacher fills in the rest, which holds the difficult pixels, so its threshold
+# is higher. Measured by benchmarks/camvid_policies.py.
 HUMAN_FIRST = Policy("human-first", 0.7, coarse="human-wins")
 PRESETS = {policy.name: policy for policy in (PAPER, REFERENCE, HUMAN_FIRST)}

@@ -1,19 +1,19 @@
 """Read the photograph and the coarse label of a sample, and compare their sizes with its manifest.
 
-BadImage means that the file itself is to blame, with the reason; any other OSError means trouble of the disk.
+BadImage says that the file itself is to blame, and why. An OSError is trouble of the disk: trying again may help.
 """
 
 from __future__ import annotations
 
 import errno
-import stat
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.images import BadImage, decode_label, decode_picture, require_size
+from autolabel.manifests import storage
+from autolabel.manifests.images import BadImage, decode_label, decode_picture, require_regular, require_size
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.samples import Sample
 
@@ -26,12 +26,10 @@ _MAX_BYTES = 1 << 30  # no photograph comes near this
 def read_file(path: Path) -> bytes:
     """The bytes of an image file. Raises BadImage if it is missing, unreadable, too large or no regular file."""
     try:
-        status = path.stat()
-        if not stat.S_ISREG(status.st_mode):
-            raise BadImage("not a regular file")
-        if status.st_size > _MAX_BYTES:
-            raise BadImage(f"{status.st_size} bytes: expected at most {_MAX_BYTES}")
-        return path.read_bytes()
+        status = require_regular(path)
+        if status and status.size > _MAX_BYTES:
+            raise BadImage(f"{status.size} bytes: expected at most {_MAX_BYTES}")
+        return storage.read(path)
     except FileNotFoundError as error:
         raise BadImage("the file is missing") from error
     except OSError as error:
@@ -76,7 +74,7 @@ def read_coarse(sample: Sample, space: LabelSpace) -> NDArray[np.uint8] | None:
     if sample.coarse_label is None:
         return None
     try:
-        label = decode_label(read_file(sample.coarse_label), space, sample.label_ids)
+        label = decode_label(read_file(sample.coarse_label), space, ids=sample.label_ids)
         require_size(label, (sample.height, sample.width))
         return label
     except BadImage as error:

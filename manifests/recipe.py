@@ -79,7 +79,7 @@ def _short(value: Any) -> str:
 
 @dataclass(frozen=True)
 class Machine:
-    """Where a call computes. Labels do not depend on it. Raises ValueError naming the value."""
+    """The engine, the workers and the cluster of a call; labels do not depend on it. Raises ValueError."""
 
     engine: str = setting(
         ENGINES[0],

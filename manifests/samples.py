@@ -25,7 +25,7 @@ import pyarrow.compute as pc
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SCHEMA_VERSION, SOURCES
-from autolabel.manifests.tables import BadTable, open_table, read_pieces, writing_table
+from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
 from autolabel.manifests.wording import Shown, Table
 
 _METADATA_KEY = b"autolabel"
@@ -82,12 +82,11 @@ class Manifest(Shown):
                 f"sample {sample_id!r} ({source}) is listed {counts[twice[0]]} times"
                 f"{f', and {len(twice) - 1} more are too' if len(twice) > 1 else ''}: every sample may appear once"
             )
-        strange = sorted({s.source for s in self.samples} - set(SOURCES))
-        if strange:
-            raise ValueError(f"unknown source {strange[0]!r}: expected one of {', '.join(SOURCES)}")
-        strange = sorted({s.label_ids for s in self.samples} - set(LABEL_IDS))
-        if strange:
-            raise ValueError(f"unknown label ids {strange[0]!r}: expected one of {', '.join(LABEL_IDS)}")
+        for name, values in (("source", SOURCES), ("label_ids", LABEL_IDS)):
+            others = sorted({getattr(s, name) for s in self.samples} - set(values))
+            if others:
+                text = name.replace("_", " ")
+                raise ValueError(f"unknown {text} {others[0]!r}: expected one of {', '.join(values)}")
 
     @classmethod
     def of(
@@ -130,9 +129,6 @@ class Manifest(Shown):
         header = ["split", "source", "samples", "groups", "size", "weight", "first id"]
         return [Table("samples", header, rows)]
 
-    def _repr_html_(self) -> str:
-        return "".join(table._repr_html_() for table in self.tables())
-
 
 def _span(values: Sequence[str]) -> str:
     return values[0] if len(values) == 1 else f"{values[0]} … {values[-1]}"
@@ -174,12 +170,16 @@ def writing_manifest(
 ) -> Iterator[Callable[[Sequence[Sample]], None]]:
     """Give a function that adds samples to a manifest. It appears at `path` when all are written, or not at all.
 
-    runs: the folders of the runs whose labels are written.
+    runs: the folders of the runs whose labels are written. The function raises ValueError for a path outside its root.
     """
     base = path.absolute().parent
 
-    def under(root: Path, file: Path | None) -> str | None:
-        return None if file is None else file.relative_to(root).as_posix()
+    def name_under(root: Path, file: Path | None) -> str | None:
+        if file is None:
+            return None
+        name = file.relative_to(root).as_posix()
+        storage.under(root, name)  # refuses names that reading would refuse
+        return name
 
     named = {"runs": [_relative(run, base) for run in runs]} if runs else {}
     header = {
@@ -198,9 +198,9 @@ def writing_manifest(
                 rows = [
                     {
                         **{name: getattr(s, name) for name in MANIFEST_SCHEMA.names},
-                        "image": under(image_root, s.image),
-                        "label": under(label_root, s.label),
-                        "coarse_label": under(label_root, s.coarse_label),
+                        "image": name_under(image_root, s.image),
+                        "label": name_under(label_root, s.label),
+                        "coarse_label": name_under(label_root, s.coarse_label),
                     }
                     for s in samples[first : first + ROWS_AT_ONCE]
                 ]
@@ -225,10 +225,12 @@ class ManifestFile:
 
     def tables(self) -> Iterator[pa.Table]:
         """The samples in order, as tables of MANIFEST_SCHEMA. Raises BadTable, also where a path leaves its root."""
+        roots = {"image": self.image_root, "label": self.label_root, "coarse_label": self.label_root}
         for table in read_pieces(self.path, MANIFEST_SCHEMA):
-            self._require_under(self.image_root, table["image"])
-            self._require_under(self.label_root, table["label"])
-            self._require_under(self.label_root, table["coarse_label"])
+            for column, root in roots.items():
+                leaving = table[column].filter(pc.match_substring_regex(table[column], storage.LEAVING))
+                if len(leaving):
+                    raise BadTable(f"{self.path}: path {leaving[0].as_py()!r} leaves its root {root}")
             yield table
 
     def samples(self) -> Iterator[Sample]:
@@ -245,16 +247,15 @@ class ManifestFile:
     def _samples_of(self, table: pa.Table) -> list[Sample]:
         return samples_of(table, image_root=self.image_root, label_root=self.label_root, runs=self.runs)
 
-    def _require_under(self, root: Path, paths: pa.ChunkedArray) -> None:
-        leaving = paths.filter(pc.match_substring_regex(paths, r"^/|(^|/)\.\.(/|$)"))
-        if len(leaving):
-            raise BadTable(f"{self.path}: path {leaving[0].as_py()!r} leaves its root {root}")
-
 
 def open_manifest(path: str | Path) -> ManifestFile:
-    """Read what holds for all samples of a manifest. Raises BadTable."""
+    """Read what holds for all samples of a manifest. Raises BadTable, also for a folder."""
     path = Path(path)
-    header = _header(path, open_table(path, MANIFEST_SCHEMA).schema_arrow.metadata)
+    if storage.is_folder(path):
+        of_run = path / "manifest.parquet"
+        advice = f"this run's is {of_run}" if storage.exists(of_run) else f"`autolabel manifest scan {path}` makes one"
+        raise BadTable(f"{path} is a folder: expected a manifest; {advice}")
+    header = _header(path, read_metadata(path, MANIFEST_SCHEMA))
     base = path.absolute().parent
     try:
         space, provenance = LabelSpace.of(header["label_space"]), dict(header["provenance"])
@@ -265,9 +266,9 @@ def open_manifest(path: str | Path) -> ManifestFile:
     return ManifestFile(path, space, image_root, label_root, provenance, tuple(runs))
 
 
-def _header(path: Path, metadata: dict[bytes, bytes] | None) -> dict[str, Any]:
+def _header(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
     """The manifest's own metadata."""
-    raw = (metadata or {}).get(_METADATA_KEY)
+    raw = metadata.get(_METADATA_KEY)
     try:
         header = dict(json.loads(raw)) if raw else {}
     except (ValueError, TypeError) as error:
@@ -296,10 +297,13 @@ def load_manifest(path: str | Path) -> Manifest:
 def samples_of(
     table: pa.Table | pa.RecordBatch, *, image_root: Path, label_root: Path, runs: Sequence[Path] = ()
 ) -> list[Sample]:
-    """The rows of a manifest, or of some of its columns, as samples with absolute paths."""
+    """The rows of a manifest, or of some of its columns, as samples with absolute paths.
 
-    def under(root: Path, relative: str | None) -> Path | None:
-        return None if relative is None else root / relative
+    Raises ValueError for a path that leaves its root.
+    """
+
+    def under(root: Path, name: str | None) -> Path | None:
+        return None if name is None else storage.under(root, name)
 
     inside = _inside(label_root, runs)
 
@@ -310,7 +314,7 @@ def samples_of(
         Sample(
             **{
                 **row,
-                "image": image_root / row["image"],
+                "image": storage.under(image_root, row["image"]),
                 "label": under(label_root, row.get("label")),
                 "coarse_label": under(label_root, row["coarse_label"]),
                 "run": run_of(row.get("label")),

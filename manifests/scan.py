@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from autolabel.manifests import storage
 from autolabel.manifests.images import IMAGE_SUFFIXES, BadImage, read_label, read_size
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.layouts import (
@@ -25,7 +26,7 @@ from autolabel.manifests.layouts import (
     list_mapillary,
 )
 from autolabel.manifests.machine import cores
-from autolabel.manifests.run.folder import RUN
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.wording import Progress, Shown
 
@@ -120,7 +121,7 @@ def scan(
     if layout not in LAYOUTS:
         raise BadLayout(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     for folder in (root, labels, coarse):
-        if folder is not None and not folder.is_dir():
+        if folder is not None and not storage.is_folder(folder):
             raise BadLayout(f"{folder} is not a folder" + ("" if folder.exists() else " that exists"))
     guessed, skipped_runs = layout == "auto", list[Path]()
     if guessed and (labels or coarse):
@@ -129,7 +130,8 @@ def scan(
         layout, root = _guess(root, skipped_runs)
         if layout == "pairs":
             layout, parent, root = "folder", root, root / "images"
-            labels, coarse = (path if path.is_dir() else None for path in (parent / "labels", parent / "coarse"))
+            beside = parent / "labels", parent / "coarse"
+            labels, coarse = (path if storage.is_folder(path) else None for path in beside)
     if layout == "folder":
         if splits:
             raise BadLayout(f"{root} is a folder of images, which has no splits: leave out the split {splits[0]!r}")
@@ -156,8 +158,8 @@ def scan(
 
 def _guess(root: Path, skipped_runs: list[Path]) -> tuple[str, Path]:
     """The layout, "pairs" for images/ beside labels/, and the folder of the data set. Raises BadLayout."""
-    if (root / RUN).is_file():
-        raise BadLayout(f"{root} is a run: its automatic labels are listed in {root / 'manifest.parquet'}")
+    if RunFolder(root).exists():
+        raise BadLayout(f"{root} is a run: its automatic labels are listed in {RunFolder(root).manifest_path}")
     data_sets = list(_data_sets(root, skipped_runs, depth=_DEPTH))
     if len(data_sets) > 1:
         named = ", ".join(f"{folder} ({layout})" for layout, folder in data_sets)
@@ -177,14 +179,14 @@ def _guess(root: Path, skipped_runs: list[Path]) -> tuple[str, Path]:
 def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterator[tuple[str, Path]]:
     """The data sets in a folder, itself included, with their layouts. Adds the runs it meets to `skipped_runs`."""
     layouts = [name for name, fits in (("cityscapes", is_cityscapes), ("mapillary", is_mapillary)) if fits(folder)]
-    pairs = (folder / "images").is_dir() and any((folder / name).is_dir() for name in ("labels", "coarse"))
-    if layouts or pairs:
+    images, *labels = (storage.is_folder(folder / name) for name in ("images", "labels", "coarse"))
+    if layouts or (images and any(labels)):
         yield from ((name, folder) for name in layouts or ["pairs"])
     elif depth:
-        for child in sorted(folder.iterdir()):
-            if (child / RUN).is_file():
+        for child in storage.list(folder):
+            if RunFolder(child).exists():
                 skipped_runs.append(child)
-            elif child.is_dir() and not child.name.startswith("."):
+            elif storage.is_folder(child) and not child.name.startswith("."):
                 yield from _data_sets(child, skipped_runs, depth=depth - 1)
 
 
@@ -239,7 +241,7 @@ def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, str | None, list[
     faults: list[str] = []
     for path in dict.fromkeys(path for path in (sample.label, sample.coarse_label) if path is not None):
         try:
-            read_label(path, space, sample.label_ids, size=(height, width))
+            read_label(path, space, ids=sample.label_ids, size=(height, width))
         except BadImage as error:
             faults.append(str(error))
     return replace(sample, height=height, width=width), None, faults

@@ -1,13 +1,14 @@
-"""Generated street scenes in the folder layout of Cityscapes, for `autolabel demo` and the tests.
+"""Drawn street scenes in the folder layout of Cityscapes, for `autolabel demo` and the tests.
 
 A scene is a small world in metres (x to the right, y up, z ahead of the camera) seen through a pinhole. Its things
-yield patches, painted from far to near at three times the size into two pictures at once: the colours, and for every
-pixel the number of its owner. From the owners come the fine label, exact, and the coarse one, as a hurried annotator
-would draw it.
+yield patches, which are painted from far to near at three times the size into two pictures at once: one has the
+colours, the other has for every pixel the number of the thing that owns it. The fine label follows from the owners
+exactly; the coarse label is drawn like that of an annotator in a hurry.
 """
 
 from __future__ import annotations
 
+import io
 import math
 import random
 from collections.abc import Iterable, Iterator
@@ -19,19 +20,21 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
+from autolabel.manifests import storage
 from autolabel.manifests.wording import Progress
 
 Labels = NDArray[np.uint8]
 Point = tuple[float, float, float]
-Patch = tuple[int, str, float, list[Point]]  # label (0: it owns nothing), colour, light on it, corners
+Patch = tuple[int, str, float, list[Point]]  # label (0: it owns no pixel), colour, share of light, corners
 EGO, ROAD, SIDEWALK, BUILDING, POLE, LIGHT, SIGN = 1, 7, 8, 11, 17, 19, 20  # label ids of Cityscapes
 VEGETATION, TERRAIN, SKY, PERSON, CAR = 21, 22, 23, 24, 26
-_BANDS = (TERRAIN, SIDEWALK, TERRAIN, ROAD, TERRAIN, SIDEWALK, TERRAIN)  # of the ground, from left to right
-_EASY = (SKY, ROAD, SIDEWALK, TERRAIN, BUILDING, VEGETATION, CAR, PERSON)  # what annotators in a hurry draw
+_BANDS = (TERRAIN, SIDEWALK, TERRAIN, ROAD, TERRAIN, SIDEWALK, TERRAIN)  # bands of the ground, from left to right
+_EASY = (SKY, ROAD, SIDEWALK, TERRAIN, BUILDING, VEGETATION, CAR, PERSON)  # annotators in a hurry draw only these
 _CITIES = {"train": "lindenfurt mohnau silberbach", "val": "federburg glockenau", "train_extra": "apfeldorf nebelheim"}
 _SCALE = 3  # supersampling; odd, so that the middle sample is the centre of the pixel
-_FAR = 115.0  # metres to the end of the street
-_WEATHERS = (  # zenith, horizon (and haze), metres of sight, darkness of shadows, clouds, share of lit windows
+_FAR = 115.0  # distance of the end of the street, metres
+# Colours of zenith and horizon, metres of sight, darkness of shadows, amount of clouds, share of lit windows.
+_WEATHERS = (
     ("548ad0", "c8d8e6", 500, 0.50, 0.2, 0.0),
     ("708cbc", "fad2a4", 300, 0.55, 0.3, 0.1),
     ("bec5ca", "d6d8d8", 130, 0.00, 0.3, 0.1),
@@ -41,48 +44,51 @@ _WEATHERS = (  # zenith, horizon (and haze), metres of sight, darkness of shadow
 _FACADES = "c4b296 d6c8ac ac604a 965242 929290 babab6 787c82 ceaa78 acbcba ded8ce cc9884 827062".split()
 _ROOFS, _SKINS = "783e32 603a32 4e5056 3e3c3e 8a543c".split(), "e0b89e be8e70 845c46 5a3e30".split()
 _LEAVES, _PANES = "42602c 547034 34542e 687432 a07a2c 4a6442".split(), "3a4450 546270 2c3036 687a8a".split()
-_POSTS = "0f7a70 14887a 0b6660 1a7f86".split()  # the city paints them teal, like nothing else
+_POSTS = "0f7a70 14887a 0b6660 1a7f86".split()  # the city paints its posts teal, and nothing else
 _METALS, _STONES = "626466 828484 3c3e3e 303e36 a0a09c 706052 544a42".split(), "807c74 928e88 a29c92 a8988a".split()
 _PAINTS = "1c1c20 cdcdd0 96989c 606268 9e181c 1c3470 325446 be963c 708498 e8e8e4 5c3e32 3c6ea0 c45c40 6e5468".split()
 _RED, _YELLOW, _GREEN, _BLUE, _WHITE, _BLACK = "c8281e e4b228 46dc78 244ca0 e2e0da 1c1c1e".split()
-# A car's cabin: start and end at the belt, then at the roof (share of the length); height of belt and roof.
+# Shapes of a car's cabin: start and end at the belt, then at the roof (shares of the length); heights of belt and roof.
 _CABINS = ((0.12, 0.8, 0.3, 0.6, 0.92, 1.42), (0.0, 0.78, 0.1, 0.55, 0.95, 1.48), (0.0, 0.93, 0.05, 0.74, 1.1, 1.9))
-_CIRCLE = [(math.sin(math.pi * i / 6), math.cos(math.pi * i / 6)) for i in range(12)]  # from the top
+_CIRCLE = [(math.sin(math.pi * i / 6), math.cos(math.pi * i / 6)) for i in range(12)]  # starts at the top
 
 
 @dataclass(frozen=True)
 class Scene:
-    """One picture with both of its labels."""
+    """A picture (H, W, 3) uint8 RGB with its fine and its coarse label, (H, W) uint8 label ids of Cityscapes.
 
-    image: NDArray[np.uint8]  # (H, W, 3) RGB
-    fine: Labels  # (H, W) Cityscapes label ids
-    coarse: Labels  # (H, W) label ids; 0 (unlabeled) where nobody drew a polygon
+    The coarse label is 0 (unlabeled) outside the polygons.
+    """
+
+    image: NDArray[np.uint8]
+    fine: Labels
+    coarse: Labels
 
 
 class _World:
-    """Chance, camera, weather and street of a scene; the picture is measured in samples."""
+    """Chance, camera, weather and street of a scene. Sizes in the picture are in samples, _SCALE to a pixel."""
 
     def __init__(self, seed: int, height: int, width: int) -> None:
         self.dice, self.noise = random.Random(seed), np.random.default_rng(seed)
         uniform, choice = self.dice.uniform, self.dice.choice
         self.height, self.width, self.focal = height, width, height * uniform(1.5, 1.8)
         self.u0, self.v0, self.eye = width * uniform(0.36, 0.64), height * uniform(0.4, 0.52), uniform(1.5, 2.1)
-        self.bend = choice((0.0, uniform(-0.002, 0.002)))  # the street leaves the z axis by bend * z²
+        self.bend = choice((0.0, uniform(-0.002, 0.002)))  # at distance z the street has left the z axis by bend * z²
         zenith, horizon, self.sight, self.shadows, self.clouds, self.lit = choice(_WEATHERS)
         self.zenith, self.horizon = (np.array(list(bytes.fromhex(c)), np.float32) for c in (zenith, horizon))
         self.lanes, self.sun, parking = (-uniform(4.4, 5.2), uniform(1.9, 2.4)), choice((-1, 1)), choice((0.0, 2.1))
         lawn, self.pavement, self.zebra = choice((0.0, 0.0, 1.2)), uniform(2.2, 4.5), uniform(8, 60)
         left, right = self.kerbs = (self.lanes[0] - parking, self.lanes[1] + parking)
         left_front, right_front = self.fronts = (left - lawn - self.pavement, right + lawn + self.pavement)
-        self.edges = (left_front, left - lawn, left, right, right + lawn, right_front)  # between _BANDS
+        self.edges = (left_front, left - lawn, left, right, right + lawn, right_front)  # edges between _BANDS
 
     def at(self, x: float, y: float, z: float) -> tuple[float, float]:
-        """Where a point of the world is in the picture."""
+        """Project a point of the world into the picture."""
         return self.u0 + (x / z + self.bend * z) * self.focal, self.v0 + (self.eye - y) / z * self.focal
 
 
-def draw_scene(seed: int, height: int = 160, width: int = 320) -> Scene:
-    """A street scene; the same arguments always give the same scene."""
+def draw_scene(seed: int, *, height: int = 160, width: int = 320) -> Scene:
+    """Draw a street scene; the same arguments always give the same scene."""
     world = _World(seed, height * _SCALE, width * _SCALE)
     picture, owned = _sky_and_ground(world)
     ink, mark = ImageDraw.Draw(picture), ImageDraw.Draw(owned)
@@ -102,37 +108,40 @@ def write_city(root: Path, seed: int = 0, *, fine: int = 24, coarse: int = 96, v
                width: int = 320, truth: Path | None = None, progress: Progress | None = None) -> None:  # fmt: skip
     """Write a small Cityscapes under `root`: `fine` images in split train, `coarse` in train_extra and `val` in val.
 
-    A scene depends on the seed, its split and its number alone: asking for more of them leaves the others as they are.
-    Cityscapes has no fine labels for train_extra; those that are drawn here are written into the folder `truth`, if it
-    is given, under the relative paths of their images.
+    A scene depends on the seed, its split and its number alone: a city with more scenes has the same first ones. Like
+    Cityscapes, train_extra has coarse labels only; with `truth`, its fine labels go into that folder, each under the
+    relative path of its image.
     """
     jobs = [(split, i) for split, n in (("train", fine), ("train_extra", coarse), ("val", val)) for i in range(n)]
     for done, (split, i) in enumerate(jobs, 1):
         scene_seed, cities = random.Random(f"{seed} {split} {i}").getrandbits(63), _CITIES[split].split()
-        scene, city = draw_scene(scene_seed, height, width), cities[i % len(cities)]
-        frame = f"{split}/{city}/{city}_{i // len(cities):06d}_{scene_seed % 3000 * 10 + 9:06d}"
-        image = root / f"leftImg8bit/{frame}_leftImg8bit.png"
-        files = {image: scene.image, root / f"gtCoarse/{frame}_gtCoarse_labelIds.png": scene.coarse}
+        scene, city = draw_scene(scene_seed, height=height, width=width), cities[i % len(cities)]
+        name = f"{city}/{city}_{i // len(cities):06d}_{scene_seed % 3000 * 10 + 9:06d}"
+        files = {
+            root / f"leftImg8bit/{split}/{name}_leftImg8bit.png": scene.image,
+            root / f"gtCoarse/{split}/{name}_gtCoarse_labelIds.png": scene.coarse,
+        }
         if split != "train_extra":
-            files[root / f"gtFine/{frame}_gtFine_labelIds.png"] = scene.fine
+            files[root / f"gtFine/{split}/{name}_gtFine_labelIds.png"] = scene.fine
         elif truth is not None:
-            files[truth / image.relative_to(root / "leftImg8bit" / split)] = scene.fine
+            files[truth / f"{name}_leftImg8bit.png"] = scene.fine
         for path, pixels in files.items():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(path, compress_level=1)  # noise hardly gets any smaller
+            png = io.BytesIO()
+            Image.fromarray(pixels).save(png, "PNG", compress_level=1)  # a higher level hardly makes noise smaller
+            storage.write(path, png.getvalue(), durable=False)
         if progress is not None:
             progress(done, len(jobs))
 
 
 def _sky_and_ground(world: _World) -> tuple[Image.Image, Image.Image]:
-    """Colours and owners before anything stands on the ground."""
+    """The pictures of colours and owners before anything stands on the ground."""
     dice, noise, height, width = world.dice, world.noise, world.height, world.width
     puffs = Image.fromarray(noise.standard_normal((8, 8), np.float32)).resize((width // _SCALE, height // _SCALE))
     fall = np.linspace(0, height / world.v0, height // _SCALE, dtype=np.float32).clip(0, 1)[:, None]
     cover = np.maximum(fall, (np.asarray(puffs) * 0.6 + world.clouds - 0.35).clip(0, 0.8))[..., None]
     sky = Image.fromarray((world.zenith + (world.horizon - world.zenith) * cover).astype(np.uint8))
     picture, owned = sky.resize((width, height)), Image.new("I", (width, height), SKY)
-    # Every pixel below the horizon shows one place of the ground: z by row, x by pixel.
+    # Every pixel below the horizon shows one place of the ground: its row gives z, the pixel gives x.
     top = math.ceil(world.v0) + 1
     z = world.focal * world.eye / (np.arange(top, height, dtype=np.float32) - world.v0)[:, None]
     x = (np.arange(width, dtype=np.float32) - world.u0) * (z / world.focal) - world.bend * z * z
@@ -146,10 +155,10 @@ def _sky_and_ground(world: _World) -> tuple[Image.Image, Image.Image]:
     tile = noise.standard_normal((256, 256), np.float32)
     light = 1 + tile[(z * 25).astype(np.intp) % 256, (x * 25).astype(np.intp) % 256] * (0.06 / (1 + z / 12))
     light[((x % 0.8 < 0.05) | (z % 0.8 < 0.06)) & (z < 22) & ((band == 1) | (band == 5))] *= 0.86  # paving slabs
-    reach = 4 + 2.5 * tile[0, (z / 11).astype(np.intp) % 256]  # of the shadows of the houses, a house every 11 m
+    reach = 4 + 2.5 * tile[0, (z / 11).astype(np.intp) % 256]  # length of the shadow of a house, one every 11 m
     light[x * world.sun > max(front * world.sun for front in world.fronts) - reach] *= 1 - world.shadows
     grass, stone, asphalt = dice.choice(_LEAVES), dice.choice(_STONES), dice.choice(("525257", "5c5c60", "6c6c70"))
-    colours = (grass, stone, grass, asphalt, grass, stone, grass, _WHITE, "b2b0aa")  # of the bands, paint, kerbs
+    colours = (grass, stone, grass, asphalt, grass, stone, grass, _WHITE, "b2b0aa")  # the bands, paint, kerbs
     ground = np.array([list(bytes.fromhex(c)) for c in colours], np.float32)[band] * light[..., None]
     clear = np.exp(-z / world.sight)[..., None]
     ground = ground * clear + world.horizon * (1 - clear)
@@ -158,7 +167,7 @@ def _sky_and_ground(world: _World) -> tuple[Image.Image, Image.Image]:
 
 
 def _things(world: _World) -> Iterator[tuple[float, Iterable[Patch]]]:
-    """How far away everything is that stands on the ground, and its patches."""
+    """Yield the distance of everything that stands on the ground, and its patches."""
     dice = world.dice
     yield 0, [(EGO, _BLACK, 1, _even(0, (3, 0, 1.5), (1.1, world.eye - dice.uniform(0.42, 0.56), 1.5)))]  # the bonnet
     for row in range(-110, 111, 5):  # trees close the street
@@ -183,7 +192,7 @@ def _things(world: _World) -> Iterator[tuple[float, Iterable[Patch]]]:
 
 
 def _along(dice: random.Random, start: float, end: float, least: float, most: float) -> Iterator[float]:
-    """Distances between `start` and `end` with random gaps."""
+    """Yield distances from `start` to `end` with random gaps."""
     z = start + dice.uniform(0, most - least)
     while z < end:
         yield z
@@ -191,7 +200,7 @@ def _along(dice: random.Random, start: float, end: float, least: float, most: fl
 
 
 def _even(x: float, *rows: Point) -> list[Point]:
-    """A polygon that is symmetric about `x`; each row gives half its breadth, y and z."""
+    """A polygon that is symmetric about `x`; every row gives half of the breadth, y and z."""
     return [(x - half, y, z) for half, y, z in rows] + [(x + half, y, z) for half, y, z in reversed(rows)]
 
 
@@ -200,7 +209,7 @@ def _panel(x: float, y0: float, y1: float, z0: float, z1: float) -> list[Point]:
 
 
 def _disc(x: float, y: float, z: float, rx: float, ry: float, step: int = 1) -> list[Point]:
-    """A circle of twelve corners that faces the camera, or of every step-th of them."""
+    """A circle that faces the camera: a polygon of twelve corners, or of every step-th of them."""
     return [(x + rx * sine, y + ry * cosine, z) for sine, cosine in _CIRCLE[::step]]
 
 
@@ -223,7 +232,7 @@ def _house(world: _World, side: int, near: float, far: float, storeys: int) -> I
 def _tree(dice: random.Random, x: float, z: float, size: float) -> Iterator[Patch]:
     leaf, slender, middle = dice.choice(_LEAVES), dice.choice((0.8, 0.8, 1.4)), 2.2 + size
     yield VEGETATION, _METALS[-1], 0.8, _even(x, (0.17, 0, z), (0.11, middle, z))
-    for share in np.linspace(0, 1, min(40, max(8, int(size * 160 / z)))).tolist():  # from inside to the sunny tips
+    for share in np.linspace(0, 1, min(40, max(8, int(size * 160 / z)))).tolist():  # from the inside to the sunny tips
         across, up = dice.triangular(-0.8, 0.8) * size, (dice.triangular(-0.8, 0.8) * slender + share * 0.6) * size
         radius, light = size * dice.uniform(0.25, 0.5) * (1 - 0.55 * share), 0.55 * share + dice.uniform(0.5, 0.7)
         yield VEGETATION, leaf, light, _disc(x + across, middle + up, z, radius, radius)
@@ -233,7 +242,7 @@ def _pole(world: _World, x: float, z: float, side: int) -> Iterator[Patch]:
     """A lamp post, or a traffic sign or light on a pole."""
     dice, metal, kind = world.dice, world.dice.choice(_POSTS), world.dice.choice((POLE, POLE, SIGN, SIGN, LIGHT))
     top = dice.uniform(4.5, 8) if kind == POLE else dice.uniform(2.4, 3.4)
-    half = max(dice.uniform(0.11, 0.17), 1.5 * _SCALE * z / world.focal)  # thinner than 3 pixels, it gets lost
+    half = max(dice.uniform(0.11, 0.17), 1.5 * _SCALE * z / world.focal)  # a pole below 3 pixels would get lost
     yield POLE, metal, 1, _even(x, (half, 0, z), (half, top, z))
     if kind == POLE:
         end = x - side * dice.choice((0, 1, 1.5, 2))
@@ -254,7 +263,7 @@ def _car(dice: random.Random, x: float, z: float, away: bool) -> Iterator[Patch]
     paint, half, length, glass = dice.choice(_PAINTS), dice.uniform(0.84, 0.94), dice.uniform(3.7, 4.7), _PANES[0]
     z0, z1, z2, z3, back = (z + length * share for share in (cabin_start, roof_start, roof_end, cabin_end, 1))
     narrow, low, high = half * 0.8, belt + 0.06, top - 0.1
-    flank, inner = x - math.copysign(half, x), x - math.copysign(narrow, x)  # on the side that the camera sees
+    flank, inner = x - math.copysign(half, x), x - math.copysign(narrow, x)  # the side that the camera sees
     yield 0, _BLACK, 1, _even(x, (half * 1.2, 0, z - 0.2), (half * 1.2, 0, back + 0.2))
     for hub in (z + 0.82 * length, z + 0.18 * length):
         yield CAR, _BLACK, 1, [(flank, 0.33 + 0.33 * cosine, hub + 0.33 * sine) for sine, cosine in _CIRCLE]
@@ -280,22 +289,22 @@ def _person(dice: random.Random, x: float, z: float) -> Iterator[Patch]:
 
 
 def _develop(world: _World, picture: Image.Image, fine: Labels) -> NDArray[np.uint8]:
-    """What the camera makes of it: surfaces get grain, then come lens, exposure and sensor."""
+    """Turn the painted picture into a photograph: surfaces get grain, then come lens, exposure and sensor."""
     uniform, normal = world.dice.uniform, world.noise.standard_normal
     grain = np.where((fine == VEGETATION) | (fine == TERRAIN), 11, 3) * normal(fine.shape, np.float32)
     rough = Image.fromarray((np.asarray(picture) + grain[..., None]).clip(0, 255).astype(np.uint8))
     seen = np.asarray(rough.filter(ImageFilter.GaussianBlur(uniform(0.2, 0.7))), np.float32)
-    lit = seen * (world.horizon / 210) ** 0.6 * uniform(0.8, 1.15)  # by the sky
+    lit = seen * (world.horizon / 210) ** 0.6 * uniform(0.8, 1.15)  # the sky lights it
     noisy = (lit - 118) * uniform(0.85, 1.15) + 118 + normal(lit.shape, np.float32) * uniform(1, 4)
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
 def _annotate_coarsely(fine: Labels, owners: NDArray[np.int32], dice: random.Random) -> Labels:
-    """One rough polygon well inside every large thing, as annotators draw who have a few minutes for a picture."""
+    """Draw one rough polygon well inside every large thing, like annotators with a few minutes for a picture."""
     coarse, drawn, span = np.zeros_like(fine), Image.fromarray(fine), 2 * round(len(fine) / 50) + 1
     least, most = (np.asarray(drawn.filter(rank(span))) for rank in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
     for owner in np.unique(owners).tolist():
-        inside = (owners == owner) & (least == most)  # some way from every other class
+        inside = (owners == owner) & (least == most)  # away from every other class
         if owner % 256 not in _EASY or inside.sum() < fine.size / 120:
             continue
         columns = np.flatnonzero(inside.any(axis=0))

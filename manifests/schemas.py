@@ -5,12 +5,12 @@ from __future__ import annotations
 import pyarrow as pa
 
 SCHEMA_VERSION = 1
-ROWS_AT_ONCE = 16_384  # of a manifest in memory, and in one of its row groups
+ROWS_AT_ONCE = 16_384  # rows of a table in memory, and in one of its row groups
 SOURCES = ("fine", "coarse", "auto", "none")
-LABEL_IDS = ("train", "source")  # what a label file holds
+LABEL_IDS = ("train", "source")  # a label file holds train ids or source ids
 
 
-# What can become of a pixel of the teacher's; pipeline/rules.py decides.
+# The fates of a pixel of the teacher, one of which pipeline/rules.py gives it.
 FATES = ("kept", "below_threshold", "near_boundary", "in_small_piece", "outside_area", "decided_by_human")
 
 
@@ -95,5 +95,5 @@ STATISTICS = {
     "images": IMAGES_SCHEMA,
     "classes": CLASSES_SCHEMA,
     "centroids": CENTROIDS_SCHEMA,
-    "review": REVIEW_SCHEMA,  # follows from images and classes: manifests/run/review.py
+    "review": REVIEW_SCHEMA,  # made from images and classes by manifests/run/review.py
 }

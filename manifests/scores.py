@@ -1,4 +1,4 @@
-"""Score label maps: counts that are filled image by image, and what is read from them.
+"""Scores of label maps: counts that are filled image by image, and the figures that follow from them.
 
 IoU as in Everingham et al., "The Pascal Visual Object Classes Challenge" and the Cityscapes benchmark
 (arXiv 1604.01685): true positives / (true positives + false positives + false negatives), over all pixels of the set.
@@ -21,24 +21,23 @@ Shares = NDArray[np.float64]
 
 
 def shares(part: NDArray[Any], whole: NDArray[Any]) -> Shares:
-    """part / whole, NaN where there is no whole."""
+    """part / whole, NaN where the whole is 0."""
     part, whole = np.broadcast_arrays(part, np.asarray(whole, np.float64))
-    found: Shares = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
-    return found
+    ratio: Shares = np.divide(part, whole, out=np.full(whole.shape, np.nan), where=whole > 0)
+    return ratio
 
 
 def count_pairs(a: NDArray[np.uint8], b: NDArray[np.uint8]) -> NDArray[np.int64]:
-    """Pixels by their ids in two label maps (H, W) uint8 of the same size: (256, 256) int64."""
-    # uint16 keys: a * 256 + b, 65,536 of them at most.
+    """Count the pixels of two label maps (H, W) uint8 of one size by both ids: (256, 256) int64."""
     keys = a.astype(np.uint16) << 8 | b
     return np.bincount(keys.ravel(), minlength=1 << 16).reshape(256, 256)
 
 
 class Confusion:
-    """Pixel counts by (truth, prediction), memory constant in the number of images.
+    """Pixel counts by truth and prediction; memory does not grow with the number of images.
 
     `matrix` is (C, C + 1) int64; its last column counts pixels that the prediction ignores. They are misses of the
-    true class. Pixels that the truth ignores count nowhere.
+    true class. Pixels that the truth ignores are not counted.
     """
 
     def __init__(self, classes: int) -> None:
@@ -58,28 +57,28 @@ class Confusion:
 
     @property
     def true_pixels(self) -> Counts:
-        """Pixels that are truly of each class (C,)."""
+        """Pixels of each class in the truth (C,) int64."""
         return np.asarray(self.matrix.sum(axis=1))
 
     @property
     def predicted_pixels(self) -> Counts:
-        """Pixels predicted as each class (C,), where the truth is known."""
+        """Pixels of each class in the prediction (C,) int64, without those that the truth ignores."""
         return np.asarray(self.matrix[:, :-1].sum(axis=0))
 
     def iou(self) -> Shares:
-        """IoU per class (C,), NaN where the class is in neither truth nor prediction."""
+        """IoU by class (C,), NaN for a class that is in neither truth nor prediction."""
         return self._share_of(self._union())
 
     def iou_of_kept(self) -> Shares:
-        """IoU per class (C,) over the pixels that the prediction does not ignore, NaN where the class is in neither."""
+        """IoU by class (C,) over the pixels that the prediction does not ignore; NaN for a class that is in neither."""
         return self._share_of(self._union() - self.matrix[:, -1])
 
     def precision(self) -> Shares:
-        """Share of the pixels predicted as a class that are (C,), NaN without any."""
+        """Share of the pixels predicted as a class that are truly of it (C,), NaN without any."""
         return self._share_of(self.predicted_pixels)
 
     def recall(self) -> Shares:
-        """Share of the pixels of a class that are predicted so (C,), NaN without any; an ignored one is a miss."""
+        """Share of the true pixels of a class that are predicted as it (C,), NaN without any; ignore is a miss."""
         return self._share_of(self.true_pixels)
 
     def _union(self) -> Counts:
@@ -100,9 +99,9 @@ class Confusion:
 
 
 def boundary(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """(H, W) train ids -> the same where one of the four neighbours is of another class, else 255.
+    """(H, W) uint8 train ids -> the same ids at pixels with one of their four neighbours of another class, else 255.
 
-    Ignored pixels neither are nor make a boundary: where a label ends, no class has been seen to.
+    Ignored pixels neither are nor make a boundary: a class need not end where its label does.
     """
     edge = np.zeros(label.shape, bool)
     for one, other in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
@@ -113,11 +112,12 @@ def boundary(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 class BoundaryF:
-    """How well the borders of the classes are met, within `distances` ascending pixels (Euclidean).
+    """Counts of class boundaries that are met within `distances` pixels (Euclidean, ascending).
 
-    A predicted boundary pixel is a hit if a true one of the same class is that near: their share is the precision. The
-    same from the truth's side is the recall. Sums over the set; predicted ones where the truth ignores count nowhere.
-    `pixels` (2, C) int64 are the boundary pixels, predicted and true, and `hits` (2, D, C) those that are hits.
+    A predicted boundary pixel is a hit if a true one of its class is that near: the share of hits is the precision. The
+    same share of the true boundary pixels is the recall. Counts are summed over all images; predicted pixels that the
+    truth ignores are not counted. `pixels` (2, C) int64 are boundary pixels, predicted and true, `hits` (2, D, C) int64
+    those that are hits.
     """
 
     def __init__(self, classes: int, distances: Sequence[int] = (1, 2, 4)) -> None:
@@ -130,26 +130,26 @@ class BoundaryF:
         reach, classes = self.distances[-1], self.pixels.shape[1]
         true, predicted = (np.pad(boundary(label), reach, constant_values=IGNORE) for label in (truth, prediction))
         counted = np.where(np.pad(truth, reach, constant_values=IGNORE) == IGNORE, IGNORE, predicted)
-        # The pixels around, in rings. Boundaries are thin: to ask round each of their pixels is less work than to
-        # widen a map of every class.
+        # Look at the pixels around, ring by ring. Boundaries are thin: looking around each of their pixels is less work
+        # than widening a map of every class.
         dy, dx = np.mgrid[-reach : reach + 1, -reach : reach + 1].reshape(2, -1)
         squared = dy**2 + dx**2
         steps = dy * true.shape[1] + dx
         for side, (mine, other) in enumerate(((counted, true), (true, predicted))):
             place = np.flatnonzero(mine != IGNORE)
             ids = mine.ravel()[place]
-            found = np.zeros(classes, np.int64)
+            hits = np.zeros(classes, np.int64)
             self.pixels[side] += np.bincount(ids, minlength=classes)
             around = other.ravel()
             for k, (nearer, distance) in enumerate(pairwise((-1, *self.distances))):
                 for step in steps[(squared > nearer * abs(nearer)) & (squared <= distance**2)].tolist():
                     hit = around[place + step] == ids
-                    found += np.bincount(ids[hit], minlength=classes)
+                    hits += np.bincount(ids[hit], minlength=classes)
                     place, ids = place[~hit], ids[~hit]
-                self.hits[side, k] += found
+                self.hits[side, k] += hits
 
     def f(self) -> Shares:
-        """F = 2PR / (P + R) by distance and class (D, C); NaN where neither map has a boundary of the class."""
+        """F = 2PR / (P + R) by distance and class (D, C); NaN for a class without a boundary in either map."""
         precision, recall = np.nan_to_num(shares(self.hits, self.pixels[:, None]))
         f = np.nan_to_num(shares(2 * precision * recall, precision + recall))
         return np.where(self.pixels.any(axis=0), f, np.nan)

@@ -10,7 +10,8 @@ import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, get_args, get_type_hints
 
 GROUPS = {"what": "What", "how": "How", "machine": "On which machine", "rarely": "Rarely needed"}
 _KEY = "setting"
@@ -80,6 +81,22 @@ class JobField:
     def flag(self) -> str:
         """The option on the command line."""
         return self.words.flag or "--" + self.name.replace("_", "-")
+
+    @property
+    def kind(self) -> Any:
+        """The type of a value that is given: `int` for `int | None`."""
+        kinds = (
+            [kind for kind in get_args(self.type) if kind is not NoneType] if isinstance(self.type, UnionType) else []
+        )
+        return kinds[0] if kinds else self.type
+
+    @property
+    def help(self) -> str:
+        """The help with the default in words; a switch that is off by default needs none."""
+        value = self.default
+        text = ",".join(f"{number:g}" for number in value) if isinstance(value, tuple) else str(value)
+        text = self.words.unset if value is None else "" if self.kind is bool else text
+        return f"{self.words.help} [default: {text}]" if text else self.words.help
 
 
 def job_fields(job: type[Any]) -> Iterator[JobField]:

@@ -1,4 +1,4 @@
-"""Who does the units: this process, with its threads, or Ray's workers (pipeline/ray_engine.py)."""
+"""Engines do the units: this process with its threads, or Ray's workers (pipeline/ray_engine.py)."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ class Monitor(Protocol):
 
 @dataclass
 class Ended:
-    """How a call ended. failed: units that failed too often, with the last reason. stopped: somebody asked to stop."""
+    """The end of a call. failed: units that failed too often, with the last reason. stopped: somebody asked to stop."""
 
     failed: dict[str, str] = field(default_factory=dict)
     stopped: bool = False

@@ -129,7 +129,8 @@ class Labeller:
                 if attempt.careful:
                     self._commit(unit, labelled)
                 yield total
-            self._commit(unit, labelled)
+            if labelled:  # else the stop came before the first sample
+                self._commit(unit, labelled)
         except BaseException:
             attempt.end(committed=False)
             raise
@@ -271,13 +272,13 @@ class Labeller:
         if self.recipe.store == "png":
             for one in present:
                 for layer, (data,) in one.encoded.items():
-                    storage.write(run.path / in_layer(one.row.label or "", layer), data)
+                    storage.write(storage.under(run.path, in_layer(one.row.label or "", layer)), data)
         else:
             encoded = [labelled[s.sample_id].encoded if s.sample_id in labelled else {} for s in unit.samples]
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):
                 maps = [one.get(layer) for one in encoded]
                 array = run.layer(layer) / unit.bucket
-                shards[layer] = write_zarr_shard(array, unit.first_row, self.recipe.unit_size, maps)
+                shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
         self._write_record(run, unit, [one.row for one in present], shards)
 
 

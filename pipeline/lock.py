@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 
-_SETUP_SECONDS = 60.0  # that another part may need to prepare the folder
+_SETUP_SECONDS = 60.0  # patience while another part prepares the folder
 _PARTS = re.compile(re.escape(storage.LOCK) + r"\.\d+-of-\d+")
 
 
@@ -48,7 +48,7 @@ class Lock:
             yield self
 
     def _require_no_other(self, own: str | None) -> bool:
-        """Whether no other part is at work; one is an error to a driver of the whole run."""
+        """Return True if no other part is at work. Raises Busy for one if `own` is None, as for a driver of all."""
         names = [path.name for path in storage.list(self._out) if _PARTS.fullmatch(path.name)]
         try:
             for name in names:

@@ -78,7 +78,7 @@ class TeacherPredictor:
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
-        self._undrawn = recipe.policy.left_out(recipe.label_space)
+        self._undrawn = recipe.policy.prior(recipe.label_space)
         self._at_once: dict[Size, int] = {}
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
@@ -173,7 +173,7 @@ class KeptPredictor:
 
 def read_layer(run: RunFolder, row: Row, layer: str) -> Label:
     """The map of a layer that belongs to a row of a commit record. Raises DamagedLabel unless it is as committed."""
-    return RunLabels(stored_labels(run.path, [vars(row)], layer), None)[row.sample_id]
+    return RunLabels(stored_labels(run.path, [vars(row)], layer=layer), None)[row.sample_id]
 
 
 # --- reading a sample's files -----------------------------------------------------------------------------------------
@@ -182,7 +182,7 @@ def read_layer(run: RunFolder, row: Row, layer: str) -> Label:
 def identified(row: Row, image: Path) -> Row:
     """The row with size and time of the image file, None where there is no such file."""
     try:
-        status = image.stat()
+        status = storage.stat(image)
     except OSError:
         return row
-    return replace(row, image_bytes=status.st_size, image_mtime_ns=status.st_mtime_ns)
+    return replace(row, image_bytes=status.size, image_mtime_ns=status.mtime_ns) if status else row

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.metadata
-import os
 import platform
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -39,7 +38,7 @@ class TeacherSource:
         """The digest of the checkpoint. Raises BadCheckpoint if there is no such file."""
         if self._loaded is not None:
             return self._loaded.sha256
-        if not self._job.teacher.is_file():
+        if not storage.exists(self._job.teacher):
             raise BadCheckpoint(f"{self._job.teacher} does not exist: expected a checkpoint")
         return storage.sha256(self._job.teacher)
 
@@ -135,7 +134,7 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         return run, open_plan(run, manifest)
     storage.remove_leftovers(job.out)
     if run is not None and run.engine == "ray":  # its workers ended with their driver
-        for note in folder.attempts.glob("*.jsonl"):
+        for note in storage.list(folder.attempts, suffix=".jsonl"):
             excuse(note)
     if run is None or run.input_sha256 != request.input_sha256:
         plan_path = _plan_path(request, run, source)
@@ -146,9 +145,9 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
     else:
         plan = open_plan(run, manifest)
         _make_folders(run, plan, manifest)
-    for old in job.out.glob("plan*.arrow"):
-        if old.name != run.plan:
-            old.unlink()
+    for old in storage.list(job.out, suffix=".arrow"):
+        if old.name.startswith("plan-") and old.name != run.plan:
+            storage.remove(old)
     return run, plan
 
 
@@ -168,14 +167,14 @@ def _plan_path(request: Request, run: Run | None, source: Run | None) -> Path:
         return extend_plan(open_plan(run, manifest), manifest)
     if source is None:
         return write_plan(job.out, manifest, job.unit_size)
-    path = job.out / source.plan
-    storage.write(path, storage.read(source.path / source.plan))
+    path = storage.under(job.out, source.plan)
+    storage.copy(source.plan_path, path)
     return path
 
 
 def open_plan(run: Run, manifest: ManifestFile) -> Plan:
     """The plan of a run. Raises BadTable."""
-    return Plan(run.path / run.plan, run.recipe.unit_size, manifest.image_root, manifest.label_root)
+    return Plan(run.plan_path, run.recipe.unit_size, manifest.image_root, manifest.label_root)
 
 
 def _make_folders(run: Run, plan: Plan, manifest: ManifestFile) -> None:
@@ -183,10 +182,9 @@ def _make_folders(run: Run, plan: Plan, manifest: ManifestFile) -> None:
         raise ValueError(f"{run.input_manifest} lists no samples: nothing to label")
     if run.recipe.store == "zarr":
         for layer, attributes in run.zarr_layers().items():
-            create_zarr(run.layer(layer), plan.rows(), run.recipe.unit_size, attributes)
+            create_zarr(run.layer(layer), plan.rows(), shard_rows=run.recipe.unit_size, attributes=attributes)
     else:
         _require_distinct_labels(manifest)
-    run.units.mkdir(exist_ok=True)
 
 
 def _require_distinct_labels(manifest: ManifestFile) -> None:
@@ -230,7 +228,7 @@ def _wanted_ids(portion: Portion, unit: Unit, room: int | None) -> list[str]:
 
 def survey(run: RunFolder, portion: Portion, plan: Plan) -> Left:
     """Compare the plan with the commit records."""
-    records = set(os.listdir(run.units)) if run.units.is_dir() else set()
+    records = {path.name for path in storage.list(run.units, suffix=".parquet")}
     units: list[int] = []
     cut: dict[int, int] = {}
     wanted, before, room = 0, Tally(), portion.limit

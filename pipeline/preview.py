@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
@@ -57,7 +57,7 @@ class Probe:
 
 @dataclass(frozen=True)
 class Preview(Shown):
-    """What a call would do. sizes: images of every (height, width), the most frequent first."""
+    """The work that a call would do. sizes: images of every (height, width), the most frequent first."""
 
     samples: int
     sizes: dict[tuple[int, int], int]
@@ -155,7 +155,7 @@ def _spread(left: Left) -> tuple[str, list[Sample]]:
 
 def _probe(request: Request, trial: Run, left: Left, unit: Unit, teachers: TeacherSource) -> Probe:
     machine, recipe, samples = request.job.machine, request.recipe, list(unit.samples)
-    engine, _ = choose_engine(machine, recipe.device, in_process=teachers.handed_in)
+    engine, _ = choose_engine(request, in_process=teachers.handed_in)
     crew = Crew(trial, request.manifest.image_root, machine.workers)
     if engine == "local":
         crew = replace(
@@ -191,8 +191,9 @@ def _plan(request: Request, run: Run | None, scratch: Path) -> Plan:
     if run is None:
         path = write_plan(scratch, request.manifest, request.recipe.unit_size)
     else:
-        shutil.copy(run.path / run.plan, scratch)
-        path = extend_plan(open_plan(replace(run, path=scratch), request.manifest), request.manifest)
+        copied = replace(run, path=scratch)
+        storage.copy(run.plan_path, copied.plan_path)
+        path = extend_plan(open_plan(copied, request.manifest), request.manifest)
     return open_plan(new_run(request, path.name, scratch), request.manifest)
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.wording import counted, percent
 from autolabel.pipeline.units import Tally
 
 _WINDOW = 60.0  # the rate is taken over so many seconds
@@ -33,6 +34,14 @@ class Counters:
     coverage: float | None
     classes: int
     workers: int
+
+    def note(self) -> str:
+        """The rate, the labels and the workers in a few words, for the line below a bar."""
+        parts = [f"{self.images_per_s:.1f} images/s"] if self.images_per_s else []
+        parts += [f"{percent(self.coverage)} % kept, {self.classes} classes"] if self.coverage is not None else []
+        parts += [f"{self.quarantined} quarantined"] if self.quarantined else []
+        parts += [counted(self.workers, "worker")] if self.workers else []
+        return "  ".join(parts)
 
 
 class Meter:

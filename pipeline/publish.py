@@ -42,7 +42,7 @@ def publish(
             )
         )  # fmt: skip
         for unit in plan:
-            if not (run.units / unit.record).is_file():
+            if not storage.exists(run.units / unit.record):
                 left += len(unit.samples)
                 continue
             record, _ = read_record(run.units / unit.record)
@@ -57,7 +57,7 @@ def publish(
             labelled, quarantined = labelled + len(labelled_rows), quarantined + len(refused)
             left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
     accounts = Accounts(plan.samples, labelled, quarantined, left)
-    return accounts, {name: storage.sha256(path) for name, path in run.tables().items()}
+    return accounts, {name: storage.sha256(path) for name, path in run.table_paths().items()}
 
 
 def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -74,8 +74,8 @@ def _auto_samples(unit: Unit, rows: pa.Table, run: Path) -> list[Sample]:
     by_id = {s.sample_id: s for s in unit.samples}
     return [
         replace(
-            by_id[row["sample_id"]], source="auto", label=run / row["label"], label_index=row["label_index"],
-            label_ids="train", coarse_label=None, weight=1.0,
+            by_id[row["sample_id"]], source="auto", label=storage.under(run, row["label"]),
+            label_index=row["label_index"], label_ids="train", coarse_label=None, weight=1.0,
         )
         for row in rows.select(["sample_id", "label", "label_index"]).to_pylist()
     ]  # fmt: skip

@@ -11,7 +11,6 @@ import contextlib
 import io
 import json
 import re
-import stat
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,7 +46,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
         pa.field("label_index", pa.int64()),
-        pa.field("top_crc32c", pa.uint32()),  # of the teacher's top class and level of confidence, where they are kept
+        pa.field("top_crc32c", pa.uint32()),  # checksums of top class and level, where they are kept
         pa.field("confidence_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
@@ -137,7 +136,7 @@ def _seal(data: bytes) -> bytes:
 def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
     """A commit record, and by layer its shard's file, size and checksum. Raises BadTable unless it is as written."""
     try:
-        data = path.read_bytes()
+        data = storage.read(path)
         if _SEAL.findall(data) != [_seal(data)]:
             raise _damaged(path, "its checksum is another")
         file = pq.ParquetFile(pa.BufferReader(data))
@@ -169,11 +168,12 @@ def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[st
     Raises ValueError if the image of a labelled sample has changed: its label belongs to another picture; BadTable.
     """
     path = run.units / unit.record
-    if not path.is_file():
+    if not storage.exists(path):
         return {}
     table, shards = read_record(path, _BRIEF)
     for layer, shard in shards.items():
-        if not _has_size(run.layer(layer) / unit.bucket / shard["file"], shard["bytes"]):
+        status = storage.stat(storage.under(run.layer(layer) / unit.bucket, shard["file"]))
+        if status is None or status.size != shard["bytes"]:
             return {}
     images = {s.sample_id: s.image for s in unit.samples}
     rows: dict[str, Row] = {}
@@ -181,7 +181,7 @@ def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[st
         image = images.get(row.sample_id)
         if image is None:
             raise _damaged(path, f"sample {row.sample_id!r} is not of this unit")
-        if row.labelled and not shards and not all(map(Path.is_file, _files(run, row))):
+        if row.labelled and not shards and not all(map(storage.exists, _files(run, row))):
             continue
         if not row.labelled and retry_quarantined:
             continue
@@ -211,21 +211,14 @@ def tally(rows: Iterable[Row]) -> Tally:
 
 def _files(run: RunFolder, row: Row) -> list[Path]:
     """The PNGs of a labelled sample."""
-    return [run.path / in_layer(row.label or "", layer) for layer in row.layers()]
-
-
-def _has_size(path: Path, size: int) -> bool:
-    try:
-        return path.stat().st_size == size
-    except FileNotFoundError:
-        return False
+    return [storage.under(run.path, in_layer(row.label or "", layer)) for layer in row.layers()]
 
 
 def _changed(image: Path, row: Row) -> bool:
     """True if an image file differs from the one recorded; its content is read only if size or time differ."""
     with contextlib.suppress(OSError):
-        now = image.stat()
-        same = (now.st_size, now.st_mtime_ns) == (row.image_bytes, row.image_mtime_ns)
+        now = storage.stat(image)
+        same = now is not None and (now.size, now.mtime_ns) == (row.image_bytes, row.image_mtime_ns)
         if row.image_fingerprint is not None and same:
             return False
     return fingerprint_of(image) != row.image_fingerprint
@@ -234,7 +227,7 @@ def _changed(image: Path, row: Row) -> bool:
 def fingerprint_of(image: Path) -> str | None:
     """The fingerprint of a regular file, None if it cannot be read. Opening a pipe would wait for its writer."""
     try:
-        return storage.fingerprint(image) if stat.S_ISREG(image.stat().st_mode) else None
+        return storage.fingerprint(image) if storage.exists(image) else None
     except OSError:
         return None
 
@@ -247,17 +240,27 @@ def note_path(run: RunFolder, unit: Unit) -> Path:
 def excuse(path: Path) -> None:
     """Mark the last attempt as ended: its machine or driver was lost, so no image is to blame."""
     with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
-        last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])["attempt"]
-        with open(path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"attempt": last, "ended": True}) + "\n")
+        last = json.loads(storage.read(path).splitlines()[-1])["attempt"]
+        _add_line(path, {"attempt": last, "ended": True})
+
+
+def _add_line(path: Path, words: dict[str, Any]) -> None:
+    """Add to a file of notes, whoever else adds to it meanwhile."""
+    line, added = json.dumps(words).encode() + b"\n", False
+    while not added:
+        before = storage.stat(path)
+        if before is None:
+            added = storage.create(path, line)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                added = storage.replace(path, storage.read(path) + line, unchanged=before)
 
 
 class Attempt:
     """One process that works on one unit, noted so that its death leaves a trace.
 
-    Lines are not forced to disk: they must outlive a process, not a power cut. deaths: the number of earlier processes
-    that died while they worked on a sample, by sample id. careful: some earlier process died at this unit, so every
-    sample is noted before it is touched.
+    deaths: the number of earlier processes that died while they worked on a sample, by sample id. careful: some earlier
+    process died at this unit, so every sample is noted before it is touched.
     """
 
     def __init__(self, run: RunFolder, unit: Unit) -> None:
@@ -274,20 +277,13 @@ class Attempt:
         self._note({})
 
     def _lines(self) -> Iterable[dict[str, Any]]:
-        try:
-            text = self.path.read_text(encoding="utf-8").splitlines()
-        except FileNotFoundError:
-            return
-        for line in text:
-            try:
-                yield json.loads(line)
-            except ValueError:  # a process died in the middle of writing it
-                continue
+        if storage.exists(self.path):
+            for line in storage.read(self.path).splitlines():
+                with contextlib.suppress(ValueError):  # a power cut may leave half a line
+                    yield json.loads(line)
 
     def _note(self, words: dict[str, Any]) -> None:
-        self.path.parent.mkdir(exist_ok=True)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps({"attempt": self._tag, **words}) + "\n")
+        _add_line(self.path, {"attempt": self._tag, **words})
 
     def begin(self, sample_id: str) -> None:
         """Note that this sample is next."""
@@ -296,6 +292,6 @@ class Attempt:
     def end(self, *, committed: bool) -> None:
         """Note that nobody died: the unit is whole, or was left in order."""
         if committed:
-            self.path.unlink(missing_ok=True)
+            storage.remove(self.path)
         else:
             self._note({"ended": True})

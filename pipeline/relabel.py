@@ -32,7 +32,7 @@ def relabel(
     """
     source = replace(source, path=source.path.absolute())
     _require_enough(source, policy)
-    if not source.input_manifest.is_file() or storage.sha256(source.input_manifest) != source.input_sha256:
+    if not storage.exists(source.input_manifest) or storage.sha256(source.input_manifest) != source.input_sha256:
         raise ValueError(
             f"{source.input_manifest}, the manifest of {source.path}, is gone or has changed: put it back as it was"
         )
@@ -57,7 +57,7 @@ def _require_enough(source: Run, policy: Policy) -> None:
             f"policy {policy.name!r} has temperature {policy.temperature:g}, {source.path}"
             f" {source.policy.temperature:g}: only `autolabel generate` can change it"
         )
-    if policy.left_out(source.label_space) != source.policy.left_out(source.label_space):
+    if policy.prior(source.label_space) != source.policy.prior(source.label_space):
         raise ValueError(
             f"policy {policy.name!r} and {source.path} differ in what is outlined: only `autolabel generate` can"
             " change it"

@@ -83,7 +83,9 @@ class Rules:
         named = human < self.classes
         by_human = rule[human]
         agreed = kept & (top == human)
-        sure = level >= np.append(needed, np.uint8(0))[human]  # of the human's class, by that class's threshold
+        sure = (
+            level >= np.append(needed, np.uint8(0))[human]
+        )  # the teacher's confidence exceeds the threshold of the human's class
 
         def decide(where: NDArray[np.bool_], to: Label) -> None:
             label[where], fate[where] = to[where], _HUMAN
@@ -135,7 +137,7 @@ class Rules:
         return np.where(absent, label_then, label), np.where(absent, fate_then, fate)
 
     def _marks(self, codes: Codes) -> Label:
-        """By which rule that looks around a pixel (H, W) is dropped."""
+        """Return, for each pixel (H, W), the neighbourhood rule (area, boundary, smallest_piece) that drops it."""
         policy = self.policy
         marks = np.full(codes.shape, _BEYOND if policy.area else _INSIDE, np.uint8)
         if policy.area:
@@ -194,7 +196,7 @@ def small_pieces(label: Label, fewest: int) -> NDArray[np.bool_]:
     same = (classes[above] == classes[below]) & (classes[above] != IGNORE)
     first, other = above[same], below[same]
     while len(first):
-        piece[other] = first  # of several one is taken, and the next turn joins the rest
+        piece[other] = first  # take one of several; the next turn joins the rest
         while not np.array_equal(piece, further := piece[piece]):
             piece = further
         first, other = piece[first], piece[other]

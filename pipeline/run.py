@@ -5,13 +5,13 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
 
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address
-from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
@@ -19,7 +19,16 @@ from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, Predict
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.predictor import KeptPredictor, TeacherPredictor
-from autolabel.pipeline.prepare import Left, TeacherSource, prepare, require_fitting, settle, survey, worker_bytes
+from autolabel.pipeline.prepare import (
+    Left,
+    Request,
+    TeacherSource,
+    prepare,
+    require_fitting,
+    settle,
+    survey,
+    worker_bytes,
+)
 from autolabel.pipeline.progress import Counters, Meter
 from autolabel.pipeline.publish import publish
 from autolabel.pipeline.records import RecordWriter, write_record
@@ -29,7 +38,7 @@ from autolabel.teacher.predict import Teacher
 
 @dataclass(frozen=True)
 class Labelling(Shown):
-    """How a call ended. `done` samples were finished by it; failed units are left, each with its reason."""
+    """The end of a call. `done` samples were finished by it; failed units are left, each with its reason."""
 
     run: Run
     accounts: Accounts
@@ -46,6 +55,17 @@ class Labelling(Shown):
             + nothing,
             f"run {self.run.path}   look: autolabel stats {self.run.path} · autolabel report {self.run.path}",
         ]
+
+    def require_success(self) -> Run:
+        """Return the run. Raises KeyboardInterrupt if the call was stopped, EngineFailed if units failed."""
+        if self.stopped:
+            raise KeyboardInterrupt
+        if self.failed:
+            name, reason = next(iter(self.failed.items()))
+            raise EngineFailed(
+                f"{len(self.failed)} units failed (the first, {name}: {reason}); run the same again to retry them"
+            )
+        return self.run
 
 
 def generate(
@@ -72,14 +92,13 @@ def generate(
         request, run = settle(job, digest, Path(scratch))
     job, recipe = request.job, request.recipe
     in_process = teacher is not None or source is not None
-    engine, reason = choose_engine(job.machine, recipe.device, in_process=in_process)
+    engine, reason = choose_engine(request, in_process=in_process)
     if run is None and source is None:
         require_fitting(request, teachers.load(recipe.device if engine == "local" else "cpu", recipe.precision))
     if source is not None:
         predictor = predictor or (lambda run, device: KeptPredictor(source))
     elif engine == "local":
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe))
-    job.out.mkdir(parents=True, exist_ok=True)
     with Lock(job.out, job.portion.part).held() as lock:
         if run is None and RunFolder(job.out).exists():  # another part has made it meanwhile
             request, run = settle(job, digest, job.out)
@@ -95,7 +114,8 @@ def generate(
         if left.units:
             run = replace(run, engine=engine, state="running", accounts=None, tables_sha256=None)
             run.save()
-            meter.note(f"engine {engine}: {reason}")
+            if reason:
+                meter.note(f"engine {engine}: {reason}")
             crew = Crew(
                 run, request.manifest.image_root, job.machine.workers, 0, job.portion.retry_quarantined,
                 predictor or teacher_predictor, write, limits or Limits(),
@@ -118,39 +138,42 @@ def generate(
     return Labelling(run, run.accounts, meter.now().done, ended.failed, ended.stopped)
 
 
-def choose_engine(machine: Machine, device: str, *, in_process: bool = False) -> tuple[str, str]:
-    """The engine of a call, "local" or "ray", and the reason for it.
+def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, str]:
+    """The engine of a call, "local" or "ray", and the reason if it was left to us.
 
     `in_process` says that the predictor lives in this process. Raises ValueError if Ray was asked for all the same.
     """
+    machine, device = request.job.machine, request.recipe.device
     if in_process:
         if machine.engine == "ray":
             raise ValueError("engine ray cannot use a predictor of this process: give the checkpoint's path instead")
-        return "local", "the predictor is in this process"
+        return "local", ""
     if machine.engine != "auto":
-        return machine.engine, "as asked"
+        return machine.engine, ""
     address = cluster_address(machine.address)
     if address:
         return "ray", f"the cluster at {address}"
     if (machine.workers or 1) > 1:
         return "ray", f"{machine.workers} workers"
-    gpus = torch.cuda.device_count() if device == "cuda" else 0
-    return ("ray", f"one worker for each of {gpus} GPUs") if gpus > 1 else ("local", "this process does all the work")
+    gpus = torch.cuda.device_count() if device == "cuda" and machine.workers is None else 1
+    if gpus > 1 and any(islice(request.manifest.samples(), request.recipe.unit_size, None)):
+        return "ray", f"one worker for each of {gpus} GPUs"
+    return "local", "one unit of images needs one GPU only" if gpus > 1 else "this process does all the work"
 
 
 def _tidy(run: Run, *, whole: bool) -> None:
     """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
     storage.remove_leftovers(run.path)
     if whole:
-        for note in run.attempts.glob("*.jsonl"):
-            note.unlink(missing_ok=True)
+        for note in storage.list(run.attempts):
+            storage.remove(note)
 
 
 def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
     run = Run.open(run.path)  # as another part may have left it
-    tables = run.tables().values()
-    published = run.accounts and run.tables_sha256 and not left.units and all(path.is_file() for path in tables)
+    tables = run.table_paths().values()
+    published = run.accounts and run.tables_sha256 and not left.units and all(map(storage.exists, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(run.input_manifest), "policy": run.policy.name}

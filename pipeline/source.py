@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, save_manifest
@@ -29,11 +30,11 @@ def manifest_of(
     images which it has gained are labelled too; but not while another part of the run is at work. Raises ValueError for
     a source that does not exist, is a run, or cannot be scanned, and if nobody names the classes.
     """
-    if source.is_file():
+    if storage.exists(source):
         if label_space is not None:
             raise ValueError(f"--label-space is for a folder of images: the manifest {source} names its own classes")
         return source
-    if not source.is_dir():
+    if not storage.is_folder(source):
         raise ValueError(f"{source} does not exist: expected a folder of images, or a manifest")
     if RunFolder(source).exists():
         raise ValueError(
@@ -43,9 +44,8 @@ def manifest_of(
     folder.require_new_or_run()
     space = label_space or _classes_of(teacher, source)
     manifest, _ = scan(source, label_space=space, progress=progress)
-    out.mkdir(parents=True, exist_ok=True)
     with Lock(out, part).held() as lock:
-        if lock.alone or not folder.input_path.is_file():
+        if lock.alone or not storage.exists(folder.input_path):
             save_manifest(folder.input_path, _rooted(manifest, source.absolute()))
     return folder.input_path
 

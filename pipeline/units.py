@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shutil
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -49,9 +49,9 @@ class Unit:
 
 @dataclass(frozen=True)
 class Tally:
-    """What became of some samples: how many are done, how many of these are quarantined, and what was kept.
+    """Counts of some samples: done, quarantined (among the done), and pixels.
 
-    pixels: of the labelled images; kept: those with a label, by class id.
+    pixels: all pixels of the labelled images. kept: pixels with a label, by class id.
     """
 
     done: int = 0
@@ -76,7 +76,9 @@ class Plan:
         try:
             if path.name != _name(path):  # asked first: Arrow trusts what it reads
                 raise self._damaged("its checksum is another")
-            self._reader = pa.ipc.open_file(pa.OSFile(str(path)))
+            file = storage.reading(path)
+            weakref.finalize(self, file.close)
+            self._reader = pa.ipc.open_file(file)
             if not self._reader.schema.equals(_PLAN_SCHEMA):
                 raise BadTable(f"{path} is not a plan of this version: start a new run folder")
             heads = [self._head(self._reader.get_batch(k)) for k in range(self._reader.num_record_batches)]
@@ -126,7 +128,7 @@ class Plan:
         """Samples of one unit."""
         return int(self._count[number])
 
-    def rows(self, unreadable: bool = False) -> dict[str, int]:
+    def rows(self, *, unreadable: bool = False) -> dict[str, int]:
         """Rows of every bucket's array; samples whose header was unreadable (0 x 0) need none in the store."""
         ends = self._first + self._count
         found = {name: int(ends[self._bucket == k].max()) for k, name in enumerate(self._names)}
@@ -210,8 +212,7 @@ def _write(folder: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used:
         made = Path(scratch, "plan.arrow")
         _cut(made, old, new, used, unit_size)
         path = folder / _name(made)
-        with storage.reading(made) as source, storage.writing(path) as target:
-            shutil.copyfileobj(source, target)
+        storage.copy(made, path)
     return path
 
 
@@ -261,12 +262,12 @@ def require_distinct(names: Iterable[list[str]], complaint: Callable[[str], str]
 
 
 def in_part(number: int, part: tuple[int, int] | None) -> bool:
-    """Whether a unit belongs to part I of N, as (I, N)."""
+    """Return True if a unit belongs to part I of N, as (I, N); every unit belongs to None."""
     return part is None or number % part[1] == part[0] - 1
 
 
 def matcher(glob: str | None) -> Callable[[str], bool]:
-    """Whether a sample id is wanted by --only."""
+    """Return a test of sample ids for the glob of --only; None takes all."""
     if glob is None:
         return lambda name: True
     pattern = re.compile(fnmatch.translate(glob))

@@ -50,13 +50,13 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
         result.faults += _damaged_tables(run)
         if run.recipe.store == "zarr":
             for layer, attributes in run.zarr_layers().items():
-                metadata = (run.layer(layer), plan.rows(), run.recipe.unit_size, attributes)
-                damaged = damaged_metadata(*metadata)
+                group, arrays, size = run.layer(layer), plan.rows(), run.recipe.unit_size
+                damaged = damaged_metadata(group, arrays, shard_rows=size, attributes=attributes)
                 result.faults += [f"{file} differs from what was written" for file in damaged]
                 if damaged and repair:
-                    create_zarr(*metadata)
+                    create_zarr(group, arrays, shard_rows=size, attributes=attributes)
         undone = []
-        records = {file.name for file in run.units.glob("*.parquet")}
+        records = {file.name for file in storage.list(run.units, suffix=".parquet")}
         for number, unit in enumerate(plan, start=1):
             if unit.record in records:
                 records.discard(unit.record)
@@ -75,7 +75,7 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
             )
         if repair and result.faults:
             for name in (*undone, *records):
-                (run.units / name).unlink()
+                storage.remove(run.units / name)
             result.undone = len(undone)
             replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None).save()
     return result
@@ -83,11 +83,11 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
 
 def _plan(run: Run, result: Verification, *, repair: bool) -> Plan | None:
     """The plan, compared with the manifest if that is still the same; `repair` makes it again from there."""
-    unchanged = run.input_manifest.is_file() and storage.sha256(run.input_manifest) == run.input_sha256
+    unchanged = storage.exists(run.input_manifest) and storage.sha256(run.input_manifest) == run.input_sha256
     manifest = open_manifest(run.input_manifest) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
     try:
-        plan = Plan(run.path / run.plan, run.recipe.unit_size, *roots)
+        plan = Plan(run.plan_path, run.recipe.unit_size, *roots)
         if manifest and gained(plan, manifest):
             raise BadTable(f"{plan.path} lacks samples of {run.input_manifest}")
         return plan
@@ -103,18 +103,23 @@ def _damaged_tables(run: Run) -> list[str]:
     digests = run.tables_sha256 or {}
     return [
         f"{path} differs from what was published"
-        for name, path in run.tables().items()
-        if name in digests and not (path.is_file() and storage.sha256(path) == digests[name])
+        for name, path in run.table_paths().items()
+        if name in digests and not (storage.exists(path) and storage.sha256(path) == digests[name])
     ]
 
 
 def _faults(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
     path = run.units / unit.record
     try:
-        record, shards = read_record(path)
+        yield from _differences(run, unit, result, path)
     except BadTable as error:
         yield str(error)
-        return
+    except ValueError as error:  # a name that leaves the folder
+        yield f"{path}: {error}"
+
+
+def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iterator[str]:
+    record, shards = read_record(path)
     rows = [Row(**row) for row in record.to_pylist()]
     result.samples += len(rows)
     places = {s.sample_id: unit.first_row + k for k, s in enumerate(unit.samples)}
@@ -122,16 +127,18 @@ def _faults(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
         yield f"{path} lists other samples than its unit, or in other places"
         return
     for layer, shard in shards.items():
-        file = run.layer(layer) / unit.bucket / shard["file"]
-        if not file.is_file():
+        file = storage.under(run.layer(layer) / unit.bucket, shard["file"])
+        if not storage.exists(file):
             yield f"{file} is missing"
             return
-        data = file.read_bytes()
+        data = storage.read(file)
         if len(data) != shard["bytes"] or google_crc32c.value(data) != shard["crc32c"]:
             yield f"{file} differs from what was committed"
             return
     for layer in run.zarr_layers():
-        maps = RunLabels(stored_labels(run.path, map(vars, rows), layer), run.label_space if layer == LABELS else None)
+        maps = RunLabels(
+            stored_labels(run.path, map(vars, rows), layer=layer), run.label_space if layer == LABELS else None
+        )
         result.labels += len(maps) if layer == LABELS else 0
         for name in maps:
             try:

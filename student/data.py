@@ -20,8 +20,8 @@ from torch.utils.data import Dataset
 
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.reading import read_photograph, read_picture
-from autolabel.manifests.run.labels import Window, read_sample_label
-from autolabel.manifests.run.shards import CHUNK, Label
+from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.shards import CHUNK, Label, Window
 from autolabel.manifests.samples import Manifest, Sample, load_manifest
 from autolabel.student.sampling import Centroid, Draws
 
@@ -90,7 +90,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         """Return a reader of windows of a label: it reads only their chunks of a Zarr store, or a whole PNG once."""
         space = self.dataset.label_space
         if sample.label_index is not None:
-            return lambda window: read_sample_label(sample, space, window)
+            return lambda window: read_sample_label(sample, space, window=window)
         whole = read_sample_label(sample, space)
         return lambda window: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
 

@@ -109,20 +109,21 @@ def run_workers(
         raise ValueError(f"workers {workers}: expected a connection to Ray (`ray_session`)")
     resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
     on_gpu = device.startswith("cuda") or (device == "auto" and resources.get("GPU", 0) >= workers)
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=here).remote()
+    own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=own_node).remote()
     storage.remove(folder / _SCRATCH)
     work = partial(_work, body, mailbox, final, os.getcwd())
-    fitting = _Fitting(_trainer(work, workers, on_gpu, folder))
+    fitting = _Fitting(_trainer(work, workers, on_gpu=on_gpu, folder=folder))
     fitting.start()
     try:
-        _follow(ray, fitting, mailbox, workers, on_gpu, on_step, on_note)
+        needs = f"{workers} workers need {'1 GPU and ' if on_gpu else ''}1 CPU each"
+        _follow(ray, fitting, mailbox, needs=needs, on_step=on_step, on_note=on_note)
     finally:
         with contextlib.suppress(OSError):  # a worker that ends may still write there
             storage.remove(folder / _SCRATCH)
 
 
-def _trainer(work: Callable[[], None], workers: int, on_gpu: bool, folder: Path) -> Any:
+def _trainer(work: Callable[[], None], workers: int, *, on_gpu: bool, folder: Path) -> Any:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{_START_S:.0f}")
@@ -162,14 +163,13 @@ def _follow(
     ray: Any,
     fitting: _Fitting,
     mailbox: Any,
-    workers: int,
-    on_gpu: bool,
+    *,
+    needs: str,
     on_step: OnStep,
     on_note: Callable[[str], None],
 ) -> None:
-    """Pass on the workers' messages until they are done."""
+    """Pass on the workers' messages until they are done. `needs`: the resources of the workers, for messages."""
     began, starts, noted, stopping = time.monotonic(), 0, False, False
-    needs = f"{workers} workers need {'1 GPU and ' if on_gpu else ''}1 CPU each"
     while True:
         try:
             over = fitting.over.is_set()  # read before the last fetch, so that no message is missed

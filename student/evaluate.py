@@ -103,7 +103,7 @@ def score(
         if boundary is not None:
             boundary.add(truth, prediction)
         if worst is not None:
-            worst.add(index, own.mean_iou(), prediction)
+            worst.add(index, miou=own.mean_iou(), prediction=prediction)
         if progress:
             progress(index + 1, len(dataset))
     confusion.matrix = team.sum(torch.from_numpy(confusion.matrix)).cpu().numpy()
@@ -176,5 +176,5 @@ def _write_pictures(folder: Path, dataset: ManifestDataset, worst: Worst) -> Non
     for rank, (index, miou, prediction) in enumerate(worst, start=1):
         item = dataset[index]
         image = item["image"].permute(1, 2, 0).numpy()
-        sheet = draw_sheet(image, item["label"].numpy(), prediction, dataset.label_space)
-        write_sheet(folder, rank, item["sample_id"], miou, sheet)
+        sheet = draw_sheet(image, item["label"].numpy(), prediction=prediction, space=dataset.label_space)
+        write_sheet(folder, sheet, rank=rank, sample_id=item["sample_id"], miou=miou)

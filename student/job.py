@@ -19,7 +19,7 @@ LARGEST_CROP = (512, 1024)  # height and width of the crop that is chosen for la
 
 @dataclass(frozen=True)
 class Mix:
-    """How often the crops of a training show each sample and each class.
+    """Frequencies with which the crops of a training show samples and classes.
 
     class_uniform: share of the draws aimed at a class. auto_share: share of automatic labels; None leaves it to the
     samples' weights. auto_classes: names of the classes at which draws of automatic labels are aimed; None means all.
@@ -151,11 +151,13 @@ class TrainJob:
                 f"a batch of {self.batch_size} does not split evenly over workers {self.machine.workers} x accumulate"
                 f" {self.accumulate}: give a batch size that {parts} divides"
             )
+        if self.device == "mps" and self.machine.uses_ray:
+            raise ValueError("device mps: Apple's GPU trains in one process, leave out --workers and --address")
         _ = self.mix  # raises ValueError for shares that mean nothing
 
     @property
     def mix(self) -> Mix:
-        """How often samples and classes are shown."""
+        """The frequencies of samples and classes."""
         return Mix(auto_share=self.auto_share, auto_classes=self.auto_classes, fine_only_last=self.fine_only_last)
 
     @property

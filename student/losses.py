@@ -110,7 +110,7 @@ def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchC
     """
     classes = logits.shape[1]
     pixels = whole.pixels[:classes].to(logits.dtype)
-    class_weights = logits.new_zeros(IGNORE + 1)  # by train id: 0 for ignore
+    class_weights = logits.new_zeros(IGNORE + 1)  # weight by train id, 0 for ignore
     class_weights[:classes] = 2 - pixels / pixels.sum().clamp(min=1)
     weight = class_weights[label]  # (B, H, W)
     surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W)
@@ -196,7 +196,7 @@ class Losses(NamedTuple):
     others: Loss
 
 
-FORMULAS = {  # by the names in job.LOSSES
+FORMULAS = {  # the keys are those of job.LOSSES
     "cross-entropy": Losses(cross_entropy, cross_entropy),
     "balanced": Losses(balanced_cross_entropy, balanced_cross_entropy),
     "image-weighted": Losses(image_weighted_cross_entropy, image_weighted_cross_entropy),

@@ -23,7 +23,7 @@ from autolabel.teacher.start import Start, read_start
 _NAMED_IMAGES = 8  # images of a batch that a message names
 
 
-class Request:
+class TrainRequest:
     """A job and the data it needs, checked. Every process that trains gets a copy.
 
     recipe: the job's recipe with everything filled in that the job left open; train.json holds it. crops: the crops of
@@ -85,7 +85,7 @@ class Request:
         if last is not None:
             return load_network(self.last, last)
         start = self._start()
-        network = build(self.job.arch, len(self.space), start.scales if start else 3)
+        network = build(self.job.arch, len(self.space), scales=start.scales if start else 3)
         if start is not None:
             network.load_state_dict(network.state_dict() | start.state_dict)
         return network
@@ -99,7 +99,7 @@ class Request:
         return ", ".join(ids[:_NAMED_IMAGES]) + (f" and {more} more" if more > 0 else "")
 
     def _start(self) -> Start | None:
-        return read_start(self.job.init, self.job.arch, self.space) if self.job.init else None
+        return read_start(self.job.init, self.job.arch, space=self.space) if self.job.init else None
 
     def _require_batch_norm(self) -> None:
         """Raise ValueError unless batch norm gets two values per channel, even at 1/32 of the half-size image.

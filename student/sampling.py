@@ -75,7 +75,11 @@ class Draws(Sequence[Draw]):
         source_of = np.array([s.source for s in samples])
         sources = {
             str(name): _Source(
-                str(name), weights, source_of == name, rows=self.rows, allowed=allowed if name == "auto" else None
+                str(name),
+                weights,
+                member=source_of == name,
+                rows=self.rows,
+                allowed=allowed if name == "auto" else None,
             )
             for name in np.unique(source_of[weights > 0])  # in alphabetical order: "auto" comes first
         }
@@ -85,8 +89,10 @@ class Draws(Sequence[Draw]):
                 raise ValueError(f"auto-classes: no automatic label has a pixel of {space.names[missing[0]]!r}")
         self.tail = round(mix.fine_only_last * length)
         self._parts = (
-            _Part(list(sources.values()), len(samples), mix),
-            _Part([sources["fine"]], int((source_of == "fine").sum()), Mix(mix.class_uniform)) if self.tail else None,
+            _Part(list(sources.values()), len(samples), mix=mix),
+            _Part([sources["fine"]], int((source_of == "fine").sum()), mix=Mix(mix.class_uniform))
+            if self.tail
+            else None,
         )
         self._epochs: dict[tuple[int, int], tuple[Places, Places]] = {}
 
@@ -126,8 +132,8 @@ class _Source:
         self,
         name: str,
         weights: Weights,
-        member: NDArray[np.bool_],
         *,
+        member: NDArray[np.bool_],
         rows: Centroids | None,
         allowed: set[int] | None,
     ) -> None:
@@ -146,7 +152,7 @@ class _Source:
         """Draw `count` samples by weight."""
         return self.samples[_systematic(self.weights[self.samples], count, rng)]
 
-    def aimed(self, count: int, shares: Weights, rng: np.random.Generator) -> Places:
+    def aimed(self, count: int, shares: Weights, *, rng: np.random.Generator) -> Places:
         """Draw `count` rows of centroids: classes by their shares (C,), tiles by the weights of their samples."""
         if not count:
             return np.empty(0, np.intp)
@@ -160,7 +166,7 @@ class _Source:
 class _Part:
     """A part of the training: the sources it shows, the size of its epochs, and each source's share of an epoch."""
 
-    def __init__(self, sources: Sequence[_Source], size: int, mix: Mix) -> None:
+    def __init__(self, sources: Sequence[_Source], size: int, *, mix: Mix) -> None:
         self.sources, self.size, self.mix = sources, size, mix
         sums = np.array([s.weights[s.samples].sum() for s in sources])
         if mix.auto_share is not None:
@@ -187,7 +193,7 @@ class _Part:
         samples, rows = [], []
         counts, aimed_counts = (np.diff(edges, prepend=0).astype(int) for edges in (ends, aims))
         for source, shares, count, aimed in zip(self.sources, self.aims, counts, aimed_counts, strict=True):
-            aimed_rows = source.aimed(aimed, shares, rng)
+            aimed_rows = source.aimed(aimed, shares, rng=rng)
             plain_samples = source.plain(count - aimed, rng)
             samples.append(np.concatenate([np.full(aimed, -1), plain_samples]))
             rows.append(np.concatenate([aimed_rows, np.full(len(plain_samples), -1)]))

@@ -39,13 +39,13 @@ from torch.utils.data import DataLoader
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.samples import Manifest
-from autolabel.manifests.wording import Progress
+from autolabel.manifests.wording import Progress, percent
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import TrainJob
 from autolabel.student.losses import BatchCounts, segmentation_loss
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
 from autolabel.student.parallel import DrawSampler, Team
-from autolabel.student.request import Request
+from autolabel.student.request import TrainRequest
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.device import PRECISIONS, autocast, pick_device, pick_precision
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -67,6 +67,11 @@ class StepReport:
     learning_rate: float
     images_per_s: float
     miou: float | None = None
+
+    def note(self) -> str:
+        """Loss, speed and score in a few words, for the line below a bar."""
+        miou = f"  mIoU {percent(self.miou)}" if self.miou is not None else ""
+        return f"loss {self.loss:.3f}  {self.images_per_s:.1f} images/s{miou}"
 
 
 OnStep = Callable[[StepReport], None]
@@ -99,7 +104,7 @@ def train(
     process trains in `job.out`, TrainingStopped if the loss diverges, ClusterFailed if Ray cannot be reached,
     WorkersFailed if its workers die too often.
     """
-    request = Request(job, manifest, progress=progress)
+    request = TrainRequest(job, manifest, progress=progress)
     on_step, on_note = on_step or (lambda report: None), on_note or (lambda note: None)
     if request.started_from and not storage.exists(request.last):
         on_note(f"starts with {request.started_from}")
@@ -118,7 +123,7 @@ def train(
     return Scores.read(job.out / "scores.json")
 
 
-def _train_in(request: Request, team: Team, on_step: OnStep) -> None:
+def _train_in(request: TrainRequest, team: Team, on_step: OnStep) -> None:
     """Train in one of several processes."""
     Training(request, team).run(on_step)
 
@@ -126,7 +131,7 @@ def _train_in(request: Request, team: Team, on_step: OnStep) -> None:
 class Training:
     """State of one training in one process: network, optimizer, position, curves."""
 
-    def __init__(self, request: Request, team: Team) -> None:
+    def __init__(self, request: TrainRequest, team: Team) -> None:
         self.request, self.job, self.team = request, request.job, team
         self.precision = training_precision(self.job.precision, team.device.type)
         self.recipe = request.recipe | {"precision": self.precision}

@@ -109,7 +109,7 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
     if checkpoint.label_space is None:
         raise ValueError(f"a published {checkpoint.arch} does not name its classes: expected one of `autolabel train`")
     marks = checkpoint.trained_on.numpy().view(np.uint64).tolist()
-    about = {
+    metadata = {
         "arch": checkpoint.arch,
         "label_space": json.loads(checkpoint.label_space.to_json()),
         "trained_on": [f"{mark:016x}" for mark in sorted(marks)],
@@ -120,22 +120,22 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
         for key, value in checkpoint.state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
-    storage.write(path, save(tensors, {FORMAT: json.dumps(about)}))  # one entry: of several the order is random
+    storage.write(path, save(tensors, {FORMAT: json.dumps(metadata)}))  # the order of several entries would be random
 
 
 def _read_tensors(data: bytes) -> dict[str, Any]:
-    """What a safetensors file holds: its tensors alone, or a checkpoint that `save_tensors` wrote."""
+    """Read a safetensors file: its tensors alone, or a checkpoint that `save_tensors` wrote."""
     tensors = load(data)
     header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
     text = header.get("__metadata__", {}).get(FORMAT)
     if text is None:
         return tensors
-    about = json.loads(text)
+    metadata = json.loads(text)
     return {
-        **about,
+        **metadata,
         "format": FORMAT,
         "state_dict": tensors,
-        "trained_on": fingerprint_tensor(about["trained_on"]),
+        "trained_on": fingerprint_tensor(metadata["trained_on"]),
     }
 
 
@@ -157,9 +157,9 @@ def _reason(error: Exception) -> str:
     """Return the reason why torch refuses a file, without its advice to read it all the same."""
     text = str(error).strip()
     if "weights_only" in text:
-        wanted = re.search(r"GLOBAL (\S+)", text)
-        if wanted:
-            return f"it wants more than tensors and numbers ({wanted[1]}), and nothing in it was run"
+        type_name = re.search(r"GLOBAL (\S+)", text)
+        if type_name:
+            return f"it wants more than tensors and numbers ({type_name[1]}), and nothing in it was run"
         return "it is damaged, or a file of another kind"
     return text.splitlines()[0] if text else type(error).__name__
 
@@ -207,10 +207,11 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
 
 def read_checkpoint(path: Path) -> Checkpoint:
     """Read a checkpoint without executing anything in it. Raises BadCheckpoint, FileNotFoundError."""
-    return checkpoint_of(path, *read_state(path))
+    content, state = read_state(path)
+    return checkpoint_of(path, content, state=state)
 
 
-def checkpoint_of(path: Path, content: Mapping[str, Any], state: dict[str, Tensor]) -> Checkpoint:
+def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Tensor]) -> Checkpoint:
     """Return the checkpoint in what `read_state` returned. Raises BadCheckpoint."""
     network = recognise(state, str(content.get("arch", "")))
     if content.get("format") != FORMAT:
@@ -248,7 +249,7 @@ def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> l
     return sorted(missing) + sorted(shapes) + sorted(extra)
 
 
-def require_match(path: Path, expected: Mapping[str, Tensor], state: Mapping[str, Tensor], *, network: str) -> None:
+def require_match(path: Path, expected: Mapping[str, Tensor], *, state: Mapping[str, Tensor], network: str) -> None:
     """Raise BadCheckpoint, naming the first difference, unless the tensors of a file fit a network."""
     wrong = mismatches(expected, state)
     if wrong:
@@ -266,9 +267,9 @@ def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 def load_network(path: Path, checkpoint: Checkpoint) -> SegmentationNet:
     """Return the checkpoint's network with its weights. Raises BadCheckpoint if any tensor does not fit."""
     with torch.device("meta"):  # draws no random weights
-        network = build(checkpoint.arch, checkpoint.classes, checkpoint.scales)
+        network = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales)
     expected = network.state_dict()
-    require_match(path, expected, checkpoint.state_dict, network=checkpoint.arch)
+    require_match(path, expected, state=checkpoint.state_dict, network=checkpoint.arch)
     require_finite(path, checkpoint.state_dict)
     counters = {k: torch.zeros((), dtype=torch.int64) for k in expected.keys() - checkpoint.state_dict.keys()}
     network.to_empty(device="cpu").load_state_dict(checkpoint.state_dict | counters)

@@ -64,7 +64,7 @@ class LabelStatistics:
     confidence: NDArray[np.float64]
 
 
-def bands(size: Size, classes: int, device: torch.device) -> Iterator[tuple[int, int]]:
+def bands(size: Size, classes: int, *, device: torch.device) -> Iterator[tuple[int, int]]:
     """Yield ranges of rows that cover an image. They depend on its size, not on its batch; so do its labels."""
     height, width = size
     rows = max(1, _BAND_BYTES.get(device.type, _GPU_BAND_BYTES) // (4 * classes * width))
@@ -100,7 +100,7 @@ def top_classes(
     """Return top classes (B, H, W) uint8 and their probabilities (B, H, W) float32 of a field of B `images`."""
     winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
     confidences = torch.empty(images, *field.size, device=device)
-    for top, bottom in bands(field.size, classes, device):
+    for top, bottom in bands(field.size, classes, device=device):
         logits = field.rows(top, bottom)
         if undrawn is not None:
             # A factor of the probability is a term of the logit; the temperature still divides both.
@@ -122,7 +122,7 @@ def confidence_bins(confidences: Tensor) -> Tensor:
     return bins
 
 
-def count(winners: Tensor, confidences: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+def count(winners: Tensor, confidences: Tensor, *, classes: int) -> tuple[Tensor, Tensor]:
     """Count one image: return pixels (C, 20) int64 by class and bin, and sums of confidences (C,) float64.
 
     The counts stay on the device of the maps, which must have float64; nothing here waits for it.

@@ -10,14 +10,14 @@ from autolabel.teacher.networks.decoders import SegmentationNet
 
 @torch.no_grad()
 def fold_batch_norm(network: SegmentationNet) -> int:
-    """Fold, in place, every batch norm that reads exactly what a convolution wrote; returns how many were folded.
+    """Fold, in place, every batch norm that reads the output of a convolution; return the number of folded ones.
 
-    Which ones those are is seen by running the network once on a small image, so that no assumption about names is
-    made. In evaluation batch norm is a fixed scale and shift of each channel, which the convolution can do itself:
-    w' = w * g / sqrt(v + eps), b' = (b - m) * g / sqrt(v + eps) + beta.
+    One run on a small image finds these pairs, so that nothing is assumed about names. In evaluation a batch norm is a
+    fixed scale and shift of each channel, which the convolution can apply itself: w' = w * g / sqrt(v + eps),
+    b' = (b - m) * g / sqrt(v + eps) + beta.
     """
     network.eval()
-    wrote: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # the tensor is kept so that its id stays its own
+    wrote: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensor, so that its id is not given to another
     pairs: dict[str, nn.Conv2d] = {}
 
     def after_conv(module: nn.Module, _: object, output: Tensor) -> None:

@@ -84,7 +84,7 @@ class Teacher:
         self.precision = precision
         self.sha256 = digest
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
-        self.fits: dict[tuple[int, ...], int] = {}  # by size, the batch that was left after memory had run out
+        self.fits: dict[tuple[int, ...], int] = {}  # largest batch by size, once memory has run out
 
     def require_space(self, space: LabelSpace, *, checkpoint: str, manifest: str) -> None:
         """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).
@@ -139,7 +139,7 @@ class Teacher:
     def parts(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[Part]:
         """Return the logits and the attention of every scale, at the network's own resolution."""
         with autocast(self.device, self.precision):
-            return self.network.parts(self._pixels(image[None]), check_scales(scales), self.combination)
+            return self.network.parts(self._pixels(image[None]), check_scales(scales), combination=self.combination)
 
     @torch.inference_mode()
     def views(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[ScaleView]:
@@ -252,9 +252,9 @@ class Teacher:
     def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
         scales = check_scales(scales)
         with autocast(self.device, self.precision):
-            field = self.network.field(pixels, scales, self.combination)
+            field = self.network.field(pixels, scales, combination=self.combination)
             if flip:
-                mirrored = self.network.field(pixels.flip(-1), scales, self.combination)
+                mirrored = self.network.field(pixels.flip(-1), scales, combination=self.combination)
                 field = mean_with_mirrored(field, mirrored)
         return field
 
@@ -295,7 +295,7 @@ class Teacher:
         if self.device.type == "mps":  # it has no float64, which counting needs
             winners, confidences = winners.cpu(), confidences.cpu()
         codes = encode(winners, confidences, classes=classes, edges=edges).cpu().numpy()
-        counts = [count(w, p, classes) for w, p in zip(winners, confidences, strict=True)]
+        counts = [count(w, p, classes=classes) for w, p in zip(winners, confidences, strict=True)]
         return [
             Prediction(code, len(edges) + 1, histogram.cpu().numpy(), sums.cpu().numpy())
             for code, (histogram, sums) in zip(codes, counts, strict=True)

@@ -34,7 +34,7 @@ class Start(NamedTuple):
     description: str
 
 
-def read_start(path: Path, arch: str, space: LabelSpace) -> Start:
+def read_start(path: Path, arch: str, *, space: LabelSpace) -> Start:
     """Read the weights that a training of `arch` with the classes of `space` can start from.
 
     A checkpoint of the same network gives everything; one with another decoder or combination gives the modules that
@@ -43,7 +43,7 @@ def read_start(path: Path, arch: str, space: LabelSpace) -> Start:
     """
     content, state = read_state(path)
     if content.get("format") == FORMAT or recognise(state):
-        return _start_from_network(path, checkpoint_of(path, content, state), arch, space)
+        return _start_from_network(path, checkpoint_of(path, content, state=state), arch, space)
     return _start_from_trunk(path, state, arch, space)
 
 
@@ -54,7 +54,7 @@ def _start_from_network(path: Path, checkpoint: Checkpoint, arch: str, space: La
             f"{path} is {theirs}: expected a network on {ours.trunk}, as {ours} is, or weights of it alone"
         )
     own = _shapes(checkpoint.arch, checkpoint.classes, checkpoint.scales)
-    require_match(path, own, checkpoint.state_dict, network=checkpoint.arch)
+    require_match(path, own, state=checkpoint.state_dict, network=checkpoint.arch)
     scales = checkpoint.scales if theirs == ours else 3
     expected, other = _shapes(arch, len(space), scales), _shapes(arch, len(space) + 1, scales)
     shared = {"backbone"}
@@ -100,7 +100,9 @@ def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space:
             f"{path}: nothing in it fits {arch} (it begins with {', '.join(list(state)[:3])}): expected a checkpoint of"
             " docs/teacher.md with that trunk, or weights of the trunk alone"
         )
-    require_match(path, trunk, taken, network=f"the trunk of {arch}")  # a deeper trunk has more in the same modules
+    require_match(
+        path, trunk, state=taken, network=f"the trunk of {arch}"
+    )  # a deeper trunk has more in the same modules
     fresh = ", ".join(sorted({k.split(".")[0] for k in expected.keys() - trunk.keys()}))
     unused = ", ".join(sorted({k.split(".")[1] for k in tensors.keys() - keys}))
     rest = f", the trunk; {fresh} start fresh" + (f"; not used: {unused}" if unused else "")
@@ -122,4 +124,4 @@ def _is_buffer(key: str) -> bool:
 
 def _shapes(arch: str, classes: int, scales: int) -> dict[str, Tensor]:
     with torch.device("meta"):
-        return build(arch, classes, scales).state_dict()
+        return build(arch, classes, scales=scales).state_dict()

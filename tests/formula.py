@@ -70,7 +70,7 @@ def network_by_formula(arch: str, classes: int, scales: int = 3) -> Segmentation
         tensor_by_formula.cache_clear()
         _trunk_in_memory = trunk
     with torch.device("meta"):  # no time lost on weights that are replaced
-        network = build(arch, classes, scales)
+        network = build(arch, classes, scales=scales)
     state = {key: tensor_by_formula(key, tuple(t.shape)) for key, t in network.state_dict().items()}
     network.to_empty(device="cpu").load_state_dict(state)
     return network.eval()

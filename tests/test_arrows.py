@@ -41,6 +41,15 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
         assert rooms <= MAY_IMPORT[room], path.name
 
 
+def test_no_class_name_stands_for_two_things() -> None:
+    places: dict[str, list[str]] = {}
+    for path in (ROOT / "cli.py", *(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ClassDef):
+                places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
+    assert {name: files for name, files in places.items() if len(files) > 1} == {}
+
+
 def test_ray_is_imported_in_three_files_and_nowhere_else() -> None:
     users = {
         path.relative_to(ROOT).as_posix()

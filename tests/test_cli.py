@@ -6,14 +6,20 @@ If this fails, somebody reads a traceback at night, or worse, reads nothing.
 from __future__ import annotations
 
 import json
+import os
+import re
+import runpy
 import shutil
 from pathlib import Path
 
 import pytest
-from conftest import autolabel, refused
+from conftest import ROOT, autolabel, refused
 from PIL import Image
 
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.settings import GROUPS, job_fields
+from autolabel.pipeline.job import LabelJob
+from autolabel.student.job import TrainJob
 
 
 def scan(images: Path, output: Path, *more: object) -> tuple[object, ...]:
@@ -158,3 +164,68 @@ def test_too_many_quarantined_samples_give_exit_code_3(city: Path, teacher: Path
     assert result.stdout.startswith("4 samples: 3 labelled, 1 quarantined, 0 left for later")
     assert "1 of 4 samples are quarantined, more than --max-quarantined 0.001" in result.stderr
     assert autolabel(*asked, "--scales", "1", "--max-quarantined", "0.3").exit_code == 0
+
+
+def test_the_page_of_all_commands_is_what_the_program_prints() -> None:
+    page = runpy.run_path(str(ROOT / "docs" / "make_cli.py"))["page"]()
+    assert (ROOT / "docs" / "cli.md").read_text(encoding="utf-8") == page, "run: python docs/make_cli.py"
+
+
+def test_a_mistyped_command_line_is_one_line_that_names_the_help() -> None:
+    assert refused("generate", "drive", "--treshold", "0.7") == (
+        "no such option '--treshold'; did you mean '--threshold'? `autolabel generate --help` lists the options"
+    )
+    assert refused("train", "fine.parquet", "--out", "teacher") == (
+        "missing option '--val'; `autolabel train --help` lists the options"
+    )
+    assert refused("generate", "drive", "--teacher", "t.pt", "--out", "run", "--part", "3") == (
+        "--part 3: expected I/N, such as 2/8 for the second of eight"
+    )
+    assert refused("lable").startswith("no such command 'lable'")
+
+
+def test_the_help_has_every_setting_of_a_job_once_in_its_group() -> None:
+    for command, job in (("generate", LabelJob), ("train", TrainJob)):
+        text = autolabel(command, "--help").stdout
+        parts = re.split("|".join(f"^{title}:$" for title in GROUPS.values()), text, flags=re.MULTILINE)[1:]
+        sections = dict(zip(GROUPS, parts, strict=True))
+        for field in job_fields(job):
+            assert re.search(rf"^  {field.flag}\b", sections[field.words.group], re.MULTILINE), field.flag
+            assert len(re.findall(rf"^  {field.flag}\b", text, re.MULTILINE)) == 1
+
+
+def test_a_folder_where_a_manifest_is_meant_is_refused_with_the_way_to_make_one(city: Path, tmp_path: Path) -> None:
+    line = refused("train", city / "data", "--val", city / "val.parquet", "--out", tmp_path / "out")
+    assert line == (f"{city}/data is a folder: expected a manifest; `autolabel manifest scan {city}/data` makes one")
+    run = tmp_path / "run"
+    run.mkdir()
+    shutil.copyfile(city / "coarse.parquet", run / "manifest.parquet")
+    line = refused("manifest", "fuse", city / "fine.parquet", run, "-o", tmp_path / "fused.parquet")
+    assert line == f"{run} is a folder: expected a manifest; this run's is {run}/manifest.parquet"
+
+
+def test_a_layout_that_cannot_be_guessed_is_refused_with_those_that_were_tried(tmp_path: Path) -> None:
+    (tmp_path / "drive").mkdir()
+    (tmp_path / "drive" / "notes.txt").write_text("no image")
+    line = refused("manifest", "scan", tmp_path / "drive", "-o", tmp_path / "m.parquet")
+    assert line.startswith(f"no images under {tmp_path}/drive; tried Cityscapes (leftImg8bit/")
+    assert "Mapillary Vistas" in line and "any folder of .png" in line
+
+
+def test_the_engine_that_was_chosen_is_said_in_one_line(city: Path, teacher: Path, tmp_path: Path) -> None:
+    result = autolabel(
+        "generate", city / "coarse.parquet", "--teacher", teacher, "--out", tmp_path / "run", "--limit", 1
+    )
+    lines = [line for line in result.stderr.splitlines() if "engine" in line]
+    assert lines == ["labelling: engine local: this process does all the work"]
+
+
+@pytest.mark.parametrize("chosen", [None, "ACTIVE"])
+def test_threads_of_torch_sleep_while_they_wait_unless_told_otherwise(
+    chosen: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    if chosen:
+        monkeypatch.setenv("OMP_WAIT_POLICY", chosen)
+    autolabel("manifest", "show", tmp_path)
+    assert os.environ["OMP_WAIT_POLICY"] == (chosen or "PASSIVE")

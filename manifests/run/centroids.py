@@ -1,8 +1,8 @@
-"""Where each class lies in the labels: what class-uniform sampling draws from (arXiv 2005.10821, section 4).
+"""The places of each class in the labels, for class-uniform sampling (arXiv 2005.10821, section 4).
 
-A run has counted it: `stats/centroids.parquet`. Rows are taken from there while the table is what the run recorded, by
-its sha256; for any other label the same rows are counted from its pixels. Nothing is cached under a name, so that new
-labels are never looked for where old ones were.
+A run counts them once, into `stats/centroids.parquet`. Rows come from there while the table has the sha256 that the run
+recorded; for any other label the same rows are counted from its pixels. Nothing is cached by name, so new labels never
+meet the centroids of old ones.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _COLUMNS = ("sample_id", "class_id", "y", "x")
 def centroids(label: NDArray[np.uint8], classes: int) -> list[dict[str, Any]]:
     """Centre of mass (y, x) and pixel count of every class in every tile of 512 x 512 pixels of a label (H, W) uint8.
 
-    Rows of `CENTROIDS_SCHEMA` without the sample's id.
+    Returns rows of `CENTROIDS_SCHEMA` without the sample's id.
     """
     rows: list[dict[str, Any]] = []
     for top in range(0, label.shape[0], CHUNK):
@@ -60,10 +60,10 @@ def centroids(label: NDArray[np.uint8], classes: int) -> list[dict[str, Any]]:
 
 @dataclass(frozen=True)
 class Centroids:
-    """One row per sample, tile and class in it, N in all: 16 bytes a row.
+    """One row per sample, tile and class in it, N rows of 16 bytes.
 
     `sample` (N,) int32 are places in the list of samples, ascending; `class_id` (N,) int32; `y` and `x` (N,) float32
-    pixels of the image. A centroid lies in its tile, at times beside the pixels of its class.
+    pixels of the image. A centroid lies in its tile, but not always on a pixel of its class.
     """
 
     sample: NDArray[np.int32]
@@ -76,29 +76,29 @@ class Centroids:
 
 
 def find_centroids(samples: Sequence[Sample], space: LabelSpace, *, progress: Progress | None = None) -> Centroids:
-    """Return the centroids of all labels. `progress` is called for the labels that have to be read for it.
+    """Return the centroids of all labels. `progress` counts the labels that have to be read.
 
-    Raises ValueError, BadImage or DamagedLabel where a label cannot be read.
+    Raises ValueError, BadImage or DamagedLabel if a label cannot be read.
     """
     runs: dict[Path, dict[str, int]] = defaultdict(dict)
     for place, sample in enumerate(samples):
         if sample.run is not None:
             runs[sample.run][sample.sample_id] = place
     pieces = [piece for run, places in runs.items() if _unchanged(run) for piece in _from_table(run, places)]
-    told = set[int]().union(*(np.unique(piece.sample).tolist() for piece in pieces))
-    # Labelled since the table was written, all ignored, or without a table.
-    unknown = [place for place in range(len(samples)) if place not in told]
+    from_tables = set[int]().union(*(np.unique(piece.sample).tolist() for piece in pieces))
+    # The others have no table, were labelled since it was written, or are ignored everywhere.
+    to_read = [place for place in range(len(samples)) if place not in from_tables]
 
     def read(place: int) -> Centroids:
         rows = centroids(read_sample_label(samples[place], space), len(space))
         return _columns([place] * len(rows), *([row[name] for row in rows] for name in _COLUMNS[1:]))
 
     with ThreadPoolExecutor() as pool:
-        for done, piece in enumerate(pool.map(read, unknown), 1):
+        for done, piece in enumerate(pool.map(read, to_read), 1):
             pieces.append(piece)
             if progress:
-                progress(done, len(unknown))
-    # Wherever a label's rows came from, they end in the same order: tile by tile, the classes of each ascending.
+                progress(done, len(to_read))
+    # From a table or counted, the rows of a label have the same order: tile by tile, the classes of each ascending.
     everything = [np.concatenate([getattr(piece, name) for piece in pieces]) for name in Centroids.__annotations__]
     order = np.argsort(everything[0], kind="stable")
     return _columns(*(column[order] for column in everything))
@@ -119,15 +119,15 @@ def _unchanged(run: Path) -> bool:
     path = folder.statistics_path("centroids")
     digests = Run.open(run).tables_sha256 or {}
     recorded = digests.get(path.relative_to(run).as_posix())
-    return recorded is not None and path.is_file() and storage.sha256(path) == recorded
+    return recorded is not None and storage.exists(path) and storage.sha256(path) == recorded
 
 
 def _from_table(run: Path, places: dict[str, int]) -> Iterable[Centroids]:
     ids, numbers = pa.array(places), np.fromiter(places.values(), np.int32)
     for table in RunFolder(run).stream_statistics("centroids", _COLUMNS):
-        found = pc.index_in(table["sample_id"], ids)
-        here = pc.is_valid(found)
+        place = pc.index_in(table["sample_id"], ids)
+        is_ours = pc.is_valid(place)
         yield _columns(
-            numbers[found.filter(here).to_numpy()],
-            *(table[name].filter(here).to_numpy() for name in _COLUMNS[1:]),
+            numbers[place.filter(is_ours).to_numpy()],
+            *(table[name].filter(is_ours).to_numpy() for name in _COLUMNS[1:]),
         )

@@ -39,6 +39,7 @@ from autolabel.manifests.run.labels import (
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
+from autolabel.manifests.wording import Shown
 
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
@@ -119,7 +120,7 @@ class RunFolder:
         """The Zarr group of a layer."""
         return self.path / zarr_folder(name)
 
-    def tables(self) -> dict[str, Path]:
+    def table_paths(self) -> dict[str, Path]:
         """The published tables by their names in `run.json`."""
         paths = [self.manifest_path, self.quarantine_path, *map(self.statistics_path, STATISTICS)]
         return {path.relative_to(self.path).as_posix(): path for path in paths}
@@ -134,12 +135,12 @@ class RunFolder:
         return read_table(*self._statistics(table, columns))
 
     def stream_statistics(self, table: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
-        """The same table piece by piece, however many rows there are. Raises BadTable."""
+        """Yield a statistics table piece by piece, however many rows there are. Raises BadTable."""
         yield from read_pieces(*self._statistics(table, columns))
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
         path = self.statistics_path(table)
-        if not path.is_file():
+        if not storage.exists(path):
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
         schema = STATISTICS[table]
         return path, pa.schema([schema.field(name) for name in columns or schema.names])
@@ -150,19 +151,18 @@ class RunFolder:
 
     def exists(self) -> bool:
         """True if the folder holds a run."""
-        return self.record.is_file()
+        return storage.exists(self.record)
 
     def require_new_or_run(self) -> None:
         """Raise ValueError if the folder holds something that is not a run."""
-        if self.path.is_dir() and not self.exists():
-            strangers = [child.name for child in self.path.iterdir() if not child.name.startswith(_STARTED)]
-            if strangers:
-                raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
+        strangers = [path for path in storage.list(self.path) if not path.name.startswith(_STARTED)]
+        if strangers and not self.exists():
+            raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
 
 
 @dataclass(frozen=True)
 class Accounts:
-    """Where every sample went: asked = labelled + quarantined + left."""
+    """The account of all samples: asked = labelled + quarantined + left."""
 
     asked: int
     labelled: int
@@ -175,7 +175,7 @@ class Accounts:
 
 
 @dataclass(frozen=True)
-class Run(RunFolder):
+class Run(RunFolder, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
@@ -206,7 +206,7 @@ class Run(RunFolder):
         if isinstance(path, Run):
             return path
         file = RunFolder(Path(path)).record
-        if not file.is_file():
+        if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
         data = storage.read(file)
         try:
@@ -269,6 +269,24 @@ class Run(RunFolder):
                 " ask the same again to go on with it, or choose another --out"
             )
 
+    def lines(self) -> list[str]:
+        """The state of the run and the essence of its recipe, for a terminal or a notebook."""
+        recipe, a = self.recipe, self.accounts
+        numbers = (
+            f"{a.asked:,} samples, {a.labelled:,} labelled, {a.quarantined:,} quarantined" if a else "no accounts yet"
+        )
+        scales = ", ".join(f"{scale:g}" for scale in recipe.scales)
+        return [
+            f"{self.path}: {self.state}; {numbers}",
+            f"teacher {self.teacher}, scales {scales}, policy {recipe.policy.name!r},"
+            f" {len(recipe.label_space)} classes of label space {recipe.label_space.name!r}",
+        ]
+
+    @property
+    def plan_path(self) -> Path:
+        """The file of the plan."""
+        return storage.under(self.path, self.plan)
+
     @property
     def label_space(self) -> LabelSpace:
         """The classes of the labels."""
@@ -290,14 +308,15 @@ class Run(RunFolder):
         if self.recipe.confidence_edges is None:
             raise ValueError(f"{self.path} has kept no confidence: generate with --keep-confidence 8 does")
         top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
-        return RunConfidence(top, levels, self.recipe.confidence_edges)
+        return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
 
     def find_teacher(self, named: Path | None) -> tuple[Path | None, str]:
         """The file of the teacher, or None and the reason. Raises ValueError if the user `named` another one."""
         path = named or self.teacher
-        if path.is_file() and storage.sha256(path) == self.recipe.teacher_sha256:
+        there = storage.exists(path)
+        if there and storage.sha256(path) == self.recipe.teacher_sha256:
             return path, ""
-        reason = "is not the teacher of this run (its sha256 differs)" if path.is_file() else "does not exist"
+        reason = "is not the teacher of this run (its sha256 differs)" if there else "does not exist"
         if named:
             raise ValueError(f"--teacher {path} {reason}: name a file whose sha256 is {self.recipe.teacher_sha256}")
         return None, f"{path} {reason}"

@@ -15,19 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 
+from autolabel.manifests import storage
 from autolabel.manifests.images import PNG_END, BadImage, decode_label, read_label
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.shards import DamagedLabel, Label, crc32c, read_zarr
+from autolabel.manifests.run.shards import DamagedLabel, Label, Window, crc32c, read_zarr
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.tables import BadTable
 
-LABELS, TOP, CONFIDENCE = LAYERS = ("labels", "top", "confidence")  # maps of bytes that a run may hold of an image
-Window = tuple[int, int, int, int]  # top, left, height, width
+LABELS, TOP, CONFIDENCE = "labels", "top", "confidence"  # layers: the maps of bytes that a run may hold of an image
+_PLACE = ["sample_id", "status", "label", "label_index", "height", "width"]  # columns of a record that say where it is
 
 
 def zarr_folder(layer: str) -> str:
-    """Where the maps of a layer lie in a run with a Zarr store; PNGs lie in a folder named as the layer."""
+    """The folder that holds the maps of a layer in a run with a Zarr store; a folder of PNGs is named as the layer."""
     return f"{layer}.zarr"
 
 
@@ -37,17 +40,17 @@ def png_name(image: str) -> str:
 
 
 def in_layer(label: str, layer: str) -> str:
-    """Where a map of a layer lies, from the place of the label: "labels.zarr/b512x512" or "labels/a/b.png"."""
+    """The place of a layer's map, from the place of the label, "labels.zarr/b512x512" or "labels/a/b.png"."""
     return layer + label.removeprefix(LABELS)
 
 
 def read_png(path: Path, space: LabelSpace | None = None) -> Label:
     """Read one stored label of train ids; without a label space, bytes of any meaning. Raises DamagedLabel."""
     try:
-        data = path.read_bytes()
+        data = storage.read(path)
         if not data.endswith(PNG_END):  # Pillow does not look at it
             raise BadImage("damaged or truncated: its end is missing")
-        return decode_label(data, space, "train")
+        return decode_label(data, space)
     except (BadImage, OSError) as error:
         raise DamagedLabel(f"{path}: {error}") from error
 
@@ -70,18 +73,22 @@ class StoredLabel:
         if self.index is None:
             label = read_png(self.path, space)
         else:
-            label = read_zarr(self.path, self.index, 0, 0, self.height, self.width)
+            label = read_zarr(self.path, self.index, window=(0, 0, self.height, self.width))
         if label.shape != (self.height, self.width) or crc32c(label) != self.crc32c:
             raise DamagedLabel(f"label of {sample_id!r} in {self.path} differs from what was committed")
         return label
 
 
-def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]], layer: str = LABELS) -> dict[str, StoredLabel]:
-    """The labelled ones of a record's rows, by sample id; of another layer, those that it holds."""
-    checksum = "label_crc32c" if layer == LABELS else f"{layer}_crc32c"
+def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]], *, layer: str = LABELS) -> dict[str, StoredLabel]:
+    """The maps of a layer that the rows of a record list, by sample id. Raises ValueError if one leaves the run."""
+    checksum = _checksum(layer)
     return {
         row["sample_id"]: StoredLabel(
-            run / in_layer(row["label"], layer), row["label_index"], row["height"], row["width"], row[checksum]
+            storage.under(run, in_layer(row["label"], layer)),
+            row["label_index"],
+            row["height"],
+            row["width"],
+            row[checksum],
         )
         for row in rows
         if row["status"] == "labelled" and row[checksum] is not None
@@ -98,9 +105,9 @@ class RunLabels(Mapping[str, Label]):
         """(H, W) uint8 train ids. Raises KeyError if unknown or not committed, DamagedLabel if it has changed."""
         return self._labels[sample_id].read(sample_id, self._space)
 
-    def crop(self, sample_id: str, top: int, left: int, height: int, width: int) -> Label:
+    def crop(self, sample_id: str, window: Window) -> Label:
         """(height, width) uint8 from the label of one sample. Raises KeyError, DamagedLabel, or IndexError outside."""
-        stored = self._labels[sample_id]
+        stored, (top, left, height, width) = self._labels[sample_id], window
         if top < 0 or left < 0 or top + height > stored.height or left + width > stored.width:
             raise IndexError(
                 f"crop {height} x {width} at ({top}, {left}) leaves the label of {sample_id!r},"
@@ -108,7 +115,7 @@ class RunLabels(Mapping[str, Label]):
             )
         if stored.index is None:
             return stored.read(sample_id, self._space)[top : top + height, left : left + width]
-        return read_zarr(stored.path, stored.index, top, left, height, width)
+        return read_zarr(stored.path, stored.index, window=window)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._labels)
@@ -118,12 +125,12 @@ class RunLabels(Mapping[str, Label]):
 
 
 class RunConfidence(Mapping[str, tuple[Label, Label]]):
-    """What a run has kept of its teacher, by sample id: top class (H, W) uint8, level of confidence (H, W) uint8.
+    """The teacher's top class (H, W) uint8 and its level of confidence (H, W) uint8, by sample id, as a run kept them.
 
     A level is the number of `edges` (ascending) that the softmax probability of the top class exceeds.
     """
 
-    def __init__(self, top: RunLabels, levels: RunLabels, edges: Sequence[float]) -> None:
+    def __init__(self, top: RunLabels, levels: RunLabels, *, edges: Sequence[float]) -> None:
         self._top, self._levels, self.edges = top, levels, tuple(edges)
 
     def __getitem__(self, sample_id: str) -> tuple[Label, Label]:
@@ -137,23 +144,29 @@ class RunConfidence(Mapping[str, tuple[Label, Label]]):
         return len(self._top)
 
 
-_PLACED = ["sample_id", "status", "label", "label_index", "height", "width"]
-
-
 def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:
-    """The places of a layer's committed maps, by sample id, from the commit records of a run folder."""
-    columns = [*_PLACED, "label_crc32c" if layer == LABELS else f"{layer}_crc32c"]
+    """The places of a layer's committed maps, by sample id, from the records of a run folder. Raises BadTable."""
+    columns = [*_PLACE, _checksum(layer)]
     labels: dict[str, StoredLabel] = {}
-    for record in sorted((run / "units").glob("*.parquet")):
-        labels |= stored_labels(run, pq.read_table(record, columns=columns).to_pylist(), layer)
+    for record in storage.list(run / "units", suffix=".parquet"):
+        try:
+            with storage.reading(record) as file:
+                rows = pq.read_table(file, columns=columns).to_pylist()
+        except (pa.ArrowException, OSError) as error:
+            raise BadTable(f"{record} is not a readable parquet file ({type(error).__name__})") from error
+        labels |= stored_labels(run, rows, layer=layer)
     return labels
 
 
-def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None = None) -> Label:
-    """A manifest sample's label as (h, w) uint8 train ids, whole or the crop `window` = (top, left, height, width).
+def _checksum(layer: str) -> str:
+    return "label_crc32c" if layer == LABELS else f"{layer}_crc32c"
 
-    Raises ValueError if the sample has no label, BadImage, DamagedLabel or OSError if it cannot be read; of a run
-    always DamagedLabel, which names sample and run and says what to do.
+
+def read_sample_label(sample: Sample, space: LabelSpace, *, window: Window | None = None) -> Label:
+    """The label of a manifest's sample as (h, w) uint8 train ids, whole or the crop `window`.
+
+    Raises ValueError if the sample has no label. A label that cannot be read raises DamagedLabel if a run made it,
+    which names sample and run and says what to do; else BadImage, DamagedLabel or OSError.
     """
     if sample.label is None:
         raise ValueError(f"sample {sample.sample_id!r} has no label")
@@ -172,6 +185,6 @@ def read_sample_label(sample: Sample, space: LabelSpace, window: Window | None =
 def _sample_label(sample: Sample, path: Path, space: LabelSpace, window: Window) -> Label:
     top, left, height, width = window
     if sample.label_index is not None:
-        return read_zarr(path, sample.label_index, top, left, height, width)
-    label = read_label(path, space, sample.label_ids, size=(sample.height, sample.width))
+        return read_zarr(path, sample.label_index, window=window)
+    label = read_label(path, space, ids=sample.label_ids, size=(sample.height, sample.width))
     return label[top : top + height, left : left + width]

@@ -1,8 +1,8 @@
-"""Which automatic labels to look at, or to leave out of training, first: a run's images, the least trusted on top.
+"""The review list: a run's images by trust, ascending, to look at first or to leave out of training first.
 
     trust = (1 - disagreement) * mean_confidence,    disagreement = contradicted coarse pixels / coarse pixels
 
-Where no human drew anything there is no disagreement, and trust is the confidence alone.
+In an image in which no human drew anything there is no disagreement, and trust is the confidence alone.
 """
 
 from __future__ import annotations
@@ -22,20 +22,22 @@ from autolabel.manifests.tables import writing_table
 _SCORES = pa.schema(
     [
         *(REVIEW_SCHEMA.field(name) for name in REVIEW_SCHEMA.names if name not in ("rank", "worst_class")),
-        pa.field("worst", pa.uint8()),  # id of the worst class
+        pa.field("worst", pa.uint8()),  # id of the class with most contradicted pixels
     ]
 )
 
 
 @contextlib.contextmanager
 def writing_review(path: Path, names: Sequence[str]) -> Iterator[Callable[[pa.Table, pa.Table], None]]:
-    """A function that takes rows of the images table and those of the classes table about the same images. At the end
-    all images are written to `path`, ranked by trust, ascending, ties by sample id. `names` has the classes by id.
+    """Give a function that takes rows of the images table, and the rows of the classes table about the same images.
+
+    When the block ends, all images are written to `path`, ranked by trust, ascending, ties by sample id. `names` are
+    the classes by id.
     """
     # A ranking needs all scores at once: 145 bytes an image at the peak, measured with a million images whose ids have
-    # 27 characters; to rank and write them took 1.5 s.
+    # 27 characters; ranking and writing them took 1.5 s.
     scored: list[pa.Table] = []
-    waiting: list[pa.Table] = []  # small pieces, each with memory of its own around it
+    waiting: list[pa.Table] = []  # small pieces become one, because each has memory of its own around it
 
     def add(images: pa.Table, classes: pa.Table) -> None:
         waiting.append(_scores(images, classes))
@@ -56,13 +58,13 @@ def writing_review(path: Path, names: Sequence[str]) -> Iterator[Callable[[pa.Ta
 
 def _scores(images: pa.Table, classes: pa.Table) -> pa.Table:
     place = pc.index_in(classes["sample_id"], images["sample_id"].combine_chunks()).to_numpy()
-    lost = np.zeros((len(images), MAX_CLASSES), np.int64)  # contradicted pixels by image and class
-    np.add.at(lost, (place, classes["class_id"].to_numpy()), classes["contradicted_pixels"].to_numpy())
-    contradicted, coarse = lost.sum(axis=1), images["coarse_pixels"].to_numpy()
+    by_class = np.zeros((len(images), MAX_CLASSES), np.int64)  # contradicted pixels by image and class
+    np.add.at(by_class, (place, classes["class_id"].to_numpy()), classes["contradicted_pixels"].to_numpy())
+    contradicted, coarse = by_class.sum(axis=1), images["coarse_pixels"].to_numpy()
     disagreement = np.divide(contradicted, coarse, out=np.zeros(len(images)), where=coarse > 0)
     columns = {
         "trust": (1 - disagreement) * images["mean_confidence"].to_numpy(),
         "disagreement": pa.array(disagreement, mask=coarse == 0),
-        "worst": pa.array(lost.argmax(axis=1), pa.uint8(), mask=contradicted == 0),
+        "worst": pa.array(by_class.argmax(axis=1), pa.uint8(), mask=contradicted == 0),
     }
     return pa.table([columns[name] if name in columns else images[name] for name in _SCORES.names], schema=_SCORES)

@@ -32,10 +32,11 @@ from autolabel.manifests import storage
 from autolabel.manifests.label_space import IGNORE
 
 CHUNK = 512  # pixels, both ways; measured best for crops and size
-_LEFT_OUT = 2**64 - 1  # offset and size of a chunk that has no frame
+_NO_FRAME = 2**64 - 1  # offset and size of a chunk in which all is ignored
 Pixels = TypeVar("Pixels", int, NDArray[np.int64])
 Label = NDArray[np.uint8]
 Frames = tuple[bytes, ...]  # one label, encoded
+Window = tuple[int, int, int, int]  # top, left, height, width
 
 
 class DamagedLabel(RuntimeError):
@@ -43,7 +44,7 @@ class DamagedLabel(RuntimeError):
 
 
 def whole_chunks(pixels: Pixels) -> Pixels:
-    """Lengths in pixels, rounded up to a multiple of 512; one, or an array of them."""
+    """Round a length in pixels, or an array of lengths, up to multiples of 512."""
     return -(-pixels // CHUNK) * CHUNK
 
 
@@ -62,45 +63,50 @@ def crc32c(label: Label) -> int:
     return int(google_crc32c.value(np.ascontiguousarray(label).tobytes()))
 
 
-def create_zarr(folder: Path, buckets: Mapping[str, int], shard: int, attributes: Mapping[str, Any]) -> None:
-    """Make the metadata of the group and of one array per bucket (name -> rows) what is asked; rows may grow later.
+def create_zarr(folder: Path, buckets: Mapping[str, int], *, shard_rows: int, attributes: Mapping[str, Any]) -> None:
+    """Write the metadata of a group and of its arrays. Metadata that is right and all shards stay as they are.
 
-    shard: labels in a shard, attributes: JSON that the group carries. Shards that are there stay as they are.
+    buckets: the rows of every array, by its name; they may grow later. shard_rows: labels in a shard. attributes: JSON
+    that the group carries.
     """
-    metadata = _metadata(folder, buckets, shard, attributes)
+    metadata = _metadata(folder, buckets, shard_rows, attributes)
     for path in _differing(metadata):
         storage.write(path, metadata[path])
 
 
-def damaged_metadata(folder: Path, buckets: Mapping[str, int], shard: int, attributes: Mapping[str, Any]) -> list[Path]:
-    """The metadata files that are missing or differ from what `create_zarr` would write."""
-    return _differing(_metadata(folder, buckets, shard, attributes))
+def damaged_metadata(
+    folder: Path, buckets: Mapping[str, int], *, shard_rows: int, attributes: Mapping[str, Any]
+) -> list[Path]:
+    """The metadata files that are missing, or that `create_zarr` would write anew; parameters as there."""
+    return _differing(_metadata(folder, buckets, shard_rows, attributes))
 
 
-def _metadata(folder: Path, buckets: Mapping[str, int], shard: int, attributes: Mapping[str, Any]) -> dict[Path, bytes]:
+def _metadata(
+    folder: Path, buckets: Mapping[str, int], shard_rows: int, attributes: Mapping[str, Any]
+) -> dict[Path, bytes]:
     import zarr
     from zarr.codecs import ZstdCodec
     from zarr.storage import MemoryStore
 
-    made: dict[str, Any] = {}  # zarr writes here, so that the files can be written whole or not at all
-    group = zarr.create_group(MemoryStore(made), attributes=dict(attributes))
+    files: dict[str, Any] = {}  # zarr writes here, so that the files can be written whole or not at all
+    group = zarr.create_group(MemoryStore(files), attributes=dict(attributes))
     for bucket, rows in buckets.items():
         group.create_array(
             bucket,
             shape=(rows, *_bucket_size(bucket)),
-            shards=(shard, *_bucket_size(bucket)),
+            shards=(shard_rows, *_bucket_size(bucket)),
             chunks=(1, CHUNK, CHUNK),
             dtype="uint8",
             fill_value=IGNORE,
-            compressors=[ZstdCodec(level=9, checksum=True)],  # for whoever edits it with zarr; readers need no level
+            compressors=[ZstdCodec(level=9, checksum=True)],  # zarr would write with this level; readers need none
             chunk_key_encoding={"name": "default", "separator": "."},
             dimension_names=("sample", "y", "x"),
         )
-    return {folder / name: data.to_bytes() for name, data in made.items()}
+    return {folder / name: data.to_bytes() for name, data in files.items()}
 
 
 def _differing(metadata: Mapping[Path, bytes]) -> list[Path]:
-    return [path for path, data in metadata.items() if not path.is_file() or path.read_bytes() != data]
+    return [path for path, data in metadata.items() if storage.stat(path) is None or storage.read(path) != data]
 
 
 def shard_path(array: Path, index: int) -> Path:
@@ -108,8 +114,8 @@ def shard_path(array: Path, index: int) -> Path:
     return array / f"c.{index}.0.0"
 
 
-# Labels are long repeats: one step of search finds them, and a long target lets the parser take them whole. As small as
-# zstd's level 19, in a tenth of its time.
+# Labels are long repeats: one step of search finds them, and a long target lets the parser take them whole. The result
+# is as small as that of zstd's level 19, in a tenth of its time.
 _TUNED = zstandard.ZstdCompressionParameters(
     window_log=18,
     chain_log=10,
@@ -124,11 +130,11 @@ _TUNED = zstandard.ZstdCompressionParameters(
 
 
 def encode_zarr(label: Label) -> Frames:
-    """The chunks of one label (H, W) uint8, row by row, each a zstd frame; b"" where all is ignored.
+    """Encode the chunks of one label (H, W) uint8, row by row: each is a zstd frame, or b"" if all of it is ignored.
 
-    The same label gives the same bytes. Releases the GIL while it compresses: call it from several threads.
+    The same label gives the same bytes. Compression releases the GIL, so several threads may encode at once.
     """
-    compress = zstandard.ZstdCompressor(compression_params=_TUNED).compress  # to be used by one thread only
+    compress = zstandard.ZstdCompressor(compression_params=_TUNED).compress  # serves one thread only
 
     def encoded(tile: Label) -> bytes:
         if tile.min() == IGNORE:
@@ -143,7 +149,7 @@ def encode_zarr(label: Label) -> Frames:
 
 @dataclass(frozen=True)
 class WrittenShard:
-    """One shard as it now lies on disk. label_bytes: encoded size of each of its rows."""
+    """One shard on disk: its file's name, size and checksum, and the encoded size of each of its rows."""
 
     file: str
     bytes: int
@@ -151,17 +157,17 @@ class WrittenShard:
     label_bytes: tuple[int, ...]
 
 
-def write_zarr_shard(array: Path, first_row: int, shard: int, labels: Sequence[Frames | None]) -> WrittenShard:
+def write_zarr_shard(array: Path, first_row: int, *, shard_rows: int, labels: Sequence[Frames | None]) -> WrittenShard:
     """Write the shard of `shard` rows that starts at first_row, whole, over whatever is there; it is on disk then.
 
-    labels: what `encode_zarr` made of its rows, None for one without a label; it and the rows that are left out are 255
-    everywhere. The file is the frames of all labels, then its index: (offset, size) uint64 of every chunk, all bits set
-    for one that is left out, and their crc32c. A shard without any frame is a file too, so that a missing one is always
-    a loss and never "all ignored".
+    labels: the result of `encode_zarr` for its rows, None for a row without a label. Such rows, and those beyond the
+    last label, read as 255 everywhere. The file holds the frames of all labels, then the index: (offset, size) uint64
+    of every chunk, all bits set for a chunk without a frame, and the crc32c of these. A shard without any frame is a
+    file too, so that a missing file is always a loss and never "all ignored".
     """
-    assert first_row % shard == 0 and len(labels) <= shard
+    assert first_row % shard_rows == 0 and len(labels) <= shard_rows
     height, width = _bucket_size(array.name)
-    sizes = np.zeros((shard, height // CHUNK * (width // CHUNK)), "<u8")
+    sizes = np.zeros((shard_rows, height // CHUNK * (width // CHUNK)), "<u8")
     for row, frames in zip(sizes, labels, strict=False):
         if frames is not None:
             if len(frames) != len(row):
@@ -169,50 +175,51 @@ def write_zarr_shard(array: Path, first_row: int, shard: int, labels: Sequence[F
             row[:] = [len(frame) for frame in frames]
     ends = sizes.cumsum().reshape(sizes.shape)
     index = np.stack([ends - sizes, sizes], axis=-1)
-    index[sizes == 0] = _LEFT_OUT
+    index[sizes == 0] = _NO_FRAME
     body = b"".join(frame for frames in labels if frames for frame in frames)
     data = body + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
-    path = shard_path(array, first_row // shard)
+    path = shard_path(array, first_row // shard_rows)
     storage.write(path, data)
     by_row = tuple(int(size) for size in sizes[: len(labels)].sum(axis=1))
     return WrittenShard(path.name, len(data), int(google_crc32c.value(data)), by_row)
 
 
-def read_zarr(array: Path, row: int, top: int, left: int, height: int, width: int) -> Label:
-    """A crop (height, width) uint8 of one row. Raises DamagedLabel where the store cannot vouch for the pixels.
+def read_zarr(array: Path, row: int, *, window: Window) -> Label:
+    """Read a crop (height, width) uint8 of one row. Raises DamagedLabel unless the store vouches for every pixel.
 
     No descriptor, lock or thread outlives a read, so workers may be forked at any time.
     """
     try:
         try:
-            return _read(array, row, top, left, height, width)
+            return _read(array, row, window)
         except storage.ChangedFile:  # a repair has replaced the shard between two looks at it
-            return _read(array, row, top, left, height, width)
+            return _read(array, row, window)
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, zstandard.ZstdError) as error:
         raise DamagedLabel(f"{array} row {row}: {type(error).__name__}: {error}") from error
 
 
-def _read(array: Path, row: int, top: int, left: int, height: int, width: int) -> Label:
+def _read(array: Path, row: int, window: Window) -> Label:
+    top, left, height, width = window
     metadata = array / "zarr.json"
-    rows, shard = _rows(metadata, storage.stat(metadata))
+    rows, shard_rows = _rows(metadata, storage.stat(metadata))
     tall, wide = _bucket_size(array.name)
     if not (0 <= row < rows and 0 <= top <= top + height <= tall and 0 <= left <= left + width <= wide):
         raise IndexError(f"{height} x {width} at ({top}, {left}) leaves the array of {rows} x {tall} x {wide}")
-    path = shard_path(array, row // shard)
+    path = shard_path(array, row // shard_rows)
     version = storage.stat(path)
     if version is None:
         raise DamagedLabel(f"{path} is missing: run `autolabel generate` again to restore it")
     ys, xs = (range(a // CHUNK, -(-(a + n) // CHUNK)) for a, n in ((top, height), (left, width)))
-    index = _shard_index(path, version, (shard, tall // CHUNK, wide // CHUNK))
-    entries = index[row % shard, ys.start : ys.stop, xs.start : xs.stop].reshape(-1, 2).tolist()
-    frames = [(offset, offset + size) for offset, size in entries if offset != _LEFT_OUT]
+    index = _shard_index(path, version, (shard_rows, tall // CHUNK, wide // CHUNK))
+    entries = index[row % shard_rows, ys.start : ys.stop, xs.start : xs.stop].reshape(-1, 2).tolist()
+    frames = [(offset, offset + size) for offset, size in entries if offset != _NO_FRAME]
     start, end = min(frames, default=(0, 0))[0], max(frames, default=(0, 0))[1]
     data = storage.read_range(path, start, end - start, unchanged=version)  # the frames of a label lie side by side
     crop = np.empty((height, width), np.uint8)
     for (y, x), (offset, size) in zip(product(ys, xs), entries, strict=True):
-        up, left_of = y * CHUNK - top, x * CHUNK - left  # the chunk's corner, seen from the crop's
+        up, left_of = y * CHUNK - top, x * CHUNK - left  # the chunk's corner, relative to the crop's
         part = crop[max(0, up) : up + CHUNK, max(0, left_of) : left_of + CHUNK]
-        if offset == _LEFT_OUT:
+        if offset == _NO_FRAME:
             part[:] = IGNORE
         else:
             chunk = _decoded(data[offset - start : offset - start + size])
@@ -221,7 +228,7 @@ def _read(array: Path, row: int, top: int, left: int, height: int, width: int) -
 
 
 class _Decoder(threading.local):
-    """zstd's memory, one for every thread."""
+    """A zstd decompressor of its own for every thread."""
 
     def __init__(self) -> None:
         self.decompress = zstandard.ZstdDecompressor().decompress
@@ -231,33 +238,33 @@ _decoder = _Decoder()
 
 
 def _decoded(frame: bytes) -> Label:
-    if zstandard.frame_content_size(frame) != CHUNK * CHUNK:  # asked before that much memory is taken
+    if zstandard.frame_content_size(frame) != CHUNK * CHUNK:  # checked before that much memory is taken
         raise ValueError("a chunk of another size")
-    # A flipped bit may say that there is no checksum; the checksum is extra data then.
+    # A flipped bit may say that there is no checksum: the checksum is extra data then, and refused.
     return np.frombuffer(_decoder.decompress(frame, allow_extra_data=False), np.uint8).reshape(CHUNK, CHUNK)
 
 
 @lru_cache(maxsize=64)
 def _rows(metadata: Path, version: storage.Stat | None) -> tuple[int, int]:
     """Rows of an array and of each of its shards; read once for every version of its metadata."""
-    about = json.loads(storage.read(metadata))
-    return about["shape"][0], about["chunk_grid"]["configuration"]["chunk_shape"][0]
+    array = json.loads(storage.read(metadata))
+    return array["shape"][0], array["chunk_grid"]["configuration"]["chunk_shape"][0]
 
 
-_INDICES = 1024  # indices of shards kept in memory: for 64 labels of 1024 x 2048, 8 KiB each
+_INDICES = 1024  # shards whose index stays in memory: 8 KiB each for 64 labels of 1024 x 2048
 _indices: dict[Path, tuple[storage.Stat, NDArray[np.uint64]]] = {}
 
 
 def _shard_index(path: Path, version: storage.Stat, shape: tuple[int, int, int]) -> NDArray[np.uint64]:
     """(offset, size) of every chunk of a shard, (rows, down, across, 2); read once for every version of it."""
-    known = _indices.get(path)
-    if known is None or known[0] != version or known[1].shape[:3] != shape:
+    cached = _indices.get(path)
+    if cached is None or cached[0] != version or cached[1].shape[:3] != shape:
         length = 16 * math.prod(shape) + 4
         data = storage.read_range(path, max(0, version.size - length), length, unchanged=version)
         if len(data) != length or google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
             raise DamagedLabel(f"{path}: its index is damaged")
-        known = version, np.frombuffer(data[:-4], "<u8").reshape(*shape, 2)
+        cached = version, np.frombuffer(data[:-4], "<u8").reshape(*shape, 2)
         if len(_indices) >= _INDICES:
             _indices.clear()
-        _indices[path] = known
-    return known[1]
+        _indices[path] = cached
+    return cached[1]

@@ -1,1 +1,1 @@
-"""What is read from a run: statistics, differences, audits."""
+"""Read a finished run: statistics, differences, audits."""

@@ -9,8 +9,9 @@ agreement with human coarse labels needs no truth; it comes from the run's stati
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
 from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, shares
+from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, counted, percent
 from autolabel.pipeline.analysis.audit_record import (
     Audit,
@@ -94,24 +96,27 @@ def audit(
     if network is None and fit_temperature:
         raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     notes = matched.notes + notes
-    prior = policy.left_out(space)
+    if policy.boundary:
+        notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
+    prior = policy.prior(space)
     if prior is not None and fit_temperature:
         raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
-    passes = _Passes(progress, len(matched.truth), 1 + fit_temperature)
+    count = _counter(progress, (1 + fit_temperature) * len(matched.truth))
     fitted = None
     if fit_temperature and network:
-        fitted = _fit(network, run, matched, passes)
+        fitted = _fit(network, run, matched, count)
         policy = replace(policy, temperature=fitted.fitted)
         notes += _about_temperature(fitted.fitted)
     confusion, human, boundary = Confusion(len(space)), Confusion(len(space)), BoundaryF(len(space))
     calibration = Calibration(len(space), _grid(run, fit_temperature)) if network else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
-    known = open_manifest(run.input_manifest).find(matched.truth)
+    known, gone = _originals(run, matched, needed=prior is not None and network is not None)
+    notes += gone
     for sample_id, sample in matched.truth.items():
         true, label = read_sample_label(sample, space), matched.labels[sample_id]
         confusion.add(true, label)
         boundary.add(true, label)
-        outlined = read_coarse(known[sample_id], space)
+        outlined = read_coarse(known[sample_id], space) if sample_id in known else None
         if outlined is not None:
             human.add(true, outlined)
         if network and calibration:
@@ -123,12 +128,12 @@ def audit(
                 prior=prior,
                 coarse=outlined,
             )
-            calibration.add(true, top, confidence)
+            calibration.add(true, top, confidence=confidence)
             if fitted:
                 step = _step(true)
                 some = np.s_[::step, ::step]
-                sampled.add(true[some], top[some], confidence[some])
-        passes.image()
+                sampled.add(true[some], top[some], confidence=confidence[some])
+        count()
     if fitted:
         fitted = replace(fitted, ece=[*fitted.ece, known_or_none(sampled.overall().ece())])
     suggestion = calibration.suggest(target_precision) if calibration else None
@@ -155,17 +160,10 @@ def audit(
     return result
 
 
-class _Passes:
-    """Counts images over one or two passes."""
-
-    def __init__(self, progress: Progress | None, images: int, passes: int) -> None:
-        self._progress, self._total, self._done = progress, passes * images, 0
-
-    def image(self) -> None:
-        """One more image is done."""
-        self._done += 1
-        if self._progress:
-            self._progress(self._done, self._total)
+def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
+    """A function to call after every image."""
+    done = itertools.count(1)
+    return lambda: progress(next(done), total) if progress else None
 
 
 # --- which images, and which teacher ----------------------------------------------------------------------------------
@@ -190,7 +188,7 @@ def _match(run: Run, truth: Path) -> _Matched:
             )
         known[mark] = sample
     labelled, rows = 0, list[Row]()
-    for path in sorted(run.units.glob("*.parquet")):
+    for path in storage.list(run.units, suffix=".parquet"):
         for row in read_rows(path, _RECORD):
             labelled += row.labelled
             rows += [row] if row.labelled and row.image_fingerprint in known else []
@@ -207,6 +205,19 @@ def _match(run: Run, truth: Path) -> _Matched:
         notes.append(f"{len(known) - len(found)} of {len(known)} images of {truth} are not labelled in this run.")
     truths = {row.sample_id: known[str(row.image_fingerprint)] for row in rows}
     return _Matched(truths, sorted(found), RunLabels(stored_labels(run.path, map(vars, rows)), space), notes)
+
+
+def _originals(run: Run, matched: _Matched, *, needed: bool) -> tuple[dict[str, Sample], list[str]]:
+    """The matched samples in the input manifest, which lists their coarse labels; a note if it is gone.
+
+    Raises BadTable if they are `needed`.
+    """
+    try:
+        return open_manifest(run.input_manifest).find(matched.truth), []
+    except BadTable as error:
+        if needed:
+            raise
+        return {}, [f"Nobody can tell how much people outlined of these images: {error}."]
 
 
 def _unseen(
@@ -243,7 +254,7 @@ def _step(label: NDArray[np.uint8]) -> int:
     return max(1, math.isqrt(label.size // _SAMPLED))
 
 
-def _fit(network: Teacher, run: Run, matched: _Matched, passes: _Passes) -> FittedTemperature:
+def _fit(network: Teacher, run: Run, matched: _Matched, count: Callable[[], None]) -> FittedTemperature:
     """The temperature, and both losses of the sampled pixels; of their ECE only the one before."""
     now, space = run.policy.temperature, run.label_space
     fit, before = TemperatureFit(now), Calibration(len(space))
@@ -256,8 +267,8 @@ def _fit(network: Teacher, run: Run, matched: _Matched, passes: _Passes) -> Fitt
         )
         fit.add(true, logits)
         below = (logits - logits.max(axis=0)) / np.float32(now)
-        before.add(true, logits.argmax(axis=0).astype(np.uint8), 1 / np.exp(below).sum(axis=0))
-        passes.image()
+        before.add(true, logits.argmax(axis=0).astype(np.uint8), confidence=1 / np.exp(below).sum(axis=0))
+        count()
     temperature, loss = fit.best()
     return FittedTemperature(
         now, round(temperature, 4), [fit.loss_now(), loss], [known_or_none(before.overall().ece())]

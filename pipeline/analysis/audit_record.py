@@ -238,7 +238,7 @@ class Audit(Shown):
         return [*self.summary(), *(_told(fit) for fit in [self.temperature] if fit), *self.notes]
 
     def summary(self) -> list[str]:
-        """What people had labelled, and what is labelled now, in a sentence."""
+        """One sentence about the labels of people and the automatic ones."""
         if self.auto is None or self.auto.right is None:
             return []
         auto = f"{percent(self.auto.labelled)} % have a label, and {percent(self.auto.right)} % of these are right."

@@ -1,4 +1,4 @@
-"""What a teacher's confidences are worth: how often it is right where it is so sure.
+"""Calibrate a teacher: compare its confidences with how often it is right.
 
 After Guo, Pleiss, Sun, Weinberger, "On Calibration of Modern Neural Networks" (arXiv 1706.04599): the reliability
 diagram, the expected calibration error, and the one temperature that the logits are divided by.
@@ -17,28 +17,27 @@ from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.scores import Counts, Shares, shares
 
 GRID = tuple(k / 100 for k in range(100))  # thresholds to choose from
-ESTIMABLE = 100  # pixels above a threshold from which their precision is believed
+ESTIMABLE = 100  # least number of pixels above a threshold whose precision is believed
 TEMPERATURES = tuple(0.25 * 16 ** (k / 40) for k in range(41))  # 0.25 to 4, each 7 % above the one before
-
-Label = NDArray[np.uint8]
 
 
 class Reliability(NamedTuple):
-    """Of the pixels in each of 20 equal bins of confidence over (0, 1]: how many, how many right, sum of confidence."""
+    """Counts in 20 equal bins of confidence over (0, 1]: pixels, right pixels, and the sum of their confidences."""
 
     pixels: Counts
     correct: Counts
     confidence: Shares
 
     def ece(self) -> Shares:
-        """Expected calibration error: |accuracy - mean confidence|, each bin weighed by its pixels. NaN without any."""
+        """Expected calibration error: |accuracy - mean confidence| weighted by a bin's pixels; NaN without pixels."""
         return shares(abs(self.correct - self.confidence).sum(axis=-1), self.pixels.sum(axis=-1))
 
 
 class Suggestion(NamedTuple):
-    """For each class (C,): a threshold, the precision above it and the share of pixels there, over known truth.
+    """For each class (C,): a threshold, the precision above it, and the share of the pixels above it.
 
-    reached: whether this precision is the target. All but that NaN for a class that was top at too few pixels.
+    `reached` is True if this precision is at least the target. The others are NaN for a class that was the top class of
+    too few pixels.
     """
 
     threshold: Shares
@@ -48,9 +47,9 @@ class Suggestion(NamedTuple):
 
 
 class Calibration:
-    """Confidences by top class, before any threshold; memory constant in the number of images.
+    """Counts confidences by top class, before any threshold, in memory that does not grow with the images.
 
-    `grid` are the thresholds to choose from, ascending. Pixels whose truth is ignored count nowhere.
+    `grid` holds the thresholds to choose from, ascending. Pixels whose truth is ignored count nowhere.
     """
 
     def __init__(self, classes: int, grid: Sequence[float] = GRID) -> None:
@@ -60,8 +59,8 @@ class Calibration:
         shape = classes, len(self._edges)
         self._counts = Reliability(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape))
 
-    def add(self, truth: Label, top: Label, confidence: NDArray[np.float32]) -> None:
-        """Count an image: truth and top class, uint8, and the probability of the latter, all of one shape."""
+    def add(self, truth: NDArray[np.uint8], top: NDArray[np.uint8], *, confidence: NDArray[np.float32]) -> None:
+        """Count an image: truth and top class (H, W) uint8, and the probability of the top class (H, W) float32."""
         known = truth != IGNORE
         truth, top, confidence = truth[known], top[known], confidence[known]
         bins = np.searchsorted(self._edges[1:].astype(np.float32), confidence, side="left")
@@ -76,15 +75,15 @@ class Calibration:
             table += counted.reshape(table.shape)
 
     def reliability(self) -> Reliability:
-        """By class, tables (C, 20)."""
+        """The counts by class, (C, 20)."""
         return Reliability(*(np.add.reduceat(t, self._places(self._twentieths), axis=1) for t in self._counts))
 
     def overall(self) -> Reliability:
-        """Of all classes together, tables (20,)."""
+        """The counts of all classes together, (20,)."""
         return Reliability(*(table.sum(axis=0) for table in self.reliability()))
 
     def suggest(self, precision: float) -> Suggestion:
-        """The lowest threshold above which `ESTIMABLE` pixels or more have this precision; else the highest."""
+        """Suggest the lowest threshold above which `ESTIMABLE` pixels or more have this precision, else the highest."""
         pixels, correct, _ = (table[:, ::-1].cumsum(axis=1)[:, ::-1] for table in self._counts)  # above each edge
         places = self._places(self._grid)
         good = (pixels >= ESTIMABLE) & (correct >= precision * pixels)
@@ -103,12 +102,12 @@ class TemperatureFit:
     """Finds the temperature T that makes softmax(logits / T) most likely to say the truth, in one pass over images."""
 
     def __init__(self, now: float) -> None:
-        """`now`: the temperature in use, to compare with."""
+        """Compare with `now`, the temperature in use."""
         self._temperatures = (*TEMPERATURES, now)
         self._losses, self._pixels = np.zeros(len(self._temperatures)), 0
 
-    def add(self, truth: Label, logits: NDArray[np.float32]) -> None:
-        """Count the pixels of an image: truth (h, w) uint8, logits (C, h, w)."""
+    def add(self, truth: NDArray[np.uint8], logits: NDArray[np.float32]) -> None:
+        """Count the pixels of an image: truth (h, w) uint8, logits (C, h, w) float32."""
         known = truth != IGNORE
         ids, logits = truth[known], logits[:, known]
         below = logits - logits.max(axis=0, initial=-np.inf)
@@ -123,10 +122,10 @@ class TemperatureFit:
         return float(self._losses[-1] / self._pixels) if self._pixels else float("nan")
 
     def best(self) -> tuple[float, float]:
-        """The temperature, and its mean negative log likelihood.
+        """The best temperature, and its mean negative log likelihood.
 
-        Both from the parabola, over the temperature's logarithm, through the best that was tried and its neighbours; at
-        an end of `TEMPERATURES` that end. Raises ValueError without pixels.
+        Both come from a parabola over the logarithm of the temperature, through the best that was tried and its
+        neighbours. If an end of `TEMPERATURES` is best, it is returned. Raises ValueError without pixels.
         """
         if not self._pixels:
             raise ValueError("no pixel whose truth is known: there is nothing to fit a temperature to")

@@ -108,20 +108,20 @@ class RunDifference(Shown):
         return lines
 
     def tables(self) -> list[Table]:
-        """One row per class."""
+        """One row for each class that occurs."""
         rows = [
             [
                 str(name), percent(row["a_share"], 2), percent(row["b_share"], 2),
                 points(row["b_share"] - row["a_share"], 2), percent(row["agreement"]), percent(row["lost"]),
                 percent(row["moved"]), percent(row["gained"]),
             ]
-            for name, row in self.classes.iterrows()
+            for name, row in self.classes.iterrows() if row["a_pixels"] or row["b_pixels"]
         ]  # fmt: skip
         header = ["class", "A %", "B %", "change", "agrees %", "A lost %", "A moved %", "B gained %"]
         return [Table(f"A = {self.run_a}, B = {self.run_b}", header, rows)]
 
 
-def compare(run_a: Path, run_b: Path, *, progress: Progress | None = None) -> RunDifference:
+def compare(run_a: Run | Path, run_b: Run | Path, *, progress: Progress | None = None) -> RunDifference:
     """Compare the labels of two runs, one image at a time. `progress(done, total)` follows the images.
 
     Raises FileNotFoundError or ValueError unless both are runs over the same manifest with an image labelled in both,
@@ -130,13 +130,13 @@ def compare(run_a: Path, run_b: Path, *, progress: Progress | None = None) -> Ru
     a, b = Run.open(run_a), Run.open(run_b)
     if a.input_sha256 != b.input_sha256:
         raise ValueError(
-            f"{run_a} and {run_b} label different manifests ({a.input_manifest}, sha256 {a.input_sha256[:12]}, and"
+            f"{a.path} and {b.path} label different manifests ({a.input_manifest}, sha256 {a.input_sha256[:12]}, and"
             f" {b.input_manifest}, sha256 {b.input_sha256[:12]}): compare two runs over the same one"
         )
     labels_a, labels_b = a.labels, b.labels
     shared = [sample_id for sample_id in labels_a if sample_id in labels_b]
     if not shared:
-        raise ValueError(f"no image is labelled in both {run_a} ({len(labels_a)}) and {run_b} ({len(labels_b)})")
+        raise ValueError(f"no image is labelled in both {a.path} ({len(labels_a)}) and {b.path} ({len(labels_b)})")
     space = a.label_space
     joint = np.zeros((256, 256), np.int64)
     identical = 0
@@ -148,4 +148,4 @@ def compare(run_a: Path, run_b: Path, *, progress: Progress | None = None) -> Ru
             progress(done, len(shared))
     ids = [*range(len(space)), IGNORE]
     only = len(labels_a) - len(shared), len(labels_b) - len(shared)
-    return RunDifference(run_a, run_b, space, joint[np.ix_(ids, ids)], len(shared), identical, *only)
+    return RunDifference(a.path, b.path, space, joint[np.ix_(ids, ids)], len(shared), identical, *only)

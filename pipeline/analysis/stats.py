@@ -11,10 +11,8 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
 from autolabel.manifests.wording import Shown, Table, counted, listed, number, percent, points, probability, size
 
@@ -28,7 +26,7 @@ FATE_NAMES = {
     "decided_by_human": "decided by a human",
 }
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # the coverage that each would give is shown
-_FATES = {f"{fate}_pixels": fate for fate in FATES}  # by column of the classes table
+_FATES = {f"{fate}_pixels": fate for fate in FATES}  # fates by their columns in the classes table
 _MOST_OUTLINED = 0.99  # a teacher that never found a class outside proves little, so nothing counts as fully outlined
 _SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "contradicted_pixels", *_FATES)
 
@@ -116,8 +114,8 @@ class Summary(Shown):
         )
 
     def fate_table(self) -> Table:
-        """What became of the pixels of each top class, in per cent."""
-        rows = [[name, *map(percent, self.fates.loc[name])] for name in self.seen]
+        """The fates of the pixels of each top class, in per cent."""
+        rows = [[str(name), *map(percent, shares)] for name, shares in self.fates.iterrows() if shares.notna().any()]
         header = ["class", *(FATE_NAMES[fate] for fate in self.fates.columns)]
         return Table("what became of the pixels of each top class, in %", header, rows)
 
@@ -129,7 +127,7 @@ class Summary(Shown):
             f"pixels with a class: {coarse}{percent(self.auto_coverage)} % in the auto labels",
             f"a threshold would keep {', '.join(f'{percent(share)} % at {t:g}' for t, share in self.would_keep)}",
             f"label size: {size(each)} an image",
-            f"the least trusted images: {self.run / 'stats' / 'review.parquet'}",
+            f"the least trusted images: {RunFolder(self.run).statistics_path('review')}",
         ]
 
     def tables(self) -> list[Table]:
@@ -141,14 +139,15 @@ def _share(part: pd.Series, whole: pd.Series | float) -> pd.Series:
     return part.astype(float) / (whole.where(whole > 0) if isinstance(whole, pd.Series) else whole or float("nan"))
 
 
-def summarise(run: Path) -> Summary:
+def summarise(run: RunFolder | Path) -> Summary:
     """Sum up a finished run in constant memory. Raises BadTable if its statistics or manifest are missing."""
-    space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
+    folder = run if isinstance(run, RunFolder) else RunFolder(run)
+    space = folder.manifest.label_space
     sums = {name: np.zeros(len(space), np.int64) for name in (*_SUMMED, "images")}
     confidence = np.zeros(len(space))
     histograms = np.zeros((len(space), CONFIDENCE_BINS), np.int64)
     columns = ["class_id", "mean_confidence", "confidence_hist", *_SUMMED]
-    for rows in RunFolder(run).stream_statistics("classes", columns):
+    for rows in folder.stream_statistics("classes", columns):
         ids = rows["class_id"].to_numpy()
         for name in _SUMMED:
             np.add.at(sums[name], ids, rows[name].to_numpy())
@@ -157,9 +156,8 @@ def summarise(run: Path) -> Summary:
         np.add.at(histograms, ids, counts)
         np.add.at(confidence, ids, np.nan_to_num(rows["mean_confidence"].to_numpy()) * counts.sum(axis=1))
     images = pixels = coarse = labelled = label_bytes = 0
-    for rows in RunFolder(run).stream_statistics(
-        "images", ["height", "width", "coarse_pixels", "labelled_pixels", "label_bytes"]
-    ):
+    columns = ["height", "width", "coarse_pixels", "labelled_pixels", "label_bytes"]
+    for rows in folder.stream_statistics("images", columns):
         images += len(rows)
         pixels += int((rows["height"].to_numpy().astype(np.int64) * rows["width"].to_numpy()).sum())
         coarse += int(rows["coarse_pixels"].to_numpy().sum())
@@ -184,7 +182,7 @@ def summarise(run: Path) -> Summary:
     agreeing = int(sums["agreeing_pixels"].sum())
     nan = float("nan")
     return Summary(
-        run=run,
+        run=folder.path,
         classes=classes,
         fates=pd.DataFrame(fates, index=index),
         images=images,
@@ -217,33 +215,33 @@ class Outlined(Shown):
         rows = [
             [str(name), number(int(row["drawn"])), number(int(row["undrawn"])), percent(row["share"])]
             for name, row in self.classes.iterrows()
+            if row["drawn"] or row["undrawn"]
         ]
-        return [
-            Table(f"{self.run}: what people outlined", ["class", "outlined px", "not outlined px", "share %"], rows)
-        ]
+        header = ["class", "outlined px", "not outlined px", "share %"]
+        return [Table(f"{self.run}: how much of each class people outlined", header, rows)]
 
 
-def outlined(run: Path, *, output: Path | None = None) -> Outlined:
+def outlined(run: Run | Path, *, output: Path | None = None) -> Outlined:
     """Count what people outlined in the images of a run; write the policy that says so to `output`, as TOML.
 
     Raises ValueError for a run without coarse labels, BadTable if its statistics or manifest are missing.
     """
-    space: LabelSpace = open_manifest(run / "manifest.parquet").label_space
+    run = Run.open(run)
+    space = run.label_space
     drawn, undrawn = np.zeros((2, len(space)), np.int64)
-    for rows in RunFolder(run).stream_statistics("classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
+    for rows in run.stream_statistics("classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
         np.add.at(drawn, rows["class_id"].to_numpy(), rows["coarse_pixels"].to_numpy())
         np.add.at(undrawn, rows["class_id"].to_numpy(), rows["undrawn_pixels"].to_numpy())
     if not drawn.any():
-        raise ValueError(f"{run} has no coarse label: nobody outlined anything in its images")
+        raise ValueError(f"{run.path} has no coarse label: nobody outlined anything in its images")
     counts = pd.DataFrame({"drawn": drawn, "undrawn": undrawn}, index=pd.Index(space.names, name="class"))
     counts["share"] = _share(counts["drawn"], counts.sum(axis=1)).clip(upper=_MOST_OUTLINED)
-    before = Run.open(run).policy
+    before = run.policy
     shares = {str(name): round(share, 4) for name, share in counts["share"].dropna().items()}
     policy = replace(before, name=before.name.removesuffix("-outlined") + "-outlined", outlined=shares)
     if output is not None:
-        output.parent.mkdir(parents=True, exist_ok=True)
         storage.write(output, policy.to_toml().encode())
-    return Outlined(run, counts, policy)
+    return Outlined(run.path, counts, policy)
 
 
 def coverage_at(histogram: NDArray[np.int64], threshold: float) -> float:
@@ -266,7 +264,7 @@ class OtherThreshold(Shown):
     classes: pd.DataFrame
 
     def tables(self) -> list[Table]:
-        """One row per class: now, at the other threshold, and the change in points."""
+        """One row for each class that the teacher chose: now, at the other threshold, and the change in points."""
         at = f"at {self.threshold:g}"
         rows = [
             [
@@ -274,7 +272,7 @@ class OtherThreshold(Shown):
                 points(row["kept"] - row["kept_now"]), percent(row["share_now"], 2), percent(row["share"], 2),
                 points(row["share"] - row["share_now"], 2),
             ]
-            for name, row in self.classes.iterrows()
+            for name, row in self.classes.iterrows() if row["pixels"]
         ]  # fmt: skip
         note = (
             f"{at.capitalize()} the teacher's top class alone decides; only now includes the other rules of the policy."

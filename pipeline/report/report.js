@@ -4,7 +4,9 @@
 const gallery = JSON.parse(document.getElementById("gallery-data").textContent);
 const cards = gallery.cards.map((card, place) => ({ ...card, place, item: document.getElementById("shot-" + place) }));
 const $ = (id) => document.getElementById(id);
-const percent = (share) => (share === null ? "–" : (100 * share).toFixed(1) + " %");
+// As in manifests/wording.py: what is above 0 is never shown as 0.
+const percent = (share) =>
+  share === null ? "–" : (share > 0 && share < 0.0005 ? "< 0.1" : (100 * share).toFixed(1)) + " %";
 const score = (value) => (value === null ? "–" : value.toFixed(3));
 const names = gallery.classes.map((c) => c[0]);
 

@@ -1,30 +1,30 @@
-"""The paper's question, answered on your data: what do automatic labels add?
+"""Train students that are alike in everything but their labels, and compare them (arXiv 2005.10821, section 3.3).
 
-Students alike in everything but their labels (arXiv 2005.10821, section 3.3 and table 6): fine labels only; fine and
-coarse; fine and automatic labels of the same coarse images; fine and whatever else is to be held against these. Same
-network, steps, seeds and validation images. In all arms but the first, half of the draws are fine samples, as in the
-reference's recipe, or as many as one asks for. In the folder:
+The arms have fine labels only; fine and coarse labels; fine labels and automatic labels of the same coarse images; fine
+labels and any others. All have the same network, steps, seeds and validation images. In all arms but the first, half of
+the draws are fine samples, as in the paper's recipe, or another share. The folder holds
 
-    ARM.parquet         what an arm trains on
+    ARM.parquet         the samples that an arm trains on
     ARM-seedN/          a training (student/train.py)
-    compare.json        everything that was measured (docs/compare.md)
-    index.html          the same to look at; opens from disk
+    compare.json        every number (docs/compare.md)
+    index.html          the same numbers to look at; opens from disk
 """
 
 from __future__ import annotations
 
 import csv
+import itertools
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from autolabel.manifests import storage
 from autolabel.manifests.fuse import join
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
@@ -36,11 +36,28 @@ from autolabel.teacher.checkpoints import overlap, read_checkpoint
 from autolabel.teacher.predict import load_teacher
 
 ARMS = ("fine", "fine + coarse", "fine + auto")
-ADDED_SHARE = 0.5  # of the draws: the reference's recipe
+ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
+_SETTING = (
+    "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "ema",
+    "fine_only_last", "precision", "init", "val",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 _TAKEN = ("coarse", "auto")
-OnArm = Callable[[str, int, StepReport], None]  # arm, seed, report
-OnArmLabel = Callable[[str, int, int, int], None]  # arm, seed, done, all
+
+
+@dataclass(frozen=True)
+class ArmProgress:
+    """The state of a comparison: the training under way, and the steps of all trainings.
+
+    step: of this training; 0 while it reads labels. done, total: steps of all trainings. note: loss and speed in words.
+    """
+
+    arm: str
+    seed: int
+    step: int
+    done: int
+    total: int
+    note: str
 
 
 def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
@@ -55,11 +72,11 @@ def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
 
 def manifest_of(path: Path) -> Path:
     """The manifest of a run folder, or the manifest itself."""
-    return path / "manifest.parquet" if storage.is_folder(path) else path
+    return RunFolder(path).manifest_path if storage.is_folder(path) else path
 
 
 def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | None, share: float) -> Manifest:
-    """Fine samples, and the others (of one source, or all that are not among the fine ones) as `share` of the draws."""
+    """Join the fine samples with others as `share` of the draws: one source, or all that the fine ones lack."""
     known = {(s.source, s.sample_id) for s in fine.labelled}
     chosen = tuple(
         s for s in other.labelled if (s.source == source if source else (s.source, s.sample_id) not in known)
@@ -75,21 +92,21 @@ def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | Non
 def compare(
     fine: Path,
     coarse: Path,
+    *,
     auto: Path,
     template: TrainJob,
     seeds: Sequence[int],
-    on_step: OnArm | None = None,
     further: Mapping[str, Path] | None = None,
-    on_label: OnArmLabel | None = None,
-    on_note: Callable[[str], None] | None = None,
     added_share: float = ADDED_SHARE,
+    on_progress: Callable[[ArmProgress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Comparison:
-    """Train and score every arm with every seed, under `template.out`; what is finished there is not done again.
+    """Train and score every arm with every seed, under `template.out`; finished trainings are not repeated.
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
-    and batch size. `on_label` hears of the labels that are read before a training's first step; `on_note` is that
-    of `train`. `added_share` of the draws of every arm but the first are of what it adds. Raises ValueError,
-    also where a run's teacher was trained on validation images.
+    and batch size. `added_share` is the share of the draws that show the labels which an arm adds to the fine ones.
+    `on_progress` hears of every step, and of labels that are read before the first one; `on_note` is that of `train`.
+    Raises ValueError, also if a run's teacher was trained on validation images.
     """
     if not 0 < added_share < 1:
         raise ValueError(f"added-share {added_share:g}: expected a number between 0 and 1, such as {ADDED_SHARE}")
@@ -110,40 +127,56 @@ def compare(
 
     scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
     curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
-    for seed in seeds:  # a comparison that is stopped has all arms of the first ones
-        for arm in manifests:
-            path = template.out / f"{_slug(arm)}.parquet"
-            job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
-            report = (lambda r, a=arm, s=seed: on_step(a, s, r)) if on_step else None
-            reading = (lambda done, total, a=arm, s=seed: on_label(a, s, done, total)) if on_label else None
-            best = train(job, report, progress=reading, on_note=on_note)
-            curve = read_curve(job.out / "curves.csv")
-            scores[arm].append(last_scores(job, best, curve))
-            curves[arm].append(curve)
-    about = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
-    asked = {
-        **{name: about[name] for name in ("steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate")},
-        **{name: about[name] for name in ("schedule", "power", "ema", "fine_only_last", "precision", "init", "val")},
+    trainings = list(itertools.product(seeds, manifests))  # all arms of a seed, then the next seed
+    for place, (seed, arm) in enumerate(trainings):
+        path = template.out / f"{_slug(arm)}.parquet"
+        job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
+        now = ArmProgress(arm, seed, 0, place * job.steps, len(trainings) * job.steps, "")
+        best = _train(job, now, on_progress, on_note)
+        curve = read_curve(job.out / "curves.csv")
+        scores[arm].append(last_scores(job, best, curve))
+        curves[arm].append(curve)
+    first = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
+    setting = {
+        **{name: first[name] for name in _SETTING},
         "added_share": added_share,
         "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
         "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
         "runs": labelled,
     }
-    found = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), asked)
-    storage.write_json(template.out / "compare.json", found.record())
-    storage.write(template.out / "index.html", render(found, template.out).encode())
-    return found
+    comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
+    storage.write_json(template.out / "compare.json", comparison.record())
+    storage.write(template.out / "index.html", render(comparison, template.out).encode())
+    return comparison
+
+
+def _train(
+    job: TrainJob,
+    start: ArmProgress,
+    on_progress: Callable[[ArmProgress], None] | None,
+    on_note: Callable[[str], None] | None,
+) -> Scores:
+    def tell(step: int, note: str) -> None:
+        if on_progress:
+            on_progress(replace(start, step=step, done=start.done + step, note=note))
+
+    return train(
+        job,
+        lambda step: tell(step.step, step.note()),
+        progress=lambda done, total: tell(0, f"reading labels {done}/{total}"),
+        on_note=on_note,
+    )
 
 
 def _slug(arm: str) -> str:
     return arm.replace(" + ", "-")
 
 
-# --- what is compared -------------------------------------------------------------------------------------------------
+# --- the arms ---------------------------------------------------------------------------------------------------------
 
 
 def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:
-    """Who labelled the runs of the arms, and what cannot be known. Raises ValueError if one has seen validation."""
+    """The teachers of the arms' runs, and notes on what is unknown. Raises ValueError if one has seen validation."""
     held_out = load_manifest(val).labelled
     marks = fingerprints(held_out)
     labelled: list[dict[str, str]] = []
@@ -153,7 +186,7 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
         teacher, digest, policy = opened.teacher, opened.recipe.teacher_sha256, opened.policy.name
         names = {"arm": arm, "run": str(run), "policy": policy}
         labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
-        unknown = "so whether it has seen validation images cannot be told"
+        unknown = "so nobody can tell whether it has seen validation images"
         if not storage.exists(teacher):
             notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
             continue
@@ -174,7 +207,7 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
 
 
 def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:
-    """A note on every arm that does not hold the images of fine + coarse."""
+    """Notes on the arms whose images are not those of fine + coarse."""
     fine = set(fingerprints(manifests[ARMS[0]].labelled))
     images = {arm: set(fingerprints(m.labelled)) - fine for arm, m in manifests.items() if arm != ARMS[0]}
     notes = []
@@ -189,7 +222,7 @@ def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:
 
 
 def _require_same(path: Path, manifest: Manifest) -> None:
-    """Refuse to take trainings on other samples, labels or shares for those of this comparison."""
+    """Raise ValueError if the folder holds trainings on other samples, labels or shares."""
 
     def listed(samples: Sequence[Sample]) -> list[tuple[object, ...]]:
         return [(s.source, s.sample_id, s.image, s.label, s.label_index, np.float32(s.weight)) for s in samples]
@@ -205,11 +238,11 @@ def _require_same(path: Path, manifest: Manifest) -> None:
         )
 
 
-# --- what came out ----------------------------------------------------------------------------------------------------
+# --- the trainings ----------------------------------------------------------------------------------------------------
 
 
 def read_curve(path: Path) -> list[StepReport]:
-    """A training's `curves.csv`."""
+    """Read the `curves.csv` of a training."""
     return [
         StepReport(
             step=int(row["step"]),
@@ -223,10 +256,13 @@ def read_curve(path: Path) -> list[StepReport]:
 
 
 def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:
-    """Scores after the last step: to pick the step on the images that decide would favour the arm that jumps most."""
+    """Scores after the last step of a training.
+
+    To pick the best step on the images that decide would favour the arm whose scores jump most.
+    """
     *earlier, last = [row.miou for row in curve if row.miou is not None]
     if last > max(earlier, default=-1.0):
-        return best  # of the last step
+        return best  # the scores of the last step
     path = job.out / "last_scores.json"
     if not storage.exists(path):
         score(load_teacher(job.out / "last.pt", device=job.device), ManifestDataset(job.val)).write(path)

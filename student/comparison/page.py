@@ -2,70 +2,100 @@
 
 from __future__ import annotations
 
-import importlib.resources
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import jinja2
-
+from autolabel.manifests import pages
+from autolabel.manifests.drawing import OKABE_ITO
+from autolabel.manifests.wording import Table
 from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate
 from autolabel.student.train import StepReport
 
-# Okabe and Ito, "Color Universal Design" (2008): told apart with every kind of colour vision. Black follows the text.
-_COLOURS = ("#0072b2", "#e69f00", "#009e73", "#cc79a7", "#56b4e9", "#d55e00", "#f0e442", "var(--ink)")
-# And without colour: marks and dashes.
+# An arm is told apart by its colour, and without colours by its mark and dash. The last colour follows the text.
+_COLOURS = (*(OKABE_ITO[c] for c in ("blue", "orange", "green", "purple", "sky", "vermilion", "yellow")), "var(--ink)")
 _MARKS = ("circle", "square", "diamond", "ring")
 _DASHES = ("none", "7 3", "2 3", "9 3 2 3")
-_POINTS = 80  # of a curve: more are not to be told apart
-
-Mark = dict[str, Any]  # where a dot and its whisker lie, in % of an axis
+_POINTS = 80  # points of a curve; more could not be told apart
 
 
-def render(found: Comparison, out: Path) -> str:
-    """The page, complete."""
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+@dataclass(frozen=True)
+class Arm:
+    """How an arm is drawn."""
+
+    name: str
+    colour: str
+    mark: str
+    dash: str
+
+
+@dataclass(frozen=True)
+class Interval:
+    """A dot and its whisker on an axis, in per cent of it."""
+
+    dot: float
+    left: float
+    width: float
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """A table with a plot: for every row, the intervals of some arms on one axis."""
+
+    table: Table
+    ticks: list[tuple[float, float]]  # a value, and its place on the axis in per cent
+    lanes: Mapping[str, list[tuple[Arm, Interval | None]]]
+
+
+@dataclass(frozen=True)
+class Verdicts:
+    """The differences of an arm from a baseline."""
+
+    arm: Arm
+    baseline: str
+    plot: Lanes
+
+
+@dataclass(frozen=True)
+class CurvePlot:
+    """Curves of every training by step: (arm, points), in per cent of the axes, y downwards."""
+
+    title: str
+    note: str
+    steps: int
+    lines: list[tuple[Arm, list[tuple[float, float]]]]
+    ticks: list[tuple[str, float]]
+
+
+@dataclass(frozen=True)
+class ComparisonPage:
+    """The values of the page."""
+
+    comparison: Comparison
+    out: Path
+    arms: list[Arm]
+    scores: Lanes
+    verdicts: list[Verdicts]
+    curves: list[CurvePlot]
+    mean: str = MEAN
+
+
+def render(comparison: Comparison, out: Path) -> str:
+    """The page as HTML; `out` is the folder that it is written to."""
+    arms = {
+        name: Arm(name, *(kinds[place % len(kinds)] for kinds in (_COLOURS, _MARKS, _DASHES)))
+        for place, name in enumerate(comparison.arms)
+    }
+    page = ComparisonPage(
+        comparison,
+        out.absolute(),
+        list(arms.values()),
+        _scores(comparison, arms),
+        _verdicts(comparison, arms),
+        _curves(comparison.curves, arms),
     )
-    environment.filters |= {"percent": _percent, "points": _points, "duration": _duration}
-    template = (
-        importlib.resources.files("autolabel.student.comparison").joinpath("page.html.j2").read_text(encoding="utf-8")
-    )
-    cost = {arm: found.cost(arm) for arm in found.arms}
-    return environment.from_string(template).render(
-        found=found,
-        out=out.absolute(),
-        mean_name=MEAN,
-        arms=[
-            {
-                "name": arm,
-                "colour": _COLOURS[place % len(_COLOURS)],
-                "mark": _MARKS[place % len(_MARKS)],
-                "dash": _DASHES[place % len(_DASHES)],
-                "images_per_s": cost[arm][0],
-                "seconds": cost[arm][1],
-            }
-            for place, arm in enumerate(found.arms)
-        ],
-        scores=_scores(found),
-        verdicts=_verdicts(found),
-        curves=_curves(found.curves),
-    )
-
-
-def _percent(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:.1f}"
-
-
-def _points(value: float | None) -> str:
-    return "–" if value is None else f"{100 * value:+.1f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _duration(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02} min" if hours else f"{minutes} min {rest:02} s" if minutes else f"{rest} s"
+    return pages.render("student/comparison/page.html.j2", page=page)
 
 
 def _axis(longest: float) -> tuple[float, int]:
@@ -75,12 +105,13 @@ def _axis(longest: float) -> tuple[float, int]:
     return step, math.ceil(longest / step - 1e-9)
 
 
-def _ends(values: Iterable[Estimate | ArmDifference]) -> list[float]:
-    """How far from 0 means and whiskers reach."""
+def _reach(values: Iterable[Estimate | ArmDifference]) -> list[float]:
+    """The distances from 0 that means and whiskers reach."""
     return [abs(v.mean) + (v.half or 0.0) for v in values if v.mean is not None]
 
 
-def _mark(value: Estimate | ArmDifference, low: float, high: float) -> Mark | None:
+def _interval(value: Estimate | ArmDifference, low: float, high: float) -> Interval | None:
+    """The place of a number on an axis from `low` to `high`; None if there is no number."""
     if value.mean is None:
         return None
     half = value.half or 0.0
@@ -89,50 +120,53 @@ def _mark(value: Estimate | ArmDifference, low: float, high: float) -> Mark | No
         return 100 * (min(max(x, low), high) - low) / (high - low)
 
     left, right = place(value.mean - half), place(value.mean + half)
-    return {"dot": place(value.mean), "left": left, "width": right - left}
+    return Interval(place(value.mean), left, right - left)
 
 
-def _scores(found: Comparison) -> dict[str, Any]:
-    """Rows of the table of IoUs, by class and arm, on an axis from 0."""
-    rows = [(name, [found.estimate(arm, name) for arm in found.arms]) for name in found.names]
-    longest = min(1.0, max([0.01, *_ends(e for _, row in rows for e in row)]))
-    step, count = _axis(longest)
-    top = step * count
-    return {
-        "rows": [(name, [(e, _mark(e, 0.0, top)) for e in row]) for name, row in rows],
-        "ticks": [(k * step, 100 * k / count) for k in range(count + 1)],
-    }
+def _scores(comparison: Comparison, arms: Mapping[str, Arm]) -> Lanes:
+    """IoU by class and arm, on an axis from 0."""
+    rows = {name: [(arm, comparison.estimate(arm, name)) for arm in comparison.arms] for name in comparison.names}
+    step, count = _axis(min(1.0, max([0.01, *_reach(e for row in rows.values() for _, e in row)])))
+    return Lanes(
+        comparison.score_table(),
+        [(k * step, 100 * k / count) for k in range(count + 1)],
+        {name: [(arms[arm], _interval(e, 0.0, step * count)) for arm, e in row] for name, row in rows.items()},
+    )
 
 
-def _verdicts(found: Comparison) -> dict[str, Any]:
-    """A list of differences for each arm and baseline, all on one axis around 0."""
-    parts = [
-        (arm, baseline, [found.difference(arm, baseline, name) for name in found.names])
-        for arm in found.arms
-        for baseline in found.baselines(arm)
+def _verdicts(comparison: Comparison, arms: Mapping[str, Arm]) -> list[Verdicts]:
+    """Differences for each arm and baseline, all on one axis around 0."""
+    pairs = [(arm, baseline) for arm in comparison.arms for baseline in comparison.baselines(arm)]
+    parts = {pair: [comparison.difference(*pair, name) for name in comparison.names] for pair in pairs}
+    step, count = _axis(max([0.005, *_reach(d for part in parts.values() for d in part)]))
+    top, ticks = step * count, [(k * step, 50 + 50 * k / count) for k in range(-count, count + 1)]
+    return [
+        Verdicts(
+            arms[arm],
+            baseline,
+            Lanes(
+                comparison.verdict_table(arm, baseline),
+                ticks,
+                {d.name: [(arms[arm], _interval(d, -top, top))] for d in parts[arm, baseline]},
+            ),
+        )
+        for arm, baseline in pairs
     ]
-    longest = max([0.005, *_ends(d for *_, row in parts for d in row)])
-    step, count = _axis(longest)
-    top = step * count
-    return {
-        "parts": [(arm, baseline, [(d, _mark(d, -top, top)) for d in row]) for arm, baseline, row in parts],
-        "ticks": [(k * step, 50 + 50 * k / count) for k in range(-count, count + 1)],
-    }
 
 
-def _curves(curves: dict[str, list[list[StepReport]]]) -> list[dict[str, Any]]:
-    """The plots of loss and mIoU by step: lines of every training, in % of the axes."""
-    lines = [(arm, curve) for arm, of_arm in curves.items() for curve in of_arm if curve]
+def _curves(curves: Mapping[str, list[list[StepReport]]], arms: Mapping[str, Arm]) -> list[CurvePlot]:
+    """The plots of loss and mean IoU."""
+    lines = [(arms[arm], curve) for arm, of_arm in curves.items() for curve in of_arm if curve]
     if not lines:
         return []
     steps = max(curve[-1].step for _, curve in lines)
     every = max(1, math.ceil(steps / _POINTS))
     losses = [(arm, _thinned(curve, every)) for arm, curve in lines]
     scores = [(arm, [(row.step, row.miou) for row in curve if row.miou is not None]) for arm, curve in lines]
-    about = "each training" if every == 1 else f"each training, mean of every {every} steps"
+    note = "each training" if every == 1 else f"each training, mean of every {every} steps"
     return [
-        _plot("Loss", f"{about}; what the loss is taken of differs from arm to arm", losses, steps, 1.0),
-        _plot("Mean IoU, %", "each training, on the validation images", scores, steps, 100.0),
+        _plot("Loss", f"{note}; arms differ in the labels that their loss is computed from", losses, 1.0),
+        _plot("Mean IoU, %", "each training, on the validation images", scores, 100.0, steps),
     ]
 
 
@@ -143,15 +177,16 @@ def _thinned(curve: Sequence[StepReport], every: int) -> list[tuple[int, float]]
 
 
 def _plot(
-    title: str, about: str, lines: list[tuple[str, list[tuple[int, float]]]], steps: int, unit: float
-) -> dict[str, Any]:
-    longest = max([0.01, *(y for _, line in lines for _, y in line)])
-    step, count = _axis(longest)
+    title: str, note: str, lines: list[tuple[Arm, list[tuple[int, float]]]], unit: float, steps: int = 0
+) -> CurvePlot:
+    """A plot whose ticks are multiples of `unit`; its axis ends at `steps`, or where the longest line does."""
+    steps = steps or max(x for _, line in lines for x, _ in line)
+    step, count = _axis(max([0.01, *(y for _, line in lines for _, y in line)]))
     top = step * count
-    return {
-        "title": title,
-        "about": about,
-        "steps": steps,
-        "lines": [(arm, [(100 * x / steps, 100 - 100 * y / top) for x, y in line]) for arm, line in lines],
-        "ticks": [(f"{k * step * unit:g}", 100 * k / count) for k in range(count + 1)],
-    }
+    return CurvePlot(
+        title,
+        note,
+        steps,
+        [(arm, [(100 * x / steps, 100 - 100 * y / top) for x, y in line]) for arm, line in lines],
+        [(f"{k * step * unit:g}", 100 * k / count) for k in range(count + 1)],
+    )

@@ -35,6 +35,10 @@ def t_quantile(freedom: int) -> float:
     return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
 
 
+def _with_half(text: str, half: float | None) -> str:
+    return text if half is None else f"{text} ± {100 * half:.1f}"
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A mean over seeds and half of the width of its 95 % interval.
@@ -47,7 +51,7 @@ class Estimate:
 
     def __str__(self) -> str:
         """68.2 ± 1.0, in per cent."""
-        return percent(self.mean) + ("" if self.half is None else f" ± {percent(self.half)}")
+        return _with_half(percent(self.mean), self.half)
 
 
 def estimate(values: Sequence[float | None]) -> Estimate:
@@ -81,14 +85,15 @@ class ArmDifference:
     @property
     def change(self) -> str:
         """+2.1 ± 0.8, in points."""
-        return points(self.mean) + ("" if self.half is None else f" ± {percent(self.half)}")
+        return _with_half(points(self.mean), self.half)
 
     def __str__(self) -> str:
         """One sentence: "pole loses 2.1 ± 0.8 points against fine + coarse"."""
         if self.mean is None or self.half is None or self.verdict == "undecided":
             return f"{self.name} is {self.verdict} against {self.baseline}"
         verb = "gains" if self.mean > 0 else "loses"
-        return f"{self.name} {verb} {percent(abs(self.mean))} ± {percent(self.half)} points against {self.baseline}"
+        size = _with_half(percent(abs(self.mean)), self.half)
+        return f"{self.name} {verb} {size} points against {self.baseline}"
 
 
 @dataclass(frozen=True)

@@ -68,9 +68,9 @@ _PYRAMIDS: dict[str, Callable[[], PyramidTrunk]] = {
 _PYRAMID_DECODERS: dict[str, Callable[[PyramidTrunk, int], SegmentationNet]] = {
     "deeplabv3": DeepLabV3,
     "deeplabv3plus": DeepLabV3Plus,
-    "deeper": DeeperLab,  # ends at stride 2, where ResNet-50 has no features
+    "deeper": DeeperLab,  # reads features at stride 2, which ResNet-50 does not return
 }
-# Smaller heads for the smaller trunks: OCR's channels (mid, key), and the attention's.
+# Channels of OCR (mid, key) and of the attention; smaller trunks get smaller heads.
 _OCR = {"hrnet48": (512, 256), "hrnet18s": (128, 64), "efficientnet_lite0": (128, 64)}
 _ATTENTION = {"hrnet18s": 64, "efficientnet_lite0": 64}
 COMBINATIONS = ("", "mscale", "mscale2", "explicit", "explicit_bn", "explicit_pairs")
@@ -90,7 +90,7 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """The pieces of a named network. Raises ValueError for an unknown name."""
+    """Return the pieces of a named network. Raises ValueError for an unknown name."""
     if name not in ARCHITECTURES:
         raise ValueError(
             f"unknown architecture {name!r}: expected TRUNK_DECODER[_COMBINATION] such as hrnet48_ocr_mscale, with"
@@ -100,8 +100,8 @@ def architecture(name: str) -> Architecture:
     return ARCHITECTURES[name]
 
 
-def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
-    """A network with fresh weights; `scales` matters to the explicit combinations alone: how many they weigh.
+def build(arch: str, classes: int, *, scales: int = 3) -> SegmentationNet:
+    """Build a network with random weights. `scales` is the number of scales that an explicit combination weighs.
 
     Raises ValueError for an unknown name.
     """
@@ -110,7 +110,8 @@ def build(arch: str, classes: int, scales: int = 3) -> SegmentationNet:
     if pieces.trunk in _PYRAMIDS:
         network = _PYRAMID_DECODERS[pieces.decoder](_PYRAMIDS[pieces.trunk](), classes)
     elif pieces.decoder == "ocr":
-        network = OCRNet(_FLAT[pieces.trunk](), classes, *_OCR[pieces.trunk])
+        mid, key = _OCR[pieces.trunk]
+        network = OCRNet(_FLAT[pieces.trunk](), classes, mid=mid, key=key)
     else:
         network = _FLAT_DECODERS[pieces.decoder](_FLAT[pieces.trunk](), classes)
     attention = _ATTENTION.get(pieces.trunk, 256)
@@ -131,36 +132,36 @@ def _combination(name: str, features: int, channels: int, scales: int) -> Combin
 
 
 class Recognised(NamedTuple):
-    """What a state dict's keys and shapes say: a name in ARCHITECTURES, classes, and scales weighed at once."""
+    """The network of a state dict: a name in ARCHITECTURES, its classes, and the scales that it weighs at once."""
 
     arch: str
     classes: int
     scales: int
 
 
-# A tensor that only this trunk, or this decoder, has. The first match counts.
+# Tensors that only one trunk has. The first match counts.
 _TRUNK_MARKS = {
-    "backbone.stage4.0.branches.0.0.conv1.weight": None,  # HRNet: which one, its width tells
+    "backbone.stage4.0.branches.0.0.conv1.weight": None,  # an HRNet; its width tells which
     "backbone.layer0.0.weight": "resnet50",
     "backbone.mod1.conv1.weight": "wrn38",
     "backbone.block20.skip.weight": "xception71",
     "backbone.features.0.0.weight": "efficientnet_b4",
     "backbone._blocks.15._project_conv.weight": "efficientnet_lite0",
 }
-# The tensor whose length is the number of classes.
+# Tensors that only one decoder has; their length is the number of classes.
 _DECODER_MARKS = {
     "ocr.cls_head.weight": "ocr",
     "cls_head.6.weight": "plain",
     "conv_up5.weight": "deeper",
-    "final.6.weight": None,  # which one, its bottlenecks tell
+    "final.6.weight": None,  # its bottlenecks tell which
 }
 
 
 def recognise(state: Mapping[str, Tensor], published: str = "") -> Recognised | None:
-    """The network that a state dict most likely belongs to, None where nothing is familiar.
+    """Return the network to which a state dict most likely belongs, or None if no tensor is familiar.
 
-    `published` is the name under which the reference saved it, if it is known. Only tell-tale tensors are looked at;
-    whether all the others fit is for the caller to check.
+    `published` is the name under which the reference saved it, or "". Only tell-tale tensors are looked at; the caller
+    has to check that all others fit.
     """
     trunk_mark = next((key for key in _TRUNK_MARKS if key in state), None)
     decoder_mark = next((key for key in _DECODER_MARKS if key in state and state[key].ndim == 4), None)
@@ -183,6 +184,6 @@ def _recognise_combination(state: Mapping[str, Tensor], published: str) -> tuple
     if deep is not None:
         weights = deep.shape[0]
         if weights == 2 and published.startswith("attnscale.") and not published.endswith("P"):
-            return "explicit_bn", 2  # of the same shapes as the paired head
+            return "explicit_bn", 2  # has the shapes of the paired head
         return {1: "mscale2", 2: "explicit_pairs"}.get(weights, "explicit_bn"), weights
     return ("explicit", plain.shape[0]) if plain is not None else ("", 3)

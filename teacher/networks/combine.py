@@ -118,14 +118,14 @@ class Combination(nn.Module):
     def require(self, scales: Sequence[float]) -> None:
         """Raise ValueError for scales that this combination cannot weigh."""
 
-    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
+    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         """Run the network at every scale. `predict` takes the size to which it resizes the image of `size`.
 
         `scales` contains 1 and passes `require`.
         """
         raise NotImplementedError
 
-    def mix(self, parts: Sequence[Part], size: Size, pick: Pick = of_logits) -> Field:
+    def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
         """Combine the parts' logits, or the tensors that `pick` returns for them, into one field (B, K, H, W)."""
         raise NotImplementedError
 
@@ -141,7 +141,7 @@ class Combination(nn.Module):
             own = (scales == part.scale).to(part.logits).view(1, -1, 1, 1)
             return own.expand(part.logits.shape[0], -1, *part.logits.shape[-2:])
 
-        return self.mix(parts, size, mark)
+        return self.mix(parts, size, pick=mark)
 
 
 class Average(Combination):
@@ -149,7 +149,7 @@ class Average(Combination):
 
     training_scales = (1.0,)
 
-    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
+    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts = []
         for scale in sorted(scales, key=lambda s: (s != 1, s)):
             own = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
@@ -157,14 +157,14 @@ class Average(Combination):
             parts.append(Part(scale, own, prediction.logits, aux=prediction.aux))
         return parts
 
-    def mix(self, parts: Sequence[Part], size: Size, pick: Pick = of_logits) -> Field:
+    def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
         return Combined(mean, tuple(at_size(pick(part), part.size, size) for part in parts))
 
 
 class _Chained(Combination):
     """A chain from the highest scale down: each scale is mixed with the result so far, weighed by its attention."""
 
-    def mix(self, parts: Sequence[Part], size: Size, pick: Pick = of_logits) -> Field:
+    def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
         """Chain the parts (arXiv 2005.10821, section 3.2).
 
         At scales of 1 and above, the result so far is resized to the next scale and mixed there; below 1, the scale's
@@ -201,7 +201,7 @@ class Hierarchical(_Chained):
         x = F.relu_(self.bn1(self.conv1(x)))
         return self.conv2(x).float().sigmoid()  # type: ignore[no-any-return]
 
-    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
+    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         highest = max(scales)  # its attention is not computed: no scale above would share with it
         parts = []
         for scale in sorted(scales):
@@ -217,9 +217,9 @@ class HierarchicalPairs(_Chained):
 
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
-        _add_layers(self, [*head_layers(2 * inputs, channels, 1), nn.Sigmoid()])
+        _add_layers(self, [*head_layers(2 * inputs, channels, outputs=1), nn.Sigmoid()])
 
-    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
+    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts: list[Part] = []
         above: Tensor | None = None
         for scale in sorted(scales, reverse=True):
@@ -259,21 +259,21 @@ class Explicit(Combination):
         self.training_scales = _EXPLICIT_SCALES[scales]
         first = nn.Conv2d(scales * inputs, 512, 3, padding=1, bias=False)
         plain = [first, nn.ReLU(inplace=True), nn.Conv2d(512, scales, 1, padding=1, bias=False)]
-        _add_layers(self, head_layers(scales * inputs, 256, scales) if batch_norm else plain)
+        _add_layers(self, head_layers(scales * inputs, 256, outputs=scales) if batch_norm else plain)
 
     def require(self, scales: Sequence[float]) -> None:
         if len(scales) != self.scales:
             given = ",".join(f"{s:g}" for s in scales)
             raise ValueError(f"scales {given}: this network weighs exactly {self.scales} scales at once")
 
-    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
+    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts, features = _predict_all(predict, size, scales)
         ordered = [features[1.0], *(features[scale] for scale in sorted(scales) if scale != 1)]
         weights = _run_layers(self, torch.cat(ordered, dim=1))
         # The head's channels are in ascending order of scale; the features that it reads begin with scale 1.
         return [replace(part, attention=weights[:, i : i + 1]) for i, part in enumerate(parts)]
 
-    def mix(self, parts: Sequence[Part], size: Size, pick: Pick = of_logits) -> Field:
+    def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
         """Return the sum of the scales' logits times their weights, which need not sum to 1."""
         weights = [at_size(part.attention, size) for part in parts if part.attention is not None]
         return Combined(_weighted, (*weights, *(at_size(pick(part), part.size, size) for part in parts)))
@@ -284,14 +284,14 @@ class ExplicitPairs(Combination):
 
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
-        _add_layers(self, [*head_layers(2 * inputs, channels, 2), nn.Sigmoid()])
+        _add_layers(self, [*head_layers(2 * inputs, channels, outputs=2), nn.Sigmoid()])
 
-    def weigh(self, predict: Predict, size: Size, scales: Sequence[float]) -> list[Part]:
+    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts, features = _predict_all(predict, size, scales)
         pairs = [torch.cat([features[a.scale], features[b.scale]], dim=1) for a, b in pairwise(parts)]
         return [*(replace(p, attention=_run_layers(self, x)) for p, x in zip(parts, pairs, strict=False)), parts[-1]]
 
-    def mix(self, parts: Sequence[Part], size: Size, pick: Pick = of_logits) -> Field:
+    def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
         logits = [at_size(pick(part), part.size, size) for part in parts]
         pairs = [at_size(part.attention, size) for part in parts if part.attention is not None]
         return Combined(_weighted_by_pairs, (*pairs, *logits)) if pairs else logits[0]
@@ -309,7 +309,7 @@ def _predict_all(predict: Predict, size: Size, scales: Sequence[float]) -> tuple
     return [parts[scale] for scale in sorted(scales)], features
 
 
-def head_layers(inputs: int, channels: int, outputs: int) -> list[nn.Module]:
+def head_layers(inputs: int, channels: int, *, outputs: int) -> list[nn.Module]:
     """Return the layers of most heads: twice a 3x3 convolution, batch norm and ReLU, then a 1x1 convolution."""
     layers: list[nn.Module] = []
     for width in (inputs, channels):

@@ -46,7 +46,7 @@ class SegmentationNet(nn.Module):
         """Predict at one scale; the output has the decoder's own resolution (stride 2 to 8)."""
         raise NotImplementedError
 
-    def parts(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> list[Part]:
+    def parts(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> list[Part]:
         """Predict at every scale and weigh the scales. Raises ValueError for scales that cannot be weighed."""
 
         def predict(size: Size) -> ScaleOutput:
@@ -56,16 +56,16 @@ class SegmentationNet(nn.Module):
 
         combination = combination or self.scale_attn
         combination.require(scales)
-        return combination.weigh(predict, _size(images), scales)
+        return combination.weigh(predict, _size(images), scales=scales)
 
-    def field(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> Field:
+    def field(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> Field:
         """Return the combined logits as a field (B, K, H, W), to be read in bands or whole."""
         combination = combination or self.scale_attn
-        return combination.mix(self.parts(images, scales, combination), _size(images))
+        return combination.mix(self.parts(images, scales, combination=combination), _size(images))
 
-    def logits(self, images: Tensor, scales: Sequence[float], combination: Combination | None = None) -> Tensor:
+    def logits(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> Tensor:
         """Return the combined logits (B, K, H, W) in float32."""
-        return self.field(images, scales, combination).whole()
+        return self.field(images, scales, combination=combination).whole()
 
     def forward(self, images: Tensor) -> TrainingOutput:
         """Do the forward pass of a training step, at the training scales of the combination."""
@@ -75,7 +75,7 @@ class SegmentationNet(nn.Module):
         own = [at_size(part.logits, part.size, size).whole() for part in sorted(parts, key=lambda p: p.scale)]
         return TrainingOutput(
             joint=self.scale_attn.mix(parts, size).whole(),
-            aux=self.scale_attn.mix(parts, size, _aux).whole() if with_aux else None,
+            aux=self.scale_attn.mix(parts, size, pick=_aux).whole() if with_aux else None,
             scales=tuple(own) if len(own) > 1 else (),
         )
 
@@ -92,11 +92,11 @@ def _size(images: Tensor) -> Size:
 class OCRNet(SegmentationNet):
     """A trunk of one map and object-contextual representations; with HRNet-W48 the network of arXiv 2005.10821."""
 
-    def __init__(self, trunk: FlatTrunk, classes: int, mid: int, key: int) -> None:
+    def __init__(self, trunk: FlatTrunk, classes: int, *, mid: int, key: int) -> None:
         super().__init__()
         self.classes, self.features = classes, mid
         self.backbone = trunk
-        self.ocr = OCR(trunk.channels, classes, mid, key)
+        self.ocr = OCR(trunk.channels, classes, mid=mid, key=key)
 
     def predict(self, images: Tensor) -> ScaleOutput:
         logits, aux, features = self.ocr(self.backbone(images))
@@ -134,7 +134,7 @@ class HRNetPlain(SegmentationNet):
         super().__init__()
         self.classes, self.features = classes, trunk.channels
         self.backbone = trunk
-        self.cls_head = nn.Sequential(*head_layers(trunk.channels, 256, classes))
+        self.cls_head = nn.Sequential(*head_layers(trunk.channels, 256, outputs=classes))
 
     def predict(self, images: Tensor) -> ScaleOutput:
         features = self.backbone(images)
@@ -150,7 +150,7 @@ class HRNetASPP(SegmentationNet):
         self.backbone = trunk
         self.aspp = ASPP(trunk.channels)
         self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
-        self.final = nn.Sequential(*head_layers(256, 256, classes))
+        self.final = nn.Sequential(*head_layers(256, 256, outputs=classes))
 
     def predict(self, images: Tensor) -> ScaleOutput:
         features = self.bot_aspp(self.aspp(self.backbone(images)))
@@ -165,7 +165,7 @@ class DeepLabV3(SegmentationNet):
         self.classes, self.features = classes, ASPP.outputs
         self.backbone = trunk
         self.aspp = ASPP(trunk.channels[-1])
-        self.final = nn.Sequential(*head_layers(ASPP.outputs, 256, classes))
+        self.final = nn.Sequential(*head_layers(ASPP.outputs, 256, outputs=classes))
 
     def predict(self, images: Tensor) -> ScaleOutput:
         features = self.aspp(self.backbone(images).deep)
@@ -182,7 +182,7 @@ class DeepLabV3Plus(SegmentationNet):
         self.aspp = ASPP(trunk.channels[-1])
         self.bot_fine = nn.Conv2d(trunk.channels[0], 48, 1, bias=False)
         self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
-        self.final = nn.Sequential(*head_layers(48 + 256, 256, classes))
+        self.final = nn.Sequential(*head_layers(48 + 256, 256, outputs=classes))
 
     def predict(self, images: Tensor) -> ScaleOutput:
         trunk: Features = self.backbone(images)

@@ -1,8 +1,8 @@
 """EfficientNet-Lite0: a small trunk whose ImageNet weights come from a package index.
 
-EfficientNet (Tan and Le, arXiv 1905.11946) with what a phone is slow at left out: no squeeze and excitation, ReLU6 for
-SiLU. Its features at strides 4, 8, 16 and 32 are concatenated at stride 4, as HRNetV2's are (arXiv 1904.04514,
-section 3), so that the decoders of `hrnet.py` read either.
+EfficientNet (Tan and Le, arXiv 1905.11946) without the parts that are slow on a phone: no squeeze and excitation, ReLU6
+instead of SiLU. Its features at strides 4, 8, 16 and 32 are concatenated at stride 4, as those of HRNetV2 are (arXiv
+1904.04514, section 3), so that the same decoders read either.
 
 Module names are those of the published PyTorch weights, which load without renaming.
 """
@@ -17,10 +17,10 @@ from autolabel.teacher.networks.hrnet import concatenate
 
 
 class SamePadConv(nn.Conv2d):
-    """A k x k convolution, padded as TensorFlow pads: ceil(n / stride) outputs, an odd row or column goes after."""
+    """A k x k convolution, padded as in TensorFlow: ceil(n / stride) outputs, an odd row or column goes last."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1) -> None:
-        # Where nothing is skipped, both sides get the same and the convolution pads by itself.
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, stride: int = 1, groups: int = 1) -> None:
+        # At stride 1 both sides get the same padding, which the convolution adds by itself.
         padding = kernel // 2 if stride == 1 else 0
         super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
 
@@ -33,13 +33,13 @@ class SamePadConv(nn.Conv2d):
 
 
 class DepthwiseConv(SamePadConv):
-    """Convolves each channel by itself; on a CPU in the precision of its weights, also under autocast.
+    """A convolution of each channel by itself; on a CPU in the precision of its weights, even under autocast.
 
-    There its gradients are two to four times as fast in float32 as in bfloat16 (benchmarks/RESULTS.md).
+    On a CPU its gradients are two to four times as fast in float32 as in bfloat16 (benchmarks/RESULTS.md).
     """
 
-    def __init__(self, channels: int, kernel: int, stride: int) -> None:
-        super().__init__(channels, channels, kernel, stride, groups=channels)
+    def __init__(self, channels: int, kernel: int, *, stride: int) -> None:
+        super().__init__(channels, channels, kernel=kernel, stride=stride, groups=channels)
 
     def forward(self, x: Tensor) -> Tensor:
         if x.device.type != "cpu":
@@ -55,13 +55,13 @@ def _norm(channels: int) -> nn.BatchNorm2d:
 class LiteBlock(nn.Module):
     """Widen by 1x1, convolve each channel, narrow by 1x1 without ReLU; a shortcut where the shape allows."""
 
-    def __init__(self, inputs: int, outputs: int, kernel: int, expand: int, stride: int) -> None:
+    def __init__(self, inputs: int, outputs: int, *, kernel: int, expand: int, stride: int) -> None:
         super().__init__()
         wide = inputs * expand
         self._expand_conv, self._bn0 = None, None
         if expand != 1:
             self._expand_conv, self._bn0 = nn.Conv2d(inputs, wide, 1, bias=False), _norm(wide)
-        self._depthwise_conv, self._bn1 = DepthwiseConv(wide, kernel, stride), _norm(wide)
+        self._depthwise_conv, self._bn1 = DepthwiseConv(wide, kernel, stride=stride), _norm(wide)
         self._project_conv, self._bn2 = nn.Conv2d(wide, outputs, 1, bias=False), _norm(outputs)
         self.shortcut = stride == 1 and inputs == outputs
 
@@ -87,24 +87,24 @@ class EfficientNetLite0(nn.Module):
         (192, 4, 5, 6, 2),
         (320, 1, 3, 6, 1),
     )
-    _LAST_OF_STRIDE = (2, 4, 10, 15)  # the blocks whose output is kept, at strides 4, 8, 16 and 32
+    _LAST_OF_STRIDE = (2, 4, 10, 15)  # last block at strides 4, 8, 16 and 32: their outputs are returned
     channels = 24 + 40 + 112 + 320
 
     def __init__(self) -> None:
         super().__init__()
-        self._conv_stem, self._bn0 = SamePadConv(3, 32, 3, stride=2), _norm(32)
+        self._conv_stem, self._bn0 = SamePadConv(3, 32, kernel=3, stride=2), _norm(32)
         blocks, inputs = [], 32
         for outputs, repeats, kernel, expand, stride in self._STAGES:
             for repeat in range(repeats):
-                blocks.append(LiteBlock(inputs, outputs, kernel, expand, 1 if repeat else stride))
+                blocks.append(LiteBlock(inputs, outputs, kernel=kernel, expand=expand, stride=1 if repeat else stride))
                 inputs = outputs
         self._blocks = nn.ModuleList(blocks)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu6(self._bn0(self._conv_stem(x)), inplace=True)
-        kept = []
+        features = []
         for number, block in enumerate(self._blocks):
             x = block(x)
             if number in self._LAST_OF_STRIDE:
-                kept.append(x)
-        return concatenate(kept)
+                features.append(x)
+        return concatenate(features)

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage: so many modules, each with so many residual blocks a branch, one width per branch."""
+    """A stage: the number of modules, the residual blocks of each branch of a module, and the width of each branch."""
 
     modules: int
     blocks: int
@@ -28,7 +28,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class HRNetWidths:
-    """The sizes of one HRNet. `stem_blocks` bottlenecks of `stem_channels` (x 4 out), then stages 2 to 4."""
+    """The sizes of an HRNet: `stem_blocks` bottlenecks with 4 * `stem_channels` outputs, then stages 2 to 4."""
 
     stem_blocks: int
     stem_channels: int
@@ -49,20 +49,20 @@ HRNET_W18_SMALL = HRNetWidths(
 )
 
 
-def conv3x3(inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
-    """A 3x3 convolution without bias, as everywhere in the trunks (batch norm follows)."""
+def conv3x3(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
+    """Return a 3x3 convolution without bias; in the trunks a batch norm follows it."""
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
 
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    """Bilinear resize of (B, C, H, W) to `size` = (h, w), corners not aligned, no antialiasing."""
+    """Resize (B, C, H, W) to `size` = (h, w), bilinearly: corners not aligned, no antialiasing."""
     if tuple(x.shape[-2:]) == tuple(size):
         return x
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
 
 
 def concatenate(maps: Sequence[Tensor]) -> Tensor:
-    """All channels of maps (B, C, h, w) of several sizes, resized to that of the first."""
+    """Concatenate the channels of maps (B, C, h, w), all resized to the size of the first."""
     return torch.cat([resize(x, maps[0].shape[-2:]) for x in maps], dim=1)
 
 
@@ -82,16 +82,16 @@ class BasicBlock(nn.Module):
 
 
 class Bottleneck(nn.Module):
-    """1x1, 3x3, 1x1 convolutions around a shortcut; four times as many channels out as in the middle."""
+    """1x1, 3x3 and 1x1 convolutions around a shortcut; the output has four times the channels of the middle."""
 
     expansion = 4
 
-    def __init__(self, inputs: int, channels: int, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(self, inputs: int, channels: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         outputs = channels * self.expansion
         self.conv1 = nn.Conv2d(inputs, channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
-        self.conv2 = conv3x3(channels, channels, stride, dilation)
+        self.conv2 = conv3x3(channels, channels, stride=stride, dilation=dilation)
         self.bn2 = nn.BatchNorm2d(channels)
         self.conv3 = nn.Conv2d(channels, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
@@ -110,7 +110,7 @@ class Bottleneck(nn.Module):
 
 
 def _down_path(inputs: int, outputs: int, halvings: int) -> nn.Sequential:
-    """`halvings` strided convolutions; the width changes in the last one, which has no ReLU (a sum follows)."""
+    """Return `halvings` strided convolutions. The last one changes the width and has no ReLU: a sum follows it."""
     steps: list[nn.Module] = []
     for step in range(halvings):
         last = step == halvings - 1
@@ -153,7 +153,7 @@ class ExchangeModule(nn.Module):
 
 
 def _transition(before: tuple[int, ...], after: tuple[int, ...]) -> nn.ModuleList:
-    """Carry the old branches over (changing width where needed) and start one new branch at half the last size."""
+    """Pass the old branches on, with a new width where needed, and start one new branch at half the last size."""
     paths: list[nn.Module] = []
     for index, width in enumerate(after):
         if index < len(before):
@@ -165,7 +165,7 @@ def _transition(before: tuple[int, ...], after: tuple[int, ...]) -> nn.ModuleLis
             )
         else:
             step = nn.Sequential(conv3x3(before[-1], width, stride=2), nn.BatchNorm2d(width), nn.ReLU(inplace=True))
-            paths.append(nn.Sequential(step))  # the extra level is part of the customary key
+            paths.append(nn.Sequential(step))  # the customary key has this extra level
     return nn.ModuleList(paths)
 
 
@@ -174,7 +174,7 @@ class HRNet(nn.Module):
 
     def __init__(self, widths: HRNetWidths) -> None:
         super().__init__()
-        self.channels = sum(widths.stages[-1].channels)  # of the concatenated output
+        self.channels = sum(widths.stages[-1].channels)  # channels of the concatenated output
         self.conv1 = conv3x3(3, 64, stride=2)
         self.bn1 = nn.BatchNorm2d(64)
         self.conv2 = conv3x3(64, 64, stride=2)

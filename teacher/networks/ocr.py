@@ -18,7 +18,7 @@ def _bn_relu(channels: int) -> nn.Sequential:
 
 
 def _project(inputs: int, outputs: int, layers: int) -> nn.Sequential:
-    """`layers` times 1x1 convolution, batch norm, ReLU."""
+    """Return `layers` times a 1x1 convolution, batch norm and ReLU."""
     steps: list[nn.Module] = []
     for i in range(layers):
         steps += [nn.Conv2d(inputs if i == 0 else outputs, outputs, 1, bias=False), _bn_relu(outputs)]
@@ -26,7 +26,7 @@ def _project(inputs: int, outputs: int, layers: int) -> nn.Sequential:
 
 
 class ObjectAttention(nn.Module):
-    """Pixels (B, M, h, w) attend to regions (B, M, K, 1); returns the context of each pixel (B, M, h, w)."""
+    """Attention of pixels (B, M, h, w) to regions (B, M, K, 1); returns the context of each pixel (B, M, h, w)."""
 
     def __init__(self, mid: int, key: int) -> None:
         super().__init__()
@@ -49,7 +49,7 @@ class ObjectAttention(nn.Module):
 class SpatialOCR(nn.Module):
     """Attention and the fusion of its result with the pixel features: (B, M, h, w) -> (B, M, h, w)."""
 
-    def __init__(self, mid: int, key: int, dropout: float) -> None:
+    def __init__(self, mid: int, key: int, *, dropout: float) -> None:
         super().__init__()
         self.object_context_block = ObjectAttention(mid, key)
         self.conv_bn_dropout = nn.Sequential(
@@ -62,7 +62,7 @@ class SpatialOCR(nn.Module):
 
 
 def region_features(features: Tensor, region_logits: Tensor) -> Tensor:
-    """Mean feature of each soft region: features (B, M, h, w), logits (B, K, h, w) -> (B, M, K, 1).
+    """Return the mean feature of each soft region: features (B, M, h, w), logits (B, K, h, w) -> (B, M, K, 1).
 
     The logits become weights by a softmax over the pixels of each region.
     """
@@ -73,10 +73,10 @@ def region_features(features: Tensor, region_logits: Tensor) -> Tensor:
 class OCR(nn.Module):
     """Trunk features (B, inputs, h, w) -> (class logits, auxiliary logits, OCR features), all at (h, w)."""
 
-    def __init__(self, inputs: int, classes: int, mid: int, key: int, dropout: float = 0.05) -> None:
+    def __init__(self, inputs: int, classes: int, *, mid: int, key: int, dropout: float = 0.05) -> None:
         super().__init__()
         self.conv3x3_ocr = nn.Sequential(nn.Conv2d(inputs, mid, 3, padding=1), _bn_relu(mid))
-        self.ocr_distri_head = SpatialOCR(mid, key, dropout)
+        self.ocr_distri_head = SpatialOCR(mid, key, dropout=dropout)
         self.cls_head = nn.Conv2d(mid, classes, 1)
         self.aux_head = nn.Sequential(nn.Conv2d(inputs, inputs, 1), _bn_relu(inputs), nn.Conv2d(inputs, classes, 1))
 

@@ -21,7 +21,7 @@ from autolabel.teacher.networks.hrnet import Bottleneck, conv3x3
 
 
 class Features(NamedTuple):
-    """What a decoder reads, each (B, channels, h, w): `fine` and `middle` keep detail, `deep` has stride 8.
+    """The input of a decoder, each (B, channels, h, w): `fine` and `middle` keep detail, `deep` has stride 8.
 
     Strides of fine and middle: 4 and 8 in ResNet-50, 2 and 4 in the others.
     """
@@ -46,10 +46,10 @@ class ResNet50(nn.Module):
         self.layer4 = self._stage(1024, 512, blocks=3, dilation=4)
 
     @staticmethod
-    def _stage(inputs: int, channels: int, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
+    def _stage(inputs: int, channels: int, *, blocks: int, stride: int = 1, dilation: int = 1) -> nn.Sequential:
         outputs = channels * Bottleneck.expansion
-        later = (Bottleneck(outputs, channels, 1, dilation) for _ in range(blocks - 1))
-        return nn.Sequential(Bottleneck(inputs, channels, stride, dilation), *later)
+        later = (Bottleneck(outputs, channels, stride=1, dilation=dilation) for _ in range(blocks - 1))
+        return nn.Sequential(Bottleneck(inputs, channels, stride=stride, dilation=dilation), *later)
 
     def forward(self, x: Tensor) -> Features:
         fine = self.layer1(self.layer0(x))
@@ -67,13 +67,13 @@ class PreActivationBlock(nn.Module):
     `channels`: two 3x3 convolutions, or 1x1, 3x3, 1x1 where three are given (with dropout before the last).
     """
 
-    def __init__(self, inputs: int, channels: Sequence[int], stride: int, dilation: int, dropout: float) -> None:
+    def __init__(self, inputs: int, channels: Sequence[int], *, stride: int, dilation: int, dropout: float) -> None:
         super().__init__()
         self.bn1 = _bn_relu(inputs)
         layers: list[tuple[str, nn.Module]]
         if len(channels) == 2:
             layers = [
-                ("conv1", conv3x3(inputs, channels[0], stride, dilation)),
+                ("conv1", conv3x3(inputs, channels[0], stride=stride, dilation=dilation)),
                 ("bn2", _bn_relu(channels[0])),
                 ("conv2", conv3x3(channels[0], channels[1], dilation=dilation)),
             ]
@@ -122,7 +122,9 @@ class WideResNet38(nn.Module):
             module = OrderedDict[str, nn.Module]()
             for block in range(1, blocks + 1):
                 first_stride = stride if block == 1 else 1
-                module[f"block{block}"] = PreActivationBlock(inputs, channels, first_stride, dilation, dropout)
+                module[f"block{block}"] = PreActivationBlock(
+                    inputs, channels, stride=first_stride, dilation=dilation, dropout=dropout
+                )
                 inputs = channels[-1]
             self.add_module(f"mod{number}", nn.Sequential(module))
 
@@ -136,7 +138,7 @@ class WideResNet38(nn.Module):
 class SeparableConv(nn.Module):
     """A 3x3 convolution of each channel, batch norm, then a 1x1 convolution across channels."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int = 1, dilation: int = 1) -> None:
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(
             inputs, inputs, 3, stride=stride, padding=dilation, dilation=dilation, groups=inputs, bias=False
@@ -155,7 +157,7 @@ class XceptionBlock(nn.Module):
     network, so that the shortcut sees it rectified too.
     """
 
-    def __init__(self, inputs: int, steps: Sequence[tuple[int, int, int]], relu_first: bool) -> None:
+    def __init__(self, inputs: int, steps: Sequence[tuple[int, int, int]], *, relu_first: bool) -> None:
         super().__init__()
         outputs = steps[-1][0]
         stride = math.prod(s for _, s, _ in steps)
@@ -168,12 +170,12 @@ class XceptionBlock(nn.Module):
         for index, (channels, step_stride, dilation) in enumerate(steps):
             if index or relu_first:
                 layers.append(nn.ReLU(inplace=True))
-            layers += [SeparableConv(width, channels, step_stride, dilation), nn.BatchNorm2d(channels)]
+            layers += [SeparableConv(width, channels, stride=step_stride, dilation=dilation), nn.BatchNorm2d(channels)]
             width = channels
         self.rep = nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.rep(x)  # comes first: it may rectify x
+        out = self.rep(x)  # runs before the shortcut: it may rectify x in place
         shortcut = x if self.skip is None or self.skipbn is None else self.skipbn(self.skip(x))
         return out + shortcut  # type: ignore[no-any-return]
 
@@ -223,7 +225,7 @@ class SqueezeExcitation(nn.Module):
 
 
 def _conv_norm(
-    inputs: int, outputs: int, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1, silu: bool = True
+    inputs: int, outputs: int, *, kernel: int, stride: int = 1, dilation: int = 1, groups: int = 1, silu: bool = True
 ) -> nn.Sequential:
     padding = dilation * (kernel // 2)
     conv = nn.Conv2d(inputs, outputs, kernel, stride, padding, dilation, groups, bias=False)
@@ -235,15 +237,15 @@ class InvertedResidual(nn.Module):
     """MBConv: widen by 1x1, convolve each channel, gate, narrow by 1x1; a shortcut where the shape allows."""
 
     def __init__(
-        self, inputs: int, outputs: int, kernel: int, expand: int, stride: int, dilation: int, drop: float
+        self, inputs: int, outputs: int, *, kernel: int, expand: int, stride: int, dilation: int, drop: float
     ) -> None:
         super().__init__()
         wide = inputs * expand
         self.block = nn.Sequential(
-            *([_conv_norm(inputs, wide, 1)] if expand != 1 else []),
-            _conv_norm(wide, wide, kernel, stride, dilation, groups=wide),
+            *([_conv_norm(inputs, wide, kernel=1)] if expand != 1 else []),
+            _conv_norm(wide, wide, kernel=kernel, stride=stride, dilation=dilation, groups=wide),
             SqueezeExcitation(wide, max(1, inputs // 4)),
-            _conv_norm(wide, outputs, 1, silu=False),
+            _conv_norm(wide, outputs, kernel=1, silu=False),
         )
         self.shortcut = stride == 1 and inputs == outputs
         self.drop = drop
@@ -252,7 +254,7 @@ class InvertedResidual(nn.Module):
         out: Tensor = self.block(x)
         if not self.shortcut:
             return out
-        if self.training and self.drop:  # stochastic depth: the branch of some images is left out
+        if self.training and self.drop:  # stochastic depth: some images skip the branch
             keep = out.new_empty(len(out), 1, 1, 1).bernoulli_(1 - self.drop) / (1 - self.drop)
             out = out * keep
         return out + x
@@ -275,14 +277,18 @@ class EfficientNetB4(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        stages: list[nn.Module] = [_conv_norm(3, 48, 3, stride=2)]
+        stages: list[nn.Module] = [_conv_norm(3, 48, kernel=3, stride=2)]
         inputs, done, total = 48, 0, sum(stage[1] for stage in self._STAGES)
         for outputs, blocks, kernel, expand, stride, dilation in self._STAGES:
             layers = []
             for block in range(blocks):
-                drop = 0.2 * done / total  # deeper blocks are dropped more often
+                drop = 0.2 * done / total  # probability of skipping; it grows with depth
                 first = stride if block == 0 else 1
-                layers.append(InvertedResidual(inputs, outputs, kernel, expand, first, dilation, drop))
+                layers.append(
+                    InvertedResidual(
+                        inputs, outputs, kernel=kernel, expand=expand, stride=first, dilation=dilation, drop=drop
+                    )
+                )
                 inputs, done = outputs, done + 1
             stages.append(nn.Sequential(*layers))
         self.features = nn.Sequential(*stages)

@@ -96,7 +96,7 @@ def commit(
     shard, committed = None, [labels[sample_id] for sample_id in ids]
     if store == "zarr" and any(label is not None for label in committed):
         frames = [None if label is None else encode_zarr(label) for label in committed]
-        shard = write_zarr_shard(run / zarr_folder(LABELS) / bucket, number * SHARD, SHARD, frames)
+        shard = write_zarr_shard(run / zarr_folder(LABELS) / bucket, number * SHARD, shard_rows=SHARD, labels=frames)
     record = record_of(run, bucket, number)
     record.parent.mkdir(exist_ok=True)
     pq.write_table(pa.Table.from_pylist(rows), record)
@@ -111,7 +111,7 @@ def make_run(run: Path, labels: Mapping[str, Label | None], store: str = "zarr")
     """A finished run folder, and its shards; None for a sample that was quarantined."""
     units = plan(labels)
     if store == "zarr":
-        create_zarr(run / zarr_folder(LABELS), rows_of(units), SHARD, ABOUT)
+        create_zarr(run / zarr_folder(LABELS), rows_of(units), shard_rows=SHARD, attributes=ABOUT)
     written = {
         shard_path(run / zarr_folder(LABELS) / bucket, number): commit(run, bucket, number, ids, labels, store)
         for (bucket, number), ids in units.items()

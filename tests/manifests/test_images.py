@@ -229,14 +229,14 @@ def test_a_missing_photo_is_trouble_of_the_disk_and_not_of_the_image(tmp_path: P
 def test_train_ids_are_read_as_they_are() -> None:
     label = TRAIN_IDS.copy()
     label[0] = 255
-    read = decode_label(encoded(label), CAMVID, "train")
+    read = decode_label(encoded(label), CAMVID, ids="train")
     assert read.dtype == np.uint8
     assert np.array_equal(read, label)
 
 
 def test_source_ids_become_train_ids() -> None:
     stored = np.array([[7, 8, 11, 33], [0, 1, 29, 255]], np.uint8)
-    assert decode_label(encoded(stored), CITYSCAPES, "source").tolist() == [[0, 1, 2, 18], [255, 255, 255, 255]]
+    assert decode_label(encoded(stored), CITYSCAPES, ids="source").tolist() == [[0, 1, 2, 18], [255, 255, 255, 255]]
 
 
 @pytest.mark.parametrize("bits", [1, 2, 4, 8])
@@ -244,14 +244,14 @@ def test_a_palette_label_is_read_as_indices_and_never_as_colours(bits: int) -> N
     ids = np.array([[0, 1, 1, 0, 0, 0, 1, 0], [1, 1, 0, 0, 1, 0, 0, 1]], np.uint8)
     rows = [np.packbits(np.unpackbits(row[:, None], axis=1)[:, 8 - bits :]).tobytes() for row in ids]
     data = png_by_hand(8, 2, bits, 3, rows, palette=bytes([200, 0, 0, 0, 200, 0]))
-    assert np.array_equal(decode_label(data, CAMVID, "train"), ids)
+    assert np.array_equal(decode_label(data, CAMVID, ids="train"), ids)
 
 
 def test_a_label_is_the_same_after_encoding_and_decoding() -> None:
     label = np.arange(256, dtype=np.uint8).reshape(8, 32)
     space = LabelSpace("full", tuple(LabelClass(str(i), (0, 0, 0), (i,)) for i in range(255)))
     data = encode_label(label)
-    assert np.array_equal(decode_label(data, space, "train"), label)
+    assert np.array_equal(decode_label(data, space, ids="train"), label)
     with Image.open(io.BytesIO(data)) as opened:
         assert (opened.format, opened.mode) == ("PNG", "L")
 
@@ -299,7 +299,7 @@ WANTED = "expected 8-bit grey or palette PNG holding one class id a pixel; conve
 )
 def test_a_label_without_one_class_id_per_pixel_is_refused_with_the_reason(data: bytes, reason: str) -> None:
     with pytest.raises(BadImage) as refusal:
-        decode_label(data, CAMVID, "train")
+        decode_label(data, CAMVID, ids="train")
     assert str(refusal.value) == reason
 
 
@@ -307,7 +307,7 @@ def test_a_label_without_one_class_id_per_pixel_is_refused_with_the_reason(data:
 def test_a_label_in_another_format_is_refused_even_under_a_png_name(form: str) -> None:
     all_road = np.full((HEIGHT, WIDTH), 3, np.uint8)
     with pytest.raises(BadImage):
-        decode_label(encoded(all_road, form), CAMVID, "train")
+        decode_label(encoded(all_road, form), CAMVID, ids="train")
 
 
 @pytest.mark.parametrize(
@@ -326,10 +326,10 @@ def test_ids_that_the_label_space_does_not_know_are_named(
     file = tmp_path / "label.png"
     file.write_bytes(encoded(np.array([stored], np.uint8)))
     if not unknown:
-        assert read_label(file, space, ids).shape == (1, len(stored))
+        assert read_label(file, space, ids=ids).shape == (1, len(stored))
         return
     with pytest.raises(BadImage) as refusal:
-        read_label(file, space, ids)
+        read_label(file, space, ids=ids)
     assert str(refusal.value) == f"{file}: ids {unknown} are not in label space {space.name!r} ({ids} ids)"
 
 
@@ -337,7 +337,7 @@ def test_a_label_cut_anywhere_is_refused_or_whole() -> None:
     data = encode_label(TRAIN_IDS)
     for length in range(len(data)):
         try:
-            assert np.array_equal(decode_label(data[:length], CAMVID, "train"), TRAIN_IDS)
+            assert np.array_equal(decode_label(data[:length], CAMVID, ids="train"), TRAIN_IDS)
         except BadImage:
             continue
 
@@ -348,7 +348,7 @@ def test_a_label_with_any_bit_flipped_is_refused_or_unchanged() -> None:
         damaged = bytearray(data)
         damaged[place] ^= 1 << place % 8
         try:
-            assert np.array_equal(decode_label(bytes(damaged), CAMVID, "train"), TRAIN_IDS)
+            assert np.array_equal(decode_label(bytes(damaged), CAMVID, ids="train"), TRAIN_IDS)
         except BadImage:
             continue
 

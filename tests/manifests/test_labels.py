@@ -43,6 +43,7 @@ from autolabel.manifests.run.labels import (
 )
 from autolabel.manifests.run.shards import (
     DamagedLabel,
+    Window,
     crc32c,
     create_zarr,
     damaged_metadata,
@@ -71,7 +72,7 @@ def test_a_crop_is_that_slice_of_the_label(tmp_path: Path, store: str) -> None:
             windows.append((top, left, dice.randint(1, height - top), dice.randint(1, width - left)))
             windows.append((top, left, height - top, width - left))
         for top, left, h, w in windows:
-            assert np.array_equal(labels.crop(sample_id, top, left, h, w), label[top : top + h, left : left + w])
+            assert np.array_equal(labels.crop(sample_id, (top, left, h, w)), label[top : top + h, left : left + w])
 
 
 @pytest.mark.parametrize("store", ["zarr", "png"])
@@ -88,7 +89,7 @@ def test_a_crop_is_that_slice_of_the_label(tmp_path: Path, store: str) -> None:
 def test_a_crop_that_leaves_the_label_is_refused(tmp_path: Path, store: str, window: tuple[int, int, int, int]) -> None:
     make_run(tmp_path, {"a": street(1, 600, 700)}, store)
     with pytest.raises(IndexError) as refusal:
-        committed(tmp_path).crop("a", *window)
+        committed(tmp_path).crop("a", window)
     top, left, height, width = window
     assert str(refusal.value) == (
         f"crop {height} x {width} at ({top}, {left}) leaves the label of 'a', which is 600 x 700"
@@ -99,17 +100,21 @@ def test_a_crop_that_leaves_the_label_is_refused(tmp_path: Path, store: str, win
 def test_a_crop_that_leaves_the_array_is_never_read(tmp_path: Path, window: tuple[int, int, int, int]) -> None:
     one_shard(tmp_path)
     with pytest.raises(DamagedLabel, match="leaves the array of 2 x 512 x 512"):
-        read_zarr(tmp_path / zarr_folder(LABELS) / BUCKET, 0, *window)
+        read_zarr(tmp_path / zarr_folder(LABELS) / BUCKET, 0, window=window)
+
+
+def read(array: Path, row: int, window: Window) -> Label:
+    return read_zarr(array, row, window=window)
 
 
 @pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 def test_workers_of_a_loader_read_what_their_parent_has_read_before(tmp_path: Path, method: str) -> None:
     make_run(tmp_path, STREETS)
     array = tmp_path / zarr_folder(LABELS) / "b1024x1024"
-    windows = [(array, row, top, left, 300, 400) for row in range(5) for top in (0, 270) for left in (0, 290)]
-    expected = [read_zarr(*window) for window in windows]
+    windows = [(array, row, (top, left, 300, 400)) for row in range(5) for top in (0, 270) for left in (0, 290)]
+    expected = [read(*window) for window in windows]
     with multiprocessing.get_context(method).Pool(2) as workers:
-        found = workers.starmap_async(read_zarr, windows, chunksize=1).get(timeout=60)
+        found = workers.starmap_async(read, windows, chunksize=1).get(timeout=60)
     assert all(np.array_equal(a, b) for a, b in zip(found, expected, strict=True))
 
 
@@ -146,7 +151,7 @@ def test_a_run_lists_only_committed_labels(tmp_path: Path, store: str) -> None:
     assert set(present) == labels.keys() - lost
     for sample_id in ("broken", "never heard of", *lost):
         assert sample_id not in present
-        for read in (present.__getitem__, lambda i: present.crop(i, 0, 0, 1, 1)):
+        for read in (present.__getitem__, lambda i: present.crop(i, (0, 0, 1, 1))):
             with pytest.raises(KeyError, match=sample_id):
                 read(sample_id)
 
@@ -175,7 +180,7 @@ def test_a_cut_record_is_refused_by_name_and_not_taken_for_an_empty_one(tmp_path
 def reads(run: Path) -> list[Callable[[], Any]]:
     """The ways to read label "a": whole, and a crop that is in the first chunk."""
     labels = committed(run)
-    return [lambda: labels["a"], lambda: labels.crop("a", 10, 10, 50, 50)]
+    return [lambda: labels["a"], lambda: labels.crop("a", (10, 10, 50, 50))]
 
 
 def test_a_missing_shard_is_an_error_and_never_all_ignored(tmp_path: Path) -> None:
@@ -214,7 +219,7 @@ def test_a_flipped_bit_anywhere_in_a_store_is_found_or_changes_nothing(tmp_path:
             except DamagedLabel:
                 refused += 1
         if path.name == "zarr.json":
-            assert damaged_metadata(tmp_path / zarr_folder(LABELS), rows, SHARD, ABOUT) == [path]
+            assert damaged_metadata(tmp_path / zarr_folder(LABELS), rows, shard_rows=SHARD, attributes=ABOUT) == [path]
             found["in the metadata"] += 1
         elif refused:
             found["by reading"] += 1
@@ -232,7 +237,7 @@ def test_a_flipped_bit_is_found_also_after_the_index_was_read(tmp_path: Path) ->
     with open(file, "r+b") as damaged:  # in place, as a disk does it
         damaged.seek(100)
         damaged.write(bytes([data[100] ^ 1]))
-    for read in (lambda: labels["a"], lambda: labels.crop("a", 10, 10, 50, 50)):
+    for read in (lambda: labels["a"], lambda: labels.crop("a", (10, 10, 50, 50))):
         with pytest.raises(DamagedLabel):
             read()
 
@@ -270,13 +275,13 @@ def test_a_damaged_shard_is_repaired_by_writing_it_again(tmp_path: Path, length:
 def _write_for_ever(array: Path, versions: list[list[Label]]) -> None:
     while True:
         for version in versions:
-            write_zarr_shard(array, 0, SHARD, [encode_zarr(label) for label in version])
+            write_zarr_shard(array, 0, shard_rows=SHARD, labels=[encode_zarr(label) for label in version])
 
 
 def test_a_killed_writer_leaves_the_old_shard_or_the_new_one(tmp_path: Path) -> None:
     array, versions = tmp_path / BUCKET, [[street(i, 512, 512), street(i + 1, 400, 512)] for i in (1, 3)]
-    create_zarr(tmp_path, {BUCKET: SHARD}, SHARD, {})
-    write_zarr_shard(array, 0, SHARD, [encode_zarr(label) for label in versions[0]])
+    create_zarr(tmp_path, {BUCKET: SHARD}, shard_rows=SHARD, attributes={})
+    write_zarr_shard(array, 0, shard_rows=SHARD, labels=[encode_zarr(label) for label in versions[0]])
     for n in range(12):
         writer = multiprocessing.get_context("fork").Process(target=_write_for_ever, args=(array, versions))
         writer.start()
@@ -284,7 +289,7 @@ def test_a_killed_writer_leaves_the_old_shard_or_the_new_one(tmp_path: Path) -> 
         writer.kill()
         writer.join()
         assert writer.exitcode == -signal.SIGKILL
-        found = [read_zarr(array, 0, 0, 0, 512, 512), read_zarr(array, 1, 0, 0, 400, 512)]
+        found = [read_zarr(array, 0, window=(0, 0, 512, 512)), read_zarr(array, 1, window=(0, 0, 400, 512))]
         assert any(all(map(np.array_equal, found, version)) for version in versions)
     others = {path.name for path in array.iterdir()} - {"zarr.json", "c.0.0.0"}
     assert all(name.startswith(".") and name.endswith(storage.TEMPORARY) for name in others)
@@ -341,14 +346,14 @@ def test_a_manifest_sample_finds_its_auto_label_whole_and_in_crops(tmp_path: Pat
         where = {"label": tmp_path / LABELS / "a.png"}
     sample = Sample("a", tmp_path / "a.jpg", 600, 700, source="auto", **where)  # type: ignore[arg-type]
     assert np.array_equal(read_sample_label(sample, CAMVID), label)
-    assert np.array_equal(read_sample_label(sample, CAMVID, (590, 5, 10, 600)), label[590:600, 5:605])
+    assert np.array_equal(read_sample_label(sample, CAMVID, window=(590, 5, 10, 600)), label[590:600, 5:605])
 
 
 def test_a_manifest_sample_with_source_ids_gives_train_ids(tmp_path: Path) -> None:
     storage.write(tmp_path / "a.png", encode_label(np.array([[7, 33, 0]], np.uint8)))
     sample = Sample("a", tmp_path / "a.jpg", 1, 3, source="fine", label=tmp_path / "a.png", label_ids="source")
     assert read_sample_label(sample, CITYSCAPES).tolist() == [[0, 18, 255]]
-    assert read_sample_label(sample, CITYSCAPES, (0, 1, 1, 2)).tolist() == [[18, 255]]
+    assert read_sample_label(sample, CITYSCAPES, window=(0, 1, 1, 2)).tolist() == [[18, 255]]
 
 
 def test_a_manifest_sample_without_a_readable_label_says_so(tmp_path: Path) -> None:

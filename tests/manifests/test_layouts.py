@@ -102,7 +102,7 @@ def test_labels_are_paired_by_name_and_never_by_order(tmp_path: Path) -> None:
     for sample in found.labelled:
         assert sample.label is not None
         shade = int(read_image(sample.image)[0, 0, 0])
-        assert read_label(sample.label, CITYSCAPES, "source")[0, 0] == CITYSCAPES.train_ids[shade]
+        assert read_label(sample.label, CITYSCAPES, ids="source")[0, 0] == CITYSCAPES.train_ids[shade]
 
 
 def test_a_cityscapes_label_without_its_image_is_reported(tmp_path: Path) -> None:
@@ -237,7 +237,7 @@ def test_mapillary_labels_become_train_ids_without_the_void(tmp_path: Path) -> N
     found, _ = scan(mapillary(tmp_path, {"config.json": OLD}, {"labels": 3}), layout="mapillary", splits=["validation"])
     (sample,) = found.samples
     assert sample.label is not None
-    assert read_label(sample.label, found.label_space, "source").tolist() == [[2] * 4] * 4
+    assert read_label(sample.label, found.label_space, ids="source").tolist() == [[2] * 4] * 4
 
 
 def test_labels_of_another_version_are_never_read_with_this_config(tmp_path: Path) -> None:

@@ -65,7 +65,7 @@ def test_folder_labels_are_paired_by_name_when_some_in_the_middle_are_missing(tm
     assert {s.sample_id for s in found.labelled} == {"frame0", "frame2", "frame8", "frame9", "frame10"}
     for sample in found.labelled:
         assert sample.label is not None
-        assert read_image(sample.image)[0, 0, 0] == read_label(sample.label, CAMVID, "train")[0, 0]
+        assert read_image(sample.image)[0, 0, 0] == read_label(sample.label, CAMVID, ids="train")[0, 0]
 
 
 def test_a_label_without_its_image_is_reported_and_not_used(tmp_path: Path) -> None:

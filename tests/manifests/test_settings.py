@@ -49,6 +49,14 @@ def test_the_settings_of_a_job_and_of_its_nested_parts_come_in_order() -> None:
     assert list(settings) == [("store",), ("part", "limit"), ("flip",)]
 
 
+def test_a_setting_tells_its_kind_and_its_help_with_the_default() -> None:
+    assert [(field.kind, field.help) for field in job_fields(Work)] == [
+        (str, "The format of the labels. [default: zarr]"),
+        (int, "Label the first N samples only."),
+        (bool, "Average with the mirrored image."),
+    ]
+
+
 def test_flat_values_find_their_nested_part_and_the_rest_keeps_its_defaults() -> None:
     assert build_job(Work, {"source": "a", "limit": 3}) == Work("a", part=Part(3))
     assert build_job(Work, {"source": "a", "part": Part(4), "flip": True}) == Work("a", part=Part(4), flip=True)

@@ -60,9 +60,9 @@ def test_every_label_is_read_back_exactly_whatever_its_size_and_store(tmp_path: 
 
 def test_256_ids_in_noise_are_read_back_exactly(tmp_path: Path) -> None:
     noise = np.random.default_rng(0).integers(0, 256, (600, 700), np.uint8)
-    create_zarr(tmp_path, {"b1024x1024": 1}, 1, {})
-    write_zarr_shard(tmp_path / "b1024x1024", 0, 1, [encode_zarr(noise)])
-    assert np.array_equal(read_zarr(tmp_path / "b1024x1024", 0, 0, 0, 600, 700), noise)
+    create_zarr(tmp_path, {"b1024x1024": 1}, shard_rows=1, attributes={})
+    write_zarr_shard(tmp_path / "b1024x1024", 0, shard_rows=1, labels=[encode_zarr(noise)])
+    assert np.array_equal(read_zarr(tmp_path / "b1024x1024", 0, window=(0, 0, 600, 700)), noise)
 
 
 @pytest.mark.parametrize(
@@ -96,13 +96,15 @@ def test_a_chunk_in_which_all_is_ignored_takes_no_bytes() -> None:
 @pytest.mark.parametrize("shard", [1, 3, 64, 256])
 def test_a_store_of_any_unit_size_with_a_short_last_shard_is_read_back(tmp_path: Path, shard: int) -> None:
     labels = [street(i, 90, 100) for i in range(shard + 1)]
-    create_zarr(tmp_path, {BUCKET: len(labels)}, shard, {})
+    create_zarr(tmp_path, {BUCKET: len(labels)}, shard_rows=shard, attributes={})
     for first in range(0, len(labels), shard):
-        write_zarr_shard(tmp_path / BUCKET, first, shard, [encode_zarr(x) for x in labels[first : first + shard]])
+        write_zarr_shard(
+            tmp_path / BUCKET, first, shard_rows=shard, labels=[encode_zarr(x) for x in labels[first : first + shard]]
+        )
     for row, label in enumerate(labels):
-        assert np.array_equal(read_zarr(tmp_path / BUCKET, row, 0, 0, 90, 100), label)
+        assert np.array_equal(read_zarr(tmp_path / BUCKET, row, window=(0, 0, 90, 100)), label)
     with pytest.raises(DamagedLabel, match=f"row {len(labels)}: IndexError"):
-        read_zarr(tmp_path / BUCKET, len(labels), 0, 0, 90, 100)
+        read_zarr(tmp_path / BUCKET, len(labels), window=(0, 0, 90, 100))
 
 
 # --- by any software --------------------------------------------------------------------------------------------------
@@ -173,20 +175,20 @@ def test_the_store_needs_nothing_but_the_core_codecs_of_zarr_v3(tmp_path: Path) 
 
 
 def test_metadata_that_are_right_are_left_alone_and_others_are_found_and_repaired(tmp_path: Path) -> None:
-    asked = (tmp_path, {BUCKET: 1, "b512x1024": 1}, 2, ABOUT)
+    buckets, how = {BUCKET: 1, "b512x1024": 1}, {"shard_rows": 2, "attributes": ABOUT}
     group, array = tmp_path / "zarr.json", tmp_path / BUCKET / "zarr.json"
-    create_zarr(*asked)
-    assert damaged_metadata(*asked) == []
+    create_zarr(tmp_path, buckets, **how)
+    assert damaged_metadata(tmp_path, buckets, **how) == []
     inode = group.stat().st_ino
     right = array.read_bytes()
     array.write_bytes(right.replace(b"255", b"254"))
-    assert damaged_metadata(*asked) == [array]
+    assert damaged_metadata(tmp_path, buckets, **how) == [array]
     (tmp_path / "b512x1024/zarr.json").unlink()
-    assert damaged_metadata(*asked) == [array, tmp_path / "b512x1024/zarr.json"]
-    create_zarr(*asked)
-    assert damaged_metadata(*asked) == []
+    assert damaged_metadata(tmp_path, buckets, **how) == [array, tmp_path / "b512x1024/zarr.json"]
+    create_zarr(tmp_path, buckets, **how)
+    assert damaged_metadata(tmp_path, buckets, **how) == []
     assert (array.read_bytes(), group.stat().st_ino) == (right, inode)
-    assert damaged_metadata(tmp_path, {BUCKET: 2}, 2, {"ignore": 0}) == [group, array]
+    assert damaged_metadata(tmp_path, {BUCKET: 2}, shard_rows=2, attributes={"ignore": 0}) == [group, array]
 
 
 # --- shards -----------------------------------------------------------------------------------------------------------
@@ -213,9 +215,9 @@ def test_a_shard_in_which_all_is_ignored_is_still_a_file(tmp_path: Path, count: 
     ],
 )
 def test_the_sizes_of_the_labels_and_of_the_index_make_up_the_shard(tmp_path: Path, labels: list[Label | None]) -> None:
-    create_zarr(tmp_path, {"b1024x1024": len(labels)}, SHARD, {})
+    create_zarr(tmp_path, {"b1024x1024": len(labels)}, shard_rows=SHARD, attributes={})
     frames = [None if label is None else encode_zarr(label) for label in labels]
-    shard = write_zarr_shard(tmp_path / "b1024x1024", 0, SHARD, frames)
+    shard = write_zarr_shard(tmp_path / "b1024x1024", 0, shard_rows=SHARD, labels=frames)
     data = (tmp_path / "b1024x1024/c.0.0.0").read_bytes()
     assert (shard.file, shard.bytes, shard.crc32c) == ("c.0.0.0", len(data), crc32c(np.frombuffer(data, np.uint8)))
     assert shard.label_bytes == tuple(sum(map(len, row or ())) for row in frames)
@@ -225,7 +227,7 @@ def test_the_sizes_of_the_labels_and_of_the_index_make_up_the_shard(tmp_path: Pa
 @pytest.mark.parametrize(("size", "chunks"), [((600, 300), 2), ((60, 30), 1)])
 def test_a_label_of_another_bucket_is_not_written(tmp_path: Path, size: tuple[int, int], chunks: int) -> None:
     with pytest.raises(ValueError, match=f"a label of {chunks} chunks is not one of b1024x1024, which have 4"):
-        write_zarr_shard(tmp_path / "b1024x1024", 0, SHARD, [encode_zarr(street(1, *size))])
+        write_zarr_shard(tmp_path / "b1024x1024", 0, shard_rows=SHARD, labels=[encode_zarr(street(1, *size))])
     assert list(tmp_path.iterdir()) == []
 
 
@@ -241,21 +243,21 @@ def test_a_unit_that_was_stopped_half_way_is_written_again_with_the_rest(tmp_pat
 
 def test_an_array_that_grows_keeps_its_labels(tmp_path: Path) -> None:
     first, second = street(1, 500, 512), street(2, 512, 300)
-    create_zarr(tmp_path, {BUCKET: 1}, 1, {})
-    write_zarr_shard(tmp_path / BUCKET, 0, 1, [encode_zarr(first)])
-    assert np.array_equal(read_zarr(tmp_path / BUCKET, 0, 0, 0, 500, 512), first)
-    create_zarr(tmp_path, {BUCKET: 2, "b512x1024": 1}, 1, {})
-    write_zarr_shard(tmp_path / BUCKET, 1, 1, [encode_zarr(second)])
-    assert np.array_equal(read_zarr(tmp_path / BUCKET, 0, 0, 0, 500, 512), first)
-    assert np.array_equal(read_zarr(tmp_path / BUCKET, 1, 0, 0, 512, 300), second)
+    create_zarr(tmp_path, {BUCKET: 1}, shard_rows=1, attributes={})
+    write_zarr_shard(tmp_path / BUCKET, 0, shard_rows=1, labels=[encode_zarr(first)])
+    assert np.array_equal(read_zarr(tmp_path / BUCKET, 0, window=(0, 0, 500, 512)), first)
+    create_zarr(tmp_path, {BUCKET: 2, "b512x1024": 1}, shard_rows=1, attributes={})
+    write_zarr_shard(tmp_path / BUCKET, 1, shard_rows=1, labels=[encode_zarr(second)])
+    assert np.array_equal(read_zarr(tmp_path / BUCKET, 0, window=(0, 0, 500, 512)), first)
+    assert np.array_equal(read_zarr(tmp_path / BUCKET, 1, window=(0, 0, 512, 300)), second)
 
 
 def test_a_shard_that_is_written_again_is_read_again(tmp_path: Path) -> None:
-    create_zarr(tmp_path, {BUCKET: 1}, 1, {})
+    create_zarr(tmp_path, {BUCKET: 1}, shard_rows=1, attributes={})
     for seed in range(20):  # of nearly the same size, as quickly as a disk can
         label = street(seed, 512, 512)
-        write_zarr_shard(tmp_path / BUCKET, 0, 1, [encode_zarr(label)])
-        assert np.array_equal(read_zarr(tmp_path / BUCKET, 0, 0, 0, 512, 512), label)
+        write_zarr_shard(tmp_path / BUCKET, 0, shard_rows=1, labels=[encode_zarr(label)])
+        assert np.array_equal(read_zarr(tmp_path / BUCKET, 0, window=(0, 0, 512, 512)), label)
 
 
 def test_a_run_made_anew_in_the_same_folder_is_read_anew(tmp_path: Path) -> None:

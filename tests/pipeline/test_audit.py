@@ -125,6 +125,13 @@ def test_without_coarse_labels_nothing_is_said_of_people(run: Path, city: Path, 
     save_manifest(Run.open(run).input_manifest, known)
 
 
+def test_without_the_input_manifest_a_note_says_what_is_unknown(run: Path, city: Path, tmp_path: Path) -> None:
+    replace(Run.open(run), input_manifest=tmp_path / "gone.parquet").save()
+    found = audit(run, city / "val.parquet")
+    assert found.human is None and found.auto is not None
+    assert f"Nobody can tell how much people outlined of these images: {tmp_path}/gone.parquet" in found.notes[0]
+
+
 def test_calibration_and_suggestion_hold_on_the_very_truth(run: Path, city: Path, teacher: Path) -> None:
     found = audit(run, city / "val.parquet", target_precision=0.7)
     truth, top, confidence = scored(city / "val.parquet", teacher)
@@ -231,7 +238,8 @@ def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher
             pixels += (true != IGNORE).sum()
         return total / pixels
 
-    assert loss(fitted.fitted) == pytest.approx(fitted.nll[1], abs=1e-5)
+    # The fit reads the loss off a parabola through temperatures 7 % apart: an error of some 1e-5, on every machine.
+    assert loss(fitted.fitted) == pytest.approx(fitted.nll[1], abs=1e-4)
     assert min(loss(0.93 * fitted.fitted), loss(1.07 * fitted.fitted)) > loss(fitted.fitted)
 
 

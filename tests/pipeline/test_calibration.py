@@ -20,9 +20,15 @@ def pixels(*groups: tuple[int, int, float, int]) -> tuple[NDArray[np.uint8], NDA
     return repeated[0], repeated[1], repeated[2]
 
 
+def add(
+    calibration: Calibration, truth: NDArray[np.uint8], top: NDArray[np.uint8], confidence: NDArray[np.float32]
+) -> None:
+    calibration.add(truth, top, confidence=confidence)
+
+
 def counted(*groups: tuple[int, int, float, int], classes: int = 2) -> Calibration:
     calibration = Calibration(classes)
-    calibration.add(*pixels(*groups))
+    add(calibration, *pixels(*groups))
     return calibration
 
 
@@ -54,7 +60,7 @@ def test_pixels_without_truth_count_nowhere() -> None:
 def test_a_confidence_equal_to_an_edge_counts_in_the_bin_below_it() -> None:
     found = Calibration(1)
     edges = np.array([k / 20 for k in range(1, 21)], np.float32)
-    found.add(np.zeros(20, np.uint8), np.zeros(20, np.uint8), edges)
+    found.add(np.zeros(20, np.uint8), np.zeros(20, np.uint8), confidence=edges)
     assert found.overall().pixels.tolist() == [1] * 20
 
 
@@ -87,7 +93,7 @@ def test_fewer_than_100_pixels_give_no_threshold() -> None:
 def test_thresholds_come_from_the_grid_alone() -> None:
     """Kept confidences are known by a few edges only; `relabel` can apply no other threshold."""
     found = Calibration(2, (0.0, 0.33, 0.81))
-    found.add(*pixels((1, 0, 0.5, 100), (0, 0, 0.82, 300), (0, 0, 0.81, 100)))
+    add(found, *pixels((1, 0, 0.5, 100), (0, 0, 0.82, 300), (0, 0, 0.81, 100)))
     assert found.suggest(0.9).threshold[0] == 0.81
     assert found.suggest(0.5).threshold[0] == 0
     assert found.overall().pixels.nonzero()[0].tolist() == [9, 16]  # the diagram has its twenty bins all the same
@@ -99,8 +105,8 @@ def test_image_by_image_equals_all_at_once() -> None:
     confidence = dice.random((4, 30, 40), np.float32)
     streamed, at_once = Calibration(5), Calibration(5)
     for image in zip(truth, top, confidence, strict=True):
-        streamed.add(*image)
-    at_once.add(truth, top, confidence)
+        streamed.add(*image[:2], confidence=image[2])
+    at_once.add(truth, top, confidence=confidence)
     for one, other in zip(streamed.reliability(), at_once.reliability(), strict=True):
         assert np.allclose(one, other, rtol=1e-12)
     for k, threshold in enumerate(streamed.suggest(0.2).threshold):  # and equals what anyone would count

@@ -16,7 +16,7 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.analysis.diff import RunDifference, compare
-from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.run import generate
 
 
@@ -61,7 +61,7 @@ def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
     asked = LabelJob(city / "coarse.parquet", teacher, folder / "low", (1.0,), policy=Policy(threshold=0.3))
     generate(asked)
     generate(replace(asked, out=folder / "high", policy=Policy(threshold=0.5)))
-    generate(replace(asked, out=folder / "few", store="png", limit=4))
+    generate(replace(asked, out=folder / "few", store="png", portion=Portion(limit=4)))
     return {name: folder / name for name in ("low", "high", "few")}
 
 
@@ -92,19 +92,19 @@ def test_only_what_both_have_labelled_is_compared(runs: dict[str, Path]) -> None
     found = compare(runs["few"], runs["low"])
     assert (found.images, found.identical, found.only_a, found.only_b) == (4, 4, 0, 6)
     assert found.agreement == 1 and found.drift == 0 and found.moves() == {}
-    shown = autolabel("stats", "diff", runs["few"], runs["low"])
+    shown = autolabel("diff", runs["few"], runs["low"])
     assert shown.exit_code == 0
     assert "in both: 4, of them with the same label: 4; only in A: 0, only in B: 6" in shown.stdout
 
 
 def test_the_biggest_moves_are_put_into_words(runs: dict[str, Path]) -> None:
-    shown = autolabel("stats", "diff", runs["low"], runs["high"]).stdout
+    shown = autolabel("diff", runs["low"], runs["high"]).stdout
     name, ((target, share), *_) = next(iter(compare(runs["low"], runs["high"]).moves().items()))
     assert f"of A's {name}, {100 * share:.1f} % became {target}" in shown
 
 
 def refused(run_a: Path, run_b: Path) -> str:
-    result = autolabel("stats", "diff", run_a, run_b)
+    result = autolabel("diff", run_a, run_b)
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1), result.output
     return result.stderr.removeprefix("autolabel: ").rstrip()
 

@@ -10,7 +10,7 @@ from conftest import autolabel, labels_of, refused
 from numpy.typing import NDArray
 
 from autolabel.manifests.images import read_image
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.policy import HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
@@ -19,8 +19,8 @@ from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.stats import outlined
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
-from autolabel.pipeline.report.pictures import Drawn, Seen, write_pictures
-from autolabel.pipeline.report.write import write_report
+from autolabel.pipeline.report.layers import Sources
+from autolabel.pipeline.report.painter import Painter
 from autolabel.pipeline.run import generate
 from autolabel.teacher.decide import Undrawn, top_classes
 from autolabel.teacher.networks.fields import InMemory
@@ -80,9 +80,9 @@ def test_undrawn_pixels_get_the_class_and_probability_of_bayes_rule(temperature:
 
 def test_outlined_shares_that_are_equal_for_all_classes_leave_probabilities_as_they_are(city: Path) -> None:
     space = load_manifest(city / "val.parquet").label_space
-    assert Policy().left_out(space) is None
-    assert Policy(outlined=dict.fromkeys(space.names, 0.7)).left_out(space) is None
-    assert Policy(outlined={"sky": 0.75}).left_out(space) == [0.25 if name == "sky" else 1 for name in space.names]
+    assert Policy().prior(space) is None
+    assert Policy(outlined=dict.fromkeys(space.names, 0.7)).prior(space) is None
+    assert Policy(outlined={"sky": 0.75}).prior(space) == [0.25 if name == "sky" else 1 for name in space.names]
 
 
 # --- a run ------------------------------------------------------------------------------------------------------------
@@ -111,7 +111,7 @@ def test_labels_do_not_depend_on_the_batch(job: LabelJob, teacher: Path) -> None
     network: Teacher = load_teacher(teacher, device="cpu")
     known = load_manifest(job.manifest)
     images = [read_image(s.image) for s in known.samples]
-    prior, coarse = OUTLINED.left_out(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
+    prior, coarse = OUTLINED.prior(known.label_space), [read_coarse(s, known.label_space) for s in known.samples]
 
     def codes(batch: int) -> list[NDArray[np.uint8] | NDArray[np.int16]]:
         predictions = network.predict_in_batches(images, batch, edges=(0.3,), scales=(1.0,), prior=prior, coarse=coarse)
@@ -121,11 +121,11 @@ def test_labels_do_not_depend_on_the_batch(job: LabelJob, teacher: Path) -> None
     assert all(np.array_equal(a, b) for a, b in zip(one, two, strict=True))
 
 
-def test_stats_outlined_counts_what_people_outline_and_writes_a_policy(job: LabelJob, tmp_path: Path) -> None:
+def test_outlined_counts_what_people_outline_and_writes_a_policy(job: LabelJob, tmp_path: Path) -> None:
     """The whole way by the command line; the counts are those of a loop over pixels."""
     job = replace(job, policy=HUMAN_FIRST, keep_confidence=4)
     generate(job)
-    result = autolabel("stats", "outlined", job.out, "-o", tmp_path / "new" / "outlined.toml")
+    result = autolabel("outlined", job.out, "-o", tmp_path / "new" / "outlined.toml")
     assert result.exit_code == 0, result.output
     found = outlined(job.out)
     policy = found.policy
@@ -165,13 +165,13 @@ def test_a_class_that_was_never_found_outside_the_polygons_keeps_a_probability(j
     assert policy.outlined and set(policy.outlined.values()) == {0.99}
 
 
-def test_stats_outlined_refuses_a_run_without_coarse_labels(job: LabelJob, tmp_path: Path) -> None:
+def test_outlined_refuses_a_run_without_coarse_labels(job: LabelJob, tmp_path: Path) -> None:
     known = load_manifest(job.manifest)
     samples = tuple(replace(s, coarse_label=None) for s in known.samples)
     save_manifest(tmp_path / "bare.parquet", replace(known, samples=samples))
     generate(replace(job, manifest=tmp_path / "bare.parquet"))
     assert "has no coarse label: nobody outlined anything" in refused(
-        "stats", "outlined", job.out, "-o", tmp_path / "outlined.toml"
+        "outlined", job.out, "-o", tmp_path / "outlined.toml"
     )
     assert not (tmp_path / "outlined.toml").exists()
 
@@ -207,22 +207,16 @@ def test_an_audit_asks_the_teacher_as_the_run_did(job: LabelJob, city: Path) -> 
         audit(job.out, city / "val.parquet", fit_temperature=True)
 
 
-def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob) -> None:
     """Its maps of confidence are those that the run compared with its thresholds, at the run's temperature."""
-    job, drawn = replace(job, policy=replace(OUTLINED, temperature=2.0)), dict[str, NDArray[np.float32]]()
+    job = replace(job, policy=replace(OUTLINED, temperature=2.0))
     generate(job)
-
-    def seen(folder: Path, stem: str, what: Seen, space: LabelSpace) -> Drawn:
-        assert isinstance(what.confidence, np.ndarray)
-        drawn[stem] = what.confidence
-        return write_pictures(folder, stem, what, space)
-
-    monkeypatch.setattr("autolabel.pipeline.report.write.write_pictures", seen)
-    write_report(job.out, 3, [], None, lambda done, total: None)
     expected = {s.sample_id: by_hand(job, s)[1] for s in load_manifest(job.manifest).samples}
-    assert len(drawn) == len(expected) == 3
-    for found in drawn.values():
-        assert any(np.allclose(found, p, atol=1e-5) for p in expected.values())
+    sources = Sources(Run.open(job.out), expected)
+    painter = Painter(job.out, sources, teacher=load_teacher(job.teacher, device="cpu"), attention=False)
+    for place, (sample_id, confidence) in enumerate(expected.items()):
+        layers, _ = painter.see(place, sources.read(sample_id))
+        assert isinstance(layers.confidence, np.ndarray) and np.allclose(layers.confidence, confidence, atol=1e-5)
 
 
 @pytest.mark.parametrize(

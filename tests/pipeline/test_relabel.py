@@ -111,7 +111,7 @@ def test_stats_diff_report_and_fuse_work_on_a_relabelled_run(kept: Path, city: P
     run = tmp_path / "run"
     relabel(Run.open(kept), OTHERS["human first"], out=run)
     fused = "manifest", "fuse", city / "fine.parquet", run / "manifest.parquet", "-o", tmp_path / "fused.parquet"
-    for command in (("stats", run), ("stats", "diff", kept, run), ("report", run, "--images", "2"), fused):
+    for command in (("stats", run), ("diff", kept, run), ("report", run, "--images", "2"), fused):
         result = autolabel(*command)
         assert (result.exit_code, result.stderr.count("Traceback")) == (0, 0), result.stderr
     assert f"confidence kept by {kept.name}" in (run / "report/index.html").read_text(encoding="utf-8")

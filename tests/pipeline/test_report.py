@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import base64
+import html
 import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -24,11 +26,21 @@ from autolabel.manifests.policy import PAPER, Area, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import FATES
-from autolabel.pipeline.analysis.stats import summarise
+from autolabel.pipeline.analysis.audit_record import (
+    Audit,
+    ClassAudit,
+    DiagramBins,
+    MeanAudit,
+    PixelAudit,
+    ReliabilityDiagram,
+)
+from autolabel.pipeline.analysis.stats import FATE_NAMES, summarise
 from autolabel.pipeline.job import LabelJob, Portion
-from autolabel.pipeline.report import charts, pictures
-from autolabel.pipeline.report import write as report
-from autolabel.pipeline.report.write import choose, write_report
+from autolabel.pipeline.report import charts, facts, painter, pictures
+from autolabel.pipeline.report.gallery import choose
+from autolabel.pipeline.report.layers import from_levels
+from autolabel.pipeline.report.notebook import look
+from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.networks.build import build
@@ -78,12 +90,8 @@ def opened(path: Path) -> np.ndarray[Any, np.dtype[np.uint8]]:
     return np.asarray(Image.open(path))
 
 
-def nothing(done: int, total: int) -> None:
-    pass
-
-
 def test_every_image_has_all_layers_and_the_folder_holds_what_the_page_shows_and_no_more(run: Path) -> None:
-    page = write_report(run, 10, (), None, nothing)
+    page = write_report(run, images=10)
     assert [card["kinds"] for card in gallery(page)["cards"]] == [LAYERS] * 10
     assert files(page) == on_disk(page) and len(on_disk(page)) == 10 * (len(LAYERS) + 2)  # thumbnail, ids
     text = page.read_text(encoding="utf-8")
@@ -91,11 +99,11 @@ def test_every_image_has_all_layers_and_the_folder_holds_what_the_page_shows_and
 
 
 def test_the_pictures_are_the_labels_to_the_pixel(run: Path, city: Path) -> None:
-    page = write_report(run, 3, (), None, nothing)
+    page = write_report(run, images=3)
     asked = {s.sample_id: s for s in load_manifest(city / "coarse.parquet").samples}
     for card in gallery(page)["cards"]:
         auto, sample = Run.open(run).labels[card["id"]], asked[card["id"]]
-        coarse = read_label(sample.coarse_label, CITYSCAPES, sample.label_ids)  # type: ignore[arg-type]
+        coarse = read_label(sample.coarse_label, CITYSCAPES, ids=sample.label_ids)  # type: ignore[arg-type]
         stem = page.parent / gallery(page)["folder"] / card["stem"]
         for kind, label in (("auto", auto), ("coarse", coarse)):
             drawn = opened(Path(f"{stem}-{kind}.webp"))
@@ -111,7 +119,7 @@ def test_the_pictures_are_the_labels_to_the_pixel(run: Path, city: Path) -> None
 
 
 def test_the_page_says_of_every_image_what_the_statistics_say(run: Path) -> None:
-    page = write_report(run, 10, (), None, nothing)
+    page = write_report(run, images=10)
     images = RunFolder(run).statistics("images").to_pandas().set_index("sample_id")
     classes = RunFolder(run).statistics("classes").to_pandas()
     for card in gallery(page)["cards"]:
@@ -124,7 +132,7 @@ def test_the_page_says_of_every_image_what_the_statistics_say(run: Path) -> None
 
 
 def test_the_least_trusted_come_first(run: Path) -> None:
-    page = write_report(run, 10, (), None, nothing)
+    page = write_report(run, images=10)
     review = RunFolder(run).statistics("review").to_pydict()
     cards = gallery(page)["cards"]
     assert [card["id"] for card in cards] == review["sample_id"] and [card["rank"] for card in cards] == review["rank"]
@@ -138,16 +146,16 @@ def test_three_quarters_of_the_shown_images_are_the_least_trusted_and_the_rest_i
 
 
 def test_a_new_report_replaces_the_pictures_of_the_old_one(run: Path) -> None:
-    page = write_report(run, 3, (), None, nothing)
+    page = write_report(run, images=3)
     (page.parent / "my notes.txt").write_text("kept")
     chosen = sorted(Run.open(run).labels)[4]
-    write_report(run, 8, (chosen,), None, nothing)
+    write_report(run, images=8, samples=(chosen,))
     assert [card["id"] for card in gallery(page)["cards"]] == [chosen]
     assert on_disk(page) == files(page) | {"my notes.txt"}
 
 
 def test_a_report_that_is_interrupted_leaves_the_old_one_as_it_was(run: Path) -> None:
-    page = write_report(run, 2, (), None, nothing)
+    page = write_report(run, images=2)
     before = contents(page.parent)
 
     def interrupt(done: int, total: int) -> None:
@@ -155,25 +163,24 @@ def test_a_report_that_is_interrupted_leaves_the_old_one_as_it_was(run: Path) ->
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        write_report(run, 5, (), None, interrupt)
+        write_report(run, images=5, progress=interrupt)
     assert contents(page.parent) == before
 
 
 def test_without_its_teacher_the_page_says_what_is_missing(run: Path, tmp_path: Path) -> None:
-    about = (run / "run.json").read_text()
-    (run / "run.json").write_text(re.sub(r'"teacher": "[^"]+"', f'"teacher": "{tmp_path}/gone.pt"', about))
-    page = write_report(run, 1, (), None, nothing)
+    replace(Run.open(run), teacher=tmp_path / "gone.pt").save()
+    page = write_report(run, images=1)
     rest = [kind for kind in LAYERS if kind != "confidence"]
     assert gallery(page)["cards"][0]["kinds"] == rest and "No confidence maps: " in page.read_text(encoding="utf-8")
-    page = write_report(run, 1, (), None, nothing, attention=True)
+    page = write_report(run, images=1, attention=True)
     assert gallery(page)["cards"][0]["kinds"] == rest and by_scale(page) == []
     text = page.read_text(encoding="utf-8")
     assert "no attention" in text and "--teacher" in text
 
 
 def test_the_teacher_runs_again_for_the_first_images_only(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "_WITH_TEACHER", 2)
-    cards = gallery(write_report(run, 4, (), None, nothing))["cards"]
+    monkeypatch.setattr(painter, "WITH_TEACHER", 2)
+    cards = gallery(write_report(run, images=4))["cards"]
     assert ["confidence" in card["kinds"] for card in cards] == [True, True, False, False]
     assert "images only" in cards[2]["missing"]["confidence"]
 
@@ -183,31 +190,31 @@ def test_confidence_that_was_kept_needs_no_teacher(city: Path, teacher: Path, tm
     job = LabelJob(city / "coarse.parquet", mine, run, scales=(1.0,), portion=Portion(limit=2), keep_confidence=4)
     generate(job)
     mine.unlink()
-    page = write_report(run, 5, (), None, nothing)
+    page = write_report(run, images=5)
     kept = Run.open(run).confidence
     for card in gallery(page)["cards"]:
         drawn = opened(page.parent / gallery(page)["folder"] / f"{card['stem']}-confidence.webp")
-        wanted = np.asarray(pictures.draw_share(pictures.from_levels(kept[card["id"]][1], kept.edges)))
+        wanted = np.asarray(pictures.draw_share(from_levels(kept[card["id"]][1], kept.edges)))
         assert card["kinds"] == LAYERS and (drawn == wanted).all()
     assert "No confidence maps" not in page.read_text(encoding="utf-8")
 
 
 def test_a_missing_or_damaged_picture_is_named_in_its_place(run: Path, city: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
-    page = write_report(moved, 1, (), None, nothing)
+    page = write_report(moved, images=1)
     (card,) = gallery(page)["cards"]
     assert card["kinds"] == ["coarse", "auto", "disagreement"] and files(page) == on_disk(page)
     assert all("the file is missing" in card["missing"][kind] for kind in ("photograph", "confidence"))
     (shard,) = (run / "labels.zarr").rglob("c.*")
     shard.write_bytes(b"no labels")
-    (card,) = gallery(write_report(run, 1, (), None, nothing))["cards"]
+    (card,) = gallery(write_report(run, images=1))["cards"]
     assert card["kinds"] == ["photograph", "coarse", "confidence"]
     assert "damaged" in card["missing"]["auto"] and "damaged" in card["missing"]["disagreement"]
 
 
 def test_an_unknown_sample_is_named(run: Path) -> None:
     with pytest.raises(ValueError, match="sample 'atlantis' has no label"):
-        write_report(run, 1, ("atlantis",), None, nothing)
+        write_report(run, images=1, samples=("atlantis",))
     assert not (run / "report").exists()
 
 
@@ -223,7 +230,7 @@ def test_disagreement_is_told_apart_pixel_by_pixel() -> None:
 
 def test_levels_of_confidence_are_drawn_as_their_middle() -> None:
     level = np.array([[0, 1, 2]], np.uint8)
-    assert pictures.from_levels(level, (0.5, 0.9)).tolist() == [[0.25, pytest.approx(0.7), pytest.approx(0.95)]]
+    assert from_levels(level, (0.5, 0.9)).tolist() == [[0.25, pytest.approx(0.7), pytest.approx(0.95)]]
 
 
 # What is left of linear RGB for people without red, green or blue cones: Viénot, Brettel and Mollon 1999 for the first
@@ -267,7 +274,7 @@ def _luminance(colour: str) -> float:
 
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_text_can_be_read_on_every_ground(theme: str) -> None:
-    style = (ROOT / "pipeline" / "report" / "report.css").read_text(encoding="utf-8")
+    style = (ROOT / "manifests" / "style.css").read_text(encoding="utf-8")
     light, dark = style.split("@media (prefers-color-scheme: dark)")
     colours = dict(re.findall(r"--([a-z-]+): (#[0-9a-f]+);", light if theme == "light" else dark))
     for text in ("ink", "soft", "accent", "warn"):
@@ -280,62 +287,98 @@ def test_text_can_be_read_on_every_ground(theme: str) -> None:
 # --- numbers ----------------------------------------------------------------------------------------------------------
 
 
-def test_the_policy_is_told_in_words() -> None:
-    about = {"scales": [0.5, 1.0], "flip": True, "policy": PAPER.to_dict()}
-    plain = dict(charts.policy_facts(about))
-    assert plain["Scales"] == "0.5×, 1× and mirrored" and plain["Of classes"] == "the same for all"
+def test_the_policy_is_told_in_words(run: Path) -> None:
+    opened = Run.open(run)
+
+    def told(policy: Policy) -> dict[str, str]:
+        recipe = replace(opened.recipe, scales=(0.5, 1.0), flip=True, policy=policy)
+        return dict(facts.policy_facts(replace(opened, recipe=recipe)))
+
+    plain = told(PAPER)
+    assert plain["Scales"] == "0.5×, 1× and mirrored" and plain["By class"] == "the same threshold for all"
     assert plain["Human labels"] == "ignore for all classes"
+    assert not facts.has_more_rules(PAPER) and not facts.has_more_rules(Policy("mine", 0.7))
     careful = Policy(
         "careful", 0.9, {"pole": 0.4}, 1.5, Area((0.1, 0.9), (0, 1), "fractions"), 2, 64, "agree",
-        {"person": "union", "rider": "union"},
+        {"person": "union", "rider": "union"}, {"road": 0.92, "pole": 0.07},
     )  # fmt: skip
-    told = dict(charts.policy_facts({**about, "policy": careful.to_dict()}))
-    assert told["Name"] == "careful" and told["Of classes"] == "pole 0.4"
-    assert told["Human labels"] == "union for person, rider; agree for all others"
-    assert told["Area"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
-    assert "2 px" in told["Boundary"] and told["Pieces"] == "of less than 64 px are ignored"
+    words = told(careful)
+    assert words["Name"] == "careful" and words["By class"] == "pole 0.4" and facts.has_more_rules(careful)
+    assert words["Human labels"] == "union for person, rider; agree for all others"
+    assert words["Area"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
+    assert "2 px" in words["Boundary"] and words["Pieces"] == "pieces smaller than 64 px are ignored"
+    assert words["Outlined"] == (
+        "People outline 92 % of road and 7 % of pole; where they outlined nothing, a class is less likely by that"
+        " share."
+    )
 
 
 def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
     classes = RunFolder(run).statistics("classes").to_pandas()
     road = classes[classes.class_name == "road"]
-    (told,) = (row for row in charts.fates(summarise(run), CITYSCAPES) if row["name"] == "road")
+    (told,) = (row for row in charts.class_fates(summarise(run)) if row.name == "road")
     top = road[[f"{fate}_pixels" for fate in FATES]].to_numpy().sum()
-    assert told["kept"] == road.kept_pixels.sum() / top
-    shares = {name: share for name, _, share in told["parts"]}
-    assert shares == {"kept": told["kept"], "below its threshold": road.below_threshold_pixels.sum() / top}
-    assert set(charts.SHOWN_FATES) == set(FATES)
+    assert told.kept == road.kept_pixels.sum() / top
+    shares = {name: share for name, _, share in told.parts}
+    assert shares == {"kept": told.kept, "below its threshold": road.below_threshold_pixels.sum() / top}
+    assert set(charts.FATE_COLOURS) == set(FATE_NAMES) == set(FATES)
 
 
-AUDIT = {
-    "truth": "val.parquet", "truth_sha256": "0" * 64, "images": 3, "leaked": 1,
-    "classes": [{"name": "road", "truth_pixels": 9, "label_pixels": 8, "precision": 0.875, "coverage": 0.75,
-                 "iou_kept": 0.8, "iou": 0.7, "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": 0.2,
-                 "suggested_threshold": 0.35}],
-    "mean": {"precision": 0.875, "coverage": 0.75, "iou_kept": 0.8, "iou": 0.7,
-             "boundary_f": {"1": 0.1, "2": 0.25, "4": 0.3}, "ece": None},
-    "reliability": {"edges": [k / 20 for k in range(21)], "ece": 0.115,
-                    "all": {"pixels": [0] * 18 + [100, 300], "correct": [0] * 18 + [50, 300],
-                            "confidence": [None] * 18 + [0.9, 0.98]},
-                    "classes": {"road": {"pixels": [0] * 19 + [4], "correct": [0] * 19 + [3], "confidence": []},
-                                "sky": {"pixels": [0] * 20, "correct": [0] * 20, "confidence": []}}},
-    "coarse": [], "notes": ["something <to> know"],
-}  # fmt: skip
+AUDIT = Audit(
+    truth="val.parquet", truth_sha256="0" * 64, images=3, leaked=1, target_precision=0.95,
+    human=PixelAudit(0.4, 0.99), auto=PixelAudit(0.7, 0.9),
+    classes=[
+        ClassAudit("road", 9, 8, 0.5, 0.875, 0.75, 0.8, 0.7, 0.2, 0.35, 0.96, 0.5, {"1": 0.1, "2": 0.25, "4": 0.3})
+    ],
+    mean=MeanAudit(0.875, 0.75, 0.8, 0.7, None, {"1": 0.1, "2": 0.25, "4": 0.3}),
+    reliability=ReliabilityDiagram(
+        edges=[k / 20 for k in range(21)], ece=0.115,
+        all=DiagramBins([0] * 18 + [100, 300], [0] * 18 + [50, 300], [None] * 18 + [0.9, 0.98]),
+        classes={"road": DiagramBins([0] * 19 + [4], [0] * 19 + [3], []), "sky": DiagramBins([0] * 20, [0] * 20, [])},
+    ),
+    temperature=None, coarse=[], notes=["something <to> know"],
+)  # fmt: skip
 
 
 def test_an_audit_is_on_the_page(run: Path) -> None:
-    found = charts.reliability(AUDIT)
-    assert [bar[2:] for bar in found["bars"]] == [(0.5, 0.25), (1.0, 0.75)]
-    ((name, (bar,), error),) = found["classes"]
-    assert (name, bar[2:], error) == ("road", (0.75, 1.0), 0.2)
-    assert "Reliability" not in write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
-    (run / "audit.json").write_text(json.dumps(AUDIT))
-    text = write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
-    assert "<td>87.5</td><td>75.0</td><td>80.0</td><td>70.0</td><td>25.0</td>" in text.replace("\n", "")
-    assert "<td>0.35</td>" in text and "11.5 %" in text and "something &lt;to&gt; know" in text
+    plot = charts.ReliabilityPlot.of(AUDIT)
+    assert plot and [(bar.right, bar.share) for bar in plot.bars] == [(0.5, 0.25), (1.0, 0.75)]
+    ((name, (bar,), error),) = plot.classes
+    assert (name, bar.right, bar.share, error) == ("road", 0.75, 1.0, 0.2)
+    assert "Reliability" not in write_report(run, images=1).read_text(encoding="utf-8")
+    AUDIT.write(run / "audit.json")
+    text = write_report(run, images=1).read_text(encoding="utf-8")
+    assert cells(text, "road", after="<h2>Audit") == [
+        "100.00",
+        "50.0",
+        "87.5",
+        "75.0",
+        "80.0",
+        "70.0",
+        "10.0",
+        "25.0",
+        "30.0",
+    ]
+    assert cells(text, "road", after="Calibration, and") == ["20.0", "0.35", "96.0", "50.0"]
+    assert "11.5 %" in text and "something &lt;to&gt; know" in text
     assert "3 images" in text and "Leaked" in text
-    (run / "audit.json").write_text(json.dumps({**AUDIT, "reliability": None}))
-    assert "Reliability" not in write_report(run, 1, (), None, nothing).read_text(encoding="utf-8")
+    assert "People had outlined 40.0 % of the pixels, 99.0 % of them rightly. Now 70.0 % have a label" in text
+    replace(AUDIT, reliability=None).write(run / "audit.json")
+    assert "Reliability" not in write_report(run, images=1).read_text(encoding="utf-8")
+
+
+def cells(page: str, row: str, after: str) -> list[str]:
+    """The numbers in a row of the first table after a text."""
+    found = re.search(rf'<th scope="row">(?:<i [^>]*></i>)?{row}</th>(.*?)</tr>', page[page.index(after) :], re.DOTALL)
+    assert found
+    return re.findall(r'<td class="[^"]*" data-name="[^"]*">(.*?)</td>', found[1])
+
+
+def test_the_page_has_the_table_that_the_terminal_prints(run: Path) -> None:
+    page, table = write_report(run, images=1).read_text(encoding="utf-8"), summarise(run).class_table()
+    assert len(table.rows) > 3
+    for name, *numbers in table.rows:
+        assert cells(page, name, after="<h2>Classes") == [html.escape(number) for number in numbers]
 
 
 # --- what every scale says --------------------------------------------------------------------------------------------
@@ -361,13 +404,13 @@ def scaled(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) 
 
 
 def test_attention_adds_each_scale_with_its_share_and_the_combined_prediction(scaled: Path) -> None:
-    page = write_report(scaled, 2, (), None, nothing, attention=True)
+    page = write_report(scaled, images=2, attention=True)
     assert by_scale(page) == [*["prediction", "attention"] * 3, "combined"] * 2 and files(page) == on_disk(page)
     text = page.read_text(encoding="utf-8")
     for scale in ("0.5×", "1×", "2×"):
         assert f"<b>Prediction at {scale}</b>" in text and f"<b>Attention for {scale}</b>" in text
     assert text.count("<span>what the others leave,</span>") == 2  # the highest scale of both images
-    write_report(scaled, 2, (), None, nothing)
+    write_report(scaled, images=2)
     assert by_scale(page) == [] and files(page) == on_disk(page)  # only when it is asked for
 
 
@@ -388,7 +431,7 @@ def test_scales_that_count_equally_have_no_attention_and_the_page_says_so(
     city: Path, teacher: Path, tmp_path: Path
 ) -> None:
     run = labelled(city, teacher, tmp_path / "run", (0.5, 1.0), "average")
-    page = write_report(run, 1, (), None, nothing, attention=True)
+    page = write_report(run, images=1, attention=True)
     assert by_scale(page) == ["prediction", "prediction", "combined"]
     assert "they count equally everywhere" in page.read_text(encoding="utf-8")
 
@@ -396,7 +439,7 @@ def test_scales_that_count_equally_have_no_attention_and_the_page_says_so(
 @pytest.mark.parametrize("arch", ["hrnet18s_ocr_explicit", "hrnet18s_ocr_explicit_pairs", "hrnet18s_ocr_mscale2"])
 def test_every_kind_of_attention_can_be_shown(city: Path, tmp_path: Path, arch: str) -> None:
     run = labelled(city, untrained(arch, tmp_path / "net.pt"), tmp_path / "run", (0.5, 1.0))
-    page = write_report(run, 1, (), None, nothing, attention=True)
+    page = write_report(run, images=1, attention=True)
     assert by_scale(page) == [*["prediction", "attention"] * 2, "combined"]
     text = page.read_text(encoding="utf-8")
     assert ("need not add up to 1" in text) == ("explicit" in arch)
@@ -404,19 +447,44 @@ def test_every_kind_of_attention_can_be_shown(city: Path, tmp_path: Path, arch: 
 
 
 def test_one_scale_computes_no_attention(run: Path) -> None:
-    page = write_report(run, 1, (), None, nothing, attention=True)
+    page = write_report(run, images=1, attention=True)
     assert by_scale(page) == [] and "looks at one scale only" in page.read_text(encoding="utf-8")
-
-
-def test_a_run_from_before_there_was_a_choice_of_combination_is_shown(scaled: Path, tmp_path: Path) -> None:
-    run = Path(shutil.copytree(scaled, tmp_path / "run"))
-    about = json.loads((run / "run.json").read_text())
-    del about["combine"]
-    (run / "run.json").write_text(json.dumps(about))
-    assert "attention" in by_scale(write_report(run, 1, (), None, nothing, attention=True))
 
 
 def test_a_missing_photograph_leaves_out_attention_and_gives_the_reason(scaled: Path, tmp_path: Path) -> None:
     moved = Path(shutil.copytree(scaled, tmp_path / "further" / "down" / "run"))  # its images are found from its place
-    page = write_report(moved, 1, (), None, nothing, attention=True)
+    page = write_report(moved, images=1, attention=True)
     assert by_scale(page) == [] and "the file is missing" in gallery(page)["cards"][0]["missing"]["photograph"]
+
+
+# --- in a notebook ----------------------------------------------------------------------------------------------------
+
+
+def embedded(page: str) -> list[np.ndarray[Any, np.dtype[np.uint8]]]:
+    """The pictures inside a page."""
+    found = re.findall(r'<img src="data:image/webp;base64,([^"]+)"', page)
+    return [np.asarray(Image.open(io.BytesIO(base64.b64decode(data)))) for data in found]
+
+
+def test_a_notebook_shows_photograph_coarse_and_auto_label_side_by_side(run: Path) -> None:
+    found = look(run, 3)
+    ranked = RunFolder(run).statistics("review")["sample_id"].to_pylist()
+    assert [row.sample_id for row in found.rows] == choose(ranked, 3)
+    page, labels = found._repr_html_(), Run.open(run).labels
+    pictures = embedded(page)
+    assert "http" not in page and len(pictures) == 9
+    for row, auto in zip(found.rows, pictures[2::3], strict=True):
+        label = labels[row.sample_id]
+        assert (auto[label != IGNORE] == colourise(label, CITYSCAPES)[label != IGNORE]).all()
+        assert f"<b>{row.sample_id}</b>" in page
+        assert set(np.unique(label[label != IGNORE])) <= row.class_ids
+    assert "3 images" in str(found)
+
+
+def test_a_notebook_shows_named_samples_and_the_reason_where_a_picture_is_missing(run: Path, tmp_path: Path) -> None:
+    name = sorted(Run.open(run).labels)[3]
+    moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
+    page = look(moved, samples=[name])._repr_html_()
+    assert f"<b>{name}</b>" in page and len(embedded(page)) == 2 and "the file is missing" in page
+    with pytest.raises(ValueError, match=r"sample 'atlantis' has no label in .*: name one of its 10 labelled ones"):
+        look(run, samples=["atlantis"])

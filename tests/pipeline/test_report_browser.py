@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from browser import CHROMIUM, FAINT, playwright
 
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
@@ -20,41 +22,16 @@ from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
 
-playwright = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install '.[test]'")
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 pytestmark = pytest.mark.skipif(
     CHROMIUM is None, reason="needs Chromium on the PATH, such as Debian's package chromium"
 )
-
-# Every visible text with a colour that does not stand out from what is behind it by 4.5 to 1 (WCAG 2, level AA).
-FAINT = """() => {
-  const channels = (text) => (text.match(/[\\d.]+/g) ?? []).map(Number);
-  const linear = (v) => (v /= 255) <= 0.04045 ? v / 12.92 : ((v + 0.055) / 1.055) ** 2.4;
-  const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
-  const ground = (node) => {
-    for (; node; node = node.parentElement) {
-      const [r, g, b, a = 1] = channels(getComputedStyle(node).backgroundColor);
-      if (a === 1) return [r, g, b];
-    }
-    return [255, 255, 255];
-  };
-  const found = [];
-  const texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
-  while (texts.nextNode()) {
-    const node = texts.currentNode.parentElement;
-    if (!texts.currentNode.data.trim() || !node.checkVisibility() || node.closest("script, noscript, option")) continue;
-    const [a, b] = [luminance(channels(getComputedStyle(node).color)), luminance(ground(node))];
-    if ((Math.max(a, b) + 0.05) / (Math.min(a, b) + 0.05) < 4.5) found.push(texts.currentNode.data.trim());
-  }
-  return found;
-}"""
 
 
 @pytest.fixture(scope="module")
 def run(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("browser") / "run"
     generate(LabelJob(city / "coarse.parquet", teacher, run, scales=(1.0,)))
-    write_report(run, 100, (), None, lambda done, total: None)
+    write_report(run, images=100)
     return run
 
 
@@ -263,8 +240,8 @@ def multiplied(run: Path, out: Path, times: int) -> Path:
 
 def test_two_thousand_images_stay_usable(visit: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     many = multiplied(run, tmp_path / "run", 200)
-    (many / "run.json").write_text((many / "run.json").read_text().replace('"teacher": "', '"teacher": "/gone'))
-    write_report(many, 5000, (), None, lambda done, total: None)
+    replace(Run.open(many), teacher=tmp_path / "gone.pt").save()
+    write_report(many, images=5000)
     page = visit(many)
     page.evaluate("document.getElementById('images').scrollIntoView()")
     loaded = "[...document.images].filter(image => image.naturalWidth).length"

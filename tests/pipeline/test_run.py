@@ -31,17 +31,19 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import build_job
+from autolabel.pipeline import engine, prepare
 from autolabel.pipeline.analysis.stats import coverage_at, summarise
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.label import Labeller
 from autolabel.pipeline.predictor import TeacherPredictor
+from autolabel.pipeline.prepare import settle
 from autolabel.pipeline.progress import Counters
 from autolabel.pipeline.records import write_record
-from autolabel.pipeline.run import generate
+from autolabel.pipeline.run import choose_engine, generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.networks.build import build
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.predict import Teacher, load_teacher
 
 
 @pytest.fixture
@@ -271,6 +273,56 @@ def test_a_teacher_that_cannot_weigh_the_scales_is_refused_before_anything_is_do
     assert generate(replace(asked, scales=(0.5, 1.0, 2.0), out=drive.parent / "three")).accounts.labelled == 1
 
 
+# --- the engine -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("gpus", "settings", "expected"),
+    [
+        (0, {}, ("local", "this process does all the work")),
+        (0, {"workers": 1}, ("local", "this process does all the work")),
+        (0, {"workers": 2}, ("ray", "2 workers")),
+        (0, {"address": "10.0.0.1:6379"}, ("ray", "the cluster at 10.0.0.1:6379")),
+        (0, {"engine": "ray"}, ("ray", "")),
+        (8, {"engine": "local"}, ("local", "")),
+        (1, {}, ("local", "this process does all the work")),
+        (8, {}, ("ray", "one worker for each of 8 GPUs")),
+        (8, {"workers": 1}, ("local", "this process does all the work")),
+        (8, {"unit_size": 7}, ("local", "one unit of images needs one GPU only")),
+    ],
+    ids=str,
+)
+def test_the_automatic_engine_takes_ray_where_several_workers_have_work(
+    drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, settings: dict[str, Any], expected: object
+) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
+    device = "cuda" if gpus else "cpu"
+    asked = job(drive, teacher, **{"engine": "auto", "device": device, "precision": "float32", **settings})
+    request, _ = settle(asked, "0" * 64, drive)
+    assert choose_engine(request) == expected
+    if asked.machine.engine == "ray":
+        with pytest.raises(ValueError, match="engine ray cannot use a predictor of this process"):
+            choose_engine(request, in_process=True)
+    else:
+        assert choose_engine(request, in_process=True) == ("local", "")
+
+
+def test_a_local_run_loads_its_teacher_once(drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded: list[Path] = []
+
+    def load(path: Path, *more: Any, **settings: Any) -> Teacher:
+        loaded.append(path)
+        return load_teacher(path, *more, **settings)
+
+    for module in (prepare, engine):
+        monkeypatch.setattr(module, "load_teacher", load)
+    generate(job(drive, teacher, "new"))
+    assert loaded == [teacher]
+    generate(job(drive, teacher, "again"), teacher=load_teacher(teacher, device="cpu"))
+    assert loaded == [teacher]
+    assert labels_of(drive.parent / "again") == labels_of(drive.parent / "new")
+
+
 # --- resume -----------------------------------------------------------------------------------------------------------
 
 
@@ -463,7 +515,7 @@ def test_the_summary_adds_up_what_the_labels_and_coarse_labels_hold(city: Path, 
     manifest = load_manifest(city / "coarse.parquet")
     coarse = np.concatenate(
         [
-            read_label(s.coarse_label, manifest.label_space, "source").ravel()
+            read_label(s.coarse_label, manifest.label_space, ids="source").ravel()
             for s in sorted(manifest.samples, key=lambda s: s.sample_id)
             if s.coarse_label
         ]

@@ -60,7 +60,7 @@ def labels(folder: Path) -> dict[str, np.ndarray[Any, Any]]:
 def coarse(city: Path) -> dict[str, np.ndarray[Any, Any]]:
     manifest = load_manifest(city / "coarse.parquet")
     return {
-        s.sample_id: read_label(s.coarse_label, manifest.label_space, "source")
+        s.sample_id: read_label(s.coarse_label, manifest.label_space, ids="source")
         for s in manifest.samples
         if s.coarse_label
     }

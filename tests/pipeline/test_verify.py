@@ -27,7 +27,7 @@ from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import Verification
 from autolabel.pipeline.verify import verify as verify_run
 
-TABLES = tuple(RunFolder(Path()).tables())
+TABLES = tuple(RunFolder(Path()).table_paths())
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
 UNCHECKED = ("progress.json", ".lock")
@@ -311,12 +311,12 @@ def test_a_damaged_table_undoes_no_unit_and_is_written_again(asked: LabelJob, na
 def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob) -> None:
     run, lost = asked.out, samples_of(asked.out, SECOND)
     whole = Run.open(run).labels
-    for read in (whole.__getitem__, lambda name: whole.crop(name, 0, 0, 1, 1)):
+    for read in (whole.__getitem__, lambda name: whole.crop(name, (0, 0, 1, 1))):
         with pytest.raises(KeyError, match="never heard of"):
             read("never heard of")
     file = _of_the_second_unit(run)
     kept = file.rename(run / "elsewhere")
-    for read in (whole.__getitem__, lambda name: whole.crop(name, 0, 0, 1, 1)):
+    for read in (whole.__getitem__, lambda name: whole.crop(name, (0, 0, 1, 1))):
         with pytest.raises(DamagedLabel, match=re.escape(file.name)):
             read(lost[2])
     kept.rename(file)
@@ -327,4 +327,4 @@ def test_readers_are_never_given_a_label_that_nobody_vouches_for(asked: LabelJob
         with pytest.raises(KeyError, match=name):
             left[name]
         with pytest.raises(KeyError, match=name):
-            left.crop(name, 0, 0, 1, 1)
+            left.crop(name, (0, 0, 1, 1))

@@ -23,10 +23,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import HEIGHT, WIDTH, autolabel, contents, labels_of, photograph, quarantined, scanned
+from conftest import HEIGHT, WIDTH, autolabel, contents, labels_of, outcome, photograph, quarantined, scanned
 from PIL import ExifTags, Image
 
-from autolabel.manifests import storage
+from autolabel.manifests import local_storage
 from autolabel.manifests.images import decode_image
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Accounts, Run
@@ -34,7 +34,7 @@ from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.settings import build_job
 from autolabel.pipeline.job import STORES, LabelJob, Portion
-from autolabel.pipeline.run import Labelling, generate
+from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import verify
 
 
@@ -187,7 +187,7 @@ def test_every_file_is_labelled_rightly_or_quarantined_by_name(city: Path, teach
     assert {name: re.sub(r" \(\d+ bytes not processed\)$", "", why) for name, why in reasons.items()} == REASONS
     asked_for, done = len(manifest.samples), len(labels)
     accounts = Accounts(asked_for, done, asked_for - done, 0)
-    assert result == Labelling(accounts, done=asked_for, failed={}, stopped=False)
+    assert outcome(result) == (accounts, asked_for, {}, False)
     assert verify(asked.out).faults == []
     # The strange ones have labels of the right picture, and the good ones those that they have without company.
     assert labels["pixel"].shape == (1, 1)
@@ -313,12 +313,12 @@ def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 class Disk:
-    """`os` and `open` as storage.py sees them. The first `call` for a file called like `name` fails, once."""
+    """`os` and `open` as local_storage.py sees them. The first `call` for a file called like `name` fails, once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, call: str, name: str, number: int) -> None:
         self.call, self.name, self.number, self.failed = call, name, number, ""
-        monkeypatch.setattr(storage, "os", self)
-        monkeypatch.setattr(storage, "open", self.opened, raising=False)
+        monkeypatch.setattr(local_storage, "os", self)
+        monkeypatch.setattr(local_storage, "open", self.opened, raising=False)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(os, name)

@@ -31,7 +31,7 @@ from autolabel.pipeline.job import STORES, LabelJob, Portion
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
-TABLES = tuple(RunFolder(Path()).tables())
+TABLES = tuple(RunFolder(Path()).table_paths())
 NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 LIVE = ("progress.json", ".lock")  # written by every call
 
@@ -135,7 +135,7 @@ def test_a_plan_that_is_lost_after_the_manifest_has_grown_moves_no_label(place: 
     verify(asked.out, repair=True)
     assert generate(asked).accounts == Accounts(10, 10, 0, 0)
     labels = Run.open(asked.out).labels
-    assert {name: labels.crop(name, 0, 0, 96, 192).tobytes() for name in labels} == before
+    assert {name: labels.crop(name, (0, 0, 96, 192)).tobytes() for name in labels} == before
     assert labels_of(asked.out) == before
     assert generate(asked).done == 0
     assert verify(asked.out, repair=True).undone == 0

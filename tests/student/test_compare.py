@@ -17,10 +17,11 @@ import torch
 from conftest import autolabel
 
 from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.student.comparison.compare import ARMS, arm_names, compare, last_scores, read_curve
+from autolabel.student.comparison.compare import ARMS, ArmProgress, arm_names, compare, last_scores, read_curve
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate, estimate, t_quantile
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -165,7 +166,6 @@ def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) ->
             out,
             scales=(0.5, 1),
             policy=Policy(threshold=0.2),
-            workers=1,
         )
     )
     return out
@@ -186,10 +186,13 @@ def template(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
 def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, list[tuple[str, int, int]]]:
     steps: list[tuple[str, int, int]] = []
 
-    def note(arm: str, seed: int, report: StepReport) -> None:
-        steps.append((arm, seed, report.step))
+    def note(now: ArmProgress) -> None:
+        if now.step:  # else labels are read
+            steps.append((now.arm, now.seed, now.step))
+            assert (now.done, now.total) == (len(steps), 12)
 
-    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), note), steps
+    coarse = city / "coarse.parquet"
+    return compare(template.manifest, coarse, auto=auto, template=template, seeds=(0, 1), on_progress=note), steps
 
 
 def test_three_arms_are_trained_alike_with_every_seed(
@@ -245,14 +248,14 @@ def test_the_share_of_what_an_arm_adds_can_be_asked_for(
 ) -> None:
     """Six fine samples at weight 2 are a quarter of the draws, ten others at 3.6 are the rest."""
     job = replace(template, out=tmp_path, steps=1)
-    found = compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.75)
+    found = compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=0.75)
     for arm, source in (("fine + coarse", "coarse"), ("fine + auto", "auto")):
         manifest = load_manifest(tmp_path / f"{arm.replace(' + ', '-')}.parquet")
         assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 3.6}
     assert json.loads((tmp_path / "compare.json").read_text())["added_share"] == found.setting["added_share"] == 0.75
     assert "75.0 % of the draws are of the labels that the arm adds" in (tmp_path / "index.html").read_text()
     with pytest.raises(ValueError, match=r"other samples, labels or shares .*fine-coarse.parquet"):
-        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=0.5)
+        compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=0.5)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 83.0, math.nan])
@@ -261,7 +264,7 @@ def test_a_share_that_leaves_nothing_to_compare_is_refused(
 ) -> None:
     job = replace(template, out=tmp_path / "out")
     with pytest.raises(ValueError, match=rf"added-share {share:g}: expected a number between 0 and 1"):
-        compare(template.manifest, city / "coarse.parquet", auto, job, (0,), added_share=share)
+        compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=share)
     assert not job.out.exists()
 
 
@@ -280,7 +283,12 @@ def test_a_finished_student_is_not_trained_again(
     record = (template.out / "compare.json").read_bytes()
     steps: list[str] = []
     again = compare(
-        template.manifest, city / "coarse.parquet", auto, template, (0, 1), lambda *step: steps.append(str(step))
+        template.manifest,
+        city / "coarse.parquet",
+        auto=auto,
+        template=template,
+        seeds=(0, 1),
+        on_progress=lambda now: steps.append(now.note),
     )
     assert again == comparison[0]
     assert steps == []
@@ -302,7 +310,7 @@ def test_an_arm_without_labels_of_its_kind_is_refused(
     """Else an arm would quietly repeat another one, and the table would say that the labels add nothing."""
     job = replace(template, out=tmp_path, steps=1)
     with pytest.raises(ValueError, match=re.escape(str(city / named))):
-        compare(city / "fine.parquet", city / coarse, city / auto, job, (0,))
+        compare(city / "fine.parquet", city / coarse, auto=city / auto, template=job, seeds=(0,))
 
 
 def test_compare_json_holds_what_the_curves_hold(
@@ -320,7 +328,7 @@ def test_compare_json_holds_what_the_curves_hold(
 
 def again(template: TrainJob, city: Path, auto: Path, **more: Path) -> Comparison:
     """The same comparison, of fine labels that weigh 2, with further arms."""
-    return compare(template.manifest, city / "coarse.parquet", auto, template, (0, 1), None, more)
+    return compare(template.manifest, city / "coarse.parquet", auto=auto, template=template, seeds=(0, 1), further=more)
 
 
 def test_the_last_step_counts_even_where_an_earlier_one_was_better(
@@ -394,7 +402,7 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     with pytest.raises(
         ValueError, match=rf"was trained on 6 of the 6 validation images .*{first!r}.*validate on others"
     ):
-        compare(city / "val.parquet", city / "coarse.parquet", auto, job, (0,))
+        compare(city / "val.parquet", city / "coarse.parquet", auto=auto, template=job, seeds=(0,))
     asked = (
         "compare", "--fine", city / "val.parquet", "--coarse", city / "coarse.parquet", "--auto", auto,
         "--val", city / "fine.parquet", "--out", tmp_path / "out",
@@ -405,23 +413,23 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     assert not (tmp_path / "out").exists()
 
 
-def test_a_teacher_without_fingerprints_gives_a_note(
-    comparison: tuple[Comparison, list[tuple[str, int, int]]], teacher: Path, city: Path, auto: Path, template: TrainJob
+def test_a_teacher_that_is_gone_or_another_gives_a_note_and_a_damaged_run_is_refused(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
 ) -> None:
-    about = auto / "run.json"
-    before = about.read_text()
+    record, run = auto / "run.json", Run.open(auto)
+    before = record.read_bytes()
     try:
-        about.write_text(before.replace(str(teacher), "gone.pt"))
+        replace(run, teacher=Path("gone.pt")).save()
         (note,) = again(template, city, auto).notes
         assert note.startswith("fine + auto: the teacher gone.pt is gone")
-        about.write_text(before.replace(str(teacher), str(template.out / "fine-seed0" / "best.pt")))
+        replace(run, teacher=template.out / "fine-seed0" / "best.pt").save()
         (note,) = again(template, city, auto).notes
         assert "is no longer the teacher that labelled" in note
-        about.write_text(before[:100])
-        with pytest.raises(ValueError, match=r"run.json is not that of a run .*: restore it, or label again"):
+        record.write_bytes(before[:100])
+        with pytest.raises(ValueError, match=r"run.json is not readable JSON: restore it"):
             again(template, city, auto)
     finally:
-        about.write_text(before)
+        record.write_bytes(before)
     again(template, city, auto)
 
 
@@ -458,7 +466,7 @@ def test_names_that_are_taken_or_no_file_names_are_refused() -> None:
 @pytest.mark.parametrize("kind", ["three seeds", "one seed", "six arms, long names"])
 def test_the_page_works_in_a_browser(three_seeds: Comparison, kind: str, tmp_path: Path) -> None:
     """From disk, without script or network, on a phone and on a desk, light and dark, every text readable."""
-    from test_report_browser import CHROMIUM, FAINT, playwright
+    from browser import CHROMIUM, FAINT, playwright
 
     if CHROMIUM is None:
         pytest.skip("needs Chromium on the PATH")

@@ -116,9 +116,9 @@ def test_labels_of_a_run_are_read_from_zarr_as_from_png(fine: Manifest, tmp_path
     """The same labels once as PNG files, once as rows 2, 3, … of a Zarr array: whole items and crops are equal."""
     from_png = ManifestDataset(fine)
     bucket, labels = bucket_of(HEIGHT, WIDTH), [item["label"].numpy() for item in from_png]
-    create_zarr(tmp_path / "labels.zarr", {bucket: 8}, 8, {})
+    create_zarr(tmp_path / "labels.zarr", {bucket: 8}, shard_rows=8, attributes={})
     array = tmp_path / "labels.zarr" / bucket
-    write_zarr_shard(array, 0, 8, [None, None, *map(encode_zarr, labels)])
+    write_zarr_shard(array, 0, shard_rows=8, labels=[None, None, *map(encode_zarr, labels)])
     stored = tuple(
         replace(s, source="auto", label=array, label_index=n + 2, label_ids="train") for n, s in enumerate(fine.samples)
     )

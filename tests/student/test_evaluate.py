@@ -223,7 +223,7 @@ def test_the_worst_are_kept_and_all_others_forgotten() -> None:
     for index, miou in enumerate(mious):
         prediction = np.full((2, 2), index % 256, np.uint8)
         alive.append(weakref.ref(prediction))
-        worst.add(index, miou, prediction)
+        worst.add(index, miou=miou, prediction=prediction)
         del prediction
         assert len(worst) <= 8 and sum(one() is not None for one in alive[-20:]) <= 8
     expected = sorted((miou, index) for index, miou in enumerate(mious) if not np.isnan(miou))[:8]
@@ -235,7 +235,7 @@ def test_the_worst_are_kept_and_all_others_forgotten() -> None:
 def test_the_worst_of_fewer_images_than_asked_for_are_all_of_them() -> None:
     worst = Worst(8)
     for index, miou in enumerate((0.5, 0.25, 0.75)):
-        worst.add(index, miou, np.zeros((1, 1), np.uint8))
+        worst.add(index, miou=miou, prediction=np.zeros((1, 1), np.uint8))
     assert [index for index, _, _ in worst] == [1, 0, 2]
 
 
@@ -252,7 +252,7 @@ def test_a_sheet_is_photograph_truth_prediction_and_errors() -> None:
     image = np.full((8, 16, 3), 200, np.uint8)
     truth, prediction = np.zeros((8, 16), np.uint8), np.zeros((8, 16), np.uint8)
     truth[:, 12:], prediction[:4] = 255, 1
-    sheet = np.asarray(draw_sheet(image, truth, prediction, CITYSCAPES))
+    sheet = np.asarray(draw_sheet(image, truth, prediction=prediction, space=CITYSCAPES))
     assert sheet.shape == (16, 32, 3)
     road, sidewalk = (c.colour for c in CITYSCAPES.classes[:2])
     colours = {place: tuple(sheet[place].tolist()) for place in ((0, 0), (0, 16), (8, 0), (12, 0), (8, 16), (12, 16))}
@@ -281,5 +281,5 @@ def test_the_command_draws_the_worst_images(scores: Scores, teacher: Path, city:
 
 def test_a_picture_stays_in_its_folder_whatever_its_id(tmp_path: Path) -> None:
     (tmp_path / "worst").mkdir()
-    write_sheet(tmp_path / "worst", 3, "../../etc/a b", 0.25, Image.new("RGB", (2, 2)))
+    write_sheet(tmp_path / "worst", Image.new("RGB", (2, 2)), rank=3, sample_id="../../etc/a b", miou=0.25)
     assert list(contents(tmp_path)) == ["worst/03-.._.._etc_a_b-iou0.250.webp"]

@@ -114,7 +114,7 @@ def test_scores_of_drawn_maps_equal_those_of_the_official_scorer(
         Image.fromarray(truth).save(folder / f"{stem}_gtFine_labelIds.png")
         (tmp_path / "results").mkdir(exist_ok=True)
         Image.fromarray(TRAIN_TO_ID[prediction]).save(tmp_path / "results" / f"{stem}.png")
-        confusion.add(read_label(folder / f"{stem}_gtFine_labelIds.png", CITYSCAPES, "source"), prediction)
+        confusion.add(read_label(folder / f"{stem}_gtFine_labelIds.png", CITYSCAPES, ids="source"), prediction)
     theirs = official_scores(scorer, tmp_path / "gtFine", tmp_path / "results")
     ours = by_name(confusion)
     assert [CITYSCAPES.names.index(name) for name, value in ours.items() if value is None] == list(left_out)

@@ -25,7 +25,7 @@ from torch.nn.parallel import DistributedDataParallel
 from autolabel.student.job import LOSSES, TrainJob, TrainMachine
 from autolabel.student.losses import FORMULAS, BatchCounts
 from autolabel.student.parallel import DrawSampler, SynchronisedBatchNorm, Team, synchronised
-from autolabel.student.request import Request
+from autolabel.student.request import TrainRequest
 from autolabel.student.train import StepReport, Training, train
 from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.networks.build import build
@@ -188,7 +188,7 @@ def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
         if report.step == die_at:
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Training(Request(job), team).run(on_step)
+    Training(TrainRequest(job), team).run(on_step)
 
 
 def assert_close(folder: Path, expected: Path) -> None:

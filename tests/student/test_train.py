@@ -647,6 +647,11 @@ def test_training_settings_outside_their_range_are_refused(
         replace(short, **change)
 
 
+def test_several_workers_on_apples_gpu_are_refused(short: TrainJob) -> None:
+    with pytest.raises(ValueError, match=r"^device mps: Apple's GPU trains in one process, leave out --workers and"):
+        replace(short, device="mps", machine=TrainMachine(workers=2))
+
+
 def test_zero_workers_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^workers is 0: expected 1 or more$"):
         TrainMachine(workers=0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -24,13 +25,13 @@ from conftest import autolabel, names_in
 from ray import cloudpickle
 from test_parallel import alone, assert_close, job
 
-from autolabel.manifests.cluster import ray_session
+from autolabel.manifests.cluster import ClusterFailed, ray_session
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.student import distributed
 from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
 from autolabel.student.job import TrainJob, TrainMachine
 from autolabel.student.parallel import Team
-from autolabel.student.request import Request
+from autolabel.student.request import TrainRequest
 from autolabel.student.train import StepReport, Training, TrainingStopped, train
 from autolabel.teacher.checkpoints import read_checkpoint
 
@@ -55,7 +56,7 @@ def nothing(_: object) -> None:
 # --- workers die ------------------------------------------------------------------------------------------------------
 
 
-def train_and_die_once(request: Request, mark: Path, team: Team, on_step: OnStep) -> None:
+def train_and_die_once(request: TrainRequest, mark: Path, team: Team, on_step: OnStep) -> None:
     """After step 3, the first time, the second process is killed while the first one waits for it."""
 
     def watch() -> None:
@@ -80,7 +81,7 @@ def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(
     """Two workers; the second step was saved, the third is done twice."""
     shared = replace(job, out=tmp_path / "out", machine=TrainMachine(workers=2))
     shared.out.mkdir()
-    request = Request(shared)
+    request = TrainRequest(shared)
     steps: list[int] = []
     notes: list[str] = []
     run_workers(
@@ -129,6 +130,18 @@ def test_workers_without_a_connection_to_ray_are_refused(
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     with pytest.raises(ValueError, match=r"^workers 2: expected a connection to Ray"):
         run_workers(die, 2, device="cpu", folder=tmp_path, on_step=nothing, on_note=nothing, final=FINAL)
+
+
+def test_a_process_that_is_connected_uses_that_ray_and_no_other(connected: None, tmp_path: Path) -> None:
+    for address in (None, "auto"):
+        with ray_session(address, tmp_path) as session:
+            assert session is ray
+        assert ray.is_initialized()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        other = f"127.0.0.1:{listener.getsockname()[1]}"
+        message = rf"^this process is connected to the Ray at .*, not to {other}: use a"
+        with pytest.raises(ClusterFailed, match=message), ray_session(other, tmp_path):
+            pass
 
 
 @pytest.mark.parametrize(

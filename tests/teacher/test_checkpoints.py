@@ -154,7 +154,7 @@ recorded = pytest.mark.skipif(not REFERENCE.is_dir(), reason="the reference's re
 def stand_in(arch: str, classes: int = 19, scales: int = 3) -> dict[str, Tensor]:
     """A state dict of the right shapes: each tensor is one number, seen as many."""
     with torch.device("meta"):
-        state = build(arch, classes, scales).state_dict()
+        state = build(arch, classes, scales=scales).state_dict()
     return {k: torch.zeros((), dtype=v.dtype).expand(v.shape) for k, v in state.items()}
 
 
@@ -176,7 +176,7 @@ def test_every_published_network_is_recognised_by_its_tensors(name: str, synonym
     checkpoint = read_checkpoint(path)
     assert (checkpoint.arch, checkpoint.classes, checkpoint.label_space) == (PUBLISHED[name], 19, None)
     with torch.device("meta"):
-        network = build(checkpoint.arch, checkpoint.classes, checkpoint.scales)
+        network = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales)
     assert mismatches(network.state_dict(), checkpoint.state_dict) == []
 
 
@@ -190,7 +190,7 @@ def test_the_references_own_keys_are_recognised(name: str, tmp_path: Path) -> No
     checkpoint = read_checkpoint(tmp_path / "c.pth")
     assert checkpoint.arch == PUBLISHED[name]
     with torch.device("meta"):
-        expected = build(checkpoint.arch, checkpoint.classes, checkpoint.scales).state_dict()
+        expected = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales).state_dict()
     assert list(expected) == list(checkpoint.state_dict)
     assert mismatches(expected, checkpoint.state_dict) == []
 
@@ -294,7 +294,7 @@ def test_two_published_networks_of_the_same_shapes_are_told_by_their_name(
 @pytest.mark.parametrize("combination", ["explicit", "explicit_bn"])
 def test_a_checkpoint_of_ours_keeps_its_number_of_scales(combination: str, scales: int, tmp_path: Path) -> None:
     arch = f"hrnet18s_plain_{combination}"
-    network = build(arch, len(CAMVID), scales)
+    network = build(arch, len(CAMVID), scales=scales)
     save_checkpoint(tmp_path / "c.pt", network, arch=arch, space=CAMVID)
     checkpoint = read_checkpoint(tmp_path / "c.pt")
     assert (checkpoint.arch, checkpoint.scales) == (arch, scales)

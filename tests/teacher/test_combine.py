@@ -265,17 +265,17 @@ every_chain = pytest.mark.parametrize("scales", CHAINS, ids=str)
 def check(combination: Combination, size: Size, scales: Sequence[float], expected: Tensor) -> None:
     """Whole and in rows, whatever order the scales are named in."""
     with torch.inference_mode():
-        field = combination.mix(combination.weigh(predict, size, scales), size)
+        field = combination.mix(combination.weigh(predict, size, scales=scales), size)
         assert_close(field.whole(), expected)
         assert_close(read_in_bands(field, 1), expected)
-        shuffled = combination.weigh(predict, size, scales[::-1])
+        shuffled = combination.weigh(predict, size, scales=scales[::-1])
         assert_close(combination.mix(shuffled, size).whole(), expected)
         assert_close(share_out(combination, size, scales), expected)
 
 
 def share_out(combination: Combination, size: Size, scales: Sequence[float]) -> Tensor:
     """The combined logits again, from what each scale says and from its share in them."""
-    parts = combination.weigh(predict, size, scales)
+    parts = combination.weigh(predict, size, scales=scales)
     shares = combination.shares(parts, size).whole()
     assert shares.shape == (1, len(scales), *size)
     if not isinstance(combination, (Explicit, ExplicitPairs)):
@@ -379,14 +379,14 @@ def test_explicit_pairs_share_out_each_lower_scales_weight(size: Size, scales: t
 @torch.no_grad()
 def test_auxiliary_logits_are_mixed_like_the_others(make: Callable[[], Combination]) -> None:
     combination = awake(make())
-    parts = combination.weigh(predict, (45, 70), THREE)
+    parts = combination.weigh(predict, (45, 70), scales=THREE)
 
     def pick(part: Part) -> Tensor:
         assert part.aux is not None
         return part.aux
 
     expected = combination.mix([replace(part, logits=pick(part)) for part in parts], (45, 70)).whole()
-    found = combination.mix(parts, (45, 70), pick).whole()
+    found = combination.mix(parts, (45, 70), pick=pick).whole()
     assert torch.equal(found, expected)
     assert (found - combination.mix(parts, (45, 70)).whole()).abs().max() > 1
 
@@ -395,7 +395,7 @@ def test_auxiliary_logits_are_mixed_like_the_others(make: Callable[[], Combinati
 def test_full_trust_takes_one_scale_alone() -> None:
     """An attention of 1 takes the lower scale and nothing else, one of 0 the higher, at every pixel."""
     combination = Hierarchical(FEATURES, 8).eval()
-    parts = sorted(combination.weigh(predict, (48, 64), (0.5, 1.0)), key=lambda part: part.scale)
+    parts = sorted(combination.weigh(predict, (48, 64), scales=(0.5, 1.0)), key=lambda part: part.scale)
     low, high = own_logits((48, 64), (0.5, 1.0)).values()
     for trust, expected in ((1.0, to(low, (48, 64))), (0.0, high)):
         sure = replace(parts[0], attention=torch.full_like(cast(Tensor, parts[0].attention), trust))

@@ -160,7 +160,7 @@ def test_every_confidence_is_in_its_bin() -> None:
 @pytest.mark.parametrize(("classes", "size"), [(2, (3, 5)), (19, (300, 301)), (255, (64, 64))])  # 300 x 301: two pieces
 def test_counts_are_those_of_plain_loops(classes: int, size: Size) -> None:
     winners, confidences = (x[0] for x in top_class(noise(1, classes, *size, spread=3)))
-    histogram, sums = count(winners, confidences, classes)
+    histogram, sums = count(winners, confidences, classes=classes)
     winner, p = winners.numpy(), confidences.numpy()
     for c in range(classes):
         mine = p[winner == c]
@@ -203,7 +203,7 @@ def test_the_bins_above_a_threshold_hold_what_it_keeps(k: int) -> None:
     """Also where confidences lie on the threshold itself."""
     edges = torch.from_numpy(np.concatenate([EDGES[1:], EDGES[1:]]).reshape(2, CONFIDENCE_BINS).copy())
     winners = torch.arange(40, dtype=torch.uint8).view(2, 20) % 3
-    histogram, _ = count(winners, edges, 3)
+    histogram, _ = count(winners, edges, classes=3)
     label = decided(winners, edges, float(EDGES[k]), 3)
     assert [(label == c).sum() for c in range(3)] == histogram[:, k:].sum(dim=1).tolist()
     assert (label != 255).sum() == 2 * (CONFIDENCE_BINS - k)
@@ -213,13 +213,13 @@ def test_sums_of_confidences_are_exact_in_any_order() -> None:
     """So that a report is the same whatever the order of the pixels, the cores or the device."""
     winners, confidences = (x[0] for x in top_class(noise(1, 19, 300, 700, spread=2)))
     assert confidences.min() > 1 / 32
-    histogram, sums = count(winners, confidences, 19)
+    histogram, sums = count(winners, confidences, classes=19)
     units = (confidences.double() * 2**29).long()  # whole numbers: their sum cannot round
     assert torch.equal(units.double() / 2**29, confidences.double())
     exact = torch.zeros(19, dtype=torch.int64).index_add_(0, winners.flatten().long(), units.flatten())
     assert sums.tolist() == (exact.double() / 2**29).tolist()
     for order in (torch.randperm(210_000), torch.arange(210_000).flip(0), confidences.flatten().argsort()):
-        again = count(winners.flatten()[order].view(300, 700), confidences.flatten()[order].view(300, 700), 19)
+        again = count(winners.flatten()[order].view(300, 700), confidences.flatten()[order].view(300, 700), classes=19)
         assert torch.equal(again[0], histogram) and torch.equal(again[1], sums)
 
 
@@ -229,7 +229,7 @@ def test_sums_of_confidences_are_exact_in_any_order() -> None:
 @pytest.mark.parametrize("classes", [1, 2, 19, 255])
 @pytest.mark.parametrize("size", [(1, 1), (1, 20_000), (20_000, 1), (97, 131), (1024, 2048), (300, 100_000)])
 def test_bands_cover_every_row_once(size: Size, classes: int) -> None:
-    found = list(bands(size, classes, CPU))
+    found = list(bands(size, classes, device=CPU))
     assert [top for top, _ in found] == [0, *(bottom for _, bottom in found[:-1])]
     assert found[-1][1] == size[0]
     assert all(top < bottom for top, bottom in found)
@@ -252,7 +252,7 @@ def test_a_field_is_read_in_bands_and_never_whole() -> None:
     logits = noise(2, 19, 200, 300)
     asked = Asked(InMemory(logits))
     winner, confidence = top_classes(asked, 2, classes=19, device=CPU)
-    assert asked.bands == list(bands((200, 300), 19, CPU))
+    assert asked.bands == list(bands((200, 300), 19, device=CPU))
     assert len(asked.bands) > 1
     whole = top_class(logits)
     assert torch.equal(winner, whole[0])
@@ -282,7 +282,7 @@ def test_nothing_with_a_value_per_class_and_pixel_is_ever_made() -> None:
     with Largest() as seen:
         winners, confidences = top_classes(field, 1, classes=classes, device=CPU)
         encode(winners, confidences, classes=classes, edges=(0.5, 0.9))
-        count(winners[0], confidences[0], classes)
+        count(winners[0], confidences[0], classes=classes)
     assert 0 < seen.bytes <= 4.4e6
     with Largest() as control:  # the measure sees what it should
         top_class(field.whole())

@@ -164,5 +164,7 @@ def test_a_teacher_on_apples_gpu_labels_like_one_on_the_cpu(arch: str, mps_memor
 
 
 def test_apples_gpu_gets_the_bands_of_a_gpu() -> None:
-    assert list(bands((4096, 4096), 19, MPS)) == list(bands((4096, 4096), 19, torch.device("cuda")))
-    assert len(list(bands((4096, 4096), 19, MPS))) < len(list(bands((4096, 4096), 19, torch.device("cpu"))))
+    assert list(bands((4096, 4096), 19, device=MPS)) == list(bands((4096, 4096), 19, device=torch.device("cuda")))
+    assert len(list(bands((4096, 4096), 19, device=MPS))) < len(
+        list(bands((4096, 4096), 19, device=torch.device("cpu")))
+    )

@@ -123,7 +123,7 @@ def test_every_named_network_can_be_built_and_told_by_its_tensors() -> None:
 @pytest.mark.parametrize("scales", [1, 2, 3, 4, 5])
 def test_the_number_of_scales_of_an_explicit_network_is_told_by_its_tensors(scales: int) -> None:
     with torch.device("meta"):
-        state = build("resnet50_deeplabv3plus_explicit", 7, scales).state_dict()
+        state = build("resnet50_deeplabv3plus_explicit", 7, scales=scales).state_dict()
     assert recognise(state) == ("resnet50_deeplabv3plus_explicit", 7, scales)
 
 
@@ -140,7 +140,7 @@ def test_an_unknown_architecture_is_refused_with_the_known_pieces(arch: str) -> 
 def test_an_explicit_network_of_too_many_scales_is_refused(scales: int) -> None:
     message = f"^{scales} scales: an explicit combination weighs 1 to 5 of them$"
     with torch.device("meta"), pytest.raises(ValueError, match=message):
-        build("hrnet18s_plain_explicit", 19, scales)
+        build("hrnet18s_plain_explicit", 19, scales=scales)
 
 
 # --- the same function as the reference -------------------------------------------------------------------------------
@@ -375,7 +375,7 @@ def test_efficientnet_lite_pads_as_tensorflow_does(
     pixels: int, kernel: int, outputs: int, before: int, after: int
 ) -> None:
     """Padded alike on both sides, weights trained there would look half a pixel past what they were trained on."""
-    conv, images = SamePadConv(3, 2, kernel, stride=2), picture(pixels, pixels)
+    conv, images = SamePadConv(3, 2, kernel=kernel, stride=2), picture(pixels, pixels)
     expected = conv2d(pad(images, (before, after) * 2), conv.weight, stride=2)
     assert expected.shape == (1, 2, outputs, outputs)
     assert torch.equal(conv(images), expected)
@@ -384,8 +384,8 @@ def test_efficientnet_lite_pads_as_tensorflow_does(
 @pytest.mark.parametrize("stride", [1, 2])
 def test_autocast_on_a_cpu_leaves_depthwise_convolutions_in_float32(stride: int) -> None:
     torch.manual_seed(0)
-    ours = DepthwiseConv(6, 5, stride)
-    plain = SamePadConv(6, 6, 5, stride, groups=6)
+    ours = DepthwiseConv(6, 5, stride=stride)
+    plain = SamePadConv(6, 6, kernel=5, stride=stride, groups=6)
     plain.load_state_dict(ours.state_dict())
     x = torch.randn(2, 6, 13, 18).bfloat16()
     expected = plain(x.float())
@@ -508,7 +508,7 @@ def test_any_network_can_average_its_scales_instead(arch: str) -> None:
 
     with torch.inference_mode():
         expected = (at(11, 18) + at(45, 71) + at(90, 142)) / 3  # a quarter of 45 x 71 is 11.25 x 17.75
-        found = network.logits(images, (0.25, 1.0, 2.0), Average())
+        found = network.logits(images, (0.25, 1.0, 2.0), combination=Average())
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
         if not isinstance(network.scale_attn, Average) and "explicit" not in arch:
             assert (network.logits(images, (0.25, 1.0, 2.0)) - expected).abs().max() > 0.01
@@ -544,7 +544,7 @@ def test_attention_is_computed_only_where_it_is_used(
         assert sorted(head) == sizes
         assert sorted(trunk) == [(24, 32), (48, 64), (96, 128)]  # the network sees each scale once
         head.clear()
-        network.logits(picture(48, 64), THREE, Average())
+        network.logits(picture(48, 64), THREE, combination=Average())
         assert head == []
         if "explicit" not in combination or combination == "explicit_pairs":
             network.logits(picture(48, 64), (1.0,))
@@ -584,7 +584,9 @@ def test_inference_never_touches_the_auxiliary_logits_once_the_regions_are_known
         network.scale_attn.mix(parts, (48, 64)).whole()
     assert readers.count > 0  # the counter counts
     with torch.inference_mode(), Readers(auxiliary) as readers:
-        network.scale_attn.mix(parts, (48, 64), lambda part: part.aux if part.aux is not None else part.logits).whole()
+        network.scale_attn.mix(
+            parts, (48, 64), pick=lambda part: part.aux if part.aux is not None else part.logits
+        ).whole()
     assert readers.count > 0
 
 

@@ -70,7 +70,7 @@ def test_from_other_classes_everything_is_taken_but_the_layers_that_stand_for_th
 ) -> None:
     path = tmp_path / "mapillary.pth"
     torch.save({"state_dict": {f"module.{k}": v for k, v in state.items()}}, path)
-    start = read_start(path, ARCH, CITYSCAPES)
+    start = read_start(path, ARCH, space=CITYSCAPES)
     assert start.state_dict.keys() == state.keys() - HEADS
     assert same(start.state_dict, state)
     assert start.trained_on.tolist() == []
@@ -83,7 +83,7 @@ def test_from_other_classes_everything_is_taken_but_the_layers_that_stand_for_th
 def test_from_the_same_classes_everything_is_taken(tmp_path: Path) -> None:
     network, path = build(ARCH, 19), tmp_path / "best.pt"
     save_checkpoint(path, network, arch=ARCH, space=CITYSCAPES, trained_on=fingerprint_tensor(["0f"]))
-    start = read_start(path, ARCH, CITYSCAPES)
+    start = read_start(path, ARCH, space=CITYSCAPES)
     assert same(network.state_dict(), start.state_dict)
     assert start.description == f"2.0 of 2.0 M parameters from {path}"
     assert start.trained_on.tolist() == [15]
@@ -95,7 +95,7 @@ def test_equally_many_classes_of_other_names_start_fresh(tmp_path: Path) -> None
     content["labels"][0]["name"] = "lava"
     lava = LabelSpace.from_json(json.dumps(content), name="lava")
     save_checkpoint(path, build(ARCH, len(CAMVID)), arch=ARCH, space=lava, trained_on=fingerprint_tensor(["0f"]))
-    start = read_start(path, ARCH, CAMVID)
+    start = read_start(path, ARCH, space=CAMVID)
     assert HEADS.isdisjoint(start.state_dict)
     assert start.description.endswith("; ocr.aux_head.2, ocr.cls_head start fresh (other classes)")
 
@@ -114,7 +114,7 @@ def test_from_another_network_on_the_same_trunk_shared_layers_are_taken(
     """As the recipe for Cityscapes does: the weights that it starts from have seen Mapillary at one scale only."""
     theirs = build(there, 65).state_dict()
     torch.save({"state_dict": theirs}, tmp_path / "mapillary.pth")
-    start = read_start(tmp_path / "mapillary.pth", ARCH, CITYSCAPES)
+    start = read_start(tmp_path / "mapillary.pth", ARCH, space=CITYSCAPES)
     with torch.device("meta"):
         expected = build(ARCH, 19).state_dict()
     assert start.state_dict.keys() == {k for k in expected if k.split(".")[0] in taken} - HEADS
@@ -126,7 +126,7 @@ def test_from_imagenet_weights_of_the_small_trunk_the_trunk_is_taken(state: dict
     path = tmp_path / "imagenet.pth"
     trunk = {k.removeprefix("backbone."): v for k, v in state.items() if k.startswith("backbone.")}
     torch.save(trunk | {name: torch.zeros(2) for name in CLASSIFIER}, path)
-    start = read_start(path, ARCH, CITYSCAPES)
+    start = read_start(path, ARCH, space=CITYSCAPES)
     assert start.state_dict.keys() == {f"backbone.{k}" for k in trunk}
     assert same(start.state_dict, state)
     assert start.description == (
@@ -144,7 +144,7 @@ def test_a_trunk_is_taken_under_each_of_its_customary_prefixes(arch: str, prefix
     torch.save({"state_dict": stand_in(arch, prefix)}, path)
     with torch.device("meta"):
         expected = {k for k in build(arch, 19).state_dict() if k.startswith("backbone.")}
-    assert read_start(path, arch, CITYSCAPES).state_dict.keys() == expected
+    assert read_start(path, arch, space=CITYSCAPES).state_dict.keys() == expected
 
 
 def test_the_trunk_of_resnet_50_has_the_names_of_torchvision(tmp_path: Path) -> None:
@@ -153,7 +153,7 @@ def test_the_trunk_of_resnet_50_has_the_names_of_torchvision(tmp_path: Path) -> 
     renamed = {k.replace("layer0.0.", "conv1.").replace("layer0.1.", "bn1."): v for k, v in trunk.items()}
     assert {"conv1.weight", "bn1.running_mean", "layer1.0.downsample.0.weight"} <= renamed.keys()
     torch.save(renamed | {"fc.weight": torch.zeros(2), "fc.bias": torch.zeros(2)}, path)
-    start = read_start(path, arch, CITYSCAPES)
+    start = read_start(path, arch, space=CITYSCAPES)
     assert start.state_dict.keys() == {f"backbone.{k}" for k in trunk}
     assert "; not used: fc;" in start.description
 
@@ -163,14 +163,14 @@ def test_a_deeper_trunk_is_refused(tmp_path: Path) -> None:
     more = {"layer3.6.conv1.weight": torch.zeros(256, 1024, 1, 1)}
     torch.save(stand_in("resnet50_deeplabv3plus", "") | more, tmp_path / "resnet101.pth")
     with pytest.raises(BadCheckpoint, match=r"trunk of .*: backbone\.layer3\.6\.conv1\.weight is not in the network$"):
-        read_start(tmp_path / "resnet101.pth", "resnet50_deeplabv3plus", CITYSCAPES)
+        read_start(tmp_path / "resnet101.pth", "resnet50_deeplabv3plus", space=CITYSCAPES)
 
 
 def test_the_last_convolution_of_efficientnet_belongs_to_its_classifier(tmp_path: Path) -> None:
     arch = "efficientnet_b4_deeplabv3plus"
     more = {"features.8.0.weight": torch.zeros(1792, 448, 1, 1), "classifier.1.bias": torch.zeros(1000)}
     torch.save(stand_in(arch, "") | more, tmp_path / "b4.pth")
-    assert "; not used: classifier, features;" in read_start(tmp_path / "b4.pth", arch, CITYSCAPES).description
+    assert "; not used: classifier, features;" in read_start(tmp_path / "b4.pth", arch, space=CITYSCAPES).description
 
 
 def test_the_trunk_of_efficientnet_lite_has_the_names_of_its_package(tmp_path: Path) -> None:
@@ -179,7 +179,7 @@ def test_the_trunk_of_efficientnet_lite_has_the_names_of_its_package(tmp_path: P
     trunk = stand_in(arch, "")
     assert {"_conv_stem.weight", "_bn0.running_var", "_blocks.15._project_conv.weight"} <= trunk.keys()
     torch.save(trunk | more, tmp_path / "lite0.pth")
-    start = read_start(tmp_path / "lite0.pth", arch, CITYSCAPES)
+    start = read_start(tmp_path / "lite0.pth", arch, space=CITYSCAPES)
     assert start.state_dict.keys() == {f"backbone.{k}" for k in trunk}
     assert "; not used: _bn1, _conv_head, _fc;" in start.description
 
@@ -187,7 +187,7 @@ def test_the_trunk_of_efficientnet_lite_has_the_names_of_its_package(tmp_path: P
 def test_the_trunk_of_xception_71_is_published_as_model_dict(tmp_path: Path) -> None:
     trunk = stand_in("xception71_deeper", "module.")
     torch.save({"epoch": 3, "model_dict": trunk}, tmp_path / "x71.pth")
-    start = read_start(tmp_path / "x71.pth", "xception71_deeper", CITYSCAPES)
+    start = read_start(tmp_path / "x71.pth", "xception71_deeper", space=CITYSCAPES)
     assert len(start.state_dict) == len(trunk)
 
 
@@ -206,7 +206,7 @@ def test_a_training_starts_there_and_says_and_records_it(state: dict[str, Tensor
     arguments = [city / "fine.parquet", "--val", city / "val.parquet", "--init", path]
     result = autolabel("train", *arguments, "--out", tmp_path / "out", "--steps", 1, "--crop", "64x64",
                        "--batch-size", 2, "--learning-rate", 1e-8)  # fmt: skip
-    told = read_start(path, ARCH, CITYSCAPES).description
+    told = read_start(path, ARCH, space=CITYSCAPES).description
     assert f"starts with {told}" in result.stderr
     assert json.loads((tmp_path / "out" / "train.json").read_text())["started_from"] == told
     after = read_checkpoint(tmp_path / "out" / "best.pt").state_dict
@@ -287,4 +287,4 @@ def test_misshapen_missing_and_extra_tensors_are_named(content: Any, message: st
     path = tmp_path / "init.pth"
     torch.save(content(), path)
     with pytest.raises(BadCheckpoint, match=f"^{re.escape(str(path) + message)}$"):
-        read_start(path, ARCH, CITYSCAPES)
+        read_start(path, ARCH, space=CITYSCAPES)

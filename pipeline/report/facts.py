@@ -1,0 +1,103 @@
+"""How a run was made, in words: terms and sentences for its report."""
+
+from __future__ import annotations
+
+import pandas as pd
+
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.wording import counted, dimensions, listed, percent, size
+
+Facts = list[tuple[str, str]]  # a term, and the text about it
+
+
+def scales(run: Run) -> str:
+    """0.5×, 1× and mirrored."""
+    names = ", ".join(f"{scale:g}×" for scale in run.recipe.scales)
+    return f"{names} and mirrored" if run.recipe.flip else names
+
+
+def has_more_rules(policy: Policy) -> bool:
+    """True if more than one threshold decides whether a pixel keeps its class."""
+    return policy != Policy(policy.name, policy.threshold)
+
+
+def policy_facts(run: Run) -> Facts:
+    """Everything that turned an image into a label."""
+    policy = run.policy
+    own = ", ".join(f"{name} {threshold:g}" for name, threshold in policy.thresholds.items())
+    facts = [
+        ("Name", policy.name),
+        ("Scales", scales(run)),
+        ("Combined", "mean of the logits" if run.recipe.combine == "average" else "as the network has learnt"),
+        ("Threshold", f"{policy.threshold:g}: a pixel keeps its most likely class if the confidence is above it"),
+        ("By class", own or "the same threshold for all"),
+    ]
+    if policy.temperature != 1:
+        facts.append(("Temperature", f"{policy.temperature:g}: logits are divided by it"))
+    if policy.outlined:
+        shares = listed([f"{percent(share, 0)} % of {name}" for name, share in policy.outlined.items()])
+        facts.append(
+            ("Outlined", f"People outline {shares}; where they outlined nothing, a class is less likely by that share.")
+        )
+    if policy.area:
+        (top, bottom), (left, right) = policy.area.rows, policy.area.columns
+        facts.append(("Area", f"rows {top:g} to {bottom:g}, columns {left:g} to {right:g}, {policy.area.unit}"))
+    if policy.boundary:
+        facts.append(("Boundary", f"pixels within {policy.boundary} px of another class are ignored"))
+    if policy.smallest_piece:
+        facts.append(("Pieces", f"pieces smaller than {policy.smallest_piece} px are ignored"))
+    by_rule: dict[str, list[str]] = {}
+    for name, rule in policy.coarse_rules.items():
+        by_rule.setdefault(rule, []).append(name)
+    rules = [f"{rule} for {', '.join(names)}" for rule, names in by_rule.items()]
+    rules.append(f"{policy.coarse} for {'all others' if rules else 'all classes'}")
+    return [*facts, ("Human labels", "; ".join(rules))]
+
+
+def throughput(images: pd.DataFrame, run: Run) -> Facts:
+    """The time of an image and the devices; `images` is `stats/images.parquet`."""
+    if images.empty:
+        return []
+    decode, infer, encode = (float(images[f"{part}_ms"].mean()) for part in ("decode", "infer", "encode"))
+    workers = images.groupby("worker").size()
+    slowest = max(infer, decode, encode)
+    pixels = float((images["height"].astype("int64") * images["width"]).mean())
+    facts = [
+        ("An image", f"{decode:.1f} ms to decode, {infer:.1f} ms in the teacher, {encode:.1f} ms to encode"),
+        ("One worker", f"about {1000 / slowest:.2g} images/s, {pixels / slowest / 1000:.2g} megapixels/s"),
+        ("Workers", f"{len(workers)}, with {_range(workers)} images each" if len(workers) > 1 else "1"),
+    ]
+    for budget in run.budgets:
+        if "images_at_once" not in budget:  # no teacher took part
+            facts.append((budget["device"], budget["precision"]))
+            continue
+        at_once = ", ".join(f"{n} of {_dimensions(name)}" for name, n in budget["images_at_once"].items())
+        memory = f"{size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free"
+        facts.append((budget["device"], f"{budget['precision']}; {memory}; {at_once} at once"))
+    return facts
+
+
+def provenance(run: Run) -> Facts:
+    """The origin of everything in the run."""
+    recipe = run.recipe
+    return [
+        ("Teacher", str(run.teacher)),
+        ("its sha256", recipe.teacher_sha256),
+        ("Manifest", str(run.input_manifest)),
+        ("Run folder", str(run.path.absolute())),
+        ("Labels", f"{recipe.store} store, units of {counted(recipe.unit_size, 'image')}"),
+        ("Computed", f"{recipe.precision} on {recipe.device} ({run.machine}), {run.engine} engine"),
+        ("Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
+    ]
+
+
+def _range(counts: pd.Series) -> str:
+    least, most = int(counts.min()), int(counts.max())
+    return str(least) if least == most else f"{least} to {most}"
+
+
+def _dimensions(name: str) -> str:
+    """ "360x480" (height first) -> "480 × 360"."""
+    height, width = name.split("x")
+    return dimensions(int(width), int(height))

@@ -1,0 +1,106 @@
+"""Read the layers of a run's samples: photograph, coarse and auto label, confidence.
+
+A layer that cannot be read is no error: a `Missing` with the reason takes its place, because a report is also for runs
+that were moved or whose photographs are gone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolabel.manifests.images import BadImage
+from autolabel.manifests.reading import read_coarse, read_photograph
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.shards import DamagedLabel, Label
+from autolabel.manifests.samples import open_manifest
+from autolabel.manifests.tables import BadTable
+
+Photograph = NDArray[np.uint8]
+Confidence = NDArray[np.float32]
+T = TypeVar("T")
+
+
+class Missing(str):
+    """The reason why a layer is missing."""
+
+
+@dataclass(frozen=True)
+class Layers:
+    """The layers of one sample. A layer that no sample of the run has is None.
+
+    photograph (H, W, 3) uint8; coarse and auto (H, W) uint8 train ids; confidence (H, W) float32 in 0..1.
+    """
+
+    photograph: Photograph | Missing
+    auto: Label | Missing
+    coarse: Label | Missing | None
+    confidence: Confidence | Missing | None
+
+
+class Sources:
+    """Reads the layers of some samples of a run.
+
+    `note` says why there are no coarse labels although the run had some; else it is empty.
+    """
+
+    def __init__(self, run: Run, sample_ids: Collection[str], *, coarse: bool = True) -> None:
+        """`coarse` is False for a run without coarse labels. Raises BadTable if the run is not finished."""
+        self.run, self.note = run, ""
+        self.samples = run.manifest.find(sample_ids)
+        self._labels = run.labels
+        self._kept = run.confidence if run.recipe.confidence_edges else None
+        self._originals = None  # the samples of the input manifest: it alone lists the coarse labels
+        if coarse:
+            try:
+                self._originals = open_manifest(run.input_manifest).find(sample_ids)
+            except BadTable as error:
+                self.note = f"No pictures of the coarse labels, which only the input manifest lists: {error}."
+
+    @property
+    def has_confidence(self) -> bool:
+        """True if the run has kept its confidence."""
+        return self._kept is not None
+
+    def read(self, sample_id: str) -> Layers:
+        """All layers of a sample; the confidence is None unless the run has kept it."""
+        return Layers(
+            _attempt(lambda: read_photograph(self.samples[sample_id])),
+            _attempt(lambda: self._labels[sample_id]),
+            None if self._originals is None else _attempt(lambda: self._coarse(sample_id)),
+            _attempt(lambda: self._confidence(sample_id)),
+        )
+
+    def _coarse(self, sample_id: str) -> Label:
+        sample = (self._originals or {}).get(sample_id)
+        label = read_coarse(sample, self.run.label_space) if sample else None
+        if label is None:
+            raise BadImage("this image has no coarse label" if sample else "the input manifest no longer lists it")
+        return label
+
+    def _confidence(self, sample_id: str) -> Confidence | None:
+        return None if self._kept is None else from_levels(self._kept[sample_id][1], self._kept.edges)
+
+
+def _attempt(read: Callable[[], T]) -> T | Missing:
+    try:
+        return read()
+    except (BadImage, DamagedLabel) as error:
+        return Missing(error)
+    except FileNotFoundError as error:
+        return Missing(f"{error.filename} is gone")
+
+
+def from_levels(level: NDArray[np.uint8], edges: Sequence[float]) -> Confidence:
+    """Turn levels (H, W) uint8 between ascending edges into (H, W) float32: each becomes the middle of its level.
+
+    Level k holds the confidences above the k-th edge; 0 and 1 are the outermost edges.
+    """
+    whole = [0.0, *edges, 1.0]
+    middles: Confidence = np.array([(low + high) / 2 for low, high in pairwise(whole)], np.float32)
+    return middles[level]

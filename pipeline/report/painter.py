@@ -1,0 +1,139 @@
+"""Paint many samples of a run into a folder, and ask the run's teacher for what the run has not kept."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from autolabel.manifests import machine
+from autolabel.manifests.drawing import draw_label, encode_flat, encode_smooth, write_picture
+from autolabel.manifests.run.shards import Label
+from autolabel.manifests.wording import Progress
+from autolabel.pipeline.report.layers import Confidence, Layers, Missing, Photograph, Sources
+from autolabel.pipeline.report.pictures import Drawn, draw_share, write_pictures
+from autolabel.teacher.networks.combine import Average, Combination, Explicit, ExplicitPairs
+from autolabel.teacher.predict import Teacher
+
+_MOST_THREADS = 8  # each holds one image
+WITH_TEACHER = 24  # images for which the teacher runs again; to run it for all would be to label anew
+
+
+@dataclass(frozen=True)
+class ScalePicture:
+    """A picture of the teacher's work at one scale, or of the combined prediction, whose scale is None.
+
+    `shares` of an attention are the mean, least and greatest of its pixels.
+    """
+
+    kind: str  # prediction, attention or combined
+    file: str
+    size: tuple[int, int]  # width, height
+    scale: float | None = None
+    shares: tuple[float, float, float] | None = None
+
+
+@dataclass(frozen=True)
+class Painted:
+    """All pictures of one sample."""
+
+    pictures: Drawn
+    by_scale: list[ScalePicture]
+
+
+class Painter:
+    """Paints samples into a folder, in several threads. The teacher looks at one image at a time.
+
+    Without kept confidence, `teacher` computes it for the first WITH_TEACHER samples; with `attention` it also shows
+    for them what it sees at every scale.
+    """
+
+    def __init__(self, folder: Path, sources: Sources, *, teacher: Teacher | None, attention: bool) -> None:
+        self._folder, self._sources, self._teacher, self._attention = folder, sources, teacher, attention
+        self._run = sources.run
+        self._one_at_a_time = threading.Lock()
+
+    def paint_all(self, sample_ids: Sequence[str], *, progress: Progress | None = None) -> list[Painted]:
+        """Paint the samples, as many at once as there are cores."""
+        painted: list[Painted] = []
+        with ThreadPoolExecutor(min(_MOST_THREADS, machine.cores())) as pool:
+            try:
+                for one in pool.map(self.paint, range(len(sample_ids)), sample_ids):
+                    painted.append(one)
+                    if progress:
+                        progress(len(painted), len(sample_ids))
+            except BaseException:
+                pool.shutdown(cancel_futures=True)
+                raise
+        return painted
+
+    def paint(self, place: int, sample_id: str) -> Painted:
+        """Paint the sample that is shown at this place, from 0."""
+        stem = f"{place:05}-{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}"
+        layers, top = self.see(place, self._sources.read(sample_id))
+        by_scale: list[ScalePicture] = []
+        if self._attention and self._teacher and top is not None and not isinstance(layers.photograph, Missing):
+            with self._one_at_a_time:
+                by_scale = self._by_scale(self._teacher, stem, layers.photograph, top)
+        return Painted(write_pictures(self._folder, layers, stem=stem, space=self._run.label_space), by_scale)
+
+    def see(self, place: int, layers: Layers) -> tuple[Layers, Label | None]:
+        """Add the teacher's confidence to the layers of a sample, if it is to look at this one; and its top classes."""
+        if self._teacher is None or not (layers.confidence is None or self._attention):
+            return layers, None
+        confidence: Confidence | Missing
+        top = None
+        if isinstance(layers.photograph, Missing):
+            confidence = layers.photograph
+        elif place >= WITH_TEACHER:
+            confidence = Missing(
+                f"the teacher runs again for the first {WITH_TEACHER} images only; --keep-confidence would have kept it"
+            )
+        else:
+            with self._one_at_a_time:
+                top, confidence = self._predict(self._teacher, layers.photograph, layers.coarse)
+        return (replace(layers, confidence=confidence) if layers.confidence is None else layers), top
+
+    def _predict(self, teacher: Teacher, image: Photograph, coarse: Label | Missing | None) -> tuple[Label, Confidence]:
+        recipe = self._run.recipe
+        return teacher.confidence(
+            image,
+            scales=recipe.scales,
+            flip=recipe.flip,
+            temperature=recipe.policy.temperature,
+            prior=recipe.policy.prior(recipe.label_space),
+            coarse=None if isinstance(coarse, Missing) else coarse,
+        )
+
+    def _by_scale(self, teacher: Teacher, stem: str, image: Photograph, combined: Label) -> list[ScalePicture]:
+        """The prediction at every scale, ascending, and its attention unless all scales count the same."""
+
+        def written(kind: str, scale: float | None, drawn: Image.Image, encoded: bytes, **more: Any) -> ScalePicture:
+            name = f"{stem}-{kind}{'' if scale is None else f'-{scale:g}'}.webp"
+            write_picture(self._folder / name, encoded)
+            return ScalePicture(kind, f"{self._folder.name}/{name}", drawn.size, scale, **more)
+
+        space = self._run.label_space
+        pictures: list[ScalePicture] = []
+        for view in teacher.views(image, scales=self._run.recipe.scales):
+            prediction = draw_label(view.label, space)
+            pictures.append(written("prediction", view.scale, prediction, encode_flat(prediction)))
+            if weights(teacher.combination) != "equal":
+                attention = draw_share(view.share)
+                shares = float(view.share.mean()), float(view.share.min()), float(view.share.max())
+                pictures.append(written("attention", view.scale, attention, encode_smooth(attention), shares=shares))
+        whole = draw_label(combined, space)
+        return [*pictures, written("combined", None, whole, encode_flat(whole))]
+
+
+def weights(combination: Combination) -> str:
+    """The kind of a combination's weights: equal, chained (the highest scale gets the rest), or free numbers."""
+    if isinstance(combination, Average):
+        return "equal"
+    return "free" if isinstance(combination, Explicit | ExplicitPairs) else "chained"
