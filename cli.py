@@ -659,6 +659,7 @@ def demo(out: Path, seed: int, students: bool) -> None:
     """
     from autolabel.manifests import storage
     from autolabel.manifests.scenes import write_city
+    from autolabel.pipeline.analysis.audit_record import Audit
     from autolabel.teacher.checkpoints import DRAWN_STREETS
 
     started = time.monotonic()
@@ -678,6 +679,7 @@ def demo(out: Path, seed: int, students: bool) -> None:
         click.secho(f"\n$ autolabel {command}", bold=True)
         main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
     click.secho(f"\nDone in {duration(time.monotonic() - started)}.", bold=True)
+    click.echo(" ".join(Audit.read(out / "runs" / "auto" / "audit.json").summary()))
     click.echo(f"Open {out}/runs/auto/report/index.html in a browser: every image with its labels.")
 
 

@@ -19,10 +19,10 @@ def test_the_demo_labels_most_of_a_city_that_its_teacher_has_not_seen(tmp_path: 
     assert (audit.images, audit.leaked) == (48, 0)
     assert audit.human is not None and audit.human.labelled is not None and 0.4 < audit.human.labelled < 0.65
     assert audit.auto is not None and audit.auto.labelled is not None and audit.auto.right is not None
-    assert audit.auto.labelled > 0.95 and audit.auto.right > 0.95
+    assert audit.auto.labelled > 0.9 and audit.auto.right > 0.95
     by_name = {c.name: c for c in audit.classes}
-    assert by_name["pole"].outlined == 0 and (by_name["pole"].coverage or 0) > 0.8
-    assert audit.lines()[0] in result.stdout
+    assert by_name["pole"].outlined == 0 and (by_name["pole"].coverage or 0) > 0.75
+    assert result.stdout.count(audit.lines()[0]) == 2  # from the audit, and as the last word
     assert (run / "report" / "index.html").is_file()
     again = autolabel("demo", "--out", tmp_path / "demo")
     assert again.exit_code == 0 and "48 labelled" in again.stdout
