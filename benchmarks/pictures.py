@@ -27,7 +27,7 @@ from autolabel.manifests.scenes import write_city
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 HERO = 27  # the sample of coarse.parquet that README.md shows
-ATTENTION = {"attention": "apfeldorf_000015_021199", "attention_wrong": "nebelheim_000011_028439"}  # of docs/teacher.md
+ATTENTION = {"attention": "apfeldorf_000015_021199"}  # of docs/teacher.md
 SHADE = 0.8  # opacity of the colours of a label over its photograph
 PLOTS = ("#classes", "#images")  # the plots of a report lie between these parts
 PHONES = (("light", "header"), ("dark", "#confidence"), ("light", "#images"), ("dark", ""))
@@ -150,7 +150,7 @@ def photograph_report(browser: Any, report: Path) -> None:
 
 
 def photograph_attention(browser: Any, report: Path) -> None:
-    """Photograph the scales of two samples."""
+    """Photograph the scales of a sample."""
     for name, sample in ATTENTION.items():
         page = visit(browser, report, 1040, height=400)
         page.evaluate(ALONE, sample)
