@@ -190,7 +190,7 @@ def test_a_label_does_not_depend_on_the_other_images_of_its_batch(
     """Eight in batches of three leave two for the last, which is filled up: that must not show.
 
     One at a time, as on a CPU, no bit differs. In a batch no pixel's code differs, but kernels for some instructions
-    round a confidence by its image's place in the batch: with AVX-512 and batches of three by the last bit of a float32.
+    round a confidence by its image's place in the batch: with AVX-512 and batches of three by its last bit.
     """
     same = assert_same if images_at_once == 1 else assert_same_codes
     together = list(seer.predict_in_batches(eight, images_at_once, edges=(0.5,)))
