@@ -631,55 +631,56 @@ def compare(
 
 # --- demo -------------------------------------------------------------------------------------------------------------
 
-# Sizes at which two cores need a few minutes.
-_DEMO_STEPS = """
-manifest scan {out}/city --split train -o {out}/fine.parquet
+_DEMO = """
 manifest scan {out}/city --split train_extra -o {out}/coarse.parquet
-manifest scan {out}/city --split val -o {out}/val.parquet
-train {out}/fine.parquet --val {out}/val.parquet --out {out}/teacher --steps 250
- --batch-size 8 --crop 96x128 --seed {seed}
-generate {out}/coarse.parquet --teacher {out}/teacher/best.pt --out {out}/runs/auto --unit-size 16
- --keep-confidence 8
+manifest scan {out}/city/leftImg8bit/train_extra --labels {out}/truth --label-space cityscapes --label-ids source
+ -o {out}/truth.parquet
+generate {out}/coarse.parquet --teacher {out}/teacher.safetensors --policy human-first --out {out}/runs/auto
 stats {out}/runs/auto
-manifest fuse {out}/fine.parquet {out}/runs/auto/manifest.parquet -o {out}/fused.parquet --leak-check {out}/val.parquet
+report {out}/runs/auto --images 24
+audit {out}/runs/auto --truth {out}/truth.parquet
+"""
+_DEMO_STUDENTS = """
+manifest scan {out}/city --split train -o {out}/fine.parquet
+manifest scan {out}/city --split val -o {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
- --out {out}/compare --init {out}/teacher/best.pt --steps 190 --batch-size 8 --crop 64x96 --ema 0.98
-report {out}/runs/auto
-""".replace("\n ", " ")
+ --out {out}/compare --steps 190 --batch-size 8 --crop 64x96 --ema 0.98 --seeds 3
+"""
 
 
 @main.command()
 @option("--out", type=FOLDER, default="demo")
-@option("--seed", type=int, default=0)
-def demo(out: Path, seed: int) -> None:
-    """Everything below on generated street scenes, on a CPU, in minutes.
+@option("--seed", type=int, default=0, help="Seed of the city. The teacher has seen other cities.")
+@option("--students", is_flag=True, help="Train students on the labels too, and compare them.")
+def demo(out: Path, seed: int, students: bool) -> None:
+    """Label a drawn city with the small teacher that comes along, on a CPU, within a minute.
 
-    Draws a small city in the layout of Cityscapes, then runs the real commands on it and prints each.
+    Draws streets in the layout of Cityscapes, then runs the commands that you would type, and prints each.
     """
     from autolabel.manifests import storage
     from autolabel.manifests.scenes import write_city
+    from autolabel.pipeline.analysis.audit_record import Audit
+    from autolabel.teacher.checkpoints import DRAWN_STREETS
 
     started = time.monotonic()
     marker = out / f"seed-{seed}"
     if not storage.exists(marker):
         if storage.list(out):
             raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
-        click.secho("\nA city to drive in: streets drawn from a seed, labelled like Cityscapes.", bold=True)
-        with progress("drawing scenes") as update:
-            write_city(out / "city", seed, fine=24, coarse=80, val=20, progress=update)
+        with progress("drawing a city") as update:
+            write_city(out / "city", seed, fine=0, coarse=48, val=0, truth=out / "truth", progress=update)
+        storage.write(out / "teacher.safetensors", storage.read(DRAWN_STREETS))
         storage.write(marker, b"")
-    for line in _DEMO_STEPS.strip().splitlines():
-        command = line.format(out=out, seed=seed)
+    if students and not storage.list(out / "city" / "gtFine" / "val"):
+        with progress("drawing more of it") as update:
+            write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)
+    for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").strip().splitlines():
+        command = line.format(out=shlex.quote(out.as_posix()))
         click.secho(f"\n$ autolabel {command}", bold=True)
         main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
     click.secho(f"\nDone in {duration(time.monotonic() - started)}.", bold=True)
-    click.echo(
-        f"Open {out}/runs/auto/report/index.html in a browser: classes before and after, every image with its labels.\n"
-        f"\nOn your own images:\n"
-        f"  autolabel manifest scan IMAGES --coarse COARSE --label-space cityscapes -o coarse.parquet\n"
-        f"  autolabel generate coarse.parquet --teacher CHECKPOINT --out runs/auto\n"
-        f"  autolabel report runs/auto"
-    )
+    click.echo(" ".join(Audit.read(out / "runs" / "auto" / "audit.json").summary()))
+    click.echo(f"Open {out}/runs/auto/report/index.html in a browser: every image with its labels.")
 
 
 def run() -> None:

@@ -105,23 +105,30 @@ def draw_scene(seed: int, *, height: int = 160, width: int = 320) -> Scene:
 
 
 def write_city(root: Path, seed: int = 0, *, fine: int = 24, coarse: int = 96, val: int = 24, height: int = 160,
-               width: int = 320, progress: Progress | None = None) -> None:  # fmt: skip
+               width: int = 320, truth: Path | None = None, progress: Progress | None = None) -> None:  # fmt: skip
     """Write a small Cityscapes under `root`: `fine` images in split train, `coarse` in train_extra and `val` in val.
 
-    A scene depends on the seed, its split and its number alone: a city with more scenes has the same first ones.
+    A scene depends on the seed, its split and its number alone: a city with more scenes has the same first ones. Like
+    Cityscapes, train_extra has coarse labels only; with `truth`, its fine labels go into that folder, each under the
+    relative path of its image.
     """
     jobs = [(split, i) for split, n in (("train", fine), ("train_extra", coarse), ("val", val)) for i in range(n)]
     for done, (split, i) in enumerate(jobs, 1):
         scene_seed, cities = random.Random(f"{seed} {split} {i}").getrandbits(63), _CITIES[split].split()
         scene, city = draw_scene(scene_seed, height=height, width=width), cities[i % len(cities)]
-        frame = f"{split}/{city}/{city}_{i // len(cities):06d}_{scene_seed % 3000 * 10 + 9:06d}"
-        files = {f"leftImg8bit/{frame}_leftImg8bit": scene.image, f"gtCoarse/{frame}_gtCoarse_labelIds": scene.coarse}
-        if split != "train_extra":  # train_extra has coarse labels only
-            files[f"gtFine/{frame}_gtFine_labelIds"] = scene.fine
-        for name, pixels in files.items():
+        name = f"{city}/{city}_{i // len(cities):06d}_{scene_seed % 3000 * 10 + 9:06d}"
+        files = {
+            root / f"leftImg8bit/{split}/{name}_leftImg8bit.png": scene.image,
+            root / f"gtCoarse/{split}/{name}_gtCoarse_labelIds.png": scene.coarse,
+        }
+        if split != "train_extra":
+            files[root / f"gtFine/{split}/{name}_gtFine_labelIds.png"] = scene.fine
+        elif truth is not None:
+            files[truth / f"{name}_leftImg8bit.png"] = scene.fine
+        for path, pixels in files.items():
             png = io.BytesIO()
             Image.fromarray(pixels).save(png, "PNG", compress_level=1)  # a higher level hardly makes noise smaller
-            storage.write(root / f"{name}.png", png.getvalue(), durable=False)
+            storage.write(path, png.getvalue(), durable=False)
         if progress is not None:
             progress(done, len(jobs))
 

@@ -38,6 +38,7 @@ from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
 
 FORMAT = "autolabel-checkpoint/1"
+DRAWN_STREETS = Path(__file__).with_name("drawn_streets.safetensors")  # the teacher of `autolabel demo`
 
 
 class BadCheckpoint(ValueError):
