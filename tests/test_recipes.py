@@ -126,13 +126,14 @@ def run(words: list[str]) -> None:
     if words[0] == "generate":
         words += ["--engine", "local"]
     if "--auto-classes" in words:
-        rows = RunFolder("runs/auto").statistics("classes").to_pylist()
+        rows = RunFolder(Path("runs/auto")).statistics("classes").to_pylist()
         found = sorted({row["class_name"] for row in rows if row["pixels"]})
         words[words.index("--auto-classes") + 1] = ",".join(found)
     done = autolabel(*words)
     assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EPOCHS)
 def test_every_command_of_a_recipe_runs(name: str, prepared: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL):

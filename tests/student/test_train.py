@@ -35,6 +35,8 @@ from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, s
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.hrnet import HRNet
 
+pytestmark = pytest.mark.thorough
+
 # One thread: the small network is no slower with it, never waits for a busy core, and two trainings give equal bits.
 torch.set_num_threads(1)
 
