@@ -183,13 +183,14 @@ def load_teacher(checkpoint: AnyPath, *, device: str = "auto", precision: str = 
 
 
 def generate(
-    source: AnyPath, *, teacher: AnyPath, out: AnyPath, policy: Policy | str = "paper",
+    source: AnyPath, *, teacher: AnyPath | Teacher, out: AnyPath, policy: Policy | str = "paper",
     label_space: LabelSpace | str | None = None, progress: Progress | None = None, **settings: Any,
 ) -> Run:  # fmt: skip
     """Label a folder of images, or the images of a manifest, and return the run; called again, it does what is left.
 
-    policy: a preset ("paper", "reference", "human-first"), a TOML file, or an object. label_space: the classes, for a
-    folder and a teacher that does not name them. settings: the other fields of `LabelJob`, of its portion and of its
+    teacher: a checkpoint, or a teacher of `load_teacher`, which then labels in this process. policy: a preset ("paper",
+    "reference", "human-first"), a TOML file, or an object. label_space: the classes, for a folder and a teacher that
+    does not name them. settings: the other fields of `LabelJob`, of its portion and of its
     machine, such as keep_confidence=8, limit=100 or workers=4. Raises ValueError for a request that cannot be met or
     differs from the one that `out` holds, EngineFailed (a RuntimeError) for units that could not be labelled.
     """
@@ -197,14 +198,19 @@ def generate(
     from autolabel.pipeline.job import LabelJob
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
+    from autolabel.teacher.predict import Teacher
 
     rules = _policy(policy)
+    loaded = teacher if isinstance(teacher, Teacher) else None
+    checkpoint = Path(teacher.path or "") if isinstance(teacher, Teacher) else Path(teacher)
+    settings = {"combine": loaded.combine, **settings} if loaded else settings
     manifest = manifest_of(
-        Path(source), Path(out), teacher=Path(teacher), label_space=_space(label_space), part=settings.get("part"),
+        Path(source), Path(out), teacher=checkpoint, label_space=_space(label_space), part=settings.get("part"),
         progress=progress,
     )  # fmt: skip
-    values = {"manifest": manifest, "teacher": Path(teacher), "out": Path(out), "policy": rules}
-    return generate(build_job(LabelJob, values | settings), on_progress=_counting(progress)).require_success()
+    values = {"manifest": manifest, "teacher": checkpoint, "out": Path(out), "policy": rules}
+    job = build_job(LabelJob, values | settings)
+    return generate(job, teacher=loaded, on_progress=_counting(progress)).require_success()
 
 
 def relabel(

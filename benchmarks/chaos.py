@@ -173,7 +173,7 @@ def differences(run: Path, quiet: Path) -> list[str]:
 
     Tables are compared as sorted rows, without the columns `TIMINGS`.
     """
-    found = [f"verify: {fault}" for fault in verify(run, False, lambda done, units: None).faults]
+    found = [f"verify: {fault}" for fault in verify(run).faults]
     found += wrong_labels(run, label_bytes(quiet))[0]
     expected, there = _files(quiet), _files(run)
     found += [f"{name} is missing" for name in expected.keys() - there.keys()]

@@ -29,26 +29,37 @@ _PACKAGES = ("autolabel", "torch", "numpy", "zarr", "ray", "pillow", "pyarrow")
 
 
 class TeacherSource:
-    """The teacher of a job: loaded once, when it is needed, or handed in."""
+    """The teacher of a `job`: loaded once, when it is needed, or handed in. Raises ValueError if that one is unfit."""
 
     def __init__(self, job: LabelJob, loaded: Teacher | None) -> None:
-        self._job, self._loaded, self.handed_in = job, loaded, loaded is not None
+        self.job = job if loaded is None else _as_loaded(job, loaded)
+        self._loaded, self.handed_in = loaded, loaded is not None
 
     def sha256(self) -> str:
         """The digest of the checkpoint. Raises BadCheckpoint if there is no such file."""
         if self._loaded is not None:
             return self._loaded.sha256
-        if not storage.exists(self._job.teacher):
-            raise BadCheckpoint(f"{self._job.teacher} does not exist: expected a checkpoint")
-        return storage.sha256(self._job.teacher)
+        if not storage.exists(self.job.teacher):
+            raise BadCheckpoint(f"{self.job.teacher} does not exist: expected a checkpoint")
+        return storage.sha256(self.job.teacher)
 
     def load(self, device: str, precision: str) -> Teacher:
         """The teacher on this device. Raises BadCheckpoint, ValueError."""
         if self._loaded is None or not (self.handed_in or self._loaded.device.type == device):
-            self._loaded = load_teacher(
-                self._job.teacher, device=device, precision=precision, combine=self._job.combine
-            )
+            self._loaded = load_teacher(self.job.teacher, device=device, precision=precision, combine=self.job.combine)
         return self._loaded
+
+
+def _as_loaded(job: LabelJob, teacher: Teacher) -> LabelJob:
+    """The job with the device and the precision of a loaded teacher. Raises ValueError if it asks for others."""
+    if not teacher.sha256:
+        raise ValueError("a teacher that was never in a file cannot be told from another: save it and load it again")
+    for name, own in (
+        ("device", teacher.device.type), ("precision", teacher.precision), ("combine", teacher.combine),
+    ):  # fmt: skip
+        if getattr(job, name) not in ("auto", own):
+            raise ValueError(f"{name} {getattr(job, name)!r}: expected {own!r}, which the loaded teacher has")
+    return replace(job, device=teacher.device.type, precision=teacher.precision)
 
 
 @dataclass(frozen=True)

@@ -122,7 +122,7 @@ def preview(job: LabelJob, *, teacher: Teacher | None = None) -> Preview:
     teachers = TeacherSource(job, teacher)
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        request, run = settle(job, teachers.sha256(), scratch)
+        request, run = settle(teachers.job, teachers.sha256(), scratch)
         job, recipe = request.job, request.recipe
         if run is None:
             require_fitting(request, teachers.load("cpu", recipe.precision))

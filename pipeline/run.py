@@ -89,7 +89,7 @@ def generate(
     teachers = TeacherSource(job, teacher)
     digest = teachers.sha256() if source is None else source.recipe.teacher_sha256
     with tempfile.TemporaryDirectory() as scratch:
-        request, run = settle(job, digest, Path(scratch))
+        request, run = settle(teachers.job, digest, Path(scratch))
     job, recipe = request.job, request.recipe
     in_process = teacher is not None or source is not None
     engine, reason = choose_engine(request, in_process=in_process)

@@ -22,18 +22,23 @@ from autolabel.pipeline.units import Plan, Unit, gained, write_plan
 
 @dataclass
 class Verification(Shown):
-    """The numbers of units, samples and labels that were read, the faults, and the units that `repair` put back."""
+    """The numbers of units, samples and labels that were read, the faults, and the units that a repair put back."""
 
     units: int = 0
     samples: int = 0
     labels: int = 0
     undone: int = 0
     faults: list[str] = field(default_factory=list)
+    repaired: bool = False
 
     def lines(self) -> list[str]:
         """The findings in words."""
-        faults = [f"damaged: {fault}" for fault in self.faults]
-        return [*faults, f"labels read: {self.labels}, units: {self.units}, faults: {len(self.faults)}"]
+        lines = [f"damaged: {fault}" for fault in self.faults]
+        lines.append(f"labels read: {self.labels}, units: {self.units}, faults: {len(self.faults)}")
+        if self.repaired:
+            again = "run the same `autolabel generate` again to label them"
+            lines.append(f"units put back to undone: {self.undone}; {again}")
+        return lines
 
 
 def verify(path: Path, *, repair: bool = False, progress: Progress | None = None) -> Verification:
@@ -76,7 +81,7 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
         if repair and result.faults:
             for name in (*undone, *records):
                 storage.remove(run.units / name)
-            result.undone = len(undone)
+            result.undone, result.repaired = len(undone), True
             replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None).save()
     return result
 

@@ -57,8 +57,8 @@ class Teacher:
     """A network that is ready to predict, on one device.
 
     label_space and trained_on are those of its checkpoint: None and empty if that does not say. precision: a name in
-    PRECISIONS. digest: sha256 of the checkpoint, "" for a network that was never in a file. combine: "network"
-    combines scales as the network has learnt to, "average" takes the mean of their logits.
+    PRECISIONS. path, digest: the checkpoint and its sha256; None and "" for a network that was never in a file.
+    combine: "network" combines scales as the network has learnt to, "average" takes the mean of their logits.
 
     Images are (H, W, 3) uint8 RGB; `scales` contain 1; `flip` averages the logits with those of the mirrored image.
     Methods raise ValueError for scales that the network cannot combine.
@@ -72,6 +72,7 @@ class Teacher:
         trained_on: Tensor | None = None,
         device: str = "cpu",
         precision: str = "float32",
+        path: Path | None = None,
         digest: str = "",
         combine: str = COMBINE[0],
     ) -> None:
@@ -82,7 +83,7 @@ class Teacher:
         self.label_space = label_space
         self.trained_on = torch.zeros(0, dtype=torch.int64) if trained_on is None else trained_on
         self.precision = precision
-        self.sha256 = digest
+        self.path, self.sha256, self.combine = path, digest, combine
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
         self.fits: dict[tuple[int, ...], int] = {}  # largest batch by size, once memory has run out
 
@@ -328,6 +329,7 @@ def load_teacher(
         trained_on=checkpoint.trained_on,
         device=device,
         precision=pick_precision(precision, device),
+        path=path,
         digest=storage.sha256(path),
         combine=combine,
     )

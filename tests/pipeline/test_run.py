@@ -26,6 +26,8 @@ import zarr
 from conftest import address_space, autolabel, labels_of, outcome, quarantined, scanned
 from PIL import Image
 
+import autolabel as al
+from autolabel.manifests import storage
 from autolabel.manifests.cluster import ClusterFailed
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
@@ -321,6 +323,23 @@ def test_a_local_run_loads_its_teacher_once(drive: Path, teacher: Path, monkeypa
     generate(job(drive, teacher, "again"), teacher=load_teacher(teacher, device="cpu"))
     assert loaded == [teacher]
     assert labels_of(drive.parent / "again") == labels_of(drive.parent / "new")
+
+
+def test_a_loaded_teacher_labels_with_its_own_precision_and_combination_or_not_at_all(
+    drive: Path, teacher: Path
+) -> None:
+    loaded = load_teacher(teacher, device="cpu", combine="average")
+    with pytest.raises(ValueError, match=r"^combine 'network': expected 'average', which the loaded teacher has$"):
+        generate(job(drive, teacher), teacher=loaded)
+    with pytest.raises(ValueError, match=r"^precision 'bfloat16': expected 'float32', which the loaded teacher has$"):
+        generate(job(drive, teacher, combine="average", precision="bfloat16"), teacher=loaded)
+    nameless = Teacher(loaded.network, loaded.label_space, combine="average")
+    with pytest.raises(ValueError, match="a teacher that was never in a file cannot be told from another"):
+        generate(job(drive, teacher, combine="average"), teacher=nameless)
+    assert not (drive.parent / "run").exists()
+    run = al.generate(drive.parent / "drive.parquet", teacher=loaded, out=drive.parent / "run", scales=(1.0,))
+    assert (run.recipe.combine, run.recipe.precision, run.teacher) == ("average", "float32", teacher)
+    assert run.recipe.teacher_sha256 == storage.sha256(teacher)
 
 
 # --- resume -----------------------------------------------------------------------------------------------------------

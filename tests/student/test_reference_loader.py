@@ -72,8 +72,8 @@ def compare(teacher: Teacher, image: NDArray[np.uint8], scales: tuple[float, ...
     coarse = drawn_coarse(top, seed)
     ours = Rules(REFERENCE, CITYSCAPES, (0.5,)).apply(found.codes, coarse)
     ids = np.array([*(c.source_ids[0] for c in CITYSCAPES.classes), *[0] * (256 - 19)], np.uint8)[coarse]
-    assert REFERENCE.region is not None
-    theirs = load(*dump(top, p), ids, REFERENCE.region.box(*top.shape))
+    assert REFERENCE.area is not None
+    theirs = load(*dump(top, p), ids, REFERENCE.area.box(*top.shape))
     differ = ours.label != theirs
     rounding = (p > 0.5) & (p < 128 / 255)
     return int((differ & ~rounding).sum()), int((differ & rounding).sum()), int(ours.from_human.sum())
