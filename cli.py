@@ -640,7 +640,7 @@ stats {out}/runs/auto
 report {out}/runs/auto --images 24
 audit {out}/runs/auto --truth {out}/truth.parquet
 """
-_DEMO_STUDENTS = """
+_DEMO_STUDENTS = """\
 manifest scan {out}/city --split train -o {out}/fine.parquet
 manifest scan {out}/city --split val -o {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
@@ -674,7 +674,7 @@ def demo(out: Path, seed: int, students: bool) -> None:
     if students and not storage.list(out / "city" / "gtFine" / "val"):
         with progress("drawing more of it") as update:
             write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)
-    for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").strip().splitlines():
+    for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").split("\n")[1:-1]:
         command = line.format(out=shlex.quote(out.as_posix()))
         click.secho(f"\n$ autolabel {command}", bold=True)
         main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)

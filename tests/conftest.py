@@ -45,6 +45,13 @@ HEIGHT, WIDTH = 96, 192
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark as thorough what labels, which is what tests ask the teacher for, and what kills, fills and damages."""
+    for item in items:
+        if "teacher" in getattr(item, "fixturenames", ()) or item.path.parent.name == "promises":
+            item.add_marker(pytest.mark.thorough)
+
+
 @pytest.fixture(scope="session")
 def city(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Generated Cityscapes: 6 fine, 10 coarse and 3 validation images of 192 x 96, and their manifests beside them."""

@@ -11,6 +11,7 @@ from conftest import autolabel
 from autolabel.pipeline.analysis.audit_record import Audit
 
 
+@pytest.mark.thorough
 def test_the_demo_labels_most_of_a_city_that_its_teacher_has_not_seen(tmp_path: Path) -> None:
     result = autolabel("demo", "--out", tmp_path / "demo")
     assert result.exit_code == 0, result.output

@@ -40,11 +40,14 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(
         policy.parent.mkdir(parents=True, exist_ok=True)
         policy.touch()  # an empty one is one that changes nothing
     Path("classes.json").write_text(CAMVID.to_json())
+    context = click.Context(command, info_name="autolabel", **command.context_settings)
     while isinstance(command, click.Group):
-        _, found, words = command.resolve_command(click.Context(command), words)
+        name, found, words = command.resolve_command(context, words)
         assert found is not None
         command = found
-    command.make_context(line, words)  # parses every option and argument, runs nothing
+        if isinstance(command, click.Group):
+            context = click.Context(command, context, name, **command.context_settings)
+    command.make_context(line, words, context)  # parses every option and argument, runs nothing
 
 
 def test_every_command_is_in_the_tutorial() -> None:

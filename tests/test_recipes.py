@@ -133,6 +133,7 @@ def run(words: list[str]) -> None:
     assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}"
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", EPOCHS)
 def test_every_command_of_a_recipe_runs(name: str, prepared: Path) -> None:
     for code in re.findall(r"```python\n(.*?)```", page(name), flags=re.DOTALL):

@@ -20,6 +20,8 @@ from ray.scripts.scripts import cli as ray_cli
 
 from autolabel.cli import main
 
+pytestmark = pytest.mark.thorough
+
 Tree = dict[str, Any]
 
 AWS, GCP, OWN = (ROOT / name for name in ("ray_cluster.yaml", "docs/ray_cluster_gcp.yaml", "docs/ray_cluster_own.yaml"))

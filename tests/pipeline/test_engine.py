@@ -37,6 +37,8 @@ from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.predict import load_teacher
 
+pytestmark = pytest.mark.thorough
+
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # nodes have no copy of this file
 
 

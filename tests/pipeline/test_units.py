@@ -164,6 +164,7 @@ def test_the_option_only_matches_globs() -> None:
     assert all(matcher(None)(n) for n in names)
 
 
+@pytest.mark.thorough
 def test_planning_takes_no_more_memory_for_many_samples_than_for_few(tmp_path: Path) -> None:
     """Fifty times the samples; what grows are eight bytes each, to notice a sample that is listed twice."""
     grown = []

@@ -463,6 +463,7 @@ def test_names_that_are_taken_or_no_file_names_are_refused() -> None:
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["three seeds", "one seed", "six arms, long names"])
 def test_the_page_works_in_a_browser(three_seeds: Comparison, kind: str, tmp_path: Path) -> None:
     """From disk, without script or network, on a phone and on a desk, light and dark, every text readable."""

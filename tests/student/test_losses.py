@@ -413,6 +413,7 @@ def test_the_command_offers_the_losses_that_there_are() -> None:
     assert list(cast(Choice[str], options["loss"].type).choices) == list(LOSSES)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_few_steps_lower_each_loss(name: str, city: Path, tmp_path: Path) -> None:
     asked = ("train", city / "fine.parquet", "--val", city / "val.parquet", "--out", tmp_path)

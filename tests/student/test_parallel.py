@@ -30,6 +30,8 @@ from autolabel.student.train import StepReport, Training, train
 from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.networks.build import build
 
+pytestmark = pytest.mark.thorough
+
 torch.set_num_threads(1)
 
 CPU = torch.device("cpu")

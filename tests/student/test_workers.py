@@ -35,6 +35,8 @@ from autolabel.student.request import TrainRequest
 from autolabel.student.train import StepReport, Training, TrainingStopped, train
 from autolabel.teacher.checkpoints import read_checkpoint
 
+pytestmark = pytest.mark.thorough
+
 __all__ = ["alone", "job"]  # fixtures
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no copy of this file

@@ -168,6 +168,7 @@ def as_published(state: dict[str, Tensor], synonyms: bool = True) -> dict[str, T
     return renamed
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("synonyms", [False, True], ids=["customary names", "other names"])
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_every_published_network_is_recognised_by_its_tensors(name: str, synonyms: bool, tmp_path: Path) -> None:

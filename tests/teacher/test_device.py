@@ -138,6 +138,7 @@ class PretendedGPU(TorchFunctionMode):
         return func(*real[: len(args)], **dict(zip(kwargs or {}, real[len(args) :], strict=True)))
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", ["hrnet18s_ocr_mscale", "efficientnet_lite0_ocr_explicit"])
 def test_a_teacher_on_apples_gpu_labels_like_one_on_the_cpu(arch: str, mps_memory: dict[str, int]) -> None:
     torch.manual_seed(0)

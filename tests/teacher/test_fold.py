@@ -28,6 +28,7 @@ WRN38_BLOCKS = {2: 3, 3: 3, 4: 6, 5: 3, 6: 1, 7: 1}
 PRE_ACTIVATION = [f"backbone.mod{m}.block{b}.bn1.0" for m, blocks in WRN38_BLOCKS.items() for b in range(1, blocks + 1)]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("arch", "folded", "left"),
     [

@@ -280,6 +280,7 @@ def outputs(case: Case) -> dict[str, NDArray[np.float32]]:
     return {name: value[0, :, :: case.stride, :: case.stride].numpy() for name, value in found.items()}
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.arch)
 def test_a_network_gives_what_it_always_gave(case: Case) -> None:
     """To a thousandth of the spread of its logits: ten times float noise."""
@@ -308,6 +309,7 @@ EVERY_DECODER = [
 ]
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", EVERY_DECODER)
 def test_any_size_gives_logits_of_the_size_of_the_input(arch: str) -> None:
     """One row; fewer rows than a stride; odd everywhere; the coarsest of HRNet's branches 2 x 3."""
@@ -593,6 +595,7 @@ def test_inference_never_touches_the_auxiliary_logits_once_the_regions_are_known
 # --- learning ---------------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     "arch",
     [
@@ -618,6 +621,7 @@ def test_every_parameter_learns(arch: str) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters())
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", ["efficientnet_b4_deeplabv3plus_mscale", "efficientnet_b4_deeper"])
 def test_a_fresh_efficientnet_learns_a_picture_in_a_few_steps(arch: str) -> None:
     """The reference cannot build these, so that no recorded output vouches for them."""

@@ -135,6 +135,7 @@ def test_from_imagenet_weights_of_the_small_trunk_the_trunk_is_taken(state: dict
     )
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("prefix", ["", "module.", "model.", "backbone.", "module.trunk."])
 @pytest.mark.parametrize(
     "arch", ["hrnet48_ocr_mscale", "wrn38_deeper", "efficientnet_b4_deeplabv3plus", "efficientnet_lite0_ocr"]
