@@ -121,6 +121,7 @@ class Labeller:
             labelled = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
             # Some of them may be wanted: another process committed them and died since.
             total = tally(row for sample_id, row in done.items() if sample_id in set(wanted))
+            yield total
             for sample, one in self._label(todo, unit, attempt):
                 if one.encoded:
                     one = replace(one, row=self._placed(one.row, sample, unit))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import subprocess
 import sys
 import time
 from pathlib import Path
 
-import numpy as np
 import psutil
 import pytest
 
@@ -33,11 +33,12 @@ def no_resource(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "resource", None)
 
 
-def use(pages: int) -> float:
-    """Take so many MiB for a moment, and give them back."""
-    taken = np.ones(pages * MIB, np.uint8)
-    time.sleep(0.05)
-    return float(taken[-1])
+def use(mebibytes: int) -> None:
+    """Take memory for a moment, fresh from the system: an array might lie where an earlier one has been freed."""
+    with mmap.mmap(-1, mebibytes * MIB) as fresh:
+        for _ in range(mebibytes):
+            fresh.write(b"1" * MIB)
+        time.sleep(0.05)
 
 
 def test_the_cores_are_those_that_the_process_may_run_on(monkeypatch: pytest.MonkeyPatch) -> None:
