@@ -651,7 +651,7 @@ compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/run
 @main.command()
 @option("--out", type=FOLDER, default="demo")
 @option("--seed", type=int, default=0, help="Seed of the city. The teacher has seen other cities.")
-@option("--students", is_flag=True, help="Train students on the labels too, and compare them.")
+@option("--students", is_flag=True, help="Train nine students too and compare them; up to an hour on two cores.")
 def demo(out: Path, seed: int, students: bool) -> None:
     """Label a drawn city with the small teacher that comes along, on a CPU, within a minute.
 
