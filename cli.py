@@ -644,14 +644,14 @@ _DEMO_STUDENTS = """\
 manifest scan {out}/city --split train -o {out}/fine.parquet
 manifest scan {out}/city --split val -o {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
- --out {out}/compare --steps 190 --batch-size 8 --crop 64x96 --ema 0.98 --seeds 3
+ --out {out}/compare --steps 120 --batch-size 8 --crop 64x96 --ema 0.97 --seeds 3 --precision float32
 """
 
 
 @main.command()
 @option("--out", type=FOLDER, default="demo")
 @option("--seed", type=int, default=0, help="Seed of the city. The teacher has seen other cities.")
-@option("--students", is_flag=True, help="Train nine students too and compare them; up to an hour on two cores.")
+@option("--students", is_flag=True, help="Compare students too: nine trainings, estimated at ten minutes or more.")
 def demo(out: Path, seed: int, students: bool) -> None:
     """Label a drawn city with the small teacher that comes along, on a CPU, within a minute.
 
