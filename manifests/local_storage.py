@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import platform
+import re
 import shutil
 import stat as modes
 import uuid
@@ -20,8 +21,9 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave behind
+TEMPORARY = ".autolabel-tmp"  # suffix of files that a killed writer may leave behind
 LOCK = ".lock"
+_OURS = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY), re.DOTALL)  # no other program writes such names
 _HOLDER = ".holder"  # suffix of the file that says who holds a lock
 _READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
 
@@ -145,14 +147,15 @@ def _stat(found: os.stat_result) -> Stat:
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(TEMPORARY)
+    return _OURS.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """Give a name beside `target`, in a folder that exists; nothing lies there afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    # Shortened, because a name may have 255 bytes and a letter four.
+    temporary = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
         yield temporary
     except OSError as error:
@@ -196,11 +199,18 @@ def _sync_folder(folder: Path) -> None:
 _LOCAL = LocalStorage()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed writers left under a folder. Only its owner may call it."""
+def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
+    """Delete the temporary files that killed writers of ours left in a folder, or at any depth below it.
+
+    Only the command that holds and fills the folder may call it. Links are not followed.
+    """
+    if os.path.islink(folder):
+        return
     for parent, _, names in os.walk(folder):
         for name in filter(_is_temporary, names):
             _LOCAL.remove(Path(parent, name))
+        if not recursive:
+            break
 
 
 @contextlib.contextmanager

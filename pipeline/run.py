@@ -17,7 +17,7 @@ from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.lock import Lock
+from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.predictor import KeptPredictor, TeacherPredictor
 from autolabel.pipeline.prepare import (
     Left,
@@ -163,7 +163,7 @@ def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, s
 
 def _tidy(run: Run, *, whole: bool) -> None:
     """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
-    storage.remove_leftovers(run.path)
+    remove_leftovers(run)
     if whole:
         for note in storage.list(run.attempts):
             storage.remove(note)
