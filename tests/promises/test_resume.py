@@ -203,7 +203,7 @@ def test_a_changed_request_is_refused_with_the_difference_and_nothing_is_written
         (lambda text: text[: len(text) // 2], "is not readable JSON"),
         (lambda text: "", "is not readable JSON"),
         (lambda text: "7", "differs from what was written"),
-        (lambda text: text.replace("autolabel-run/4", "autolabel-run/1"), "has format 'autolabel-run/1'"),
+        (lambda text: text.replace("autolabel-run/5", "autolabel-run/1"), "has format 'autolabel-run/1'"),
     ],
     ids=["threshold", "accounts", "bracket", "half", "empty", "a number", "format"],
 )
