@@ -209,7 +209,7 @@ class Run(RunFolder, Shown):
         file = RunFolder(Path(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        data = storage.read(file)
+        data = storage.read(file, at_most=storage.SMALL)
         try:
             document = json.loads(data)
         except ValueError as error:
