@@ -10,11 +10,14 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from autolabel.manifests.machine import cores
+
+_LONGEST = 36  # characters of a private folder: sockets lie up to 67 deeper, and their path may have 103
 
 
 class ClusterFailed(RuntimeError):
@@ -33,8 +36,8 @@ def ray_session(
     """Connect to a cluster, or start a private Ray on this machine with room for `workers`; end it on leaving.
 
     A connection that this process has already is used, and stays. `folder` becomes the workers' first import path, so
-    it must hold no Python files. `otherwise` is the option that does without Ray, for the message. Raises
-    ClusterFailed.
+    it must hold no Python files. A private Ray has its sockets and logs in a folder that no other user may enter.
+    `otherwise` is the option that does without Ray, for the message. Raises ClusterFailed.
     """
     connected = sys.modules.get("ray")
     if connected is None or not connected.is_initialized():
@@ -59,20 +62,45 @@ def ray_session(
     import ray
 
     settings: dict[str, Any] = {"address": address or "local", "logging_level": "ERROR", "log_to_driver": False}
-    if not address:
-        settings |= {"include_dashboard": False, "object_store_memory": 128 * 2**20}
-        settings["num_cpus"] = max(workers or 1, cores())
-    with contextlib.redirect_stdout(sys.stderr):  # Ray prints errors of nodes on stdout
-        try:
-            with contextlib.chdir(folder):
-                ray.init(**settings)
-        except (ConnectionError, RuntimeError, ValueError, SystemExit) as error:
-            where = f"the Ray cluster at {address}" if address else "a local Ray"
-            raise ClusterFailed(f"cannot start or reach {where} ({error}); without Ray: {otherwise}") from error
-        try:
-            yield ray
-        finally:
-            ray.shutdown()
+    with contextlib.ExitStack() as private:
+        if not address:
+            settings |= {"include_dashboard": False, "object_store_memory": 128 * 2**20}
+            settings["num_cpus"] = max(workers or 1, cores())
+            # Ray opens the folder that it is given to everybody, so it gets one inside.
+            settings["_temp_dir"] = f"{private.enter_context(_private_folder(otherwise))}/s"
+        with contextlib.redirect_stdout(sys.stderr):  # Ray prints errors of nodes on stdout
+            try:
+                with contextlib.chdir(folder):
+                    ray.init(**settings)
+            except (Exception, SystemExit) as error:  # a node that does not come up is a bare Exception
+                where = f"the Ray cluster at {address}" if address else "a local Ray"
+                reason = " ".join(str(error).split()) or repr(error)
+                raise ClusterFailed(f"cannot start or reach {where} ({reason}); without Ray: {otherwise}") from error
+            try:
+                yield ray
+            finally:
+                ray.shutdown()
+
+
+def _private_folder(otherwise: str) -> tempfile.TemporaryDirectory[str]:
+    """Make a folder for sockets and logs that only this user may enter. Raises ClusterFailed.
+
+    It lies in $RAY_TMPDIR, else in the system's folder of temporary files ($TMPDIR), or in /tmp if that has a path too
+    long for sockets. Ray's own choice, /tmp/ray, is open to every user of the machine.
+    """
+    named = os.environ.get("RAY_TMPDIR")
+    places = [named] if named else [tempfile.gettempdir(), "/tmp"]
+    name = len("/ray-12345678")
+    short = [place for place in places if sys.platform == "win32" or len(str(Path(place).resolve())) + name <= _LONGEST]
+    try:
+        return tempfile.TemporaryDirectory(prefix="ray-", dir=short[0], ignore_cleanup_errors=True)
+    except IndexError:  # no place is short enough
+        reason = f"{places[0]} is too long for the path of a socket: expected at most {_LONGEST - name} characters"
+    except OSError as error:
+        reason = f"{error.strerror}: {error.filename}"
+    raise ClusterFailed(
+        f"cannot start a local Ray ({reason}); name another folder in $RAY_TMPDIR; without Ray: {otherwise}"
+    )
 
 
 def _has_token() -> bool:

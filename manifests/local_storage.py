@@ -11,6 +11,7 @@ import contextlib
 import errno
 import os
 import platform
+import re
 import shutil
 import stat as modes
 import uuid
@@ -20,10 +21,18 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
-TEMPORARY = ".tmp"  # suffix of files that a killed writer may leave behind
+TEMPORARY = ".autolabel-tmp"  # suffix of files that a killed writer may leave behind
 LOCK = ".lock"
+_OURS = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY), re.DOTALL)  # no other program writes such names
 _HOLDER = ".holder"  # suffix of the file that says who holds a lock
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+# A pipe that takes the place of a file between two looks at it would wait for its writer without O_NONBLOCK.
+_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
+_KINDS = {
+    modes.S_IFIFO: "a named pipe",
+    modes.S_IFCHR: "a device",
+    modes.S_IFBLK: "a device",
+    modes.S_IFSOCK: "a socket",
+}
 
 
 class Stat(NamedTuple):
@@ -41,6 +50,14 @@ class ChangedFile(OSError):
     """A file is not the version that the caller has seen."""
 
 
+class NotAFile(OSError):
+    """There is something of this name that has no content of its own to read: a pipe, a device, a socket."""
+
+
+class TooLarge(OSError):
+    """A file has more bytes than its reader expects of its kind."""
+
+
 class Busy(ValueError):
     """Another process holds a folder."""
 
@@ -49,22 +66,25 @@ class LocalStorage:
     """Files of the local file system, or of a network drive that is mounted like one."""
 
     def stat(self, path: Path) -> Stat | None:
-        try:
-            found = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            if error.errno == errno.ELOOP:  # links in a circle
-                return None
-            raise
-        return _stat(found) if modes.S_ISREG(found.st_mode) else None
+        found = _look(path)
+        return _stat(found) if found is not None and modes.S_ISREG(found.st_mode) else None
 
-    def read(self, path: Path) -> bytes:
-        with open(path, "rb") as file:
+    def exists(self, path: Path) -> bool:
+        found = _look(path)
+        if found is None or modes.S_ISDIR(found.st_mode):
+            return False
+        _require_file(found, path)
+        return True
+
+    def read(self, path: Path, *, at_most: int | None = None) -> bytes:
+        with self.reading(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if at_most is not None and size > at_most:
+                raise TooLarge(errno.EFBIG, f"{size} bytes: expected at most {at_most}", str(path))
             return file.read()
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
-        descriptor = os.open(path, _READ)  # a crop is read in 0.4 ms: `open` would take 2 % of that
+        descriptor = _open(path)  # a crop is read in 0.4 ms: `open` would take 2 % of that
         try:
             if unchanged is not None and _stat(os.fstat(descriptor)) != unchanged:
                 raise ChangedFile(f"{path} has changed while it was read")
@@ -74,7 +94,7 @@ class LocalStorage:
             os.close(descriptor)
 
     def reading(self, path: Path) -> BinaryIO:
-        return open(path, "rb")
+        return open(_open(path), "rb")
 
     def write(self, path: Path, data: bytes, *, durable: bool = True) -> None:
         with _replacing(path, durable) as file:
@@ -140,19 +160,60 @@ class LocalStorage:
             shutil.rmtree(path)
 
 
+def _look(path: Path) -> os.stat_result | None:
+    """The system's words about a path, None if there is nothing of this name."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:  # a NUL, or letters that no name can have
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # links in a circle
+            return None
+        raise
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a regular file, for reading. Raises NotAFile instead of waiting for a pipe, or FileNotFoundError.
+
+    What is no file is not even opened, because opening a device may do something.
+    """
+    try:
+        _require_file(os.stat(path), path)
+        descriptor = os.open(path, _READ)
+    except ValueError as error:
+        raise FileNotFoundError(errno.ENOENT, "no file can have this name", repr(str(path))) from error
+    try:
+        _require_file(os.fstat(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_file(found: os.stat_result, path: Path) -> None:
+    if modes.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not modes.S_ISREG(found.st_mode):
+        kind = _KINDS.get(modes.S_IFMT(found.st_mode), "of an unknown kind")
+        raise NotAFile(errno.EINVAL, f"not a regular file ({kind})", str(path))
+
+
 def _stat(found: os.stat_result) -> Stat:
     return Stat(found.st_size, found.st_mtime_ns, str(found.st_ino))
 
 
 def _is_temporary(name: str) -> bool:
-    return name.startswith(".") and name.endswith(TEMPORARY)
+    return _OURS.fullmatch(name) is not None
 
 
 @contextlib.contextmanager
 def _temporary(target: Path) -> Iterator[Path]:
     """Give a name beside `target`, in a folder that exists; nothing lies there afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    # Shortened, because a name may have 255 bytes and a letter four.
+    temporary = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
         yield temporary
     except OSError as error:
@@ -196,11 +257,18 @@ def _sync_folder(folder: Path) -> None:
 _LOCAL = LocalStorage()
 
 
-def remove_leftovers(folder: Path) -> None:
-    """Delete the temporary files that killed writers left under a folder. Only its owner may call it."""
+def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
+    """Delete the temporary files that killed writers of ours left in a folder, or at any depth below it.
+
+    Only the command that holds and fills the folder may call it. Links are not followed.
+    """
+    if os.path.islink(folder):
+        return
     for parent, _, names in os.walk(folder):
         for name in filter(_is_temporary, names):
             _LOCAL.remove(Path(parent, name))
+        if not recursive:
+            break
 
 
 @contextlib.contextmanager

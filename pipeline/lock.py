@@ -21,6 +21,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
 
 _SETUP_SECONDS = 60.0  # patience while another part prepares the folder
 _PARTS = re.compile(re.escape(storage.LOCK) + r"\.\d+-of-\d+")
@@ -74,3 +76,11 @@ class Lock:
             if self._part is not None:
                 stack.enter_context(storage.hold(self._out, name=f"{storage.LOCK}.publish", wait=math.inf))
             yield
+
+
+def remove_leftovers(run: RunFolder) -> None:
+    """Delete the temporary files of killed writers, in the folders that a run fills. Only its holder may call it."""
+    storage.remove_leftovers(run.path)
+    layers = [place for name in (LABELS, TOP, CONFIDENCE) for place in (run.layer(name), run.path / name)]
+    for folder in (run.units, run.attempts, run.path / "stats", *layers):
+        storage.remove_leftovers(folder, recursive=True)

@@ -18,7 +18,7 @@ from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.job import LabelJob, Portion
-from autolabel.pipeline.lock import Lock
+from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.records import committed, excuse, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, require_distinct, write_plan
 from autolabel.teacher.checkpoints import BadCheckpoint
@@ -143,13 +143,16 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         if run is None or run.input_sha256 != request.input_sha256:
             raise ValueError(f"another part of {job.out} works on another manifest: give all of them the same")
         return run, open_plan(run, manifest)
-    storage.remove_leftovers(job.out)
+    remove_leftovers(folder)
     if run is not None and run.engine == "ray":  # its workers ended with their driver
         for note in storage.list(folder.attempts, suffix=".jsonl"):
             excuse(note)
     if run is None or run.input_sha256 != request.input_sha256:
         plan_path = _plan_path(request, run, source)
-        run = replace(new_run(request, plan_path.name, job.out), budgets=run.budgets if run else ())
+        before = run.budgets if run else ()
+        run = replace(
+            new_run(request, plan_path.name, job.out), budgets=before, source=source.path if source else None
+        )  # fmt: skip
         plan = open_plan(run, manifest)
         _make_folders(run, plan, manifest)
         run.save()

@@ -17,7 +17,7 @@ from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.lock import Lock
+from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.predictor import KeptPredictor, TeacherPredictor
 from autolabel.pipeline.prepare import (
     Left,
@@ -163,7 +163,7 @@ def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, s
 
 def _tidy(run: Run, *, whole: bool) -> None:
     """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
-    storage.remove_leftovers(run.path)
+    remove_leftovers(run)
     if whole:
         for note in storage.list(run.attempts):
             storage.remove(note)
@@ -173,7 +173,7 @@ def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[st
     """Derive the tables and write the accounts; not again where nothing has changed since."""
     run = Run.open(run.path)  # as another part may have left it
     tables = run.table_paths().values()
-    published = run.accounts and run.tables_sha256 and not left.units and all(map(storage.exists, tables))
+    published = run.accounts and run.tables_sha256 and not left.units and all(map(storage.stat, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(run.input_manifest), "policy": run.policy.name}

@@ -41,7 +41,7 @@ from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
 from autolabel.manifests.wording import Shown
 
-FORMAT = "autolabel-run/4"
+FORMAT = "autolabel-run/5"
 RUN = "run.json"
 _INPUT = "input.parquet"
 _STARTED = (
@@ -179,9 +179,9 @@ class Run(RunFolder, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
-    checkpoint's path at the time. engine: who labelled last. versions: of our packages. budgets: the memory that each
-    kind of device had and needed. state: "running", "partial" or "complete". tables: sha256 of every published table,
-    by name; None until they are published.
+    checkpoint's path at the time. source: the run whose kept confidence stood in for the teacher, if any. engine: who
+    labelled last. versions: of our packages. budgets: the memory that each kind of device had and needed. state:
+    "running", "partial" or "complete". tables: sha256 of every published table, by name; None until they are published.
     """
 
     recipe: Recipe
@@ -192,6 +192,7 @@ class Run(RunFolder, Shown):
     engine: str
     versions: Mapping[str, str]
     machine: str
+    source: Path | None = None
     budgets: tuple[Mapping[str, Any], ...] = ()
     state: str = "partial"
     accounts: Accounts | None = None
@@ -208,7 +209,7 @@ class Run(RunFolder, Shown):
         file = RunFolder(Path(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        data = storage.read(file)
+        data = storage.read(file, at_most=storage.SMALL)
         try:
             document = json.loads(data)
         except ValueError as error:
@@ -238,6 +239,7 @@ class Run(RunFolder, Shown):
                     "recipe": Recipe.of(values["recipe"]),
                     "input_manifest": Path(values["input_manifest"]),
                     "teacher": Path(values["teacher"]),
+                    "source": None if values["source"] is None else Path(values["source"]),
                     "budgets": tuple(values["budgets"]),
                     "accounts": None if accounts is None else Accounts(**accounts),
                 },
@@ -255,6 +257,7 @@ class Run(RunFolder, Shown):
             "recipe": self.recipe.to_dict(),
             "input_manifest": str(self.input_manifest),
             "teacher": str(self.teacher),
+            "source": None if self.source is None else str(self.source),
             "budgets": list(self.budgets),
             "accounts": None if self.accounts is None else asdict(self.accounts),
         }

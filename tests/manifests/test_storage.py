@@ -248,7 +248,14 @@ def test_only_a_file_has_a_size_and_a_version(tmp_path: Path) -> None:
 
 
 def test_a_folder_is_listed_in_order_without_what_writers_have_begun(tmp_path: Path) -> None:
-    for name in ("b.parquet", "a.parquet", "deep/c.parquet", "deep/er/d.png", ".hidden", ".a.parquet.0123.tmp"):
+    for name in (
+        "b.parquet",
+        "a.parquet",
+        "deep/c.parquet",
+        "deep/er/d.png",
+        ".hidden",
+        ".a.parquet.0123456789ab.autolabel-tmp",
+    ):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
 
@@ -276,17 +283,49 @@ def test_files_and_folders_are_removed_and_missing_ones_are_fine(tmp_path: Path)
 
 
 def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path) -> None:
-    kept = ["labels.zarr/b512x512/c.0.0.0", "labels/a.png", "labels/a.tmp.png", "run.json", "units/.lock"]
+    kept = [
+        ".b.0123456789AB.autolabel-tmp",
+        ".b.0123456789a.autolabel-tmp",
+        ".c.0123456789ab.tmp",
+        ".d.autolabel-tmp",
+        ".e.0123456789ab.autolabel-tmp.png",
+        "e.0123456789ab.autolabel-tmp",
+        "film.mp4.partial",
+        "labels.zarr/b512x512/c.0.0.0",
+        "labels/a.png",
+        "labels/a.tmp.png",
+        "run.json",
+        "units/.lock",
+    ]
     left = [
-        ".run.json.0123456789ab.tmp",
-        "labels/deep/er/.a.png.0123456789ab.tmp",
-        "units/.b512x512.000000.parquet.0123456789ab.tmp",
+        ".run.json.0123456789ab.autolabel-tmp",
+        "labels/deep/er/.a.png.0123456789ab.autolabel-tmp",
+        "units/.b512x512.000000.parquet.0123456789ab.autolabel-tmp",
     ]
     for name in kept + left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_bytes(b"x")
     storage.remove_leftovers(tmp_path)
+    assert sorted(name for name in names(tmp_path) if (tmp_path / name).is_file()) == sorted(kept + left[1:])
+    storage.remove_leftovers(tmp_path, recursive=True)
     assert sorted(name for name in names(tmp_path) if (tmp_path / name).is_file()) == kept
+
+
+def test_leftovers_are_not_looked_for_behind_links(tmp_path: Path) -> None:
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / ".a.0123456789ab.autolabel-tmp").write_bytes(b"x")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "labels").symlink_to(tmp_path / "other")
+    for folder in (tmp_path / "run", tmp_path / "run" / "labels"):
+        storage.remove_leftovers(folder, recursive=True)
+    assert (tmp_path / "other" / ".a.0123456789ab.autolabel-tmp").exists()
+
+
+@pytest.mark.parametrize("name", ["a" * 255, "日" * 85, "." + "x" * 250 + ".png"])
+def test_a_name_as_long_as_the_system_allows_is_written(tmp_path: Path, name: str) -> None:
+    storage.write(tmp_path / name, b"x")
+    assert storage.create(tmp_path / f"{name[:-1]}y", b"y")
+    assert names(tmp_path) == sorted([name, f"{name[:-1]}y"])
 
 
 def test_the_file_that_a_killed_writer_leaves_is_a_leftover(tmp_path: Path) -> None:

@@ -8,8 +8,10 @@ from __future__ import annotations
 import json
 import os
 import signal
+import stat
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -23,7 +25,7 @@ from conftest import labels_of, outcome, photograph, quarantined, scanned
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
 
-from autolabel.manifests.cluster import ClusterFailed, cluster_address
+from autolabel.manifests.cluster import ClusterFailed, cluster_address, ray_session
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import Sample
@@ -259,6 +261,73 @@ def test_a_cluster_that_cannot_be_reached_is_told_before_ray_is_asked(
     with pytest.raises(ClusterFailed, match=message):
         generate(job(drive(*names(1)), teacher, device="cpu"))
     assert not ray.is_initialized()
+
+
+# --- a private Ray ----------------------------------------------------------------------------------------------------
+
+
+def test_other_users_cannot_enter_the_folder_of_a_private_ray(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with tempfile.TemporaryDirectory(prefix="t-") as place:
+        os.chmod(place, 0o777)
+        monkeypatch.setenv("RAY_TMPDIR", place)
+        with ray_session(None, tmp_path) as session:
+            (sockets,) = Path(place).glob("*/*/session_[0-9]*/sockets")
+            assert session.is_initialized() and os.listdir(sockets)
+            private = sockets.relative_to(place).parts[0]
+            assert stat.S_IMODE(Path(place, private).stat().st_mode) == 0o700
+        assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        Exception("The current node timed out during startup.\nThe raylet may be frozen."),
+        TypeError("unsupported operand type(s)"),
+        SystemExit(1),
+        AssertionError(),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_whatever_ray_raises_when_it_starts_names_the_way_without_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException
+) -> None:
+    def fail(**settings: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(ray, "init", fail)
+    message = r"^cannot start or reach a local Ray \(.+\); without Ray: --engine local$"
+    with pytest.raises(ClusterFailed, match=message), ray_session(None, tmp_path):
+        pass
+
+
+def test_a_folder_of_temporary_files_too_long_for_sockets_is_left_for_tmp(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = tmp_path / ("slurm_jobdir_" + "1" * 60)
+    deep.mkdir()
+    monkeypatch.delenv("RAY_TMPDIR", raising=False)
+    monkeypatch.setattr(tempfile, "tempdir", str(deep))
+    with ray_session(None, tmp_path) as session:
+        assert session.is_initialized()
+    assert os.listdir(deep) == []
+
+
+@pytest.mark.parametrize(
+    ("folder", "reason"),
+    [
+        ("d" * 60, "is too long for the path of a socket: expected at most 23 characters"),
+        ("missing", "No such file or directory: "),
+    ],
+)
+def test_a_folder_for_ray_that_cannot_be_used_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, folder: str, reason: str
+) -> None:
+    base = tmp_path if len(folder) > 10 else Path("/tmp")
+    monkeypatch.setenv("RAY_TMPDIR", str(base / folder))
+    with pytest.raises(ClusterFailed) as failure, ray_session(None, tmp_path):
+        pass
+    assert reason in str(failure.value) and str(base / folder) in str(failure.value)
+    assert str(failure.value).endswith("name another folder in $RAY_TMPDIR; without Ray: --engine local")
 
 
 # --- stopping ---------------------------------------------------------------------------------------------------------

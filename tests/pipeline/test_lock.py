@@ -11,9 +11,10 @@ from pathlib import Path
 
 import pytest
 
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.storage import Busy
 from autolabel.pipeline import lock
-from autolabel.pipeline.lock import Lock
+from autolabel.pipeline.lock import Lock, remove_leftovers
 
 DRIVER = """
 import sys
@@ -149,3 +150,17 @@ def test_the_lock_of_a_driver_that_is_killed_while_it_prepares_is_free(
     assert tell("") == "True"
     end(process)
     assert enter(tmp_path, (1, 2))
+
+
+def test_leftovers_are_removed_from_the_folders_that_a_run_fills_and_from_no_others(tmp_path: Path) -> None:
+    ours = ["", "units/", "attempts/", "stats/", "labels.zarr/b512x512/", "top.zarr/", "labels/a/b/", "confidence/a/"]
+    others = ["report/", "mine/", "mine/run/units/"]
+    for folder in ours + others:
+        (tmp_path / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / folder / ".a.0123456789ab.autolabel-tmp").write_bytes(b"x")
+        (tmp_path / folder / "film.mp4.partial").write_bytes(b"x")
+        (tmp_path / folder / ".draft.tmp").write_bytes(b"x")
+    remove_leftovers(RunFolder(tmp_path))
+    left = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob(".a.*"))
+    assert left == sorted(f"{folder}.a.0123456789ab.autolabel-tmp" for folder in others)
+    assert len(list(tmp_path.rglob("*.partial"))) == len(list(tmp_path.rglob(".draft.tmp"))) == len(ours + others)

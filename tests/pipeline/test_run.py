@@ -471,7 +471,7 @@ def test_a_killed_run_keeps_what_was_committed_and_finishes_the_rest(
     generate(asked)
     assert {path: path.stat().st_mtime_ns for path in committed} == before  # only the rest was done
     assert labels_of(asked.out) == labels_of(whole.out)
-    assert not [path for path in asked.out.rglob("*") if path.suffix in (".tmp", ".partial")]
+    assert not [path for path in asked.out.rglob("*") if path.suffix == storage.TEMPORARY]
 
 
 def test_a_killed_ray_worker_costs_no_image(drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -76,7 +76,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another number": (change_statistic, "the rows of stats/classes.parquet differ"),
     "a quarantined image less": (lambda run: (run / "quarantine.parquet").unlink(), "the rows of quarantine.parquet"),
     "an account that does not balance": (lose_account, "the accounts are Accounts(asked=10, labelled=8"),
-    "a temporary file": (lambda run: (run / "units" / ".x.parquet.1.tmp").touch(), ".x.parquet.1.tmp is left over"),
+    "a temporary file": (lambda run: (run / "units" / ".x.0123456789ab.autolabel-tmp").touch(), "tmp is left over"),
     "a note": (lambda run: (run / "attempts" / "x.jsonl").touch(), "attempts/x.jsonl is left over"),
     "an array": (
         lambda run: create_zarr(run / "labels.zarr", {"b512x512": 99}, shard_rows=4, attributes={}),

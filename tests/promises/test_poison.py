@@ -157,7 +157,7 @@ REASONS = {
     "loop": LOOP,
     "pool": LOOP,
     "directory": "not a regular file",
-    "pipe": "not a regular file",
+    "pipe": "not a regular file (a named pipe)",
     "gone": "the file is missing",
     "emptied": "the file is empty",
 }
@@ -350,7 +350,7 @@ def require_finished(asked: LabelJob, whole: Path) -> None:
     assert stored(asked.out) == stored(whole)
     assert labels_of(asked.out) == labels_of(whole)
     assert verify(asked.out).faults == []
-    assert not list(asked.out.rglob("*.tmp"))
+    assert not list(asked.out.rglob("*.autolabel-tmp"))
 
 
 PLACES = {  # regular expressions of paths
@@ -408,7 +408,7 @@ def test_an_error_of_the_disk_ends_the_call_and_costs_no_label(
     assert result.exit_code == 2
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("labelling: ")]
     assert line.startswith(f"autolabel: {os.strerror(number)}: {disk.failed}")
-    assert not list(asked.out.rglob("*.tmp"))
+    assert not list(asked.out.rglob("*.autolabel-tmp"))
     committed = {p.stem for p in (asked.out / "units").iterdir()} == {"b512x512.000000", "b512x512.000001"}
     assert labels_of(asked.out) == (whole if committed else before)
     require_finished(asked, originals / f"{store}-whole")
@@ -453,7 +453,7 @@ def test_a_write_that_really_comes_short_leaves_nothing_half_written(
     done = subprocess.run([str(word) for word in command], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert re.fullmatch(r"(labelling: 5/5.*\n)?autolabel: .*File too large.*\n", done.stderr)
-    assert not list(asked.out.rglob("*.tmp"))
+    assert not list(asked.out.rglob("*.autolabel-tmp"))
     assert labels_of(asked.out) == before
     assert generate(asked).accounts == Accounts(5, 5, 0, 0)
     assert labels_of(asked.out) == labels_of(originals / f"{store}-whole")

@@ -387,7 +387,7 @@ def test_killed_without_warning_and_resumed_gives_the_same_bits(
     assert left.training is not None
     assert left.training["step"] == 2
     train(replace(short, out=tmp_path))
-    for leftover in tmp_path.glob(".*.tmp"):  # a file that the victim had not finished
+    for leftover in tmp_path.glob(".*.autolabel-tmp"):  # a file that the victim had not finished
         leftover.unlink()
     assert_same_training(tmp_path, uninterrupted)
 
@@ -409,9 +409,28 @@ def test_half_written_files_of_a_killed_training_are_removed(
 ) -> None:
     """Each such file is as large as a checkpoint with its optimizer: hundreds of megabytes for the full network."""
     shutil.copytree(uninterrupted, tmp_path / "out")
-    (tmp_path / "out" / ".last.pt.0123456789ab.tmp").write_bytes(b"half a checkpoi")
+    (tmp_path / "out" / ".last.pt.0123456789ab.autolabel-tmp").write_bytes(b"half a checkpoi")
     train(replace(short, out=tmp_path / "out"))
     assert_same_training(tmp_path / "out", uninterrupted)
+
+
+def test_a_training_deletes_no_file_of_others_in_its_folder(
+    short: TrainJob, uninterrupted: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "work"
+    shutil.copytree(uninterrupted, out)
+    others = [
+        "downloads/film.mp4.partial",
+        "downloads/.draft.tmp",
+        ".draft.0123456789ab.tmp",
+        "last.pt.partial",
+        "other/run/units/.b512x512.000001.parquet.0123456789ab.autolabel-tmp",  # a run that may be under way
+    ]
+    for name in others:
+        (out / name).parent.mkdir(parents=True, exist_ok=True)
+        (out / name).write_text("precious")
+    train(replace(short, out=out))
+    assert [name for name in others if not (out / name).is_file()] == []
 
 
 def test_a_training_that_started_from_a_checkpoint_resumes_too(
