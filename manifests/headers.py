@@ -7,13 +7,12 @@ them can cost a picture.
 
 from __future__ import annotations
 
-import os
+import io
 import re
 import struct
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from io import BytesIO
 from typing import BinaryIO, NoReturn
 
 from autolabel.manifests.orientation import SIDEWAYS, UPRIGHT, of_exif, of_text, of_xmp
@@ -125,7 +124,7 @@ def _read_png(file: BinaryIO) -> Header:
 
 def _late_exif(file: BinaryIO) -> int | None:
     """The orientation in an eXIf chunk behind the pixels, where ExifTool and some phones put it."""
-    end = file.seek(0, os.SEEK_END)
+    end = file.seek(0, io.SEEK_END)
     tail = _at(file, max(0, end - _MOST), _MOST, exact=False)
     place = tail.find(b"eXIf", 4)
     while place >= 0:
@@ -204,7 +203,7 @@ def _read_jpeg(file: BinaryIO) -> Header:
 def _jpeg_pixels(data: bytes) -> bytes:
     """Keep tables, size, scans, and the two segments that say which colours the channels are."""
     parts = [data[:2]]
-    for marker, start, end in _segments(BytesIO(data)):
+    for marker, start, end in _segments(io.BytesIO(data)):
         if marker == _SCAN:
             parts.append(data[start:])
         elif marker == 0xFE or 0xE0 <= marker <= 0xEF:  # comments and metadata
@@ -315,7 +314,7 @@ def _read_tiff(file: BinaryIO) -> Header:
 
 def _tiff_pixels(data: bytes) -> bytes:
     """Add a list of the fields that make pixels, and let the file begin with it. Values stay where they are."""
-    order, fields, _ = _tiff_fields(BytesIO(data))
+    order, fields, _ = _tiff_fields(io.BytesIO(data))
     kept = [fields[tag] for tag in sorted(_TIFF_PIXELS & fields.keys())]
     data += b"\0" * (len(data) % 2)
     start = struct.pack(order + "I", len(data))

@@ -102,10 +102,6 @@ def read_size(path: Path) -> Size:
         raise BadImage("the file is missing") from error
     except OSError as error:
         raise BadImage(f"the file cannot be read ({error.strerror or error})") from error
-    except ValueError as error:
-        if isinstance(error, BadImage):
-            raise
-        raise BadImage(f"its name cannot be opened: {error}") from error  # a NUL
 
 
 def require_regular(path: Path) -> storage.Stat | None:
