@@ -44,14 +44,8 @@ from autolabel.manifests.wording import Shown
 FORMAT = "autolabel-run/4"
 RUN = "run.json"
 _INPUT = "input.parquet"
-_STARTED = (
-    storage.LOCK,
-    "plan-",
-    ".plan",
-    f".{RUN}",
-    _INPUT,
-    f".{_INPUT}",
-)  # a start that was killed may have left these
+PREPARING = "preparing"
+_CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
 
 
 @dataclass(frozen=True)
@@ -150,14 +144,25 @@ class RunFolder:
         return read_table(self.quarantine_path, QUARANTINE_SCHEMA)
 
     def exists(self) -> bool:
-        """True if the folder holds a run."""
-        return storage.exists(self.record)
+        """True if the folder holds a run; a folder that is only claimed holds none yet."""
+        return storage.exists(self.record) and storage.read(self.record) != _CLAIM
 
     def require_new_or_run(self) -> None:
         """Raise ValueError if the folder holds something that is not a run."""
-        strangers = [path for path in storage.list(self.path) if not path.name.startswith(_STARTED)]
-        if strangers and not self.exists():
+        if storage.exists(self.record):
+            return
+        if any(not path.name.startswith(storage.LOCK) for path in storage.list(self.path)):
             raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
+
+    def claim(self) -> None:
+        """Make the folder a run's, before anything else is written into it; its holder calls this.
+
+        A call that is killed afterwards, or finds the disk full, is simply made again: whatever it left lies in a run
+        folder. Raises ValueError if the folder holds something that is not a run.
+        """
+        self.require_new_or_run()
+        if not storage.exists(self.record):
+            storage.write(self.record, _CLAIM)
 
 
 @dataclass(frozen=True)
@@ -180,8 +185,8 @@ class Run(RunFolder, Shown):
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
     checkpoint's path at the time. engine: who labelled last. versions: of our packages. budgets: the memory that each
-    kind of device had and needed. state: "running", "partial" or "complete". tables: sha256 of every published table,
-    by name; None until they are published.
+    kind of device had and needed. state: "preparing" (its stores are being made), "running", "partial" or "complete".
+    tables: sha256 of every published table, by name; None until they are published.
     """
 
     recipe: Recipe
@@ -209,6 +214,8 @@ class Run(RunFolder, Shown):
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
         data = storage.read(file)
+        if data == _CLAIM:
+            raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
         try:
             document = json.loads(data)
         except ValueError as error:
