@@ -6,15 +6,12 @@ choices and help stand there.
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import os
 import shlex
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -22,93 +19,31 @@ import click
 
 from autolabel.manifests.label_space import LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
-from autolabel.manifests.settings import GROUPS, JobField, build_job, job_fields, parse_numbers, parse_share
-from autolabel.manifests.wording import Shown, duration, plain
+from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_share
+from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
 from autolabel.student.job import TrainJob
+from autolabel.terminal import (
+    QUARANTINED,
+    Commands,
+    Failure,
+    Reporter,
+    echo,
+    foreseen,
+    progress,
+    run_command,
+    show,
+)
 
 if TYPE_CHECKING:
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
-
-INPUT_ERROR, QUARANTINED, INTERRUPTED = 2, 3, 130  # exit codes beside 0
 
 HELP = ["-h", "--help"]
 F = TypeVar("F", bound=Callable[..., Any])
 FILE = click.Path(path_type=Path, dir_okay=False)
 FOLDER = click.Path(path_type=Path, file_okay=False)
 MANIFEST = click.Path(path_type=Path)  # a folder is refused where it is opened, with the way to make a manifest of it
-
-
-# --- errors and help --------------------------------------------------------------------------------------------------
-
-
-class Failure(click.ClickException):
-    """One clear line on stderr, exit code 2."""
-
-    exit_code = INPUT_ERROR
-
-    def show(self, file: Any = None) -> None:
-        """Print the line."""
-        click.echo(f"autolabel: {self.format_message()}", err=True)
-
-
-class Command(click.Command):
-    """A command whose help shows its options in groups."""
-
-    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """Write one section for every group that has options."""
-        sections: dict[str, list[tuple[str, str]]] = {}
-        for param in self.get_params(ctx):
-            record = param.get_help_record(ctx)
-            if record is not None and isinstance(param, click.Option):
-                sections.setdefault(getattr(param, "group", ""), []).append(record)
-        for key, title in {**GROUPS, "": "Options"}.items():
-            if key in sections:
-                with formatter.section(title):
-                    formatter.write_dl(sections[key])
-
-
-class Commands(click.Group):
-    """A group that turns errors which a user can cause or mend into one line; a traceback means a mistake of ours."""
-
-    command_class = Command
-    group_class = type  # click's word for: groups in this group are of its own class
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """Return the names in the order in which a newcomer needs them."""
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command that is named."""
-        try:
-            return super().invoke(ctx)
-        except click.exceptions.NoArgsIsHelpError:
-            raise
-        except click.UsageError as error:
-            path = error.ctx.command_path if error.ctx else ctx.command_path
-            message = " ".join(error.format_message().split()).removesuffix(".").replace(". Did you", "; did you")
-            message = message[:1].lower() + message[1:] + ("" if message.endswith("?") else ";")
-            raise Failure(f"{message} `{path} --help` lists the options") from error
-        except (ValueError, OSError) as error:
-            raise Failure(_one_line(error)) from error
-        except RuntimeError as error:
-            # Our own errors about a run live in rooms that are not imported yet; torch reports a lack of memory so.
-            if type(error).__module__.startswith("autolabel.") or "out of memory" in str(error):
-                raise Failure(_one_line(error)) from error
-            raise
-        except (KeyboardInterrupt, click.Abort):
-            click.echo("autolabel: interrupted; everything finished so far is kept, run the same again", err=True)
-            ctx.exit(INTERRUPTED)
-
-
-def _one_line(error: BaseException) -> str:
-    if isinstance(error, OSError):
-        place = f": {error.filename}" if error.filename else ""
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        advice = "; free some space and run the same again, finished work is kept" if full else ""
-        return f"{error.strerror or error}{place}{advice}"
-    return " ".join(str(error).split())
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
@@ -131,6 +66,8 @@ def text(parse: Callable[[str], Any], metavar: str = "TEXT") -> dict[str, Any]:
         try:
             return parse(value)
         except ValueError as error:
+            if not foreseen(error):
+                raise
             raise Failure(f"{option.opts[0]} {value}: {error}") from error
 
     return {"type": click.UNPROCESSED, "callback": read, "metavar": metavar}
@@ -190,65 +127,6 @@ space_option = option("--label-space", **text(load_label_space, "SPACE"), help=s
 moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
 
 
-# --- what a person sees -----------------------------------------------------------------------------------------------
-
-
-def show(result: Shown) -> None:
-    """Print what a result says of itself."""
-    for line in result.lines():
-        click.echo(plain(line))
-    for table in result.tables():
-        click.secho(f"\n{plain(table.title)}", bold=True)
-        click.echo("\n".join(table.lines()))
-
-
-class Reporter:
-    """Shows how far a long work is, when it is called with (done, total, note, rate); `say` prints a line between."""
-
-    def __init__(self, show: Callable[[int, int, str], None], say: Callable[[str], None]) -> None:
-        self._show, self.say = show, say
-        self._started, self._first = time.monotonic(), -1
-
-    def __call__(self, done: int, total: int, note: str = "", rate: float | None = None) -> None:
-        self._first = done if self._first < 0 else self._first
-        elapsed = time.monotonic() - self._started
-        pace = rate or ((done - self._first) / elapsed if elapsed > 0.5 else 0.0)
-        eta = f"{duration((total - done) / pace)} left" if pace and done < total else ""
-        self._show(done, total, "  ".join(part for part in (eta, note) if part))
-
-
-@contextlib.contextmanager
-def progress(title: str) -> Iterator[Reporter]:
-    """Show a bar with the time that is left on a terminal, and a plain line every 20 s elsewhere."""
-    from rich.console import Console, Group
-    from rich.live import Live
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    from rich.text import Text
-
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        last, finished = time.monotonic(), False
-
-        def line(done: int, total: int, text: str) -> None:
-            nonlocal last, finished
-            if (done >= total and not finished) or time.monotonic() - last > 20:
-                last, finished = time.monotonic(), done >= total
-                click.echo(f"{title}: {done}/{total}  {text}".rstrip(), err=True)
-
-        yield Reporter(line, lambda text: click.echo(f"{title}: {plain(text)}", err=True))
-        return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    bars, note = Progress(*columns, console=console), Text(no_wrap=True, overflow="ellipsis")
-    task = bars.add_task(title, total=None)
-
-    def bar(done: int, total: int, text: str) -> None:
-        note.plain = f"  {text}"
-        bars.update(task, completed=done, total=total)
-
-    with Live(Group(bars, note), console=console):  # the note below the bar: side by side they would not fit 80 columns
-        yield Reporter(bar, lambda text: console.print(plain(text), markup=False, highlight=False))
-
-
 @click.group("autolabel", cls=Commands, context_settings={"help_option_names": HELP, "max_content_width": 110})
 @click.version_option(package_name="autolabel", prog_name="autolabel")
 def main() -> None:
@@ -296,7 +174,7 @@ def scan(folder: Path, output: Path, **options: Any) -> None:
         samples, account = scan(folder, progress=update, **options)
     save_manifest(output, samples)
     show(account)
-    click.echo(f"wrote {output}")
+    echo(f"wrote {output}")
 
 
 @manifest.command()
@@ -360,7 +238,7 @@ def train(**values: Any) -> None:
             on_note=update.say,
         )
     show(scores)
-    click.echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
+    echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
 
 
 @main.command()
@@ -369,7 +247,7 @@ def train(**values: Any) -> None:
 @option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @option("--pictures", type=FOLDER, help="Draw the worst images here: photograph, truth, prediction, errors.")
 @option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
-@option("--scales", **text(parse_numbers, "S,S,…"),
+@option("--scales", **text(parse_numbers, "S,S,..."),
         help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
 @job_options(LabelJob, only=("flip", "combine"))
 @job_options(TrainJob, only=("device",))
@@ -390,7 +268,7 @@ def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Pa
         scores.write(output)
     show(scores)
     if pictures:
-        click.echo(f"pictures in {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
+        echo(f"pictures in {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
 
 
 @main.command()
@@ -446,7 +324,7 @@ def _end(result: Labelling, max_quarantined: float) -> None:
     show(result)
     run, accounts = result.require_success(), result.accounts
     if accounts.quarantined > max_quarantined * accounts.asked:
-        click.echo(
+        echo(
             f"autolabel: {accounts.quarantined} of {accounts.asked} samples are quarantined, more than"
             f" --max-quarantined {max_quarantined:g}; reasons in {run.quarantine_path}",
             err=True,
@@ -545,7 +423,7 @@ def outlined(run: Path, output: Path) -> None:
 
     counts = outlined(run, output=output)
     show(counts)
-    click.echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
+    echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
 
 
 @main.command()
@@ -568,7 +446,7 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
     with progress("auditing") as update:
         result = audit(run, truth, progress=update, **options)
     show(result)
-    click.echo(f"\nwrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
+    echo("", f"wrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
 
 
 @main.command()
@@ -586,7 +464,7 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
 
     with progress("drawing") as update:
         page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
-    click.echo(f"open {page}")
+    echo(f"open {page}")
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------
@@ -626,7 +504,7 @@ def compare(
             on_note=update.say,
         )  # fmt: skip
     show(comparison)
-    click.echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
+    echo(f"wrote {template.out / 'compare.json'}   open {template.out / 'index.html'}")
 
 
 # --- demo -------------------------------------------------------------------------------------------------------------
@@ -676,23 +554,18 @@ def demo(out: Path, seed: int, students: bool) -> None:
             write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)
     for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").split("\n")[1:-1]:
         command = line.format(out=shlex.quote(out.as_posix()))
-        click.secho(f"\n$ autolabel {command}", bold=True)
-        main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
-    click.secho(f"\nDone in {duration(time.monotonic() - started)}.", bold=True)
-    click.echo(" ".join(Audit.read(out / "runs" / "auto" / "audit.json").summary()))
-    click.echo(f"Open {out}/runs/auto/report/index.html in a browser: every image with its labels.")
+        echo("", f"$ autolabel {command}", bold=True)
+        code = main.main(args=shlex.split(command), prog_name="autolabel", standalone_mode=False)
+        if code:
+            click.get_current_context().exit(code)
+    echo("", f"Done in {duration(time.monotonic() - started)}.", bold=True)
+    echo(" ".join(Audit.read(out / "runs" / "auto" / "audit.json").summary()))
+    echo(f"Open {out}/runs/auto/report/index.html in a browser: every image with its labels.")
 
 
 def run() -> None:
-    """Run the command line. A command that was stopped does not wait for threads that still work on an image."""
-    try:
-        main(prog_name="autolabel")
-    except SystemExit as leaving:
-        if leaving.code == INTERRUPTED:
-            sys.stdout.flush()
-            sys.stderr.flush()
-            os._exit(INTERRUPTED)
-        raise
+    """Run the command line."""
+    run_command(main)
 
 
 if __name__ == "__main__":

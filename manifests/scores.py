@@ -92,6 +92,11 @@ class Confusion:
         iou = self.iou()
         return float(np.nanmean(iou)) if np.isfinite(iou).any() else float("nan")
 
+    def commonest_mean_iou(self) -> float:
+        """Mean IoU of a prediction that names the commonest true class everywhere, NaN without any true pixel."""
+        true = self.true_pixels
+        return float(true.max() / true.sum() / np.count_nonzero(true)) if true.any() else float("nan")
+
     def pixel_accuracy(self) -> float:
         """Share of the true pixels that are predicted right, NaN without any."""
         total = self.matrix.sum()

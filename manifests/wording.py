@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import math
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -72,8 +73,33 @@ def listed(words: Sequence[str]) -> str:
 
 
 def plain(text: str) -> str:
-    """The text with a "?" for every control character: a file's name must not command a terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+    r"""The text with escapes such as \x1b for what would command a terminal: names in a message are data.
+
+    Escaped are control characters, line breaks, invisible marks that turn the direction of reading, and bytes of file
+    names that are not UTF-8.
+    """
+    return text if text.isprintable() else "".join(c if _shown(c) else _escape(c) for c in text)
+
+
+def as_ascii(text: str) -> str:
+    """The text in ASCII, for a terminal that cannot show more: lines and dashes as hyphens, others as escapes."""
+    return "".join(c if c.isascii() else _ASCII.get(c) or _escape(c) for c in text)
+
+
+_ASCII = {
+    "–": "-", "—": "-", MINUS: "-", "─": "-", "━": "-", "╸": "-", "╺": "-", "…": "...", "×": "x", "→": "->", "±": "+-",
+    "·": "*", "’": "'", "‘": "'", "“": '"', "”": '"', "\N{NO-BREAK SPACE}": " ",
+}  # fmt: skip
+
+
+def _shown(character: str) -> bool:
+    return character.isprintable() or unicodedata.category(character) == "Zs"  # spaces of other scripts
+
+
+def _escape(character: str) -> str:
+    if "\udc80" <= character <= "\udcff":  # how Python keeps a byte that is not UTF-8
+        return f"\\x{ord(character) - 0xDC00:02x}"
+    return character.encode("unicode_escape", "backslashreplace").decode("ascii")
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class LabelJob:
     teacher: Path
     out: Path
     scales: tuple[float, ...] = setting(
-        SCALES, "Sizes at which the teacher looks at an image.", group="how", metavar="S,S,…", parse=parse_numbers
+        SCALES, "Sizes at which the teacher looks at an image.", group="how", metavar="S,S,...", parse=parse_numbers
     )
     flip: bool = setting(False, "Average with the mirrored image.", group="how")
     combine: str = setting(

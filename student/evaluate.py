@@ -31,30 +31,44 @@ class Scores(Shown):
     """Scores of a network on a set of images.
 
     iou: IoU by class name, None for a class that never occurs; miou: their mean; pixel_accuracy: share of right pixels;
-    images: number of images. overlap: number of images that were also trained on, above 0 only if the caller allowed
-    it; such scores flatter. Only `evaluate` fills the other four. boundary_f: F by distance in pixels, then by class;
-    mean_boundary_f: its means. worst: the images with the lowest mean IoU, each with `sample_id` and `miou`. request:
-    what was scored, and how.
+    images: number of images. commonest_miou: the mean IoU of naming the commonest class everywhere. overlap: number of
+    images that were also trained on, above 0 only if the caller allowed it; such scores flatter. Only `evaluate` fills
+    the other four. boundary_f: F by distance in pixels, then by class; mean_boundary_f: its means. worst: the images
+    with the lowest mean IoU, each with `sample_id` and `miou`. request: what was scored, and how.
     """
 
     iou: ByClass
     miou: float
     pixel_accuracy: float
     images: int
+    commonest_miou: float = 0.0
     overlap: int = 0
     boundary_f: dict[str, ByClass] = field(default_factory=dict)
     mean_boundary_f: ByClass = field(default_factory=dict)
     worst: list[dict[str, Any]] = field(default_factory=list)
     request: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def learnt(self) -> bool:
+        """True if the network does better than naming the commonest class everywhere."""
+        return self.miou > self.commonest_miou
+
     def write(self, path: Path) -> None:
         """Write the scores as JSON, whole or not at all."""
         storage.write_json(path, self.__dict__)
 
     def lines(self) -> list[str]:
-        """The pixel accuracy, and a warning if the scores flatter."""
+        """The pixel accuracy, and warnings if the scores flatter, or the network has learnt nothing."""
         overlap = f"{self.overlap} of the images were also trained on: these scores flatter the network"
-        return [f"pixel accuracy {percent(self.pixel_accuracy)} %", *([overlap] if self.overlap else [])]
+        nothing = (
+            f"mean IoU {percent(self.miou)} % is no better than naming the commonest class everywhere"
+            f" ({percent(self.commonest_miou)} %): this network has learnt nothing yet"
+        )
+        return [
+            f"pixel accuracy {percent(self.pixel_accuracy)} %",
+            *([overlap] if self.overlap else []),
+            *([] if self.learnt else [nothing]),
+        ]
 
     def tables(self) -> list[Table]:
         """IoU and boundary F by class, in per cent; and the worst images."""
@@ -108,7 +122,9 @@ def score(
             progress(index + 1, len(dataset))
     confusion.matrix = team.sum(torch.from_numpy(confusion.matrix)).cpu().numpy()
     iou = _by_class(dataset, confusion.iou())
-    return Scores(iou, confusion.mean_iou(), confusion.pixel_accuracy(), len(dataset))
+    return Scores(
+        iou, confusion.mean_iou(), confusion.pixel_accuracy(), len(dataset), confusion.commonest_mean_iou()
+    )  # fmt: skip
 
 
 def _by_class(dataset: ManifestDataset, values: Shares) -> ByClass:

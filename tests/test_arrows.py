@@ -43,7 +43,11 @@ def test_a_room_imports_only_the_rooms_below_it(room: str) -> None:
 
 def test_no_class_name_stands_for_two_things() -> None:
     places: dict[str, list[str]] = {}
-    for path in (ROOT / "cli.py", *(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py"))):
+    for path in (
+        ROOT / "cli.py",
+        ROOT / "terminal.py",
+        *(path for room in MAY_IMPORT for path in (ROOT / room).rglob("*.py")),
+    ):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.ClassDef):
                 places.setdefault(node.name, []).append(path.relative_to(ROOT).as_posix())
@@ -62,13 +66,13 @@ def test_ray_is_imported_in_three_files_and_nowhere_else() -> None:
 
 def test_the_root_holds_no_python_file_but_the_face_and_the_commands() -> None:
     # Every Python file of the root is installed as a part of the package.
-    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "__main__.py", "cli.py"]
+    assert sorted(path.name for path in ROOT.glob("*.py")) == ["__init__.py", "__main__.py", "cli.py", "terminal.py"]
 
 
 @pytest.mark.parametrize("room", MAY_IMPORT)
 def test_no_room_imports_the_face_or_the_commands(room: str) -> None:
     for path in (ROOT / room).rglob("*.py"):
-        assert not imported(path) & {"autolabel", "autolabel.cli"}, path.name
+        assert not imported(path) & {"autolabel", "autolabel.cli", "autolabel.terminal"}, path.name
 
 
 def test_the_commands_load_nothing_heavy_before_they_run() -> None:

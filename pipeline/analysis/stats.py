@@ -102,7 +102,8 @@ class Summary(Shown):
             ]
             for _, row in self.classes.loc[self.seen].iterrows()
         ]  # fmt: skip
-        whole = [percent(1.0, 2), percent(1.0, 2), number(self.images), percent(self.kept)]
+        sums = (self.classes[name].sum(min_count=1) for name in ("coarse_share", "auto_share"))
+        whole = [*(percent(total, 2) for total in sums), number(self.images), percent(self.kept)]
         rows.append([*whole, probability(self.confidence), percent(self.agreement), ""])
         shown = slice(None) if self.has_coarse else slice(1, -2)
         return Table(
@@ -121,9 +122,13 @@ class Summary(Shown):
 
     def lines(self) -> list[str]:
         """The totals."""
+        nothing = [
+            f"{self.run} keeps no pixel: every label is 'ignore' alone. Another --policy or --threshold keeps more."
+        ]
         coarse = f"{percent(self.coarse_coverage)} % in the coarse labels, " if self.has_coarse else ""
         each = self.label_bytes / self.images if self.images else None
         return [
+            *(nothing if self.auto_coverage == 0 else []),
             f"pixels with a class: {coarse}{percent(self.auto_coverage)} % in the auto labels",
             f"a threshold would keep {', '.join(f'{percent(share)} % at {t:g}' for t, share in self.would_keep)}",
             f"label size: {size(each)} an image",

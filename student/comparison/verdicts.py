@@ -2,7 +2,8 @@
 
 Intervals are Student's t at 95 % ("The probable error of a mean", Biometrika 6, 1908) over the seeds. Two arms with the
 same seed start from the same weights, so their difference is taken seed by seed (paired), and a verdict is given only
-if the interval of the mean difference excludes 0. All IoUs are shares in 0..1; a point is 0.01.
+if the interval of the mean difference excludes 0, and if both arms have learnt something: each training must do better
+than naming the commonest class everywhere. All IoUs are shares in 0..1; a point is 0.01.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ _T = (
     2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
 )  # fmt: skip
 _NORMAL = 1.960
-_SCORED = ("iou", "miou", "pixel_accuracy", "images")
+_SCORED = ("iou", "miou", "pixel_accuracy", "images", "commonest_miou")
 
 
 def t_quantile(freedom: int) -> float:
@@ -35,8 +36,9 @@ def t_quantile(freedom: int) -> float:
     return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
 
 
-def _with_half(text: str, half: float | None) -> str:
-    return text if half is None else f"{text} ± {100 * half:.1f}"
+def _with_half(text: str, half: float | None, *, impossible: bool) -> str:
+    """The number with half of its interval; a star where the interval holds numbers that no IoU can have."""
+    return text if half is None else f"{text} ± {100 * half:.1f}{'*' if impossible else ''}"
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,14 @@ class Estimate:
     mean: float | None
     half: float | None
 
+    @property
+    def impossible(self) -> bool:
+        """True if the interval leaves 0..1."""
+        return self.half is not None and self.mean is not None and not self.half <= self.mean <= 1 - self.half
+
     def __str__(self) -> str:
         """68.2 ± 1.0, in per cent."""
-        return _with_half(percent(self.mean), self.half)
+        return _with_half(percent(self.mean), self.half, impossible=self.impossible)
 
 
 def estimate(values: Sequence[float | None]) -> Estimate:
@@ -65,17 +72,28 @@ def estimate(values: Sequence[float | None]) -> Estimate:
 
 @dataclass(frozen=True)
 class ArmDifference:
-    """An arm's IoU minus its baseline's, of one class or of the mean, paired by seed."""
+    """An arm's IoU minus its baseline's, of one class or of the mean, paired by seed.
+
+    learnt: every training of both arms does better than naming the commonest class everywhere.
+    """
 
     arm: str
     baseline: str
     name: str
     mean: float | None
     half: float | None
+    learnt: bool = True
+
+    @property
+    def impossible(self) -> bool:
+        """True if the interval leaves -1..1."""
+        return self.half is not None and self.mean is not None and abs(self.mean) + self.half > 1
 
     @property
     def verdict(self) -> str:
-        """One of better, worse, undecided, and undecided (one seed)."""
+        """One of better, worse, undecided, undecided (one seed), and not judged."""
+        if not self.learnt:
+            return "not judged"
         if self.mean is None:
             return "undecided"
         if self.half is None:
@@ -85,14 +103,14 @@ class ArmDifference:
     @property
     def change(self) -> str:
         """+2.1 ± 0.8, in points."""
-        return _with_half(points(self.mean), self.half)
+        return _with_half(points(self.mean), self.half, impossible=self.impossible)
 
     def __str__(self) -> str:
         """One sentence: "pole loses 2.1 ± 0.8 points against fine + coarse"."""
-        if self.mean is None or self.half is None or self.verdict == "undecided":
+        if self.mean is None or self.half is None or self.verdict not in ("better", "worse"):
             return f"{self.name} is {self.verdict} against {self.baseline}"
         verb = "gains" if self.mean > 0 else "loses"
-        size = _with_half(percent(abs(self.mean)), self.half)
+        size = _with_half(percent(abs(self.mean)), self.half, impossible=self.impossible)
         return f"{self.name} {verb} {size} points against {self.baseline}"
 
 
@@ -127,6 +145,11 @@ class Comparison(Shown):
         return tuple(n for n in self.classes if all(self.estimate(arm, n).mean is None for arm in self.arms))
 
     @property
+    def unlearnt(self) -> tuple[str, ...]:
+        """The arms of which some training does no better than naming the commonest class everywhere."""
+        return tuple(arm for arm in self.arms if not all(s.learnt for s in self.scores[arm]))
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The other classes and MEAN. Classes that lose in some arm come first, the greatest loss at the top."""
         lost = dict.fromkeys(d.name for d in self.losses())
@@ -147,7 +170,8 @@ class Comparison(Shown):
         """Compare an arm with a baseline, seed by seed."""
         pairs = zip(self._values(arm, name), self._values(baseline, name), strict=True)
         both = estimate([None if a is None or b is None else a - b for a, b in pairs])
-        return ArmDifference(arm, baseline, name, both.mean, both.half)
+        learnt = not {arm, baseline} & set(self.unlearnt)
+        return ArmDifference(arm, baseline, name, both.mean, both.half, learnt)
 
     def differences(self) -> Iterator[ArmDifference]:
         """Compare every arm with each of its baselines, for every class and the mean."""
@@ -170,25 +194,47 @@ class Comparison(Shown):
         """Seconds of all trainings together."""
         return sum(self.cost(arm)[1] for arm in self.arms)
 
-    def lines(self) -> list[str]:
-        """The losses, then the notes."""
-        lost = [f"{loss.arm}: {loss}" for loss in self.losses()]
+    def refusals(self) -> list[str]:
+        """One sentence for each arm that is not judged."""
+        worst = {arm: min(self.scores[arm], key=lambda s: s.miou) for arm in self.unlearnt}
+        return [
+            f"{arm}: not judged. A training of it has {percent(score.miou)} % mean IoU, no better than naming the"
+            f" commonest class everywhere ({percent(score.commonest_miou)} %): train longer."
+            for arm, score in worst.items()
+        ]
+
+    def summary(self) -> list[str]:
+        """The losses in sentences, or one that says why there is none."""
         if len(self.seeds) == 1:
-            lost = ["One seed has no interval, so nothing is decided: run the same with --seeds 3 or more."]
-        return [*(lost or ["No class is shown to lose."]), *(f"note: {note}" for note in self.notes)]
+            return ["One seed has no interval, so nothing is decided: run the same with --seeds 3 or more."]
+        if not any(d.learnt for d in self.differences()):
+            return []
+        return [f"{loss.arm}: {loss}" for loss in self.losses()] or ["No class is shown to lose."]
+
+    def lines(self) -> list[str]:
+        """The arms that are not judged, the losses, then the notes."""
+        return [*self.refusals(), *self.summary(), *(f"note: {note}" for note in self.notes)]
+
+    def _about_stars(self, *, limits: str) -> str:
+        seeds = len(self.seeds)
+        return f"* The interval leaves {limits}: {seeds} seeds say little here; more seeds or more steps say more."
 
     def score_table(self) -> Table:
         """IoU by class and arm."""
         several = f", mean and 95 % interval of {len(self.seeds)} seeds" if len(self.seeds) > 1 else ""
         rows = [[name, *(str(self.estimate(arm, name)) for arm in self.arms)] for name in self.names]
-        absent = [f"In no validation image: {listed(self.absent)}."] if self.absent else []
-        return Table(f"IoU in %, {self.setting['steps']} steps{several}", ["class", *self.arms], rows, notes=absent)
+        notes = [f"In no validation image: {listed(self.absent)}."] if self.absent else []
+        if any(self.estimate(arm, name).impossible for arm in self.arms for name in self.names):
+            notes.append(self._about_stars(limits="0 to 100 %"))
+        return Table(f"IoU in %, {self.setting['steps']} steps{several}", ["class", *self.arms], rows, notes=notes)
 
     def verdict_table(self, arm: str, baseline: str) -> Table:
         """Gains and losses of an arm, by class."""
         differences = [self.difference(arm, baseline, name) for name in self.names]
         rows = [[d.name, d.change, d.verdict] for d in differences]
-        return Table(f"{arm} against {baseline}: points of IoU, paired by seed", ["class", "points", "verdict"], rows)
+        notes = [self._about_stars(limits="\u2212100 to 100")] if any(d.impossible for d in differences) else []
+        title = f"{arm} against {baseline}: points of IoU, paired by seed"
+        return Table(title, ["class", "points", "verdict"], rows, notes=notes)
 
     def cost_table(self) -> Table:
         """Images, speed and time of every arm."""

@@ -51,6 +51,16 @@ def test_iou_and_accuracy_by_hand() -> None:
     assert confusion.pixel_accuracy() == 5 / 8
 
 
+def test_naming_the_commonest_class_everywhere_scores_its_share_over_the_classes_there_are() -> None:
+    """Six pixels of class 0, two of class 2, none of class 1: IoU 6/8 and 0, so 0.375 in the mean."""
+    confusion, truth = Confusion(3), np.array([[0, 0, 0, 0], [0, 0, 2, 2]], np.uint8)
+    confusion.add(truth, np.array([[2, 1, 2, 2], [2, 2, 0, IGNORE]], np.uint8))
+    constant = Confusion(3)
+    constant.add(truth, np.zeros_like(truth))
+    assert confusion.commonest_mean_iou() == constant.commonest_mean_iou() == constant.mean_iou() == 0.375
+    assert math.isnan(Confusion(3).commonest_mean_iou())
+
+
 def test_image_by_image_equals_all_at_once() -> None:
     truths, predictions = ([random_label(seed + i, 19) for i in range(5)] for seed in (10, 20))
     streamed, at_once = Confusion(19), Confusion(19)

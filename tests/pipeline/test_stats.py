@@ -183,6 +183,21 @@ def test_a_run_may_be_called_as_a_command_is(run: Path, monkeypatch: pytest.Monk
     assert "no_such_run" in autolabel("stats", "no_such_run").stderr
 
 
+def test_a_run_that_kept_nothing_says_so_and_adds_up_to_nothing(tmp_path: Path) -> None:
+    rows = [row("a", 0, bins(b2=60)), row("a", 3, bins(b4=40))]
+    run = written(tmp_path / "run", [image("a", labelled_pixels=0)], rows)
+    shown = autolabel("stats", run).stdout
+    assert f"{run} keeps no pixel: every label is 'ignore' alone. Another --policy or --threshold keeps more." in shown
+    (total,) = (line.split() for line in shown.splitlines() if line.split()[:1] == ["all"])
+    assert total[1] == "–" and "100.00" not in shown
+
+
+def test_a_class_without_coarse_pixels_leaves_the_total_of_the_labels_alone(run: Path) -> None:
+    """Shares of the labels add up to 100 %, each in its own column."""
+    (total,) = (line.split() for line in autolabel("stats", run).stdout.splitlines() if line.split()[:1] == ["all"])
+    assert total[1:3] == ["100.00", "100.00"]
+
+
 def test_the_table_of_fates_has_only_columns_that_occurred(tmp_path: Path) -> None:
     fates = {"kept_pixels": 6, "below_threshold_pixels": 3, "decided_by_human_pixels": 1}
     rows = [row("a", 0, bins(b19=10), pixels=8, **fates), row("a", 3, bins(b19=90), pixels=90)]

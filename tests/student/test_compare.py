@@ -136,7 +136,51 @@ def test_one_seed_gives_no_verdict() -> None:
     found = made_up({arm: [{"road": v, "train": None}] for arm, v in values.items()})
     assert {d.verdict for d in found.differences() if d.name != "train"} == {"undecided (one seed)"}
     assert found.losses() == [] and found.estimate("fine", "road") == Estimate(0.5, None)
-    assert "undecided (one seed)" in (page := render(found, Path("out"))) and "No class can be shown to lose" in page
+    assert "undecided (one seed)" in (page := render(found, Path("out"))) and "One seed has no interval" in page
+
+
+def with_commonest(found: Comparison, miou: float) -> Comparison:
+    """The same scores on images where naming the commonest class everywhere has this mean IoU."""
+    scores = {arm: [replace(s, commonest_miou=miou) for s in of_arm] for arm, of_arm in found.scores.items()}
+    return replace(found, scores=scores)
+
+
+def test_an_arm_no_better_than_the_commonest_class_everywhere_is_not_judged() -> None:
+    values = {"fine": (0.5, 0.6), "fine + coarse": (0.3, 0.4), "fine + auto": (0.2, 0.01)}
+    found = with_commonest(made_up({arm: [{"road": v} for v in of_arm] for arm, of_arm in values.items()}), 0.01)
+    assert found.unlearnt == ("fine + auto",)
+    verdicts = {(d.arm, d.baseline): d.verdict for d in found.differences() if d.name == MEAN}
+    assert verdicts == {
+        ("fine + coarse", "fine"): "worse",
+        ("fine + auto", "fine + coarse"): "not judged",
+        ("fine + auto", "fine"): "not judged",
+    }
+    refusal = (
+        "fine + auto: not judged. A training of it has 1.0 % mean IoU, no better than naming the commonest class"
+        " everywhere (1.0 %): train longer."
+    )
+    assert found.lines()[0] == refusal
+    assert str(found.difference("fine + auto", "fine")) == "mean IoU is not judged against fine"
+    page = render(found, Path("out"))
+    assert f"<li>{refusal}</li>" in page and ">not judged</span>" in page
+
+
+def test_students_that_have_all_learnt_nothing_leave_no_verdict_and_no_loss() -> None:
+    values = {"fine": (0.02, 0.03), "fine + coarse": (0.01, 0.01), "fine + auto": (0.05, 0.05)}
+    found = with_commonest(made_up({arm: [{"road": v} for v in of_arm] for arm, of_arm in values.items()}), 0.06)
+    assert {d.verdict for d in found.differences()} == {"not judged"} and found.losses() == []
+    assert [line.partition(":")[0] for line in found.lines()] == [*values, "note"]
+    assert "is shown to lose" not in render(found, Path("out"))
+
+
+def test_an_interval_that_no_iou_can_have_is_marked(three_seeds: Comparison) -> None:
+    """Road of fine: 0.2, 0.5, 0.8, so 0.5 ± 0.745; sky: 0.5 thrice."""
+    assert str(three_seeds.estimate("fine", "road")) == "50.0 ± 74.5*"
+    assert str(three_seeds.estimate("fine", "sky")) == "50.0 ± 0.0"
+    note = "* The interval leaves 0 to 100 %: 3 seeds say little here; more seeds or more steps say more."
+    assert note in three_seeds.score_table().notes and note in render(three_seeds, Path("out"))
+    assert three_seeds.verdict_table("fine + auto", "fine").notes == []
+    assert ArmDifference("a", "b", "road", -0.4, 0.7).change == "\N{MINUS SIGN}40.0 ± 70.0*"
 
 
 def test_a_class_that_never_occurs_has_no_number_anywhere(three_seeds: Comparison) -> None:
@@ -360,9 +404,7 @@ def test_the_compare_command_prints_a_finished_comparison_without_training(
     assert found.exit_code == 0, found.output
     assert (template.out / "compare.json").read_bytes() == record
     result = comparison[0]
-    first = result.losses()[0] if result.losses() else None
-    expected = f"{first.arm}: {first}" if first else "No class is shown to lose."
-    assert found.stdout.startswith(f"{expected}\n")
+    assert found.stdout.startswith(f"{result.lines()[0]}\n")
     mean = result.estimate("fine")
     assert mean.mean is not None and mean.half is not None
     assert f"{100 * mean.mean:.1f} ± {100 * mean.half:.1f}" in found.stdout

@@ -60,6 +60,14 @@ def test_the_score_is_what_a_plain_count_over_all_pixels_gives(scores: Scores, t
     assert scores.images == 3
 
 
+def test_a_network_that_has_learnt_nothing_is_told_from_one_that_has(scores: Scores) -> None:
+    assert 0 < scores.commonest_miou < 1
+    nothing = replace(scores, miou=scores.commonest_miou)
+    assert nothing.lines()[-1].endswith("this network has learnt nothing yet") and not nothing.learnt
+    better = replace(scores, miou=scores.commonest_miou + 0.01)
+    assert better.lines() == [f"pixel accuracy {100 * scores.pixel_accuracy:.1f} %"]
+
+
 def test_scales_are_those_of_the_networks_training_unless_others_are_named(teacher: Path, city: Path) -> None:
     network, pictures = load_teacher(teacher, device="cpu"), ManifestDataset(city / "val.parquet")
     assert (
