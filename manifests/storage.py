@@ -56,7 +56,10 @@ class Storage(Protocol):
         """Write a file whole or not at all, over whatever is there. Unless durable, a power cut may spoil it."""
 
     def writing(self, path: Path) -> AbstractContextManager[BinaryIO]:
-        """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+        """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+        Removes what writers of this file have left beside it that were killed.
+        """
 
     def create(self, path: Path, data: bytes) -> bool:
         """Write a file that is not there yet, and return True; return False if there is one. One of several wins."""
@@ -123,7 +126,10 @@ def write(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def writing(path: Path) -> AbstractContextManager[BinaryIO]:
-    """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+    """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+    Removes what writers of this file have left beside it that were killed.
+    """
     return storage_of(path).writing(path)
 
 

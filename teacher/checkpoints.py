@@ -25,7 +25,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 import torch
@@ -98,7 +98,7 @@ def save_checkpoint(
         content["training"] = dict(training)
     with storage.writing(path) as file:
         honest = _Honest(file)
-        torch.save(content, honest)
+        torch.save(content, cast(BinaryIO, honest))
         if honest.error:
             raise honest.error
 
