@@ -308,7 +308,9 @@ def generate(
             )
         job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
         if dry_run:
-            show(preview(job))
+            with progress("labelling a few on trial") as update:
+                estimate = preview(job, progress=update)
+            show(estimate)
             return
         with progress("labelling") as update:
             result = generate(job, on_progress=_counters(update), on_note=update.say)

@@ -186,6 +186,6 @@ def load_label_space(name_or_file: str) -> LabelSpace:
             f"label space {name_or_file!r} is neither built in ({', '.join(BUILT_IN)}) nor a JSON file that exists"
         )
     try:
-        return LabelSpace.from_json(storage.read(path).decode(), name=path.stem)
+        return LabelSpace.from_json(storage.read(path, at_most=storage.SMALL).decode(), name=path.stem)
     except (ValueError, UnicodeDecodeError) as error:
         raise ValueError(f"{path}: {error}") from error

@@ -278,7 +278,7 @@ def load_policy(name_or_file: str) -> Policy:
     if not storage.exists(path):
         raise ValueError(f"policy {name_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a file that exists")
     try:
-        return policy_of({"name": path.stem} | tomllib.loads(storage.read(path).decode()))
+        return policy_of({"name": path.stem} | tomllib.loads(storage.read(path, at_most=storage.SMALL).decode()))
     except ValueError as error:  # tomllib and the UTF-8 decoder raise kinds of it too
         raise ValueError(f"{path}: {error}") from error
 

@@ -25,26 +25,47 @@ from autolabel.manifests.local_storage import (
     Busy,
     ChangedFile,
     LocalStorage,
+    NotAFile,
     Stat,
+    TooLarge,
     hold,
     remove_leftovers,
 )
 
-__all__ = ["LOCK", "TEMPORARY", "Busy", "ChangedFile", "Stat", "Storage", "hold", "remove_leftovers"]
+__all__ = [
+    "LOCK",
+    "TEMPORARY",
+    "Busy",
+    "ChangedFile",
+    "NotAFile",
+    "Stat",
+    "Storage",
+    "TooLarge",
+    "hold",
+    "remove_leftovers",
+]
 
 _EDGE = 64 * 1024
+SMALL = 1 << 24  # bytes that a file of settings or JSON may have
 _PIECE = 1 << 22  # bytes that a checksum takes into memory at once
 LEAVING = r"^/|^[A-Za-z]:|[\\\0]|(^|/)\.\.(/|$)"  # stored names that could leave their root on some system
 
 
 class Storage(Protocol):
-    """The operations that a place for files must offer. Reading a missing file raises FileNotFoundError."""
+    """The operations that a place for files must offer.
+
+    Reading a missing file raises FileNotFoundError, and reading anything but a file raises NotAFile or
+    IsADirectoryError at once: no reader waits for a pipe, or reads a device for ever.
+    """
 
     def stat(self, path: Path) -> Stat | None:
         """The file's size, time and version; None if there is none, or something else: a folder, a pipe."""
 
-    def read(self, path: Path) -> bytes:
-        """Return the whole content."""
+    def exists(self, path: Path) -> bool:
+        """Return True for a file, False for a folder or nothing. Raises NotAFile."""
+
+    def read(self, path: Path, *, at_most: int | None = None) -> bytes:
+        """Return the whole content. Raises TooLarge if it has more than `at_most` bytes."""
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
         """At most `length` bytes from `start` on. Raises ChangedFile if the file is not the version `unchanged`."""
@@ -96,8 +117,8 @@ def stat(path: Path) -> Stat | None:
 
 
 def exists(path: Path) -> bool:
-    """Return True if there is a file of this name; a folder is none."""
-    return stat(path) is not None
+    """Return True if there is a file of this name; a folder is none. Raises NotAFile for a pipe, device or socket."""
+    return storage_of(path).exists(path)
 
 
 def is_folder(path: Path) -> bool:
@@ -105,9 +126,9 @@ def is_folder(path: Path) -> bool:
     return storage_of(path).is_folder(path)
 
 
-def read(path: Path) -> bytes:
-    """Return the whole content of a file. Raises FileNotFoundError."""
-    return storage_of(path).read(path)
+def read(path: Path, *, at_most: int | None = None) -> bytes:
+    """Return the whole content of a file. Raises FileNotFoundError, NotAFile, TooLarge beyond `at_most` bytes."""
+    return storage_of(path).read(path, at_most=at_most)
 
 
 def read_range(path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
@@ -116,7 +137,7 @@ def read_range(path: Path, start: int, length: int, *, unchanged: Stat | None = 
 
 
 def reading(path: Path) -> BinaryIO:
-    """Open a seekable file to read from; the caller closes it."""
+    """Open a seekable file to read from; the caller closes it. Raises FileNotFoundError, NotAFile."""
     return storage_of(path).reading(path)
 
 

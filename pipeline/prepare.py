@@ -152,7 +152,10 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
     if run is None or run.input_sha256 != request.input_sha256:
         folder.claim()
         plan_path = _plan_path(request, run, source)
-        run = replace(new_run(request, plan_path.name, job.out), budgets=run.budgets if run else ())
+        before = run.budgets if run else ()
+        run = replace(
+            new_run(request, plan_path.name, job.out), budgets=before, source=source.path if source else None
+        )  # fmt: skip
         plan = open_plan(run, manifest)
         _require_labels(run, plan, manifest)
         run.save()

@@ -200,7 +200,7 @@ def _customary(key: str) -> str:
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the content of a file, and its tensors under customary keys. Raises BadCheckpoint, FileNotFoundError."""
-    status = storage.stat(path)
+    status = storage.stat(path) if storage.exists(path) else None
     if status is None:
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if status.size == 0:

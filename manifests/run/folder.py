@@ -41,7 +41,7 @@ from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
 from autolabel.manifests.wording import Shown
 
-FORMAT = "autolabel-run/4"
+FORMAT = "autolabel-run/5"
 RUN = "run.json"
 _INPUT = "input.parquet"
 PREPARING = "preparing"
@@ -145,7 +145,7 @@ class RunFolder:
 
     def exists(self) -> bool:
         """True if the folder holds a run; a folder that is only claimed holds none yet."""
-        return storage.exists(self.record) and storage.read(self.record) != _CLAIM
+        return storage.exists(self.record) and storage.read(self.record, at_most=storage.SMALL) != _CLAIM
 
     def require_new_or_run(self) -> None:
         """Raise ValueError if the folder holds something that is not a run."""
@@ -184,9 +184,10 @@ class Run(RunFolder, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
-    checkpoint's path at the time. engine: who labelled last. versions: of our packages. budgets: the memory that each
-    kind of device had and needed. state: "preparing" (its stores are being made), "running", "partial" or "complete".
-    tables: sha256 of every published table, by name; None until they are published.
+    checkpoint's path at the time. source: the run whose kept confidence stood in for the teacher, if any. engine: who
+    labelled last. versions: of our packages. budgets: the memory that each kind of device had and needed. state:
+    "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
+    table, by name; None until they are published.
     """
 
     recipe: Recipe
@@ -197,6 +198,7 @@ class Run(RunFolder, Shown):
     engine: str
     versions: Mapping[str, str]
     machine: str
+    source: Path | None = None
     budgets: tuple[Mapping[str, Any], ...] = ()
     state: str = "partial"
     accounts: Accounts | None = None
@@ -213,7 +215,7 @@ class Run(RunFolder, Shown):
         file = RunFolder(Path(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        data = storage.read(file)
+        data = storage.read(file, at_most=storage.SMALL)
         if data == _CLAIM:
             raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
         try:
@@ -245,6 +247,7 @@ class Run(RunFolder, Shown):
                     "recipe": Recipe.of(values["recipe"]),
                     "input_manifest": Path(values["input_manifest"]),
                     "teacher": Path(values["teacher"]),
+                    "source": None if values["source"] is None else Path(values["source"]),
                     "budgets": tuple(values["budgets"]),
                     "accounts": None if accounts is None else Accounts(**accounts),
                 },
@@ -262,6 +265,7 @@ class Run(RunFolder, Shown):
             "recipe": self.recipe.to_dict(),
             "input_manifest": str(self.input_manifest),
             "teacher": str(self.teacher),
+            "source": None if self.source is None else str(self.source),
             "budgets": list(self.budgets),
             "accounts": None if self.accounts is None else asdict(self.accounts),
         }

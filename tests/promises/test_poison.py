@@ -159,7 +159,7 @@ REASONS = {
     "loop": LOOP,
     "pool": LOOP,
     "directory": "not a regular file",
-    "pipe": "not a regular file",
+    "pipe": "not a regular file (a named pipe)",
     "gone": "the file is missing",
     "emptied": "the file is empty",
 }
