@@ -25,7 +25,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any
 
 import numpy as np
 import torch
@@ -96,30 +96,8 @@ def save_checkpoint(
     }
     if training is not None:
         content["training"] = dict(training)
-    with storage.writing(path) as file:
-        honest = _Honest(file)
-        torch.save(content, cast(BinaryIO, honest))
-        if honest.error:
-            raise honest.error
-
-
-class _Honest:
-    """A file for `torch.save`, which would turn the error of a full disk into one of its own: it is kept here."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-        self.error: OSError | None = None
-
-    def write(self, data: bytes) -> int:
-        if self.error is None:
-            try:
-                self._file.write(data)
-            except OSError as error:
-                self.error = error
-        return len(data)
-
-    def flush(self) -> None:
-        pass
+    with storage.lending(path) as file:
+        torch.save(content, file)
 
 
 def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
