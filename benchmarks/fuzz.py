@@ -165,10 +165,6 @@ class Kind:
     sound: Callable[[bytes], bool] = lambda data: True
 
 
-def _png(data: bytes) -> bool:
-    return data.startswith(b"\x89PNG")
-
-
 def read_photograph(data: bytes, place: Path) -> Any:
     """Decode, and hold the reader of headers against the reader of pixels."""
     place.write_bytes(data)
@@ -232,7 +228,8 @@ def kinds(root: Path) -> list[Kind]:
     files |= {name: (root / name).read_bytes() for name in ("teacher.pt", "teacher.safetensors", "run/audit.json")}
     note = b'{"attempt": "0123456789ab"}\n{"attempt": "0123456789ab", "sample": "d_0"}\n'
     return [
-        Kind("photograph", 40, picture_files(), lambda data: read_photograph(data, scratch / "p"), [mutators.picture], _png),
+        Kind("photograph", 40, picture_files(), lambda data: read_photograph(data, scratch / "p"), [mutators.picture],
+             lambda data: data.startswith(b"\x89PNG")),
         Kind("label", 15, [(root / "l" / f"d_{k}.png").read_bytes() for k in range(4)],
              lambda data: decode_label(data, CITYSCAPES, ids="source").tobytes(), [mutators.png]),
         Kind("manifest", 12, [files["m.parquet"]], by_name("m.parquet", opened), [mutators.parquet]),
@@ -250,7 +247,8 @@ def kinds(root: Path) -> list[Kind]:
         Kind("Zarr shard", 2, [shards[0].read_bytes()], at(shards[0], lambda: labels("run")), [mutators.number]),
         Kind("PNG of a run", 1, [png.read_bytes()], at(png, lambda: labels("png")), [mutators.png]),
         Kind("checkpoint", 1, [files["teacher.pt"]], by_name("c.pt", weights), [mutators.checkpoint]),
-        Kind("safetensors", 1, [files["teacher.safetensors"]], by_name("c.safetensors", weights), [mutators.safetensors]),
+        Kind("safetensors", 1, [files["teacher.safetensors"]], by_name("c.safetensors", weights),
+             [mutators.safetensors]),
     ]  # fmt: skip
 
 
@@ -322,19 +320,22 @@ COMMANDS = (
     (f"{GENERATE} --out new --policy policy.toml", 5,
      ("m.parquet", "i/d_0.png", "i/d_1.jpg", "i/d_2.webp", "c/d_1.png", "policy.toml", "teacher.pt")),
     (f"{GENERATE} --out run --keep-confidence 6", 6,
-     ("run/run.json", "run/units/*", "run/plan-*", "run/labels.zarr/**/*", "run/confidence.zarr/**/*", "run/stats/*", "i/d_0.png",
-      "run/manifest.parquet", "run/progress.json", "m.parquet")),
+     ("run/run.json", "run/units/*", "run/plan-*", "run/labels.zarr/**/*", "run/confidence.zarr/**/*", "run/stats/*",
+      "i/d_0.png", "run/manifest.parquet", "run/progress.json", "m.parquet")),
     (f"{GENERATE} --out png --store png", 3, ("png/labels/**/*", "png/units/*", "png/run.json", "png/plan-*")),
     (f"{GENERATE} --out new --dry-run", 1, ("m.parquet", "teacher.pt", "i/d_0.png")),
     ("stats run", 3, ("run/stats/*", "run/manifest.parquet", "run/run.json")),
     ("verify run", 4, ("run/**/*",)),
     ("verify png --repair", 3, ("png/**/*",)),
     ("report run --images 2", 2,
-     ("run/stats/*", "run/run.json", "run/progress.json", "run/audit.json", "run/units/*", "i/d_0.png", "run/labels.zarr/**/*")),
-    ("audit run --truth m.parquet", 2, ("run/units/*", "m.parquet", "l/d_0.png", "run/stats/*", "run/labels.zarr/**/*")),
+     ("run/stats/*", "run/run.json", "run/progress.json", "run/audit.json", "run/units/*", "i/d_0.png",
+      "run/labels.zarr/**/*")),
+    ("audit run --truth m.parquet", 2,
+     ("run/units/*", "m.parquet", "l/d_0.png", "run/stats/*", "run/labels.zarr/**/*")),
     ("relabel run --policy policy.toml --out re", 2, ("run/units/*", "run/top.zarr/**/*", "run/run.json", "m.parquet")),
     ("diff run png", 1, ("run/units/*", "png/labels/**/*", "run/labels.zarr/**/*", "run/stats/*")),
-    ("evaluate teacher.safetensors m.parquet --scales 1", 2, ("teacher.safetensors", "m.parquet", "l/d_0.png", "i/d_1.jpg")),
+    ("evaluate teacher.safetensors m.parquet --scales 1", 2,
+     ("teacher.safetensors", "m.parquet", "l/d_0.png", "i/d_1.jpg")),
     ("train m.parquet --val v.parquet --out t --steps 1 --batch-size 2 --crop 32x32", 1, ("m.parquet", "l/d_0.png")),
 )  # fmt: skip
 BY_SUFFIX: dict[str, Sequence[Mutator]] = {
@@ -459,7 +460,8 @@ def in_own_process(name: str, work: Callable[[Counted], Iterator[None]]) -> Coun
 def table(results: dict[str, Counted]) -> Table:
     """The counts, kind by kind."""
     rows = [
-        [name, f"{c.tried:,}", *(f"{c.outcomes[k]:,}" for k in (*OUTCOMES, *FAULTS)), f"{c.cpu:.0f} s", f"{c.peak / 2**30:.2f}"]
+        [name, f"{c.tried:,}", *(f"{c.outcomes[k]:,}" for k in (*OUTCOMES, *FAULTS)), f"{c.cpu:.0f} s",
+         f"{c.peak / 2**30:.2f}"]
         for name, c in results.items()
     ]  # fmt: skip
     counts = [sum(c.outcomes[k] for c in results.values()) for k in (*OUTCOMES, *FAULTS)]
