@@ -223,13 +223,12 @@ def _hints(kind: Any) -> dict[str, Any]:
 
 
 def _content(path: Path, at_most: int) -> bytes:
-    status = storage.stat(path)
-    if status is not None and status.size > at_most:
-        raise BadDocument(f"{path} has {status.size} bytes: expected at most {at_most}")
     try:
-        return storage.read(path)
+        return storage.read(path, at_most=at_most)
     except FileNotFoundError as error:
         raise BadDocument(f"{path} does not exist") from error
+    except storage.TooLarge as error:
+        raise BadDocument(f"{path} has {error.strerror}") from error
 
 
 def _text(data: bytes | str, name: str, at_most: int = MOST_BYTES) -> str:

@@ -21,11 +21,23 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY = ".autolabel-tmp"  # suffix of files that a killed writer may leave behind
 LOCK = ".lock"
 _OURS = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY), re.DOTALL)  # no other program writes such names
 _HOLDER = ".holder"  # suffix of the file that says who holds a lock
-_READ = os.O_RDONLY | getattr(os, "O_BINARY", 0)
+# A pipe that takes the place of a file between two looks at it would wait for its writer without O_NONBLOCK.
+_READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
+_KINDS = {
+    modes.S_IFIFO: "a named pipe",
+    modes.S_IFCHR: "a device",
+    modes.S_IFBLK: "a device",
+    modes.S_IFSOCK: "a socket",
+}
 
 
 class Stat(NamedTuple):
@@ -43,6 +55,14 @@ class ChangedFile(OSError):
     """A file is not the version that the caller has seen."""
 
 
+class NotAFile(OSError):
+    """There is something of this name that has no content of its own to read: a pipe, a device, a socket."""
+
+
+class TooLarge(OSError):
+    """A file has more bytes than its reader expects of its kind."""
+
+
 class Busy(ValueError):
     """Another process holds a folder."""
 
@@ -51,22 +71,25 @@ class LocalStorage:
     """Files of the local file system, or of a network drive that is mounted like one."""
 
     def stat(self, path: Path) -> Stat | None:
-        try:
-            found = os.stat(path)
-        except (FileNotFoundError, NotADirectoryError):
-            return None
-        except OSError as error:
-            if error.errno == errno.ELOOP:  # links in a circle
-                return None
-            raise
-        return _stat(found) if modes.S_ISREG(found.st_mode) else None
+        found = _look(path)
+        return _stat(found) if found is not None and modes.S_ISREG(found.st_mode) else None
 
-    def read(self, path: Path) -> bytes:
-        with open(path, "rb") as file:
+    def exists(self, path: Path) -> bool:
+        found = _look(path)
+        if found is None or modes.S_ISDIR(found.st_mode):
+            return False
+        _require_file(found, path)
+        return True
+
+    def read(self, path: Path, *, at_most: int | None = None) -> bytes:
+        with self.reading(path) as file:
+            size = os.fstat(file.fileno()).st_size
+            if at_most is not None and size > at_most:
+                raise TooLarge(errno.EFBIG, f"{size} bytes: expected at most {at_most}", str(path))
             return file.read()
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
-        descriptor = os.open(path, _READ)  # a crop is read in 0.4 ms: `open` would take 2 % of that
+        descriptor = _open(path)  # a crop is read in 0.4 ms: `open` would take 2 % of that
         try:
             if unchanged is not None and _stat(os.fstat(descriptor)) != unchanged:
                 raise ChangedFile(f"{path} has changed while it was read")
@@ -76,13 +99,14 @@ class LocalStorage:
             os.close(descriptor)
 
     def reading(self, path: Path) -> BinaryIO:
-        return open(path, "rb")
+        return open(_open(path), "rb")
 
     def write(self, path: Path, data: bytes, *, durable: bool = True) -> None:
         with _replacing(path, durable) as file:
             file.write(data)
 
     def writing(self, path: Path) -> AbstractContextManager[BinaryIO]:
+        _remove_abandoned(path)
         return _replacing(path, durable=True)
 
     def create(self, path: Path, data: bytes) -> bool:
@@ -142,6 +166,46 @@ class LocalStorage:
             shutil.rmtree(path)
 
 
+def _look(path: Path) -> os.stat_result | None:
+    """The system's words about a path, None if there is nothing of this name."""
+    try:
+        return os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except ValueError:  # a NUL, or letters that no name can have
+        return None
+    except OSError as error:
+        if error.errno == errno.ELOOP:  # links in a circle
+            return None
+        raise
+
+
+def _open(path: Path) -> int:
+    """A descriptor of a regular file, for reading. Raises NotAFile instead of waiting for a pipe, or FileNotFoundError.
+
+    What is no file is not even opened, because opening a device may do something.
+    """
+    try:
+        _require_file(os.stat(path), path)
+        descriptor = os.open(path, _READ)
+    except ValueError as error:
+        raise FileNotFoundError(errno.ENOENT, "no file can have this name", repr(str(path))) from error
+    try:
+        _require_file(os.fstat(descriptor), path)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _require_file(found: os.stat_result, path: Path) -> None:
+    if modes.S_ISDIR(found.st_mode):
+        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+    if not modes.S_ISREG(found.st_mode):
+        kind = _KINDS.get(modes.S_IFMT(found.st_mode), "of an unknown kind")
+        raise NotAFile(errno.EINVAL, f"not a regular file ({kind})", str(path))
+
+
 def _stat(found: os.stat_result) -> Stat:
     return Stat(found.st_size, found.st_mtime_ns, str(found.st_ino))
 
@@ -154,13 +218,14 @@ def _is_temporary(name: str) -> bool:
 def _temporary(target: Path) -> Iterator[Path]:
     """Give a name beside `target`, in a folder that exists; nothing lies there afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Shortened, because a name may have 255 bytes and a letter four.
-    temporary = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    temporary = target.with_name(f"{_stem(target)}{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
         yield temporary
     except OSError as error:
         if error.filename is None:  # a full disk does not say where
             error.filename = str(target)
+        elif str(error.filename) == str(temporary):
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -170,14 +235,50 @@ def _temporary(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _replacing(target: Path, durable: bool) -> Iterator[BinaryIO]:
     """Give a temporary file to write to; on success it replaces `target`, on any error it is removed."""
-    with _temporary(target) as temporary:
-        with open(temporary, "xb") as file:
+    with _temporary(target) as temporary, contextlib.ExitStack() as end:
+        with _held(temporary) as file:
+            end.callback(os.close, os.dup(file.fileno()))  # holds it until it has its name
             yield file
             if durable:
                 _force(file)
         os.replace(temporary, target)
         if durable:
             _sync_folder(target.parent)
+
+
+def _stem(target: Path) -> str:
+    """The first part of a temporary file's name. Shortened, because a name may have 255 bytes and a letter four."""
+    return f".{target.name[:50]}."
+
+
+def _held(path: Path) -> BinaryIO:
+    """Create a file, locked so that nobody takes it for a dead writer's; the lock ends with its last descriptor."""
+    file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a drive without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if not os.fstat(file.fileno()).st_nlink:  # taken for one in the moment before
+            file.close()
+            return _held(path)
+    return file
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary files of this target whose writers have died."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(target.parent):
+            if name.startswith(_stem(target)) and _is_temporary(name):
+                with contextlib.suppress(OSError):  # its writer lives, or it is gone, or this drive has no locks
+                    _remove_unless_held(target.with_name(name))
+
+
+def _remove_unless_held(path: Path) -> None:
+    if fcntl is None:
+        os.unlink(path)
+        return
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
 
 
 def _force(file: BinaryIO) -> None:

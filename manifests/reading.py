@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests import storage
-from autolabel.manifests.images import BadImage, decode_label, decode_picture, require_regular, require_size
+from autolabel.manifests.images import BadImage, decode_label, decode_picture, require_size
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.samples import Sample
 
@@ -26,12 +26,13 @@ _MAX_BYTES = 1 << 30  # no photograph comes near this
 def read_file(path: Path) -> bytes:
     """The bytes of an image file. Raises BadImage if it is missing, unreadable, too large or no regular file."""
     try:
-        status = require_regular(path)
-        if status and status.size > _MAX_BYTES:
-            raise BadImage(f"{status.size} bytes: expected at most {_MAX_BYTES}")
-        return storage.read(path)
+        return storage.read(path, at_most=_MAX_BYTES)
     except FileNotFoundError as error:
         raise BadImage("the file is missing") from error
+    except (storage.NotAFile, storage.TooLarge) as error:
+        raise BadImage(str(error.strerror)) from error
+    except IsADirectoryError as error:
+        raise BadImage("not a regular file") from error
     except OSError as error:
         if error.errno not in _BLAMES_FILE:
             raise

@@ -22,8 +22,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from autolabel.manifests import storage
-from autolabel.manifests.header import METADATA_KEY, header_bytes, read_header
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.metadata import METADATA_KEY, metadata_bytes, parse_metadata
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SOURCES
 from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
 from autolabel.manifests.wording import Shown, Table
@@ -171,7 +171,7 @@ def writing_manifest(
         storage.under(root, name)  # refuses names that reading would refuse
         return name
 
-    header = header_bytes(
+    header = metadata_bytes(
         path, space=space, image_root=image_root, label_root=label_root, provenance=provenance or {}, runs=runs
     )
     schema = MANIFEST_SCHEMA.with_metadata({METADATA_KEY: header})
@@ -239,7 +239,7 @@ def open_manifest(path: str | Path) -> ManifestFile:
         of_run = path / "manifest.parquet"
         advice = f"this run's is {of_run}" if storage.exists(of_run) else f"`autolabel manifest scan {path}` makes one"
         raise BadTable(f"{path} is a folder: expected a manifest; {advice}")
-    header = read_header(path, read_metadata(path, MANIFEST_SCHEMA))
+    header = parse_metadata(path, read_metadata(path, MANIFEST_SCHEMA))
     return ManifestFile(path, *header)
 
 

@@ -7,6 +7,7 @@ local file system (manifests/local_storage.py).
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import google_crc32c
 
@@ -25,26 +26,47 @@ from autolabel.manifests.local_storage import (
     Busy,
     ChangedFile,
     LocalStorage,
+    NotAFile,
     Stat,
+    TooLarge,
     hold,
     remove_leftovers,
 )
 
-__all__ = ["LOCK", "TEMPORARY", "Busy", "ChangedFile", "Stat", "Storage", "hold", "remove_leftovers"]
+__all__ = [
+    "LOCK",
+    "TEMPORARY",
+    "Busy",
+    "ChangedFile",
+    "NotAFile",
+    "Stat",
+    "Storage",
+    "TooLarge",
+    "hold",
+    "remove_leftovers",
+]
 
 _EDGE = 64 * 1024
+SMALL = 1 << 24  # bytes that a file of settings or JSON may have
 _PIECE = 1 << 22  # bytes that a checksum takes into memory at once
 LEAVING = r"^/|^[A-Za-z]:|[\\\0]|(^|/)\.\.(/|$)"  # stored names that could leave their root on some system
 
 
 class Storage(Protocol):
-    """The operations that a place for files must offer. Reading a missing file raises FileNotFoundError."""
+    """The operations that a place for files must offer.
+
+    Reading a missing file raises FileNotFoundError, and reading anything but a file raises NotAFile or
+    IsADirectoryError at once: no reader waits for a pipe, or reads a device for ever.
+    """
 
     def stat(self, path: Path) -> Stat | None:
         """The file's size, time and version; None if there is none, or something else: a folder, a pipe."""
 
-    def read(self, path: Path) -> bytes:
-        """Return the whole content."""
+    def exists(self, path: Path) -> bool:
+        """Return True for a file, False for a folder or nothing. Raises NotAFile."""
+
+    def read(self, path: Path, *, at_most: int | None = None) -> bytes:
+        """Return the whole content. Raises TooLarge if it has more than `at_most` bytes."""
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
         """At most `length` bytes from `start` on. Raises ChangedFile if the file is not the version `unchanged`."""
@@ -56,7 +78,10 @@ class Storage(Protocol):
         """Write a file whole or not at all, over whatever is there. Unless durable, a power cut may spoil it."""
 
     def writing(self, path: Path) -> AbstractContextManager[BinaryIO]:
-        """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+        """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+        Removes what writers of this file have left beside it that were killed.
+        """
 
     def create(self, path: Path, data: bytes) -> bool:
         """Write a file that is not there yet, and return True; return False if there is one. One of several wins."""
@@ -93,8 +118,8 @@ def stat(path: Path) -> Stat | None:
 
 
 def exists(path: Path) -> bool:
-    """Return True if there is a file of this name; a folder is none."""
-    return stat(path) is not None
+    """Return True if there is a file of this name; a folder is none. Raises NotAFile for a pipe, device or socket."""
+    return storage_of(path).exists(path)
 
 
 def is_folder(path: Path) -> bool:
@@ -102,9 +127,9 @@ def is_folder(path: Path) -> bool:
     return storage_of(path).is_folder(path)
 
 
-def read(path: Path) -> bytes:
-    """Return the whole content of a file. Raises FileNotFoundError."""
-    return storage_of(path).read(path)
+def read(path: Path, *, at_most: int | None = None) -> bytes:
+    """Return the whole content of a file. Raises FileNotFoundError, NotAFile, TooLarge beyond `at_most` bytes."""
+    return storage_of(path).read(path, at_most=at_most)
 
 
 def read_range(path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
@@ -113,7 +138,7 @@ def read_range(path: Path, start: int, length: int, *, unchanged: Stat | None = 
 
 
 def reading(path: Path) -> BinaryIO:
-    """Open a seekable file to read from; the caller closes it."""
+    """Open a seekable file to read from; the caller closes it. Raises FileNotFoundError, NotAFile."""
     return storage_of(path).reading(path)
 
 
@@ -123,8 +148,44 @@ def write(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def writing(path: Path) -> AbstractContextManager[BinaryIO]:
-    """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+    """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+    Removes what writers of this file have left beside it that were killed.
+    """
     return storage_of(path).writing(path)
+
+
+@contextlib.contextmanager
+def lending(path: Path) -> Iterator[BinaryIO]:
+    """Give a file as `writing` does, to a library that turns errors of a file into its own, such as torch.
+
+    The library never sees one: the first error is raised as it was when the block ends, and nothing appears.
+    """
+    with writing(path) as file:
+        lent = _Lent(file)
+        yield cast(BinaryIO, lent)
+        if lent.error:
+            raise lent.error
+
+
+class _Lent:
+    """A file that takes everything, and keeps the first error of the one behind it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write to the file behind this one, unless it has failed before."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: the file is forced to disk when it is whole."""
 
 
 def copy(source: Path, target: Path) -> None:

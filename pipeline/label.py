@@ -27,6 +27,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, png_name, zarr_folder
 from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.wording import Progress
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, identified, read_layer
 from autolabel.pipeline.records import (
@@ -137,10 +138,15 @@ class Labeller:
             raise
         attempt.end(committed=len(labelled) == len(done) + len(todo))
 
-    def probe(self, samples: Sequence[Sample], unit: Unit) -> tuple[list[Row], float]:
+    def probe(
+        self, samples: Sequence[Sample], unit: Unit, *, progress: Progress | None = None
+    ) -> tuple[list[Row], float]:
         """Label samples of a unit and keep nothing: their rows, and the seconds that all took together."""
-        started = time.perf_counter()
-        rows = [one.row for _, one in self._fast(samples, unit)]
+        started, rows = time.perf_counter(), list[Row]()
+        for _, one in self._fast(samples, unit):
+            rows.append(one.row)
+            if progress:
+                progress(len(rows), len(samples))
         return rows, time.perf_counter() - started
 
     def _label(self, todo: Sequence[Sample], unit: Unit, attempt: Attempt) -> Iterator[tuple[Sample, Labelled]]:

@@ -14,7 +14,7 @@ from autolabel.manifests.cluster import cluster_address
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.wording import Shown, Table, counted, duration, size
+from autolabel.manifests.wording import Progress, Shown, Table, counted, duration, size
 from autolabel.pipeline.engine import Crew, local_labeller, teacher_predictor
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.predictor import TeacherPredictor
@@ -114,10 +114,10 @@ class Preview(Shown):
         return [Table("expected, if workers do not hold each other up", ["workers", "images/s", "time"], rows)]
 
 
-def preview(job: LabelJob, *, teacher: Teacher | None = None) -> Preview:
+def preview(job: LabelJob, *, teacher: Teacher | None = None, progress: Progress | None = None) -> Preview:
     """Plan a run, or the rest of it, and label `PROBED` images spread over it; nothing is written to `job.out`.
 
-    Raises as `generate` does.
+    progress hears of the images that are labelled; a worker of Ray tells of all at its end. Raises as `generate` does.
     """
     teachers = TeacherSource(job, teacher)
     with tempfile.TemporaryDirectory() as folder:
@@ -139,7 +139,10 @@ def preview(job: LabelJob, *, teacher: Teacher | None = None) -> Preview:
         bucket, samples = _spread(left)
         if not samples:
             return result
-        return replace(result, probe=_probe(request, trial, left, Unit("probe", bucket, 0, tuple(samples)), teachers))
+        if progress:
+            progress(0, len(samples))
+        unit = Unit("probe", bucket, 0, tuple(samples))
+        return replace(result, probe=_probe(request, trial, left, unit, teachers=teachers, progress=progress))
 
 
 def _spread(left: Left) -> tuple[str, list[Sample]]:
@@ -153,7 +156,9 @@ def _spread(left: Left) -> tuple[str, list[Sample]]:
     return units[0].bucket, samples[:PROBED]
 
 
-def _probe(request: Request, trial: Run, left: Left, unit: Unit, teachers: TeacherSource) -> Probe:
+def _probe(
+    request: Request, trial: Run, left: Left, unit: Unit, *, teachers: TeacherSource, progress: Progress | None
+) -> Probe:
     machine, recipe, samples = request.job.machine, request.recipe, list(unit.samples)
     engine, _ = choose_engine(request, in_process=teachers.handed_in)
     crew = Crew(trial, request.manifest.image_root, machine.workers)
@@ -162,7 +167,7 @@ def _probe(request: Request, trial: Run, left: Left, unit: Unit, teachers: Teach
             crew, predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe)
         )
         labeller = local_labeller(crew)
-        rows, seconds = labeller.probe(samples, unit)
+        rows, seconds = labeller.probe(samples, unit, progress=progress)
         budget = labeller.budget()
     else:
         from autolabel.pipeline.ray_engine import probe_ray
@@ -170,6 +175,8 @@ def _probe(request: Request, trial: Run, left: Left, unit: Unit, teachers: Teach
         memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe.precision))
         crew = replace(crew, predictor=teacher_predictor, worker_bytes=memory)
         rows, seconds, budget = probe_ray(crew, samples, unit, machine.address)
+        if progress:
+            progress(len(rows), len(samples))
     good = [row for row in rows if row.labelled]
     return Probe(
         len(rows),

@@ -42,7 +42,7 @@ def publish(
             )
         )  # fmt: skip
         for unit in plan:
-            if not storage.exists(run.units / unit.record):
+            if storage.stat(run.units / unit.record) is None:
                 left += len(unit.samples)
                 continue
             record, _ = read_record(run.units / unit.record)

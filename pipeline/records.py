@@ -169,7 +169,7 @@ def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[st
     Raises ValueError if the image of a labelled sample has changed: its label belongs to another picture; BadTable.
     """
     path = run.units / unit.record
-    if not storage.exists(path):
+    if storage.stat(path) is None:
         return {}
     table, shards = read_record(path, _BRIEF)
     for layer, shard in shards.items():

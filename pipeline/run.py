@@ -173,7 +173,7 @@ def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[st
     """Derive the tables and write the accounts; not again where nothing has changed since."""
     run = Run.open(run.path)  # as another part may have left it
     tables = run.table_paths().values()
-    published = run.accounts and run.tables_sha256 and not left.units and all(map(storage.exists, tables))
+    published = run.accounts and run.tables_sha256 and not left.units and all(map(storage.stat, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(run.input_manifest), "policy": run.policy.name}

@@ -83,7 +83,7 @@ class Plan:
                 raise BadTable(f"{path} is not a plan of this version: start a new run folder")
             heads = [self._head(self._reader.get_batch(k)) for k in range(self._reader.num_record_batches)]
         except (pa.ArrowException, OSError) as error:
-            raise self._damaged(str(error)) from error
+            raise self._damaged(str(getattr(error, "strerror", None) or error)) from error
         self._names: list[str] = sorted({name for name, _, _ in heads})
         place = {name: k for k, name in enumerate(self._names)}
         self._bucket = np.array([place[name] for name, _, _ in heads], np.int32)

@@ -6,10 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import google_crc32c
-
 from autolabel.manifests import storage
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import PREPARING, Run
 from autolabel.manifests.run.labels import LABELS, RunLabels, stored_labels
 from autolabel.manifests.run.shards import DamagedLabel, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
@@ -48,6 +46,8 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
     somebody works on it.
     """
     run, result = Run.open(path), Verification()
+    if run.state == PREPARING and not repair:
+        raise ValueError(f"{path} is not whole yet: its command was stopped at once; run the same again, then verify")
     with Lock(path, None).held():
         plan = _plan(run, result, repair=repair)
         if plan is None:
@@ -109,7 +109,7 @@ def _damaged_tables(run: Run) -> list[str]:
     return [
         f"{path} differs from what was published"
         for name, path in run.table_paths().items()
-        if name in digests and not (storage.exists(path) and storage.sha256(path) == digests[name])
+        if name in digests and (storage.stat(path) is None or storage.sha256(path) != digests[name])
     ]
 
 
@@ -133,11 +133,11 @@ def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iter
         return
     for layer, shard in shards.items():
         file = storage.under(run.layer(layer) / unit.bucket, shard["file"])
-        if not storage.exists(file):
+        status = storage.stat(file)
+        if status is None:
             yield f"{file} is missing"
             return
-        data = storage.read(file)
-        if len(data) != shard["bytes"] or google_crc32c.value(data) != shard["crc32c"]:
+        if status.size != shard["bytes"] or storage.crc32c(file) != f"{shard['crc32c']:08x}":
             yield f"{file} differs from what was committed"
             return
     for layer in run.zarr_layers():

@@ -97,7 +97,7 @@ def save_checkpoint(
     }
     if training is not None:
         content["training"] = dict(training)
-    with storage.writing(path) as file:
+    with storage.lending(path) as file:
         torch.save(content, file)
 
 
@@ -179,7 +179,7 @@ def _customary(key: str) -> str:
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the content of a file, and its tensors under customary keys. Raises BadCheckpoint, FileNotFoundError."""
-    status = storage.stat(path)
+    status = storage.stat(path) if storage.exists(path) else None
     if status is None:
         raise FileNotFoundError(f"checkpoint {path} does not exist")
     if status.size == 0:

@@ -42,17 +42,11 @@ from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
 from autolabel.manifests.wording import Shown
 
-FORMAT = "autolabel-run/4"
+FORMAT = "autolabel-run/5"
 RUN = "run.json"
 _INPUT = "input.parquet"
-_STARTED = (
-    storage.LOCK,
-    "plan-",
-    ".plan",
-    f".{RUN}",
-    _INPUT,
-    f".{_INPUT}",
-)  # a start that was killed may have left these
+PREPARING = "preparing"
+_CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
 
 
 @dataclass(frozen=True)
@@ -151,14 +145,25 @@ class RunFolder:
         return read_table(self.quarantine_path, QUARANTINE_SCHEMA)
 
     def exists(self) -> bool:
-        """True if the folder holds a run."""
-        return storage.exists(self.record)
+        """True if the folder holds a run; a folder that is only claimed holds none yet."""
+        return storage.exists(self.record) and storage.read(self.record, at_most=storage.SMALL) != _CLAIM
 
     def require_new_or_run(self) -> None:
         """Raise ValueError if the folder holds something that is not a run."""
-        strangers = [path for path in storage.list(self.path) if not path.name.startswith(_STARTED)]
-        if strangers and not self.exists():
+        if storage.exists(self.record):
+            return
+        if any(not path.name.startswith(storage.LOCK) for path in storage.list(self.path)):
             raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
+
+    def claim(self) -> None:
+        """Make the folder a run's, before anything else is written into it; its holder calls this.
+
+        A call that is killed afterwards, or finds the disk full, is simply made again: whatever it left lies in a run
+        folder. Raises ValueError if the folder holds something that is not a run.
+        """
+        self.require_new_or_run()
+        if not storage.exists(self.record):
+            storage.write(self.record, _CLAIM)
 
 
 @dataclass(frozen=True)
@@ -180,9 +185,10 @@ class Run(RunFolder, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
-    checkpoint's path at the time. engine: who labelled last. versions: of our packages. budgets: the memory that each
-    kind of device had and needed. state: "running", "partial" or "complete". tables: sha256 of every published table,
-    by name; None until they are published.
+    checkpoint's path at the time. source: the run whose kept confidence stood in for the teacher, if any. engine: who
+    labelled last. versions: of our packages. budgets: the memory that each kind of device had and needed. state:
+    "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
+    table, by name; None until they are published.
     """
 
     recipe: Recipe
@@ -193,6 +199,7 @@ class Run(RunFolder, Shown):
     engine: str
     versions: Mapping[str, str]
     machine: str
+    source: Path | None = None
     budgets: tuple[Mapping[str, Any], ...] = ()
     state: str = "partial"
     accounts: Accounts | None = None
@@ -209,7 +216,9 @@ class Run(RunFolder, Shown):
         file = RunFolder(Path(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        data = storage.read(file)
+        data = storage.read(file, at_most=storage.SMALL)
+        if data == _CLAIM:
+            raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
         try:
             document = json_of(data, dict[str, Any], name=str(file))
         except BadDocument as error:
@@ -249,6 +258,7 @@ class Run(RunFolder, Shown):
             "recipe": self.recipe.to_dict(),
             "input_manifest": str(self.input_manifest),
             "teacher": str(self.teacher),
+            "source": None if self.source is None else str(self.source),
             "budgets": list(self.budgets),
             "accounts": None if self.accounts is None else asdict(self.accounts),
         }

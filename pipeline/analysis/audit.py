@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -47,8 +47,9 @@ from autolabel.pipeline.analysis.calibration import (
     Suggestion,
     TemperatureFit,
 )
+from autolabel.pipeline.analysis.confidences import Confidences, TeacherConfidences, kept_confidences
 from autolabel.pipeline.records import Row, read_rows
-from autolabel.teacher.checkpoints import overlap
+from autolabel.teacher.checkpoints import overlap, read_checkpoint
 from autolabel.teacher.predict import Teacher, load_teacher
 
 PRECISION = 0.95  # the target precision, unless the user names another
@@ -79,8 +80,9 @@ def audit(
 ) -> Audit:
     """Audit a run; `audit.json` and `suggested.toml` are written into it.
 
-    The run's teacher runs again on the images that have truth. It is read from `teacher`, or from its place at the time
-    of the run. `progress(done, total)` counts images, twice if a temperature is fitted.
+    Confidences are those that the run, or the run that it was relabelled from, has kept. Without any, for a fitted
+    temperature, or if `teacher` names the checkpoint, the teacher looks at the images again; it is read from `teacher`,
+    or from its place at the time of the run. `progress(done, total)` counts images, twice if a temperature is fitted.
     Raises ValueError for truth of another label space, without images of the run, or that the teacher has seen (unless
     `allow_leak`), for a teacher that is gone or another, OSError and DamagedLabel for files that cannot be read.
     """
@@ -92,10 +94,21 @@ def audit(
     space, policy = run.label_space, run.policy
     matched = _match(run, truth)
     coarse = _coarse(run)
-    network, leaked, notes = _unseen(run, teacher, matched, truth, allow_leak)
-    if network is None and fit_temperature:
+    path, leaked, notes = _unseen(run, teacher, matched, truth, allow_leak)
+    if path is None and fit_temperature:
         raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
+    kept = None if teacher or fit_temperature else kept_confidences(run, matched.truth)
+    network = None
+    if path is not None and kept is None:
+        network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
     notes = matched.notes + notes
+    if kept is not None:
+        notes.append(
+            f"Confidences are known in the {kept.levels} levels that were kept: diagram and calibration error are as"
+            " coarse. With --teacher FILE the teacher looks again."
+        )
+    elif network is None:
+        notes.append("No calibration and no suggested thresholds: these need the teacher.")
     if policy.boundary:
         notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
     prior = policy.prior(space)
@@ -108,7 +121,10 @@ def audit(
         policy = replace(policy, temperature=fitted.fitted)
         notes += _about_temperature(fitted.fitted)
     confusion, human, boundary = Confusion(len(space)), Confusion(len(space)), BoundaryF(len(space))
-    calibration = Calibration(len(space), _grid(run, fit_temperature)) if network else None
+    source: Confidences | None = kept or (TeacherConfidences(network, run, policy) if network else None)
+    # Thresholds are chosen from those that `relabel` can tell apart; a fitted temperature asks for new labels anyway.
+    edges = None if fit_temperature else kept.edges if kept else run.recipe.confidence_edges
+    calibration = Calibration(len(space), edges or GRID) if source else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
     known, gone = _originals(run, matched, needed=prior is not None and network is not None)
     notes += gone
@@ -119,15 +135,8 @@ def audit(
         outlined = read_coarse(known[sample_id], space) if sample_id in known else None
         if outlined is not None:
             human.add(true, outlined)
-        if network and calibration:
-            top, confidence = network.confidence(
-                read_photograph(sample),
-                scales=run.recipe.scales,
-                flip=run.recipe.flip,
-                temperature=policy.temperature,
-                prior=prior,
-                coarse=outlined,
-            )
+        if source and calibration:
+            top, confidence = source.of(sample_id, sample, outlined)
             calibration.add(true, top, confidence=confidence)
             if fitted:
                 step = _step(true)
@@ -222,7 +231,7 @@ def _originals(run: Run, matched: _Matched, *, needed: bool) -> tuple[dict[str, 
 
 def _unseen(
     run: Run, named: Path | None, matched: _Matched, truth: Path, allow_leak: bool
-) -> tuple[Teacher | None, int | None, list[str]]:
+) -> tuple[Path | None, int | None, list[str]]:
     """The run's teacher, the number of truth images that it was trained on (None if unknown), and notes about that."""
     path, reason = run.find_teacher(named)
     if path is None:
@@ -231,19 +240,19 @@ def _unseen(
                 f"{reason}, so nobody can tell whether it was trained on {truth}: name it where it is now with"
                 " --teacher, or say --allow-leak, which leaves out all that needs a teacher"
             )
-        return None, None, [f"No calibration and no suggested thresholds, and a leak is possible: {reason}."]
-    network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
-    leaked = len(overlap(network.trained_on, matched.fingerprints))
+        return None, None, [f"A leak is possible: {reason}."]
+    trained_on = read_checkpoint(path).trained_on
+    leaked = len(overlap(trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
             f"{path} was trained on {leaked} of the {len(matched.fingerprints)} images of {truth} that this run has"
             " labelled: audit with others, or say --allow-leak"
         )
     if leaked:
-        return network, leaked, [f"The teacher was trained on {leaked} of these images: the figures flatter it."]
-    if not len(network.trained_on):
-        return network, None, ["The checkpoint does not say which images it was trained on: a leak is possible."]
-    return network, 0, []
+        return path, leaked, [f"The teacher was trained on {leaked} of these images: the figures flatter it."]
+    if not len(trained_on):
+        return path, None, ["The checkpoint does not say which images it was trained on: a leak is possible."]
+    return path, 0, []
 
 
 # --- temperature and thresholds ---------------------------------------------------------------------------------------
@@ -280,14 +289,6 @@ def _about_temperature(temperature: float) -> list[str]:
     if temperature in (TEMPERATURES[0], TEMPERATURES[-1]):
         notes.append(f"Temperature {temperature:g} is the last that was tried: the teacher itself is at fault.")
     return notes
-
-
-def _grid(run: Run, fitted: bool) -> Sequence[float]:
-    """The thresholds to choose from. If the run kept confidences, they are the edges that `relabel` can tell apart.
-
-    Confidences were kept at the run's own temperature; a fitted one asks for new labels, hence for any threshold.
-    """
-    return GRID if fitted or run.recipe.confidence_edges is None else run.recipe.confidence_edges
 
 
 def _suggested(policy: Policy, space: LabelSpace, precision: float, found: Suggestion) -> tuple[Policy, dict[str, str]]:

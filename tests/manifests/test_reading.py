@@ -61,7 +61,7 @@ def test_a_file_that_cannot_be_read_is_refused_with_the_reason(tmp_path: Path) -
     assert reasons == {
         "gone": "the file is missing",
         "nowhere": "the file is missing",
-        "pipe": "not a regular file",
+        "pipe": "not a regular file (a named pipe)",
         ".": "not a regular file",
         "loop": "the file cannot be read (Too many levels of symbolic links)",
     }

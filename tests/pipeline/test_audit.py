@@ -30,6 +30,7 @@ from autolabel.manifests.wording import percent
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit, PixelAudit
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
 from autolabel.teacher.predict import load_teacher
 
@@ -210,6 +211,47 @@ def test_the_suggested_policy_of_a_run_with_kept_confidences_can_be_relabelled_w
     assert "only `autolabel generate` can change it" in refused(
         "relabel", tmp_path / "run", "--policy", tmp_path / "run" / "suggested.toml", "--out", tmp_path / "no"
     )
+
+
+def test_an_audit_of_kept_confidences_equals_one_by_the_teacher_but_for_the_fineness_of_its_diagram(
+    city: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The run itself kept them, or the run that it was relabelled from; the teacher never looks."""
+    val = city / "val.parquet"
+    generate(LabelJob(val, teacher, tmp_path / "run", scales=(1.0,), keep_confidence=8))
+    relabel(Run.open(tmp_path / "run"), Policy(threshold=0.7), out=tmp_path / "re")
+    looked = audit(tmp_path / "run", val, target_precision=0.7, teacher=teacher)
+    with monkeypatch.context() as patch:
+        patch.setattr("autolabel.pipeline.analysis.audit.load_teacher", None)
+        kept, relabelled = (audit(tmp_path / name, val, target_precision=0.7) for name in ("run", "re"))
+
+    def chosen(found: Audit) -> list[tuple[object, ...]]:
+        return [
+            (c.name, c.suggested_threshold, c.suggested_precision, c.suggested_kept, c.truth_pixels)
+            for c in found.classes
+        ]
+
+    assert chosen(kept) == chosen(relabelled) == chosen(looked)
+    assert any(c.suggested_threshold for c in kept.classes)
+    assert [(c.iou, c.precision) for c in kept.classes] == [(c.iou, c.precision) for c in looked.classes]
+    note = "Confidences are known in the 8 levels that were kept"
+    assert all(any(text.startswith(note) for text in found.notes) for found in (kept, relabelled))
+    assert not any(text.startswith(note) for text in looked.notes)
+    assert kept.reliability and looked.reliability and kept.reliability != looked.reliability
+
+
+@pytest.mark.parametrize("gone", ["its folder", "its confidence"])
+def test_where_the_source_of_a_relabelled_run_has_no_confidence_any_more_the_teacher_looks(
+    city: Path, teacher: Path, tmp_path: Path, gone: str
+) -> None:
+    val = city / "val.parquet"
+    generate(LabelJob(val, teacher, tmp_path / "run", scales=(1.0,), keep_confidence=8))
+    relabel(Run.open(tmp_path / "run"), Policy(threshold=0.7), out=tmp_path / "re")
+    expected = audit(tmp_path / "re", val, teacher=teacher)
+    shutil.rmtree(tmp_path / "run")
+    if gone == "its confidence":
+        generate(LabelJob(val, teacher, tmp_path / "run", scales=(1.0,)))
+    assert audit(tmp_path / "re", val) == expected
 
 
 def test_a_fitted_temperature_is_written_and_used(run: Path, city: Path, teacher: Path) -> None:

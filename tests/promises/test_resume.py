@@ -28,6 +28,7 @@ from autolabel.manifests.settings import build_job
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline import lock
 from autolabel.pipeline.job import STORES, LabelJob, Portion
+from autolabel.pipeline.preview import preview
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
@@ -203,7 +204,7 @@ def test_a_changed_request_is_refused_with_the_difference_and_nothing_is_written
         (lambda text: text[: len(text) // 2], "is not readable JSON"),
         (lambda text: "", "is not readable JSON"),
         (lambda text: "7", "differs from what was written"),
-        (lambda text: text.replace("autolabel-run/4", "autolabel-run/1"), "has format 'autolabel-run/1'"),
+        (lambda text: text.replace("autolabel-run/5", "autolabel-run/1"), "has format 'autolabel-run/1'"),
     ],
     ids=["threshold", "accounts", "bracket", "half", "empty", "a number", "format"],
 )
@@ -448,6 +449,14 @@ def test_the_plan_of_a_new_run_tells_what_it_would_take_and_writes_nothing(place
         r"7 images, \d+\.\d\d images/s by one worker; each decode \d+ ms, infer \d+ ms, encode \d+ ms", found["probe"]
     )
     assert re.fullmatch(rf"workers images/s time ─+ 1 {number} \d+ s", found["workers"])
+
+
+def test_the_plan_shows_how_many_images_of_the_trial_are_done(place: Path) -> None:
+    heard: list[tuple[int, int]] = []
+    preview(job(place, "zarr-planned"), progress=lambda done, total: heard.append((done, total)))
+    assert heard == [(n, 7) for n in range(8)]
+    shown = autolabel(*options(job(place, "zarr-planned"), "--dry-run", "--device", "cpu"))
+    assert "labelling a few on trial: 7/7" in shown.stderr
 
 
 def test_the_plan_of_a_run_tells_what_is_done(place: Path, city: Path) -> None:

@@ -29,7 +29,7 @@ class _Stored:
     provenance: dict[str, Any]
 
 
-class Header(NamedTuple):
+class ManifestMetadata(NamedTuple):
     """Label space, absolute roots, provenance, and the absolute folders of the runs that made labels."""
 
     label_space: LabelSpace
@@ -39,7 +39,7 @@ class Header(NamedTuple):
     runs: tuple[Path, ...]
 
 
-def header_bytes(
+def metadata_bytes(
     path: Path,
     *,
     space: LabelSpace,
@@ -68,7 +68,7 @@ def _relative(path: Path, base: Path) -> str:
     return Path(os.path.relpath(path, base)).as_posix() if shared != path.anchor else path.as_posix()
 
 
-def read_header(path: Path, metadata: Mapping[bytes, bytes]) -> Header:
+def parse_metadata(path: Path, metadata: Mapping[bytes, bytes]) -> ManifestMetadata:
     """Read the metadata of the manifest at `path`. Raises BadTable, naming the key."""
     where = f"{path}: its metadata"
     raw = metadata.get(METADATA_KEY)
@@ -89,7 +89,7 @@ def read_header(path: Path, metadata: Mapping[bytes, bytes]) -> Header:
     base = path.absolute().parent
     folders = (stored.image_root, stored.label_root, *named)
     image_root, label_root, *runs = (Path(os.path.normpath(base / folder)) for folder in folders)
-    return Header(space, image_root, label_root, stored.provenance, tuple(runs))
+    return ManifestMetadata(space, image_root, label_root, stored.provenance, tuple(runs))
 
 
 def _without_metadata(path: Path) -> str:

@@ -1,0 +1,79 @@
+"""Sources of the teacher's confidence at pixels that have truth: the levels that a run has kept, or the teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from itertools import pairwise
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.reading import read_photograph
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.labels import RunConfidence
+from autolabel.manifests.samples import Sample
+from autolabel.teacher.predict import Teacher
+
+
+class Confidences(Protocol):
+    """A source of confidences."""
+
+    def of(
+        self, sample_id: str, sample: Sample, outlined: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Return top class (H, W) uint8 and its probability (H, W) float32.
+
+        sample_id: the name in the run. sample: the truth, which names the photograph. outlined: the coarse label.
+        """
+
+
+class TeacherConfidences:
+    """The teacher looks at the photographs again, under a policy of the run."""
+
+    def __init__(self, teacher: Teacher, run: Run, policy: Policy) -> None:
+        self._teacher, self._recipe, self._temperature = teacher, run.recipe, policy.temperature
+        self._prior = policy.prior(run.label_space)
+
+    def of(
+        self, sample_id: str, sample: Sample, outlined: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Predict, as the run did."""
+        return self._teacher.confidence(
+            read_photograph(sample), scales=self._recipe.scales, flip=self._recipe.flip,
+            temperature=self._temperature, prior=self._prior, coarse=outlined,
+        )  # fmt: skip
+
+
+class KeptConfidences:
+    """The levels that a run has kept; every pixel counts with the middle of its level."""
+
+    def __init__(self, kept: RunConfidence) -> None:
+        self._kept, self.edges, self.levels = kept, kept.edges, len(kept.edges) + 1
+        self._middles = np.array([(low + high) / 2 for low, high in pairwise((0.0, *kept.edges, 1.0))], np.float32)
+
+    def of(
+        self, sample_id: str, sample: Sample, outlined: NDArray[np.uint8] | None
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """Read what was kept. Raises DamagedLabel."""
+        top, level = self._kept[sample_id]
+        return top, self._middles[level]
+
+
+def kept_confidences(run: Run, sample_ids: Collection[str]) -> KeptConfidences | None:
+    """The confidences that the run, or the run that it was relabelled from, has kept of all these samples, else None.
+
+    Raises BadTable for damaged records.
+    """
+    if run.recipe.confidence_edges is not None:
+        source = run
+    elif run.source is not None and RunFolder(run.source).exists():
+        source = Run.open(run.source)
+        same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
+        if not same or source.recipe.confidence_edges is None:
+            return None
+    else:
+        return None
+    kept = source.confidence
+    return KeptConfidences(kept) if set(sample_ids) <= set(kept) else None
