@@ -15,6 +15,7 @@ report/             the page of `autolabel report`
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -34,6 +35,7 @@ from autolabel.manifests.run.labels import (
     RunConfidence,
     RunLabels,
     committed_labels,
+    require_no_links,
     zarr_folder,
 )
 from autolabel.manifests.samples import ManifestFile, open_manifest
@@ -44,6 +46,7 @@ from autolabel.manifests.wording import Shown
 FORMAT = "autolabel-run/5"
 RUN = "run.json"
 _INPUT = "input.parquet"
+_PLAN = re.compile(r"plan-[0-9a-f]{8}\.arrow")
 _STARTED = (
     storage.LOCK,
     "plan-",
@@ -139,7 +142,7 @@ class RunFolder:
         yield from read_pieces(*self._statistics(table, columns))
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
-        path = self.statistics_path(table)
+        path = storage.inside(self.path, self.statistics_path(table).relative_to(self.path).as_posix())
         if not storage.exists(path):
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
         schema = STATISTICS[table]
@@ -209,6 +212,7 @@ class Run(RunFolder, Shown):
         file = RunFolder(Path(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
+        require_no_links(Path(path))
         data = storage.read(file, at_most=storage.SMALL)
         try:
             document = json.loads(data)
@@ -232,6 +236,8 @@ class Run(RunFolder, Shown):
         try:
             values = {field.name: document[field.name] for field in fields(cls) if field.name != "path"}
             accounts = values["accounts"]
+            if not _PLAN.fullmatch(values["plan"]):
+                raise ValueError(f"plan {values['plan']!r}")
             return cls(
                 path,
                 **{
