@@ -544,14 +544,14 @@ def demo(out: Path, seed: int, students: bool) -> None:
 
     started = time.monotonic()
     marker = out / f"seed-{seed}"
-    if not storage.exists(marker):
-        if storage.list(out):
-            raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
+    if not storage.exists(marker) and storage.list(out):
+        raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
+    storage.write(marker, b"")
+    if not storage.exists(out / "teacher.safetensors"):  # it is written behind the city
         with progress("drawing a city") as update:
             write_city(out / "city", seed, fine=0, coarse=48, val=0, truth=out / "truth", progress=update)
         storage.write(out / "teacher.safetensors", storage.read(DRAWN_STREETS))
-        storage.write(marker, b"")
-    if students and not storage.list(out / "city" / "gtFine" / "val"):
+    if students and not storage.exists(out / "fine.parquet"):
         with progress("drawing more of it") as update:
             write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)
     for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").split("\n")[1:-1]:

@@ -7,6 +7,7 @@ local file system (manifests/local_storage.py).
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import json
 import os
@@ -15,7 +16,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import google_crc32c
 
@@ -77,7 +78,10 @@ class Storage(Protocol):
         """Write a file whole or not at all, over whatever is there. Unless durable, a power cut may spoil it."""
 
     def writing(self, path: Path) -> AbstractContextManager[BinaryIO]:
-        """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+        """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+        Removes what writers of this file have left beside it that were killed.
+        """
 
     def create(self, path: Path, data: bytes) -> bool:
         """Write a file that is not there yet, and return True; return False if there is one. One of several wins."""
@@ -152,8 +156,44 @@ def write(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def writing(path: Path) -> AbstractContextManager[BinaryIO]:
-    """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+    """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+    Removes what writers of this file have left beside it that were killed.
+    """
     return storage_of(path).writing(path)
+
+
+@contextlib.contextmanager
+def lending(path: Path) -> Iterator[BinaryIO]:
+    """Give a file as `writing` does, to a library that turns errors of a file into its own, such as torch.
+
+    The library never sees one: the first error is raised as it was when the block ends, and nothing appears.
+    """
+    with writing(path) as file:
+        lent = _Lent(file)
+        yield cast(BinaryIO, lent)
+        if lent.error:
+            raise lent.error
+
+
+class _Lent:
+    """A file that takes everything, and keeps the first error of the one behind it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write to the file behind this one, unless it has failed before."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: the file is forced to disk when it is whole."""
 
 
 def copy(source: Path, target: Path) -> None:

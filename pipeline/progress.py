@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -135,4 +136,6 @@ class Meter:
         everything = self.before + self._total()
         share = {name: everything.kept[c] / (everything.pixels or 1) for c, name in enumerate(self.names)}
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        storage.write_json(self.out.progress_path, {**asdict(self.now()), "class_coverage": share, "updated": stamp})
+        counters = {**asdict(self.now()), "class_coverage": share, "updated": stamp}
+        with contextlib.suppress(OSError):  # no label is lost with a counter; a full disk stops the labels themselves
+            storage.write_json(self.out.progress_path, counters)

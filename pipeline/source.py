@@ -46,6 +46,7 @@ def manifest_of(
     manifest, _ = scan(source, label_space=space, progress=progress)
     with Lock(out, part).held() as lock:
         if lock.alone or not storage.exists(folder.input_path):
+            folder.claim()
             save_manifest(folder.input_path, _rooted(manifest, source.absolute()))
     return folder.input_path
 

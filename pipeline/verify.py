@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autolabel.manifests import storage
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import PREPARING, Run
 from autolabel.manifests.run.labels import LABELS, RunLabels, stored_labels
 from autolabel.manifests.run.shards import DamagedLabel, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
@@ -46,6 +46,8 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
     somebody works on it.
     """
     run, result = Run.open(path), Verification()
+    if run.state == PREPARING and not repair:
+        raise ValueError(f"{path} is not whole yet: its command was stopped at once; run the same again, then verify")
     with Lock(path, None).held():
         plan = _plan(run, result, repair=repair)
         if plan is None:

@@ -55,7 +55,8 @@ class Scores(Shown):
 
     def write(self, path: Path) -> None:
         """Write the scores as JSON, whole or not at all."""
-        storage.write_json(path, self.__dict__)
+        with storage.writing(path) as file:
+            file.write(storage.json_bytes(self.__dict__))
 
     def lines(self) -> list[str]:
         """The pixel accuracy, and warnings if the scores flatter, or the network has learnt nothing."""

@@ -96,7 +96,7 @@ def save_checkpoint(
     }
     if training is not None:
         content["training"] = dict(training)
-    with storage.writing(path) as file:
+    with storage.lending(path) as file:
         torch.save(content, file)
 
 

@@ -15,7 +15,6 @@ report/             the page of `autolabel report`
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -37,7 +36,7 @@ from autolabel.manifests.run.labels import (
     committed_labels,
     require_no_links,
     zarr_folder,
-)
+)  # fmt: skip
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
@@ -46,15 +45,8 @@ from autolabel.manifests.wording import Shown
 FORMAT = "autolabel-run/5"
 RUN = "run.json"
 _INPUT = "input.parquet"
-_PLAN = re.compile(r"plan-[0-9a-f]{8}\.arrow")
-_STARTED = (
-    storage.LOCK,
-    "plan-",
-    ".plan",
-    f".{RUN}",
-    _INPUT,
-    f".{_INPUT}",
-)  # a start that was killed may have left these
+PREPARING = "preparing"
+_CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
 
 
 @dataclass(frozen=True)
@@ -153,14 +145,25 @@ class RunFolder:
         return read_table(self.quarantine_path, QUARANTINE_SCHEMA)
 
     def exists(self) -> bool:
-        """True if the folder holds a run."""
-        return storage.exists(self.record)
+        """True if the folder holds a run; a folder that is only claimed holds none yet."""
+        return storage.exists(self.record) and storage.read(self.record, at_most=storage.SMALL) != _CLAIM
 
     def require_new_or_run(self) -> None:
         """Raise ValueError if the folder holds something that is not a run."""
-        strangers = [path for path in storage.list(self.path) if not path.name.startswith(_STARTED)]
-        if strangers and not self.exists():
+        if storage.exists(self.record):
+            return
+        if any(not path.name.startswith(storage.LOCK) for path in storage.list(self.path)):
             raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
+
+    def claim(self) -> None:
+        """Make the folder a run's, before anything else is written into it; its holder calls this.
+
+        A call that is killed afterwards, or finds the disk full, is simply made again: whatever it left lies in a run
+        folder. Raises ValueError if the folder holds something that is not a run.
+        """
+        self.require_new_or_run()
+        if not storage.exists(self.record):
+            storage.write(self.record, _CLAIM)
 
 
 @dataclass(frozen=True)
@@ -184,7 +187,8 @@ class Run(RunFolder, Shown):
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
     checkpoint's path at the time. source: the run whose kept confidence stood in for the teacher, if any. engine: who
     labelled last. versions: of our packages. budgets: the memory that each kind of device had and needed. state:
-    "running", "partial" or "complete". tables: sha256 of every published table, by name; None until they are published.
+    "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
+    table, by name; None until they are published.
     """
 
     recipe: Recipe
@@ -214,6 +218,8 @@ class Run(RunFolder, Shown):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
         require_no_links(Path(path))
         data = storage.read(file, at_most=storage.SMALL)
+        if data == _CLAIM:
+            raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
         try:
             document = json.loads(data)
         except ValueError as error:
@@ -235,9 +241,6 @@ class Run(RunFolder, Shown):
     def _of(cls, path: Path, document: dict[str, Any]) -> Run:
         try:
             values = {field.name: document[field.name] for field in fields(cls) if field.name != "path"}
-            accounts = values["accounts"]
-            if not _PLAN.fullmatch(values["plan"]):
-                raise ValueError(f"plan {values['plan']!r}")
             return cls(
                 path,
                 **{
@@ -247,7 +250,7 @@ class Run(RunFolder, Shown):
                     "teacher": Path(values["teacher"]),
                     "source": None if values["source"] is None else Path(values["source"]),
                     "budgets": tuple(values["budgets"]),
-                    "accounts": None if accounts is None else Accounts(**accounts),
+                    "accounts": None if values["accounts"] is None else Accounts(**values["accounts"]),
                 },
             )
         except (KeyError, TypeError, ValueError) as error:
@@ -255,8 +258,7 @@ class Run(RunFolder, Shown):
 
     def save(self) -> None:
         """Write `run.json` with a checksum of itself."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["path"]
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
         document = {
             "format": FORMAT,
             **values,
@@ -294,7 +296,7 @@ class Run(RunFolder, Shown):
     @property
     def plan_path(self) -> Path:
         """The file of the plan."""
-        return storage.under(self.path, self.plan)
+        return storage.inside(self.path, self.plan)
 
     @property
     def label_space(self) -> LabelSpace:
