@@ -23,6 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, json_of
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer
 from autolabel.manifests.run.shards import WrittenShard, shard_path
@@ -146,7 +147,7 @@ def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table,
         metadata = file.schema_arrow.metadata or {}
         if not file.schema_arrow.equals(RECORD_SCHEMA):
             raise BadTable(f"{path} is not a unit record of this version: start a new run folder")
-        return file.read(columns), json.loads(metadata[b"shards"])
+        return file.read(columns), json_of(metadata[b"shards"], dict[str, dict[str, Any]], name=str(path))
     except (pa.ArrowException, OSError) as error:
         raise _damaged(path, type(error).__name__) from error
 
@@ -276,8 +277,17 @@ def note_path(run: RunFolder, unit: Unit) -> Path:
 def excuse(path: Path) -> None:
     """Mark the last attempt as ended: its machine or driver was lost, so no image is to blame."""
     with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
-        last = json.loads(storage.read(path).splitlines()[-1])["attempt"]
+        last = json_of(storage.read(path).splitlines()[-1], _Note, name=str(path)).attempt
         _add_line(path, {"attempt": last, "ended": True})
+
+
+@dataclass(frozen=True)
+class _Note:
+    """One line of a file of notes: an attempt, the sample that it begins, or its orderly end."""
+
+    attempt: str
+    sample: str | None = None
+    ended: bool = False
 
 
 def _add_line(path: Path, words: dict[str, Any]) -> None:
@@ -289,7 +299,9 @@ def _add_line(path: Path, words: dict[str, Any]) -> None:
             added = storage.create(path, line)
         else:
             with contextlib.suppress(FileNotFoundError):
-                added = storage.replace(path, storage.read(path) + line, unchanged=before)
+                notes = storage.read(path)  # its last line may be half a line
+                whole = notes if notes.endswith(b"\n") or not notes else notes + b"\n"
+                added = storage.replace(path, whole + line, unchanged=before)
 
 
 class Attempt:
@@ -303,20 +315,23 @@ class Attempt:
         self.path = note_path(run, unit)
         self._tag = uuid4().hex[:12]
         last: dict[str, str | None] = {}  # the sample that each attempt without an orderly end was working on
-        for line in self._lines():
-            if line.get("ended"):
-                last.pop(line["attempt"], None)
+        for note in self._notes():
+            if note.ended:
+                last.pop(note.attempt, None)
             else:
-                last[line["attempt"]] = line.get("sample")
+                last[note.attempt] = note.sample
         self.careful = bool(last)
         self.deaths = Counter(sample for sample in last.values() if sample is not None)
         self._note({})
 
-    def _lines(self) -> Iterable[dict[str, Any]]:
+    def _notes(self) -> Iterable[_Note]:
+        """The notes that can be read. They are no truth: half a line, or rubbish, says that some attempt died."""
         if storage.exists(self.path):
             for line in storage.read(self.path).splitlines():
-                with contextlib.suppress(ValueError):  # a power cut may leave half a line
-                    yield json.loads(line)
+                try:
+                    yield json_of(line, _Note, name=str(self.path))
+                except BadDocument:
+                    yield _Note(attempt="unknown")
 
     def _note(self, words: dict[str, Any]) -> None:
         _add_line(self.path, {"attempt": self._tag, **words})

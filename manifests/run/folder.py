@@ -18,12 +18,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import google_crc32c
 import pyarrow as pa
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
@@ -221,10 +222,10 @@ class Run(RunFolder, Shown):
         if data == _CLAIM:
             raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
         try:
-            document = json.loads(data)
-        except ValueError as error:
-            raise ValueError(f"{file} is not readable JSON: restore it, or choose another --out") from error
-        if not isinstance(document, dict) or storage.json_bytes(document) != data:
+            document = json_of(data, dict[str, Any], name=str(file))
+        except BadDocument as error:
+            raise ValueError(f"{error}; restore it, or choose another --out") from error
+        if storage.json_bytes(document) != data:
             raise ValueError(f"{file} differs from what was written: restore it, or choose another --out")
         if document.get("format") != FORMAT:
             raise ValueError(
@@ -240,20 +241,13 @@ class Run(RunFolder, Shown):
     @classmethod
     def _of(cls, path: Path, document: dict[str, Any]) -> Run:
         try:
-            values = {field.name: document[field.name] for field in fields(cls) if field.name != "path"}
-            return cls(
-                path,
-                **{
-                    **values,
-                    "recipe": Recipe.of(values["recipe"]),
-                    "input_manifest": Path(values["input_manifest"]),
-                    "teacher": Path(values["teacher"]),
-                    "source": None if values["source"] is None else Path(values["source"]),
-                    "budgets": tuple(values["budgets"]),
-                    "accounts": None if values["accounts"] is None else Accounts(**values["accounts"]),
-                },
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            shape = {name: kind for name, kind in get_type_hints(cls).items() if name != "path"} | {"recipe": dict}
+            missing = [name for name in shape if name not in document]
+            if missing:
+                raise BadDocument(f"it has no {missing[0]!r}")
+            values = {name: shaped(kind, document[name], f"its {name!r}") for name, kind in shape.items()}
+            return cls(path, **{**values, "recipe": Recipe.of(values["recipe"])})
+        except ValueError as error:
             raise ValueError(f"{path / RUN} is damaged ({error}): restore it, or choose another --out") from error
 
     def save(self) -> None:
