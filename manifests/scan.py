@@ -288,6 +288,8 @@ def _require_labels(broken: Sequence[BadImage], space: LabelSpace) -> None:
     hint = ""
     if len(ids) > 64:
         hint = "; so many values are those of a photograph, and not of a label"
+    elif ids and set(ids) <= space.known_source_ids and all(" (train ids)" in str(error) for error in broken):
+        hint = "; they are source ids of the label space: try --label-ids source"
     elif ids == [len(space)]:
         hint = "; do the ids begin at 1? They have to begin at 0"
     elif ids and ids[0] > 255 - len(space):

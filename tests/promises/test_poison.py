@@ -360,7 +360,6 @@ PLACES = {  # regular expressions of paths
     "a record": r"/units/\.?b512x512\.000001\.parquet",
     "the folder of a record": r"/units$",
     "run.json": r"/\.?run\.json",
-    "progress.json": r"/\.?progress\.json",
     "a table": r"/stats/\.?classes\.parquet",
     "the quarantine list": r"/\.?quarantine\.parquet",
     "the manifest": r"/\.?manifest\.parquet",
@@ -379,7 +378,6 @@ PLACES = {  # regular expressions of paths
         ("zarr", "open", "a record", errno.EIO),
         ("zarr", "fsync", "the folder of a record", errno.EDQUOT),
         ("zarr", "replace", "run.json", errno.EACCES),
-        ("zarr", "fsync", "progress.json", errno.ENOSPC),
         ("zarr", "replace", "a table", errno.EDQUOT),
         ("zarr", "open", "the quarantine list", errno.ENOSPC),
         ("zarr", "fsync", "the manifest", errno.EIO),
@@ -407,11 +405,23 @@ def test_an_error_of_the_disk_ends_the_call_and_costs_no_label(
     assert disk.failed
     assert result.exit_code == 2
     (line,) = [line for line in result.stderr.splitlines() if not line.startswith("labelling: ")]
-    assert line.startswith(f"autolabel: {os.strerror(number)}: {disk.failed}")
+    target = re.sub(r"/\.([^/]+)\.[0-9a-f]{12}\.autolabel-tmp$", r"/\1", disk.failed)
+    assert line.startswith(f"autolabel: {os.strerror(number)}: {target}")
     assert not list(asked.out.rglob("*.autolabel-tmp"))
     committed = {p.stem for p in (asked.out / "units").iterdir()} == {"b512x512.000000", "b512x512.000001"}
     assert labels_of(asked.out) == (whole if committed else before)
     require_finished(asked, originals / f"{store}-whole")
+
+
+def test_live_counters_that_cannot_be_written_cost_nothing(
+    originals: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = replace(job(originals, teacher, unit_size=3), out=tmp_path / "run")
+    with monkeypatch.context() as patch:
+        disk = Disk(patch, "fsync", r"/\.progress\.json", errno.ENOSPC)
+        assert generate(asked).accounts == Accounts(5, 5, 0, 0)
+    assert disk.failed
+    require_finished(asked, originals / "zarr-whole")
 
 
 @pytest.mark.parametrize("store", STORES)

@@ -57,7 +57,7 @@ ALLOWED = {  # file: what it may use, and why
 def from_the_storage(value: ast.expr, names: Set[str]) -> bool:
     """True for a file that the storage has opened, bytes in memory, and a name that stands for such a thing."""
     if isinstance(value, ast.Call):
-        return ast.unparse(value.func) in IN_MEMORY | {"storage.reading", "storage.writing"}
+        return ast.unparse(value.func) in IN_MEMORY | {"storage.reading", "storage.writing", "storage.lending"}
     return isinstance(value, ast.Name) and value.id in names
 
 

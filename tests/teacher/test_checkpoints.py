@@ -5,6 +5,8 @@ The reference takes every tensor whose size fits and skips the rest in silence; 
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
@@ -20,6 +22,7 @@ from formula import NOT_BUILT, PUBLISHED, customary
 from safetensors.torch import save_file
 from torch import Tensor
 
+from autolabel.manifests import local_storage
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.teacher.checkpoints import (
     FORMAT,
@@ -601,3 +604,26 @@ def test_overlap_gives_the_indices_of_images_that_were_trained_on(
     seen: list[str], asked: list[str], expected: list[int]
 ) -> None:
     assert overlap(fingerprint_tensor(seen), asked) == expected
+
+
+def test_a_disk_that_is_full_under_torch_save_is_told_as_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's writer would say that a write failed, in C++; wherever it happens, nothing is left."""
+    network, room = torch.nn.Linear(100, 100), [0]
+
+    class Full(io.BufferedRandom):
+        def write(self, data: Any) -> int:
+            if self.tell() + memoryview(data).nbytes > room[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(local_storage, "open", lambda path, mode: Full(io.FileIO(path, "x+")), raising=False)
+    for room[0] in (0, 100, 3000, 20_000, 41_000):
+        with pytest.raises(OSError) as failure:
+            save_checkpoint(tmp_path / "last.pt", network, arch="x", space=CITYSCAPES)
+        assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(tmp_path / "last.pt"))
+        assert list(tmp_path.iterdir()) == []
+    room[0] = 1_000_000
+    save_checkpoint(tmp_path / "last.pt", network, arch="x", space=CITYSCAPES)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["state_dict"].keys() == {"weight", "bias"}
