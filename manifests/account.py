@@ -65,13 +65,16 @@ class Account(Shown):
         lines = [
             f"{self.images} images, {len(space)} classes of label space {space.name!r}",
             f"  layout              {self.listing.layout} in {self.listing.root}",
-            f"  with fine labels    {sources['fine']}",
-            f"  with coarse labels  {self.coarse} ({sources['coarse']} of them have no fine label)",
-            f"  without a label     {sources['none']}",
             f"  sizes               {sizes or 'unknown'}{more}",
             f"  unreadable images   {_examples(self.unreadable)}",
-            f"  labels without their image  {_examples(self.without_image)}",
         ]
+        if sources["none"] < self.images or self.without_image:
+            lines[2:2] = [
+                f"  with fine labels    {sources['fine']}",
+                f"  with coarse labels  {self.coarse} ({sources['coarse']} of them have no fine label)",
+                f"  without a label     {sources['none']}",
+                f"  labels without their image  {_examples(self.without_image)}",
+            ]
         if self.skipped_runs:
             lines.append(f"  run folders skipped  {_examples(self.skipped_runs)}")
         if 0 < self.looked_at < sum(self.sizes.values()):

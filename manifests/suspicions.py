@@ -55,7 +55,7 @@ def facts_of(label: NDArray[np.uint8], pixels: NDArray[np.int64], space: LabelSp
     only = _NONE if not len(present) else int(present[0]) if len(present) == 1 else _SEVERAL
     small = label[::_STEP, ::_STEP]
     sky, road = (_mean_row(small, _named(space, name), pixels) for name in (_SKY, _ROAD))
-    return LabelFacts(only, (zlib.crc32(np.ascontiguousarray(label)), label.shape), sky, road)
+    return LabelFacts(only, (zlib.crc32(label.tobytes()), label.shape), sky, road)
 
 
 def _named(space: LabelSpace, name: re.Pattern[str]) -> int | None:
@@ -96,9 +96,11 @@ def of_labels(
     facts = [fact for _, fact in labelled]
     yield from _constant(labelled, space)
     if counts.pixels[:IGNORE].any():
-        if not ids_named and all(s.label_ids == "train" for s, _ in labelled):
-            yield from _source_ids(space, counts)
-        yield from _shifted(space, counts, len(facts))
+        if all(s.label_ids == "train" for s, _ in labelled):
+            if not ids_named:
+                yield from _source_ids(space, counts)
+            yield from _one_off(space, counts, len(facts))
+        yield from _thin(space, counts, len(facts))
         yield from _upside_down(facts)
     yield from _identical(labelled)
 
@@ -131,7 +133,7 @@ def _source_ids(space: LabelSpace, counts: ClassCounts) -> Iterator[str]:
     shift = {ids[0] - train_id for train_id, ids in enumerate(owners)}
     ignored = sum(int(counts.pixels[i]) for i in present if space.train_ids[i] == IGNORE)
     if len(shift) == 1 or 2 * ignored < counts.pixels[:IGNORE].sum():
-        example = present[-1]
+        example = int(counts.pixels[:IGNORE].argmax())
         other = space.train_ids[example]
         meant = "ignored" if other == IGNORE else repr(space.names[other])
         yield (
@@ -141,13 +143,18 @@ def _source_ids(space: LabelSpace, counts: ClassCounts) -> Iterator[str]:
         )
 
 
-def _shifted(space: LabelSpace, counts: ClassCounts, labels: int) -> Iterator[str]:
+def _one_off(space: LabelSpace, counts: ClassCounts, labels: int) -> Iterator[str]:
     present = np.flatnonzero(counts.pixels[:IGNORE])
     if labels >= _FEW and present[0] == 1 and len(present) >= 2:
         yield (
             f"class {space.names[0]!r} (train id 0) is in none of {counted(labels, 'label')}, and the next one is:"
             " do the ids begin at 1? They have to begin at 0"
         )
+
+
+def _thin(space: LabelSpace, counts: ClassCounts, labels: int) -> Iterator[str]:
+    """Things that cover little of a street, and much of these labels."""
+    present = np.flatnonzero(counts.pixels[:IGNORE])
     total = counts.pixels[:IGNORE].sum()
     for train_id in present:
         share = counts.pixels[train_id] / total

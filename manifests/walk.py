@@ -5,7 +5,6 @@ Names are compared in composed form (Unicode NFC): macOS hands out "e" and an ac
 
 from __future__ import annotations
 
-import os
 import re
 import unicodedata
 from collections.abc import Collection, Iterator, Sequence
@@ -68,8 +67,13 @@ def files_under(folder: Path, *, skip: Collection[Path] = (), aside: Aside | Non
     Hidden files and folders, folders of other programs, run folders, links that lead in circles, and names that a
     manifest cannot hold are left out and noted in `aside`; the folders of `skip` are left out without a note.
     """
-    aside = Aside() if aside is None else aside
-    above = {folder.resolve(), *folder.resolve().parents}
+    real = folder.resolve()
+    yield from _walk(folder, real, frozenset(real.parents), skip=skip, aside=Aside() if aside is None else aside)
+
+
+def _walk(folder: Path, real: Path, above: frozenset[Path], *, skip: Collection[Path], aside: Aside) -> Iterator[Path]:
+    """See `files_under`. real: the folder that is meant after all links; above: those on the way to it."""
+    above |= {real}
     for path in storage.list(folder):
         if is_hidden(path.name):
             aside.note(HIDDEN, path)
@@ -81,10 +85,12 @@ def files_under(folder: Path, *, skip: Collection[Path] = (), aside: Aside | Non
             aside.note(RUNS, path)
         elif path in skip:
             continue
-        elif path.is_symlink() and path.resolve() in above:
-            aside.note(CIRCLES, path)
         else:
-            yield from files_under(path, skip=skip, aside=aside)
+            target = path.resolve() if path.is_symlink() else real / path.name
+            if target in above:
+                aside.note(CIRCLES, path)
+            else:
+                yield from _walk(path, target, above, skip=skip, aside=aside)
 
 
 def is_hidden(name: str) -> bool:
@@ -118,7 +124,8 @@ def by_name(
     stored: dict[str, str] = {}  # the names as the file system has them
     start = len(folder.as_posix().rstrip("/")) + 1 if folder != Path() else 0
     for path in files_under(folder, skip=skip, aside=aside):
-        raw, suffix = os.path.splitext(path.as_posix()[start:])
+        suffix = path.suffix
+        raw = path.as_posix()[start:].removesuffix(suffix)
         name = composed(raw.removesuffix(end))
         if suffix.lower() not in suffixes:
             aside.note_suffix(path)
