@@ -112,8 +112,11 @@ def _read_png(file: BinaryIO) -> Header:
             break
         if name == b"acTL" and length >= 4:
             pictures = int.from_bytes(_at(file, place + 8, 4))
-        elif name == b"eXIf":
-            exif = of_exif(_at(file, place + 8, min(length, _MOST), exact=False))
+        elif name == b"eXIf" and length < _MOST:
+            chunk = _at(file, place + 4, length + 8)
+            if zlib.crc32(chunk[:-4]) != int.from_bytes(chunk[-4:]):  # who knows which side is up
+                raise BadImage("damaged or truncated: chunk b'eXIf' has another checksum")
+            exif = of_exif(chunk[4:-4])
         elif name in (b"tEXt", b"zTXt", b"iTXt"):
             text = of_text(name, _at(file, place + 8, min(length, _MOST), exact=False)) or text
         place += 12 + length

@@ -5,12 +5,13 @@ Images and labels are paired by relative path and stem, never by sort order. No 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.run.folder import RunFolder
@@ -116,9 +117,9 @@ def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
         raise BadLayout(f"unknown split {unknown[0]!r}: Mapillary has {', '.join(MAPILLARY_SPLITS)}")
     config, labels_folder = _mapillary_config(root)
     try:
-        space = LabelSpace.from_json(storage.read(config).decode(), name="mapillary")
-    except ValueError as error:
-        raise BadLayout(f"{config}: {error}") from error
+        space = LabelSpace.of(read_json(config), where=str(config), name="mapillary")
+    except BadDocument as error:
+        raise BadLayout(str(error)) from error
     samples: list[Sample] = []
     strays: list[Path] = []
     for split in splits or MAPILLARY_SPLITS:
@@ -139,9 +140,9 @@ def _mapillary_config(root: Path) -> tuple[Path, str]:
     if _CONFIGS[config.name]:
         return config, _CONFIGS[config.name]
     try:
-        version = str(json.loads(storage.read(config)).get("version", ""))
-    except (ValueError, AttributeError) as error:
-        raise BadLayout(f"{config} is not the JSON of Mapillary Vistas: {error}") from error
+        version = str(read_json(config, dict[str, Any]).get("version", ""))
+    except BadDocument as error:
+        raise BadLayout(f"this is not the config of Mapillary Vistas: {error}") from error
     versioned = f"v{version}/labels"
     has_versions = any(storage.is_folder(root / split / versioned) for split in MAPILLARY_SPLITS)
     return config, versioned if has_versions else "labels"

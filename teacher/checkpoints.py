@@ -33,6 +33,7 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -89,7 +90,7 @@ def save_checkpoint(
     content = {
         "format": FORMAT,
         "arch": arch,
-        "label_space": json.loads(space.to_json()),
+        "label_space": space.to_dict(),
         "state_dict": network.state_dict(),
         "trained_on": torch.zeros(0, dtype=torch.int64) if trained_on is None else trained_on,
         "metrics": dict(metrics or {}),
@@ -111,7 +112,7 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
     marks = checkpoint.trained_on.numpy().view(np.uint64).tolist()
     metadata = {
         "arch": checkpoint.arch,
-        "label_space": json.loads(checkpoint.label_space.to_json()),
+        "label_space": checkpoint.label_space.to_dict(),
         "trained_on": [f"{mark:016x}" for mark in sorted(marks)],
         "metrics": checkpoint.metrics,
     }
@@ -126,11 +127,11 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
 def _read_tensors(data: bytes) -> dict[str, Any]:
     """Read a safetensors file: its tensors alone, or a checkpoint that `save_tensors` wrote."""
     tensors = load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = header.get("__metadata__", {}).get(FORMAT)
+    header = json_of(data[8 : 8 + int.from_bytes(data[:8], "little")], dict[str, Any], name="its header")
+    text = shaped(dict[str, str], header.get("__metadata__", {}), "its metadata").get(FORMAT)
     if text is None:
         return tensors
-    metadata = json.loads(text)
+    metadata = json_of(text, dict[str, Any], name="its metadata")
     return {
         **metadata,
         "format": FORMAT,
@@ -222,7 +223,7 @@ def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Te
             )
         return Checkpoint(network.arch, network.classes, network.scales, None, state, torch.zeros(0, dtype=torch.int64))
     try:
-        space = LabelSpace.from_json(json.dumps(content["label_space"]))
+        space = LabelSpace.of(content["label_space"])
         arch, trained_on, metrics = (
             str(content["arch"]),
             torch.as_tensor(content["trained_on"]),
