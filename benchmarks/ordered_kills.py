@@ -26,7 +26,7 @@ import time
 import traceback
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,9 @@ RATES = {  # keys of JSON and of checkpoints that may differ: times, rates, memo
 SEVERAL = re.compile(r"pictures-[0-9a-f]{12}")  # a folder of pictures has a new name every time
 CREATES = {"open": 0, "os.link": 1, "os.mkdir": 0}  # events of Python, and which argument is the path
 REMOVES = {"os.remove": 0, "os.rmdir": 0}
+
+IMAGES = "city/leftImg8bit/train_extra"
+TINY = ["--steps", "2", "--batch-size", "2", "--crop", "64x64", "--validations", "2"]
 
 Words = list[str]
 
@@ -208,14 +211,10 @@ class World:
         self.place.mkdir()
         for name, split in (("fine", "train"), ("coarse", "train_extra"), ("val", "val")):
             self.must(["manifest", "scan", f"{root}/city", "--split", split, "-o", f"{root}/{name}.parquet"])
-        images = f"{root}/city/leftImg8bit/train_extra"
-        self.must(
-            ["manifest", "scan", images, "--labels", f"{root}/truth", "--label-space", "cityscapes", "--label-ids"]
-            + ["source", "-o", f"{root}/truth.parquet"]
-        )
+        truth = ["--labels", f"{root}/truth", "--label-space", "cityscapes", "--label-ids", "source"]
+        self.must(["manifest", "scan", f"{root}/{IMAGES}", *truth, "-o", f"{root}/truth.parquet"])
         coarse = load_manifest(root / "coarse.parquet")
-        self.few = root / "few.parquet"
-        save_manifest(self.few, type(coarse).of(coarse.label_space, coarse.samples[:4]))
+        self.few = replace(coarse, samples=coarse.samples[:4])
         (root / "strict.toml").write_text('name = "strict"\nthreshold = 0.7\n')
 
     def must(self, words: Words) -> None:
@@ -235,7 +234,7 @@ class World:
 
     def begun(self, place: Path) -> None:
         """A run over the first images of a manifest that has then grown."""
-        shutil.copyfile(self.few, place / "coarse.parquet")
+        save_manifest(place / "coarse.parquet", self.few)
         self._once("begun", place, self.generate(place / "coarse.parquet", place / "run"))
         save_manifest(place / "coarse.parquet", load_manifest(self.root / "coarse.parquet"))
 
@@ -284,7 +283,6 @@ class World:
         root, place = self.root, self.place
         run = place / "run"
         source = root / "source" / "run"
-        images = root / "city" / "leftImg8bit" / "train_extra"
         audit = ["audit", str(run), "--truth", f"{root}/truth.parquet"]
         again = self.generate(root / "coarse.parquet", run, "--keep-confidence", "8")
         fuse = [
@@ -298,7 +296,7 @@ class World:
         scan = ["manifest", "scan", f"{root}/city", "--split", "train", "-o", f"{place}/scanned.parquet"]
         train = ["train", f"{root}/fine.parquet", "--val", f"{root}/val.parquet", "--out", f"{place}/student", *TINY]
         return {
-            "generate": Case(self.generate(images, run, "--keep-confidence", "8")),
+            "generate": Case(self.generate(root / IMAGES, run, "--keep-confidence", "8")),
             "generate-png": Case(self.generate(root / "coarse.parquet", run, "--store", "png")),
             "grown": Case(self.generate(place / "coarse.parquet", run), before=self.begun),
             "relabel": Case(["relabel", str(source), "--policy", f"{root}/strict.toml", "--out", str(run)]),
@@ -311,9 +309,6 @@ class World:
             "report": Case(["report", str(run), "--images", "3"], before=self.reported),
             "compare": Case(self.compare(place), before=self.students),
         }
-
-
-TINY = ["--steps", "2", "--batch-size", "2", "--crop", "64x64", "--validations", "2"]
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
