@@ -250,8 +250,9 @@ def require_no_link(path: Path) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON, whole or not at all."""
-    write(path, json_bytes(value))
+    """Write readable JSON as `writing` does."""
+    with writing(path) as file:
+        file.write(json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
