@@ -90,7 +90,7 @@ class Account(Shown):
             tables.append(self.listing.aside.table())
         if self.suspicions:
             title = f"SUSPICIOUS: {counted(len(self.suspicions), 'thing')} to look at before you go on"
-            tables.append(Table(title, [""], [[text] for text in self.suspicions]))
+            tables.append(Table(title, (), (), notes=[f"  - {text}" for text in self.suspicions]))
         return tables
 
     def _class_table(self) -> Table:

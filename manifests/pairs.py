@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 from dataclasses import dataclass
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, read_csv
 from autolabel.manifests.walk import BadLayout, composed, is_holdable
 
-_COLUMNS = ("image", "label", "coarse")
+_MOST_BYTES = 1 << 30  # ten million pairs
 
 
 @dataclass(frozen=True)
@@ -30,31 +29,20 @@ def read_pairs(table: Path, root: Path) -> list[Pair]:
     A sample id is the image's path below `root` without its suffix. Raises BadLayout, naming the line.
     """
     try:
-        text = storage.read(table).decode("utf-8-sig")
-        rows = csv.reader(io.StringIO(text, newline=""), strict=True)
-        header = [cell.strip() for cell in next(rows, [])]
-        if header[:1] != ["image"] or "label" not in header or set(header) - set(_COLUMNS):
-            raise BadLayout(
-                f"{table}: its first line is {','.join(header)!r}: expected image,label or image,label,coarse"
-            )
-        lines = [(rows.line_num, row) for row in rows if any(cell.strip() for cell in row)]
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise BadLayout(f"{table} is no CSV in UTF-8: {error}") from error
+        rows = read_csv(table, ("image", "label"), optional=("coarse",), at_most=_MOST_BYTES)
+    except BadDocument as error:
+        raise BadLayout(f"{error}; the first line is image,label or image,label,coarse") from error
     pairs: dict[str, Pair] = {}
-    for line, cells in lines:
+    for line, cells in enumerate(rows, 2):
         place = f"{table}, line {line}"
-        if len(cells) != len(header):
-            raise BadLayout(f"{place}: {len(cells)} cells: expected {len(header)}, as in the first line")
-        named = dict(zip(header, map(str.strip, cells), strict=True))
-        if not named["image"]:
+        image, label, coarse = (_find(cell.strip(), root, table, place) for cell in cells)
+        if image is None:
             raise BadLayout(f"{place}: names no image")
-        image, label, coarse = (_find(named.get(column, ""), root, table, place) for column in _COLUMNS)
-        assert image is not None
         if not image.is_relative_to(root.absolute()):
             raise BadLayout(f"{place}: image {image} lies outside of {root}: scan a folder that holds all images")
         name = composed(image.relative_to(root.absolute()).with_suffix("").as_posix())
         if name in pairs:
-            raise BadLayout(f"{place}: image {named['image']} is there twice")
+            raise BadLayout(f"{place}: image {cells[0]} is there twice")
         pairs[name] = Pair(name, image, label, coarse)
     if not pairs:
         raise BadLayout(f"{table} names no images")

@@ -124,7 +124,9 @@ class Table:
                 )
 
     def lines(self) -> list[str]:
-        """The table without its title, for a terminal."""
+        """The table without its title, for a terminal; without a header there are only notes."""
+        if not self.header:
+            return [*map(plain, self.notes)]
         cells = [[plain(cell) for cell in row] for row in (self.header, *self.rows)]
         first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
         header, *body = [

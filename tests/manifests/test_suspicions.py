@@ -302,7 +302,7 @@ def test_the_account_ends_with_classes_left_aside_and_suspicions(tmp_path: Path)
     assert classes.notes == ["3 classes in no label"]
     assert aside.rows == [["other files, .txt", "1", f"{root}/images/notes.txt"]]
     assert suspicious.title == "SUSPICIOUS: 1 thing to look at before you go on"
-    assert [row[0] for row in suspicious.rows] == list(account.suspicions)
+    assert suspicious.lines() == [f"  - {text}" for text in account.suspicions]
 
 
 def test_strict_refuses_what_is_suspicious_and_writes_nothing(tmp_path: Path) -> None:
