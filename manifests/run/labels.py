@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
-
 from autolabel.manifests import storage
 from autolabel.manifests.images import PNG_END, BadImage, decode_label, read_label
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.shards import DamagedLabel, Label, Window, crc32c, read_zarr
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.tables import BadTable
+from autolabel.manifests.tables import read_sealed
 
 LABELS, TOP, CONFIDENCE = "labels", "top", "confidence"  # layers: the maps of bytes that a run may hold of an image
 _PLACE = ["sample_id", "status", "label", "label_index", "height", "width"]  # columns of a record that say where it is
@@ -149,12 +146,7 @@ def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:
     columns = [*_PLACE, _checksum(layer)]
     labels: dict[str, StoredLabel] = {}
     for record in storage.list(run / "units", suffix=".parquet"):
-        try:
-            with storage.reading(record) as file:
-                rows = pq.read_table(file, columns=columns).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise BadTable(f"{record} is not a readable parquet file ({type(error).__name__})") from error
-        labels |= stored_labels(run, rows, layer=layer)
+        labels |= stored_labels(run, read_sealed(record, columns).to_pylist(), layer=layer)
     return labels
 
 
