@@ -546,11 +546,13 @@ def demo(out: Path, seed: int, students: bool) -> None:
     marker = out / f"seed-{seed}"
     if not storage.exists(marker) and storage.list(out):
         raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
-    storage.write(marker, b"")
+    storage.write_json(marker, seed)
+    storage.remove_leftovers(out / "city", recursive=True)
+    storage.remove_leftovers(out / "truth", recursive=True)
     if not storage.exists(out / "teacher.safetensors"):  # it is written behind the city
         with progress("drawing a city") as update:
             write_city(out / "city", seed, fine=0, coarse=48, val=0, truth=out / "truth", progress=update)
-        storage.write(out / "teacher.safetensors", storage.read(DRAWN_STREETS))
+        storage.copy(DRAWN_STREETS, out / "teacher.safetensors")
     if students and not storage.exists(out / "fine.parquet"):
         with progress("drawing more of it") as update:
             write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)

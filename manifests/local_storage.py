@@ -145,6 +145,9 @@ class LocalStorage:
     def is_folder(self, path: Path) -> bool:
         return path.is_dir()
 
+    def is_link(self, path: Path) -> bool:
+        return os.path.islink(path)
+
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         if recursive:
             found = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]

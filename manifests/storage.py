@@ -92,6 +92,9 @@ class Storage(Protocol):
     def is_folder(self, path: Path) -> bool:
         """Return True if there is a folder of this name; a storage without empty folders looks for a file below it."""
 
+    def is_link(self, path: Path) -> bool:
+        """Return True if the name stands for something elsewhere; a storage without links says False."""
+
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         """List the content of a folder, sorted; nothing if there is no folder. recursive: the files at any depth.
 
@@ -125,6 +128,11 @@ def exists(path: Path) -> bool:
 def is_folder(path: Path) -> bool:
     """Return True if there is a folder of this name."""
     return storage_of(path).is_folder(path)
+
+
+def is_link(path: Path) -> bool:
+    """Return True if the name stands for something elsewhere: a symbolic link."""
+    return storage_of(path).is_link(path)
 
 
 def read(path: Path, *, at_most: int | None = None) -> bytes:
@@ -225,9 +233,27 @@ def under(root: Path, name: str) -> Path:
     return root / name
 
 
+def inside(root: Path, name: str) -> Path:
+    """Join a stored name to the folder that owns it. Raises ValueError as `under`, and for a link on the way.
+
+    Whoever writes below a folder that came from somebody else must not be led out of it by a link in it.
+    """
+    path, parts = under(root, name), Path(name).parts
+    for depth in range(1, len(parts) + 1):
+        require_no_link(root.joinpath(*parts[:depth]))
+    return path
+
+
+def require_no_link(path: Path) -> None:
+    """Raise ValueError for a link in a folder that has none of its own."""
+    if is_link(path):
+        raise ValueError(f"{path} is a link: a run holds its own files; link the whole run folder instead")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON, whole or not at all."""
-    write(path, json_bytes(value))
+    """Write readable JSON as `writing` does."""
+    with writing(path) as file:
+        file.write(json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:

@@ -115,9 +115,12 @@ def table_bytes(table: pa.Table) -> bytes:
 # --- reading ----------------------------------------------------------------------------------------------------------
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a parquet file that has the columns of `schema`, with its metadata. Raises BadTable."""
-    with _opened(path, schema) as file:
+def read_table(path: Path, schema: pa.Schema, *, sealed: bool = False) -> pa.Table:
+    """Read a parquet file that has the columns of `schema`, with its metadata. Raises BadTable.
+
+    sealed: refuse a file that another program wrote.
+    """
+    with _opened(path, schema, must_be_sealed=sealed) as file:
         table = file.read(columns=schema.names)
         return _as_expected(path, table, schema).replace_schema_metadata(_metadata(file))
 
@@ -177,7 +180,7 @@ def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> Iterator[pq.ParquetFile]:
     if not storage.exists(path):
         raise BadTable(f"{path} {'is no file' if path.exists() else 'does not exist'}")
     with _translated(path), storage.reading(path) as source:
@@ -188,6 +191,8 @@ def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
         missing = [name for name in schema.names if name not in file.schema_arrow.names]
         if missing:
             raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")
+        if must_be_sealed and not sealed:
+            raise BadTable(f"{path} is damaged: it has no checksum")
         if not sealed:
             notes.tell(f"{path} is unverified: another program wrote it, without a checksum of its content")
         yield file

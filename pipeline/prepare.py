@@ -222,7 +222,7 @@ class Left:
     room: the number of samples that --limit leaves of a unit that it cuts.
     """
 
-    run: RunFolder
+    run: Run
     portion: Portion
     plan: Plan
     units: list[int]
@@ -244,7 +244,7 @@ def _wanted_ids(portion: Portion, unit: Unit, room: int | None) -> list[str]:
     return [s.sample_id for s in unit.samples if fits(s.sample_id)][:room]
 
 
-def survey(run: RunFolder, portion: Portion, plan: Plan) -> Left:
+def survey(run: Run, portion: Portion, plan: Plan) -> Left:
     """Compare the plan with the commit records."""
     records = {path.name for path in storage.list(run.units, suffix=".parquet")}
     units: list[int] = []

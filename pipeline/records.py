@@ -20,9 +20,9 @@ import pyarrow as pa
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
-from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer
-from autolabel.manifests.run.shards import WrittenShard
+from autolabel.manifests.run.shards import WrittenShard, shard_path
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
 from autolabel.manifests.tables import BadTable, OtherVersion, read_sealed, table_bytes
 from autolabel.pipeline.units import Tally, Unit
@@ -53,9 +53,12 @@ RECORD_SCHEMA = pa.schema(
         pa.field("centroids", _nested(CENTROIDS_SCHEMA)),
     ]
 )
+_PLACE = ["sample_id", "status", "height", "width", "label", "label_index"]
 # The columns that tell whether a sample is done and which pixels have a label: a small part of a record.
-_BRIEF = ["sample_id", "status", "height", "width", "label", "label_index", "image_bytes", "image_mtime_ns"]
-_BRIEF += [
+_BRIEF = [
+    *_PLACE,
+    "image_bytes",
+    "image_mtime_ns",
     "top_crc32c",
     "confidence_crc32c",
     "image_fingerprint",
@@ -114,13 +117,13 @@ RecordWriter = Callable[[RunFolder, Unit, Sequence[Row], Mapping[str, WrittenSha
 def write_record(run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> None:
     """Commit a unit. `shards` has its shard of every layer, nothing where labels are PNGs or there are none."""
     table = pa.Table.from_pylist([vars(row) for row in rows], schema=RECORD_SCHEMA)
-    files = {name: {"file": s.file, "bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
+    files = {name: {"bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
     metadata = {_SHARDS: json.dumps(files).encode()}
     storage.write(run.units / unit.record, table_bytes(table.replace_schema_metadata(metadata)))
 
 
 def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
-    """A commit record, and by layer its shard's file, size and checksum. Raises BadTable unless it is as written."""
+    """A commit record, and by layer its shard's size and checksum. Raises BadTable unless it is as written."""
     try:
         table = read_sealed(path, columns, schema=RECORD_SCHEMA)
         metadata = table.schema.metadata or {}
@@ -130,6 +133,41 @@ def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table,
     except (BadTable, BadDocument) as error:
         raise _damaged(path, str(error).removeprefix(f"{path} is ").removeprefix("damaged: ")) from error
     return table, shards
+
+
+def read_unit(run: Run, unit: Unit, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
+    """The record of a unit as `read_record` gives it, with `columns` that hold those of `_PLACE`, or all.
+
+    A checksum is no signature: no place is taken from a record. Raises BadTable unless it lists samples of this unit,
+    each once and of its size, with their labels where they belong, and shards of layers that the run has.
+    """
+    path = run.units / unit.record
+    table, shards = read_record(path, columns)
+    places = {sample.sample_id: number for number, sample in enumerate(unit.samples)}
+    for row in table.select(_PLACE).to_pylist():
+        name = row["sample_id"]
+        number = places.pop(name, None)
+        if number is None:
+            raise _damaged(path, f"sample {name!r} is not of this unit, or comes twice")
+        if row["status"] not in (LABELLED, QUARANTINED):
+            raise _damaged(path, f"sample {name!r} is neither labelled nor quarantined")
+        if row["status"] == QUARANTINED:
+            continue
+        sample, (label, index) = unit.samples[number], unit.place(number, run.recipe.store)
+        if (row["height"], row["width"]) != (sample.height, sample.width):
+            raise _damaged(path, f"sample {name!r} has another size")
+        if (row["label"], row["label_index"]) != (label, index):
+            raise _damaged(path, f"the label of {name!r} lies elsewhere: at {row['label']!r}, {row['label_index']}")
+    layers = run.zarr_layers() if run.recipe.store == "zarr" else {}
+    if not shards.keys() <= layers.keys():
+        raise _damaged(path, f"it names a layer {min(shards.keys() - layers.keys())!r}")
+    return table, shards
+
+
+def shard_file(run: Run, unit: Unit, layer: str) -> Path:
+    """The shard of a unit in a layer. Raises ValueError for a link on the way."""
+    file = shard_path(run.layer(layer) / unit.bucket, unit.first_row // run.recipe.unit_size)
+    return storage.inside(run.path, file.relative_to(run.path).as_posix())
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> list[Row]:
@@ -143,7 +181,7 @@ def _damaged(path: Path, why: str) -> BadTable:
     )
 
 
-def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row]:
+def committed(run: Run, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row]:
     """The finished samples of a unit: their rows in brief, by sample id.
 
     Left out, so that they are done again: quarantined samples whose file has since been replaced, or all of them with
@@ -154,17 +192,15 @@ def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[st
     path = run.units / unit.record
     if storage.stat(path) is None:
         return {}
-    table, shards = read_record(path, _BRIEF)
+    table, shards = read_unit(run, unit, _BRIEF)
     for layer, shard in shards.items():
-        status = storage.stat(storage.under(run.layer(layer) / unit.bucket, shard["file"]))
+        status = storage.stat(shard_file(run, unit, layer))
         if status is None or status.size != shard["bytes"]:
             return {}
     images = {s.sample_id: s.image for s in unit.samples}
     rows: dict[str, Row] = {}
     for row in (Row(**values) for values in table.to_pylist()):
-        image = images.get(row.sample_id)
-        if image is None:
-            raise _damaged(path, f"sample {row.sample_id!r} is not of this unit")
+        image = images[row.sample_id]
         if row.labelled and not shards and not all(map(storage.exists, _files(run, row))):
             continue
         if not row.labelled and retry_quarantined:
@@ -195,7 +231,7 @@ def tally(rows: Iterable[Row]) -> Tally:
 
 def _files(run: RunFolder, row: Row) -> list[Path]:
     """The PNGs of a labelled sample."""
-    return [storage.under(run.path, in_layer(row.label or "", layer)) for layer in row.layers()]
+    return [storage.inside(run.path, in_layer(row.label or "", layer)) for layer in row.layers()]
 
 
 def _changed(image: Path, row: Row) -> bool:

@@ -14,7 +14,7 @@ from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, Shown, counted
 from autolabel.pipeline.lock import Lock
-from autolabel.pipeline.records import Row, read_record
+from autolabel.pipeline.records import Row, read_unit, shard_file
 from autolabel.pipeline.units import Plan, Unit, gained, write_plan
 
 
@@ -116,23 +116,19 @@ def _damaged_tables(run: Run) -> list[str]:
 def _faults(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
     path = run.units / unit.record
     try:
-        yield from _differences(run, unit, result, path)
+        yield from _differences(run, unit, result)
     except BadTable as error:
         yield str(error)
-    except ValueError as error:  # a name that leaves the folder
+    except ValueError as error:  # a link in the folder
         yield f"{path}: {error}"
 
 
-def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iterator[str]:
-    record, shards = read_record(path)
+def _differences(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
+    record, shards = read_unit(run, unit)
     rows = [Row(**row) for row in record.to_pylist()]
     result.samples += len(rows)
-    places = {s.sample_id: unit.first_row + k for k, s in enumerate(unit.samples)}
-    if len({row.sample_id for row in rows}) < len(rows) or not all(_in_place(row, places) for row in rows):
-        yield f"{path} lists other samples than its unit, or in other places"
-        return
     for layer, shard in shards.items():
-        file = storage.under(run.layer(layer) / unit.bucket, shard["file"])
+        file = shard_file(run, unit, layer)
         status = storage.stat(file)
         if status is None:
             yield f"{file} is missing"
@@ -150,7 +146,3 @@ def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iter
                 maps[name]
             except DamagedLabel as error:
                 yield str(error)
-
-
-def _in_place(row: Row, places: dict[str, int]) -> bool:
-    return row.sample_id in places and row.label_index in (None, places[row.sample_id])

@@ -55,8 +55,7 @@ class Scores(Shown):
 
     def write(self, path: Path) -> None:
         """Write the scores as JSON, whole or not at all."""
-        with storage.writing(path) as file:
-            file.write(storage.json_bytes(self.__dict__))
+        storage.write_json(path, self.__dict__)
 
     def lines(self) -> list[str]:
         """The pixel accuracy, and warnings if the scores flatter, or the network has learnt nothing."""

@@ -35,8 +35,9 @@ from autolabel.manifests.run.labels import (
     RunConfidence,
     RunLabels,
     committed_labels,
+    require_no_links,
     zarr_folder,
-)
+)  # fmt: skip
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
@@ -134,7 +135,7 @@ class RunFolder:
         yield from read_pieces(*self._statistics(table, columns))
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
-        path = self.statistics_path(table)
+        path = storage.inside(self.path, self.statistics_path(table).relative_to(self.path).as_posix())
         if not storage.exists(path):
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
         schema = STATISTICS[table]
@@ -216,6 +217,7 @@ class Run(RunFolder, Shown):
         file = RunFolder(Path(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
+        require_no_links(Path(path))
         data = storage.read(file, at_most=storage.SMALL)
         if data == _CLAIM:
             raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
@@ -250,8 +252,7 @@ class Run(RunFolder, Shown):
 
     def save(self) -> None:
         """Write `run.json` with a checksum of itself."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["path"]
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
         document = {
             "format": FORMAT,
             **values,
@@ -289,7 +290,7 @@ class Run(RunFolder, Shown):
     @property
     def plan_path(self) -> Path:
         """The file of the plan."""
-        return storage.under(self.path, self.plan)
+        return storage.inside(self.path, self.plan)
 
     @property
     def label_space(self) -> LabelSpace:

@@ -149,7 +149,8 @@ def audit(
     classes = audit_classes(space, confusion, human, boundary, calibration, suggestion=suggestion)
     if suggestion:
         named, comments = _suggested(policy, space, target_precision, suggestion)
-        storage.write(run.suggested_path, named.to_toml(comments).encode())
+        with storage.writing(run.suggested_path) as file:
+            file.write(named.to_toml(comments).encode())
     result = Audit(
         truth=str(truth.absolute()),
         truth_sha256=storage.sha256(truth),

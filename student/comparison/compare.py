@@ -147,7 +147,8 @@ def compare(
     }
     comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
     storage.write_json(template.out / "compare.json", comparison.record())
-    storage.write(template.out / "index.html", render(comparison, template.out).encode())
+    with storage.writing(template.out / "index.html") as file:
+        file.write(render(comparison, template.out).encode())
     return comparison
 
 
