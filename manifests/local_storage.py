@@ -43,7 +43,8 @@ _KINDS = {
 class Stat(NamedTuple):
     """Size in bytes, time of the last change in nanoseconds, and a mark of the storage's own.
 
-    Two of a path are equal if its content is the same; every change gives another one.
+    If two of a path are equal, its content is the same; every change gives another one. Here the mark is the inode and
+    the time of its last change, which `cp -p`, `rsync -t` and `git checkout` cannot set back as they do the other time.
     """
 
     size: int
@@ -210,7 +211,7 @@ def _require_file(found: os.stat_result, path: Path) -> None:
 
 
 def _stat(found: os.stat_result) -> Stat:
-    return Stat(found.st_size, found.st_mtime_ns, str(found.st_ino))
+    return Stat(found.st_size, found.st_mtime_ns, f"{found.st_ino}.{found.st_ctime_ns}")
 
 
 def _is_temporary(name: str) -> bool:

@@ -29,15 +29,16 @@ from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, w
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.measure import class_numbers, image_numbers
-from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, identified, read_layer
+from autolabel.pipeline.notes import Attempt
+from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, read_layer
 from autolabel.pipeline.records import (
     LABELLED,
     QUARANTINED,
-    Attempt,
     RecordWriter,
     Row,
     committed,
     fingerprint_of,
+    identified,
     read_rows,
     tally,
     write_record,

@@ -19,7 +19,8 @@ from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
-from autolabel.pipeline.records import committed, excuse, tally
+from autolabel.pipeline.notes import excuse
+from autolabel.pipeline.records import committed, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, require_distinct, write_plan
 from autolabel.teacher.checkpoints import BadCheckpoint
 from autolabel.teacher.device import pick_device, pick_precision
@@ -161,6 +162,9 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         run.save()
     else:
         plan = open_plan(run, manifest)
+        if run.input_manifest != job.manifest:  # the data set has moved, and the published manifest names the old place
+            run = replace(run, input_manifest=job.manifest, accounts=None, tables_sha256=None)
+            run.save()
     _make_stores(run, plan)
     for old in storage.list(job.out, suffix=".arrow"):
         if old.name.startswith("plan-") and old.name != run.plan:

@@ -1,20 +1,18 @@
 """Commit records: the only truth about finished work.
 
 A unit is done when `units/NAME.parquet` says so: a row for every sample, labelled or quarantined, with the digest of
-its shard and of itself. It is written last. While a unit is under way, `attempts/NAME.jsonl` tells who is at it:
-if that process dies, the next one works carefully, and an image that keeps killing its process is found.
+its shard and of itself. It is written last.
 """
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 
@@ -48,6 +46,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("confidence_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
+        pa.field("image_version", pa.string()),
         pa.field("image_fingerprint", pa.string()),
         pa.field("classes", _nested(CLASSES_SCHEMA)),
         pa.field("centroids", _nested(CENTROIDS_SCHEMA)),
@@ -59,6 +58,7 @@ _BRIEF = [
     *_PLACE,
     "image_bytes",
     "image_mtime_ns",
+    "image_version",
     "top_crc32c",
     "confidence_crc32c",
     "image_fingerprint",
@@ -97,6 +97,7 @@ class Row:
     confidence_crc32c: int | None = None
     image_bytes: int | None = None
     image_mtime_ns: int | None = None
+    image_version: str | None = None
     image_fingerprint: str | None = None
     classes: list[dict[str, Any]] | None = None
     centroids: list[dict[str, Any]] | None = None
@@ -197,21 +198,21 @@ def committed(run: Run, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row
         status = storage.stat(shard_file(run, unit, layer))
         if status is None or status.size != shard["bytes"]:
             return {}
-    images = {s.sample_id: s.image for s in unit.samples}
-    rows: dict[str, Row] = {}
+    done = []
     for row in (Row(**values) for values in table.to_pylist()):
-        image = images[row.sample_id]
-        if row.labelled and not shards and not all(map(storage.exists, _files(run, row))):
-            continue
-        if not row.labelled and retry_quarantined:
-            continue
-        if not _changed(image, row):
-            rows[row.sample_id] = row
-        elif row.labelled:
+        whole = shards or all(map(storage.exists, _files(run, row)))
+        if whole if row.labelled else not retry_quarantined:
+            done.append(row)
+    images = {s.sample_id: s.image for s in unit.samples}
+    changed = changed_images([(images[row.sample_id], row) for row in done])
+    for row in done:
+        if row.labelled and row.sample_id in changed:
+            image = images[row.sample_id]
+            what = "has changed" if storage.stat(image) or image.exists() else "is gone"
             raise ValueError(
-                f"image {image} has changed since it was labelled: put the old one back, or label into a new --out"
+                f"image {image} {what} since it was labelled: put the old one back, or label into a new --out"
             )
-    return rows
+    return {row.sample_id: row for row in done if row.sample_id not in changed}
 
 
 def tally(rows: Iterable[Row]) -> Tally:
@@ -234,98 +235,44 @@ def _files(run: RunFolder, row: Row) -> list[Path]:
     return [storage.inside(run.path, in_layer(row.label or "", layer)) for layer in row.layers()]
 
 
-def _changed(image: Path, row: Row) -> bool:
-    """True if an image file differs from the one recorded; its content is read only if size or time differ."""
-    with contextlib.suppress(OSError):
+# --- which image file it was ------------------------------------------------------------------------------------------
+
+
+def identified(row: Row, image: Path) -> Row:
+    """The row with the stat of the image file, None where there is no such file."""
+    try:
         now = storage.stat(image)
-        same = now is not None and (now.size, now.mtime_ns) == (row.image_bytes, row.image_mtime_ns)
-        if row.image_fingerprint is not None and same:
-            return False
-    return fingerprint_of(image) != row.image_fingerprint
+    except OSError:
+        return row
+    return replace(row, image_bytes=now.size, image_mtime_ns=now.mtime_ns, image_version=now.version) if now else row
+
+
+def changed_images(images: Sequence[tuple[Path, Row]], *, read_all: bool = False) -> dict[str, str | None]:
+    """The image files that differ from the ones in their rows: their fingerprints now by sample id, None if unreadable.
+
+    A file with the same stat is surely the same. Any other one is read whole and compared by content, so a copied data
+    set is recognised; `read_all` trusts no stat.
+    """
+    unsure = [(image, row) for image, row in images if read_all or not _surely_same(image, row)]
+    if not unsure:
+        return {}
+    with ThreadPoolExecutor(8) as pool:
+        now = list(pool.map(fingerprint_of, (image for image, _ in unsure)))
+    return {row.sample_id: mark for (_, row), mark in zip(unsure, now, strict=True) if mark != row.image_fingerprint}
+
+
+def _surely_same(image: Path, row: Row) -> bool:
+    try:
+        now = storage.stat(image)
+    except OSError:
+        return False
+    recorded = (row.image_bytes, row.image_mtime_ns, row.image_version)
+    return row.image_fingerprint is not None and now is not None and tuple(now) == recorded
 
 
 def fingerprint_of(image: Path) -> str | None:
-    """The fingerprint of a regular file, None if it cannot be read. Opening a pipe would wait for its writer."""
+    """The fingerprint of a file, None if it cannot be read."""
     try:
-        return storage.fingerprint(image) if storage.exists(image) else None
+        return storage.fingerprint(image)
     except OSError:
         return None
-
-
-def note_path(run: RunFolder, unit: Unit) -> Path:
-    """The file that notes the attempts at a unit."""
-    return run.attempts / f"{unit.name}.jsonl"
-
-
-def excuse(path: Path) -> None:
-    """Mark the last attempt as ended: its machine or driver was lost, so no image is to blame."""
-    with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
-        last = json_of(storage.read(path).splitlines()[-1], _Note, name=str(path)).attempt
-        _add_line(path, {"attempt": last, "ended": True})
-
-
-@dataclass(frozen=True)
-class _Note:
-    """One line of a file of notes: an attempt, the sample that it begins, or its orderly end."""
-
-    attempt: str
-    sample: str | None = None
-    ended: bool = False
-
-
-def _add_line(path: Path, words: dict[str, Any]) -> None:
-    """Add to a file of notes, whoever else adds to it meanwhile."""
-    line, added = json.dumps(words).encode() + b"\n", False
-    while not added:
-        before = storage.stat(path)
-        if before is None:
-            added = storage.create(path, line)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                notes = storage.read(path)  # its last line may be half a line
-                whole = notes if notes.endswith(b"\n") or not notes else notes + b"\n"
-                added = storage.replace(path, whole + line, unchanged=before)
-
-
-class Attempt:
-    """One process that works on one unit, noted so that its death leaves a trace.
-
-    deaths: the number of earlier processes that died while they worked on a sample, by sample id. careful: some earlier
-    process died at this unit, so every sample is noted before it is touched.
-    """
-
-    def __init__(self, run: RunFolder, unit: Unit) -> None:
-        self.path = note_path(run, unit)
-        self._tag = uuid4().hex[:12]
-        last: dict[str, str | None] = {}  # the sample that each attempt without an orderly end was working on
-        for note in self._notes():
-            if note.ended:
-                last.pop(note.attempt, None)
-            else:
-                last[note.attempt] = note.sample
-        self.careful = bool(last)
-        self.deaths = Counter(sample for sample in last.values() if sample is not None)
-        self._note({})
-
-    def _notes(self) -> Iterable[_Note]:
-        """The notes that can be read. They are no truth: half a line, or rubbish, says that some attempt died."""
-        if storage.exists(self.path):
-            for line in storage.read(self.path).splitlines():
-                try:
-                    yield json_of(line, _Note, name=str(self.path))
-                except BadDocument:
-                    yield _Note(attempt="unknown")
-
-    def _note(self, words: dict[str, Any]) -> None:
-        _add_line(self.path, {"attempt": self._tag, **words})
-
-    def begin(self, sample_id: str) -> None:
-        """Note that this sample is next."""
-        self._note({"sample": sample_id})
-
-    def end(self, *, committed: bool) -> None:
-        """Note that nobody died: the unit is whole, or was left in order."""
-        if committed:
-            storage.remove(self.path)
-        else:
-            self._note({"ended": True})

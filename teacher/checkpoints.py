@@ -38,7 +38,8 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
 
-FORMAT = "autolabel-checkpoint/1"
+_KIND = "autolabel-checkpoint/"
+FORMAT = f"{_KIND}2"
 DRAWN_STREETS = Path(__file__).with_name("drawn_streets.safetensors")  # the teacher of `autolabel demo`
 
 
@@ -128,9 +129,11 @@ def _read_tensors(data: bytes) -> dict[str, Any]:
     """Read a safetensors file: its tensors alone, or a checkpoint that `save_tensors` wrote."""
     tensors = load(data)
     header = json_of(data[8 : 8 + int.from_bytes(data[:8], "little")], dict[str, Any], name="its header")
-    text = shaped(dict[str, str], header.get("__metadata__", {}), "its metadata").get(FORMAT)
+    written = shaped(dict[str, str], header.get("__metadata__", {}), "its metadata")
+    text = written.get(FORMAT)
     if text is None:
-        return tensors
+        other = next((key for key in written if key.startswith(_KIND)), None)
+        return tensors if other is None else {"format": other, "state_dict": tensors}
     metadata = json_of(text, dict[str, Any], name="its metadata")
     return {
         **metadata,
@@ -188,6 +191,12 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = _read_content(path)
     except Exception as error:  # a damaged file can raise anything
         raise BadCheckpoint(f"{path} is not a loadable checkpoint: {_reason(error)}") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, str) and version.startswith(_KIND) and version != FORMAT:
+        raise BadCheckpoint(
+            f"{path} has format {version!r}, this program knows {FORMAT!r}: its marks of the images it was trained on"
+            " are of another kind; train again, or use the version that wrote it"
+        )
     bare = isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())
     keys = ("state_dict", "model_dict")  # published weights of Xception-71 have the second
     tensors = (

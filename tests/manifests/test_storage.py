@@ -380,14 +380,15 @@ def test_a_file_and_its_bytes_have_the_same_fingerprint(tmp_path: Path, size: in
     file = tmp_path / "image.png"
     file.write_bytes(data)
     assert storage.fingerprint(file) == storage.fingerprint_bytes(data)
-    assert len(bytes.fromhex(storage.fingerprint(file))) == 8
+    assert storage.fingerprint(file) == hashlib.sha256(data).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("size", [200, 100 * KIB, 1000 * KIB])
-def test_one_other_byte_at_either_end_or_one_more_is_another_fingerprint(size: int) -> None:
+def test_one_other_byte_anywhere_or_one_more_is_another_fingerprint(size: int) -> None:
     data = bytes(size)
     others = [b"\1" + data[1:], data[:-1] + b"\1", data + b"\0", data[:-1], data[:99] + b"\1" + data[100:]]
-    assert len({storage.fingerprint_bytes(d) for d in [data, *others]}) == 6
+    others.append(data[: size // 2] + b"\1" + data[size // 2 + 1 :])
+    assert len({storage.fingerprint_bytes(d) for d in [data, *others]}) == 7
 
 
 @pytest.mark.parametrize("size", [0, 5_000_000])

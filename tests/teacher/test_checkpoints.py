@@ -22,9 +22,11 @@ from formula import NOT_BUILT, PUBLISHED, customary
 from safetensors.torch import save_file
 from torch import Tensor
 
-from autolabel.manifests import local_storage
+from autolabel.manifests import local_storage, storage
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
+from autolabel.manifests.scenes import write_city
 from autolabel.teacher.checkpoints import (
+    DRAWN_STREETS,
     FORMAT,
     BadCheckpoint,
     fingerprint_tensor,
@@ -580,6 +582,32 @@ def test_a_checkpoint_of_ours_without_an_entry_is_refused(key: str, tmp_path: Pa
 def test_a_checkpoint_of_ours_with_an_unknown_network_is_refused(tmp_path: Path, network: SegmentationNet) -> None:
     torch.save(our_content(network) | {"arch": "unet"}, tmp_path / "c.pt")
     assert "unknown architecture 'unet'" in refusal(tmp_path / "c.pt")
+
+
+# --- older versions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+def test_a_checkpoint_of_another_version_is_refused_by_name(ours: Path, tmp_path: Path, form: str) -> None:
+    """Its marks of training images are of another kind: they would equal nothing, and pass for "none seen"."""
+    path = tmp_path / f"older.{form}"
+    if form == "pt":
+        torch.save({**torch.load(ours, weights_only=True), "format": "autolabel-checkpoint/1"}, path)
+    else:
+        save_tensors(path, read_checkpoint(ours))
+        path.write_bytes(path.read_bytes().replace(FORMAT.encode(), b"autolabel-checkpoint/1"))
+    assert refusal(path).startswith(
+        f" has format 'autolabel-checkpoint/1', this program knows '{FORMAT}': its marks of the images it was trained"
+    )
+
+
+def test_the_shipped_teacher_knows_the_scenes_that_it_was_trained_on(tmp_path: Path) -> None:
+    """They follow from the seed of benchmarks/demo_teacher.py, one scene after the other."""
+    write_city(tmp_path, 1_000_003, fine=2, coarse=0, val=0)
+    scenes = sorted(tmp_path.glob("leftImg8bit/train/*/*.png"))
+    marks = read_checkpoint(DRAWN_STREETS).trained_on
+    assert (len(scenes), len(marks)) == (2, 1500)
+    assert overlap(marks, [storage.fingerprint(path) for path in scenes]) == [0, 1]
 
 
 # --- fingerprints -----------------------------------------------------------------------------------------------------
