@@ -25,7 +25,7 @@ from autolabel.student.losses import segmentation_loss
 from autolabel.teacher.networks.build import build
 
 FULL = "hrnet48_ocr_mscale", ((128, 256), (256, 256))  # the network, and the crops whose memory is measured
-SMALLEST = "hrnet18s_ocr_mscale", ((32, 64), (64, 64))
+SMALLEST = "hrnet18s_ocr_mscale", ((64, 128), (128, 128))
 GIB = 2**30
 
 

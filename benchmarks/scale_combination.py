@@ -27,14 +27,15 @@ FULL, SMALLEST = (512, 1024), (64, 64)  # crop
 BATCH = 2  # batch norm of the image-level feature needs two
 
 
-def training_flops(arch: str, crop: tuple[int, int]) -> int:
-    """Floating point operations of one training step. Nothing is computed: tensors have shapes only."""
+def counted(arch: str, crop: tuple[int, int]) -> tuple[int, str]:
+    """Floating point operations of one training step, and its scales. Nothing is computed: tensors have shapes only."""
     with torch.device("meta"):
         network = build(arch, 19)
         images = torch.empty(BATCH, 3, *crop)
         with FlopCounterMode(display=False) as counter:
             network(images).joint.sum().backward()  # any loss: what it adds has no products worth counting
-    return int(counter.get_total_flops())
+    scales = ", ".join(f"{scale:g}" for scale in network.scale_attn.training_scales)
+    return int(counter.get_total_flops()), scales
 
 
 def main() -> None:
@@ -45,15 +46,14 @@ def main() -> None:
     if smallest:
         print("--smallest: these numbers mean nothing")
     crop = SMALLEST if smallest else FULL
-    counted = {arch: training_flops(arch, crop) for _, arch, _ in CASES}
-    single = counted[CASES[0][1]]
+    found = {arch: counted(arch, crop) for _, arch, _ in CASES}
+    single, _ = found[CASES[0][1]]
     print(f"DeepLabV3+ / ResNet-50, {BATCH} crops of {crop[0]} x {crop[1]}, one training step\n")
     print("| combination | training scales | TFLOPs | relative | paper |")
     print("|---|---|---:|---:|---:|")
     for name, arch, paper in CASES:
-        with torch.device("meta"):
-            scales = ", ".join(f"{s:g}" for s in build(arch, 19).scale_attn.training_scales)
-        print(f"| {name} | {scales} | {counted[arch] / 1e12:.2f} | {counted[arch] / single:.2f} | {paper:.2f} |")
+        flops, scales = found[arch]
+        print(f"| {name} | {scales} | {flops / 1e12:.2f} | {flops / single:.2f} | {paper:.2f} |")
 
 
 if __name__ == "__main__":
