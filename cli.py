@@ -36,6 +36,7 @@ from autolabel.terminal import (
 )
 
 if TYPE_CHECKING:
+    from autolabel.manifests.account import Account
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
 
@@ -156,10 +157,16 @@ def manifest() -> None:
 @option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
 @option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
 @space_option
-@option("--label-ids", type=click.Choice(("train", "source")), default="train",
-        help="The ids in the PNGs of --labels and --coarse: train ids, or source ids of the label space.")  # fmt: skip
-def scan(folder: Path, output: Path, **options: Any) -> None:
+@option("--suffix", default="", metavar="TEXT", show_default=False,
+        help="The labels' names are longer by this, such as _mask.")  # fmt: skip
+@option("--pairs", type=FILE, help="CSV with the columns image,label or image,label,coarse instead.")
+@option("--label-ids", type=click.Choice(("train", "source", "color")),
+        help="The PNGs hold train ids, source ids of the label space, or its colours. [default: train]")  # fmt: skip
+@option("--strict", is_flag=True, help="Write nothing if anything is suspicious.")
+def scan(folder: Path, output: Path, strict: bool, **options: Any) -> None:
     """Find and check the images and labels in FOLDER, and list them.
+
+    Ends with the classes in the labels, what was left aside and why, and what is suspicious.
 
     \b
     autolabel manifest scan data/cityscapes --split train_extra -o coarse.parquet
@@ -172,8 +179,10 @@ def scan(folder: Path, output: Path, **options: Any) -> None:
 
     with progress("checking files") as update:
         samples, account = scan(folder, progress=update, **options)
-    save_manifest(output, samples)
     show(account)
+    if strict:
+        account.require_plausible()
+    save_manifest(output, samples)
     echo(f"wrote {output}")
 
 
@@ -302,10 +311,14 @@ def generate(
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
+        accounts: list[Account] = []
         with progress("checking files") as update:
             manifest = manifest_of(
-                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update
-            )
+                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update,
+                on_account=accounts.append,
+            )  # fmt: skip
+        for account in accounts:
+            show(account)
         job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
         if dry_run:
             with progress("labelling a few on trial") as update:
@@ -544,14 +557,16 @@ def demo(out: Path, seed: int, students: bool) -> None:
 
     started = time.monotonic()
     marker = out / f"seed-{seed}"
-    if not storage.exists(marker):
-        if storage.list(out):
-            raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
+    if not storage.exists(marker) and storage.list(out):
+        raise Failure(f"{out} is not empty and holds no demo of seed {seed}: choose another --out")
+    storage.write_json(marker, seed)
+    storage.remove_leftovers(out / "city", recursive=True)
+    storage.remove_leftovers(out / "truth", recursive=True)
+    if not storage.exists(out / "teacher.safetensors"):  # it is written behind the city
         with progress("drawing a city") as update:
             write_city(out / "city", seed, fine=0, coarse=48, val=0, truth=out / "truth", progress=update)
-        storage.write(out / "teacher.safetensors", storage.read(DRAWN_STREETS))
-        storage.write(marker, b"")
-    if students and not storage.list(out / "city" / "gtFine" / "val"):
+        storage.copy(DRAWN_STREETS, out / "teacher.safetensors")
+    if students and not storage.exists(out / "fine.parquet"):
         with progress("drawing more of it") as update:
             write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)
     for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").split("\n")[1:-1]:

@@ -1,6 +1,7 @@
 """Kill workers, machines and commands while labels are made, and compare what comes out with an undisturbed run.
 
 python benchmarks/chaos.py [--kills 200] [--pause 2.5] [--seed 0] [--images 300] [--spare] [--out DIR]
+python benchmarks/chaos.py --ordered [COMMAND ...]      kills before every change of a file, see ordered_kills.py
 
 A Ray cluster on this machine (a head without CPUs, two nodes of one CPU) and `autolabel generate` as a process of its
 own. SIGKILL comes at random moments: half to actors, a quarter to nodes (a new one joins at once), a quarter to the
@@ -454,6 +455,9 @@ def show(dealer: Chaos, runs: list[Driver], images: int, innocent: int, seconds:
 
 def main() -> None:
     """Kill, compare, print."""
+    if sys.argv[1:2] == ["--ordered"]:
+        script = Path(__file__).with_name("ordered_kills.py")
+        os.execv(sys.executable, [sys.executable, str(script), *sys.argv[2:]])
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200)
     parser.add_argument("--pause", type=float, default=2.5, help="seconds until the next kill, on average")

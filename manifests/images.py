@@ -5,62 +5,92 @@ A silent conversion (16 bits clipped to 8, a palette taken for colours) would gi
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
+import warnings
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import ExifTags, Image, ImageOps
+from PIL import Image
 
 from autolabel.manifests import storage
+from autolabel.manifests.headers import PNG_SIGNATURE, BadImage, Header, pixels_only, read_header
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.orientation import UPRIGHT
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp")
+__all__ = ["BadImage"]
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_FORMATS = ("PNG", "JPEG", "WEBP")  # Pillow would open many more, and run Ghostscript for EPS
-_PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _UP = 2  # the PNG filter that subtracts the row above
-_HEAD = 32  # the first bytes of a PNG, which hold its bit depth
-_TRANSPOSED = {5, 6, 7, 8}  # EXIF orientations that swap height and width
-_DAMAGE = (OSError, SyntaxError, ValueError, struct.error, EOFError)  # Pillow raises these for damaged files
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}  # fmt: skip
+_ADVICE = {
+    "L": "it may be a label; save a photograph as RGB, or as a grey JPEG",
+    "P": "it may be a label; save a photograph as RGB",
+    "CMYK": "its colours depend on a printer; save it as RGB",
+}
 
 Size = tuple[int, int]  # height, width
 
 
-class BadImage(ValueError):
-    """The file itself is at fault: it is damaged, or of a kind that is not read. Trouble of the disk stays OSError."""
+class UnknownIds(BadImage):
+    """A label holds ids that its label space does not know."""
+
+    def __init__(self, message: str, ids: Sequence[int]) -> None:
+        super().__init__(message)
+        self.ids = frozenset(ids)
+
+
+# Pillow warns of what it can live with. A warning would reach the terminal as a line of Python source.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 # --- photographs ------------------------------------------------------------------------------------------------------
 
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
-    """Decode an 8-bit RGB PNG, JPEG or WebP: (H, W, 3) uint8, EXIF orientation applied. Raises BadImage."""
+    """Decode a photograph: (H, W, 3) uint8 RGB, EXIF orientation applied. Raises BadImage; see `photograph_header`."""
     return np.asarray(decode_picture(data)[0])
 
 
 def decode_picture(data: bytes, shrink: float = 1) -> tuple[Image.Image, int]:
-    """Decode a photograph as a Pillow image. Return it and the factor by which it is smaller than the file's image.
+    """Decode a photograph as a Pillow image in RGB. Return it and the factor by which it is smaller than the file's.
 
     The factor is 1, 2, 4 or 8, at most `shrink`. Only an upright JPEG can be decoded smaller, in half of the time or
     less: the decoder leaves out the fine parts of its blocks. Pixel (i, j) then stands for the square of the file's
     pixels that begins at (k i, k j). Raises BadImage.
     """
-    opened = _open(data)
-    _require(opened, data, modes=("RGB",), expected="8-bit RGB")
-    if opened.format == "PNG":
-        _verify(_open(data))
+    header = photograph_header(io.BytesIO(data))
     smaller = max(k for k in (1, 2, 4, 8) if k <= max(1, shrink))
     # If a JPEG has to be turned, the squares that its edge cuts come first and shift all others.
-    turned = opened.format == "JPEG" and opened.getexif().get(ExifTags.Base.Orientation, 1) != 1
-    if opened.format != "JPEG" or turned or min(opened.size) < smaller:
+    if header.format != "JPEG" or header.orientation != UPRIGHT or min(header.size) < smaller:
         smaller = 1
-    if smaller > 1:
-        opened.draft("RGB", (opened.width // smaller, opened.height // smaller))
-    return _load(opened, upright=True), smaller
+    picture = _decode(data, header, smaller=smaller)
+    return _as_rgb(picture), smaller
+
+
+def photograph_header(file: BinaryIO) -> Header:
+    """Read the header of a photograph: RGB of 8 bits, with or without alpha, or a grey JPEG, whose channels are equal.
+
+    Raises BadImage for anything else, because its colours are not exactly known, or it may be a label.
+    """
+    header = _header(file)
+    if header.mode in ("RGB", "RGBA") and header.bits == 8:
+        return header
+    if header.mode == "L" and header.bits == 8 and header.format == "JPEG":
+        return header
+    advice = "save it with 8 bits a channel" if header.bits > 8 else _ADVICE.get(header.mode, "convert the file first")
+    raise BadImage(f"mode {header.mode}, {header.bits} bits: expected 8-bit RGB; {advice}")
 
 
 def read_image(path: Path) -> NDArray[np.uint8]:
@@ -71,29 +101,16 @@ def read_image(path: Path) -> NDArray[np.uint8]:
 def read_size(path: Path) -> Size:
     """(height, width) of a photograph with EXIF orientation applied, its pixels not decoded.
 
-    Raises BadImage for a file that `decode_image` would refuse because of its header.
+    Raises BadImage for a file that `decode_image` would refuse because of its header, and for one that cannot be read.
     """
     try:
         require_regular(path)
         with storage.reading(path) as file:
-            head = file.read(_HEAD)
-            if not head:
-                raise BadImage("the file is empty")
-            file.seek(0)
-            with Image.open(file, formats=_FORMATS) as opened:
-                _require(opened, head, modes=("RGB",), expected="8-bit RGB")
-                # A PNG's own getexif would decode the pixels to look for a chunk after them; Image.getexif does not.
-                orientation = Image.Image.getexif(opened).get(ExifTags.Base.Orientation)
-                height, width = opened.height, opened.width
-                return (width, height) if orientation in _TRANSPOSED else (height, width)
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"too many pixels: {error}") from error
+            return photograph_header(file).size
     except FileNotFoundError as error:
         raise BadImage("the file is missing") from error
-    except BadImage:
-        raise
-    except _DAMAGE as error:
-        raise BadImage(f"not a readable image ({type(error).__name__})") from error
+    except OSError as error:
+        raise BadImage(f"the file cannot be read ({error.strerror or error})") from error
 
 
 def require_regular(path: Path) -> storage.Stat | None:
@@ -108,23 +125,70 @@ def require_regular(path: Path) -> storage.Stat | None:
 
 
 def decode_label(data: bytes, space: LabelSpace | None, *, ids: str = "train") -> NDArray[np.uint8]:
-    """Decode an 8-bit single-channel PNG: (H, W) uint8 train ids.
+    """Decode a label PNG: (H, W) uint8 train ids.
 
-    ids: the file holds "train" ids, or "source" ids, which the label space's table maps. Without a label space the
-    bytes are taken as they are. Raises BadImage, also for ids that the label space does not know.
+    ids: the file has one 8-bit channel with "train" ids, or with "source" ids, which the label space's table maps; or
+    it shows the "color" of every class. Without a label space the bytes are taken as they are. Raises BadImage, also
+    for ids and colours that the label space does not know.
     """
-    opened = _open(data)
-    _require(opened, data, modes=("L", "P"), expected="8-bit grey or palette PNG holding one class id a pixel")
-    if opened.format != "PNG":  # JPEG changes ids, GIF renumbers them
-        raise BadImage(f"a {opened.format} file: expected a PNG holding one class id a pixel")
-    _verify(_open(data))
-    stored = np.asarray(_load(opened, upright=False))
+    header = _header(io.BytesIO(data))
+    if header.format != "PNG":  # JPEG changes ids, GIF renumbers them
+        raise BadImage(f"a {header.format} file: expected a PNG holding one class id a pixel")
+    if ids == "color" and space is not None:
+        return _from_colours(data, header, space)
+    if header.mode not in ("L", "P") or (header.bits != 8 and header.mode == "L"):  # Pillow would stretch 4 bits to 8
+        coloured = header.mode in ("RGB", "RGBA") and header.bits == 8
+        advice = "colours are read with --label-ids color" if coloured else "convert the file first"
+        expected = f"expected 8-bit grey or palette PNG holding one class id a pixel; {advice}"
+        raise BadImage(f"mode {header.mode}, {header.bits} bits: {expected}")
+    stored = np.asarray(_decode(data, header, upright=False))
     if space is None:
         return stored
     unknown = _unknown_ids(stored, space, ids=ids)
     if unknown:
-        raise BadImage(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)")
+        raise UnknownIds(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)", unknown)
     return np.frombuffer(space.train_ids, np.uint8)[stored] if ids == "source" else stored
+
+
+def _from_colours(data: bytes, header: Header, space: LabelSpace) -> NDArray[np.uint8]:
+    """Read a PNG that shows every class in its colour: (H, W) uint8 train ids. Black is ignored unless a class is.
+
+    Raises BadImage for other colours, naming the commonest, and for a label space in which two classes look the same.
+    """
+    if header.bits != 8 and header.mode != "P":
+        raise BadImage(f"mode {header.mode}, {header.bits} bits: expected the colours of the classes with 8 bits")
+    if header.mode not in ("RGB", "RGBA", "P"):
+        raise BadImage(f"mode {header.mode}: expected an RGB or palette PNG that shows every class in its colour")
+    picture = _decode(data, header, upright=False)
+    colours = np.asarray(picture.convert("RGB") if header.mode == "P" else _as_rgb(picture), np.int32)
+    packed = colours @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    known, train_ids = _colour_table(space)
+    places = np.searchsorted(known, packed).clip(max=len(known) - 1)
+    others = packed[known[places] != packed]
+    if others.size:
+        values, counts = np.unique(others, return_counts=True)
+        most = int(values[counts.argmax()])
+        shown = (most >> 16, most >> 8 & 255, most & 255)
+        raise BadImage(
+            f"{others.size} pixels have colours that are not in label space {space.name!r}, {counts.max()} of them"
+            f" {shown}: expected the colours of its classes alone"
+            + ("" if (0, 0, 0) in {c.colour for c in space.classes} else ", and black for ignored pixels")
+        )
+    return np.take(train_ids, places)
+
+
+def _colour_table(space: LabelSpace) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """The colours of a label space, packed into numbers, ascending; and the train id of each."""
+    owners: dict[int, int] = {}
+    for train_id, c in enumerate(space.classes):
+        red, green, blue = c.colour
+        packed = red << 16 | green << 8 | blue
+        if packed in owners:
+            twin = space.names[owners[packed]]
+            raise BadImage(f"classes {twin!r} and {c.name!r} of label space {space.name!r} have one colour, {c.colour}")
+        owners[packed] = train_id
+    owners.setdefault(0, IGNORE)
+    return np.array(sorted(owners), np.int32), np.array([owners[c] for c in sorted(owners)], np.uint8)
 
 
 def _unknown_ids(stored: NDArray[np.uint8], space: LabelSpace, *, ids: str) -> list[int]:
@@ -140,6 +204,8 @@ def read_label(path: Path, space: LabelSpace, *, ids: str = "train", size: Size 
         label = decode_label(storage.read(path), space, ids=ids)
         require_size(label, size or label.shape)
         return label
+    except UnknownIds as error:
+        raise UnknownIds(f"{path}: {error}", sorted(error.ids)) from error
     except BadImage as error:
         raise BadImage(f"{path}: {error}") from error
 
@@ -168,7 +234,7 @@ def encode_label(label: NDArray[np.uint8]) -> bytes:
     deflate = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
     header = struct.pack(">IIBBBBB", label.shape[1], label.shape[0], 8, 0, 0, 0, 0)
     pixels = deflate.compress(rows.data) + deflate.flush()
-    return _PNG_SIGNATURE + _png_chunk(b"IHDR", header) + _png_chunk(b"IDAT", pixels) + _png_chunk(b"IEND", b"")
+    return PNG_SIGNATURE + _png_chunk(b"IHDR", header) + _png_chunk(b"IDAT", pixels) + _png_chunk(b"IEND", b"")
 
 
 def _png_chunk(kind: bytes, data: bytes) -> bytes:
@@ -178,41 +244,48 @@ def _png_chunk(kind: bytes, data: bytes) -> bytes:
 # --- Pillow -----------------------------------------------------------------------------------------------------------
 
 
-def _open(data: bytes) -> Image.Image:
-    if not data:
-        raise BadImage("the file is empty")
+@contextlib.contextmanager
+def _foreign() -> Iterator[None]:
+    """Run a decoder on a stranger's bytes: whatever it raises is the file's fault, but for a lack of memory."""
     try:
-        return Image.open(io.BytesIO(data), formats=_FORMATS)
-    except Image.DecompressionBombError as error:
-        raise BadImage(f"too many pixels: {error}") from error
-    except _DAMAGE as error:
-        raise BadImage(f"not a readable image ({type(error).__name__})") from error
+        yield
+    except (BadImage, MemoryError):
+        raise
+    except Exception as error:
+        raise BadImage(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
 
 
-def _require(opened: Image.Image, data: bytes, *, modes: tuple[str, ...], expected: str) -> None:
-    # Pillow would take the first picture of an animation. A phone's JPEG of several pictures, MPO, is a still.
-    if opened.format in ("PNG", "WEBP") and getattr(opened, "is_animated", False):
-        count = getattr(opened, "n_frames", 0)
-        raise BadImage(f"an animation of {count} pictures: expected one; save the one that is meant")
-    # Pillow opens 16-bit RGB as 8-bit RGB, and stretches 1 to 4 bit grey to 0..255, without a word.
-    depth = data[24] if len(data) > 24 and data.startswith(_PNG_SIGNATURE) else None
-    wrong_depth = depth is not None and depth != 8 and opened.mode != "P"
-    if opened.mode not in modes or wrong_depth:
-        bits = f", {depth} bits" if depth else ""
-        raise BadImage(f"mode {opened.mode}{bits}: expected {expected}; convert the file first")
-
-
-def _load(opened: Image.Image, *, upright: bool) -> Image.Image:
+def _header(file: BinaryIO) -> Header:
     try:
+        return read_header(file)
+    except (BadImage, MemoryError, OSError):  # an OSError is trouble of the disk
+        raise
+    except Exception as error:
+        raise BadImage(f"its header is damaged: {error}") from error
+
+
+def _decode(data: bytes, header: Header, *, smaller: int = 1, upright: bool = True) -> Image.Image:
+    """The pixels of a file. None of Pillow's decoders is called anywhere else. Raises BadImage."""
+    with _foreign():
+        opened = Image.open(io.BytesIO(pixels_only(data, header)), formats=(header.format,))
+        if opened.size != (header.width, header.height):
+            shown = f"{opened.width} x {opened.height}"
+            raise BadImage(f"its header says {header.width} x {header.height}, but its pixels are {shown}")
+        if smaller > 1:
+            opened.draft(opened.mode, (opened.width // smaller, opened.height // smaller))
         opened.load()
-        return ImageOps.exif_transpose(opened) if upright else opened
-    except _DAMAGE as error:
-        raise BadImage(f"damaged or truncated: {error}") from error
+        turn = _TURNS.get(header.orientation) if upright else None
+        return opened if turn is None else opened.transpose(turn)
 
 
-def _verify(opened: Image.Image) -> None:
-    """Check the checksums of a PNG, at which Pillow does not look when it decodes. Spoils `opened`."""
-    try:
-        opened.verify()
-    except _DAMAGE as error:
-        raise BadImage(f"damaged or truncated: {error}") from error
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    """A decoded picture as RGB where no value changes. Raises BadImage for transparent pixels and other modes."""
+    if picture.mode == "RGB":
+        return picture
+    if picture.mode == "RGBA":
+        clear = picture.size[0] * picture.size[1] - picture.getchannel("A").histogram()[255]
+        if clear:
+            raise BadImage(f"{clear} of its pixels are transparent: expected 8-bit RGB; save it without transparency")
+    elif picture.mode != "L":
+        raise BadImage(f"mode {picture.mode}: expected 8-bit RGB; convert the file first")
+    return picture.convert("RGB")

@@ -6,16 +6,20 @@ set's own label files; every source id that belongs to no class becomes 255, "ig
 
 from __future__ import annotations
 
+import difflib
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, json_of, name_of, read_json, shaped
 
 IGNORE = 255
 MAX_CLASSES = 255  # train ids are uint8 and 255 is taken
+_MOST_BYTES = 1 << 20  # Mapillary's own config has 66 classes and 12 kB
 
 Colour = tuple[int, int, int]
 
@@ -52,7 +56,7 @@ class LabelSpace:
                 raise ValueError(f"class {c.name!r} has source ids {c.source_ids}: expected some in 0..255")
             for i in c.source_ids:
                 if i in owners:
-                    raise ValueError(f"source id {i} is both {owners[i]!r} and {c.name!r}: give it to one class")
+                    raise ValueError(f"source id {i} is both {owners[i]!r} and {c.name!r}: give it to one class, once")
                 owners[i] = c.name
             if len(c.colour) != 3 or not all(0 <= v <= 255 for v in c.colour):
                 raise ValueError(f"class {c.name!r} has colour {c.colour}: expected three numbers in 0..255")
@@ -88,43 +92,78 @@ class LabelSpace:
         colours = b"".join(bytes(c.colour) for c in self.classes)
         return colours.ljust(768, b"\0")
 
+    def to_dict(self) -> dict[str, Any]:
+        """Return JSON values that `of` reads back."""
+        labels: list[dict[str, Any]] = [
+            {"name": c.name, "color": list(c.colour), "ids": list(c.source_ids)} for c in self.classes
+        ]
+        if self.ignored_ids:
+            labels.append({"name": "ignored", "color": [0, 0, 0], "ids": list(self.ignored_ids), "evaluate": False})
+        return {"name": self.name, "labels": labels}
+
     def to_json(self) -> str:
         """Return one line of JSON that `from_json` reads back."""
-        labels: list[dict[str, Any]] = [{"name": c.name, "color": c.colour, "ids": c.source_ids} for c in self.classes]
-        if self.ignored_ids:
-            labels.append({"name": "ignored", "color": (0, 0, 0), "ids": self.ignored_ids, "evaluate": False})
-        return json.dumps({"name": self.name, "labels": labels})
+        return json.dumps(self.to_dict())
 
     @classmethod
-    def of(cls, document: dict[str, Any]) -> LabelSpace:
-        """Make a label space from the parsed JSON of a manifest or a run. Raises ValueError with what is wrong."""
-        return cls.from_json(json.dumps(document))
+    def of(cls, document: Any, *, where: str = "label space", name: str = "custom") -> LabelSpace:
+        """Make a label space from JSON values in the form of Mapillary Vistas' `config.json`.
 
-    @classmethod
-    def from_json(cls, text: str, name: str = "custom") -> LabelSpace:
-        """Read the form of Mapillary Vistas' `config.json`: {"labels": [{"name", "color", "evaluate"?, "ids"?}, …]}.
-
-        A label's source id is its place in the list, unless "ids" lists others. Labels with "evaluate": false get no
-        train id (they are ignored). Raises ValueError with what is wrong.
+        That is {"labels": [{"name", "color", "evaluate"?, "ids"?}, …]}. A label's source id is its place in the list,
+        unless "ids" lists others. Labels with "evaluate": false get no train id (they are ignored). `where` is the file
+        in messages. Raises BadDocument, naming label and key, for any other key or type.
         """
+        space = _keyed(document, _SPACE_KEYS, where)
+        if not isinstance(space.get("labels"), list):
+            raise BadDocument(f"{where} is no label space: {_FORM}")
+        classes: list[LabelClass] = []
+        ignored: list[int] = []
+        for place, value in enumerate(space["labels"]):
+            named = isinstance(value, dict) and isinstance(value.get("name"), str)
+            label = f"label {value['name']!r}" if named else f"label number {place}"
+            entry = _keyed(value, _LABEL_KEYS, f"{where}, {label}")
+            missing = [key for key in ("name", "color") if key not in entry]
+            if missing:
+                raise BadDocument(f"{where}, {label}, has no {missing[0]!r}: {_FORM}")
+            ids = tuple(entry.get("ids", (place,)))
+            if entry.get("evaluate", True):
+                classes.append(LabelClass(entry["name"], tuple(entry["color"]), ids))
+            else:
+                ignored += ids
         try:
-            document = json.loads(text)
-            entries = document["labels"]
-            labels = [(_label_class(place, e), bool(e.get("evaluate", True))) for place, e in enumerate(entries)]
-            name = str(document.get("name", name))
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError, RecursionError) as error:
-            raise ValueError(
-                f"not a label space ({type(error).__name__}: {error}): expected JSON like"
-                ' {"labels": [{"name": "road", "color": [128, 64, 128]}, …]}'
-            ) from error
-        classes = tuple(c for c, evaluate in labels if evaluate)
-        return cls(name, classes, tuple(i for c, evaluate in labels if not evaluate for i in c.source_ids))
+            return cls(str(space.get("name", name)), tuple(classes), tuple(ignored))
+        except ValueError as error:
+            raise BadDocument(f"{where}: {error}") from error
+
+    @classmethod
+    def from_json(cls, text: str | bytes, name: str = "custom", *, where: str = "label space") -> LabelSpace:
+        """Read the JSON of `of`. Raises BadDocument."""
+        return cls.of(json_of(text, name=where), where=where, name=name)
 
 
-def _label_class(place: int, entry: dict[str, Any]) -> LabelClass:
-    colour = tuple(int(v) for v in entry["color"])
-    ids = tuple(int(i) for i in entry.get("ids", (place,)))
-    return LabelClass(str(entry["name"]), colour, ids)  # type: ignore[arg-type]  # length checked by LabelSpace
+_FORM = 'expected JSON like {"labels": [{"name": "road", "color": [128, 64, 128]}, …]}'
+# The keys of the two levels and their types. Those of type Any stand in files of Mapillary and say nothing here.
+_SPACE_KEYS: dict[str, Any] = {"labels": list, "name": str, "version": Any, "mapping": Any, "folder_structure": Any}
+_LABEL_KEYS: dict[str, Any] = {
+    "name": str,
+    "color": list[int],
+    "ids": list[int],
+    "evaluate": bool,
+    "readable": Any,
+    "instances": Any,
+}
+
+
+def _keyed(value: Any, keys: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """Return an object whose keys are known and have these types. Raises BadDocument."""
+    if type(value) is not dict:
+        raise BadDocument(f"{where} is no object: {_FORM}")
+    for key in value:
+        if key not in keys:
+            close = difflib.get_close_matches(key, keys, 1)
+            hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(keys)}"
+            raise BadDocument(f"{where} has an unknown key {key!r}: {hint}")
+    return {key: shaped(keys[key], item, f"{where}, {key!r}") for key, item in value.items()}
 
 
 def _space(name: str, *rows: tuple[str, int, Colour], ignored_ids: tuple[int, ...] = ()) -> LabelSpace:
@@ -185,7 +224,4 @@ def load_label_space(name_or_file: str) -> LabelSpace:
         raise ValueError(
             f"label space {name_or_file!r} is neither built in ({', '.join(BUILT_IN)}) nor a JSON file that exists"
         )
-    try:
-        return LabelSpace.from_json(storage.read(path, at_most=storage.SMALL).decode(), name=path.stem)
-    except (ValueError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path}: {error}") from error
+    return LabelSpace.of(read_json(path, at_most=_MOST_BYTES), where=str(path), name=name_of(path))

@@ -21,6 +21,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
+try:
+    import fcntl
+except ImportError:  # Windows, where nobody can remove a file that is open
+    fcntl = None  # type: ignore[assignment]
+
 TEMPORARY = ".autolabel-tmp"  # suffix of files that a killed writer may leave behind
 LOCK = ".lock"
 _OURS = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY), re.DOTALL)  # no other program writes such names
@@ -38,7 +43,8 @@ _KINDS = {
 class Stat(NamedTuple):
     """Size in bytes, time of the last change in nanoseconds, and a mark of the storage's own.
 
-    Two of a path are equal if its content is the same; every change gives another one.
+    If two of a path are equal, its content is the same; every change gives another one. Here the mark is the inode and
+    the time of its last change, which `cp -p`, `rsync -t` and `git checkout` cannot set back as they do the other time.
     """
 
     size: int
@@ -101,6 +107,7 @@ class LocalStorage:
             file.write(data)
 
     def writing(self, path: Path) -> AbstractContextManager[BinaryIO]:
+        _remove_abandoned(path)
         return _replacing(path, durable=True)
 
     def create(self, path: Path, data: bytes) -> bool:
@@ -138,6 +145,9 @@ class LocalStorage:
 
     def is_folder(self, path: Path) -> bool:
         return path.is_dir()
+
+    def is_link(self, path: Path) -> bool:
+        return os.path.islink(path)
 
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         if recursive:
@@ -201,7 +211,7 @@ def _require_file(found: os.stat_result, path: Path) -> None:
 
 
 def _stat(found: os.stat_result) -> Stat:
-    return Stat(found.st_size, found.st_mtime_ns, str(found.st_ino))
+    return Stat(found.st_size, found.st_mtime_ns, f"{found.st_ino}.{found.st_ctime_ns}")
 
 
 def _is_temporary(name: str) -> bool:
@@ -212,13 +222,14 @@ def _is_temporary(name: str) -> bool:
 def _temporary(target: Path) -> Iterator[Path]:
     """Give a name beside `target`, in a folder that exists; nothing lies there afterwards."""
     target.parent.mkdir(parents=True, exist_ok=True)
-    # Shortened, because a name may have 255 bytes and a letter four.
-    temporary = target.with_name(f".{target.name[:50]}.{uuid.uuid4().hex[:12]}{TEMPORARY}")
+    temporary = target.with_name(f"{_stem(target)}{uuid.uuid4().hex[:12]}{TEMPORARY}")
     try:
         yield temporary
     except OSError as error:
         if error.filename is None:  # a full disk does not say where
             error.filename = str(target)
+        elif str(error.filename) == str(temporary):
+            raise OSError(error.errno, error.strerror, str(target)) from error
         raise
     finally:
         with contextlib.suppress(FileNotFoundError):
@@ -228,14 +239,50 @@ def _temporary(target: Path) -> Iterator[Path]:
 @contextlib.contextmanager
 def _replacing(target: Path, durable: bool) -> Iterator[BinaryIO]:
     """Give a temporary file to write to; on success it replaces `target`, on any error it is removed."""
-    with _temporary(target) as temporary:
-        with open(temporary, "xb") as file:
+    with _temporary(target) as temporary, contextlib.ExitStack() as end:
+        with _held(temporary) as file:
+            end.callback(os.close, os.dup(file.fileno()))  # holds it until it has its name
             yield file
             if durable:
                 _force(file)
         os.replace(temporary, target)
         if durable:
             _sync_folder(target.parent)
+
+
+def _stem(target: Path) -> str:
+    """The first part of a temporary file's name. Shortened, because a name may have 255 bytes and a letter four."""
+    return f".{target.name[:50]}."
+
+
+def _held(path: Path) -> BinaryIO:
+    """Create a file, locked so that nobody takes it for a dead writer's; the lock ends with its last descriptor."""
+    file = open(path, "xb")  # noqa: SIM115 - the caller closes it
+    if fcntl is not None:
+        with contextlib.suppress(OSError):  # a drive without locks
+            fcntl.flock(file, fcntl.LOCK_SH)
+        if not os.fstat(file.fileno()).st_nlink:  # taken for one in the moment before
+            file.close()
+            return _held(path)
+    return file
+
+
+def _remove_abandoned(target: Path) -> None:
+    """Remove the temporary files of this target whose writers have died."""
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        for name in os.listdir(target.parent):
+            if name.startswith(_stem(target)) and _is_temporary(name):
+                with contextlib.suppress(OSError):  # its writer lives, or it is gone, or this drive has no locks
+                    _remove_unless_held(target.with_name(name))
+
+
+def _remove_unless_held(path: Path) -> None:
+    if fcntl is None:
+        os.unlink(path)
+        return
+    with open(path, "rb") as file:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        os.unlink(path)
 
 
 def _force(file: BinaryIO) -> None:

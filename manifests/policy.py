@@ -9,13 +9,13 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import tomllib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, name_of, plain_json, read_toml
 from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
@@ -23,6 +23,7 @@ COMBINE = ("network", "average")  # combine scales as the network has learnt to,
 THRESHOLD = 0.5  # as in the article and the published code; the paper's text says 0.9
 COARSE_RULES = ("ignore", "agree", "union", "human-wins", "teacher-wins")
 AREA_UNITS = ("pixels", "fractions")  # an area is given in pixels, or in fractions of the image's sides
+_LONGEST = 1 << 31  # pixels of a side
 LEVELS = (2, 32)  # fewest and most levels of confidence that can be kept
 # Thresholds that are worth keeping beside those in force: the likeliest to be asked for comes first.
 _WORTH_KEEPING = (
@@ -65,7 +66,7 @@ class Area:
         for name in ("rows", "columns"):
             first, end = ends = tuple(getattr(self, name))
             whole = self.unit == "fractions" or all(float(x).is_integer() for x in ends)
-            if not (whole and 0 <= first < end and (end <= 1 or self.unit == "pixels")):
+            if not (whole and 0 <= first < end <= (_LONGEST if self.unit == "pixels" else 1)):
                 expected = "two fractions in 0..1" if self.unit == "fractions" else "two whole numbers, 0 or more"
                 raise ValueError(f"area {name} {list(ends)}: expected {expected}, the first less than the second")
             object.__setattr__(self, name, ends)
@@ -177,7 +178,7 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every rule in the form that `run.json` holds."""
-        return json.loads(json.dumps(asdict(self)))  # type: ignore[no-any-return]
+        return dict(plain_json(asdict(self)))
 
     def to_toml(self, comments: dict[str, str] | None = None) -> str:
         """Return the text of a file that `load_policy` reads, without the rules that change nothing.
@@ -277,10 +278,11 @@ def load_policy(name_or_file: str) -> Policy:
     path = Path(name_or_file)
     if not storage.exists(path):
         raise ValueError(f"policy {name_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a file that exists")
+    document = {"name": name_of(path)} | read_toml(path)
     try:
-        return policy_of({"name": path.stem} | tomllib.loads(storage.read(path, at_most=storage.SMALL).decode()))
-    except ValueError as error:  # tomllib and the UTF-8 decoder raise kinds of it too
-        raise ValueError(f"{path}: {error}") from error
+        return policy_of(document)
+    except ValueError as error:
+        raise BadDocument(f"{path}: {error}") from error
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:

@@ -9,8 +9,9 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, get_type_hints
 
+from autolabel.manifests.documents import plain_json, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, differences, policy_of
 from autolabel.manifests.settings import require_choices, setting
@@ -41,25 +42,20 @@ class Recipe:
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Recipe:
-        """The recipe that `to_dict` wrote. Raises ValueError, KeyError or TypeError for anything else."""
-        values = {field.name: document[field.name] for field in fields(cls)}
-        edges = values["confidence_edges"]
-        return cls(
-            **{
-                **values,
-                "scales": tuple(values["scales"]),
-                "policy": policy_of(values["policy"]),
-                "confidence_edges": None if edges is None else tuple(edges),
-                "label_space": LabelSpace.of(values["label_space"]),
-            }
-        )
+        """The recipe that `to_dict` wrote. Raises ValueError for anything else."""
+        shape = get_type_hints(cls) | {"policy": dict, "label_space": dict}
+        missing = [name for name in shape if name not in document]
+        if missing:
+            raise ValueError(f"its recipe has no {missing[0]!r}")
+        values = {name: shaped(kind, document[name], f"its recipe, {name!r},") for name, kind in shape.items()}
+        space = LabelSpace.of(values["label_space"], where="its recipe")
+        return cls(**{**values, "policy": policy_of(values["policy"]), "label_space": space})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        space = json.loads(self.label_space.to_json())
-        plain = json.loads(json.dumps(values | {"policy": self.policy.to_dict(), "label_space": space}))
-        return dict(plain)
+        space = self.label_space.to_dict()
+        return dict(plain_json(values | {"policy": self.policy.to_dict(), "label_space": space}))
 
     def changes(self, now: Recipe) -> list[str]:
         """The settings in which another recipe differs, each with both values. A policy's name does not count."""

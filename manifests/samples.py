@@ -9,7 +9,6 @@ that a folder can be moved as a whole.
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -24,12 +23,10 @@ import pyarrow.compute as pc
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SCHEMA_VERSION, SOURCES
+from autolabel.manifests.metadata import METADATA_KEY, metadata_bytes, parse_metadata
+from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SOURCES
 from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
 from autolabel.manifests.wording import Shown, Table
-
-_METADATA_KEY = b"autolabel"
-_HEADER = ("schema_version", "label_space", "image_root", "label_root", "provenance")
 
 
 @dataclass(frozen=True)
@@ -140,12 +137,6 @@ def common_root(paths: Iterable[Path], *, fallback: Path) -> Path:
     return Path(os.path.commonpath(folders)) if folders else fallback
 
 
-def _relative(path: Path, base: Path) -> str:
-    """`path` from `base` where they share more than the file system's root, else absolute."""
-    shared = os.path.commonpath([path, base])
-    return Path(os.path.relpath(path, base)).as_posix() if shared != path.anchor else path.as_posix()
-
-
 # --- writing ----------------------------------------------------------------------------------------------------------
 
 
@@ -172,7 +163,6 @@ def writing_manifest(
 
     runs: the folders of the runs whose labels are written. The function raises ValueError for a path outside its root.
     """
-    base = path.absolute().parent
 
     def name_under(root: Path, file: Path | None) -> str | None:
         if file is None:
@@ -181,16 +171,10 @@ def writing_manifest(
         storage.under(root, name)  # refuses names that reading would refuse
         return name
 
-    named = {"runs": [_relative(run, base) for run in runs]} if runs else {}
-    header = {
-        "kind": "manifest",
-        "schema_version": SCHEMA_VERSION,
-        "label_space": json.loads(space.to_json()),
-        "image_root": _relative(image_root, base),
-        "label_root": _relative(label_root, base),
-        "provenance": {**(provenance or {}), **named},
-    }
-    schema = MANIFEST_SCHEMA.with_metadata({_METADATA_KEY: json.dumps(header).encode()})
+    header = metadata_bytes(
+        path, space=space, image_root=image_root, label_root=label_root, provenance=provenance or {}, runs=runs
+    )
+    schema = MANIFEST_SCHEMA.with_metadata({METADATA_KEY: header})
     with writing_table(path, schema) as add:
 
         def write(samples: Sequence[Sample]) -> None:
@@ -255,32 +239,8 @@ def open_manifest(path: str | Path) -> ManifestFile:
         of_run = path / "manifest.parquet"
         advice = f"this run's is {of_run}" if storage.exists(of_run) else f"`autolabel manifest scan {path}` makes one"
         raise BadTable(f"{path} is a folder: expected a manifest; {advice}")
-    header = _header(path, read_metadata(path, MANIFEST_SCHEMA))
-    base = path.absolute().parent
-    try:
-        space, provenance = LabelSpace.of(header["label_space"]), dict(header["provenance"])
-        folders = header["image_root"], header["label_root"], *provenance.pop("runs", ())
-        image_root, label_root, *runs = (Path(os.path.normpath(base / folder)) for folder in folders)
-    except (TypeError, ValueError) as error:
-        raise BadTable(f"{path}: {error}") from error
-    return ManifestFile(path, space, image_root, label_root, provenance, tuple(runs))
-
-
-def _header(path: Path, metadata: dict[bytes, bytes]) -> dict[str, Any]:
-    """The manifest's own metadata."""
-    raw = metadata.get(_METADATA_KEY)
-    try:
-        header = dict(json.loads(raw)) if raw else {}
-    except (ValueError, TypeError) as error:
-        raise BadTable(f"{path} has damaged metadata: {error}") from error
-    if header.get("kind") != "manifest":
-        raise BadTable(f"{path} is a parquet file, but not a manifest: make one with `autolabel manifest scan`")
-    missing = [key for key in _HEADER if key not in header]
-    if missing:
-        raise BadTable(f"{path} has damaged metadata: no {', '.join(missing)}")
-    if header["schema_version"] != SCHEMA_VERSION:
-        raise BadTable(f"{path} has schema version {header['schema_version']}: this program knows {SCHEMA_VERSION}")
-    return header
+    header = parse_metadata(path, read_metadata(path, MANIFEST_SCHEMA))
+    return ManifestFile(path, *header)
 
 
 def load_manifest(path: str | Path) -> Manifest:

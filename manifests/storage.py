@@ -7,15 +7,15 @@ local file system (manifests/local_storage.py).
 from __future__ import annotations
 
 import builtins
+import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 import google_crc32c
 
@@ -45,7 +45,7 @@ __all__ = [
     "remove_leftovers",
 ]
 
-_EDGE = 64 * 1024
+_DIGITS = 16  # of a fingerprint
 SMALL = 1 << 24  # bytes that a file of settings or JSON may have
 _PIECE = 1 << 22  # bytes that a checksum takes into memory at once
 LEAVING = r"^/|^[A-Za-z]:|[\\\0]|(^|/)\.\.(/|$)"  # stored names that could leave their root on some system
@@ -77,7 +77,10 @@ class Storage(Protocol):
         """Write a file whole or not at all, over whatever is there. Unless durable, a power cut may spoil it."""
 
     def writing(self, path: Path) -> AbstractContextManager[BinaryIO]:
-        """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+        """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+        Removes what writers of this file have left beside it that were killed.
+        """
 
     def create(self, path: Path, data: bytes) -> bool:
         """Write a file that is not there yet, and return True; return False if there is one. One of several wins."""
@@ -87,6 +90,9 @@ class Storage(Protocol):
 
     def is_folder(self, path: Path) -> bool:
         """Return True if there is a folder of this name; a storage without empty folders looks for a file below it."""
+
+    def is_link(self, path: Path) -> bool:
+        """Return True if the name stands for something elsewhere; a storage without links says False."""
 
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         """List the content of a folder, sorted; nothing if there is no folder. recursive: the files at any depth.
@@ -123,6 +129,11 @@ def is_folder(path: Path) -> bool:
     return storage_of(path).is_folder(path)
 
 
+def is_link(path: Path) -> bool:
+    """Return True if the name stands for something elsewhere: a symbolic link."""
+    return storage_of(path).is_link(path)
+
+
 def read(path: Path, *, at_most: int | None = None) -> bytes:
     """Return the whole content of a file. Raises FileNotFoundError, NotAFile, TooLarge beyond `at_most` bytes."""
     return storage_of(path).read(path, at_most=at_most)
@@ -144,8 +155,44 @@ def write(path: Path, data: bytes, *, durable: bool = True) -> None:
 
 
 def writing(path: Path) -> AbstractContextManager[BinaryIO]:
-    """Give a file to write to, front to back. It appears when the block ends, and never after an error."""
+    """Give a file to write to, front to back. It appears when the block ends, and never after an error.
+
+    Removes what writers of this file have left beside it that were killed.
+    """
     return storage_of(path).writing(path)
+
+
+@contextlib.contextmanager
+def lending(path: Path) -> Iterator[BinaryIO]:
+    """Give a file as `writing` does, to a library that turns errors of a file into its own, such as torch.
+
+    The library never sees one: the first error is raised as it was when the block ends, and nothing appears.
+    """
+    with writing(path) as file:
+        lent = _Lent(file)
+        yield cast(BinaryIO, lent)
+        if lent.error:
+            raise lent.error
+
+
+class _Lent:
+    """A file that takes everything, and keeps the first error of the one behind it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.error: OSError | None = None
+
+    def write(self, data: bytes) -> int:
+        """Write to the file behind this one, unless it has failed before."""
+        if self.error is None:
+            try:
+                self._file.write(data)
+            except OSError as error:
+                self.error = error
+        return len(data)
+
+    def flush(self) -> None:
+        """Do nothing: the file is forced to disk when it is whole."""
 
 
 def copy(source: Path, target: Path) -> None:
@@ -185,36 +232,43 @@ def under(root: Path, name: str) -> Path:
     return root / name
 
 
+def inside(root: Path, name: str) -> Path:
+    """Join a stored name to the folder that owns it. Raises ValueError as `under`, and for a link on the way.
+
+    Whoever writes below a folder that came from somebody else must not be led out of it by a link in it.
+    """
+    path, parts = under(root, name), Path(name).parts
+    for depth in range(1, len(parts) + 1):
+        require_no_link(root.joinpath(*parts[:depth]))
+    return path
+
+
+def require_no_link(path: Path) -> None:
+    """Raise ValueError for a link in a folder that has none of its own."""
+    if is_link(path):
+        raise ValueError(f"{path} is a link: a run holds its own files; link the whole run folder instead")
+
+
 def write_json(path: Path, value: Any) -> None:
-    """Write readable JSON, whole or not at all."""
-    write(path, json_bytes(value))
+    """Write readable JSON as `writing` does."""
+    with writing(path) as file:
+        file.write(json_bytes(value))
 
 
 def json_bytes(value: Any) -> bytes:
     """The bytes that `write_json` writes."""
-    return (json.dumps(value, indent=2, ensure_ascii=False) + "\n").encode()
+    text = json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+    return text.encode(errors="backslashreplace")  # bytes of file names that are no UTF-8 become JSON's own escapes
 
 
 def fingerprint_bytes(data: bytes) -> str:
-    """16 hex digits that recognise a file's content: its length, its first and its last 64 KiB.
-
-    Compressed images that differ anywhere differ in length or at an end, as good as always; reading two pieces keeps
-    the check cheap for tens of thousands of images.
-    """
-    return _digest(len(data), data[:_EDGE], data[-_EDGE:])
+    """16 hex digits that recognise a file's content: the first ones of its sha256."""
+    return hashlib.sha256(data).hexdigest()[:_DIGITS]
 
 
 def fingerprint(path: Path) -> str:
-    """`fingerprint_bytes` of a file, reading at most 128 KiB of it."""
-    with reading(path) as file:
-        head = file.read(_EDGE)
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - _EDGE))
-        return _digest(size, head, file.read(_EDGE))
-
-
-def _digest(size: int, head: bytes, tail: bytes) -> str:
-    return hashlib.blake2b(size.to_bytes(8, "little") + head + tail, digest_size=8).hexdigest()
+    """`fingerprint_bytes` of a file, all of which is read."""
+    return sha256(path)[:_DIGITS]
 
 
 def crc32c(path: Path) -> str:

@@ -24,20 +24,21 @@ from autolabel.manifests import storage
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, png_name, zarr_folder
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, zarr_place
 from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.measure import class_numbers, image_numbers
-from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, identified, read_layer
+from autolabel.pipeline.notes import Attempt
+from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, read_layer
 from autolabel.pipeline.records import (
     LABELLED,
     QUARANTINED,
-    Attempt,
     RecordWriter,
     Row,
     committed,
     fingerprint_of,
+    identified,
     read_rows,
     tally,
     write_record,
@@ -268,10 +269,8 @@ class Labeller:
 
     def _placed(self, row: Row, sample: Sample, unit: Unit) -> Row:
         """The row with the place of the sample's label."""
-        if self.recipe.store == "png":
-            return replace(row, label=f"{LABELS}/{png_name(sample.image.relative_to(self.image_root).as_posix())}")
-        index = unit.first_row + unit.samples.index(sample)
-        return replace(row, label=f"{zarr_folder(LABELS)}/{unit.bucket}", label_index=index)
+        label, index = unit.place(unit.samples.index(sample), self.recipe.store)
+        return replace(row, label=label, label_index=index)
 
     def _commit(self, unit: Unit, labelled: dict[str, Labelled]) -> None:
         present = [labelled[s.sample_id] for s in unit.samples if s.sample_id in labelled]
@@ -279,12 +278,13 @@ class Labeller:
         if self.recipe.store == "png":
             for one in present:
                 for layer, (data,) in one.encoded.items():
-                    storage.write(storage.under(run.path, in_layer(one.row.label or "", layer)), data)
+                    folder, _, name = in_layer(one.row.label or "", layer).rpartition("/")
+                    storage.write(storage.inside(run.path, folder) / name, data)
         else:
             encoded = [labelled[s.sample_id].encoded if s.sample_id in labelled else {} for s in unit.samples]
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):
                 maps = [one.get(layer) for one in encoded]
-                array = run.layer(layer) / unit.bucket
+                array = storage.inside(run.path, in_layer(zarr_place(unit.bucket), layer))
                 shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
         self._write_record(run, unit, [one.row for one in present], shards)
 

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import RunFolder
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, require_no_links
 
 _SETUP_SECONDS = 60.0  # patience while another part prepares the folder
 _PARTS = re.compile(re.escape(storage.LOCK) + r"\.\d+-of-\d+")
@@ -38,7 +38,8 @@ class Lock:
 
     @contextlib.contextmanager
     def held(self) -> Iterator[Lock]:
-        """Hold the lock. Raises ValueError naming who holds it."""
+        """Hold the lock. Raises ValueError naming who holds it, and for a link in the folder."""
+        require_no_links(self._out)
         own = f"{storage.LOCK}.{self._part[0]}-of-{self._part[1]}" if self._part else None
         with self._door, contextlib.ExitStack() as stack:
             self._door.enter_context(storage.hold(self._out, wait=_SETUP_SECONDS if self._part else 0))

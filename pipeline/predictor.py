@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,14 +22,14 @@ from autolabel.manifests.run.labels import CONFIDENCE, TOP, RunLabels, stored_la
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.schemas import CONFIDENCE_BINS
-from autolabel.pipeline.records import Row, read_rows
+from autolabel.pipeline.records import Row, identified, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.memory import Budget
 from autolabel.teacher.predict import Teacher
 
 Size = tuple[int, int]  # height, width
-_IDENTITY = ("image_bytes", "image_mtime_ns", "image_fingerprint")  # columns that say which image file it was
+_IDENTITY = ("image_bytes", "image_mtime_ns", "image_version", "image_fingerprint")  # which image file it was
 
 
 @dataclass(frozen=True)
@@ -174,15 +173,3 @@ class KeptPredictor:
 def read_layer(run: RunFolder, row: Row, layer: str) -> Label:
     """The map of a layer that belongs to a row of a commit record. Raises DamagedLabel unless it is as committed."""
     return RunLabels(stored_labels(run.path, [vars(row)], layer=layer), None)[row.sample_id]
-
-
-# --- reading a sample's files -----------------------------------------------------------------------------------------
-
-
-def identified(row: Row, image: Path) -> Row:
-    """The row with size and time of the image file, None where there is no such file."""
-    try:
-        status = storage.stat(image)
-    except OSError:
-        return row
-    return replace(row, image_bytes=status.size, image_mtime_ns=status.mtime_ns) if status else row

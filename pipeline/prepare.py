@@ -12,14 +12,15 @@ from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address, cluster_gpus
 from autolabel.manifests.machine import resident_memory
 from autolabel.manifests.recipe import Recipe
-from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
 from autolabel.manifests.run.labels import LABELS, png_name
 from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
-from autolabel.pipeline.records import committed, excuse, tally
+from autolabel.pipeline.notes import excuse
+from autolabel.pipeline.records import committed, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, require_distinct, write_plan
 from autolabel.teacher.checkpoints import BadCheckpoint
 from autolabel.teacher.device import pick_device, pick_precision
@@ -136,7 +137,9 @@ def require_fitting(request: Request, teacher: Teacher) -> None:
 def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = None) -> tuple[Run, Plan]:
     """Make `run.json`, the plan and the folders of the labels, or bring those of a run up to date.
 
-    The plan is cut anew, copied from `source`, or extended by the samples that the manifest has gained.
+    The plan is cut anew, copied from `source`, or extended by the samples that the manifest has gained. A call that is
+    killed anywhere is made good by the next one: the folder is claimed first, then the plan is written, then `run.json`
+    that names it, then everything that follows from both.
     """
     job, manifest, folder = request.job, request.manifest, RunFolder(request.job.out)
     if not lock.alone:  # another part has prepared everything
@@ -148,17 +151,21 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         for note in storage.list(folder.attempts, suffix=".jsonl"):
             excuse(note)
     if run is None or run.input_sha256 != request.input_sha256:
+        folder.claim()
         plan_path = _plan_path(request, run, source)
         before = run.budgets if run else ()
         run = replace(
             new_run(request, plan_path.name, job.out), budgets=before, source=source.path if source else None
         )  # fmt: skip
         plan = open_plan(run, manifest)
-        _make_folders(run, plan, manifest)
+        _require_labels(run, plan, manifest)
         run.save()
     else:
         plan = open_plan(run, manifest)
-        _make_folders(run, plan, manifest)
+        if run.input_manifest != job.manifest:  # the data set has moved, and the published manifest names the old place
+            run = replace(run, input_manifest=job.manifest, accounts=None, tables_sha256=None)
+            run.save()
+    _make_stores(run, plan)
     for old in storage.list(job.out, suffix=".arrow"):
         if old.name.startswith("plan-") and old.name != run.plan:
             storage.remove(old)
@@ -171,7 +178,7 @@ def new_run(request: Request, plan: str, folder: Path) -> Run:
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
     return Run(
         folder, request.recipe, job.manifest, request.input_sha256, plan, job.teacher, "local", versions,
-        platform.machine(),
+        platform.machine(), state=PREPARING,
     )  # fmt: skip
 
 
@@ -191,21 +198,22 @@ def open_plan(run: Run, manifest: ManifestFile) -> Plan:
     return Plan(run.plan_path, run.recipe.unit_size, manifest.image_root, manifest.label_root)
 
 
-def _make_folders(run: Run, plan: Plan, manifest: ManifestFile) -> None:
+def _require_labels(run: Run, plan: Plan, manifest: ManifestFile) -> None:
+    """Raise ValueError if there is nothing to label, or two images would write one label."""
     if not plan.samples:
         raise ValueError(f"{run.input_manifest} lists no samples: nothing to label")
+    if run.recipe.store == "png":
+        names = ([png_name(image) for image in table["image"].to_pylist()] for table in manifest.tables())
+        require_distinct(
+            names, lambda name: f"two images would both write {LABELS}/{name}: use --store zarr, or rename one of them"
+        )
+
+
+def _make_stores(run: Run, plan: Plan) -> None:
+    """Write what the stores of the labels lack."""
     if run.recipe.store == "zarr":
         for layer, attributes in run.zarr_layers().items():
             create_zarr(run.layer(layer), plan.rows(), shard_rows=run.recipe.unit_size, attributes=attributes)
-    else:
-        _require_distinct_labels(manifest)
-
-
-def _require_distinct_labels(manifest: ManifestFile) -> None:
-    names = ([png_name(image) for image in table["image"].to_pylist()] for table in manifest.tables())
-    require_distinct(
-        names, lambda name: f"two images would both write {LABELS}/{name}: use --store zarr, or rename one of them"
-    )
 
 
 # --- the work that is left --------------------------------------------------------------------------------------------
@@ -218,7 +226,7 @@ class Left:
     room: the number of samples that --limit leaves of a unit that it cuts.
     """
 
-    run: RunFolder
+    run: Run
     portion: Portion
     plan: Plan
     units: list[int]
@@ -240,7 +248,7 @@ def _wanted_ids(portion: Portion, unit: Unit, room: int | None) -> list[str]:
     return [s.sample_id for s in unit.samples if fits(s.sample_id)][:room]
 
 
-def survey(run: RunFolder, portion: Portion, plan: Plan) -> Left:
+def survey(run: Run, portion: Portion, plan: Plan) -> Left:
     """Compare the plan with the commit records."""
     records = {path.name for path in storage.list(run.units, suffix=".parquet")}
     units: list[int] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -9,6 +10,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.wording import counted, percent
 from autolabel.pipeline.units import Tally
@@ -42,6 +44,14 @@ class Counters:
         parts += [f"{self.quarantined} quarantined"] if self.quarantined else []
         parts += [counted(self.workers, "worker")] if self.workers else []
         return "  ".join(parts)
+
+
+def last_update(run: RunFolder) -> str:
+    """The time at which a run last wrote its counters, ISO 8601; empty if nothing readable says it: it is no truth."""
+    try:
+        return str(datetime.fromisoformat(read_json(run.progress_path, dict[str, Any])["updated"]).isoformat())
+    except (BadDocument, OSError, KeyError, TypeError, ValueError):
+        return ""
 
 
 class Meter:
@@ -135,4 +145,6 @@ class Meter:
         everything = self.before + self._total()
         share = {name: everything.kept[c] / (everything.pixels or 1) for c, name in enumerate(self.names)}
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
-        storage.write_json(self.out.progress_path, {**asdict(self.now()), "class_coverage": share, "updated": stamp})
+        counters = {**asdict(self.now()), "class_coverage": share, "updated": stamp}
+        with contextlib.suppress(OSError):  # no label is lost with a counter; a full disk stops the labels themselves
+            storage.write_json(self.out.progress_path, counters)

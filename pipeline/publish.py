@@ -12,19 +12,19 @@ import pyarrow.compute as pc
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.folder import Accounts, RunFolder
+from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.samples import Sample, writing_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import writing_table
-from autolabel.pipeline.records import LABELLED, QUARANTINED, read_record
+from autolabel.pipeline.records import LABELLED, QUARANTINED, read_unit
 from autolabel.pipeline.units import Plan, Unit
 
 _MERGED = {name: schema for name, schema in STATISTICS.items() if name != "review"}  # the records hold their rows
 
 
 def publish(
-    run: RunFolder, plan: Plan, space: LabelSpace, image_root: Path, provenance: dict[str, Any]
+    run: Run, plan: Plan, space: LabelSpace, image_root: Path, provenance: dict[str, Any]
 ) -> tuple[Accounts, dict[str, str]]:
     """Write the run's tables, one unit at a time. Returns the accounts, and every table's sha256. Raises BadTable."""
     labelled = quarantined = left = 0  # all counted, none inferred from the others: the balance is a check
@@ -45,7 +45,7 @@ def publish(
             if storage.stat(run.units / unit.record) is None:
                 left += len(unit.samples)
                 continue
-            record, _ = read_record(run.units / unit.record)
+            record, _ = read_unit(run, unit)
             labelled_rows = record.filter(pc.equal(record["status"], LABELLED))
             rows = {name: _statistics(name, labelled_rows, schema) for name, schema in _MERGED.items()}
             for name in _MERGED:

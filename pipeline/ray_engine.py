@@ -21,7 +21,8 @@ from typing import Any
 from autolabel.manifests.cluster import cluster_address, ray_session
 from autolabel.manifests.samples import Sample
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
-from autolabel.pipeline.records import Row, excuse, note_path
+from autolabel.pipeline.notes import excuse, note_path
+from autolabel.pipeline.records import Row
 from autolabel.pipeline.units import Tally, Unit
 
 _STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # no other worker fares better

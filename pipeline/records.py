@@ -1,36 +1,32 @@
 """Commit records: the only truth about finished work.
 
 A unit is done when `units/NAME.parquet` says so: a row for every sample, labelled or quarantined, with the digest of
-its shard and of itself. It is written last. While a unit is under way, `attempts/NAME.jsonl` tells who is at it:
-if that process dies, the next one works carefully, and an image that keeps killing its process is found.
+its shard and of itself. It is written last.
 """
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
-import google_crc32c
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autolabel.manifests import storage
-from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.documents import BadDocument, json_of
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer
-from autolabel.manifests.run.shards import WrittenShard
+from autolabel.manifests.run.shards import WrittenShard, shard_path
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
-from autolabel.manifests.tables import BadTable
+from autolabel.manifests.tables import BadTable, OtherVersion, read_sealed, table_bytes
 from autolabel.pipeline.units import Tally, Unit
 
 LABELLED, QUARANTINED = "labelled", "quarantined"
+_SHARDS = b"shards"  # the key of a record's metadata that lists its shards
 _OWN = ("sample_id",)  # nested rows leave out the columns of the outer row
 
 
@@ -50,14 +46,19 @@ RECORD_SCHEMA = pa.schema(
         pa.field("confidence_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
+        pa.field("image_version", pa.string()),
         pa.field("image_fingerprint", pa.string()),
         pa.field("classes", _nested(CLASSES_SCHEMA)),
         pa.field("centroids", _nested(CENTROIDS_SCHEMA)),
     ]
 )
+_PLACE = ["sample_id", "status", "height", "width", "label", "label_index"]
 # The columns that tell whether a sample is done and which pixels have a label: a small part of a record.
-_BRIEF = ["sample_id", "status", "height", "width", "label", "label_index", "image_bytes", "image_mtime_ns"]
-_BRIEF += [
+_BRIEF = [
+    *_PLACE,
+    "image_bytes",
+    "image_mtime_ns",
+    "image_version",
     "top_crc32c",
     "confidence_crc32c",
     "image_fingerprint",
@@ -96,6 +97,7 @@ class Row:
     confidence_crc32c: int | None = None
     image_bytes: int | None = None
     image_mtime_ns: int | None = None
+    image_version: str | None = None
     image_fingerprint: str | None = None
     classes: list[dict[str, Any]] | None = None
     centroids: list[dict[str, Any]] | None = None
@@ -116,36 +118,57 @@ RecordWriter = Callable[[RunFolder, Unit, Sequence[Row], Mapping[str, WrittenSha
 def write_record(run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> None:
     """Commit a unit. `shards` has its shard of every layer, nothing where labels are PNGs or there are none."""
     table = pa.Table.from_pylist([vars(row) for row in rows], schema=RECORD_SCHEMA)
-    files = {name: {"file": s.file, "bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
-    buffer = io.BytesIO()
-    metadata = {b"shards": json.dumps(files).encode(), b"seal": _OPEN}
-    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
-    data = buffer.getvalue()
-    storage.write(run.units / unit.record, data.replace(_OPEN, _seal(data)))
-
-
-# Text in the footer of a record. Its zeros are replaced by the checksum of the file that still has the zeros.
-_OPEN = b"crc32c of this file: 00000000"
-_SEAL = re.compile(rb"crc32c of this file: [0-9a-f]{8}")
-
-
-def _seal(data: bytes) -> bytes:
-    return b"crc32c of this file: %08x" % google_crc32c.value(_SEAL.sub(_OPEN, data))
+    files = {name: {"bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
+    metadata = {_SHARDS: json.dumps(files).encode()}
+    storage.write(run.units / unit.record, table_bytes(table.replace_schema_metadata(metadata)))
 
 
 def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
-    """A commit record, and by layer its shard's file, size and checksum. Raises BadTable unless it is as written."""
+    """A commit record, and by layer its shard's size and checksum. Raises BadTable unless it is as written."""
     try:
-        data = storage.read(path)
-        if _SEAL.findall(data) != [_seal(data)]:
-            raise _damaged(path, "its checksum is another")
-        file = pq.ParquetFile(pa.BufferReader(data))
-        metadata = file.schema_arrow.metadata or {}
-        if not file.schema_arrow.equals(RECORD_SCHEMA):
-            raise BadTable(f"{path} is not a unit record of this version: start a new run folder")
-        return file.read(columns), json.loads(metadata[b"shards"])
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, type(error).__name__) from error
+        table = read_sealed(path, columns, schema=RECORD_SCHEMA)
+        metadata = table.schema.metadata or {}
+        shards = json_of(metadata.get(_SHARDS, b""), dict[str, dict[str, Any]], name="its list of shards")
+    except OtherVersion:
+        raise
+    except (BadTable, BadDocument) as error:
+        raise _damaged(path, str(error).removeprefix(f"{path} is ").removeprefix("damaged: ")) from error
+    return table, shards
+
+
+def read_unit(run: Run, unit: Unit, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
+    """The record of a unit as `read_record` gives it, with `columns` that hold those of `_PLACE`, or all.
+
+    A checksum is no signature: no place is taken from a record. Raises BadTable unless it lists samples of this unit,
+    each once and of its size, with their labels where they belong, and shards of layers that the run has.
+    """
+    path = run.units / unit.record
+    table, shards = read_record(path, columns)
+    places = {sample.sample_id: number for number, sample in enumerate(unit.samples)}
+    for row in table.select(_PLACE).to_pylist():
+        name = row["sample_id"]
+        number = places.pop(name, None)
+        if number is None:
+            raise _damaged(path, f"sample {name!r} is not of this unit, or comes twice")
+        if row["status"] not in (LABELLED, QUARANTINED):
+            raise _damaged(path, f"sample {name!r} is neither labelled nor quarantined")
+        if row["status"] == QUARANTINED:
+            continue
+        sample, (label, index) = unit.samples[number], unit.place(number, run.recipe.store)
+        if (row["height"], row["width"]) != (sample.height, sample.width):
+            raise _damaged(path, f"sample {name!r} has another size")
+        if (row["label"], row["label_index"]) != (label, index):
+            raise _damaged(path, f"the label of {name!r} lies elsewhere: at {row['label']!r}, {row['label_index']}")
+    layers = run.zarr_layers() if run.recipe.store == "zarr" else {}
+    if not shards.keys() <= layers.keys():
+        raise _damaged(path, f"it names a layer {min(shards.keys() - layers.keys())!r}")
+    return table, shards
+
+
+def shard_file(run: Run, unit: Unit, layer: str) -> Path:
+    """The shard of a unit in a layer. Raises ValueError for a link on the way."""
+    file = shard_path(run.layer(layer) / unit.bucket, unit.first_row // run.recipe.unit_size)
+    return storage.inside(run.path, file.relative_to(run.path).as_posix())
 
 
 def read_rows(path: Path, columns: list[str] | None = None) -> list[Row]:
@@ -159,7 +182,7 @@ def _damaged(path: Path, why: str) -> BadTable:
     )
 
 
-def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row]:
+def committed(run: Run, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row]:
     """The finished samples of a unit: their rows in brief, by sample id.
 
     Left out, so that they are done again: quarantined samples whose file has since been replaced, or all of them with
@@ -170,28 +193,26 @@ def committed(run: RunFolder, unit: Unit, *, retry_quarantined: bool) -> dict[st
     path = run.units / unit.record
     if storage.stat(path) is None:
         return {}
-    table, shards = read_record(path, _BRIEF)
+    table, shards = read_unit(run, unit, _BRIEF)
     for layer, shard in shards.items():
-        status = storage.stat(storage.under(run.layer(layer) / unit.bucket, shard["file"]))
+        status = storage.stat(shard_file(run, unit, layer))
         if status is None or status.size != shard["bytes"]:
             return {}
-    images = {s.sample_id: s.image for s in unit.samples}
-    rows: dict[str, Row] = {}
+    done = []
     for row in (Row(**values) for values in table.to_pylist()):
-        image = images.get(row.sample_id)
-        if image is None:
-            raise _damaged(path, f"sample {row.sample_id!r} is not of this unit")
-        if row.labelled and not shards and not all(map(storage.exists, _files(run, row))):
-            continue
-        if not row.labelled and retry_quarantined:
-            continue
-        if not _changed(image, row):
-            rows[row.sample_id] = row
-        elif row.labelled:
+        whole = shards or all(map(storage.exists, _files(run, row)))
+        if whole if row.labelled else not retry_quarantined:
+            done.append(row)
+    images = {s.sample_id: s.image for s in unit.samples}
+    changed = changed_images([(images[row.sample_id], row) for row in done])
+    for row in done:
+        if row.labelled and row.sample_id in changed:
+            image = images[row.sample_id]
+            what = "has changed" if storage.stat(image) or image.exists() else "is gone"
             raise ValueError(
-                f"image {image} has changed since it was labelled: put the old one back, or label into a new --out"
+                f"image {image} {what} since it was labelled: put the old one back, or label into a new --out"
             )
-    return rows
+    return {row.sample_id: row for row in done if row.sample_id not in changed}
 
 
 def tally(rows: Iterable[Row]) -> Tally:
@@ -211,87 +232,47 @@ def tally(rows: Iterable[Row]) -> Tally:
 
 def _files(run: RunFolder, row: Row) -> list[Path]:
     """The PNGs of a labelled sample."""
-    return [storage.under(run.path, in_layer(row.label or "", layer)) for layer in row.layers()]
+    return [storage.inside(run.path, in_layer(row.label or "", layer)) for layer in row.layers()]
 
 
-def _changed(image: Path, row: Row) -> bool:
-    """True if an image file differs from the one recorded; its content is read only if size or time differ."""
-    with contextlib.suppress(OSError):
+# --- which image file it was ------------------------------------------------------------------------------------------
+
+
+def identified(row: Row, image: Path) -> Row:
+    """The row with the stat of the image file, None where there is no such file."""
+    try:
         now = storage.stat(image)
-        same = now is not None and (now.size, now.mtime_ns) == (row.image_bytes, row.image_mtime_ns)
-        if row.image_fingerprint is not None and same:
-            return False
-    return fingerprint_of(image) != row.image_fingerprint
+    except OSError:
+        return row
+    return replace(row, image_bytes=now.size, image_mtime_ns=now.mtime_ns, image_version=now.version) if now else row
+
+
+def changed_images(images: Sequence[tuple[Path, Row]], *, read_all: bool = False) -> dict[str, str | None]:
+    """The image files that differ from the ones in their rows: their fingerprints now by sample id, None if unreadable.
+
+    A file with the same stat is surely the same. Any other one is read whole and compared by content, so a copied data
+    set is recognised; `read_all` trusts no stat.
+    """
+    unsure = [(image, row) for image, row in images if read_all or not _surely_same(image, row)]
+    if not unsure:
+        return {}
+    with ThreadPoolExecutor(8) as pool:
+        now = list(pool.map(fingerprint_of, (image for image, _ in unsure)))
+    return {row.sample_id: mark for (_, row), mark in zip(unsure, now, strict=True) if mark != row.image_fingerprint}
+
+
+def _surely_same(image: Path, row: Row) -> bool:
+    try:
+        now = storage.stat(image)
+    except OSError:
+        return False
+    recorded = (row.image_bytes, row.image_mtime_ns, row.image_version)
+    return row.image_fingerprint is not None and now is not None and tuple(now) == recorded
 
 
 def fingerprint_of(image: Path) -> str | None:
-    """The fingerprint of a regular file, None if it cannot be read. Opening a pipe would wait for its writer."""
+    """The fingerprint of a file, None if it cannot be read."""
     try:
-        return storage.fingerprint(image) if storage.exists(image) else None
+        return storage.fingerprint(image)
     except OSError:
         return None
-
-
-def note_path(run: RunFolder, unit: Unit) -> Path:
-    """The file that notes the attempts at a unit."""
-    return run.attempts / f"{unit.name}.jsonl"
-
-
-def excuse(path: Path) -> None:
-    """Mark the last attempt as ended: its machine or driver was lost, so no image is to blame."""
-    with contextlib.suppress(FileNotFoundError, IndexError, ValueError):
-        last = json.loads(storage.read(path).splitlines()[-1])["attempt"]
-        _add_line(path, {"attempt": last, "ended": True})
-
-
-def _add_line(path: Path, words: dict[str, Any]) -> None:
-    """Add to a file of notes, whoever else adds to it meanwhile."""
-    line, added = json.dumps(words).encode() + b"\n", False
-    while not added:
-        before = storage.stat(path)
-        if before is None:
-            added = storage.create(path, line)
-        else:
-            with contextlib.suppress(FileNotFoundError):
-                added = storage.replace(path, storage.read(path) + line, unchanged=before)
-
-
-class Attempt:
-    """One process that works on one unit, noted so that its death leaves a trace.
-
-    deaths: the number of earlier processes that died while they worked on a sample, by sample id. careful: some earlier
-    process died at this unit, so every sample is noted before it is touched.
-    """
-
-    def __init__(self, run: RunFolder, unit: Unit) -> None:
-        self.path = note_path(run, unit)
-        self._tag = uuid4().hex[:12]
-        last: dict[str, str | None] = {}  # the sample that each attempt without an orderly end was working on
-        for line in self._lines():
-            if line.get("ended"):
-                last.pop(line["attempt"], None)
-            else:
-                last[line["attempt"]] = line.get("sample")
-        self.careful = bool(last)
-        self.deaths = Counter(sample for sample in last.values() if sample is not None)
-        self._note({})
-
-    def _lines(self) -> Iterable[dict[str, Any]]:
-        if storage.exists(self.path):
-            for line in storage.read(self.path).splitlines():
-                with contextlib.suppress(ValueError):  # a power cut may leave half a line
-                    yield json.loads(line)
-
-    def _note(self, words: dict[str, Any]) -> None:
-        _add_line(self.path, {"attempt": self._tag, **words})
-
-    def begin(self, sample_id: str) -> None:
-        """Note that this sample is next."""
-        self._note({"sample": sample_id})
-
-    def end(self, *, committed: bool) -> None:
-        """Note that nobody died: the unit is whole, or was left in order."""
-        if committed:
-            storage.remove(self.path)
-        else:
-            self._note({"ended": True})

@@ -23,6 +23,7 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
+from autolabel.manifests.run.labels import png_place, zarr_place
 from autolabel.manifests.run.shards import bucket_of, whole_chunks
 from autolabel.manifests.samples import ManifestFile, Sample, samples_of
 from autolabel.manifests.schemas import MANIFEST_SCHEMA
@@ -34,17 +35,27 @@ _PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64()), *(MANIFEST_SCHEMA.field(n
 
 @dataclass(frozen=True)
 class Unit:
-    """Samples that fill one shard: rows first_row, first_row + 1, … of their bucket's array."""
+    """Samples that fill one shard: rows first_row, first_row + 1, … of their bucket's array.
+
+    images: the paths of their images as the manifest has them, relative to its root; PNG labels are named after them.
+    """
 
     name: str
     bucket: str
     first_row: int
     samples: tuple[Sample, ...]
+    images: tuple[str, ...] = ()
 
     @property
     def record(self) -> str:
         """File name of the commit record."""
         return f"{self.name}.parquet"
+
+    def place(self, number: int, store: str) -> tuple[str, int | None]:
+        """The place of a sample's label in the run folder: its Zarr array and the row in it, or its PNG and None."""
+        if store == "png":
+            return png_place(self.images[number]), None
+        return zarr_place(self.bucket), self.first_row + number
 
 
 @dataclass(frozen=True)
@@ -110,7 +121,8 @@ class Plan:
         batch = self._reader.get_batch(number)
         image_root, label_root = self._roots
         samples = samples_of(batch.select(list(_KEPT)), image_root=image_root, label_root=label_root)
-        return Unit(self.name(number), self._names[self._bucket[number]], int(self._first[number]), tuple(samples))
+        bucket, first_row = self._names[self._bucket[number]], int(self._first[number])
+        return Unit(self.name(number), bucket, first_row, tuple(samples), tuple(batch["image"].to_pylist()))
 
     def __iter__(self) -> Iterator[Unit]:
         return map(self.__getitem__, range(len(self)))

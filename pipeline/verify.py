@@ -7,24 +7,31 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from autolabel.manifests import storage
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import PREPARING, Run
 from autolabel.manifests.run.labels import LABELS, RunLabels, stored_labels
 from autolabel.manifests.run.shards import DamagedLabel, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, Shown, counted
 from autolabel.pipeline.lock import Lock
-from autolabel.pipeline.records import Row, read_record
+from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file
 from autolabel.pipeline.units import Plan, Unit, gained, write_plan
 
 
 @dataclass
 class Verification(Shown):
-    """The numbers of units, samples and labels that were read, the faults, and the units that a repair put back."""
+    """The numbers of things that were read, the faults, and the units that a repair put back.
+
+    gone: labelled images that are not where the manifest says, or cannot be read. Their labels are as good as before,
+    so that is no fault. unread: the reason if no image could be compared.
+    """
 
     units: int = 0
     samples: int = 0
     labels: int = 0
+    images: int = 0
+    gone: list[Path] = field(default_factory=list)
+    unread: str = ""
     undone: int = 0
     faults: list[str] = field(default_factory=list)
     repaired: bool = False
@@ -32,7 +39,13 @@ class Verification(Shown):
     def lines(self) -> list[str]:
         """The findings in words."""
         lines = [f"damaged: {fault}" for fault in self.faults]
-        lines.append(f"labels read: {self.labels}, units: {self.units}, faults: {len(self.faults)}")
+        if self.gone:
+            lines.append(f"gone, so not compared: {counted(len(self.gone), 'image')} (the first is {self.gone[0]})")
+        if self.unread:
+            lines.append(f"no image was compared: {self.unread}")
+        lines.append(
+            f"labels read: {self.labels}, images: {self.images}, units: {self.units}, faults: {len(self.faults)}"
+        )
         if self.repaired:
             again = "run the same `autolabel generate` again to label them"
             lines.append(f"units put back to undone: {self.undone}; {again}")
@@ -40,12 +53,15 @@ class Verification(Shown):
 
 
 def verify(path: Path, *, repair: bool = False, progress: Progress | None = None) -> Verification:
-    """Check plan, records, shards, labels and tables. With `repair`, exactly the damaged units are to be done again.
+    """Check plan, records, shards, labels, tables and images. With `repair`, the damaged units are to be done again.
 
-    `progress` counts units. Raises FileNotFoundError if this is no run, ValueError if it cannot be understood or
+    Every file is read whole. A unit is damaged too if one of its images is another one than was labelled. `progress`
+    counts units. Raises FileNotFoundError if this is no run, ValueError if it cannot be understood or
     somebody works on it.
     """
     run, result = Run.open(path), Verification()
+    if run.state == PREPARING and not repair:
+        raise ValueError(f"{path} is not whole yet: its command was stopped at once; run the same again, then verify")
     with Lock(path, None).held():
         plan = _plan(run, result, repair=repair)
         if plan is None:
@@ -89,6 +105,8 @@ def _plan(run: Run, result: Verification, *, repair: bool) -> Plan | None:
     unchanged = storage.exists(run.input_manifest) and storage.sha256(run.input_manifest) == run.input_sha256
     manifest = open_manifest(run.input_manifest) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
+    if manifest is None:
+        result.unread = f"{run.input_manifest}, which says where they are, is gone or has changed"
     try:
         plan = Plan(run.plan_path, run.recipe.unit_size, *roots)
         if manifest and gained(plan, manifest):
@@ -114,23 +132,19 @@ def _damaged_tables(run: Run) -> list[str]:
 def _faults(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
     path = run.units / unit.record
     try:
-        yield from _differences(run, unit, result, path)
+        yield from _differences(run, unit, result)
     except BadTable as error:
         yield str(error)
-    except ValueError as error:  # a name that leaves the folder
+    except ValueError as error:  # a link in the folder
         yield f"{path}: {error}"
 
 
-def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iterator[str]:
-    record, shards = read_record(path)
+def _differences(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
+    record, shards = read_unit(run, unit)
     rows = [Row(**row) for row in record.to_pylist()]
     result.samples += len(rows)
-    places = {s.sample_id: unit.first_row + k for k, s in enumerate(unit.samples)}
-    if len({row.sample_id for row in rows}) < len(rows) or not all(_in_place(row, places) for row in rows):
-        yield f"{path} lists other samples than its unit, or in other places"
-        return
     for layer, shard in shards.items():
-        file = storage.under(run.layer(layer) / unit.bucket, shard["file"])
+        file = shard_file(run, unit, layer)
         status = storage.stat(file)
         if status is None:
             yield f"{file} is missing"
@@ -138,6 +152,8 @@ def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iter
         if status.size != shard["bytes"] or storage.crc32c(file) != f"{shard['crc32c']:08x}":
             yield f"{file} differs from what was committed"
             return
+    if not result.unread:
+        yield from _changed_images(unit, rows, result)
     for layer in run.zarr_layers():
         maps = RunLabels(
             stored_labels(run.path, map(vars, rows), layer=layer), run.label_space if layer == LABELS else None
@@ -150,5 +166,14 @@ def _differences(run: Run, unit: Unit, result: Verification, path: Path) -> Iter
                 yield str(error)
 
 
-def _in_place(row: Row, places: dict[str, int]) -> bool:
-    return row.sample_id in places and row.label_index in (None, places[row.sample_id])
+def _changed_images(unit: Unit, rows: list[Row], result: Verification) -> Iterator[str]:
+    """Every labelled image that is another one now, by content."""
+    paths = {s.sample_id: s.image for s in unit.samples}
+    labelled = [(paths[row.sample_id], row) for row in rows if row.labelled and row.image_fingerprint]
+    changed = changed_images(labelled, read_all=True)
+    result.images += len(labelled) - sum(mark is None for mark in changed.values())
+    for name, mark in changed.items():
+        if mark is None:
+            result.gone.append(paths[name])
+        else:
+            yield f"image {paths[name]} has changed since it was labelled"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import read_json
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares
@@ -84,8 +84,9 @@ class Scores(Shown):
 
     @classmethod
     def read(cls, path: Path) -> Scores:
-        """Read the scores that `write` wrote."""
-        return cls(**json.loads(storage.read(path)))
+        """Read the scores that `write` wrote. Raises BadDocument."""
+        scores: Scores = read_json(path, cls, advice="score the checkpoint again")
+        return scores
 
 
 def score(

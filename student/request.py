@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 import torch
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import read_json
 from autolabel.manifests.samples import Manifest, fingerprints
 from autolabel.manifests.wording import Progress
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -66,7 +66,9 @@ class TrainRequest:
         """Return the number of steps done. Raises ValueError if the folder holds a training by another recipe."""
         state = (last and last.training) or {}
         path = self.job.out / "train.json"
-        before = json.loads(storage.read(path)) if storage.exists(path) else state.get("recipe", {})
+        another = "choose another --out"
+        written = read_json(path, dict[str, Any], advice=another) if storage.exists(path) else None
+        before = state.get("recipe", {}) if written is None else written
         different = [
             f"{name} was {before.get(name)!r}, now {value!r}"
             for name, value in recipe.items()

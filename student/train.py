@@ -12,7 +12,8 @@ seed), and the fingerprints of all images that were trained on. The place in the
 from seed and step (for dropout also from the process's rank), so they are not stored. The folder holds:
 
     train.json     the recipe; another recipe is refused, not mixed in
-    last.pt        the place to go on from; as a checkpoint it holds the averaged weights, if there are any
+    last.pt        the place to go on from, written behind all others: what a killed training lacks, the next one does
+                   again; as a checkpoint it holds the averaged weights, if there are any
     best.pt        the checkpoint for everybody else: the highest validation mIoU so far
     curves.csv     loss, learning rate and speed by step; mIoU of the validations
     scores.json    per-class IoU of best.pt
@@ -302,12 +303,12 @@ class Training:
             training["network"] = self.network.state_dict()
         metrics = {"miou": self.best, "step": float(self.step)}
         request = self.request
-        save_checkpoint(
+        write_curves(self.job.out / "curves.csv", self.curves)
+        save_checkpoint(  # last, because no step before it is done again
             request.last, self._result, arch=self.job.arch, space=request.space, trained_on=request.trained_on,
             metrics=metrics, training=training,
         )  # fmt: skip
         self.saved = self.step
-        write_curves(self.job.out / "curves.csv", self.curves)
 
 
 def write_curves(path: Path, curves: list[StepReport]) -> None:

@@ -33,11 +33,13 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
 
-FORMAT = "autolabel-checkpoint/1"
+_KIND = "autolabel-checkpoint/"
+FORMAT = f"{_KIND}2"
 DRAWN_STREETS = Path(__file__).with_name("drawn_streets.safetensors")  # the teacher of `autolabel demo`
 
 
@@ -89,14 +91,14 @@ def save_checkpoint(
     content = {
         "format": FORMAT,
         "arch": arch,
-        "label_space": json.loads(space.to_json()),
+        "label_space": space.to_dict(),
         "state_dict": network.state_dict(),
         "trained_on": torch.zeros(0, dtype=torch.int64) if trained_on is None else trained_on,
         "metrics": dict(metrics or {}),
     }
     if training is not None:
         content["training"] = dict(training)
-    with storage.writing(path) as file:
+    with storage.lending(path) as file:
         torch.save(content, file)
 
 
@@ -111,7 +113,7 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
     marks = checkpoint.trained_on.numpy().view(np.uint64).tolist()
     metadata = {
         "arch": checkpoint.arch,
-        "label_space": json.loads(checkpoint.label_space.to_json()),
+        "label_space": checkpoint.label_space.to_dict(),
         "trained_on": [f"{mark:016x}" for mark in sorted(marks)],
         "metrics": checkpoint.metrics,
     }
@@ -126,11 +128,13 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
 def _read_tensors(data: bytes) -> dict[str, Any]:
     """Read a safetensors file: its tensors alone, or a checkpoint that `save_tensors` wrote."""
     tensors = load(data)
-    header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
-    text = header.get("__metadata__", {}).get(FORMAT)
+    header = json_of(data[8 : 8 + int.from_bytes(data[:8], "little")], dict[str, Any], name="its header")
+    written = shaped(dict[str, str], header.get("__metadata__", {}), "its metadata")
+    text = written.get(FORMAT)
     if text is None:
-        return tensors
-    metadata = json.loads(text)
+        other = next((key for key in written if key.startswith(_KIND)), None)
+        return tensors if other is None else {"format": other, "state_dict": tensors}
+    metadata = json_of(text, dict[str, Any], name="its metadata")
     return {
         **metadata,
         "format": FORMAT,
@@ -187,6 +191,12 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         content = _read_content(path)
     except Exception as error:  # a damaged file can raise anything
         raise BadCheckpoint(f"{path} is not a loadable checkpoint: {_reason(error)}") from error
+    version = content.get("format") if isinstance(content, dict) else None
+    if isinstance(version, str) and version.startswith(_KIND) and version != FORMAT:
+        raise BadCheckpoint(
+            f"{path} has format {version!r}, this program knows {FORMAT!r}: its marks of the images it was trained on"
+            " are of another kind; train again, or use the version that wrote it"
+        )
     bare = isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())
     keys = ("state_dict", "model_dict")  # published weights of Xception-71 have the second
     tensors = (
@@ -222,7 +232,7 @@ def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Te
             )
         return Checkpoint(network.arch, network.classes, network.scales, None, state, torch.zeros(0, dtype=torch.int64))
     try:
-        space = LabelSpace.from_json(json.dumps(content["label_space"]))
+        space = LabelSpace.of(content["label_space"])
         arch, trained_on, metrics = (
             str(content["arch"]),
             torch.as_tensor(content["trained_on"]),

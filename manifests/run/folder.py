@@ -18,12 +18,13 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import google_crc32c
 import pyarrow as pa
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
@@ -34,8 +35,9 @@ from autolabel.manifests.run.labels import (
     RunConfidence,
     RunLabels,
     committed_labels,
+    require_no_links,
     zarr_folder,
-)
+)  # fmt: skip
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
@@ -44,14 +46,8 @@ from autolabel.manifests.wording import Shown
 FORMAT = "autolabel-run/5"
 RUN = "run.json"
 _INPUT = "input.parquet"
-_STARTED = (
-    storage.LOCK,
-    "plan-",
-    ".plan",
-    f".{RUN}",
-    _INPUT,
-    f".{_INPUT}",
-)  # a start that was killed may have left these
+PREPARING = "preparing"
+_CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
 
 
 @dataclass(frozen=True)
@@ -139,7 +135,7 @@ class RunFolder:
         yield from read_pieces(*self._statistics(table, columns))
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
-        path = self.statistics_path(table)
+        path = storage.inside(self.path, self.statistics_path(table).relative_to(self.path).as_posix())
         if not storage.exists(path):
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
         schema = STATISTICS[table]
@@ -150,14 +146,25 @@ class RunFolder:
         return read_table(self.quarantine_path, QUARANTINE_SCHEMA)
 
     def exists(self) -> bool:
-        """True if the folder holds a run."""
-        return storage.exists(self.record)
+        """True if the folder holds a run; a folder that is only claimed holds none yet."""
+        return storage.exists(self.record) and storage.read(self.record, at_most=storage.SMALL) != _CLAIM
 
     def require_new_or_run(self) -> None:
         """Raise ValueError if the folder holds something that is not a run."""
-        strangers = [path for path in storage.list(self.path) if not path.name.startswith(_STARTED)]
-        if strangers and not self.exists():
+        if storage.exists(self.record):
+            return
+        if any(not path.name.startswith(storage.LOCK) for path in storage.list(self.path)):
             raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
+
+    def claim(self) -> None:
+        """Make the folder a run's, before anything else is written into it; its holder calls this.
+
+        A call that is killed afterwards, or finds the disk full, is simply made again: whatever it left lies in a run
+        folder. Raises ValueError if the folder holds something that is not a run.
+        """
+        self.require_new_or_run()
+        if not storage.exists(self.record):
+            storage.write(self.record, _CLAIM)
 
 
 @dataclass(frozen=True)
@@ -181,7 +188,8 @@ class Run(RunFolder, Shown):
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
     checkpoint's path at the time. source: the run whose kept confidence stood in for the teacher, if any. engine: who
     labelled last. versions: of our packages. budgets: the memory that each kind of device had and needed. state:
-    "running", "partial" or "complete". tables: sha256 of every published table, by name; None until they are published.
+    "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
+    table, by name; None until they are published.
     """
 
     recipe: Recipe
@@ -209,12 +217,15 @@ class Run(RunFolder, Shown):
         file = RunFolder(Path(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
+        require_no_links(Path(path))
         data = storage.read(file, at_most=storage.SMALL)
+        if data == _CLAIM:
+            raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
         try:
-            document = json.loads(data)
-        except ValueError as error:
-            raise ValueError(f"{file} is not readable JSON: restore it, or choose another --out") from error
-        if not isinstance(document, dict) or storage.json_bytes(document) != data:
+            document = json_of(data, dict[str, Any], name=str(file))
+        except BadDocument as error:
+            raise ValueError(f"{error}; restore it, or choose another --out") from error
+        if storage.json_bytes(document) != data:
             raise ValueError(f"{file} differs from what was written: restore it, or choose another --out")
         if document.get("format") != FORMAT:
             raise ValueError(
@@ -230,27 +241,18 @@ class Run(RunFolder, Shown):
     @classmethod
     def _of(cls, path: Path, document: dict[str, Any]) -> Run:
         try:
-            values = {field.name: document[field.name] for field in fields(cls) if field.name != "path"}
-            accounts = values["accounts"]
-            return cls(
-                path,
-                **{
-                    **values,
-                    "recipe": Recipe.of(values["recipe"]),
-                    "input_manifest": Path(values["input_manifest"]),
-                    "teacher": Path(values["teacher"]),
-                    "source": None if values["source"] is None else Path(values["source"]),
-                    "budgets": tuple(values["budgets"]),
-                    "accounts": None if accounts is None else Accounts(**accounts),
-                },
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            shape = {name: kind for name, kind in get_type_hints(cls).items() if name != "path"} | {"recipe": dict}
+            missing = [name for name in shape if name not in document]
+            if missing:
+                raise BadDocument(f"it has no {missing[0]!r}")
+            values = {name: shaped(kind, document[name], f"its {name!r}") for name, kind in shape.items()}
+            return cls(path, **{**values, "recipe": Recipe.of(values["recipe"])})
+        except ValueError as error:
             raise ValueError(f"{path / RUN} is damaged ({error}): restore it, or choose another --out") from error
 
     def save(self) -> None:
         """Write `run.json` with a checksum of itself."""
-        values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        del values["path"]
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
         document = {
             "format": FORMAT,
             **values,
@@ -288,7 +290,7 @@ class Run(RunFolder, Shown):
     @property
     def plan_path(self) -> Path:
         """The file of the plan."""
-        return storage.under(self.path, self.plan)
+        return storage.inside(self.path, self.plan)
 
     @property
     def label_space(self) -> LabelSpace:

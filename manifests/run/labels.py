@@ -10,23 +10,30 @@ as 255 everywhere, and a file that exists may belong to a unit that died.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autolabel.manifests import storage
 from autolabel.manifests.images import PNG_END, BadImage, decode_label, read_label
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.shards import DamagedLabel, Label, Window, crc32c, read_zarr
+from autolabel.manifests.run.shards import DamagedLabel, Label, Window, bucket_of, crc32c, read_zarr
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.tables import BadTable
+from autolabel.manifests.tables import BadTable, read_table
 
 LABELS, TOP, CONFIDENCE = "labels", "top", "confidence"  # layers: the maps of bytes that a run may hold of an image
-_PLACE = ["sample_id", "status", "label", "label_index", "height", "width"]  # columns of a record that say where it is
+_PLACE = [  # columns of a record that say where a label is
+    pa.field("sample_id", pa.string(), nullable=False),
+    pa.field("status", pa.string(), nullable=False),
+    pa.field("label", pa.string()),
+    pa.field("label_index", pa.int64()),
+    pa.field("height", pa.int32(), nullable=False),
+    pa.field("width", pa.int32(), nullable=False),
+]
 
 
 def zarr_folder(layer: str) -> str:
@@ -39,9 +46,31 @@ def png_name(image: str) -> str:
     return str(Path(image).with_suffix(".png").as_posix())
 
 
+def zarr_place(bucket: str) -> str:
+    """The place of labels of a size in a run with a Zarr store, relative to the run: the array of their bucket."""
+    return f"{zarr_folder(LABELS)}/{bucket}"
+
+
+def png_place(image: str) -> str:
+    """The place of a sample's PNG label, relative to the run, from the relative path of its image."""
+    return f"{LABELS}/{png_name(image)}"
+
+
 def in_layer(label: str, layer: str) -> str:
     """The place of a layer's map, from the place of the label, "labels.zarr/b512x512" or "labels/a/b.png"."""
     return layer + label.removeprefix(LABELS)
+
+
+def require_no_links(run: Path) -> None:
+    """Raise ValueError for a link among the files of a run, or among those of its folders.
+
+    The folders of PNG labels may be large and deep: `storage.inside` looks at each label's way instead.
+    """
+    for path in storage.list(run):
+        storage.require_no_link(path)
+        if storage.is_folder(path) and path.name not in (LABELS, TOP, CONFIDENCE):
+            for below in storage.list(path):
+                storage.require_no_link(below)
 
 
 def read_png(path: Path, space: LabelSpace | None = None) -> Label:
@@ -80,19 +109,31 @@ class StoredLabel:
 
 
 def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]], *, layer: str = LABELS) -> dict[str, StoredLabel]:
-    """The maps of a layer that the rows of a record list, by sample id. Raises ValueError if one leaves the run."""
+    """The maps of a layer that the rows of a record list, by sample id.
+
+    Raises BadTable for a label that lies where no run puts it, ValueError for a link in the run.
+    """
     checksum = _checksum(layer)
-    return {
-        row["sample_id"]: StoredLabel(
-            storage.under(run, in_layer(row["label"], layer)),
-            row["label_index"],
-            row["height"],
-            row["width"],
-            row[checksum],
-        )
-        for row in rows
-        if row["status"] == "labelled" and row[checksum] is not None
-    }
+    arrays: dict[str, Path] = {}  # looked at once
+    labels: dict[str, StoredLabel] = {}
+    for row in rows:
+        if row["status"] != "labelled" or row[checksum] is None:
+            continue
+        label, index, height, width = (row[name] for name in ("label", "label_index", "height", "width"))
+        if index is None:
+            usual = label is not None and label.startswith(f"{LABELS}/") and label.endswith(".png")
+        else:
+            usual = index >= 0 and label == zarr_place(bucket_of(height, width))
+        if not usual or re.search(storage.LEAVING, label):
+            raise BadTable(
+                f"{run}: the record of sample {row['sample_id']!r} has its label at {label!r}, where no run puts it:"
+                f" `autolabel verify {run} --repair` puts its unit back to undone"
+            )
+        place = in_layer(label, layer)
+        path = storage.inside(run, place) if index is None or place not in arrays else arrays[place]
+        arrays[place] = path
+        labels[row["sample_id"]] = StoredLabel(path, index, height, width, row[checksum])
+    return labels
 
 
 class RunLabels(Mapping[str, Label]):
@@ -146,15 +187,10 @@ class RunConfidence(Mapping[str, tuple[Label, Label]]):
 
 def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:
     """The places of a layer's committed maps, by sample id, from the records of a run folder. Raises BadTable."""
-    columns = [*_PLACE, _checksum(layer)]
+    schema = pa.schema([*_PLACE, pa.field(_checksum(layer), pa.uint32())])
     labels: dict[str, StoredLabel] = {}
     for record in storage.list(run / "units", suffix=".parquet"):
-        try:
-            with storage.reading(record) as file:
-                rows = pq.read_table(file, columns=columns).to_pylist()
-        except (pa.ArrowException, OSError) as error:
-            raise BadTable(f"{record} is not a readable parquet file ({type(error).__name__})") from error
-        labels |= stored_labels(run, rows, layer=layer)
+        labels |= stored_labels(run, read_table(record, schema, sealed=True).to_pylist(), layer=layer)
     return labels
 
 

@@ -13,7 +13,6 @@ worker once the parent has read. benchmarks/store.py has these measurements.
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections.abc import Mapping, Sequence
@@ -29,6 +28,7 @@ import zstandard
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import read_json, shaped
 from autolabel.manifests.label_space import IGNORE
 
 CHUNK = 512  # pixels, both ways; measured best for crops and size
@@ -247,8 +247,10 @@ def _decoded(frame: bytes) -> Label:
 @lru_cache(maxsize=64)
 def _rows(metadata: Path, version: storage.Stat | None) -> tuple[int, int]:
     """Rows of an array and of each of its shards; read once for every version of its metadata."""
-    array = json.loads(storage.read(metadata))
-    return array["shape"][0], array["chunk_grid"]["configuration"]["chunk_shape"][0]
+    array = read_json(metadata, dict[str, Any])
+    chunks = array["chunk_grid"]["configuration"]["chunk_shape"]
+    rows, shard_rows = (shaped(int, sizes[0], f"a size in {metadata}") for sizes in (array["shape"], chunks))
+    return rows, shard_rows
 
 
 _INDICES = 1024  # shards whose index stays in memory: 8 KiB each for 64 labels of 1024 x 2048

@@ -144,12 +144,13 @@ def audit(
                 sampled.add(true[some], top[some], confidence=confidence[some])
         count()
     if fitted:
-        fitted = replace(fitted, ece=[*fitted.ece, known_or_none(sampled.overall().ece())])
+        fitted = replace(fitted, ece=(fitted.ece[0], known_or_none(sampled.overall().ece())))
     suggestion = calibration.suggest(target_precision) if calibration else None
     classes = audit_classes(space, confusion, human, boundary, calibration, suggestion=suggestion)
     if suggestion:
         named, comments = _suggested(policy, space, target_precision, suggestion)
-        storage.write(run.suggested_path, named.to_toml(comments).encode())
+        with storage.writing(run.suggested_path) as file:
+            file.write(named.to_toml(comments).encode())
     result = Audit(
         truth=str(truth.absolute()),
         truth_sha256=storage.sha256(truth),
@@ -280,7 +281,7 @@ def _fit(network: Teacher, run: Run, matched: _Matched, count: Callable[[], None
         count()
     temperature, loss = fit.best()
     return FittedTemperature(
-        now, round(temperature, 4), [fit.loss_now(), loss], [known_or_none(before.overall().ece())]
+        now, round(temperature, 4), (fit.loss_now(), loss), (known_or_none(before.overall().ece()), None)
     )
 
 

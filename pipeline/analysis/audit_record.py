@@ -5,7 +5,6 @@ Shares are in 0..1, and None where there is no pixel to compute one from.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import read_json
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.scores import BoundaryF, Confusion, Shares, shares
@@ -152,6 +152,11 @@ class ReliabilityDiagram:
     all: DiagramBins
     classes: Mapping[str, DiagramBins]
 
+    def __post_init__(self) -> None:
+        for bins in (self.all, *self.classes.values()):
+            if {len(bins.pixels), len(bins.correct), len(bins.confidence)} != {len(self.edges) - 1}:
+                raise ValueError(f"a reliability diagram with {len(self.edges)} edges has other numbers of bins")
+
     @classmethod
     def of(cls, space: LabelSpace, calibration: Calibration) -> ReliabilityDiagram:
         """The diagram of all pixels that were counted."""
@@ -172,8 +177,8 @@ class FittedTemperature:
 
     before: float
     fitted: float
-    nll: Sequence[float]
-    ece: Sequence[Share]
+    nll: tuple[float, float]
+    ece: tuple[Share, Share]
 
 
 @dataclass(frozen=True)
@@ -209,29 +214,20 @@ class Audit(Shown):
     coarse: Sequence[CoarseAudit]
     notes: Sequence[str]
 
+    def __post_init__(self) -> None:
+        for row in self.classes:
+            if row.boundary_f.keys() != self.mean.boundary_f.keys():
+                raise ValueError(f"class {row.name!r} has the boundary F of other distances than the mean")
+
     def write(self, path: Path) -> None:
         """Write as JSON, whole or not at all."""
         storage.write_json(path, asdict(self))
 
     @classmethod
     def read(cls, path: Path) -> Audit:
-        """Read the JSON that `write` wrote. Raises ValueError for anything else."""
-        try:
-            document = json.loads(storage.read(path))
-            return cls(
-                **{
-                    **document,
-                    "human": document["human"] and PixelAudit(**document["human"]),
-                    "auto": document["auto"] and PixelAudit(**document["auto"]),
-                    "classes": [ClassAudit(**row) for row in document["classes"]],
-                    "mean": MeanAudit(**document["mean"]),
-                    "reliability": _diagram(document["reliability"]),
-                    "temperature": document["temperature"] and FittedTemperature(**document["temperature"]),
-                    "coarse": [CoarseAudit(**row) for row in document["coarse"]],
-                }
-            )
-        except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(f"{path} is not the record of an audit ({error}): run `autolabel audit` again") from error
+        """Read the JSON that `write` wrote. Raises BadDocument for anything else."""
+        result: Audit = read_json(path, cls, advice="run `autolabel audit` again")
+        return result
 
     def lines(self) -> list[str]:
         """The labels in a sentence, the fitted temperature, and the notes."""
@@ -293,13 +289,6 @@ class Audit(Shown):
     def tables(self) -> list[Table]:
         """Labels, thresholds and coarse labels, as far as there are any."""
         return [table for table in (self.label_table(), self.threshold_table(), self.coarse_table()) if table]
-
-
-def _diagram(document: Mapping[str, Any] | None) -> ReliabilityDiagram | None:
-    if document is None:
-        return None
-    classes = {name: DiagramBins(**bins) for name, bins in document["classes"].items()}
-    return ReliabilityDiagram(**{**document, "all": DiagramBins(**document["all"]), "classes": classes})
 
 
 def _told(fit: FittedTemperature) -> str:

@@ -245,7 +245,8 @@ def outlined(run: Run | Path, *, output: Path | None = None) -> Outlined:
     shares = {str(name): round(share, 4) for name, share in counts["share"].dropna().items()}
     policy = replace(before, name=before.name.removesuffix("-outlined") + "-outlined", outlined=shares)
     if output is not None:
-        storage.write(output, policy.to_toml().encode())
+        with storage.writing(output) as file:
+            file.write(policy.to_toml().encode())
     return Outlined(run.path, counts, policy)
 
 

@@ -6,7 +6,6 @@ report/pictures-*/    its pictures, in a folder that no other page uses, so that
 
 from __future__ import annotations
 
-import json
 import re
 import uuid
 from collections.abc import Collection
@@ -19,6 +18,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.analysis.stats import summarise
+from autolabel.pipeline.progress import last_update
 from autolabel.pipeline.report.charts import ClassPlot, ConfidencePlot
 from autolabel.pipeline.report.facts import policy_facts, provenance, throughput
 from autolabel.pipeline.report.gallery import Gallery, cards, choose
@@ -71,7 +71,7 @@ def write_report(
         page = Page(
             run=run,
             summary=summary,
-            updated=_updated(run),
+            updated=last_update(run),
             notes=[note for note in notes if note],
             policy=policy_facts(run),
             throughput=throughput(table, run),
@@ -110,8 +110,3 @@ def _find_teacher(run: Run, named: Path | None, attention: bool) -> tuple[Path |
     path, reason = run.find_teacher(named)
     missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"
     return path, reason and f"{missing}: {reason}. Name it where it is now: autolabel report … --teacher FILE"
-
-
-def _updated(run: Run) -> str:
-    """The time at which the run last finished a unit, ISO 8601; empty if it does not say."""
-    return str(json.loads(storage.read(run.progress_path))["updated"]) if storage.exists(run.progress_path) else ""

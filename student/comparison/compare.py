@@ -12,17 +12,17 @@ the draws are fine samples, as in the paper's recipe, or another share. The fold
 
 from __future__ import annotations
 
-import csv
 import itertools
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, read_csv, read_json
 from autolabel.manifests.fuse import join
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
@@ -37,6 +37,7 @@ from autolabel.teacher.predict import load_teacher
 
 ARMS = ("fine", "fine + coarse", "fine + auto")
 ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
+_AGAIN = "choose another --out"
 _SETTING = (
     "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "ema",
     "fine_only_last", "precision", "init", "val",
@@ -136,7 +137,7 @@ def compare(
         curve = read_curve(job.out / "curves.csv")
         scores[arm].append(last_scores(job, best, curve))
         curves[arm].append(curve)
-    first = json.loads(storage.read(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json"))
+    first = read_json(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json", dict[str, Any], advice=_AGAIN)
     setting = {
         **{name: first[name] for name in _SETTING},
         "added_share": added_share,
@@ -146,7 +147,8 @@ def compare(
     }
     comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
     storage.write_json(template.out / "compare.json", comparison.record())
-    storage.write(template.out / "index.html", render(comparison, template.out).encode())
+    with storage.writing(template.out / "index.html") as file:
+        file.write(render(comparison, template.out).encode())
     return comparison
 
 
@@ -242,17 +244,21 @@ def _require_same(path: Path, manifest: Manifest) -> None:
 
 
 def read_curve(path: Path) -> list[StepReport]:
-    """Read the `curves.csv` of a training."""
-    return [
-        StepReport(
-            step=int(row["step"]),
-            loss=float(row["loss"]),
-            learning_rate=float(row["learning_rate"]),
-            images_per_s=float(row["images_per_s"]),
-            miou=float(row["miou"]) if row["miou"] else None,
-        )
-        for row in csv.DictReader(storage.read(path).decode().splitlines())
-    ]
+    """Read the `curves.csv` of a training. Raises BadDocument."""
+    rows = read_csv(path, ("step", "loss", "learning_rate", "images_per_s", "miou"), advice=_AGAIN)
+    try:
+        return [
+            StepReport(
+                step=int(step),
+                loss=float(loss),
+                learning_rate=float(rate),
+                images_per_s=float(speed),
+                miou=float(miou) if miou else None,
+            )
+            for step, loss, rate, speed, miou in rows
+        ]
+    except ValueError as error:
+        raise BadDocument(f"{path}: {error}; {_AGAIN}") from error
 
 
 def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:

@@ -107,10 +107,11 @@ def test_exif_orientation_is_applied_and_the_header_agrees(tmp_path: Path, form:
     assert image.shape[:2] == ((WIDTH, HEIGHT) if value >= 5 else (HEIGHT, WIDTH))
 
 
-@pytest.mark.parametrize("form", ["PNG", "WEBP"])
-def test_exif_that_makes_no_sense_costs_the_image_and_not_the_run(form: str) -> None:
-    with pytest.raises(BadImage):
-        decode_image(encoded(PHOTO, form, exif=b"Exif\0\0nonsense"))
+def see_through(count: int) -> Pixels:
+    """The photograph with an alpha channel, in which `count` pixels are transparent."""
+    alpha = np.full(HEIGHT * WIDTH, 255, np.uint8)
+    alpha[:count] = range(count)
+    return np.dstack([PHOTO, alpha.reshape(HEIGHT, WIDTH)])
 
 
 SIXTEEN_BITS = np.arange(HEIGHT * WIDTH, dtype=np.uint16).reshape(HEIGHT, WIDTH) * 60
@@ -121,32 +122,42 @@ RGB_ROW_16 = np.arange(WIDTH * 3, dtype=">u2").tobytes()
     ("data", "reason"),
     [
         pytest.param(b"", "the file is empty", id="empty file"),
-        pytest.param(b"a shopping list\n" * 9, "not a readable image (UnidentifiedImageError)", id="text file"),
-        pytest.param(encoded(TRAIN_IDS), "mode L, 8 bits: expected 8-bit RGB; convert the file first", id="grey"),
+        pytest.param(b"a shopping list\n" * 9, "not a PNG, JPEG, WebP, BMP or TIFF file", id="text file"),
         pytest.param(
-            encoded(SIXTEEN_BITS), "mode I;16, 16 bits: expected 8-bit RGB; convert the file first", id="16-bit grey"
+            encoded(TRAIN_IDS),
+            "mode L, 8 bits: expected 8-bit RGB; it may be a label; save a photograph as RGB, or as a grey JPEG",
+            id="grey",
+        ),
+        pytest.param(
+            encoded(SIXTEEN_BITS),
+            "mode L, 16 bits: expected 8-bit RGB; save it with 8 bits a channel",
+            id="16-bit grey",
         ),
         pytest.param(
             png_by_hand(WIDTH, 2, 16, 2, [RGB_ROW_16] * 2),
-            "mode RGB, 16 bits: expected 8-bit RGB; convert the file first",
+            "mode RGB, 16 bits: expected 8-bit RGB; save it with 8 bits a channel",
             id="16-bit RGB",
         ),
         pytest.param(
             encoded(Image.fromarray(PHOTO).quantize(16)),
-            "mode P, 4 bits: expected 8-bit RGB; convert the file first",
+            "mode P, 4 bits: expected 8-bit RGB; it may be a label; save a photograph as RGB",
             id="palette",
         ),
         pytest.param(
-            encoded(np.dstack([PHOTO, TRAIN_IDS])),
-            "mode RGBA, 8 bits: expected 8-bit RGB; convert the file first",
-            id="RGBA",
+            encoded(see_through(3)),
+            "3 of its pixels are transparent: expected 8-bit RGB; save it without transparency",
+            id="transparent pixels",
         ),
         pytest.param(
             encoded(Image.fromarray(PHOTO).convert("CMYK"), "JPEG"),
-            "mode CMYK: expected 8-bit RGB; convert the file first",
+            "mode CMYK, 8 bits: expected 8-bit RGB; its colours depend on a printer; save it as RGB",
             id="CMYK jpg",
         ),
-        pytest.param(encoded(TRAIN_IDS, "JPEG"), "mode L: expected 8-bit RGB; convert the file first", id="grey jpg"),
+        pytest.param(
+            encoded(np.dstack([TRAIN_IDS] * 2)),
+            "mode LA, 8 bits: expected 8-bit RGB; convert the file first",
+            id="grey, alpha",
+        ),
     ],
 )
 def test_an_image_that_is_no_8_bit_rgb_photo_is_refused_with_the_reason(data: bytes, reason: str) -> None:
@@ -155,12 +166,12 @@ def test_an_image_that_is_no_8_bit_rgb_photo_is_refused_with_the_reason(data: by
     assert str(refusal.value) == reason
 
 
-@pytest.mark.parametrize("form", ["BMP", "TIFF", "GIF", "PPM", "EPS"])
+@pytest.mark.parametrize("form", ["GIF", "PPM", "EPS", "JPEG2000", "ICO", "AVIF"])
 def test_other_formats_are_refused_before_their_decoder_sees_them(form: str) -> None:
     """Pillow would hand EPS to Ghostscript, a program in a file from a stranger."""
     with pytest.raises(BadImage) as refusal:
         decode_image(encoded(PHOTO, form))
-    assert str(refusal.value) == "not a readable image (UnidentifiedImageError)"
+    assert str(refusal.value) == "not a PNG, JPEG, WebP, BMP or TIFF file"
 
 
 @pytest.mark.parametrize(
@@ -188,7 +199,7 @@ def test_a_picture_of_a_billion_pixels_is_not_decoded(tmp_path: Path) -> None:
     data = png_by_hand(40_000, 40_000, 8, 2, [b""])
     (tmp_path / "bomb.png").write_bytes(data)
     for read in (lambda: decode_image(data), lambda: read_size(tmp_path / "bomb.png")):
-        with pytest.raises(BadImage, match=r"^too many pixels: .*1600000000 pixels"):
+        with pytest.raises(BadImage, match=r"^too many pixels: 40000 x 40000, more than 178956970$"):
             read()
 
 
@@ -197,8 +208,8 @@ def test_a_picture_of_a_billion_pixels_is_not_decoded(tmp_path: Path) -> None:
     [
         pytest.param(None, "the file is missing", id="missing"),
         pytest.param(b"", "the file is empty", id="empty"),
-        pytest.param(b"no image", "not a readable image (UnidentifiedImageError)", id="text"),
-        pytest.param(encoded(PHOTO)[:20], "not a readable image (OSError)", id="cut in the header"),
+        pytest.param(b"no image", "not a PNG, JPEG, WebP, BMP or TIFF file", id="text"),
+        pytest.param(encoded(PHOTO)[:20], "damaged or truncated: the file ends in its header", id="cut in the header"),
     ],
 )
 def test_a_header_that_cannot_be_read_says_why(tmp_path: Path, data: bytes | None, reason: str) -> None:
@@ -210,7 +221,7 @@ def test_a_header_that_cannot_be_read_says_why(tmp_path: Path, data: bytes | Non
     assert str(refusal.value) == reason
 
 
-@pytest.mark.parametrize("mode", ["L", "P", "RGBA", "I;16"])
+@pytest.mark.parametrize("mode", ["L", "P", "LA", "I;16"])
 def test_a_photo_of_another_mode_is_refused_by_its_header_already(tmp_path: Path, mode: str) -> None:
     file = tmp_path / "photo.png"
     Image.new(mode, (8, 8)).save(file)
@@ -277,24 +288,25 @@ def test_every_encoded_label_is_an_8_bit_grey_png_of_its_pixels(label: Pixels) -
 
 
 WANTED = "expected 8-bit grey or palette PNG holding one class id a pixel; convert the file first"
+COLOURS = WANTED.replace("convert the file first", "colours are read with --label-ids color")
 
 
 @pytest.mark.parametrize(
     ("data", "reason"),
     [
         pytest.param(b"", "the file is empty", id="empty file"),
-        pytest.param(b"road road road sky", "not a readable image (UnidentifiedImageError)", id="text file"),
-        pytest.param(encoded(PHOTO), f"mode RGB, 8 bits: {WANTED}", id="RGB"),
-        pytest.param(encoded(np.dstack([PHOTO, TRAIN_IDS])), f"mode RGBA, 8 bits: {WANTED}", id="RGBA"),
+        pytest.param(b"road road road sky", "not a PNG, JPEG, WebP, BMP or TIFF file", id="text file"),
+        pytest.param(encoded(PHOTO), f"mode RGB, 8 bits: {COLOURS}", id="RGB"),
+        pytest.param(encoded(np.dstack([PHOTO, TRAIN_IDS])), f"mode RGBA, 8 bits: {COLOURS}", id="RGBA"),
         pytest.param(encoded(np.dstack([TRAIN_IDS] * 2)), f"mode LA, 8 bits: {WANTED}", id="grey and alpha"),
-        pytest.param(encoded(TRAIN_IDS > 5), f"mode 1, 1 bits: {WANTED}", id="1 bit"),
+        pytest.param(encoded(TRAIN_IDS > 5), f"mode L, 1 bits: {WANTED}", id="1 bit"),
         pytest.param(
             png_by_hand(4, 1, 2, 0, [b"\x1b"]),
             f"mode L, 2 bits: {WANTED}",  # 0 1 2 3, which Pillow gives as 0 85 170 255
             id="2-bit grey",
         ),
         pytest.param(png_by_hand(4, 1, 4, 0, [b"\x01\x23"]), f"mode L, 4 bits: {WANTED}", id="4-bit grey"),
-        pytest.param(encoded(SIXTEEN_BITS), f"mode I;16, 16 bits: {WANTED}", id="16-bit grey"),
+        pytest.param(encoded(SIXTEEN_BITS), f"mode L, 16 bits: {WANTED}", id="16-bit grey"),
     ],
 )
 def test_a_label_without_one_class_id_per_pixel_is_refused_with_the_reason(data: bytes, reason: str) -> None:

@@ -148,7 +148,7 @@ def classes(*rows: tuple[str, tuple[int, ...], tuple[int, ...]]) -> tuple[LabelC
         ),
         pytest.param(
             classes(("road", (1, 2, 3), (7,)), ("sky", (1, 2, 3), (7,))),
-            "source id 7 is both 'road' and 'sky': give it to one class",
+            "source id 7 is both 'road' and 'sky': give it to one class, once",
             id="id twice",
         ),
         pytest.param(
@@ -191,30 +191,82 @@ FORM = 'expected JSON like {"labels": [{"name": "road", "color": [128, 64, 128]}
 
 
 @pytest.mark.parametrize(
-    "text",
+    ("text", "message"),
     [
-        pytest.param("", id="empty"),
-        pytest.param("classes: [road]", id="YAML"),
-        pytest.param('{"labels": [', id="cut off"),
-        pytest.param("null", id="null"),
-        pytest.param("[]", id="list"),
-        pytest.param('{"classes": []}', id="no labels"),
-        pytest.param('{"labels": 3}', id="labels are a number"),
-        pytest.param('{"labels": {"road": 1}}', id="labels are a dictionary"),
-        pytest.param('{"labels": [{"color": [1, 2, 3]}]}', id="no name"),
-        pytest.param('{"labels": [{"name": "road"}]}', id="no colour"),
-        pytest.param('{"labels": [{"name": "road", "color": "#804080"}]}', id="colour is text"),
-        pytest.param('{"labels": [{"name": "road", "color": 7}]}', id="colour is a number"),
-        pytest.param('{"labels": [{"name": "road", "color": [1, 2, Infinity]}]}', id="colour is infinite"),
-        pytest.param('{"labels": [{"name": "road", "color": [1, 2, 3], "ids": 7}]}', id="ids are a number"),
-        pytest.param("[" * 100_000, id="nested without end"),
+        pytest.param("", "label space is empty", id="empty"),
+        pytest.param("classes: [road]", "no JSON, or cut off: Expecting value in line 1, column 1", id="YAML"),
+        pytest.param('{"labels": [', "no JSON, or cut off: Expecting value in line 1, column 13", id="cut off"),
+        pytest.param("null", f"label space is no object: {FORM}", id="null"),
+        pytest.param("[]", f"label space is no object: {FORM}", id="list"),
+        pytest.param('{"classes": []}', "has an unknown key 'classes': did you mean 'labels'?", id="classes"),
+        pytest.param('{"label": []}', "has an unknown key 'label': did you mean 'labels'?", id="label"),
+        pytest.param('{"version": 2}', f"label space is no label space: {FORM}", id="no labels"),
+        pytest.param('{"labels": 3}', "label space, 'labels' is 3: expected a list", id="labels are a number"),
+        pytest.param('{"labels": {"road": 1}}', """'labels' is {"road": 1}: expected a list""", id="a dictionary"),
+        pytest.param('{"labels": [5]}', f"label space, label number 0 is no object: {FORM}", id="label is a number"),
+        pytest.param('{"labels": [{"color": [1, 2, 3]}]}', f"label number 0, has no 'name': {FORM}", id="no name"),
+        pytest.param('{"labels": [{"name": "road"}]}', f"label 'road', has no 'color': {FORM}", id="no colour"),
+        pytest.param('{"labels": [], "name": 3}', "label space, 'name' is 3: expected a text", id="name of the space"),
+        pytest.param(
+            '{"labels": [{"name": 7}]}', "label number 0, 'name' is 7: expected a text", id="name is a number"
+        ),
+        pytest.param('{"labels": [], "labels": []}', "key 'labels' stands twice", id="key twice"),
+        pytest.param("[" * 100_000, "label space is nested more than 32 levels deep", id="nested without end"),
+        pytest.param('{"name": ' * 100_000, "label space is nested more than 32 levels deep", id="objects without end"),
     ],
 )
-def test_json_that_is_no_label_space_is_refused_with_the_expected_form(text: str) -> None:
+def test_json_that_is_no_label_space_is_refused_with_the_expected_form(text: str, message: str) -> None:
     with pytest.raises(ValueError) as refusal:
         LabelSpace.from_json(text)
-    assert str(refusal.value).startswith("not a label space (")
-    assert str(refusal.value).endswith(FORM)
+    assert message in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "expected"),
+    [
+        ("ids", '"12"', "a list"),  # once taken for 1 and 2
+        ("ids", "7", "a list"),
+        ("ids", "{}", "a list"),
+        ("ids", "null", "a list"),
+        ("ids[0]", "[1.9]", "a whole number"),
+        ("ids[1]", "[1, true]", "a whole number"),
+        ("ids[0]", '["1"]', "a whole number"),
+        ("ids[0]", "[1.0]", "a whole number"),
+        ("color", '"123"', "a list"),
+        ("color", '"#804080"', "a list"),
+        ("color", "7", "a list"),
+        ("color[2]", "[1, 2, 3.5]", "a whole number"),
+        ("color[0]", "[false, 2, 3]", "a whole number"),
+        ("color[1]", "[1, [2], 3]", "a whole number"),
+        ("color[2]", "[1, 2, Infinity]", "a finite number"),
+        ("evaluate", '"false"', "true or false"),
+        ("evaluate", "0", "true or false"),
+        ("evaluate", "null", "true or false"),
+    ],
+)
+def test_a_value_of_another_type_is_refused_with_class_key_and_expectation(key: str, value: str, expected: str) -> None:
+    stem = key.split("[")[0]
+    values = {"name": '"road"', "color": "[1, 2, 3]", stem: value}
+    text = ", ".join(f'"{name}": {item}' for name, item in values.items())
+    with pytest.raises(ValueError) as refusal:
+        LabelSpace.from_json(f'{{"labels": [{{{text}}}]}}')
+    place = "'labels'[0], " if expected == "a finite number" else "label 'road', "
+    assert f"{place}'{stem}'{key.removeprefix(stem)} is " in str(refusal.value)
+    assert str(refusal.value).endswith(f": expected {expected}")
+
+
+@pytest.mark.parametrize("key", ["id", "colour", "Name", "ignore", "trainId"])
+def test_a_key_that_nobody_reads_is_refused_with_the_class(key: str) -> None:
+    with pytest.raises(ValueError, match=f"^label space, label 'road' has an unknown key '{key}': "):
+        LabelSpace.from_json(json.dumps({"labels": [{"name": "road", "color": [1, 2, 3], key: 1}]}))
+
+
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+@pytest.mark.parametrize("mark", [b"", b"\xef\xbb\xbf"])
+def test_a_byte_order_mark_and_line_ends_of_windows_are_accepted(mark: bytes, end: bytes, tmp_path: Path) -> None:
+    text = json.dumps({"labels": [entry("Straße")]}, indent=1, ensure_ascii=False).encode().replace(b"\n", end)
+    (tmp_path / "x.json").write_bytes(mark + text)
+    assert load_label_space(str(tmp_path / "x.json")).names == ("group--Straße",)
 
 
 def test_labels_of_which_none_is_evaluated_are_refused() -> None:
@@ -248,4 +300,4 @@ def test_a_file_that_is_no_label_space_is_named(tmp_path: Path, content: bytes) 
     file.write_bytes(content)
     with pytest.raises(ValueError) as refusal:
         load_label_space(str(file))
-    assert str(refusal.value).startswith(f"{file}: ")
+    assert str(refusal.value).startswith(f"{file} is no ")

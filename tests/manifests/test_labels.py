@@ -361,7 +361,7 @@ def test_a_manifest_sample_without_a_readable_label_says_so(tmp_path: Path) -> N
     with pytest.raises(ValueError, match=r"^sample 'a' has no label$"):
         read_sample_label(sample, CAMVID)
     (tmp_path / "b.png").write_bytes(b"half")
-    with pytest.raises(BadImage, match=r"b\.png: not a readable image"):
+    with pytest.raises(BadImage, match=r"b\.png: not a PNG"):
         read_sample_label(Sample("b", tmp_path / "b.jpg", 1, 3, source="fine", label=tmp_path / "b.png"), CAMVID)
     with pytest.raises(DamagedLabel, match=BUCKET):
         read_sample_label(Sample("c", tmp_path / "c.jpg", 1, 3, label=tmp_path / BUCKET, label_index=0), CAMVID)

@@ -75,7 +75,22 @@ def test_every_rule_of_a_policy_is_the_same_after_writing_and_reading_it(tmp_pat
         ("threshold = 1.0", "threshold 1: expected a probability in [0, 1)"),
         ("threshold = '0.5'", "threshold = '0.5': expected a number"),
         ("threshold = true", "threshold = True: expected a number"),
-        ("threshold = nan", "threshold = nan: expected a number"),
+        ("threshold = nan", "'threshold' is nan: expected a finite number"),
+        (f"threshold = 1{'0' * 400}", "'threshold' is a number of 1329 bits: expected at most 64"),
+        (f"[outlined]\npole = -1{'0' * 400}", "'outlined', 'pole' is a number of 1329 bits: expected at most 64"),
+        (f"boundary = {'7' * 5000}", "is no TOML: a number of thousands of digits"),
+        ("temperature = 1e400", "'temperature' is inf: expected a finite number"),
+        ("a = " + "[" * 60_000, "is nested more than 32 levels deep"),
+        ("a = " + "{b = " * 9_000, "is nested more than 32 levels deep"),
+        ("a." * 20_000 + "a = 1", "is nested more than 32 levels deep"),
+        (f"[{'a . ' * 10_000}a]", "is nested more than 32 levels deep"),
+        ("#" * 70_000, "has 70000 bytes: expected at most 65536"),
+        (f"[area]\nrows = [0, {10**15}]\ncolumns = [0, 9]", "area rows [0, 1000000000000000]: expected two whole"),
+        ("[area]\nrows = [0, 1e300]\ncolumns = [0, 9]", "area rows [0, 1e+300]: expected two whole"),
+        ("thresholds = [[1]]", "thresholds = [[1]]: expected a table"),
+        ("[coarse_rules]\ncar = {a = 1}", "coarse_rules.car: expected one of ignore"),
+        ("threshold = 1979-05-27", "threshold = datetime.date(1979, 5, 27): expected a number"),
+        ("[area]\nrows = 'ab'\ncolumns = [0, 1]", "area.rows = 'ab': expected a list"),
         ("thresholds = 0.5", "thresholds = 0.5: expected a table"),
         ("[thresholds]\npole = -0.1", "class 'pole': threshold -0.1: expected a probability in [0, 1)"),
         ("[thresholds]\npole = 'high'", "thresholds.pole = 'high': expected a number"),
@@ -98,7 +113,7 @@ def test_every_rule_of_a_policy_is_the_same_after_writing_and_reading_it(tmp_pat
 def test_a_wrong_policy_file_is_refused_with_its_name_and_the_reason(text: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError) as refused:
         load_policy(written(tmp_path, text))
-    assert str(refused.value).startswith(f"{tmp_path / 'mine.toml'}: ") and message in str(refused.value)
+    assert str(refused.value).startswith(str(tmp_path / "mine.toml")) and message in str(refused.value)
 
 
 def test_a_policy_that_is_not_there_is_refused_with_what_there_is() -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -196,7 +197,7 @@ def test_a_cut_parquet_file_is_refused(tmp_path: Path, share: float) -> None:
     file.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(BadTable) as refusal:
         load_manifest(file)
-    assert str(refusal.value).startswith(f"{file} is not a readable parquet file (")
+    assert str(refusal.value).startswith(f"{file} is not a readable parquet file: ")
 
 
 def test_another_parquet_table_is_refused(tmp_path: Path) -> None:
@@ -206,14 +207,23 @@ def test_another_parquet_table_is_refused(tmp_path: Path) -> None:
         load_manifest(file)
 
 
-def test_a_table_of_the_same_columns_is_not_yet_a_manifest(tmp_path: Path) -> None:
-    file = tmp_path / "m.parquet"
-    write_table(file, MANIFEST_SCHEMA.empty_table())
-    with pytest.raises(BadTable) as refusal:
+def test_a_manifest_that_went_through_pandas_says_how_to_put_its_metadata_back_and_that_helps(tmp_path: Path) -> None:
+    original, file = tmp_path / "m.parquet", tmp_path / "filtered [1] 'x'.parquet"
+    save_manifest(original, manifest(*(sample(tmp_path, name) for name in "abc")))
+    frame = pd.read_parquet(original)
+    frame[frame.sample_id != "b"].to_parquet(file)
+    with pytest.raises(BadTable, match=r"^.* has the columns of a manifest, but not its metadata") as refusal:
         load_manifest(file)
-    assert str(refusal.value) == (
-        f"{file} is a parquet file, but not a manifest: make one with `autolabel manifest scan`"
-    )
+    _, code = str(refusal.value).split("In Python: ")
+    exec(code.replace("'THE ORIGINAL'", repr(str(original))))
+    assert [s.sample_id for s in load_manifest(file).samples] == ["a", "c"]
+    assert load_manifest(file).samples == tuple(s for s in load_manifest(original).samples if s.sample_id != "b")
+
+
+def test_another_parquet_file_with_our_metadata_is_no_manifest(tmp_path: Path) -> None:
+    save_manifest(tmp_path / "m.parquet", manifest(sample(tmp_path, "a")))
+    with pytest.raises(BadTable, match=r"is a parquet file, but not a manifest: make one with `autolabel manifest sca"):
+        load_manifest(changed(tmp_path / "m.parquet", about(kind="run")))
 
 
 @pytest.mark.parametrize(

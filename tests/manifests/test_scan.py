@@ -102,7 +102,7 @@ def test_a_folder_of_labels_that_matches_nothing_is_refused_with_what_would(tmp_
     given: dict[str, Any] = {"labels" if which == "fine" else "coarse": labels}
     assert refusal(images, **given, label_space=CAMVID) == (
         f"none of the 1 labels under {labels} has the relative path and stem of an image under {images}:"
-        f" expected e.g. {labels}/a.png"
+        f" expected e.g. {labels}/a.png; their names are longer by '_gt': try --suffix _gt"
     )
 
 
@@ -130,7 +130,7 @@ def test_a_coarse_label_of_another_size_is_refused_too(tmp_path: Path) -> None:
     [
         pytest.param(11, "L", "ids [11] are not in label space 'camvid' (train ids)", id="unknown id"),
         pytest.param(0, "RGB", "mode RGB, 8 bits: expected 8-bit grey or palette PNG", id="colours"),
-        pytest.param(0, "I;16", "mode I;16, 16 bits: expected 8-bit grey or palette PNG", id="16 bits"),
+        pytest.param(0, "I;16", "mode L, 16 bits: expected 8-bit grey or palette PNG", id="16 bits"),
     ],
 )
 def test_labels_that_cannot_be_used_are_refused_now_and_not_in_training(
@@ -164,7 +164,7 @@ def test_an_unreadable_image_is_kept_without_a_size_and_reported(tmp_path: Path)
         ("a", 6, 8, True),
         ("b", 0, 0, False),
     ]
-    assert account.unreadable == [f"{tmp_path}/images/b.png: not a readable image (UnidentifiedImageError)"]
+    assert account.unreadable == [f"{tmp_path}/images/b.png: not a PNG, JPEG, WebP, BMP or TIFF file"]
     assert (account.images, account.sizes) == (2, {(6, 8): 1})
     assert found.labelled == ()
 
@@ -178,7 +178,7 @@ def test_a_folder_that_is_none_is_refused(tmp_path: Path, layout: str) -> None:
 
 def test_an_empty_folder_says_what_was_expected(tmp_path: Path) -> None:
     assert refusal(tmp_path, layout="folder", label_space=CAMVID) == (
-        f"no images under {tmp_path}: expected files ending in .png, .jpg, .jpeg, .webp"
+        f"no images under {tmp_path}: expected files ending in .png, .jpg, .jpeg, .jfif, .jpe, .webp, .bmp, .tif, .tiff"
     )
 
 
@@ -283,7 +283,7 @@ def test_a_folder_without_an_image_says_which_layouts_were_tried(tmp_path: Path)
     assert refusal(tmp_path) == (
         f"no images under {tmp_path}; tried Cityscapes (leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png), Mapillary Vistas"
         " (config.json and training/images/NAME.jpg), images/ beside labels/ or coarse/, any folder of .png, .jpg,"
-        " .jpeg, .webp"
+        " .jpeg, .jfif, .jpe, .webp, .bmp, .tif, .tiff"
     )
 
 
@@ -292,7 +292,7 @@ def test_a_guessed_folder_of_which_no_image_can_be_read_is_refused(tmp_path: Pat
         label(tmp_path / name)
     assert refusal(tmp_path) == (
         f"none of the 2 images under {tmp_path} can be read; the first is {tmp_path}/gtFine/val/lindau/a_labelIds.png:"
-        " mode L, 8 bits: expected 8-bit RGB; convert the file first"
+        " mode L, 8 bits: expected 8-bit RGB; it may be a label; save a photograph as RGB, or as a grey JPEG"
     )
 
 

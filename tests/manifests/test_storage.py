@@ -11,11 +11,12 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import BinaryIO
 
 import google_crc32c
 import pytest
 
-from autolabel.manifests import storage
+from autolabel.manifests import local_storage, storage
 
 KIB = 1024
 
@@ -177,7 +178,8 @@ def test_a_file_is_replaced_only_while_it_is_the_version_that_was_seen(tmp_path:
 REPLACE = """
 import sys
 from pathlib import Path
-from autolabel.manifests import storage
+from typing import BinaryIO
+from autolabel.manifests import local_storage, storage
 path = Path(sys.argv[1])
 for _ in range(50):
     while True:
@@ -378,14 +380,15 @@ def test_a_file_and_its_bytes_have_the_same_fingerprint(tmp_path: Path, size: in
     file = tmp_path / "image.png"
     file.write_bytes(data)
     assert storage.fingerprint(file) == storage.fingerprint_bytes(data)
-    assert len(bytes.fromhex(storage.fingerprint(file))) == 8
+    assert storage.fingerprint(file) == hashlib.sha256(data).hexdigest()[:16]
 
 
 @pytest.mark.parametrize("size", [200, 100 * KIB, 1000 * KIB])
-def test_one_other_byte_at_either_end_or_one_more_is_another_fingerprint(size: int) -> None:
+def test_one_other_byte_anywhere_or_one_more_is_another_fingerprint(size: int) -> None:
     data = bytes(size)
     others = [b"\1" + data[1:], data[:-1] + b"\1", data + b"\0", data[:-1], data[:99] + b"\1" + data[100:]]
-    assert len({storage.fingerprint_bytes(d) for d in [data, *others]}) == 6
+    others.append(data[: size // 2] + b"\1" + data[size // 2 + 1 :])
+    assert len({storage.fingerprint_bytes(d) for d in [data, *others]}) == 7
 
 
 @pytest.mark.parametrize("size", [0, 5_000_000])
@@ -401,7 +404,8 @@ def test_checksums_are_of_the_whole_file(tmp_path: Path, size: int) -> None:
 HOLD = """
 import sys
 from pathlib import Path
-from autolabel.manifests import storage
+from typing import BinaryIO
+from autolabel.manifests import local_storage, storage
 with storage.hold(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()
@@ -431,3 +435,63 @@ def test_a_stat_is_checked_field_by_field(tmp_path: Path) -> None:
     seen = storage.stat(tmp_path / "a")
     assert seen is not None
     assert not storage.replace(tmp_path / "a", b"y", unchanged=seen._replace(mtime_ns=seen.mtime_ns + 1))
+
+
+def test_the_next_writer_of_a_file_removes_what_a_killed_one_left_and_nothing_else(tmp_path: Path) -> None:
+    target = tmp_path / "fused.parquet"
+    dead = tmp_path / f".fused.parquet.{'0' * 12}{storage.TEMPORARY}"
+    others = [
+        tmp_path / f".coarse.parquet.{'0' * 12}{storage.TEMPORARY}",  # of another file
+        tmp_path / f".fused.parquet.{'0' * 11}{storage.TEMPORARY}",  # such names we do not write
+        tmp_path / ".fused.parquet.tmp",
+        tmp_path / "fused.parquet.partial",
+    ]
+    for path in (dead, *others):
+        path.write_bytes(b"half")
+    with storage.writing(target) as file:
+        file.write(b"whole")
+    assert target.read_bytes() == b"whole"
+    assert sorted(tmp_path.iterdir()) == sorted([target, *others])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps open files by itself")
+def test_two_writers_of_one_file_at_once_leave_each_other_alone(tmp_path: Path) -> None:
+    target = tmp_path / "fused.parquet"
+    with storage.writing(target) as first:
+        with storage.writing(target) as second:
+            second.write(b"second")
+        first.write(b"first")
+    assert target.read_bytes() == b"first"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows keeps open files by itself")
+def test_a_file_taken_for_a_dead_writers_at_its_birth_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process may look between the creation of a file and its lock."""
+    taken: list[Path] = []
+
+    def opened(path: Path, mode: str) -> BinaryIO:
+        file: BinaryIO = open(path, mode)  # noqa: SIM115
+        if mode == "xb" and not taken:
+            taken.append(path)
+            path.unlink()
+        return file
+
+    monkeypatch.setattr(local_storage, "open", opened, raising=False)
+    with storage.writing(tmp_path / "a") as file:
+        file.write(b"whole")
+    assert taken and (tmp_path / "a").read_bytes() == b"whole"
+
+
+def test_a_file_that_cannot_be_created_is_told_by_its_own_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No inodes are left, say: the temporary name would help nobody."""
+
+    def refuse(path: Path, mode: str) -> BinaryIO:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(local_storage, "open", refuse, raising=False)
+    with pytest.raises(OSError) as failure:
+        storage.write(tmp_path / "run.json", b"")
+    assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(tmp_path / "run.json"))

@@ -425,7 +425,7 @@ def test_truth_that_shares_no_image_with_the_run_is_refused(run: Path, tmp_path:
 def test_a_record_that_is_none_is_named(tmp_path: Path) -> None:
     for text in ("{}", "no JSON", '{"classes": 3}', "[]"):
         (tmp_path / "audit.json").write_text(text)
-        with pytest.raises(ValueError, match=r"not the record of an audit .*: run `autolabel audit` again"):
+        with pytest.raises(ValueError, match=r"audit\.json .*[:;] run `autolabel audit` again$"):
             Audit.read(tmp_path / "audit.json")
 
 

@@ -33,8 +33,9 @@ from autolabel.manifests.settings import build_job
 from autolabel.pipeline import ray_engine
 from autolabel.pipeline.engine import EngineFailed, Limits
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.notes import Attempt, excuse
 from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
-from autolabel.pipeline.records import Attempt, Row, excuse
+from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.predict import load_teacher

@@ -162,16 +162,16 @@ def test_bad_images_are_quarantined_with_their_reasons(drive: Path, teacher: Pat
     whole = images[0].read_bytes()
     images[0].write_bytes(whole[: len(whole) // 2])
     images[1].unlink()
-    Image.open(images[2]).convert("RGBA").save(images[2])
+    Image.open(images[2]).convert("CMYK").save(images[2], "JPEG")
     Image.open(images[3]).resize((64, 64)).save(images[3])
     asked = job(drive, teacher, max_quarantined=1.0)
     assert generate(asked).accounts == Accounts(asked=7, labelled=3, quarantined=4, left=0)
     reasons = quarantined(asked.out)
     assert list(reasons) == [image.stem for image in images[:4]]
-    truncated, missing, rgba, resized = reasons.values()
+    truncated, missing, cmyk, resized = reasons.values()
     assert truncated.startswith("damaged or truncated")
     assert missing == "the file is missing"
-    assert rgba == "mode RGBA, 8 bits: expected 8-bit RGB; convert the file first"
+    assert cmyk == "mode CMYK, 8 bits: expected 8-bit RGB; its colours depend on a printer; save it as RGB"
     assert resized == "the image is 64 x 64 but its manifest says 192 x 96: scan again"
     assert sorted(Run.open(asked.out).labels) == [image.stem for image in images[4:]]
     with pytest.raises(KeyError):

@@ -41,6 +41,22 @@ def test_ten_kills_change_nothing() -> None:
     assert "\ndifferences: 0\n" in done.stdout
 
 
+def test_commands_killed_before_some_of_their_changes_end_like_undisturbed_ones() -> None:
+    """The long form kills before every change of twelve commands: benchmarks/RESULTS.md."""
+    done = subprocess.run(
+        [sys.executable, SCRIPT, "--ordered", "generate", "fuse", "report", "--every", "24"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    table = re.findall(r"^\| ([a-z-]+) \| (\d+) \| (\d+) \| (\d+) \|", done.stdout, re.MULTILINE)
+    assert [name for name, *_ in table] == ["generate", "fuse", "report", "all"]
+    assert all(int(kills) == int(resumed) == int(equal) > 0 for _, kills, resumed, equal in table)
+    assert "\ndifferences: 0\n" in done.stdout
+
+
 # --- the comparison itself sees what it is there for ------------------------------------------------------------------
 
 

@@ -5,6 +5,8 @@ The reference takes every tensor whose size fits and skips the rest in silence; 
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import os
 import random
@@ -20,8 +22,11 @@ from formula import NOT_BUILT, PUBLISHED, customary
 from safetensors.torch import save_file
 from torch import Tensor
 
+from autolabel.manifests import local_storage, storage
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
+from autolabel.manifests.scenes import write_city
 from autolabel.teacher.checkpoints import (
+    DRAWN_STREETS,
     FORMAT,
     BadCheckpoint,
     fingerprint_tensor,
@@ -579,6 +584,32 @@ def test_a_checkpoint_of_ours_with_an_unknown_network_is_refused(tmp_path: Path,
     assert "unknown architecture 'unet'" in refusal(tmp_path / "c.pt")
 
 
+# --- older versions ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("form", ["pt", "safetensors"])
+def test_a_checkpoint_of_another_version_is_refused_by_name(ours: Path, tmp_path: Path, form: str) -> None:
+    """Its marks of training images are of another kind: they would equal nothing, and pass for "none seen"."""
+    path = tmp_path / f"older.{form}"
+    if form == "pt":
+        torch.save({**torch.load(ours, weights_only=True), "format": "autolabel-checkpoint/1"}, path)
+    else:
+        save_tensors(path, read_checkpoint(ours))
+        path.write_bytes(path.read_bytes().replace(FORMAT.encode(), b"autolabel-checkpoint/1"))
+    assert refusal(path).startswith(
+        f" has format 'autolabel-checkpoint/1', this program knows '{FORMAT}': its marks of the images it was trained"
+    )
+
+
+def test_the_shipped_teacher_knows_the_scenes_that_it_was_trained_on(tmp_path: Path) -> None:
+    """They follow from the seed of benchmarks/demo_teacher.py, one scene after the other."""
+    write_city(tmp_path, 1_000_003, fine=2, coarse=0, val=0)
+    scenes = sorted(tmp_path.glob("leftImg8bit/train/*/*.png"))
+    marks = read_checkpoint(DRAWN_STREETS).trained_on
+    assert (len(scenes), len(marks)) == (2, 1500)
+    assert overlap(marks, [storage.fingerprint(path) for path in scenes]) == [0, 1]
+
+
 # --- fingerprints -----------------------------------------------------------------------------------------------------
 
 
@@ -601,3 +632,26 @@ def test_overlap_gives_the_indices_of_images_that_were_trained_on(
     seen: list[str], asked: list[str], expected: list[int]
 ) -> None:
     assert overlap(fingerprint_tensor(seen), asked) == expected
+
+
+def test_a_disk_that_is_full_under_torch_save_is_told_as_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """torch's writer would say that a write failed, in C++; wherever it happens, nothing is left."""
+    network, room = torch.nn.Linear(100, 100), [0]
+
+    class Full(io.BufferedRandom):
+        def write(self, data: Any) -> int:
+            if self.tell() + memoryview(data).nbytes > room[0]:
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            return super().write(data)
+
+    monkeypatch.setattr(local_storage, "open", lambda path, mode: Full(io.FileIO(path, "x+")), raising=False)
+    for room[0] in (0, 100, 3000, 20_000, 41_000):
+        with pytest.raises(OSError) as failure:
+            save_checkpoint(tmp_path / "last.pt", network, arch="x", space=CITYSCAPES)
+        assert (failure.value.errno, failure.value.filename) == (errno.ENOSPC, str(tmp_path / "last.pt"))
+        assert list(tmp_path.iterdir()) == []
+    room[0] = 1_000_000
+    save_checkpoint(tmp_path / "last.pt", network, arch="x", space=CITYSCAPES)
+    assert torch.load(tmp_path / "last.pt", weights_only=True)["state_dict"].keys() == {"weight", "bias"}
