@@ -63,23 +63,28 @@ __all__ = [
 
 def scan(
     folder: AnyPath, out: AnyPath | None = None, *, layout: str = "auto", splits: Sequence[str] = (),
-    labels: AnyPath | None = None, coarse: AnyPath | None = None, label_space: LabelSpace | str | None = None,
-    label_ids: str = "train", progress: Progress | None = None,
+    labels: AnyPath | None = None, coarse: AnyPath | None = None, suffix: str = "", pairs: AnyPath | None = None,
+    label_space: LabelSpace | str | None = None, label_ids: str | None = None, strict: bool = False,
+    progress: Progress | None = None,
 ) -> Manifest:  # fmt: skip
     """Find and check the images and labels in a folder; write them to the manifest `out` if it is given.
 
     layout: "cityscapes", "mapillary", "folder" (any folder of images), or "auto", which tries them. splits: some splits
-    of a data set, such as ("train", "val"). labels, coarse: folders of label PNGs for images in any folder.
-    label_space: a name, a JSON file, or an object; data sets bring their own. label_ids: "train" or "source", the
-    numbers in the PNGs. Raises BadLayout (a ValueError).
+    of a data set, such as ("train", "val"). labels, coarse: folders of label PNGs for images in any folder, with names
+    that are longer by `suffix`. pairs: a CSV that names images and labels instead. label_space: a name, a JSON file, or
+    an object; data sets bring their own. label_ids: "train", "source" or "color", what the PNGs hold; None is "train".
+    strict: refuse whatever is suspicious; without it, see what `autolabel manifest scan` prints. Raises BadLayout (a
+    ValueError).
     """
     from autolabel.manifests.samples import save_manifest
     from autolabel.manifests.scan import scan
 
-    manifest, _ = scan(
-        Path(folder), layout=layout, splits=splits, labels=_path(labels), coarse=_path(coarse),
-        label_space=_space(label_space), label_ids=label_ids, progress=progress,
+    manifest, account = scan(
+        Path(folder), layout=layout, splits=splits, labels=_path(labels), coarse=_path(coarse), suffix=suffix,
+        pairs=_path(pairs), label_space=_space(label_space), label_ids=label_ids, progress=progress,
     )  # fmt: skip
+    if strict:
+        account.require_plausible()
     if out is not None:
         save_manifest(Path(out), manifest)
     return manifest

@@ -36,6 +36,7 @@ from autolabel.terminal import (
 )
 
 if TYPE_CHECKING:
+    from autolabel.manifests.account import Account
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.run import Labelling
 
@@ -156,10 +157,16 @@ def manifest() -> None:
 @option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
 @option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
 @space_option
-@option("--label-ids", type=click.Choice(("train", "source")), default="train",
-        help="The ids in the PNGs of --labels and --coarse: train ids, or source ids of the label space.")  # fmt: skip
-def scan(folder: Path, output: Path, **options: Any) -> None:
+@option("--suffix", default="", metavar="TEXT", show_default=False,
+        help="The labels' names are longer by this, such as _mask.")  # fmt: skip
+@option("--pairs", type=FILE, help="CSV with the columns image,label or image,label,coarse instead.")
+@option("--label-ids", type=click.Choice(("train", "source", "color")),
+        help="The PNGs hold train ids, source ids of the label space, or its colours. [default: train]")  # fmt: skip
+@option("--strict", is_flag=True, help="Write nothing if anything is suspicious.")
+def scan(folder: Path, output: Path, strict: bool, **options: Any) -> None:
     """Find and check the images and labels in FOLDER, and list them.
+
+    Ends with the classes in the labels, what was left aside and why, and what is suspicious.
 
     \b
     autolabel manifest scan data/cityscapes --split train_extra -o coarse.parquet
@@ -172,8 +179,10 @@ def scan(folder: Path, output: Path, **options: Any) -> None:
 
     with progress("checking files") as update:
         samples, account = scan(folder, progress=update, **options)
-    save_manifest(output, samples)
     show(account)
+    if strict:
+        account.require_plausible()
+    save_manifest(output, samples)
     echo(f"wrote {output}")
 
 
@@ -302,10 +311,14 @@ def generate(
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
+        accounts: list[Account] = []
         with progress("checking files") as update:
             manifest = manifest_of(
-                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update
-            )
+                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update,
+                on_account=accounts.append,
+            )  # fmt: skip
+        for account in accounts:
+            show(account)
         job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
         if dry_run:
             with progress("labelling a few on trial") as update:

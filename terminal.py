@@ -24,6 +24,7 @@ from typing import Any
 
 import click
 
+from autolabel.manifests import notes
 from autolabel.manifests.settings import GROUPS
 from autolabel.manifests.wording import Shown, as_ascii, duration, plain
 
@@ -160,7 +161,8 @@ class Commands(click.Group):
             if hasattr(stream, "reconfigure"):
                 stream.reconfigure(errors=_UNENCODABLE)
         try:
-            code = run(*args, standalone_mode=False, **more)
+            with notes.heard(lambda note: echo(f"note: {note}", err=True)):
+                code = run(*args, standalone_mode=False, **more)
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = INPUT_ERROR

@@ -47,8 +47,13 @@ def read_toml(path: Path, *, at_most: int = POLICY_BYTES) -> dict[str, Any]:
     return toml_of(_content(path, at_most), name=str(path))
 
 
-def read_csv(path: Path, columns: Sequence[str], *, advice: str = "", at_most: int = MOST_BYTES) -> list[list[str]]:
-    """Read a CSV file with a header: of every row, the cells in these columns. Raises BadDocument."""
+def read_csv(
+    path: Path, columns: Sequence[str], *, optional: Sequence[str] = (), advice: str = "", at_most: int = MOST_BYTES
+) -> list[list[str]]:
+    """Read a CSV file with a header: of every row, the cells in these columns, then in the optional ones.
+
+    A cell of an optional column that the file does not have is empty. Raises BadDocument.
+    """
 
     def rows() -> list[list[str]]:
         text, name = _text(_content(path, at_most), str(path)), str(path)
@@ -62,7 +67,8 @@ def read_csv(path: Path, columns: Sequence[str], *, advice: str = "", at_most: i
         for place, row in enumerate(body, 2):
             if len(row) != len(header):
                 raise BadDocument(f"{name}, line {place}: {len(row)} cells, expected {len(header)}")
-        return [[row[header.index(column)] for column in columns] for row in body]
+        places = [header.index(column) if column in header else None for column in (*columns, *optional)]
+        return [["" if place is None else row[place] for place in places] for row in body]
 
     table: list[list[str]] = _advised(advice, rows)
     return table

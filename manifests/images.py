@@ -10,7 +10,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -41,6 +41,15 @@ _ADVICE = {
 }
 
 Size = tuple[int, int]  # height, width
+
+
+class UnknownIds(BadImage):
+    """A label holds ids that its label space does not know."""
+
+    def __init__(self, message: str, ids: Sequence[int]) -> None:
+        super().__init__(message)
+        self.ids = frozenset(ids)
+
 
 # Pillow warns of what it can live with. A warning would reach the terminal as a line of Python source.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -137,7 +146,7 @@ def decode_label(data: bytes, space: LabelSpace | None, *, ids: str = "train") -
         return stored
     unknown = _unknown_ids(stored, space, ids=ids)
     if unknown:
-        raise BadImage(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)")
+        raise UnknownIds(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)", unknown)
     return np.frombuffer(space.train_ids, np.uint8)[stored] if ids == "source" else stored
 
 
@@ -195,6 +204,8 @@ def read_label(path: Path, space: LabelSpace, *, ids: str = "train", size: Size 
         label = decode_label(storage.read(path), space, ids=ids)
         require_size(label, size or label.shape)
         return label
+    except UnknownIds as error:
+        raise UnknownIds(f"{path}: {error}", sorted(error.ids)) from error
     except BadImage as error:
         raise BadImage(f"{path}: {error}") from error
 

@@ -1,11 +1,12 @@
 """The folder layouts of data sets: each says which files are images, and which labels belong to them.
 
-Images and labels are paired by relative path and stem, never by sort order. No image or label is opened here.
+Images and labels are paired by relative path and stem, never by sort order. No image or label is opened here. Every
+file that is in no sample is noted with the reason.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,27 +15,33 @@ from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.images import IMAGE_SUFFIXES, LABEL_SUFFIXES
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
-from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.pairs import read_pairs
 from autolabel.manifests.samples import Sample
-
-
-class BadLayout(ValueError):
-    """The folder does not have the layout, or no layout fits it."""
+from autolabel.manifests.walk import (
+    HIDDEN,
+    NAMES,
+    STRAYS,
+    UNUSED,
+    Aside,
+    BadLayout,
+    by_name,
+    common_end,
+    composed,
+    files_under,
+    is_hidden,
+    is_holdable,
+)
 
 
 @dataclass(frozen=True)
 class Listing:
-    """The files of a data set, paired by name. The samples have no size yet: 0 x 0.
-
-    without_image: labels whose image is missing. skipped_runs: run folders inside, whose files are left out.
-    """
+    """The files of a data set, paired by name. The samples have no size yet: 0 x 0. aside: what is in no sample."""
 
     layout: str
     root: Path
     label_space: LabelSpace
     samples: tuple[Sample, ...]
-    without_image: tuple[Path, ...]
-    skipped_runs: tuple[Path, ...] = ()
+    aside: Aside
 
 
 # --- Cityscapes -------------------------------------------------------------------------------------------------------
@@ -58,20 +65,27 @@ def list_cityscapes(root: Path, splits: Sequence[str] = ()) -> Listing:
     if unknown:
         raise BadLayout(f"unknown split {unknown[0]!r}: Cityscapes has {', '.join(CITYSCAPES_SPLITS)}")
     splits = splits or CITYSCAPES_SPLITS
-    images = _cityscapes_files(root, "leftImg8bit", _IMAGE_END, splits)
+    aside = Aside()
+    images = _cityscapes_files(root, "leftImg8bit", _IMAGE_END, splits=splits, aside=aside)
     if not images:
         raise BadLayout(
             f"no Cityscapes images of split {', '.join(splits)} under {root}: expected files like"
             f" leftImg8bit/train/aachen/aachen_000000_000019{_IMAGE_END}"
         )
-    fine = _cityscapes_files(root, "gtFine", _FINE_END, [s for s in splits if s != "test"])
-    coarse = _cityscapes_files(root, "gtCoarse", _COARSE_END, splits)
+    fine = _cityscapes_files(root, "gtFine", _FINE_END, splits=[s for s in splits if s != "test"], aside=aside)
+    coarse = _cityscapes_files(root, "gtCoarse", _COARSE_END, splits=splits, aside=aside)
     samples = tuple(
         _sample(image, fine.get(key), coarse.get(key), sample_id=key[1], split=key[0], group=image.parent.name)
         for key, image in images.items()
     )
-    strays = [path for labels in (fine, coarse) for key, path in labels.items() if key not in images]
-    return Listing("cityscapes", root, CITYSCAPES, samples, tuple(sorted(strays)))
+    for path in sorted(path for labels in (fine, coarse) for key, path in labels.items() if key not in images):
+        aside.note(STRAYS, path)
+    packages = {folder for name in ("leftImg8bit", "gtFine", "gtCoarse") for folder in _package_folders(root, name)}
+    used = packages | {folder.parent for folder in packages}
+    for path in storage.list(root):
+        if path not in used:
+            aside.note(HIDDEN if is_hidden(path.name) else UNUSED, path)
+    return Listing("cityscapes", root, CITYSCAPES, samples, aside)
 
 
 def _package_folders(root: Path, package: str) -> list[Path]:
@@ -80,19 +94,43 @@ def _package_folders(root: Path, package: str) -> list[Path]:
     return [folder for folder in candidates if storage.is_folder(folder)]
 
 
-def _cityscapes_files(root: Path, package: str, end: str, splits: Sequence[str]) -> dict[tuple[str, str], Path]:
+def _cityscapes_files(
+    root: Path, package: str, end: str, *, splits: Sequence[str], aside: Aside
+) -> dict[tuple[str, str], Path]:
     """(split, sample id) -> file. Raises BadLayout for an id that appears twice in one split."""
     files: dict[tuple[str, str], Path] = {}
     for folder in _package_folders(root, package):
         for split in splits:
-            for path in (path for city in _folders(folder / split) for path in storage.list(city, suffix=end)):
-                if path.name.startswith("."):
-                    continue
-                key = (split, path.name.removesuffix(end))
-                if key in files and not files[key].samefile(path):
-                    raise BadLayout(f"{key[1]} is there twice: {files[key]} and {path}; keep one copy")
-                files[key] = path
+            for path in (path for city in _open_folders(folder / split, aside) for path in storage.list(city)):
+                if is_hidden(path.name):
+                    aside.note(HIDDEN, path)
+                elif not is_holdable(path.name):
+                    aside.note(NAMES, path)
+                elif not path.name.endswith(end):
+                    aside.note(f"files of {package} that do not end in {end}", path)
+                else:
+                    key = (split, composed(path.name.removesuffix(end)))
+                    if key in files and not files[key].samefile(path):
+                        raise BadLayout(f"{key[1]} is there twice: {files[key]} and {path}; keep one copy")
+                    files[key] = path
     return files
+
+
+def _folders(folder: Path) -> list[Path]:
+    return [path for path in storage.list(folder) if storage.is_folder(path)]
+
+
+def _open_folders(folder: Path, aside: Aside) -> Iterator[Path]:
+    """The sub-folders of a folder but for hidden ones, which are noted, and so are the files beside them."""
+    for path in storage.list(folder):
+        if is_hidden(path.name):
+            aside.note(HIDDEN, path)
+        elif not is_holdable(path.name):
+            aside.note(NAMES, path)
+        elif storage.is_folder(path):
+            yield path
+        else:
+            aside.note(UNUSED, path)
 
 
 # --- Mapillary Vistas -------------------------------------------------------------------------------------------------
@@ -121,15 +159,21 @@ def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
     except BadDocument as error:
         raise BadLayout(str(error)) from error
     samples: list[Sample] = []
-    strays: list[Path] = []
+    aside = Aside()
     for split in splits or MAPILLARY_SPLITS:
-        images = _by_stem(root / split / "images", IMAGE_SUFFIXES)
-        labels = _by_stem(root / split / labels_folder, LABEL_SUFFIXES)
+        images = by_name(root / split / "images", IMAGE_SUFFIXES, aside=aside)
+        labels = by_name(root / split / labels_folder, LABEL_SUFFIXES, aside=aside)
         samples += [_sample(path, labels.get(stem), None, sample_id=stem, split=split) for stem, path in images.items()]
-        strays += [path for stem, path in labels.items() if stem not in images]
+        _note_strays(labels, images, aside)
+        for path in storage.list(root / split):
+            if path.name not in ("images", labels_folder.partition("/")[0]):
+                aside.note(HIDDEN if is_hidden(path.name) else UNUSED, path)
     if not samples:
         raise BadLayout(f"no images under {root}: expected files like {root}/training/images/NAME.jpg")
-    return Listing("mapillary", root, space, tuple(samples), tuple(sorted(strays)))
+    for path in storage.list(root):
+        if path.name not in MAPILLARY_SPLITS and path != config:
+            aside.note(HIDDEN if is_hidden(path.name) else UNUSED, path)
+    return Listing("mapillary", root, space, tuple(samples), aside)
 
 
 def _mapillary_config(root: Path) -> tuple[Path, str]:
@@ -157,30 +201,68 @@ def list_folder(
     *,
     labels: Path | None = None,
     coarse: Path | None = None,
+    suffix: str = "",
     label_ids: str = "train",
 ) -> Listing:
     """List any folder of images, with labels of the same relative path and stem in other folders.
 
-    The sample id is the relative path without its suffix. The group is the sub-folder, or, in a flat folder, the name
-    up to its last underscore (frames of one drive). Raises BadLayout.
+    suffix: the labels' stems are longer by this text, such as "_mask". The sample id is the relative path without its
+    suffix. The group is the sub-folder, or, in a flat folder, the name up to its last underscore (frames of one drive).
+    Raises BadLayout.
     """
-    skipped: list[Path] = []
-    by_stem = _by_stem(images, IMAGE_SUFFIXES, skipped)
+    aside = Aside()
+    fine_by, coarse_by = (
+        by_name(folder, LABEL_SUFFIXES, aside=aside, end=suffix) if folder else {} for folder in (labels, coarse)
+    )
+    skip = [folder for folder in (labels, coarse) if folder is not None and folder != images]
+    by_stem = by_name(images, IMAGE_SUFFIXES, aside=aside, skip=skip)
+    if images in (labels, coarse):  # labels between the images: NAME.png beside NAME_mask.png
+        used = {path for paired in (fine_by, coarse_by) for path in paired.values()}
+        by_stem = {stem: path for stem, path in by_stem.items() if path not in used}
     if not by_stem:
         raise BadLayout(f"no images under {images}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
-    fine_by, coarse_by = (_by_stem(folder, LABEL_SUFFIXES) if folder else {} for folder in (labels, coarse))
     for folder, paired in ((labels, fine_by), (coarse, coarse_by)):
         if folder is not None and not paired.keys() & by_stem.keys():
+            end = "" if suffix else common_end(by_stem.keys(), paired.keys())
             raise BadLayout(
                 f"none of the {len(paired)} labels under {folder} has the relative path and stem of an image under"
-                f" {images}: expected e.g. {folder / (next(iter(by_stem)) + LABEL_SUFFIXES[0])}"
+                f" {images}: expected e.g. {folder / (next(iter(by_stem)) + suffix + LABEL_SUFFIXES[0])}"
+                + (f"; their names are longer by {end!r}: try --suffix {end}" if end else "")
             )
     samples = tuple(
         _sample(path, fine_by.get(stem), coarse_by.get(stem), sample_id=stem, group=_group(stem), label_ids=label_ids)
         for stem, path in by_stem.items()
     )
-    strays = [path for paired in (fine_by, coarse_by) for stem, path in paired.items() if stem not in by_stem]
-    return Listing("folder", images, space, samples, tuple(sorted(strays)), tuple(skipped))
+    for paired in (fine_by, coarse_by):
+        _note_strays(paired, by_stem, aside)
+    return Listing("folder", images, space, samples, aside)
+
+
+def list_pairs(images: Path, table: Path, space: LabelSpace, *, label_ids: str = "train") -> Listing:
+    """List the images of a folder that a CSV names, with the labels that it names. Raises BadLayout."""
+    aside = Aside()
+    samples = tuple(
+        _sample(
+            row.image, row.label, row.coarse, sample_id=row.sample_id, group=_group(row.sample_id), label_ids=label_ids
+        )
+        for row in read_pairs(table, images)
+    )
+    named = {path for s in samples for path in (s.image, s.label, s.coarse_label, table.absolute())}
+    for path in files_under(images, aside=aside):
+        if path.absolute() not in named:
+            aside.note(f"files that {table.name} does not name", path)
+    return Listing("folder", images, space, samples, aside)
+
+
+def _note_strays(labels: Mapping[str, Path], images: Mapping[str, Path], aside: Aside) -> None:
+    """Note the labels whose image is missing; where an image has the same name but for capitals, say so."""
+    strays = sorted(path for stem, path in labels.items() if stem not in images)
+    similar = {stem.casefold() for stem in images} if strays else set()
+    of_path = {path: stem for stem, path in labels.items()}
+    for path in strays:
+        aside.note(STRAYS, path)
+        if of_path[path].casefold() in similar:
+            aside.note("labels whose names differ from an image's in capitals alone", path)
 
 
 def _group(stem: str) -> str:
@@ -188,42 +270,7 @@ def _group(stem: str) -> str:
     return folder or name.rpartition("_")[0]
 
 
-# --- folders and files ------------------------------------------------------------------------------------------------
-
-
-def files_under(folder: Path, *, skip: Sequence[Path] = (), skipped_runs: list[Path] | None = None) -> Iterator[Path]:
-    """The files in a folder and its sub-folders, in order, links followed.
-
-    Hidden files and folders, run folders and the folders of `skip` are left out; run folders are added to
-    `skipped_runs`. A missing folder has no files.
-    """
-    above = {folder.resolve(), *folder.resolve().parents}
-    for path in storage.list(folder):
-        if path.name.startswith("."):
-            continue
-        if not storage.is_folder(path):
-            yield path
-        elif RunFolder(path).exists():
-            if skipped_runs is not None:
-                skipped_runs.append(path)
-        elif path not in skip and path.resolve() not in above:  # a link to a folder above would lead in circles
-            yield from files_under(path, skip=skip, skipped_runs=skipped_runs)
-
-
-def _folders(folder: Path) -> list[Path]:
-    return [path for path in storage.list(folder) if storage.is_folder(path)]
-
-
-def _by_stem(folder: Path, suffixes: Sequence[str], skipped_runs: list[Path] | None = None) -> dict[str, Path]:
-    """Relative path without suffix -> file. Raises BadLayout if two files share one."""
-    files: dict[str, Path] = {}
-    for path in files_under(folder, skipped_runs=skipped_runs):
-        if path.suffix.lower() in suffixes:
-            stem = path.relative_to(folder).with_suffix("").as_posix()
-            if stem in files:
-                raise BadLayout(f"{files[stem]} and {path} share a stem: which label is whose?")
-            files[stem] = path
-    return files
+# --- samples ----------------------------------------------------------------------------------------------------------
 
 
 def _sample(

@@ -1,101 +1,73 @@
 """Find the samples in a folder, check every file, and give an account.
 
 Every image's header is read. Every label is decoded once, so that a wrong size or an unknown id is reported now and not
-in the middle of a training.
+in the middle of a training; the pixels of at most 64 photographs are looked at.
 """
 
 from __future__ import annotations
 
+import zlib
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.images import IMAGE_SUFFIXES, BadImage, read_label, read_size
+from autolabel.manifests.account import Account
+from autolabel.manifests.images import (
+    IMAGE_SUFFIXES,
+    BadImage,
+    UnknownIds,
+    decode_image,
+    decode_label,
+    read_label,
+    read_size,
+)
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.layouts import (
-    BadLayout,
     Listing,
-    files_under,
     is_cityscapes,
     is_mapillary,
     list_cityscapes,
     list_folder,
     list_mapillary,
+    list_pairs,
 )
 from autolabel.manifests.machine import cores
+from autolabel.manifests.reading import read_file
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample
-from autolabel.manifests.wording import Progress, Shown
+from autolabel.manifests.schemas import LABEL_IDS
+from autolabel.manifests.suspicions import (
+    ClassCounts,
+    LabelFacts,
+    PhotographFacts,
+    facts_of,
+    facts_of_photograph,
+    of_copies,
+    of_labels,
+    of_names,
+    of_photographs,
+    spread,
+)
+from autolabel.manifests.walk import RUNS, BadLayout, files_under, is_hidden
+from autolabel.manifests.wording import Progress
 
 LAYOUTS = ("auto", "cityscapes", "mapillary", "folder")
 _DEPTH = 2  # levels of folders, below the one that is scanned, in which data sets are looked for
+_PIECE = 16  # samples that a thread takes at once
+_EDGE = 4096  # bytes at both ends of an image that are compared before it is read whole
 _TRIED = (
     "Cityscapes (leftImg8bit/SPLIT/CITY/NAME_leftImg8bit.png), Mapillary Vistas (config.json and"
     f" training/images/NAME.jpg), images/ beside labels/ or coarse/, any folder of {', '.join(IMAGE_SUFFIXES)}"
 )
 
-
-@dataclass(frozen=True)
-class Account(Shown):
-    """The result of a scan in numbers.
-
-    sources: samples by the source of their best label. coarse: samples with a coarse label. sizes: images by (height,
-    width). unreadable: images whose header cannot be read, as "path: reason". without_image: labels whose image is
-    missing. skipped_runs: run folders inside, whose files were left out. assumed_space: True if nobody named a label
-    space, and none was needed.
-    """
-
-    listing: Listing
-    sources: Counter[str]
-    coarse: int
-    sizes: Counter[tuple[int, int]]
-    unreadable: list[str]
-    assumed_space: bool = False
-
-    @property
-    def images(self) -> int:
-        """Images in the manifest, the unreadable ones among them."""
-        return len(self.listing.samples)
-
-    @property
-    def without_image(self) -> list[Path]:
-        """Labels whose image is missing; they are in no sample."""
-        return list(self.listing.without_image)
-
-    @property
-    def skipped_runs(self) -> list[Path]:
-        """Run folders inside the folder; their files are in no sample."""
-        return list(self.listing.skipped_runs)
-
-    def lines(self) -> list[str]:
-        """The account for a terminal."""
-        space, sources = self.listing.label_space, self.sources
-        sizes = ", ".join(f"{w} x {h} ({n})" for (h, w), n in self.sizes.most_common(4))
-        more = f" and {len(self.sizes) - 4} other sizes" if len(self.sizes) > 4 else ""
-        lines = [
-            f"{self.images} images, {len(space)} classes of label space {space.name!r}",
-            f"  layout              {self.listing.layout} in {self.listing.root}",
-            f"  with fine labels    {sources['fine']}",
-            f"  with coarse labels  {self.coarse} ({sources['coarse']} of them have no fine label)",
-            f"  without a label     {sources['none']}",
-            f"  sizes               {sizes or 'unknown'}{more}",
-            f"  unreadable images   {_examples(self.unreadable)}",
-            f"  labels without their image  {_examples(self.without_image)}",
-        ]
-        if self.skipped_runs:
-            lines.append(f"  run folders skipped  {_examples(self.skipped_runs)}")
-        if self.assumed_space:
-            lines.append(f"  No label space was named, so {space.name!r} is written down; --label-space names another.")
-        return lines
-
-
-def _examples(items: Sequence[object]) -> str:
-    if not items:
-        return "none"
-    return f"{len(items)}: {items[0]}" + (f" and {len(items) - 1} more" if len(items) > 1 else "")
+T = TypeVar("T")
 
 
 def scan(
@@ -105,26 +77,34 @@ def scan(
     splits: Sequence[str] = (),
     labels: Path | None = None,
     coarse: Path | None = None,
+    suffix: str = "",
+    pairs: Path | None = None,
     label_space: LabelSpace | None = None,
-    label_ids: str = "train",
+    label_ids: str | None = None,
     progress: Progress | None = None,
 ) -> tuple[Manifest, Account]:
     """Find and check the images and labels in a folder.
 
     layout: "cityscapes", "mapillary", "folder" (any folder of images), or "auto", which tries them. splits: some splits
     of a data set, all by default. labels, coarse: for layout "folder", the folders of label PNGs with the images'
-    relative paths and stems. label_space: the classes; data sets bring their own, and a folder of images without labels
-    gets those of Cityscapes if none is given. label_ids: "train" or "source", the ids in the label PNGs of a folder.
+    relative paths and stems. suffix: text by which the labels' stems are longer, such as "_mask". pairs: a CSV that
+    names images and labels instead. label_space: the classes; data sets bring their own, and a folder of images without
+    labels gets those of Cityscapes if none is given. label_ids: "train" or "source", the ids in the label PNGs of a
+    folder, or "color" if they show the colours of the classes; None is "train", and suspicious where "source" fits too.
     progress hears of checked samples. Raises BadLayout.
     """
     root = Path(root)
     if layout not in LAYOUTS:
         raise BadLayout(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
+    if label_ids not in (None, *LABEL_IDS):
+        raise BadLayout(f"unknown label ids {label_ids!r}: expected one of {', '.join(LABEL_IDS)}")
     for folder in (root, labels, coarse):
         if folder is not None and not storage.is_folder(folder):
             raise BadLayout(f"{folder} is not a folder" + ("" if folder.exists() else " that exists"))
+    if pairs is not None and (labels or coarse or suffix):
+        raise BadLayout(f"{pairs} names the labels: leave out {labels or coarse or suffix!s}")
     guessed, skipped_runs = layout == "auto", list[Path]()
-    if guessed and (labels or coarse):
+    if guessed and (labels or coarse or pairs):
         layout = "folder"
     elif guessed:
         layout, root = _guess(root, skipped_runs)
@@ -135,11 +115,19 @@ def scan(
     if layout == "folder":
         if splits:
             raise BadLayout(f"{root} is a folder of images, which has no splits: leave out the split {splits[0]!r}")
-        if label_space is None and (labels or coarse):
-            raise BadLayout(f"{labels or coarse} holds labels: name their classes with --label-space")
-        listing = list_folder(root, label_space or CITYSCAPES, labels=labels, coarse=coarse, label_ids=label_ids)
-    elif labels or coarse:
-        raise BadLayout(f"layout {layout} has label folders of its own: leave out {labels or coarse}")
+        if label_space is None and (labels or coarse or pairs):
+            raise BadLayout(f"{labels or coarse or pairs} holds labels: name their classes with --label-space")
+        if suffix and not (labels or coarse):
+            raise BadLayout(f"suffix {suffix!r} is for labels: name their folder with --labels or --coarse")
+        space, ids = label_space or CITYSCAPES, label_ids or "train"
+        if pairs is not None:
+            listing = list_pairs(root, pairs, space, label_ids=ids)
+        else:
+            listing = list_folder(root, space, labels=labels, coarse=coarse, suffix=suffix, label_ids=ids)
+    elif labels or coarse or pairs or suffix:
+        raise BadLayout(
+            f"layout {layout} has label folders of its own: leave out {labels or coarse or pairs or suffix}"
+        )
     else:
         listing = list_cityscapes(root, splits) if layout == "cityscapes" else list_mapillary(root, splits)
     space = listing.label_space
@@ -148,9 +136,10 @@ def scan(
             f"{root} holds a data set in the layout of {layout}, whose classes are those of label space {space.name!r},"
             f" not {label_space.name!r}: leave out the label space, or scan its images alone with --layout folder"
         )
-    listing = replace(listing, skipped_runs=listing.skipped_runs or tuple(skipped_runs))
+    for run in skipped_runs:
+        listing.aside.note(RUNS, run)
     assumed = layout == "folder" and label_space is None
-    return _checked(listing, assumed_space=assumed, guessed=guessed, progress=progress)
+    return _checked(listing, assumed_space=assumed, guessed=guessed, ids_named=label_ids is not None, progress=progress)
 
 
 # --- guessing the layout ----------------------------------------------------------------------------------------------
@@ -186,7 +175,7 @@ def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterato
         for child in storage.list(folder):
             if RunFolder(child).exists():
                 skipped_runs.append(child)
-            elif storage.is_folder(child) and not child.name.startswith("."):
+            elif storage.is_folder(child) and not is_hidden(child.name):
                 yield from _data_sets(child, skipped_runs, depth=depth - 1)
 
 
@@ -197,51 +186,151 @@ def _images(root: Path, *, skip: Sequence[Path]) -> Iterator[Path]:
 # --- checking the files -----------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class _Check:
+    """One sample with its size; why its image cannot be read; its broken labels; its label; its length in bytes."""
+
+    sample: Sample
+    unreadable: str = ""
+    broken: tuple[BadImage, ...] = ()
+    label: LabelFacts | None = None
+    length: int = 0
+
+
 def _checked(
-    listing: Listing, *, assumed_space: bool, guessed: bool, progress: Progress | None
+    listing: Listing, *, assumed_space: bool, guessed: bool, ids_named: bool, progress: Progress | None
 ) -> tuple[Manifest, Account]:
     """Open every file, and fill in the sizes. Raises BadLayout for labels that cannot be used."""
     space = listing.label_space
-    samples: list[Sample] = []
-    unreadable: list[str] = []
-    broken_labels: list[str] = []
+    checks: list[_Check] = []
+    counts = ClassCounts()
     with ThreadPoolExecutor(cores()) as pool:
-        for sample, reason, broken in pool.map(lambda s: _check(s, space), listing.samples):
-            samples.append(sample)
-            unreadable += [reason] if reason else []
-            broken_labels += broken
+        for check, pixels in _in_pieces(pool, lambda s: _check(s, space), listing.samples):
+            checks.append(check)
+            if pixels is not None:
+                counts.add(pixels)
             if progress:
-                progress(len(samples), len(listing.samples))
-    if broken_labels:
-        more = f" (and {len(broken_labels) - 1} more labels)" if len(broken_labels) > 1 else ""
-        raise BadLayout(f"{broken_labels[0]}{more}: repair or remove it, or name the right label space and ids")
-    if guessed and len(unreadable) == len(samples):
-        raise BadLayout(
-            f"none of the {len(samples)} images under {listing.root} can be read; the first is {unreadable[0]}"
-        )
-    samples.sort(key=lambda s: (s.split, s.sample_id))
-    provenance = {"layout": listing.layout, "root": str(listing.root)}
+                progress(len(checks), len(listing.samples))
+        samples = [check.sample for check in checks]
+        unreadable = [check.unreadable for check in checks if check.unreadable]
+        _require_labels([error for check in checks for error in check.broken], space)
+        if guessed and len(unreadable) == len(samples):
+            raise BadLayout(
+                f"none of the {len(samples)} images under {listing.root} can be read; the first is {unreadable[0]}"
+            )
+        readable = [s for s in samples if s.readable]
+        looked = list(_in_pieces(pool, _look, spread(readable), piece=1)) if readable else []
+        copies = _copies(pool, [(check.sample.image, check.length) for check in checks if check.sample.readable])
+    labelled = [(check.sample, check.label) for check in checks if check.label is not None]
+    suspicions = (
+        *of_labels(labelled, space, counts, ids_named=ids_named or listing.layout != "folder"),
+        *of_photographs([one for one in looked if one is not None], [(s, s.height * s.width) for s in readable]),
+        *of_copies(copies),
+        *of_names([s.sample_id for s in samples]),
+    )
     account = Account(
         listing,
         sources=Counter(s.source for s in samples),
         coarse=sum(s.coarse_label is not None for s in samples),
-        sizes=Counter((s.height, s.width) for s in samples if s.readable),
+        sizes=Counter((s.height, s.width) for s in readable),
         unreadable=unreadable,
+        classes=counts,
+        looked_at=len(looked),
+        suspicions=suspicions,
         assumed_space=assumed_space,
     )
+    samples.sort(key=lambda s: (s.split, s.sample_id))
+    provenance = {"layout": listing.layout, "root": str(listing.root)}
     return Manifest.of(space, tuple(samples), provenance=provenance), account
 
 
-def _check(sample: Sample, space: LabelSpace) -> tuple[Sample, str | None, list[str]]:
-    """The sample with its size, the reason why its image cannot be read, and the faults of its labels."""
+def _in_pieces(
+    pool: ThreadPoolExecutor, work: Callable[[Sample], T], samples: Sequence[Sample], *, piece: int = _PIECE
+) -> Iterator[T]:
+    """Do the work for every sample, in order; a thread takes several at once, because a hand-over costs as much."""
+    pieces = [samples[first : first + piece] for first in range(0, len(samples), piece)]
+    for done in pool.map(lambda some: [work(s) for s in some], pieces):
+        yield from done
+
+
+def _check(sample: Sample, space: LabelSpace) -> tuple[_Check, NDArray[np.int64] | None]:
+    """The sample with what was found, and the pixels of its label by train id."""
     try:
         height, width = read_size(sample.image)
     except BadImage as error:
-        return sample, f"{sample.image}: {error}", []  # it stays 0 x 0, and `generate` quarantines it with the reason
-    faults: list[str] = []
+        # It stays 0 x 0, and `generate` quarantines it with the reason.
+        return _Check(sample, unreadable=f"{sample.image}: {error}"), None
+    broken: list[BadImage] = []
+    facts: LabelFacts | None = None
+    pixels: NDArray[np.int64] | None = None
     for path in dict.fromkeys(path for path in (sample.label, sample.coarse_label) if path is not None):
         try:
-            read_label(path, space, ids=sample.label_ids, size=(height, width))
+            label = read_label(path, space, ids=sample.label_ids, size=(height, width))
+            if path == sample.label:
+                pixels = np.bincount(label.ravel(), minlength=256)
+                facts = facts_of(label, pixels, space)
         except BadImage as error:
-            faults.append(str(error))
-    return replace(sample, height=height, width=width), None, faults
+            broken.append(error)
+        except OSError as error:  # named in a CSV, and gone since
+            broken.append(BadImage(f"{path}: {error.strerror or error}"))
+    status = storage.stat(sample.image)
+    sample = replace(sample, height=height, width=width)
+    return _Check(sample, "", tuple(broken), facts, status.size if status else 0), pixels
+
+
+def _require_labels(broken: Sequence[BadImage], space: LabelSpace) -> None:
+    """Raise BadLayout if there are labels that cannot be used, and say what their ids look like."""
+    if not broken:
+        return
+    more = f" (and {len(broken) - 1} more labels)" if len(broken) > 1 else ""
+    unknown = [error.ids for error in broken if isinstance(error, UnknownIds)]
+    ids = sorted(frozenset[int]().union(*unknown)) if len(unknown) == len(broken) else []
+    hint = ""
+    if len(ids) > 64:
+        hint = "; so many values are those of a photograph, and not of a label"
+    elif ids and set(ids) <= space.known_source_ids and all(" (train ids)" in str(error) for error in broken):
+        hint = "; they are source ids of the label space: try --label-ids source"
+    elif ids == [len(space)]:
+        hint = "; do the ids begin at 1? They have to begin at 0"
+    elif ids and ids[0] > 255 - len(space):
+        hint = "; are the ids inverted (255 - id)?"
+    raise BadLayout(f"{broken[0]}{more}{hint}: repair or remove it, or name the right label space and ids")
+
+
+def _look(sample: Sample) -> tuple[Sample, PhotographFacts] | None:
+    """Look at the pixels of a photograph and its label; None if they cannot be decoded."""
+    try:
+        data = read_file(sample.image)
+        return sample, facts_of_photograph(decode_image(data), _stored(sample))
+    except (BadImage, OSError):
+        return None  # `generate` will quarantine it with the reason
+
+
+def _stored(sample: Sample) -> NDArray[np.uint8] | None:
+    """The label as its file has it, to be compared with the photograph: ids (H, W) or colours (H, W, 3)."""
+    if sample.label is None:
+        return None
+    data = read_file(sample.label)
+    return decode_image(data) if sample.label_ids == "color" else decode_label(data, None)
+
+
+def _copies(pool: ThreadPoolExecutor, images: Sequence[tuple[Path, int]]) -> list[list[Path]]:
+    """Images of the same bytes. Only those of one length are opened, and only those of equal ends are read whole."""
+    alike = _groups([(path, length) for path, length in images])
+    alike = [group for some in alike for group in _groups(list(zip(some, pool.map(_ends, some), strict=True)))]
+    return [group for some in alike for group in _groups(list(zip(some, pool.map(storage.crc32c, some), strict=True)))]
+
+
+def _groups(marked: Sequence[tuple[Path, object]]) -> list[list[Path]]:
+    """The paths with equal marks, in groups of two and more."""
+    groups: dict[object, list[Path]] = {}
+    for path, mark in marked:
+        groups.setdefault(mark, []).append(path)
+    return [group for group in groups.values() if len(group) > 1]
+
+
+def _ends(path: Path) -> int:
+    with storage.reading(path) as file:
+        head = file.read(_EDGE)
+        file.seek(max(0, file.seek(0, 2) - _EDGE))
+        return zlib.crc32(head + file.read(_EDGE))

@@ -7,7 +7,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 ROWS_AT_ONCE = 16_384  # rows of a table in memory, and in one of its row groups
 SOURCES = ("fine", "coarse", "auto", "none")
-LABEL_IDS = ("train", "source")  # a label file holds train ids or source ids
+LABEL_IDS = ("train", "source", "color")  # a label file holds train ids, source ids, or the classes' colours
 
 
 # The fates of a pixel of the teacher, one of which pipeline/rules.py gives it.

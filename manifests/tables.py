@@ -1,26 +1,96 @@
-"""Read and write parquet tables of a given schema, whole or piece by piece."""
+"""Read and write parquet tables of a given schema, whole or piece by piece.
+
+Every table that is written here carries two kinds of checksums: a CRC-32 in each page, which parquet knows, and a seal
+in its footer, the crc32c of the whole file and its length. A file whose seal is broken is refused. One without a seal,
+or with the seal of a file of another length, was written by another program: it is read, and called unverified once.
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+import io
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
+import google_crc32c
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from autolabel.manifests import storage
+from autolabel.manifests import notes, storage
 from autolabel.manifests.schemas import ROWS_AT_ONCE
+from autolabel.manifests.wording import reason
+
+# A seal as it lies in the footer, behind its key, and what stands there while its checksum is computed.
+_SEAL = re.compile(rb"seal\x18\x25crc32c ([0-9a-f]{8}) of ([0-9]{12}) bytes")
+_OPEN = b"seal\x18\x25crc32c 00000000 of 000000000000 bytes"
+_SEAL_KEY, _OPEN_VALUE = _OPEN.split(b"\x18\x25")
+_TAIL = 1 << 22  # bytes at the end of a file in which the seal lies
+_PIECE = 1 << 22
+
+
+def _seal(crc: int, size: int) -> bytes:
+    return _SEAL_KEY + b"\x18\x25" + b"crc32c %08x of %012d bytes" % (crc, size)
 
 
 class BadTable(ValueError):
     """A parquet file is missing, damaged, or not of the expected kind."""
 
 
+class OtherVersion(BadTable):
+    """The columns of a file are those of another version of this program."""
+
+
+# --- writing ----------------------------------------------------------------------------------------------------------
+
+
+class _Sealing(io.RawIOBase):
+    """Writes to a file, front to back, and counts; from `hold` on it keeps everything back until `seal`."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._crc, self._size = file, 0, 0
+        self._held: list[bytes] | None = None
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        some = bytes(memoryview(data))  # type: ignore[arg-type]
+        if self._held is not None:
+            self._held.append(some)
+        else:
+            self._crc = google_crc32c.extend(self._crc, some)
+            self._size += len(some)
+            self._file.write(some)
+        return len(some)
+
+    def hold(self) -> None:
+        self._held = []
+
+    def seal(self) -> None:
+        rest = b"".join(self._held or [])
+        before, opened, after = rest.rpartition(_OPEN)
+        assert opened
+        crc = google_crc32c.extend(self._crc, rest)
+        self._file.write(before + _seal(crc, self._size + len(rest)) + after)
+
+
+@contextlib.contextmanager
+def _writer(file: BinaryIO, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
+    """Give a writer of a sealed parquet file."""
+    sink = _Sealing(file)
+    with pq.ParquetWriter(sink, schema, compression="zstd", write_page_checksum=True) as writer:
+        yield writer
+        writer.add_key_value_metadata({_SEAL_KEY: _OPEN_VALUE})
+        sink.hold()
+    sink.seal()
+
+
 @contextlib.contextmanager
 def writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table], None]]:
     """Give a function that adds rows to a parquet file. It appears when all are written, or not at all."""
-    with storage.writing(path) as file, pq.ParquetWriter(file, schema, compression="zstd") as writer:
+    with storage.writing(path) as file, _writer(file, schema) as writer:
         waiting: list[pa.Table] = []  # small pieces become one row group
 
         def add(rows: pa.Table) -> None:
@@ -34,11 +104,25 @@ def writing_table(path: Path, schema: pa.Schema) -> Iterator[Callable[[pa.Table]
             writer.write_table(pa.concat_tables(waiting))
 
 
-def read_table(path: Path, schema: pa.Schema) -> pa.Table:
-    """Read a parquet file that has the columns of `schema`, with its metadata. Raises BadTable."""
-    with _opened(path, schema) as file:
+def table_bytes(table: pa.Table) -> bytes:
+    """The bytes of a sealed parquet file with these rows and this metadata."""
+    buffer = io.BytesIO()
+    with _writer(buffer, table.schema) as writer:
+        writer.write_table(table)
+    return buffer.getvalue()
+
+
+# --- reading ----------------------------------------------------------------------------------------------------------
+
+
+def read_table(path: Path, schema: pa.Schema, *, sealed: bool = False) -> pa.Table:
+    """Read a parquet file that has the columns of `schema`, with its metadata. Raises BadTable.
+
+    sealed: refuse a file that another program wrote.
+    """
+    with _opened(path, schema, must_be_sealed=sealed) as file:
         table = file.read(columns=schema.names)
-        return _as_expected(path, table, schema).replace_schema_metadata(file.schema_arrow.metadata)
+        return _as_expected(path, table, schema).replace_schema_metadata(_metadata(file))
 
 
 def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
@@ -51,22 +135,78 @@ def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
 def read_metadata(path: Path, schema: pa.Schema) -> dict[bytes, bytes]:
     """Read the key-value metadata of a parquet file that has the columns of `schema`. Raises BadTable."""
     with _opened(path, schema) as file:
-        return dict(file.schema_arrow.metadata or {})
+        return _metadata(file)
+
+
+def read_sealed(path: Path, columns: list[str] | None = None, *, schema: pa.Schema | None = None) -> pa.Table:
+    """Read a table that this program alone writes, such as a record. Raises BadTable unless its seal is whole.
+
+    columns: the paths of those that are wanted. schema: that of the file, if another one is to be refused.
+    """
+    with _translated(path):
+        data = storage.read(path)
+        if not _seal_holds(path, io.BytesIO(data), len(data)):
+            raise BadTable(f"{path} is damaged: it has no checksum")
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        if schema is not None and not file.schema_arrow.equals(schema):
+            raise OtherVersion(f"{path} was written by another version of this program: start a new run folder")
+        return file.read(columns)
+
+
+def _seal_holds(path: Path, file: BinaryIO, size: int) -> bool:
+    """True if the seal is whole, False if there is none for a file of this length. Raises BadTable if it is broken."""
+    start = max(0, size - _TAIL)
+    file.seek(start)
+    seals = list(_SEAL.finditer(file.read(_TAIL)))
+    if not seals or int(seals[-1][2]) != size:
+        return False
+    place, crc = start + seals[-1].start(), 0
+    file.seek(0)
+    for first, last in ((0, place), (place + len(_OPEN), size)):
+        if first:
+            crc = google_crc32c.extend(crc, _OPEN)
+            file.seek(first)
+        while first < last and (piece := file.read(min(_PIECE, last - first))):
+            crc = google_crc32c.extend(crc, piece)
+            first += len(piece)
+    if b"%08x" % crc != seals[-1][1]:
+        raise BadTable(f"{path} is damaged: its checksum is another")
+    return True
+
+
+def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
+    metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
+    return {key: value for key, value in metadata.items() if key != _SEAL_KEY}
 
 
 @contextlib.contextmanager
-def _opened(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetFile]:
+def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> Iterator[pq.ParquetFile]:
     if not storage.exists(path):
         raise BadTable(f"{path} {'is no file' if path.exists() else 'does not exist'}")
+    with _translated(path), storage.reading(path) as source:
+        size = source.seek(0, io.SEEK_END)
+        sealed = _seal_holds(path, source, size)
+        source.seek(0)
+        file = pq.ParquetFile(source, page_checksum_verification=True)
+        missing = [name for name in schema.names if name not in file.schema_arrow.names]
+        if missing:
+            raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")
+        if must_be_sealed and not sealed:
+            raise BadTable(f"{path} is damaged: it has no checksum")
+        if not sealed:
+            notes.tell(f"{path} is unverified: another program wrote it, without a checksum of its content")
+        yield file
+
+
+@contextlib.contextmanager
+def _translated(path: Path) -> Iterator[None]:
+    """Turn every error of pyarrow into a BadTable that names the file and the reason."""
     try:
-        with storage.reading(path) as source:
-            file = pq.ParquetFile(source)
-            missing = [name for name in schema.names if name not in file.schema_arrow.names]
-            if missing:
-                raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")
-            yield file
+        yield
+    except BadTable:
+        raise
     except (pa.ArrowException, OSError) as error:
-        raise BadTable(f"{path} is not a readable parquet file ({type(error).__name__})") from error
+        raise BadTable(f"{path} is not a readable parquet file: {reason(error)}") from error
 
 
 def _as_expected(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:

@@ -72,6 +72,16 @@ def listed(words: Sequence[str]) -> str:
     return f"{', '.join(words[:-1])} and {words[-1]}" if len(words) > 1 else "".join(words)
 
 
+def reason(error: BaseException) -> str:
+    """The words of an error in one line, never its class alone: KeyError('a') -> "there is no 'a'"."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    text = " ".join(str(error).split())[:300]
+    if isinstance(error, KeyError):
+        return f"there is no {text}"
+    return text or f"for a reason without words ({type(error).__name__})"
+
+
 def plain(text: str) -> str:
     r"""The text with escapes such as \x1b for what would command a terminal: names in a message are data.
 
@@ -124,7 +134,9 @@ class Table:
                 )
 
     def lines(self) -> list[str]:
-        """The table without its title, for a terminal."""
+        """The table without its title, for a terminal; without a header there are only notes."""
+        if not self.header:
+            return [*map(plain, self.notes)]
         cells = [[plain(cell) for cell in row] for row in (self.header, *self.rows)]
         first, *others = [max(map(len, column)) for column in zip(*cells, strict=True)]
         header, *body = [

@@ -6,9 +6,7 @@ its shard and of itself. It is written last.
 
 from __future__ import annotations
 
-import io
 import json
-import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -16,20 +14,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import google_crc32c
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import json_of
+from autolabel.manifests.documents import BadDocument, json_of
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer
 from autolabel.manifests.run.shards import WrittenShard, shard_path
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
-from autolabel.manifests.tables import BadTable
+from autolabel.manifests.tables import BadTable, OtherVersion, read_sealed, table_bytes
 from autolabel.pipeline.units import Tally, Unit
 
 LABELLED, QUARANTINED = "labelled", "quarantined"
+_SHARDS = b"shards"  # the key of a record's metadata that lists its shards
 _OWN = ("sample_id",)  # nested rows leave out the columns of the outer row
 
 
@@ -122,35 +119,21 @@ def write_record(run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mappin
     """Commit a unit. `shards` has its shard of every layer, nothing where labels are PNGs or there are none."""
     table = pa.Table.from_pylist([vars(row) for row in rows], schema=RECORD_SCHEMA)
     files = {name: {"bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
-    buffer = io.BytesIO()
-    metadata = {b"shards": json.dumps(files).encode(), b"seal": _OPEN}
-    pq.write_table(table.replace_schema_metadata(metadata), buffer, compression="zstd")
-    data = buffer.getvalue()
-    storage.write(run.units / unit.record, data.replace(_OPEN, _seal(data)))
-
-
-# Text in the footer of a record. Its zeros are replaced by the checksum of the file that still has the zeros.
-_OPEN = b"crc32c of this file: 00000000"
-_SEAL = re.compile(rb"crc32c of this file: [0-9a-f]{8}")
-
-
-def _seal(data: bytes) -> bytes:
-    return b"crc32c of this file: %08x" % google_crc32c.value(_SEAL.sub(_OPEN, data))
+    metadata = {_SHARDS: json.dumps(files).encode()}
+    storage.write(run.units / unit.record, table_bytes(table.replace_schema_metadata(metadata)))
 
 
 def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
     """A commit record, and by layer its shard's size and checksum. Raises BadTable unless it is as written."""
     try:
-        data = storage.read(path)
-        if _SEAL.findall(data) != [_seal(data)]:
-            raise _damaged(path, "its checksum is another")
-        file = pq.ParquetFile(pa.BufferReader(data))
-        metadata = file.schema_arrow.metadata or {}
-        if not file.schema_arrow.equals(RECORD_SCHEMA):
-            raise BadTable(f"{path} is not a unit record of this version: start a new run folder")
-        return file.read(columns), json_of(metadata[b"shards"], dict[str, dict[str, Any]], name=str(path))
-    except (pa.ArrowException, OSError) as error:
-        raise _damaged(path, type(error).__name__) from error
+        table = read_sealed(path, columns, schema=RECORD_SCHEMA)
+        metadata = table.schema.metadata or {}
+        shards = json_of(metadata.get(_SHARDS, b""), dict[str, dict[str, Any]], name="its list of shards")
+    except OtherVersion:
+        raise
+    except (BadTable, BadDocument) as error:
+        raise _damaged(path, str(error).removeprefix(f"{path} is ").removeprefix("damaged: ")) from error
+    return table, shards
 
 
 def read_unit(run: Run, unit: Unit, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.account import Account
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, save_manifest
@@ -23,12 +25,14 @@ def manifest_of(
     label_space: LabelSpace | None = None,
     part: tuple[int, int] | None = None,
     progress: Progress | None = None,
+    on_account: Callable[[Account], None] = lambda account: None,
 ) -> Path:
     """Return the manifest to label: `source` itself, or for a folder the manifest of its images, written into `out`.
 
     The classes are `label_space`, or those that the teacher names. A folder is scanned again by every call, so that
-    images which it has gained are labelled too; but not while another part of the run is at work. Raises ValueError for
-    a source that does not exist, is a run, or cannot be scanned, and if nobody names the classes.
+    images which it has gained are labelled too; but not while another part of the run is at work. on_account: called
+    with what the scan of a folder found and left aside. Raises ValueError for a source that does not exist, is a run,
+    or cannot be scanned, and if nobody names the classes.
     """
     if storage.exists(source):
         if label_space is not None:
@@ -43,7 +47,8 @@ def manifest_of(
     folder = RunFolder(out)
     folder.require_new_or_run()
     space = label_space or _classes_of(teacher, source)
-    manifest, _ = scan(source, label_space=space, progress=progress)
+    manifest, account = scan(source, label_space=space, progress=progress)
+    on_account(account)
     with Lock(out, part).held() as lock:
         if lock.alone or not storage.exists(folder.input_path):
             folder.claim()

@@ -16,8 +16,10 @@ import pytest
 from conftest import ROOT, autolabel, refused
 from PIL import Image
 
+from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import GROUPS, job_fields
+from autolabel.manifests.wording import Table
 from autolabel.pipeline.job import LabelJob
 from autolabel.student.job import TrainJob
 
@@ -37,21 +39,44 @@ def pictures(tmp_path: Path) -> Path:
     return tmp_path
 
 
+TABLE = (
+    " class       images  pixels    share",
+    " ───────────────────────────────────",
+    *(f" {name:<10}       0       0    0.0 %" for name in ("sky", "building", "pole")),
+    " road             2      96  100.0 %",
+    *(f" {c.name:<10}       0       0    0.0 %" for c in CAMVID.classes[4:]),
+    "10 classes in no label",
+)
+
+
 def test_a_scan_counts_images_labels_and_sizes(pictures: Path) -> None:
     (pictures / "images" / "zero.jpg").write_bytes(b"")
     Image.new("L", (8, 6)).save(pictures / "labels" / "orphan.png")
     output = pictures / "m.parquet"
     result = autolabel(*scan(pictures / "images", output, "--labels", pictures / "labels"))
     assert result.exit_code == 0
+    orphan = f"{pictures}/labels/orphan.png"
+    aside = Table("", ["reason", "number", "first"], [["labels without their image", "1", orphan]])
     assert result.stdout.splitlines() == [
         "3 images, 11 classes of label space 'camvid'",
         f"  layout              folder in {pictures}/images",
         "  with fine labels    2",
         "  with coarse labels  0 (0 of them have no fine label)",
         "  without a label     1",
+        f"  labels without their image  1: {pictures}/labels/orphan.png",
         "  sizes               8 x 6 (2)",
         f"  unreadable images   1: {pictures}/images/zero.jpg: the file is empty",
-        f"  labels without their image  1: {pictures}/labels/orphan.png",
+        "",
+        "classes in the labels",
+        *TABLE,
+        "",
+        "left aside",
+        *aside.lines(),
+        "",
+        "SUSPICIOUS: 2 things to look at before you go on",
+        f"  - 2 of 2 photographs are of one colour, such as {pictures}/images/one.png: leave out what is no photograph",
+        f"  - 2 photographs are copies of one another, such as {pictures}/images/one.png and {pictures}/images/two.png:"
+        " copies in training and validation are a leak",
         f"wrote {output}",
     ]
     shown = autolabel("manifest", "show", output)

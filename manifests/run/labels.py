@@ -190,7 +190,7 @@ def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:
     schema = pa.schema([*_PLACE, pa.field(_checksum(layer), pa.uint32())])
     labels: dict[str, StoredLabel] = {}
     for record in storage.list(run / "units", suffix=".parquet"):
-        labels |= stored_labels(run, read_table(record, schema).to_pylist(), layer=layer)
+        labels |= stored_labels(run, read_table(record, schema, sealed=True).to_pylist(), layer=layer)
     return labels
 
 

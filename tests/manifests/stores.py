@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
@@ -30,6 +29,7 @@ from autolabel.manifests.run.shards import (
     shard_path,
     write_zarr_shard,
 )
+from autolabel.manifests.tables import table_bytes
 
 Label = NDArray[np.uint8]
 SHARD = 2  # rows
@@ -99,7 +99,7 @@ def commit(
         shard = write_zarr_shard(run / zarr_folder(LABELS) / bucket, number * SHARD, shard_rows=SHARD, labels=frames)
     record = record_of(run, bucket, number)
     record.parent.mkdir(exist_ok=True)
-    pq.write_table(pa.Table.from_pylist(rows), record)
+    record.write_bytes(table_bytes(pa.Table.from_pylist(rows)))
     return shard
 
 

@@ -197,7 +197,7 @@ def test_a_cut_parquet_file_is_refused(tmp_path: Path, share: float) -> None:
     file.write_bytes(data[: int(len(data) * share)])
     with pytest.raises(BadTable) as refusal:
         load_manifest(file)
-    assert str(refusal.value).startswith(f"{file} is not a readable parquet file (")
+    assert str(refusal.value).startswith(f"{file} is not a readable parquet file: ")
 
 
 def test_another_parquet_table_is_refused(tmp_path: Path) -> None:

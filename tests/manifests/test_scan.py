@@ -102,7 +102,7 @@ def test_a_folder_of_labels_that_matches_nothing_is_refused_with_what_would(tmp_
     given: dict[str, Any] = {"labels" if which == "fine" else "coarse": labels}
     assert refusal(images, **given, label_space=CAMVID) == (
         f"none of the 1 labels under {labels} has the relative path and stem of an image under {images}:"
-        f" expected e.g. {labels}/a.png"
+        f" expected e.g. {labels}/a.png; their names are longer by '_gt': try --suffix _gt"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -18,7 +19,7 @@ def label(source: Path, teacher: Path, out: Path, *more: object) -> str:
     """Label a folder in this process at one scale; return the accounts."""
     result = autolabel("generate", source, "--teacher", teacher, "--out", out, "--scales", 1, *more)
     assert result.exit_code == 0, result.output
-    return str(result.stdout).splitlines()[0]
+    return next((line for line in str(result.stdout).splitlines() if re.match(r"\d+ samples?: ", line)), "")
 
 
 def test_a_folder_is_labelled_with_the_classes_of_the_teacher(city: Path, teacher: Path, tmp_path: Path) -> None:

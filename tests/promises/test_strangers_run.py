@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from conftest import autolabel
 from PIL import Image
@@ -23,6 +24,7 @@ from PIL import Image
 from autolabel.manifests import storage
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.folder import Run, _checksum
+from autolabel.manifests.tables import table_bytes
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import RECORD_SCHEMA, Row, read_record, write_record
 from autolabel.pipeline.run import generate
@@ -185,16 +187,7 @@ def test_no_layer_of_a_record_leads_out_of_the_run(trap: Trap) -> None:
 
 
 def _reseal(record: Path, shards: bytes) -> None:
-    import io
-
-    import pyarrow.parquet as pq
-
-    from autolabel.pipeline.records import _OPEN, _seal
-
-    table = pq.read_table(record).replace_schema_metadata({b"shards": shards, b"seal": _OPEN})
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer)
-    record.write_bytes(buffer.getvalue().replace(_OPEN, _seal(buffer.getvalue())))
+    record.write_bytes(table_bytes(pq.read_table(record).replace_schema_metadata({b"shards": shards})))
 
 
 def texts_of(document: Any, place: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:
