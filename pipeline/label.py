@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import threading
 import time
 from collections import deque
@@ -53,6 +54,7 @@ DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
 _IN_FLIGHT = 2  # batches
 _REASON = 300  # letters of an unforeseen reason
+_GPU = re.compile(r"\b(CUDA|cuDNN|CUBLAS|HIP|MPS)\b")
 # Faults of a disk, of memory, or of the run whose confidence is read: the unit fails, and no image is to blame.
 # Anything else that one image raises costs that image alone.
 _NOT_THE_IMAGE = (OSError, MemoryError, DamagedLabel, BadTable)
@@ -234,9 +236,8 @@ class Labeller:
         row = self._row(sample, unit)
         try:
             decoded = self.predictor.decode(sample, unit, row)
-        except _NOT_THE_IMAGE:
-            raise
         except Exception as error:
+            self._require_of_image(error)
             return Refused(self._known(row, sample), _words(error))
         if isinstance(decoded, Refused):
             return decoded
@@ -252,11 +253,8 @@ class Labeller:
             predictions = self.predictor.predict(decoded)
         except NotEnoughMemory as error:
             return [Refused(one.row, str(error)) for one in decoded]
-        except _NOT_THE_IMAGE:
-            raise
         except Exception as error:
-            if self.predictor.device != "cpu" and isinstance(error, RuntimeError):  # the device itself may be broken
-                raise
+            self._require_of_image(error)
             if len(decoded) > 1:
                 return [predicted for one in decoded for predicted in self._predict([one])]
             return [Refused(decoded[0].row, _words(error))]
@@ -268,10 +266,15 @@ class Labeller:
             return Labelled(replace(one.row, status=QUARANTINED, reason=one.reason))
         try:
             return self._labelled(one)
-        except _NOT_THE_IMAGE:
-            raise
         except Exception as error:
+            self._require_of_image(error)
             return self._finish(Refused(one.decoded.row, _words(error)))
+
+    def _require_of_image(self, error: Exception) -> None:
+        """Raise the error again unless an image is to blame; a GPU that fails says so in a RuntimeError."""
+        gpu = isinstance(error, RuntimeError) and (self.predictor.device != "cpu" or _GPU.search(str(error)))
+        if gpu or isinstance(error, _NOT_THE_IMAGE):
+            raise error
 
     def _labelled(self, one: Predicted) -> Labelled:
         prediction = one.prediction
