@@ -245,6 +245,8 @@ def _unseen(
             )
         return None, None, [f"A leak is possible: {reason}."]
     trained_on = read_checkpoint(path).trained_on
+    if trained_on is None:
+        return path, None, ["The checkpoint does not say which images it has seen: a leak is possible."]
     leaked = len(overlap(trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -253,8 +255,6 @@ def _unseen(
         )
     if leaked:
         return path, leaked, [f"The teacher was trained on {leaked} of these images: the figures flatter it."]
-    if not len(trained_on):
-        return path, None, ["The checkpoint does not say which images it was trained on: a leak is possible."]
     return path, 0, []
 
 
