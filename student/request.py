@@ -10,6 +10,7 @@ import torch
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import read_json
+from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.samples import Manifest, fingerprints
 from autolabel.manifests.wording import Progress
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -32,6 +33,7 @@ class TrainRequest:
     """
 
     def __init__(self, job: TrainJob, manifest: Manifest | None = None, *, progress: Progress | None = None) -> None:
+        require_outside_runs(job.out)
         self.job = job
         self.data, self.val = ManifestDataset(manifest or job.manifest), ManifestDataset(job.val)
         self.space = self.data.label_space
