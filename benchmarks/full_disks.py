@@ -67,7 +67,7 @@ def fill(world: ordered.World, name: str) -> tuple[int, int, int, list[str]]:
             same += not wrong
             faults += [f"{name}, {room}, again: {what}" for what in wrong]
         finally:
-            subprocess.run(["umount", str(place)], check=True)
+            subprocess.run(["umount", "--lazy", str(place)], check=True)
     return len(rooms), full, same, faults
 
 

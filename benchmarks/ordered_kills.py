@@ -335,6 +335,8 @@ def disturb(world: World, name: str, *, every: int, full: bool) -> Account:
     quiet = outcome(world.place)
     for at in range(1, changes + 1, every):
         code, said, _ = begin(world, case, at=at, full=full)
+        if code == 0 and not full:  # counters are written by time: there were fewer changes than before
+            continue
         account.kills += 1
         clear = code == 0 or (code == 2 and "No space left" in said and "free some space" in said)
         if not clear if full else code != -signal.SIGKILL:
