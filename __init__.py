@@ -17,12 +17,14 @@ FileNotFoundError; both say in one line what was expected.
 from __future__ import annotations
 
 import importlib
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from autolabel.manifests.account import Account
     from autolabel.manifests.label_space import LabelSpace
     from autolabel.manifests.policy import Policy
     from autolabel.manifests.run.folder import Run
@@ -73,8 +75,7 @@ def scan(
     of a data set, such as ("train", "val"). labels, coarse: folders of label PNGs for images in any folder, with names
     that are longer by `suffix`. pairs: a CSV that names images and labels instead. label_space: a name, a JSON file, or
     an object; data sets bring their own. label_ids: "train", "source" or "color", what the PNGs hold; None is "train".
-    strict: refuse whatever is suspicious; without it, see what `autolabel manifest scan` prints. Raises BadLayout (a
-    ValueError).
+    strict: refuse what is suspicious; without it, every suspicion is a UserWarning. Raises BadLayout (a ValueError).
     """
     from autolabel.manifests.samples import save_manifest
     from autolabel.manifests.scan import scan
@@ -85,9 +86,17 @@ def scan(
     )  # fmt: skip
     if strict:
         account.require_plausible()
+    _warn(account)
     if out is not None:
         save_manifest(Path(out), manifest)
     return manifest
+
+
+def _warn(account: Account) -> None:
+    from autolabel.manifests.wording import plain
+
+    for suspicion in account.suspicions:
+        warnings.warn(plain(suspicion), stacklevel=3)
 
 
 def load_manifest(path: AnyPath) -> Manifest:
@@ -211,7 +220,7 @@ def generate(
     settings = {"combine": loaded.combine, **settings} if loaded else settings
     manifest = manifest_of(
         Path(source), Path(out), teacher=checkpoint, label_space=_space(label_space), part=settings.get("part"),
-        progress=progress,
+        progress=progress, on_account=_warn,
     )  # fmt: skip
     values = {"manifest": manifest, "teacher": checkpoint, "out": Path(out), "policy": rules}
     job = build_job(LabelJob, values | settings)

@@ -2,7 +2,8 @@
 
 Four tables: workers that only sleep against the ideal; Ray against the plain loop on photographs; the driver's memory
 from a thousand to a million planned images; and a second call on a finished run of 20,000. Without a folder, the
-photographs are drawn. `--only sleep|loop|memory|resume` makes one of them.
+photographs are drawn. `--only sleep|loop|memory|resume` makes one of them; `--smallest` makes all of them in seconds,
+and their numbers mean nothing.
 
 Starting Ray and its workers costs the same for any amount of work, so it is left out of the first two.
 """
@@ -10,6 +11,7 @@ Starting Ray and its workers costs the same for any amount of work, so it is lef
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import resource as limits
@@ -18,7 +20,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,18 +50,42 @@ from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.networks.build import build
 
-SLEEP = 0.2  # seconds an image
 SHARD = 64
 CLASSES = len(CITYSCAPES)
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured.
+
+    workers, units, unit: numbers of sleeping workers, units for each and images of a unit. sleep: seconds an image.
+    photographs, size, turns, rounds: images of a unit of the loop, their size, units of a turn and turns.
+    planned: images that the driver plans, and engine: does them. finished: images of the run that is called again.
+    """
+
+    workers: tuple[int, ...] = (2, 4, 8, 16)
+    units: int = 14
+    unit: int = 16
+    sleep: float = 0.2
+    photographs: int = SHARD
+    size: tuple[int, int] = (360, 480)
+    turns: int = 5
+    rounds: int = 4
+    planned: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
+    engine: str = "ray"
+    finished: int = 20_000
+
+
+SMALLEST = Extent((1,), 3, 2, 0.01, 2, (64, 128), 1, 3, (130,), "local", 70)
+
+
 class Sleeper(TeacherPredictor):
-    """A predictor that sleeps instead of asking a teacher."""
+    """A predictor that sleeps so many seconds an image instead of asking a teacher."""
 
-    device, sleep = "cpu", SLEEP
+    device = "cpu"
 
-    def __init__(self, run: Run, device: str) -> None:
-        self.recipe, self.edges = run.recipe, run.policy.edges(run.label_space)
+    def __init__(self, run: Run, device: str, *, sleep: float = 0.0) -> None:
+        self.recipe, self.edges, self.sleep = run.recipe, run.policy.edges(run.label_space), sleep
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
         time.sleep(self.sleep * len(batch))
@@ -71,13 +98,7 @@ class Sleeper(TeacherPredictor):
         return {"device": "cpu"}
 
 
-class Instant(Sleeper):
-    """A predictor that takes no time."""
-
-    sleep = 0.0
-
-
-class Refusing(Instant):
+class Refusing(Sleeper):
     """A predictor that opens no image."""
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
@@ -129,23 +150,23 @@ def job(folder: Path, manifest: Path, out: str, **settings: object) -> LabelJob:
 # --- sleeping workers -------------------------------------------------------------------------------------------------
 
 
-def sleeping(folder: Path) -> None:
+def sleeping(folder: Path, extent: Extent) -> None:
     """Workers that only sleep: each from the end of its first unit to the end of its last, added up."""
-    size = 16
-    manifest = tiny_images(folder, 16 * 14 * size)
-    print(f"\n### Workers that sleep {SLEEP * 1e3:.0f} ms an image, units of {size} images\n")
+    size = extent.unit
+    manifest = tiny_images(folder, max(extent.workers) * extent.units * size)
+    print(f"\n### Workers that sleep {extent.sleep * 1e3:.0f} ms an image, units of {size} images\n")
     print("| workers | images/s, ideal | images/s | of the ideal |\n|---:|---:|---:|---:|")
-    for workers in (2, 4, 8, 16):
-        units = workers * 14
-        asked = job(folder, manifest, f"s{workers}", workers=workers, engine="ray", limit=units * size, unit_size=size)
-        assert generate(asked, predictor=Sleeper).done == units * size
+    for workers in extent.workers:
+        images = workers * extent.units * size
+        asked = job(folder, manifest, f"s{workers}", workers=workers, engine="ray", limit=images, unit_size=size)
+        assert generate(asked, predictor=functools.partial(Sleeper, sleep=extent.sleep)).done == images
         by_worker: dict[str, list[float]] = {}
         for path in (asked.out / "units").iterdir():
             who = pq.read_table(path, columns=["worker"])["worker"][0].as_py()
             by_worker.setdefault(who, []).append(path.stat().st_mtime)
         assert len(by_worker) == workers
         rate = sum((len(ends) - 1) * size / (max(ends) - min(ends)) for ends in by_worker.values())
-        ideal = workers / SLEEP
+        ideal = workers / extent.sleep
         print(f"| {workers} | {ideal:.0f} | {rate:.1f} | {100 * rate / ideal:.1f} % |", flush=True)
 
 
@@ -164,37 +185,37 @@ class Clock(Meter):
             self.ends.append(time.perf_counter())
 
 
-def loop(folder: Path, photographs: Path | None) -> None:
+def loop(folder: Path, extent: Extent, photographs: Path | None) -> None:
     """One Ray worker against the same worker in a loop, in turns: seconds per unit from unit end to unit end."""
     if photographs is None:
-        write_city(folder / "city", seed=0, fine=0, coarse=SHARD, val=0, height=360, width=480)
+        height, width = extent.size
+        write_city(folder / "city", seed=0, fine=0, coarse=extent.photographs, val=0, height=height, width=width)
         photographs = folder / "city" / "leftImg8bit"
     manifest = open_manifest(listed(folder, photographs))
-    samples = list(manifest.samples())[:SHARD]
-    units, turns = 4, 5
+    samples = list(manifest.samples())[: extent.photographs]
     found: dict[str, list[float]] = {"local": [], "ray": []}
-    for turn in range(turns):
+    for turn in range(extent.turns):
         for engine in found:
             asked = job(folder, manifest.path, f"loop-{engine}-{turn}", workers=1, engine=engine)
+            request, _ = settle(asked, storage.sha256(asked.teacher), folder)
             (asked.out / "units").mkdir(parents=True)
             bucket = bucket_of(samples[0].height, samples[0].width)
             work = [
                 Work(Unit(f"{bucket}.{k:06d}", bucket, k * SHARD, tuple(samples)), tuple(s.sample_id for s in samples))
-                for k in range(units)
+                for k in range(extent.rounds)
             ]
-            request, _ = settle(asked, storage.sha256(asked.teacher), folder)
             run = new_run(request, "", asked.out)
             clock = Clock(run, CITYSCAPES.names, asked=0, wanted=0, before=Tally())
             clock.ends = []
             crew = Crew(run, manifest.image_root, asked.machine.workers)
             if engine == "ray":
-                run_ray(crew, iter(work), units, clock, None)
+                run_ray(crew, iter(work), len(work), clock, None)
             else:
                 run_local(crew, iter(work), clock)
             found[engine] += list(np.diff(clock.ends))
     plain, ray = (min(found[engine]) for engine in ("local", "ray"))
     middle = statistics.median(found["ray"]) / statistics.median(found["local"])
-    print(f"\n### Ray against the plain loop: units of {len(samples)} photographs, one worker, {turns} turns each\n")
+    print(f"\n### Ray against the plain loop: {len(samples)} photographs a unit, one worker, {extent.turns} turns\n")
     print("| | seconds a unit, best | median |\n|---|---:|---:|")
     for engine, seconds in found.items():
         print(f"| {engine} | {min(seconds):.3f} | {statistics.median(seconds):.3f} |")
@@ -204,20 +225,20 @@ def loop(folder: Path, photographs: Path | None) -> None:
 # --- the driver's memory ----------------------------------------------------------------------------------------------
 
 
-def memory(folder: Path) -> None:
+def memory(folder: Path, extent: Extent) -> None:
     """Peak memory of the driver and its seconds, each size in a process of its own, units empty."""
-    print("\n### The driver, with empty units of 64 images and 2 workers\n")
+    print(f"\n### The driver, with empty units of {SHARD} images and 2 workers\n")
     print("| images | units | plan s | run s | peak MiB |\n|---:|---:|---:|---:|---:|")
-    for count in (1_000, 10_000, 100_000, 1_000_000):
+    for count in extent.planned:
         made = subprocess.run(
-            [sys.executable, __file__, "--drive", str(count), "--scratch", str(folder)],
+            [sys.executable, __file__, "--drive", str(count), extent.engine, str(folder)],
             stdout=subprocess.PIPE, text=True, check=True,
         )  # fmt: skip
         found = json.loads(made.stdout.strip().splitlines()[-1])
         print(f"| {count} | {found['units']} | {found['plan']:.1f} | {found['run']:.0f} | {found['peak']:.0f} |")
 
 
-def drive(folder: Path, count: int) -> None:
+def drive(folder: Path, count: int, engine: str) -> None:
     """Plan `count` images and hand them out; print what it took."""
     manifest = folder / f"{count}.parquet"
     with writing_manifest(manifest, CITYSCAPES, image_root=folder, label_root=folder) as write:
@@ -232,7 +253,7 @@ def drive(folder: Path, count: int) -> None:
     planned = time.perf_counter() - started
     started = time.perf_counter()
     result = generate(
-        job(folder, manifest, f"drive-{count}", workers=2, engine="ray"), predictor=Refusing, write=unwritten
+        job(folder, manifest, f"drive-{count}", workers=2, engine=engine), predictor=Refusing, write=unwritten
     )
     assert result.done == count
     peak = limits.getrusage(limits.RUSAGE_SELF).ru_maxrss / 1024
@@ -242,13 +263,14 @@ def drive(folder: Path, count: int) -> None:
 # --- nothing to do ----------------------------------------------------------------------------------------------------
 
 
-def resume(folder: Path, count: int = 20_000) -> None:
+def resume(folder: Path, extent: Extent) -> None:
     """A second call on a finished run."""
+    count = extent.finished
     asked = job(folder, tiny_images(folder, count), "resume", engine="local")
     seconds = []
     for _ in range(2):
         started = time.perf_counter()
-        done = generate(asked, predictor=Instant).done
+        done = generate(asked, predictor=Sleeper).done
         seconds.append(time.perf_counter() - started)
     assert done == 0
     print(f"\n### A finished run of {count} images\n")
@@ -260,17 +282,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("photographs", type=Path, nargs="?")
     parser.add_argument("--only", choices=("sleep", "loop", "memory", "resume"))
-    parser.add_argument("--drive", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--scratch", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
+    parser.add_argument("--drive", nargs=3, help=argparse.SUPPRESS)  # images, engine, scratch folder
     asked = parser.parse_args()
     if asked.drive:
-        drive(asked.scratch, asked.drive)
+        count, engine, scratch = asked.drive
+        drive(Path(scratch), int(count), engine)
         return
-    tables = {"sleep": sleeping, "loop": lambda f: loop(f, asked.photographs), "memory": memory, "resume": resume}
+    if asked.smallest:
+        print("--smallest: these numbers mean nothing")
+    extent = SMALLEST if asked.smallest else Extent()
+    tables: dict[str, Callable[[Path, Extent], None]] = {
+        "sleep": sleeping,
+        "loop": functools.partial(loop, photographs=asked.photographs),
+        "memory": memory,
+        "resume": resume,
+    }
     for name, table in tables.items():
         if asked.only in (None, name):
             with tempfile.TemporaryDirectory() as folder:
-                table(Path(folder))
+                table(Path(folder), extent)
 
 
 if __name__ == "__main__":

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import hashlib
 import io
 import os
@@ -495,7 +496,7 @@ def main() -> None:
         for kind in every:
             cases = asked.reads * kind.share // whole
             results[kind.name] = in_own_process(
-                kind.name, lambda c, kind=kind, cases=cases: fuzz_reads(kind, cases, asked.seed, asked.keep, c)
+                kind.name, functools.partial(fuzz_reads, kind, cases, asked.seed, asked.keep)
             )
             shutil.rmtree(root)  # the reader may have left its last broken file there
             shutil.copytree(root.with_name("pristine"), root)

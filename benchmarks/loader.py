@@ -1,20 +1,22 @@
 """What labels cost the training loader: crops a second and core from our Zarr store, from PNGs, without reading any.
 
-python benchmarks/loader.py
+python benchmarks/loader.py [--smallest]
 
 Draws 12 street scenes of 1024 x 2048, as PNG and as JPEG. All variants give the same crops of 512 x 1024 with all
 augmentation, in one process with one thread, half of them aimed at a class. "none" has the labels in memory: all is
 done but the reading. Times are CPU time of this process, the best of 3 turns, in each of which every variant runs once.
+With --smallest the numbers mean nothing.
 """
 
 from __future__ import annotations
 
+import argparse
 import os
 import platform
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,26 +26,39 @@ from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.centroids import find_centroids
-from autolabel.manifests.run.labels import LABELS, Window, zarr_folder
-from autolabel.manifests.run.shards import Label, bucket_of, create_zarr, encode_zarr, write_zarr_shard
+from autolabel.manifests.run.labels import LABELS, zarr_folder
+from autolabel.manifests.run.shards import Label, Window, bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.scenes import draw_scene
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.sampling import Draws
 
-HEIGHT, WIDTH, SCENES, CROPS, TURNS = 1024, 2048, 12, 48, 3
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured: scenes and their size, crops and theirs, turns."""
+
+    scenes: int = 12
+    height: int = 1024
+    width: int = 2048
+    crops: int = 48
+    crop: tuple[int, int] = (512, 1024)
+    turns: int = 3
 
 
-def draws_of(dataset: ManifestDataset) -> Draws:
+SMALLEST = Extent(2, 64, 128, 2, (32, 64), 1)
+
+
+def draws_of(dataset: ManifestDataset, crops: int) -> Draws:
     """Return the same draws for every way to store the labels."""
-    return Draws(dataset.samples, dataset.label_space, seed=0, length=CROPS)
+    return Draws(dataset.samples, dataset.label_space, seed=0, length=crops)
 
 
 class InMemory(TrainingCrops):
     """The same crops of labels that were all read before."""
 
-    def __init__(self, dataset: ManifestDataset, augmentation: Augmentation, labels: dict[str, Label]) -> None:
-        super().__init__(dataset, draws_of(dataset), augmentation=augmentation)
+    def __init__(self, dataset: ManifestDataset, draws: Draws, augmentation: Augmentation, labels: dict[str, Label]):
+        super().__init__(dataset, draws, augmentation=augmentation)
         self.labels = labels
 
     def reader(self, sample: Sample) -> Callable[[Window], Label]:
@@ -54,27 +69,33 @@ class InMemory(TrainingCrops):
 
 def main() -> None:
     """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
+    smallest = parser.parse_args().smallest
+    if smallest:
+        print("--smallest: these numbers mean nothing")
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as scratch:
-        measure(Path(scratch))
+        measure(Path(scratch), SMALLEST if smallest else Extent())
 
 
-def written(root: Path) -> tuple[dict[str, dict[str, Manifest]], dict[str, Label]]:
+def written(root: Path, extent: Extent) -> tuple[dict[str, dict[str, Manifest]], dict[str, Label]]:
     """Manifests by kind of image and kind of label, and the labels."""
     ids = np.frombuffer(CITYSCAPES.train_ids, np.uint8)
-    bucket, labels = bucket_of(HEIGHT, WIDTH), dict[str, Label]()
+    height, width = extent.height, extent.width
+    bucket, labels = bucket_of(height, width), dict[str, Label]()
     array = root / zarr_folder(LABELS) / bucket
-    for n in range(SCENES):
-        scene = draw_scene(n, height=HEIGHT, width=WIDTH)
+    for n in range(extent.scenes):
+        scene = draw_scene(n, height=height, width=width)
         labels[str(n)] = ids[scene.fine]
         Image.fromarray(scene.image).save(root / f"{n}.png")
         Image.fromarray(scene.image).save(root / f"{n}.jpg", quality=90)
         Image.fromarray(labels[str(n)]).save(root / f"label{n}.png")
-    create_zarr(root / zarr_folder(LABELS), {bucket: SCENES}, shard_rows=SCENES, attributes={})
-    write_zarr_shard(array, 0, shard_rows=SCENES, labels=[encode_zarr(label) for label in labels.values()])
+    create_zarr(root / zarr_folder(LABELS), {bucket: extent.scenes}, shard_rows=extent.scenes, attributes={})
+    write_zarr_shard(array, 0, shard_rows=extent.scenes, labels=[encode_zarr(label) for label in labels.values()])
     manifests: dict[str, dict[str, Manifest]] = {}
     for kind in ("jpg", "png"):
-        plain = [Sample(str(n), root / f"{n}.{kind}", HEIGHT, WIDTH, source="fine") for n in range(SCENES)]
+        plain = [Sample(str(n), root / f"{n}.{kind}", height, width, source="fine") for n in range(extent.scenes)]
         zarr = tuple(replace(s, label=array, label_index=n) for n, s in enumerate(plain))
         png = tuple(replace(s, label=root / f"label{n}.png") for n, s in enumerate(plain))
         manifests[kind] = {
@@ -83,39 +104,39 @@ def written(root: Path) -> tuple[dict[str, dict[str, Manifest]], dict[str, Label
     return manifests, labels
 
 
-def measure(root: Path) -> None:
+def measure(root: Path, extent: Extent) -> None:
     """Both tables."""
-    manifests, labels = written(root)
-    augmentation = Augmentation((512, 1024))
+    manifests, labels = written(root, extent)
+    augmentation = Augmentation(extent.crop)
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores\n")
     print("| images | labels | ms a crop | crops/s/core | reading labels, share of the time |")
     print("|---|---|---:|---:|---:|")
     for kind, stores in manifests.items():
         loaders: dict[str, TrainingCrops] = {
-            name: TrainingCrops(dataset, draws_of(dataset), augmentation=augmentation)
+            name: TrainingCrops(dataset, draws_of(dataset, extent.crops), augmentation=augmentation)
             for name, dataset in ((name, ManifestDataset(manifest)) for name, manifest in stores.items())
         }
-        loaders["none"] = InMemory(ManifestDataset(stores["Zarr"]), augmentation, labels)
+        dataset = ManifestDataset(stores["Zarr"])
+        loaders["none"] = InMemory(dataset, draws_of(dataset, extent.crops), augmentation, labels)
         assert all(
             len({item["label"].numpy().tobytes() for item in crop}) == 1 for crop in zip(*loaders.values(), strict=True)
         )
         taken: dict[str, list[float]] = {name: [] for name in loaders}
-        for _ in range(TURNS):
+        for _ in range(extent.turns):
             for name, crops in loaders.items():
                 started = time.process_time()
-                for n in range(CROPS):
+                for n in range(extent.crops):
                     crops[n]
                 taken[name].append(time.process_time() - started)
-        best = {name: min(times) / CROPS for name, times in taken.items()}
+        best = {name: min(times) / extent.crops for name, times in taken.items()}
         for name, seconds in best.items():
             share = f"{100 * (1 - best['none'] / seconds):.1f} %" if name != "none" else "–"
             print(f"| {kind} | {name} | {1e3 * seconds:.1f} | {1 / seconds:.1f} | {share} |", flush=True)
     samples = manifests["png"]["PNG"].samples
     started = time.process_time()
     find_centroids(samples, CITYSCAPES)
-    print(
-        f"\ncentroids of a PNG label: {1e3 * (time.process_time() - started) / SCENES:.1f} ms of CPU, once a training"
-    )
+    each = 1e3 * (time.process_time() - started) / extent.scenes
+    print(f"\ncentroids of a PNG label: {each:.1f} ms of CPU, once a training")
 
 
 if __name__ == "__main__":

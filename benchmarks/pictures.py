@@ -1,23 +1,27 @@
-"""Make the pictures of README.md and docs/ from drawn streets: `python benchmarks/pictures.py TEACHER OUT`.
+"""Make the pictures of README.md and docs/ from drawn streets.
+
+python benchmarks/pictures.py TEACHER OUT [--smallest]
 
 The streets are drawn by manifests/scenes.py, so the pictures have the project's own licence. The script runs the
 commands as a user types them, opens the report in the system's Chromium, and photographs it. TEACHER is a checkpoint
-that knows drawn streets. Needs `pip install '.[test]'`, and chromium on the PATH.
+that knows drawn streets. Needs `pip install '.[test]'`, and chromium on the PATH. With --smallest, pictures of a tiny
+city go to OUT/docs, and without chromium there are none.
 """
 
 from __future__ import annotations
 
+import argparse
 import base64
 import io
 import shutil
-import subprocess
-import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
+from autolabel import cli
 from autolabel.manifests.drawing import draw_label
 from autolabel.manifests.images import read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES
@@ -26,8 +30,6 @@ from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scenes import write_city
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
-HERO = 27  # the sample of coarse.parquet that README.md shows
-ATTENTION = {"attention": "apfeldorf_000015_021199"}  # of docs/teacher.md
 SHADE = 0.8  # opacity of the colours of a label over its photograph
 PLOTS = ("#classes", "#images")  # the plots of a report lie between these parts
 PHONES = (("light", "header"), ("dark", "#confidence"), ("light", "#images"), ("dark", ""))
@@ -56,10 +58,35 @@ i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin
 </style><div class="row">[figures]</div><div class="key">[key]</div>"""
 
 
+@dataclass(frozen=True)
+class Extent:
+    """How much is drawn and learnt: images of the city, seeds, steps, crops of a step and their size.
+
+    hero, attention: numbers of the samples of coarse.parquet that README.md and docs/teacher.md show.
+    """
+
+    fine: int = 24
+    coarse: int = 48
+    val: int = 20
+    hero: int = 27
+    attention: int = 15
+    seeds: int = 3
+    steps: int = 190
+    batch: int = 8
+    crop: str = "64x96"
+
+
+SMALLEST = Extent(2, 4, 1, 3, 1, 1, 2, 2, "32x48")
+
+
 def autolabel(*words: str | Path) -> None:
-    """Run a command and show it."""
+    """Run a command in this process and show it; stop if it fails."""
     print("$ autolabel", *words, flush=True)
-    subprocess.run([sys.executable, "-m", "autolabel", *map(str, words)], check=True)
+    try:
+        cli.main([str(word) for word in words], prog_name="autolabel")
+    except SystemExit as end:
+        if end.code:
+            raise
 
 
 def webp(page: Any, path: Path, **what: Any) -> None:
@@ -68,10 +95,11 @@ def webp(page: Any, path: Path, **what: Any) -> None:
     print(path, Image.open(path).size, f"{path.stat().st_size / 1e3:.0f} kB")
 
 
-def strip(coarse: Path, run: Path) -> str:
+def strip(coarse: Path, run: Path, hero: int) -> str:
     """The page of README.md's picture: photograph, coarse label, automatic label."""
     manifest = load_manifest(coarse)
-    sample = manifest.samples[HERO]
+    sample = manifest.samples[hero]
+    assert sample.coarse_label is not None
     photograph = Image.fromarray(read_image(sample.image))
     rough = read_label(sample.coarse_label, manifest.label_space, ids=sample.label_ids)
     auto = Run.open(run).labels[sample.sample_id]
@@ -97,12 +125,12 @@ def strip(coarse: Path, run: Path) -> str:
     return STRIP.replace("[key]", "".join(key)).replace("[figures]", "".join(figures))
 
 
-def photograph_street(browser: Any, coarse: Path, run: Path) -> None:
+def photograph_street(browser: Any, page_text: str, docs: Path) -> None:
     """Photograph the strip of README.md."""
     page = browser.new_context(viewport={"width": 1000, "height": 300}, device_scale_factor=1.6).new_page()
-    page.set_content(strip(coarse, run))
+    page.set_content(page_text)
     page.set_viewport_size({"width": 1000, "height": page.evaluate("document.body.offsetHeight")})
-    webp(page, DOCS / "street.webp")
+    webp(page, docs / "street.webp")
 
 
 def visit(browser: Any, page: Path, width: int, scheme: str = "light", height: int = 940) -> Any:
@@ -126,66 +154,82 @@ def open_viewer(page: Any, layer: str) -> None:
     page.wait_for_timeout(1000)
 
 
-def photograph_report(browser: Any, report: Path) -> None:
+def photograph_report(browser: Any, report: Path, docs: Path) -> None:
     """Photograph gallery, viewer, plots, and four places on a phone."""
     page = visit(browser, report, 1400)
     scroll(page, "#images", above=20)
-    webp(page, DOCS / "report.webp")
+    webp(page, docs / "report.webp")
     page = visit(browser, report, 1400, "dark")
     open_viewer(page, "5")
-    webp(page, DOCS / "report_viewer.webp")
+    webp(page, docs / "report_viewer.webp")
 
     page = visit(browser, report, 1400)
     edges = [f"document.querySelector('{part}').getBoundingClientRect().top + scrollY" for part in PLOTS]
     top, bottom = map(page.evaluate, edges)
     clip = {"x": 0, "y": top - 20, "width": 1400, "height": bottom - top}
-    webp(page, DOCS / "report_overview.webp", full_page=True, clip=clip)
+    webp(page, docs / "report_overview.webp", full_page=True, clip=clip)
 
     wide = Image.new("RGB", (4 * 400 + 3 * 16, 860), (128, 128, 128))
     for place, (scheme, part) in enumerate(PHONES):
         page = visit(browser, report, 400, scheme, height=860)
         scroll(page, part) if part else open_viewer(page, "3")
         wide.paste(Image.open(io.BytesIO(page.screenshot())), (place * 416, 0))
-    wide.save(DOCS / "report_narrow.webp", quality=82, method=6)
+    wide.save(docs / "report_narrow.webp", quality=82, method=6)
 
 
-def photograph_attention(browser: Any, report: Path) -> None:
+def photograph_attention(browser: Any, report: Path, sample: str, docs: Path) -> None:
     """Photograph the scales of a sample."""
-    for name, sample in ATTENTION.items():
-        page = visit(browser, report, 1040, height=400)
-        page.evaluate(ALONE, sample)
-        box = page.locator("#by-scale article:not([hidden])").bounding_box()
-        page.set_viewport_size({"width": 1040, "height": round(box["height"]) + 20})
-        scroll(page, "#by-scale article:not([hidden])")
-        webp(page, DOCS / f"{name}.webp")
+    page = visit(browser, report, 1040, height=400)
+    page.evaluate(ALONE, sample)
+    box = page.locator("#by-scale article:not([hidden])").bounding_box()
+    page.set_viewport_size({"width": 1040, "height": round(box["height"]) + 20})
+    scroll(page, "#by-scale article:not([hidden])")
+    webp(page, docs / "attention.webp")
 
 
-def main(teacher: Path, out: Path) -> None:
+def main() -> None:
+    """Draw, run the commands, photograph the pages."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("teacher", type=Path)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
+    asked = parser.parse_args()
+    out, extent, docs = asked.out, Extent(), DOCS
+    if asked.smallest:
+        print("--smallest: these numbers mean nothing")
+        extent, docs = SMALLEST, out / "docs"
+        docs.mkdir(parents=True)
     coarse, run, human_first = out / "coarse.parquet", out / "runs" / "auto", out / "runs" / "human-first"
-    write_city(out / "city", 0, fine=24, coarse=48, val=20)
+    write_city(out / "city", 0, fine=extent.fine, coarse=extent.coarse, val=extent.val)
     for manifest, split in ((out / "fine.parquet", "train"), (coarse, "train_extra"), (out / "val.parquet", "val")):
         autolabel("manifest", "scan", out / "city", "--split", split, "-o", manifest)
-    autolabel("generate", coarse, "--teacher", teacher, "--out", run, "--keep-confidence", "8")
+    autolabel("generate", coarse, "--teacher", asked.teacher, "--out", run, "--keep-confidence", "8")
     autolabel("relabel", run, "--policy", "human-first", "--out", human_first)
     report, compared = run / "report" / "index.html", out / "students"
+    attention = load_manifest(coarse).samples[extent.attention].sample_id
+    chromium = shutil.which("chromium")
+    if chromium is None and asked.smallest:
+        print("no chromium, no pictures")
+        return
     with sync_playwright() as tools:
         browser = tools.chromium.launch(
-            executable_path=shutil.which("chromium"), args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
+            executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
-        photograph_street(browser, coarse, human_first)
+        photograph_street(browser, strip(coarse, human_first, extent.hero), docs)
         autolabel("report", run)
-        photograph_report(browser, report)
-        autolabel("report", run, "--attention", *(word for id in ATTENTION.values() for word in ("--sample", id)))
-        photograph_attention(browser, report)
+        photograph_report(browser, report, docs)
+        autolabel("report", run, "--attention", "--sample", attention)
+        photograph_attention(browser, report, attention, docs)
         autolabel(
             "compare", "--fine", out / "fine.parquet", "--coarse", coarse, "--auto", run,
-            "--arm", f"human-first={human_first}", "--val", out / "val.parquet", "--out", compared, "--seeds", "3",
-            "--steps", "190", "--batch-size", "8", "--crop", "64x96", "--ema", "0.98",
+            "--arm", f"human-first={human_first}", "--val", out / "val.parquet", "--out", compared,
+            "--seeds", str(extent.seeds), "--steps", str(extent.steps), "--batch-size", str(extent.batch),
+            "--crop", extent.crop, "--ema", "0.98",
         )  # fmt: skip
         page = visit(browser, compared / "index.html", 1400, height=1046)
         page.wait_for_timeout(1000)
-        webp(page, DOCS / "compare.webp")
+        webp(page, docs / "compare.webp")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]))
+    main()

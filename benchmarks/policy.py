@@ -1,13 +1,13 @@
 """What a policy costs on top of a plain threshold, and what kept confidence takes on disk.
 
-python benchmarks/policy.py [RUN]
+python benchmarks/policy.py [RUN] [--smallest]
 
 Images of 1024 x 2048, 19 classes: blobs of logits at stride 4, about as confident as a network, and a coarse label that
 is mostly right. CPU time of everything after the network, in one thread: enlarge and softmax in bands, levels, counts,
 the policy's rules; with kept confidence its encoding too. Best of 9 turns, in each of which every policy runs once.
 Beside it the small network alone (hrnet18s, scales 0.5, 1 and 2, one thread). RUN, if given, was generated with
 --keep-confidence: its bytes are added up, and 16 of its images are stored in the published form too, a label and an
-8-bit map of probabilities, as PNGs by Pillow.
+8-bit map of probabilities, as PNGs by Pillow. With --smallest the numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,8 @@ from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.fields import at_size
 from autolabel.teacher.predict import Teacher, load_teacher
 
-SIZE, CLASSES, TURNS = (1024, 2048), 19, 9
+CLASSES = 19
+FULL, SMALLEST = ((1024, 2048), 9), ((64, 128), 1)  # size of an image, turns
 POLICIES: dict[str, tuple[Policy, int | None]] = {
     "plain threshold": (PAPER, None),
     "threshold by class": (Policy(thresholds={"pole": 0.3, "car": 0.7, "sky": 0.9}), None),
@@ -57,14 +58,19 @@ def main() -> None:
     """Parse the arguments, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("run", type=Path, nargs="?")
+    parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     asked = parser.parse_args()
+    (height, width), turns = SMALLEST if asked.smallest else FULL
+    if asked.smallest:
+        print("--smallest: these numbers mean nothing")
     torch.set_num_threads(1)
     dice = torch.Generator().manual_seed(0)
-    blobs = F.interpolate(torch.randn(1, CLASSES, 16, 32, generator=dice) * 4, scale_factor=16, mode="bilinear")
+    coarsest = torch.randn(1, CLASSES, height // 64, width // 64, generator=dice) * 4
+    blobs = F.interpolate(coarsest, scale_factor=16, mode="bilinear")
     logits = blobs + torch.randn(blobs.shape, generator=dice) * 0.1
-    field = at_size(logits, SIZE, SIZE)
+    field = at_size(logits, (height, width), (height, width))
     top = top_classes(field, 1, classes=CLASSES, device=torch.device("cpu"))[0][0].numpy()
-    human = np.random.default_rng(0).random((8, 16)).repeat(128, 0).repeat(128, 1)
+    human = np.random.default_rng(0).random((8, 16)).repeat(height // 8, 0).repeat(width // 16, 1)
     coarse = np.where(human < 0.3, IGNORE, np.where(human < 0.9, top, (top + 1) % CLASSES)).astype(np.uint8)
 
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
@@ -84,7 +90,7 @@ def main() -> None:
 
     rules = {name: Rules(p, CITYSCAPES, p.edges(CITYSCAPES, k)) for name, (p, k) in POLICIES.items()}
     taken: dict[str, list[float]] = {name: [] for name in POLICIES}
-    for _ in range(TURNS):
+    for _ in range(turns):
         for name, (policy, keep) in random.sample(list(POLICIES.items()), len(POLICIES)):  # no one always comes first
             started = time.process_time()
             labelled(name, policy, keep)
@@ -92,7 +98,7 @@ def main() -> None:
     best = {name: min(times) for name, times in taken.items()}
     network = Teacher(build("hrnet18s_ocr_mscale", CLASSES))
     started = time.process_time()
-    list(network.predict_in_batches(np.zeros((1, *SIZE, 3), np.uint8), 1, edges=(0.5,)))
+    list(network.predict_in_batches(np.zeros((1, height, width, 3), np.uint8), 1, edges=(0.5,)))
     whole = time.process_time() - started
     plain = best["plain threshold"]
     print(f"{'policy':<24}{'ms':>7}{'of plain':>10}{'of labelling by hrnet18s':>27}")
@@ -118,14 +124,14 @@ def show_bytes(run: Path) -> None:
         png_pixels += top.size
     layers: dict[str, int] = {}
     for record in (run / "units").glob("*.parquet"):
-        for layer, shard in read_record(record)[1].items():
-            layers[layer] = layers.get(layer, 0) + shard["bytes"]
+        for name, shard in read_record(record)[1].items():
+            layers[name] = layers.get(name, 0) + shard["bytes"]
     layers["top + confidence"] = layers["top"] + layers["confidence"]
     layers["two 8-bit PNGs"] = png * pixels // png_pixels
     edges = ", ".join(f"{edge:g}" for edge in recipe.confidence_edges or ())
     print(f"\n{run}: {len(images)} images of {pixels / len(images) / 1e6:.2f} megapixels, levels between {edges}")
-    for layer, size in layers.items():
-        print(f"{layer:<18}{size / len(images) / 1e3:>8.1f} kB an image {1e3 * size / pixels:>8.1f} kB a megapixel")
+    for name, size in layers.items():
+        print(f"{name:<18}{size / len(images) / 1e3:>8.1f} kB an image {1e3 * size / pixels:>8.1f} kB a megapixel")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,13 @@
 """What labelling costs beside the network, and beside the published way to do it.
 
-python benchmarks/teacher.py [--after] [--whole] [--memory] [--gpu] [--size HxW]
+python benchmarks/teacher.py [--after] [--whole] [--memory] [--gpu] [--size HxW] [--smallest]
 
 --after    everything after the network, per 1024 x 2048 image of 19 classes: ours, and the plain way (every map at full
            size, softmax to the host, numpy arg-max, a loop over classes, two PNGs)
 --whole    whole labelling with hrnet48_ocr_mscale at 0.5, 1 and 2, and a float32 transcription of the published forward
 --memory   peak memory of labelling 1, 4 and 16 images
 --gpu      images per second, share of the measured matrix-product ceiling, peak memory (needs a GPU)
+--smallest every number means nothing: tiny images and a small network
 
 All that apply run by default. Both sides of a ratio run in turn in one process, each with all cores in its own way:
 the plain way splits an image over torch's threads, ours labels as many images at once as there are cores.
@@ -23,6 +24,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,11 +36,13 @@ from PIL import Image
 from torch import Tensor
 
 from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.policy import PAPER
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.labels import LABELS, zarr_folder
-from autolabel.manifests.run.shards import Frames, create_zarr, encode_zarr, write_zarr_shard
-from autolabel.pipeline.label import class_numbers, image_numbers
-from autolabel.teacher.decide import LabelStatistics, count, encode, keep, top_classes
+from autolabel.manifests.run.shards import Frames, bucket_of, create_zarr, encode_zarr, write_zarr_shard
+from autolabel.pipeline.measure import class_numbers, image_numbers
+from autolabel.pipeline.rules import Rules
+from autolabel.teacher.decide import Prediction, count, encode, top_classes
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Hierarchical, Part, rescaled_size
@@ -47,8 +51,20 @@ from autolabel.teacher.predict import Teacher, normalise
 
 CLASSES, SCALES, THRESHOLD = 19, (0.5, 1.0, 2.0), 0.5
 CORES = len(os.sched_getaffinity(0))
-FULL = (1024, 2048)
 Pixels = NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """How much is measured: size of an image, the network, images whose memory is measured, side of the product."""
+
+    size: tuple[int, int] = (1024, 2048)
+    arch: str = "hrnet48_ocr_mscale"
+    images: tuple[int, ...] = (1, 4, 16)
+    side: int = 8192
+
+
+SMALLEST = Extent((128, 256), "hrnet18s_ocr_mscale", (1,), 256)
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -122,45 +138,44 @@ def our_parts(by_scale: dict[float, tuple[Tensor, Tensor, Tensor]], size: tuple[
 
 
 @torch.inference_mode()
-def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Pixels, LabelStatistics, int]:
-    """Combined and decided in bands; label, statistics, and how many bytes crossed to the host."""
+def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Prediction, int]:
+    """Combined and decided in bands; the prediction, and how many bytes crossed to the host."""
     device = parts[0].logits.device
     field = Hierarchical(8, 8).mix(parts, size)
     winners, confidences = top_classes(field, 1, classes=CLASSES, device=device)
     codes = encode(winners, confidences, classes=CLASSES, edges=(THRESHOLD,))[0].cpu().numpy()
     histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], classes=CLASSES))
-    label = keep(codes, CLASSES)
-    pixels = np.bincount(label.ravel(), minlength=256)[:CLASSES]
-    return label, LabelStatistics(pixels, histogram, sums), codes.nbytes + histogram.nbytes + sums.nbytes
+    return Prediction(codes, 2, histogram, sums), codes.nbytes + histogram.nbytes + sums.nbytes
 
 
 def after_the_network(size: tuple[int, int], device: torch.device) -> None:
     """Time everything after the network, both ways."""
     by_scale = {s: tuple(x.to(device) for x in xs) for s, xs in predictions(size).items()}
     parts = our_parts(by_scale, size)  # type: ignore[arg-type]
-    shard = 8
+    shard, bucket, rules = 8, bucket_of(*size), Rules(PAPER, CITYSCAPES, (THRESHOLD,))
     with (
         tempfile.TemporaryDirectory() as name,
         ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         folder = Path(name)
-        create_zarr(folder / zarr_folder(LABELS), {"b1024x2048": shard}, shard_rows=shard, attributes={})
+        create_zarr(folder / zarr_folder(LABELS), {bucket: shard}, shard_rows=shard, attributes={})
 
         def plain() -> tuple[Pixels, int]:
             with torch.no_grad():
                 return plainly_decided(plainly_combined(by_scale, size), folder)  # type: ignore[arg-type]
 
         def one(_: int) -> tuple[Pixels, int, Frames]:
-            label, statistics, crossed = ours_decided(parts, size)
-            image_numbers(label, statistics, None)
-            class_numbers(label, statistics, None, CITYSCAPES)
-            centroids(label, CLASSES)
-            return label, crossed, encode_zarr(label)
+            prediction, crossed = ours_decided(parts, size)
+            outcome = rules.apply(prediction.codes, None)
+            image_numbers(outcome, prediction)
+            class_numbers(outcome, prediction, CITYSCAPES)
+            centroids(outcome.label, CLASSES)
+            return outcome.label, crossed, encode_zarr(outcome.label)
 
         def ours() -> list[tuple[Pixels, int, Frames]]:
             found = list(pool.map(one, range(shard))) if device.type == "cpu" else [one(i) for i in range(shard)]
             write_zarr_shard(
-                folder / zarr_folder(LABELS) / "b1024x2048",
+                folder / zarr_folder(LABELS) / bucket,
                 0,
                 shard_rows=shard,
                 labels=[frames for _, _, frames in found],
@@ -197,10 +212,10 @@ def teacher_of(network: OCRNet, device: str, precision: str) -> Teacher:
     return Teacher(network, device=device, precision=precision)
 
 
-def w48() -> OCRNet:
-    """The paper's network with random weights that keep its activations in range and make many classes win."""
+def untrained(arch: str) -> OCRNet:
+    """A network with random weights that keep its activations in range and make many classes win."""
     torch.manual_seed(0)
-    network = build("hrnet48_ocr_mscale", CLASSES)
+    network = build(arch, CLASSES)
     assert isinstance(network, OCRNet)
     with torch.no_grad():
         for name, module in network.named_modules():
@@ -219,10 +234,10 @@ def street(size: tuple[int, int], images: int) -> Pixels:
     return np.stack([np.asarray(Image.fromarray(x).resize(size[::-1], Image.Resampling.BICUBIC)) for x in small])
 
 
-def whole_labelling(size: tuple[int, int]) -> None:
+def whole_labelling(size: tuple[int, int], arch: str) -> None:
     """Time labelling on the CPU, images per second with all cores, both ways."""
     images = street(size, CORES)
-    network = w48()
+    network = untrained(arch)
 
     def plain(image: Pixels) -> Pixels:
         with torch.no_grad(), tempfile.TemporaryDirectory() as name:
@@ -234,12 +249,12 @@ def whole_labelling(size: tuple[int, int]) -> None:
     rows.append(("published forward, float32", slow, 0.0))
     with ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for precision in ("float32", "bfloat16"):
-            teacher = teacher_of(w48(), "cpu", precision)
+            teacher = teacher_of(untrained(arch), "cpu", precision)
             runs: list[list[Pixels]] = []
             fast = seconds(lambda: runs.append(_labelled(pool, teacher, images)), 2) / len(images)  # noqa: B023
             differing = float((np.stack(runs[-1]) != labels).mean())
             rows.append((f"ours, {precision}", fast, differing))
-    print(f"\n### Whole labelling, hrnet48_ocr_mscale at 0.5, 1, 2, {size[0]} x {size[1]}, CPU, {CORES} cores\n")
+    print(f"\n### Whole labelling, {arch} at 0.5, 1, 2, {size[0]} x {size[1]}, CPU, {CORES} cores\n")
     kept = 100 * float((labels != 255).mean())
     print(f"{kept:.0f} % of the pixels are kept, {len(np.unique(labels)) - 1} classes\n")
     print("| | s per image | of the published | other labels |\n|---|---:|---:|---:|")
@@ -254,11 +269,11 @@ def _labelled(pool: ThreadPoolExecutor, teacher: Teacher, images: Pixels) -> lis
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-def memory(size: tuple[int, int]) -> None:
-    """Peak memory of processes that label 1, 4 and 16 images."""
+def memory(size: tuple[int, int], counts: tuple[int, ...]) -> None:
+    """Peak memory of processes that label so many images each."""
     print(f"\n### Peak memory, hrnet18s_ocr_mscale at 0.5, 1, 2, {size[0]} x {size[1]}, one image at a time\n")
     print("| images | peak MiB |\n|---:|---:|")
-    for images in (1, 4, 16):
+    for images in counts:
         command = [sys.executable, __file__, "--label-and-exit", str(images), "--size", f"{size[0]}x{size[1]}"]
         found = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         print(f"| {images} | {float(found) / 2**20:.0f} |", flush=True)
@@ -278,9 +293,8 @@ def label_and_exit(images: int, size: tuple[int, int]) -> None:
 # --- GPU --------------------------------------------------------------------------------------------------------------
 
 
-def ceiling(device: torch.device, dtype: torch.dtype) -> float:
+def ceiling(device: torch.device, dtype: torch.dtype, side: int) -> float:
     """Floating point operations per second of a large square matrix product."""
-    side = 8192
     a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
 
     def product() -> None:
@@ -292,15 +306,15 @@ def ceiling(device: torch.device, dtype: torch.dtype) -> float:
     return 10 * 2 * side**3 / seconds(product)
 
 
-def on_gpu(size: tuple[int, int]) -> None:
+def on_gpu(size: tuple[int, int], extent: Extent) -> None:
     """Images per second, the share of the ceiling that the network's own products reach, and peak memory."""
     from torch.utils.flop_counter import FlopCounterMode
 
     device = torch.device("cuda")
-    teacher = teacher_of(w48(), "cuda", "bfloat16")
+    teacher = teacher_of(untrained(extent.arch), "cuda", "bfloat16")
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        build("hrnet48_ocr_mscale", CLASSES).eval().parts(torch.empty(1, 3, *size), SCALES)
-    top = ceiling(device, torch.bfloat16)
+        build(extent.arch, CLASSES).eval().parts(torch.empty(1, 3, *size), SCALES)
+    top = ceiling(device, torch.bfloat16, extent.side)
     print(f"\n### {torch.cuda.get_device_name()}, bfloat16, {size[0]} x {size[1]}: ceiling {top / 1e12:.0f} TFLOP/s\n")
     print("| batch | flip | images/s | share of the ceiling | peak GiB |\n|---:|---|---:|---:|---:|")
     for batch in (1, 2, 4):
@@ -326,27 +340,31 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for part in ("after", "whole", "memory", "gpu"):
         parser.add_argument(f"--{part}", action="store_true")
-    parser.add_argument("--size", default="x".join(map(str, FULL)))
+    parser.add_argument("--size")
+    parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     parser.add_argument("--label-and-exit", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    height, width = (int(side) for side in asked.size.split("x"))
+    extent = SMALLEST if asked.smallest else Extent()
+    height, width = map(int, asked.size.split("x")) if asked.size else extent.size
     size = (height, width)
     if asked.label_and_exit:
         label_and_exit(asked.label_and_exit, size)
         return
     everything = not (asked.after or asked.whole or asked.memory or asked.gpu)
+    if asked.smallest:
+        print("--smallest: these numbers mean nothing")
     on = datetime.now(UTC).strftime("%Y-%m-%d")
     print(f"{on}, {platform.machine()}, {CORES} cores, torch {torch.__version__}")
     if asked.after or everything:
-        after_the_network(FULL, torch.device("cpu"))
+        after_the_network(extent.size, torch.device("cpu"))
         if torch.cuda.is_available():
-            after_the_network(FULL, torch.device("cuda"))
+            after_the_network(extent.size, torch.device("cuda"))
     if asked.whole or everything:
-        whole_labelling(size)
+        whole_labelling(size, extent.arch)
     if asked.memory or everything:
-        memory(size)
+        memory(size, extent.images)
     if asked.gpu or (everything and torch.cuda.is_available()):
-        on_gpu(size)
+        on_gpu(size, extent)
 
 
 if __name__ == "__main__":

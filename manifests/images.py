@@ -103,22 +103,20 @@ def read_size(path: Path) -> Size:
 
     Raises BadImage for a file that `decode_image` would refuse because of its header, and for one that cannot be read.
     """
+    return read_size_and_length(path)[0]
+
+
+def read_size_and_length(path: Path) -> tuple[Size, int]:
+    """`read_size`, and the length of the file in bytes. Raises BadImage."""
     try:
-        require_regular(path)
         with storage.reading(path) as file:
-            return photograph_header(file).size
+            return photograph_header(file).size, file.seek(0, io.SEEK_END)
     except FileNotFoundError as error:
         raise BadImage("the file is missing") from error
+    except (storage.NotAFile, IsADirectoryError) as error:
+        raise BadImage("not a regular file") from error
     except OSError as error:
         raise BadImage(f"the file cannot be read ({error.strerror or error})") from error
-
-
-def require_regular(path: Path) -> storage.Stat | None:
-    """Size and time of a file, None if it is missing. Raises BadImage for a folder, and for a pipe, which blocks."""
-    status = storage.stat(path)
-    if status is None and path.exists():
-        raise BadImage("not a regular file")
-    return status
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from autolabel.manifests.images import (
     decode_image,
     decode_label,
     read_label,
-    read_size,
+    read_size_and_length,
 )
 from autolabel.manifests.label_space import CITYSCAPES, LabelSpace
 from autolabel.manifests.layouts import (
@@ -67,6 +67,7 @@ _TRIED = (
     f" training/images/NAME.jpg), images/ beside labels/ or coarse/, any folder of {', '.join(IMAGE_SUFFIXES)}"
 )
 
+S = TypeVar("S")
 T = TypeVar("T")
 
 
@@ -173,9 +174,11 @@ def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterato
         yield from ((name, folder) for name in layouts or ["pairs"])
     elif depth:
         for child in storage.list(folder):
+            if is_hidden(child.name) or not storage.is_folder(child):
+                continue
             if RunFolder(child).exists():
                 skipped_runs.append(child)
-            elif storage.is_folder(child) and not is_hidden(child.name):
+            else:
                 yield from _data_sets(child, skipped_runs, depth=depth - 1)
 
 
@@ -245,18 +248,18 @@ def _checked(
 
 
 def _in_pieces(
-    pool: ThreadPoolExecutor, work: Callable[[Sample], T], samples: Sequence[Sample], *, piece: int = _PIECE
+    pool: ThreadPoolExecutor, work: Callable[[S], T], items: Sequence[S], *, piece: int = _PIECE
 ) -> Iterator[T]:
-    """Do the work for every sample, in order; a thread takes several at once, because a hand-over costs as much."""
-    pieces = [samples[first : first + piece] for first in range(0, len(samples), piece)]
-    for done in pool.map(lambda some: [work(s) for s in some], pieces):
+    """Do the work for every item, in order; a thread takes several at once, because a hand-over costs as much."""
+    pieces = [items[first : first + piece] for first in range(0, len(items), piece)]
+    for done in pool.map(lambda some: [work(item) for item in some], pieces):
         yield from done
 
 
 def _check(sample: Sample, space: LabelSpace) -> tuple[_Check, NDArray[np.int64] | None]:
     """The sample with what was found, and the pixels of its label by train id."""
     try:
-        height, width = read_size(sample.image)
+        (height, width), length = read_size_and_length(sample.image)
     except BadImage as error:
         # It stays 0 x 0, and `generate` quarantines it with the reason.
         return _Check(sample, unreadable=f"{sample.image}: {error}"), None
@@ -273,9 +276,8 @@ def _check(sample: Sample, space: LabelSpace) -> tuple[_Check, NDArray[np.int64]
             broken.append(error)
         except OSError as error:  # named in a CSV, and gone since
             broken.append(BadImage(f"{path}: {error.strerror or error}"))
-    status = storage.stat(sample.image)
     sample = replace(sample, height=height, width=width)
-    return _Check(sample, "", tuple(broken), facts, status.size if status else 0), pixels
+    return _Check(sample, "", tuple(broken), facts, length), pixels
 
 
 def _require_labels(broken: Sequence[BadImage], space: LabelSpace) -> None:
@@ -316,9 +318,13 @@ def _stored(sample: Sample) -> NDArray[np.uint8] | None:
 
 def _copies(pool: ThreadPoolExecutor, images: Sequence[tuple[Path, int]]) -> list[list[Path]]:
     """Images of the same bytes. Only those of one length are opened, and only those of equal ends are read whole."""
-    alike = _groups([(path, length) for path, length in images])
-    alike = [group for some in alike for group in _groups(list(zip(some, pool.map(_ends, some), strict=True)))]
-    return [group for some in alike for group in _groups(list(zip(some, pool.map(storage.crc32c, some), strict=True)))]
+    alike = _groups(images)
+    for look in (_ends, storage.crc32c):
+        paths = [path for group in alike for path in group]
+        numbers = {path: number for number, group in enumerate(alike) for path in group}
+        marks = _in_pieces(pool, look, paths)
+        alike = _groups([(path, (numbers[path], mark)) for path, mark in zip(paths, marks, strict=True)])
+    return alike
 
 
 def _groups(marked: Sequence[tuple[Path, object]]) -> list[list[Path]]:

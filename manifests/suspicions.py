@@ -6,6 +6,7 @@ told from the data alone is not claimed.
 
 from __future__ import annotations
 
+import functools
 import re
 import zlib
 from collections import Counter
@@ -54,14 +55,15 @@ def facts_of(label: NDArray[np.uint8], pixels: NDArray[np.int64], space: LabelSp
     present = np.flatnonzero(pixels[:IGNORE])
     only = _NONE if not len(present) else int(present[0]) if len(present) == 1 else _SEVERAL
     small = label[::_STEP, ::_STEP]
-    sky, road = (_mean_row(small, _named(space, name), pixels) for name in (_SKY, _ROAD))
+    sky, road = (_mean_row(small, train_id, pixels) for train_id in _sky_and_road(space.names))
     return LabelFacts(only, (zlib.crc32(label.tobytes()), label.shape), sky, road)
 
 
-def _named(space: LabelSpace, name: re.Pattern[str]) -> int | None:
-    """The train id of the one class with such a name, else None."""
-    ids = [i for i, text in enumerate(space.names) if name.search(text.lower())]
-    return ids[0] if len(ids) == 1 else None
+@functools.lru_cache
+def _sky_and_road(names: tuple[str, ...]) -> tuple[int | None, int | None]:
+    """The train ids of the one class with such a name, else None."""
+    sky, road = ([i for i, text in enumerate(names) if name.search(text.lower())] for name in (_SKY, _ROAD))
+    return (sky[0] if len(sky) == 1 else None, road[0] if len(road) == 1 else None)
 
 
 def _mean_row(label: NDArray[np.uint8], train_id: int | None, pixels: NDArray[np.int64]) -> float | None:

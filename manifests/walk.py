@@ -86,7 +86,7 @@ def _walk(folder: Path, real: Path, above: frozenset[Path], *, skip: Collection[
         elif path in skip:
             continue
         else:
-            target = path.resolve() if path.is_symlink() else real / path.name
+            target = path.resolve() if storage.is_link(path) else real / path.name
             if target in above:
                 aside.note(CIRCLES, path)
             else:

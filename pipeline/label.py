@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import platform
+import re
 import threading
 import time
 from collections import deque
@@ -25,8 +26,9 @@ from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, zarr_place
-from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
+from autolabel.manifests.run.shards import DamagedLabel, Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.notes import Attempt
@@ -51,6 +53,11 @@ from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
 DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
 _IN_FLIGHT = 2  # batches
+_REASON = 300  # letters of an unforeseen reason
+_GPU = re.compile(r"\b(CUDA|cuDNN|CUBLAS|HIP|MPS)\b")
+# Faults of a disk, of memory, or of the run whose confidence is read: the unit fails, and no image is to blame.
+# Anything else that one image raises costs that image alone.
+_NOT_THE_IMAGE = (OSError, MemoryError, DamagedLabel, BadTable)
 _T = TypeVar("_T")
 _R = TypeVar("_R")
 
@@ -161,8 +168,7 @@ class Labeller:
         suspects_last = sorted(todo, key=lambda sample: attempt.deaths[sample.sample_id])
         for sample in self._until_stop(suspects_last):
             if attempt.deaths[sample.sample_id] >= DEATHS:
-                row = identified(self._row(sample, unit), sample.image)
-                row = replace(row, image_fingerprint=fingerprint_of(sample.image))
+                row = self._known(self._row(sample, unit), sample)
                 reason = f"{DEATHS} worker processes died or hung while they labelled it"
                 yield sample, self._finish(Refused(row, reason))
                 continue
@@ -221,9 +227,18 @@ class Labeller:
     def _row(self, sample: Sample, unit: Unit) -> Row:
         return Row(sample.sample_id, unit.name, sample.height, sample.width, worker=self.worker)
 
+    def _known(self, row: Row, sample: Sample) -> Row:
+        """The row of an image that nobody has read, with what its file is known by."""
+        return replace(identified(row, sample.image), image_fingerprint=fingerprint_of(sample.image))
+
     def _decode(self, sample: Sample, unit: Unit) -> Decoded | Refused:
         started = time.perf_counter()
-        decoded = self.predictor.decode(sample, unit, self._row(sample, unit))
+        row = self._row(sample, unit)
+        try:
+            decoded = self.predictor.decode(sample, unit, row)
+        except Exception as error:
+            self._require_of_image(error)
+            return Refused(self._known(row, sample), _words(error))
         if isinstance(decoded, Refused):
             return decoded
         return replace(decoded, row=replace(decoded.row, decode_ms=1e3 * (time.perf_counter() - started)))
@@ -238,12 +253,30 @@ class Labeller:
             predictions = self.predictor.predict(decoded)
         except NotEnoughMemory as error:
             return [Refused(one.row, str(error)) for one in decoded]
+        except Exception as error:
+            self._require_of_image(error)
+            if len(decoded) > 1:
+                return [predicted for one in decoded for predicted in self._predict([one])]
+            return [Refused(decoded[0].row, _words(error))]
         each = 1e3 * (time.perf_counter() - started) / len(decoded)
         return [Predicted(one, prediction, each) for one, prediction in zip(decoded, predictions, strict=True)]
 
     def _finish(self, one: Predicted | Refused) -> Labelled:
         if isinstance(one, Refused):
             return Labelled(replace(one.row, status=QUARANTINED, reason=one.reason))
+        try:
+            return self._labelled(one)
+        except Exception as error:
+            self._require_of_image(error)
+            return self._finish(Refused(one.decoded.row, _words(error)))
+
+    def _require_of_image(self, error: Exception) -> None:
+        """Raise the error again unless an image is to blame; a GPU that fails says so in a RuntimeError."""
+        gpu = isinstance(error, RuntimeError) and (self.predictor.device != "cpu" or _GPU.search(str(error)))
+        if gpu or isinstance(error, _NOT_THE_IMAGE):
+            raise error
+
+    def _labelled(self, one: Predicted) -> Labelled:
         prediction = one.prediction
         outcome = self.rules.apply(prediction.codes, one.decoded.coarse)
         started = time.perf_counter()
@@ -287,6 +320,12 @@ class Labeller:
                 array = storage.inside(run.path, in_layer(zarr_place(unit.bucket), layer))
                 shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
         self._write_record(run, unit, [one.row for one in present], shards)
+
+
+def _words(error: Exception) -> str:
+    """The type of an error and its text, on one line of moderate length."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}{': ' if text else ''}{text}"[:_REASON]
 
 
 def _size(one: Decoded | Refused) -> Size:

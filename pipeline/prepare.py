@@ -13,15 +13,15 @@ from autolabel.manifests.cluster import cluster_address, cluster_gpus
 from autolabel.manifests.machine import resident_memory
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
-from autolabel.manifests.run.labels import LABELS, png_name
 from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
+from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.notes import excuse
 from autolabel.pipeline.records import committed, tally
-from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, require_distinct, write_plan
+from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, write_plan
 from autolabel.teacher.checkpoints import BadCheckpoint
 from autolabel.teacher.device import pick_device, pick_precision
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -199,14 +199,11 @@ def open_plan(run: Run, manifest: ManifestFile) -> Plan:
 
 
 def _require_labels(run: Run, plan: Plan, manifest: ManifestFile) -> None:
-    """Raise ValueError if there is nothing to label, or two images would write one label."""
+    """Raise ValueError if there is nothing to label, or a label could not be written under its name."""
     if not plan.samples:
         raise ValueError(f"{run.input_manifest} lists no samples: nothing to label")
     if run.recipe.store == "png":
-        names = ([png_name(image) for image in table["image"].to_pylist()] for table in manifest.tables())
-        require_distinct(
-            names, lambda name: f"two images would both write {LABELS}/{name}: use --store zarr, or rename one of them"
-        )
+        require_png_names(run.path, lambda: (table["image"].to_pylist() for table in manifest.tables()))
 
 
 def _make_stores(run: Run, plan: Plan) -> None:

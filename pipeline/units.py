@@ -18,7 +18,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 from numpy.typing import NDArray
 
@@ -28,6 +27,7 @@ from autolabel.manifests.run.shards import bucket_of, whole_chunks
 from autolabel.manifests.samples import ManifestFile, Sample, samples_of
 from autolabel.manifests.schemas import MANIFEST_SCHEMA
 from autolabel.manifests.tables import BadTable
+from autolabel.pipeline.names import require_distinct
 
 _KEPT = ("sample_id", "image", "height", "width", "split", "group", "label_ids", "coarse_label")
 _PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64()), *(MANIFEST_SCHEMA.field(name) for name in _KEPT)])
@@ -256,21 +256,6 @@ def _cut(path: Path, old: Iterable[pa.Table], new: Iterable[pa.Table], used: Cou
                     waiting[bucket] = some.slice(whole).combine_chunks()
         for bucket in sorted(waiting):
             unit(bucket, waiting[bucket])
-
-
-def require_distinct(names: Iterable[list[str]], complaint: Callable[[str], str]) -> None:
-    """Raise ValueError(complaint(name)) for a name that comes twice; of the others, eight bytes each are remembered.
-
-    Two names of a million share their 64 bits by chance once in forty million manifests; such a pair would be refused.
-    """
-    seen = np.empty(0, np.uint64)
-    for some in names:
-        marks = pd.util.hash_array(np.array(some, dtype=object), categorize=False)
-        seen = np.concatenate([seen, np.sort(marks)])
-        seen.sort(kind="stable")  # merges the two sorted parts
-        twice = seen[1:][seen[1:] == seen[:-1]]
-        if len(twice):
-            raise ValueError(complaint(some[int(np.flatnonzero(marks == twice[0])[-1])]))
 
 
 def in_part(number: int, part: tuple[int, int] | None) -> bool:

@@ -106,3 +106,13 @@ def test_a_mistake_in_a_setting_is_named() -> None:
         al.train("fine.parquet", val="val.parquet", out="student", step=3)
     with pytest.raises(ValueError, match="neither a preset"):
         al.generate("fine.parquet", teacher="teacher.pt", out="run", policy="human-fist")
+
+
+def test_a_scan_warns_of_what_is_suspicious_and_strict_refuses_it(city: Path, tmp_path: Path) -> None:
+    photograph(city, tmp_path / "drive", ["a_1", "a_2"])
+    shutil.copy(tmp_path / "drive" / "a_1.png", tmp_path / "drive" / "b_1.png")
+    with pytest.warns(UserWarning, match="^2 photographs are copies of one another"):
+        assert len(al.scan(tmp_path / "drive", label_space="camvid").samples) == 3
+    with pytest.raises(ValueError, match=r"^suspicious: 2 photographs are copies of one another"):
+        al.scan(tmp_path / "drive", tmp_path / "m.parquet", label_space="camvid", strict=True)
+    assert not (tmp_path / "m.parquet").exists()

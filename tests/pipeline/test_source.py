@@ -30,6 +30,23 @@ def test_a_folder_is_labelled_with_the_classes_of_the_teacher(city: Path, teache
     assert load_manifest(tmp_path / "run" / "input.parquet").image_root == tmp_path / "drive"
 
 
+def test_the_account_of_the_folder_is_shown_before_it_is_labelled(city: Path, teacher: Path, tmp_path: Path) -> None:
+    photograph(city, tmp_path / "drive", ["a_1", "a_2"])
+    shutil.copy(tmp_path / "drive" / "a_1.png", tmp_path / "drive" / "b_1.png")
+    (tmp_path / "drive" / "film.mp4").write_bytes(b"?")
+    (tmp_path / "drive" / ".thumbnails").mkdir()
+    options = ("--teacher", teacher, "--out", tmp_path / "run", "--scales", 1, "--dry-run")
+    lines = autolabel("generate", tmp_path / "drive", *options).stdout.splitlines()
+    assert lines[0] == "3 images, 19 classes of label space 'cityscapes'"
+    assert [line.split("  ")[0] for line in lines[lines.index("left aside") + 3 :][:2]] == [
+        " hidden files, and folders of other programs",
+        " other files, .mp4",
+    ]
+    assert lines[lines.index("SUSPICIOUS: 1 thing to look at before you go on") + 1].startswith(
+        "  - 2 photographs are copies of one another"
+    )
+
+
 def test_the_same_command_goes_on_when_the_folder_has_gained_images_elsewhere_in_it(
     city: Path, teacher: Path, tmp_path: Path
 ) -> None:

@@ -1,0 +1,109 @@
+"""An exception that nobody foresaw, raised by one image, costs that image and not its unit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from conftest import quarantined, scanned
+from PIL import Image
+
+from autolabel.manifests import storage
+from autolabel.manifests.run.folder import Accounts, Run
+from autolabel.manifests.run.shards import DamagedLabel
+from autolabel.manifests.samples import Sample
+from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
+from autolabel.pipeline.records import Row
+from autolabel.pipeline.rules import Rules
+from autolabel.pipeline.run import generate
+from autolabel.pipeline.units import Unit
+from autolabel.teacher.decide import Prediction
+from autolabel.teacher.predict import Teacher, load_teacher
+
+
+@pytest.fixture
+def job(city: Path, tmp_path: Path, teacher: Path) -> LabelJob:
+    """Four images in one unit."""
+    (tmp_path / "images").mkdir()
+    for k in range(4):
+        noise = np.random.default_rng(k).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / f"{k}.png")
+    return LabelJob(scanned(city, tmp_path / "images"), teacher, tmp_path / "run", scales=(1.0,))
+
+
+class Broken(TeacherPredictor):
+    """A teacher that raises at the image "2", in one of its steps."""
+
+    def __init__(self, teacher: Teacher, run: Run, step: str, error: Exception) -> None:
+        super().__init__(teacher, run.recipe)
+        self.step, self.error = step, error
+
+    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
+        if self.step == "decode" and sample.sample_id == "2":
+            raise self.error
+        return super().decode(sample, unit, row)
+
+    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
+        if self.step == "predict" and any(one.row.sample_id == "2" for one in batch):
+            raise self.error
+        return super().predict(batch)
+
+
+def label(job: LabelJob, step: str, error: Exception, device: str = "cpu") -> Any:
+    def broken(run: Run, device_: str) -> Broken:
+        made = Broken(load_teacher(job.teacher, device="cpu", precision="float32"), run, step, error)
+        made.device = device
+        return made
+
+    return generate(job, predictor=broken)
+
+
+ERRORS = [KeyError("colour"), AttributeError("'bytes' object has no attribute 'tag'"), ZeroDivisionError()]
+
+
+@pytest.mark.parametrize(("step", "device"), [("decode", "cpu"), ("predict", "cpu"), ("predict", "cuda")])
+@pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
+def test_what_one_image_raises_costs_that_image(job: LabelJob, step: str, error: Exception, device: str) -> None:
+    ended = label(job, step, error, device)
+    assert (ended.accounts, ended.failed) == (Accounts(4, 3, 1, 0), {})
+    assert quarantined(job.out) == {"2": f"{type(error).__name__}: {error}".removesuffix(": ")}
+    assert label(job, "", error).done == 0  # its file is known, so it is tried again when that changes
+    images = job.manifest.parent / "images"
+    storage.copy(images / "1.png", images / "2.png")
+    assert label(job, "", error).accounts == Accounts(4, 4, 0, 0)
+
+
+def test_what_is_raised_behind_the_prediction_costs_that_image(job: LabelJob, monkeypatch: pytest.MonkeyPatch) -> None:
+    apply = Rules.apply
+    calls = iter(range(100))
+
+    def broken(self: Rules, *arguments: Any) -> Any:
+        if next(calls) == 1:
+            raise IndexError("no such class\nanywhere")
+        return apply(self, *arguments)
+
+    monkeypatch.setattr(Rules, "apply", broken)
+    ended = generate(job)
+    assert (ended.accounts, ended.failed) == (Accounts(4, 3, 1, 0), {})
+    assert list(quarantined(job.out).values()) == ["IndexError: no such class anywhere"]
+
+
+@pytest.mark.parametrize(
+    ("error", "device"),
+    [
+        (OSError(5, "Input/output error"), "cpu"),
+        (DamagedLabel("labels.zarr is damaged"), "cpu"),
+        (MemoryError(), "cpu"),
+        (RuntimeError("CUDA error: device-side assert triggered"), "cuda"),
+    ],
+    ids=["disk", "run", "memory", "device"],
+)
+def test_trouble_that_is_no_fault_of_the_image_fails_its_unit(job: LabelJob, error: Exception, device: str) -> None:
+    with pytest.raises(type(error)):
+        label(job, "predict", error, device)
+    assert not list((job.out / "units").glob("*"))
+    assert label(job, "", error).accounts == Accounts(4, 4, 0, 0)

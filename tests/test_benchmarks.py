@@ -1,0 +1,133 @@
+"""A script behind a figure does not run any more, and nobody notices until the figure is to be made again.
+
+Every script of benchmarks/ runs to its end in its smallest form, in a process of its own, and `make types` reads all of
+them. The numbers that they print then mean nothing, but they are there.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import os
+import re
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from conftest import ROOT
+
+from autolabel.teacher.checkpoints import DRAWN_STREETS
+
+FOLDER = ROOT / "benchmarks"
+RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
+# Scripts that have a test of their own under tests/, and a word by which it calls them.
+ELSEWHERE = {
+    "chaos": ("promises/test_chaos.py", '"--kills"'),
+    "fuzz": ("promises/test_fuzz.py", '"--reads"'),
+    "ordered_kills": ("promises/test_chaos.py", '"--ordered"'),
+}
+
+
+@dataclass(frozen=True)
+class Script:
+    """Arguments of a script, the script that must have run before in the same folder, and what its output has.
+
+    tables: number of tables in Markdown, whose headers RESULTS.md must have too. lines: beginnings of other lines.
+    dashes: cells of numbers that stay empty.
+    """
+
+    arguments: tuple[str, ...] = ()
+    after: str | None = None
+    tables: int = 0
+    lines: tuple[str, ...] = ()
+    dashes: int = 0
+
+
+SCRIPTS = {
+    "camvid": Script(
+        ("camvid", "out"), lines=(" class ", " mean IoU ", "fine + truth: ", "wrote compare/compare.json")
+    ),
+    "camvid_policies": Script(("out",), "camvid", lines=("means over classes", "IoU kept", "precision", "coverage")),
+    "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
+    "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
+    "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
+    "pictures": Script((str(DRAWN_STREETS), "pictures"), lines=("$ autolabel relabel ",)),
+    "policy": Script(("out/runs/kept-coarse",), "camvid", lines=("policy ", "8 levels kept ", "two 8-bit PNGs ")),
+    "recipes": Script(tables=2),
+    "scale_combination": Script(tables=1),
+    "store": Script(tables=1, lines=("2 workers by fork: ",), dashes=8),
+    "teacher": Script(tables=3, lines=("labels differ in 0 of ",)),
+    "training_step": Script(tables=1),
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder in which all scripts run."""
+    return tmp_path_factory.mktemp("benchmarks")
+
+
+@functools.cache
+def output(name: str, folder: Path) -> str:
+    """Everything that a script in its smallest form prints, without colours. It must end well."""
+    script = SCRIPTS[name]
+    if script.after:
+        output(script.after, folder)
+    done = subprocess.run(
+        [sys.executable, FOLDER / f"{name}.py", "--smallest", *script.arguments],
+        cwd=folder, capture_output=True, text=True, check=False, env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+def tables(text: str) -> list[list[list[str]]]:
+    """The tables in Markdown: rows of cells, of which the first is the header and the second says the columns."""
+    blocks = re.findall(r"(?:^\|.*\|$\n?)+", text, re.MULTILINE)
+    return [[[cell.strip() for cell in line[1:-1].split("|")] for line in block.splitlines()] for block in blocks]
+
+
+def numbers(table: list[list[str]]) -> list[str]:
+    """The cells of a table in columns of numbers, which are those that are aligned to the right."""
+    _, columns, *rows = table
+    assert rows and all(len(row) == len(columns) for row in rows)
+    return [cell for row in rows for cell, column in zip(row, columns, strict=True) if column == "---:"]
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_every_script_runs_to_its_end_and_fills_its_tables(name: str, folder: Path) -> None:
+    script, text = SCRIPTS[name], output(name, folder)
+    assert text.startswith("--smallest: these numbers mean nothing\n")
+    found = tables(text)
+    assert len(found) == script.tables
+    for header, *_ in found:
+        assert f"| {' | '.join(header)} |".replace("|  |", "| |") in RESULTS
+    cells = [cell for table in found for cell in numbers(table)]
+    assert cells.count("–") == script.dashes
+    for cell in cells:
+        if cell != "–":
+            assert math.isfinite(float(cell.replace(",", "").removesuffix(" %"))), cell
+    for line in script.lines:
+        assert f"\n{line}" in text, text
+    assert not re.search(r"\b(nan|inf|None)\b", text), text
+
+
+@pytest.mark.thorough
+def test_polygons_of_half_an_image_cover_half_of_every_class_and_are_right(folder: Path) -> None:
+    """People outline the upper half of the drawn CamVid, and the teacher says one class everywhere."""
+    tables = output("camvid_policies", folder).split("\n\n")
+    for title, outlined in (("IoU kept", 50.0), ("precision", 100.0), ("coverage", 50.0)):
+        (table,) = (table for table in tables if table.startswith(title))
+        (row,) = (line for line in table.splitlines() if line.startswith("human-first"))
+        shares = [float(share) for share in row.removeprefix("human-first").split()]
+        assert (len(shares), shares.count(outlined)) == (11, 10)
+
+
+def test_every_script_is_run_by_a_test() -> None:
+    names = {path.stem for path in FOLDER.glob("*.py") if "__main__" in path.read_text(encoding="utf-8")}
+    assert names == SCRIPTS.keys() | ELSEWHERE.keys()
+    for test, word in ELSEWHERE.values():
+        assert word in (ROOT / "tests" / test).read_text(encoding="utf-8")
