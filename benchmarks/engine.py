@@ -58,11 +58,13 @@ CLASSES = len(CITYSCAPES)
 class Extent:
     """How much is measured.
 
+    engine: labels where Ray is not compared with anything.
     workers, units, unit: numbers of sleeping workers, units for each and images of a unit. sleep: seconds an image.
     photographs, size, turns, rounds: images of a unit of the loop, their size, units of a turn and turns.
-    planned: images that the driver plans, and engine: does them. finished: images of the run that is called again.
+    planned: images that the driver plans. finished: images of the run that is called again.
     """
 
+    engine: str = "ray"
     workers: tuple[int, ...] = (2, 4, 8, 16)
     units: int = 14
     unit: int = 16
@@ -72,11 +74,10 @@ class Extent:
     turns: int = 5
     rounds: int = 4
     planned: tuple[int, ...] = (1_000, 10_000, 100_000, 1_000_000)
-    engine: str = "ray"
     finished: int = 20_000
 
 
-SMALLEST = Extent((1,), 3, 2, 0.01, 2, (64, 128), 1, 3, (130,), "local", 70)
+SMALLEST = Extent("local", (1,), 3, 2, 0.01, 2, (64, 128), 1, 3, (130,), 70)
 
 
 class Sleeper(TeacherPredictor):
@@ -158,7 +159,9 @@ def sleeping(folder: Path, extent: Extent) -> None:
     print("| workers | images/s, ideal | images/s | of the ideal |\n|---:|---:|---:|---:|")
     for workers in extent.workers:
         images = workers * extent.units * size
-        asked = job(folder, manifest, f"s{workers}", workers=workers, engine="ray", limit=images, unit_size=size)
+        asked = job(
+            folder, manifest, f"s{workers}", workers=workers, engine=extent.engine, limit=images, unit_size=size
+        )
         assert generate(asked, predictor=functools.partial(Sleeper, sleep=extent.sleep)).done == images
         by_worker: dict[str, list[float]] = {}
         for path in (asked.out / "units").iterdir():

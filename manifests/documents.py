@@ -157,7 +157,7 @@ def shaped(kind: Any, value: Any, where: str) -> Any:
         _require(type(value) is dict, value, where, "an object")
         of = parameters[1] if parameters else Any
         for key in value:
-            _require(_whole(key), key, f"{where}, key", "a text")
+            _require(type(key) is str and _whole(key), key, f"{where}, key", "a text")
         return {key: shaped(of, item, f"{where}, {key!r}") for key, item in value.items()}
     if issubclass(base, Sequence):
         _require(type(value) is list, value, where, "a list")
@@ -204,6 +204,7 @@ def _dataclass(kind: Any, value: Any, where: str) -> Any:
     fields = {field.name: field for field in dataclasses.fields(kind) if field.init}
     for key in value:
         if key not in fields:
+            _require(type(key) is str, key, f"{where}, key", "a text")
             close = difflib.get_close_matches(key, fields, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(fields)}"
             raise BadDocument(f"{where} has an unknown key {key!r}: {hint}")

@@ -158,7 +158,7 @@ def _keyed(value: Any, keys: Mapping[str, Any], where: str) -> dict[str, Any]:
     """Return an object whose keys are known and have these types. Raises BadDocument."""
     if type(value) is not dict:
         raise BadDocument(f"{where} is no object: {_FORM}")
-    for key in value:
+    for key in shaped(dict[str, Any], value, where):
         if key not in keys:
             close = difflib.get_close_matches(key, keys, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(keys)}"

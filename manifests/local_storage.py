@@ -1,4 +1,4 @@
-"""Files of the local file system, and locks that end with their process; callers use manifests/storage.py.
+"""Files of the local file system; callers use manifests/storage.py.
 
 A reader sees the old file or the new one, never a part: bytes go to a temporary name beside the target, are forced to
 disk, then renamed over it.
@@ -10,14 +10,12 @@ import builtins
 import contextlib
 import errno
 import os
-import platform
 import re
 import shutil
 import stat as modes
 import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
@@ -29,7 +27,6 @@ except ImportError:  # Windows, where nobody can remove a file that is open
 TEMPORARY = ".autolabel-tmp"  # suffix of files that a killed writer may leave behind
 LOCK = ".lock"
 _OURS = re.compile(r"\..+\.[0-9a-f]{12}" + re.escape(TEMPORARY), re.DOTALL)  # no other program writes such names
-_HOLDER = ".holder"  # suffix of the file that says who holds a lock
 # A pipe that takes the place of a file between two looks at it would wait for its writer without O_NONBLOCK.
 _READ = os.O_RDONLY | sum(getattr(os, name, 0) for name in ("O_BINARY", "O_NONBLOCK", "O_NOCTTY", "O_CLOEXEC"))
 _KINDS = {
@@ -62,10 +59,6 @@ class NotAFile(OSError):
 
 class TooLarge(OSError):
     """A file has more bytes than its reader expects of its kind."""
-
-
-class Busy(ValueError):
-    """Another process holds a folder."""
 
 
 class LocalStorage:
@@ -316,34 +309,3 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
             _LOCAL.remove(Path(parent, name))
         if not recursive:
             break
-
-
-@contextlib.contextmanager
-def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0) -> Iterator[None]:
-    """Hold a folder, made if need be, against other processes; the lock goes with this one, however it ends.
-
-    name: of the lock's file; locks of other names do not meet. wait: seconds to wait for another holder, at most.
-    Raises Busy naming who holds it.
-    """
-    import filelock
-
-    folder.mkdir(parents=True, exist_ok=True)
-    signature = folder / f"{name}{_HOLDER}"  # Windows lets nobody read a file that is locked
-    try:
-        lock = filelock.FileLock(folder / name, thread_local=False, fallback_to_soft=False).acquire(timeout=wait)
-    except filelock.Timeout:
-        holder = _holder(signature)
-        raise Busy(f"another autolabel is at work in {folder} ({holder}): wait for it, or stop it") from None
-    with lock:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        _LOCAL.write(signature, f"process {os.getpid()} on {platform.node()} since {since}".encode(), durable=False)
-        try:
-            yield
-        finally:
-            _LOCAL.remove(signature)
-
-
-def _holder(signature: Path) -> str:
-    with contextlib.suppress(OSError):
-        return _LOCAL.read(signature).decode()
-    return "a process that has not signed yet"

@@ -19,16 +19,15 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import google_crc32c
 
+from autolabel.manifests.local_locks import Busy, hold
 from autolabel.manifests.local_storage import (
     LOCK,
     TEMPORARY,
-    Busy,
     ChangedFile,
     LocalStorage,
     NotAFile,
     Stat,
     TooLarge,
-    hold,
     remove_leftovers,
 )
 

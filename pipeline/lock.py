@@ -22,7 +22,8 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import RunFolder
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, require_no_links
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
+from autolabel.manifests.run.place import require_no_links
 
 _SETUP_SECONDS = 60.0  # patience while another part prepares the folder
 _PARTS = re.compile(re.escape(storage.LOCK) + r"\.\d+-of-\d+")
@@ -31,8 +32,9 @@ _PARTS = re.compile(re.escape(storage.LOCK) + r"\.\d+-of-\d+")
 class Lock:
     """The right to write to a run folder. `alone`: nobody else is in it, and this driver may prepare it."""
 
-    def __init__(self, out: Path, part: tuple[int, int] | None) -> None:
-        self._out, self._part = out, part
+    def __init__(self, out: Path, part: tuple[int, int] | None, *, only_read: bool = False) -> None:
+        """only_read: the holder writes nothing, so that a folder which nobody may write to can be held."""
+        self._out, self._part, self._only_read = out, part, only_read
         self._door = contextlib.ExitStack()
         self.alone = False
 
@@ -42,7 +44,8 @@ class Lock:
         require_no_links(self._out)
         own = f"{storage.LOCK}.{self._part[0]}-of-{self._part[1]}" if self._part else None
         with self._door, contextlib.ExitStack() as stack:
-            self._door.enter_context(storage.hold(self._out, wait=_SETUP_SECONDS if self._part else 0))
+            wait = _SETUP_SECONDS if self._part else 0
+            self._door.enter_context(storage.hold(self._out, wait=wait, only_read=self._only_read))
             if own:
                 stack.enter_context(storage.hold(self._out, name=own))
             self.alone = self._require_no_other(own)
@@ -56,7 +59,7 @@ class Lock:
         try:
             for name in names:
                 if name != own:
-                    with storage.hold(self._out, name=name):
+                    with storage.hold(self._out, name=name, only_read=self._only_read):
                         pass
         except storage.Busy:
             if own is None:

@@ -22,7 +22,7 @@ from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.notes import excuse
 from autolabel.pipeline.records import committed, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, write_plan
-from autolabel.teacher.checkpoints import BadCheckpoint
+from autolabel.teacher.container import BadCheckpoint
 from autolabel.teacher.device import pick_device, pick_precision
 from autolabel.teacher.predict import Teacher, load_teacher
 

@@ -62,7 +62,7 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
     run, result = Run.open(path), Verification()
     if run.state == PREPARING and not repair:
         raise ValueError(f"{path} is not whole yet: its command was stopped at once; run the same again, then verify")
-    with Lock(path, None).held():
+    with Lock(path, None, only_read=not repair).held():
         plan = _plan(run, result, repair=repair)
         if plan is None:
             return result

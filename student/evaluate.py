@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from autolabel.manifests import storage
+from autolabel.manifests import notes, storage
 from autolabel.manifests.documents import read_json
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
@@ -20,7 +20,7 @@ from autolabel.manifests.wording import Progress, Shown, Table, counted, percent
 from autolabel.student.data import ManifestDataset
 from autolabel.student.parallel import Team
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
-from autolabel.teacher.checkpoints import overlap
+from autolabel.teacher.checkpoints import overlap, silent
 from autolabel.teacher.predict import Teacher, load_teacher
 
 ByClass = dict[str, float | None]
@@ -163,7 +163,9 @@ def evaluate(
     teacher = load_teacher(checkpoint, device=device, combine=combine)
     dataset = ManifestDataset(manifest)
     teacher.require_space(dataset.label_space, checkpoint=str(checkpoint), manifest=str(manifest))
-    shared = overlap(teacher.trained_on, fingerprints(dataset.samples))
+    if teacher.trained_on is None:
+        notes.tell(silent(checkpoint))
+    shared = [] if teacher.trained_on is None else overlap(teacher.trained_on, fingerprints(dataset.samples))
     if shared and not allow_overlap:
         raise ValueError(
             f"{checkpoint} was trained on {len(shared)} of the {len(dataset)} images of {manifest} (the first is"

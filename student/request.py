@@ -10,6 +10,7 @@ import torch
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import read_json
+from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.samples import Manifest, fingerprints
 from autolabel.manifests.wording import Progress
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
@@ -32,6 +33,7 @@ class TrainRequest:
     """
 
     def __init__(self, job: TrainJob, manifest: Manifest | None = None, *, progress: Progress | None = None) -> None:
+        require_outside_runs(job.out)
         self.job = job
         self.data, self.val = ManifestDataset(manifest or job.manifest), ManifestDataset(job.val)
         self.space = self.data.label_space
@@ -40,7 +42,7 @@ class TrainRequest:
         marks = fingerprints(self.data.samples)
         self.trained_on = fingerprint_tensor(marks)
         start = self._start()
-        if start is not None:  # the result has seen every image that its start has seen
+        if start is not None and start.trained_on is not None:  # the result has seen what its start has seen
             self.trained_on = torch.unique(torch.cat([self.trained_on, start.trained_on]))
         self._require_batch_norm()
         self._require_epoch()
@@ -76,7 +78,7 @@ class TrainRequest:
         ]
         if different:
             raise ValueError(f"{self.job.out} holds another training ({'; '.join(different)}): choose another --out")
-        if last is not None and not torch.equal(last.trained_on, self.trained_on):
+        if last is not None and (last.trained_on is None or not torch.equal(last.trained_on, self.trained_on)):
             raise ValueError(
                 f"{self.last} was trained on other images than {self.job.manifest} lists: choose another --out"
             )

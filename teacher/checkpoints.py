@@ -21,7 +21,6 @@ files that a training starts from. Files are data: nothing in them is executed (
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,22 +28,29 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import save
 from torch import Tensor
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import json_of, shaped
-from autolabel.manifests.label_space import LabelSpace
-from autolabel.teacher.networks.build import ARCHITECTURES, build, recognise
+from autolabel.manifests.documents import BadDocument, json_of, shaped
+from autolabel.manifests.label_space import MAX_CLASSES, LabelSpace
+from autolabel.teacher.container import (
+    CHECKSUM,
+    OPEN,
+    BadCheckpoint,
+    read_container,
+    require_few_values,
+    require_held,
+    require_plain,
+    sealed,
+)
+from autolabel.teacher.networks.build import ARCHITECTURES, Recognised, build, recognise
 from autolabel.teacher.networks.decoders import SegmentationNet
 
 _KIND = "autolabel-checkpoint/"
 FORMAT = f"{_KIND}2"
+_MAX_SCALES = 16  # that an explicit combination weighs at once
 DRAWN_STREETS = Path(__file__).with_name("drawn_streets.safetensors")  # the teacher of `autolabel demo`
-
-
-class BadCheckpoint(ValueError):
-    """The file is damaged, no checkpoint, or a checkpoint that does not fit."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +58,7 @@ class Checkpoint:
     """The content of a checkpoint, checked to be one but not yet put into a network.
 
     scales: the number of scales that an explicit combination weighs at once. label_space: None in published files.
+    trained_on: None where the file does not say which images it has seen, as published ones; never empty.
     """
 
     arch: str
@@ -59,7 +66,7 @@ class Checkpoint:
     scales: int
     label_space: LabelSpace | None
     state_dict: dict[str, Tensor]
-    trained_on: Tensor
+    trained_on: Tensor | None
     metrics: dict[str, float] = field(default_factory=dict)
     training: dict[str, Any] | None = None
 
@@ -72,9 +79,13 @@ def fingerprint_tensor(fingerprints: list[str]) -> Tensor:
 
 def overlap(trained_on: Tensor, fingerprints: list[str]) -> list[int]:
     """Return the indices of the fingerprints that a checkpoint was trained on."""
-    seen = set(trained_on.tolist())
-    marks = np.array([int(f, 16) for f in fingerprints], np.uint64).view(np.int64).tolist()
-    return [i for i, mark in enumerate(marks) if mark in seen]
+    marks = np.array([int(f, 16) for f in fingerprints], np.uint64).view(np.int64)
+    return np.flatnonzero(np.isin(marks, trained_on.numpy())).tolist()
+
+
+def silent(path: Path) -> str:
+    """The note on a checkpoint without `trained_on`: no leak can be noticed."""
+    return f"{path} does not say which images it has seen: nobody can tell whether it knows these"
 
 
 def save_checkpoint(
@@ -110,62 +121,50 @@ def save_tensors(path: Path, checkpoint: Checkpoint) -> None:
     """
     if checkpoint.label_space is None:
         raise ValueError(f"a published {checkpoint.arch} does not name its classes: expected one of `autolabel train`")
-    marks = checkpoint.trained_on.numpy().view(np.uint64).tolist()
+    seen = torch.zeros(0, dtype=torch.int64) if checkpoint.trained_on is None else checkpoint.trained_on
+    marks = seen.numpy().view(np.uint64).tolist()
     metadata = {
         "arch": checkpoint.arch,
         "label_space": checkpoint.label_space.to_dict(),
         "trained_on": [f"{mark:016x}" for mark in sorted(marks)],
         "metrics": checkpoint.metrics,
+        CHECKSUM: OPEN,
     }
     tensors = {
         key: (value.half() if value.ndim > 1 else value).contiguous()
         for key, value in checkpoint.state_dict.items()
         if not key.endswith("num_batches_tracked")
     }
-    storage.write(path, save(tensors, {FORMAT: json.dumps(metadata)}))  # the order of several entries would be random
+    data = save(tensors, {FORMAT: json.dumps(metadata)})  # the order of several entries would be random
+    storage.write(path, sealed(data))
 
 
-def _read_tensors(data: bytes) -> dict[str, Any]:
-    """Read a safetensors file: its tensors alone, or a checkpoint that `save_tensors` wrote."""
-    tensors = load(data)
-    header = json_of(data[8 : 8 + int.from_bytes(data[:8], "little")], dict[str, Any], name="its header")
-    written = shaped(dict[str, str], header.get("__metadata__", {}), "its metadata")
-    text = written.get(FORMAT)
-    if text is None:
-        other = next((key for key in written if key.startswith(_KIND)), None)
-        return tensors if other is None else {"format": other, "state_dict": tensors}
-    metadata = json_of(text, dict[str, Any], name="its metadata")
-    return {
-        **metadata,
-        "format": FORMAT,
-        "state_dict": tensors,
-        "trained_on": fingerprint_tensor(metadata["trained_on"]),
-    }
+def _content(path: Path) -> object:
+    """Read a file: of a safetensors file of ours, what `save_checkpoint` would have written."""
+    content, metadata = read_container(path)
+    ours = next((key for key in metadata if key.startswith(_KIND)), None)
+    if ours is None:
+        return content
+    stored = {"format": ours, "state_dict": content}
+    if ours != FORMAT:
+        return stored
+    try:
+        about: _Metadata = json_of(metadata[FORMAT], _Metadata, name="its metadata")
+        marks = fingerprint_tensor(about.trained_on)
+    except ValueError as error:
+        raise BadCheckpoint(f"{path} is a damaged checkpoint of ours: {error}") from error
+    return {**stored, **vars(about), "trained_on": marks}
 
 
-def _numpy_scalars() -> list[Any]:
-    """Return the types that full checkpoints of the reference need beside tensors: a numpy float, at two paths."""
-    scalar = np._core.multiarray.scalar  # type: ignore[attr-defined]
-    paths = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-    return [*((scalar, path) for path in paths), np.dtype, np.dtypes.Float64DType]
+@dataclass(frozen=True)
+class _Metadata:
+    """The metadata of a safetensors file of ours."""
 
-
-def _read_content(path: Path) -> object:
-    if storage.read_range(path, 8, 1) == b"{":  # safetensors: eight bytes of length, then JSON
-        return _read_tensors(storage.read(path))
-    with storage.reading(path) as file, torch.serialization.safe_globals(_numpy_scalars()):
-        return torch.load(file, map_location="cpu", weights_only=True)
-
-
-def _reason(error: Exception) -> str:
-    """Return the reason why torch refuses a file, without its advice to read it all the same."""
-    text = str(error).strip()
-    if "weights_only" in text:
-        type_name = re.search(r"GLOBAL (\S+)", text)
-        if type_name:
-            return f"it wants more than tensors and numbers ({type_name[1]}), and nothing in it was run"
-        return "it is damaged, or a file of another kind"
-    return text.splitlines()[0] if text else type(error).__name__
+    arch: str
+    label_space: dict[str, Any]
+    trained_on: list[str]
+    metrics: dict[str, float]
+    crc32c: str
 
 
 # Modules that the published code has under two names: (synonym, name here).
@@ -173,7 +172,8 @@ _SYNONYMS = (("trunk.", "backbone."), ("seg_head.", "cls_head."))
 
 
 def _customary(key: str) -> str:
-    key = key.removeprefix("module.")
+    parts = [part for part in key.split(".") if part != "_orig_mod"]  # torch.compile, around a network or a part
+    key = ".".join(parts).removeprefix("module.")
     for other, ours in _SYNONYMS:
         if key.startswith(other):
             return ours + key.removeprefix(other)
@@ -182,15 +182,7 @@ def _customary(key: str) -> str:
 
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the content of a file, and its tensors under customary keys. Raises BadCheckpoint, FileNotFoundError."""
-    status = storage.stat(path) if storage.exists(path) else None
-    if status is None:
-        raise FileNotFoundError(f"checkpoint {path} does not exist")
-    if status.size == 0:
-        raise BadCheckpoint(f"{path} is empty (0 bytes): it was cut off while it was written or copied")
-    try:
-        content = _read_content(path)
-    except Exception as error:  # a damaged file can raise anything
-        raise BadCheckpoint(f"{path} is not a loadable checkpoint: {_reason(error)}") from error
+    content = _content(path)
     version = content.get("format") if isinstance(content, dict) else None
     if isinstance(version, str) and version.startswith(_KIND) and version != FORMAT:
         raise BadCheckpoint(
@@ -208,10 +200,16 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     )
     if not isinstance(content, dict) or not isinstance(tensors, dict):
         raise BadCheckpoint(f"{path} holds no 'state_dict': expected one of `autolabel train`, or a published one")
-    state = {_customary(str(k)): v for k, v in tensors.items()}
-    strange = [key for key, value in state.items() if not isinstance(value, Tensor)]
-    if strange:
-        raise BadCheckpoint(f"{path}: {strange[0]} in its state_dict is no tensor")
+    require_few_values(path, content)
+    state: dict[str, Tensor] = {}
+    for name, value in tensors.items():
+        key = _customary(str(name))
+        if not isinstance(value, Tensor):
+            raise BadCheckpoint(f"{path}: {key} in its state_dict is no tensor")
+        require_plain(path, key, value)
+        if key in state:
+            raise BadCheckpoint(f"{path} holds {key} twice, under another prefix: expected the weights of one network")
+        state[key] = value
     return content, state
 
 
@@ -221,29 +219,55 @@ def read_checkpoint(path: Path) -> Checkpoint:
     return checkpoint_of(path, content, state=state)
 
 
+def recognised(path: Path, state: Mapping[str, Tensor], *, published: str = "") -> Recognised | None:
+    """The network of a state dict, see `recognise`. Raises BadCheckpoint for more classes or scales than any has."""
+    try:
+        network = recognise(state, published)
+    except IndexError:  # a tell-tale tensor has no dimension
+        return None
+    if network and not (1 <= network.classes <= MAX_CLASSES and 1 <= network.scales <= _MAX_SCALES):
+        raise BadCheckpoint(
+            f"{path} predicts {network.classes:,} classes at {network.scales:,} scales: expected at most {MAX_CLASSES}"
+            f" and {_MAX_SCALES}"
+        )
+    return network
+
+
 def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Tensor]) -> Checkpoint:
     """Return the checkpoint in what `read_state` returned. Raises BadCheckpoint."""
-    network = recognise(state, str(content.get("arch", "")))
+    network = recognised(path, state, published=str(content.get("arch", "")))
     if content.get("format") != FORMAT:
         if network is None:
             raise BadCheckpoint(
                 f"{path} is a checkpoint of another network: expected one of those in docs/teacher.md, such as"
                 " hrnet48_ocr_mscale"
             )
-        return Checkpoint(network.arch, network.classes, network.scales, None, state, torch.zeros(0, dtype=torch.int64))
+        return Checkpoint(network.arch, network.classes, network.scales, None, state, None)
+    missing = [key for key in ("arch", "label_space", "trained_on", "metrics") if key not in content]
+    if missing:
+        raise BadCheckpoint(f"{path} is a damaged checkpoint of ours: it has no {missing[0]!r}")
+    arch, training = content["arch"], content.get("training")
     try:
-        space = LabelSpace.of(content["label_space"])
-        arch, trained_on, metrics = (
-            str(content["arch"]),
-            torch.as_tensor(content["trained_on"]),
-            dict(content["metrics"]),
-        )
-    except (KeyError, TypeError, ValueError) as error:
-        raise BadCheckpoint(f"{path} is a damaged checkpoint of ours ({type(error).__name__}: {error})") from error
-    if arch not in ARCHITECTURES:
-        raise BadCheckpoint(f"{path} holds an unknown architecture {arch!r}: it comes from a newer version")
+        space = LabelSpace.of(content["label_space"], where=f"{path}, 'label_space'")
+        metrics = shaped(dict[str, float], content["metrics"], f"{path}, 'metrics'")
+        shaped(dict[str, Any] | None, training, f"{path}, 'training'")
+    except BadDocument as error:
+        raise BadCheckpoint(str(error)) from error
+    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+        raise BadCheckpoint(f"{path} holds an unknown architecture {str(arch)[:60]!r}: it comes from a newer version")
     scales = network.scales if network else 3
-    return Checkpoint(arch, len(space), scales, space, state, trained_on, metrics, content.get("training"))
+    return Checkpoint(arch, len(space), scales, space, state, _seen(path, content["trained_on"]), metrics, training)
+
+
+def _seen(path: Path, trained_on: object) -> Tensor | None:
+    """The marks of the images that a checkpoint has seen, None if there are none. Raises BadCheckpoint."""
+    kind = f"a {type(trained_on).__name__}"
+    if isinstance(trained_on, Tensor):
+        require_held(path, "trained_on", trained_on)
+        kind = f"{trained_on.dtype} of shape {tuple(trained_on.shape)}".removeprefix("torch.")
+        if trained_on.dtype == torch.int64 and trained_on.ndim == 1 and trained_on.is_contiguous():
+            return trained_on if len(trained_on) else None
+    raise BadCheckpoint(f"{path}: trained_on is {kind}: expected int64 of shape (N,), the marks of its images")
 
 
 def mismatches(expected: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> list[str]:

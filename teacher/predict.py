@@ -56,7 +56,7 @@ class ScaleView:
 class Teacher:
     """A network that is ready to predict, on one device.
 
-    label_space and trained_on are those of its checkpoint: None and empty if that does not say. precision: a name in
+    label_space and trained_on are those of its checkpoint: None if that does not say. precision: a name in
     PRECISIONS. path, digest: the checkpoint and its sha256; None and "" for a network that was never in a file.
     combine: "network" combines scales as the network has learnt to, "average" takes the mean of their logits.
 
@@ -81,7 +81,7 @@ class Teacher:
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.combination = Average() if combine == "average" else network.scale_attn
         self.label_space = label_space
-        self.trained_on = torch.zeros(0, dtype=torch.int64) if trained_on is None else trained_on
+        self.trained_on = trained_on
         self.precision = precision
         self.path, self.sha256, self.combine = path, digest, combine
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}

@@ -12,25 +12,26 @@ from torch import Tensor
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.teacher.checkpoints import (
     FORMAT,
-    BadCheckpoint,
     Checkpoint,
     checkpoint_of,
     read_state,
+    recognised,
     require_finite,
     require_match,
 )
-from autolabel.teacher.networks.build import architecture, build, recognise
+from autolabel.teacher.container import BadCheckpoint
+from autolabel.teacher.networks.build import architecture, build
 
 
 class Start(NamedTuple):
     """The tensors that a training takes from a file, the images that these have seen, and a line that says both.
 
-    scales and trained_on as in `Checkpoint`; trained_on is empty for published files, which do not name their images.
+    scales and trained_on as in `Checkpoint`; trained_on is None for published files, which do not name their images.
     """
 
     state_dict: dict[str, Tensor]
     scales: int
-    trained_on: Tensor
+    trained_on: Tensor | None
     description: str
 
 
@@ -42,7 +43,7 @@ def read_start(path: Path, arch: str, *, space: LabelSpace) -> Start:
     whole trunk. Raises BadCheckpoint unless all of that fits in every tensor, FileNotFoundError.
     """
     content, state = read_state(path)
-    if content.get("format") == FORMAT or recognise(state):
+    if content.get("format") == FORMAT or recognised(path, state):
         return _start_from_network(path, checkpoint_of(path, content, state=state), arch, space)
     return _start_from_trunk(path, state, arch, space)
 
@@ -106,15 +107,20 @@ def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space:
     fresh = ", ".join(sorted({k.split(".")[0] for k in expected.keys() - trunk.keys()}))
     unused = ", ".join(sorted({k.split(".")[1] for k in tensors.keys() - keys}))
     rest = f", the trunk; {fresh} start fresh" + (f"; not used: {unused}" if unused else "")
-    return _start(path, expected, taken, 3, torch.zeros(0, dtype=torch.int64), rest)
+    return _start(path, expected, taken, 3, None, rest)
 
 
 def _start(
-    path: Path, expected: Mapping[str, Tensor], taken: dict[str, Tensor], scales: int, trained_on: Tensor, rest: str
+    path: Path,
+    expected: Mapping[str, Tensor],
+    taken: dict[str, Tensor],
+    scales: int,
+    trained_on: Tensor | None,
+    rest: str,
 ) -> Start:
     require_finite(path, taken)
     part, whole = (sum(v.numel() for k, v in s.items() if not _is_buffer(k)) / 1e6 for s in (taken, expected))
-    unknown = "" if len(trained_on) else "; it does not say which images it has seen"
+    unknown = "" if trained_on is not None else "; it does not say which images it has seen"
     return Start(taken, scales, trained_on, f"{part:.1f} of {whole:.1f} M parameters from {path}{rest}{unknown}")
 
 

@@ -35,16 +35,15 @@ from autolabel.manifests.run.labels import (
     RunConfidence,
     RunLabels,
     committed_labels,
-    require_no_links,
     zarr_folder,
 )  # fmt: skip
+from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_outside_runs
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
 from autolabel.manifests.wording import Shown
 
-FORMAT = "autolabel-run/5"
-RUN = "run.json"
+FORMAT = f"{KIND}5"
 _INPUT = "input.parquet"
 PREPARING = "preparing"
 _CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
@@ -150,9 +149,10 @@ class RunFolder:
         return storage.exists(self.record) and storage.read(self.record, at_most=storage.SMALL) != _CLAIM
 
     def require_new_or_run(self) -> None:
-        """Raise ValueError if the folder holds something that is not a run."""
+        """Raise ValueError if the folder holds something that is not a run, or lies in another run."""
         if storage.exists(self.record):
             return
+        require_outside_runs(self.path.parent)
         if any(not path.name.startswith(storage.LOCK) for path in storage.list(self.path)):
             raise ValueError(f"{self.path} is not empty and not a run (no {RUN}): choose another --out")
 

@@ -61,18 +61,6 @@ def in_layer(label: str, layer: str) -> str:
     return layer + label.removeprefix(LABELS)
 
 
-def require_no_links(run: Path) -> None:
-    """Raise ValueError for a link among the files of a run, or among those of its folders.
-
-    The folders of PNG labels may be large and deep: `storage.inside` looks at each label's way instead.
-    """
-    for path in storage.list(run):
-        storage.require_no_link(path)
-        if storage.is_folder(path) and path.name not in (LABELS, TOP, CONFIDENCE):
-            for below in storage.list(path):
-                storage.require_no_link(below)
-
-
 def read_png(path: Path, space: LabelSpace | None = None) -> Label:
     """Read one stored label of train ids; without a label space, bytes of any meaning. Raises DamagedLabel."""
     try:

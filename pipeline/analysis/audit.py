@@ -55,6 +55,7 @@ from autolabel.teacher.predict import Teacher, load_teacher
 PRECISION = 0.95  # the target precision, unless the user names another
 _SAMPLED = 20_000  # pixels of an image to which a temperature is fitted
 _BAD = 0.5  # a class whose precision is below this is pointed out
+_LOCK, _PATIENCE = f"{storage.LOCK}.audit", 60.0  # seconds
 _RECORD = ["sample_id", "status", "height", "width", "label", "label_index", "label_crc32c", "image_fingerprint"]
 
 
@@ -147,10 +148,6 @@ def audit(
         fitted = replace(fitted, ece=(fitted.ece[0], known_or_none(sampled.overall().ece())))
     suggestion = calibration.suggest(target_precision) if calibration else None
     classes = audit_classes(space, confusion, human, boundary, calibration, suggestion=suggestion)
-    if suggestion:
-        named, comments = _suggested(policy, space, target_precision, suggestion)
-        with storage.writing(run.suggested_path) as file:
-            file.write(named.to_toml(comments).encode())
     result = Audit(
         truth=str(truth.absolute()),
         truth_sha256=storage.sha256(truth),
@@ -166,7 +163,12 @@ def audit(
         coarse=coarse,
         notes=notes + _verdicts(classes, suggestion, target_precision),
     )
-    result.write(run.audit_path)
+    with storage.hold(run.path, name=_LOCK, wait=_PATIENCE):  # both files are of one audit
+        if suggestion:
+            named, comments = _suggested(policy, space, target_precision, suggestion)
+            with storage.writing(run.suggested_path) as file:
+                file.write(named.to_toml(comments).encode())
+        result.write(run.audit_path)
     return result
 
 
@@ -243,6 +245,8 @@ def _unseen(
             )
         return None, None, [f"A leak is possible: {reason}."]
     trained_on = read_checkpoint(path).trained_on
+    if trained_on is None:
+        return path, None, ["The checkpoint does not say which images it has seen: a leak is possible."]
     leaked = len(overlap(trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -251,8 +255,6 @@ def _unseen(
         )
     if leaked:
         return path, leaked, [f"The teacher was trained on {leaked} of these images: the figures flatter it."]
-    if not len(trained_on):
-        return path, None, ["The checkpoint does not say which images it was trained on: a leak is possible."]
     return path, 0, []
 
 

@@ -28,6 +28,7 @@ from autolabel.pipeline.report.painter import Painter, weights
 from autolabel.teacher.predict import load_teacher
 
 _PICTURES = re.compile(r"pictures-[0-9a-f]{12}")
+_LOCK = f"{storage.LOCK}.report"  # another one than the run's: a report may be drawn while images are labelled
 _ONE_SCALE = "Nothing by scale: this run looks at one scale only, so there is nothing to combine."
 
 
@@ -46,7 +47,8 @@ def write_report(
     has kept of it. If it has kept none, the run's teacher computes it for the first few; it is read from `teacher`, or
     from its place at the time of the run. With `attention` the teacher also shows for the first few what it sees at
     every scale, and how much each counts. The page says what is missing.
-    Raises BadTable if the run is not finished, ValueError for an unknown sample or a `teacher` that is not the run's.
+    Raises BadTable if the run is not finished, ValueError for an unknown sample, a `teacher` that is not the run's, and
+    while another report of the run is being written.
     """
     run = Run.open(run)
     summary = summarise(run)
@@ -66,33 +68,37 @@ def write_report(
     notes = [note, sources.note, _ONE_SCALE if attention and not several else ""]
     pictures = run.report / f"pictures-{uuid.uuid4().hex[:12]}"
     painter = Painter(pictures, sources, teacher=network, attention=several)
-    try:
-        painted = dict(zip(wanted, painter.paint_all(wanted, progress=progress), strict=True))
-        page = Page(
-            run=run,
-            summary=summary,
-            updated=last_update(run),
-            notes=[note for note in notes if note],
-            policy=policy_facts(run),
-            throughput=throughput(table, run),
-            provenance=provenance(run),
-            classes=ClassPlot.of(summary),
-            confidence=ConfidencePlot.of(summary, run.policy),
-            audit=Audit.read(run.audit_path) if storage.exists(run.audit_path) else None,
-            gallery=Gallery(
-                cards(run, painted, ranked=ranked, samples=sources.samples), pictures.name, len(ranked), run.label_space
-            ),
-            weights=weights(network.combination) if several and network else "",
-            quarantine=quarantine,
-        )
-        storage.write(run.report / "index.html", page.render().encode())
-    except BaseException:
-        storage.remove(pictures)
-        raise
-    for path in storage.list(run.report):  # older reports' pictures go; what a user has put beside them stays
-        if _PICTURES.fullmatch(path.name) and path != pictures:
-            storage.remove(path)
-    storage.remove_leftovers(run.report)
+    with storage.hold(run.path, name=_LOCK):
+        try:
+            painted = dict(zip(wanted, painter.paint_all(wanted, progress=progress), strict=True))
+            page = Page(
+                run=run,
+                summary=summary,
+                updated=last_update(run),
+                notes=[note for note in notes if note],
+                policy=policy_facts(run),
+                throughput=throughput(table, run),
+                provenance=provenance(run),
+                classes=ClassPlot.of(summary),
+                confidence=ConfidencePlot.of(summary, run.policy),
+                audit=Audit.read(run.audit_path) if storage.exists(run.audit_path) else None,
+                gallery=Gallery(
+                    cards(run, painted, ranked=ranked, samples=sources.samples),
+                    pictures.name,
+                    len(ranked),
+                    run.label_space,
+                ),
+                weights=weights(network.combination) if several and network else "",
+                quarantine=quarantine,
+            )
+            storage.write(run.report / "index.html", page.render().encode())
+        except BaseException:
+            storage.remove(pictures)
+            raise
+        for path in storage.list(run.report):  # older reports' pictures go; what a user has put beside them stays
+            if _PICTURES.fullmatch(path.name) and path != pictures:
+                storage.remove(path)
+        storage.remove_leftovers(run.report)
     return run.report / "index.html"
 
 

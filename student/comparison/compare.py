@@ -196,8 +196,9 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
             notes.append(f"{arm}: {teacher} is no longer the teacher that labelled {run}, {unknown}.")
             continue
         trained_on = read_checkpoint(teacher).trained_on
-        if not len(trained_on):
-            notes.append(f"{arm}: the teacher {teacher} does not say what it was trained on, {unknown}.")
+        if trained_on is None:
+            notes.append(f"{arm}: the teacher {teacher} does not say which images it has seen, {unknown}.")
+            continue
         shared = overlap(trained_on, marks)
         if shared:
             raise ValueError(

@@ -345,7 +345,7 @@ def test_a_checkpoint_that_does_not_say_what_it_has_seen(city: Path, teacher: Pa
     generate(LabelJob(val, tmp_path / "published.pth", tmp_path / "run", scales=(1.0,)))
     found = audit(tmp_path / "run", val)
     assert found.leaked is None and found.reliability
-    assert found.notes[0] == "The checkpoint does not say which images it was trained on: a leak is possible."
+    assert found.notes[0] == "The checkpoint does not say which images it has seen: a leak is possible."
 
 
 def test_statistics_that_are_gone_or_damaged_are_named(run: Path, city: Path) -> None:
