@@ -253,7 +253,10 @@ def uses(path: Path) -> set[str]:
 def test_one_file_writes_to_the_terminal() -> None:
     rooms = ("manifests", "teacher", "pipeline", "student")
     files = [*ROOT.glob("*.py"), *(path for room in rooms for path in (ROOT / room).rglob("*.py"))]
-    assert {path.name: uses(path) for path in files if uses(path)} == {"terminal.py": {"click.echo", "Console"}}
+    assert {path.name: uses(path) for path in files if uses(path)} == {
+        "terminal.py": {"click.echo", "Console"},
+        "__init__.py": {"warnings.warn"},  # of what is suspicious, escaped: a notebook has no other place for it
+    }
 
 
 # --- ASCII ------------------------------------------------------------------------------------------------------------
