@@ -155,6 +155,8 @@ def _png_pixels(data: bytes) -> bytes:
                 raise BadImage(f"damaged or truncated: unknown chunk {name!r}")
         place = end
         if name == b"IEND":
+            if len(parts) == 1:
+                raise BadImage("damaged or truncated: it has no pixels")
             return b"".join((*parts, data[end - 12 : end]))
     raise BadImage("damaged or truncated: its end is missing")
 

@@ -22,6 +22,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.headers import PNG_SIGNATURE, BadImage, Header, pixels_only, read_header
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.orientation import UPRIGHT
+from autolabel.manifests.wording import reason
 
 __all__ = ["BadImage"]
 
@@ -250,7 +251,7 @@ def _foreign() -> Iterator[None]:
     except (BadImage, MemoryError):
         raise
     except Exception as error:
-        raise BadImage(f"damaged or truncated: {' '.join(str(error).split()) or type(error).__name__}") from error
+        raise BadImage(f"damaged or truncated: {reason(error)}") from error
 
 
 def _header(file: BinaryIO) -> Header:

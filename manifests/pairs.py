@@ -31,7 +31,7 @@ def read_pairs(table: Path, root: Path) -> list[Pair]:
     try:
         rows = read_csv(table, ("image", "label"), optional=("coarse",), at_most=_MOST_BYTES)
     except BadDocument as error:
-        raise BadLayout(f"{error}; the first line is image,label or image,label,coarse") from error
+        raise BadLayout(str(error)) from error
     pairs: dict[str, Pair] = {}
     for line, cells in enumerate(rows, 2):
         place = f"{table}, line {line}"

@@ -79,7 +79,13 @@ def reason(error: BaseException) -> str:
     text = " ".join(str(error).split())[:300]
     if isinstance(error, KeyError):
         return f"there is no {text}"
-    return text or f"for a reason without words ({type(error).__name__})"
+    return text or f"an error without words ({type(error).__name__})"
+
+
+def kind_and_reason(error: BaseException) -> str:
+    """The class of an error and its words in one line: what nobody has foreseen needs both."""
+    words = reason(error)
+    return words if words.startswith("an error without words") else f"{type(error).__name__}: {words}"
 
 
 def plain(text: str) -> str:

@@ -29,7 +29,7 @@ from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, za
 from autolabel.manifests.run.shards import DamagedLabel, Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable
-from autolabel.manifests.wording import Progress
+from autolabel.manifests.wording import Progress, kind_and_reason
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.notes import Attempt
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, read_layer
@@ -324,8 +324,7 @@ class Labeller:
 
 def _words(error: Exception) -> str:
     """The type of an error and its text, on one line of moderate length."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}{': ' if text else ''}{text}"[:_REASON]
+    return kind_and_reason(error)[:_REASON]
 
 
 def _size(one: Decoded | Refused) -> Size:

@@ -20,6 +20,7 @@ from typing import Any
 
 from autolabel.manifests.cluster import cluster_address, ray_session
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.wording import kind_and_reason
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
 from autolabel.pipeline.notes import excuse, note_path
 from autolabel.pipeline.records import Row
@@ -254,7 +255,7 @@ class _Loop:
             cause = error.cause
             if isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN:
                 raise cause from error
-            self._lose(reference, slot, f"{type(cause).__name__}: {cause}", infrastructure=False)
+            self._lose(reference, slot, kind_and_reason(cause), infrastructure=False)
         except RayError as error:  # not only RayActorError: a worker that the system ended for its memory is none
             self._lose(reference, slot, *self._judge(error, slot))
 
@@ -275,7 +276,8 @@ class _Loop:
             return "its machine was lost", True
         lines = str(error).strip().splitlines()
         # What an actor's own start-up raised comes last, below its traceback.
-        return f"{type(error).__name__}: {lines[-1 if getattr(error, 'actor_init_failed', False) else 0]}", False
+        told = lines[-1 if getattr(error, "actor_init_failed", False) else 0] if lines else "an error without words"
+        return f"{type(error).__name__}: {told}", False
 
     def _give(self, reference: Any, slot: _Slot) -> None:
         """Hand the worker its next unit, or let it go."""

@@ -19,6 +19,7 @@ from typing import Any, NamedTuple
 import torch
 
 from autolabel.manifests import machine, storage
+from autolabel.manifests.wording import kind_and_reason
 from autolabel.student.parallel import Team
 
 FAILURES = 3  # deaths of workers that a call survives; preempted machines do not count
@@ -204,7 +205,7 @@ def _follow(
 
 
 def _first_line(error: BaseException) -> str:
-    return f"{type(error).__name__}: {next(iter(str(error).strip().splitlines()), '')}"
+    return kind_and_reason(error)
 
 
 def _has(ray: Any) -> str:

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.documents import read_json, shaped
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.wording import kind_and_reason
 
 CHUNK = 512  # pixels, both ways; measured best for crops and size
 _NO_FRAME = 2**64 - 1  # offset and size of a chunk in which all is ignored
@@ -195,7 +196,7 @@ def read_zarr(array: Path, row: int, *, window: Window) -> Label:
         except storage.ChangedFile:  # a repair has replaced the shard between two looks at it
             return _read(array, row, window)
     except (OSError, ArithmeticError, LookupError, TypeError, ValueError, zstandard.ZstdError) as error:
-        raise DamagedLabel(f"{array} row {row}: {type(error).__name__}: {error}") from error
+        raise DamagedLabel(f"{array} row {row}: {kind_and_reason(error)}") from error
 
 
 def _read(array: Path, row: int, window: Window) -> Label:

@@ -21,7 +21,14 @@ from PIL import ExifTags, Image, ImageOps
 from test_images import HEIGHT, PHOTO, TURNED, WIDTH, encoded, orientation, png_by_hand, see_through
 
 from autolabel.manifests.headers import BadImage
-from autolabel.manifests.images import decode_image, decode_label, encode_label, photograph_header, read_size
+from autolabel.manifests.images import (
+    decode_image,
+    decode_label,
+    decode_picture,
+    encode_label,
+    photograph_header,
+    read_size,
+)
 from autolabel.manifests.label_space import CAMVID
 
 SIDEWAYS = TURNED[6](PHOTO)
@@ -185,10 +192,29 @@ def test_lossless_files_of_other_kinds_are_read_to_the_last_bit(tmp_path: Path, 
     assert read_size(tmp_path / "a") == (HEIGHT, WIDTH)
 
 
-def test_a_grey_jpeg_has_three_equal_channels(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "data",
+    [
+        pytest.param(encoded(PHOTO, "JPEG", keep_rgb=True), id="JPEG of red, green and blue, as Adobe's mark says"),
+        pytest.param(
+            encoded(PHOTO, "JPEG", subsampling=0, progressive=True, restart_marker_blocks=2), id="with restarts"
+        ),
+        pytest.param(encoded(PHOTO, "JPEG", comment=b"rain", dpi=(72, 72), icc_profile=b"x" * 99), id="with metadata"),
+        pytest.param(
+            encoded(PHOTO, transparency=tuple(int(v) for v in PHOTO[0, 0])), id="PNG with a transparent colour"
+        ),
+    ],
+)
+def test_what_decides_about_colours_is_kept(data: bytes) -> None:
+    assert np.array_equal(decode_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB")))
+
+
+def test_a_grey_jpeg_has_three_equal_channels() -> None:
     data = jpeg(pixels=PHOTO[..., 0])
     grey = np.asarray(Image.open(io.BytesIO(data)))
     assert np.array_equal(decode_image(data), np.dstack([grey] * 3))
+    smaller, by = decode_picture(data, 2)
+    assert (smaller.mode, smaller.size, by) == ("RGB", (WIDTH // 2, HEIGHT // 2), 2)
 
 
 def test_a_jpeg_of_several_pictures_is_its_first_one() -> None:

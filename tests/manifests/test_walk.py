@@ -288,7 +288,7 @@ def test_a_csv_pairs_files_of_any_names(tmp_path: Path) -> None:
     ("text", "reason"),
     [
         pytest.param("", "has no column 'image': expected image, label", id="empty"),
-        pytest.param("a.png,b.png\n", "; the first line is image,label or image,label,coarse", id="no header"),
+        pytest.param("a.png,b.png\n", "has no column 'image': expected image, label", id="no header"),
         pytest.param("image,label\n", "names no images", id="header alone"),
         pytest.param("image,label\na.png\n", "line 2: 1 cells, expected 2", id="short row"),
         pytest.param("image,label\n,a.png\n", "line 2: names no image", id="no image"),

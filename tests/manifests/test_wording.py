@@ -12,11 +12,13 @@ from autolabel.manifests.wording import (
     counted,
     dimensions,
     duration,
+    kind_and_reason,
     listed,
     number,
     percent,
     points,
     probability,
+    reason,
     size,
 )
 
@@ -87,3 +89,18 @@ def test_wording_imports_nothing_heavy() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    ("error", "words", "with_kind"),
+    [
+        (ValueError("a\nb"), "a b", "ValueError: a b"),
+        (ValueError(), "an error without words (ValueError)", "an error without words (ValueError)"),
+        (KeyError("plan"), "there is no 'plan'", "KeyError: there is no 'plan'"),
+        (FileNotFoundError(2, "No such file", "a"), "No such file", "FileNotFoundError: No such file"),
+        (OSError("short"), "short", "OSError: short"),
+        (RuntimeError("x" * 999), "x" * 300, f"RuntimeError: {'x' * 300}"),
+    ],
+)
+def test_a_reason_has_words(error: Exception, words: str, with_kind: str) -> None:
+    assert (reason(error), kind_and_reason(error)) == (words, with_kind)

@@ -94,6 +94,15 @@ def turned() -> Image.Exif:
     return exif
 
 
+# Orientation 6, and a resolution that is text: Pillow reads it, and raises TypeError when it writes it back.
+UNWRITABLE = b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<HHHIIHHIII", 2, 0x0112, 3, 1, 6, 0x011A, 2, 3, 0x00636261, 0)
+
+
+def segment(payload: bytes) -> bytes:
+    """A piece of metadata in a JPEG."""
+    return b"\xff\xe1" + struct.pack(">H", len(payload) + 2) + payload
+
+
 def write_poison(drive: Path, outside: Path) -> None:
     """Every file that is bad or strange already when the folder is scanned."""
     outside.mkdir()
@@ -113,6 +122,11 @@ def write_poison(drive: Path, outside: Path) -> None:
         "garbage.jpg": photo[: len(photo) // 2] + b"\xde\xad\xbe\xef" * 8 + photo[len(photo) // 2 + 32 :],
         "pixel.png": encoded(street.resize((1, 1)), "PNG"),
         "turned.jpg": encoded(street, "JPEG", quality=90, exif=turned()),
+        "unwritable exif.jpg": photo[:2] + segment(UNWRITABLE) + photo[2:],
+        "senseless exif.png": whole[:33] + chunk(b"eXIf", b"\0\x08\0\2\1\x12\0\3") + whole[33:],
+        "profile.png": whole[:33] + chunk(b"iCCP", b"x\0\0" + zlib.compress(bytes(2 << 20))) + whole[33:],
+        "no pixels.png": whole[:33] + whole[-12:],
+        "stripe.png": encoded(street.resize((1, 64)), "PNG"),
     }.items():
         (drive / name).write_bytes(data)
     upright = decode_image((drive / "turned.jpg").read_bytes())
@@ -141,7 +155,9 @@ def spoil(drive: Path) -> None:
 NO_IMAGE = "not a PNG, JPEG, WebP, BMP or TIFF file"
 WANTED = ": expected 8-bit RGB; "
 LOOP = "the file cannot be read (Too many levels of symbolic links)"
-LABELLED = {"pixel", "turned", "upright", "link to an image", "rgba"}
+LABELLED = {
+    "pixel", "stripe", "turned", "upright", "link to an image", "rgba", "unwritable exif", "senseless exif", "profile",
+}  # fmt: skip
 REASONS = {
     "cut png": "damaged or truncated: the file ends in the middle",
     "cut jpeg": "damaged or truncated: image file is truncated",
@@ -150,6 +166,7 @@ REASONS = {
     "sixteen bits": "mode RGB, 16 bits" + WANTED + "save it with 8 bits a channel",
     "cmyk": "mode CMYK, 8 bits" + WANTED + "its colours depend on a printer; save it as RGB",
     "palette": "mode P, 8 bits" + WANTED + "it may be a label; save a photograph as RGB",
+    "no pixels": "damaged or truncated: it has no pixels",
     "bomb": "too many pixels: 30000 x 30000, more than 178956970",
     "bit": "damaged or truncated: chunk b'IDAT' has another checksum",
     "link to text": NO_IMAGE,
@@ -191,6 +208,9 @@ def test_every_file_is_labelled_rightly_or_quarantined_by_name(city: Path, teach
     assert labels["pixel"].shape == (1, 1)
     assert labels["turned"].shape == (WIDTH, HEIGHT)
     assert np.array_equal(labels["turned"], labels["upright"])
+    assert np.array_equal(labels["unwritable exif"], labels["upright"])
+    assert np.array_equal(labels["senseless exif"], labels["good-1"])
+    assert np.array_equal(labels["profile"], labels["good-1"])
     assert np.array_equal(labels["link to an image"], labels["good-1"])
     assert np.array_equal(labels["rgba"], labels["good-1"])  # its alpha channel is opaque
     photograph(city, tmp_path / "alone" / "drive", GOOD)
