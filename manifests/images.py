@@ -117,7 +117,7 @@ def read_size_and_length(path: Path) -> tuple[Size, int]:
     except (storage.NotAFile, IsADirectoryError) as error:
         raise BadImage("not a regular file") from error
     except OSError as error:
-        raise BadImage(f"the file cannot be read ({error.strerror or error})") from error
+        raise BadImage(f"the file cannot be read ({reason(error)})") from error
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -260,7 +260,7 @@ def _header(file: BinaryIO) -> Header:
     except (BadImage, MemoryError, OSError):  # an OSError is trouble of the disk
         raise
     except Exception as error:
-        raise BadImage(f"its header is damaged: {error}") from error
+        raise BadImage(f"its header is damaged: {reason(error)}") from error
 
 
 def _decode(data: bytes, header: Header, *, smaller: int = 1, upright: bool = True) -> Image.Image:

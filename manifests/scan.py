@@ -56,7 +56,7 @@ from autolabel.manifests.suspicions import (
     spread,
 )
 from autolabel.manifests.walk import RUNS, BadLayout, files_under, is_hidden
-from autolabel.manifests.wording import Progress
+from autolabel.manifests.wording import Progress, reason
 
 LAYOUTS = ("auto", "cityscapes", "mapillary", "folder")
 _DEPTH = 2  # levels of folders, below the one that is scanned, in which data sets are looked for
@@ -275,7 +275,7 @@ def _check(sample: Sample, space: LabelSpace) -> tuple[_Check, NDArray[np.int64]
         except BadImage as error:
             broken.append(error)
         except OSError as error:  # named in a CSV, and gone since
-            broken.append(BadImage(f"{path}: {error.strerror or error}"))
+            broken.append(BadImage(f"{path}: {reason(error)}"))
     sample = replace(sample, height=height, width=width)
     return _Check(sample, "", tuple(broken), facts, length), pixels
 
