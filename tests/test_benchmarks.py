@@ -27,6 +27,7 @@ RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 # Scripts that have a test of their own under tests/, and a word by which it calls them.
 ELSEWHERE = {
     "chaos": ("promises/test_chaos.py", '"--kills"'),
+    "full_disks": ("promises/test_chaos.py", '"full_disks.py"'),
     "fuzz": ("promises/test_fuzz.py", '"--reads"'),
     "ordered_kills": ("promises/test_chaos.py", '"--ordered"'),
 }
