@@ -212,7 +212,9 @@ def read_label(path: Path, space: LabelSpace, *, ids: str = "train", size: Size 
 def require_size(label: NDArray[np.uint8], size: tuple[int, ...]) -> None:
     """Raise BadImage unless a label (H, W) has the size (height, width) of its image."""
     if label.shape != size:
-        raise BadImage(f"the label is {label.shape[1]} x {label.shape[0]} but its image {size[1]} x {size[0]} pixels")
+        turned = "; one of them lies on its side: is the image turned by its EXIF?" if label.shape == size[::-1] else ""
+        sizes = f"{label.shape[1]} x {label.shape[0]} but its image {size[1]} x {size[0]} pixels"
+        raise BadImage(f"the label is {sizes}{turned}")
 
 
 def colourise(label: NDArray[np.uint8], space: LabelSpace) -> NDArray[np.uint8]:
