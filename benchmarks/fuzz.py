@@ -208,7 +208,7 @@ def kinds(root: Path) -> list[Kind]:
     def weights(path: Path) -> Any:
         known = read_checkpoint(path)
         digest = hashlib.sha256()
-        for name, tensor in sorted(known.state_dict.items()):
+        for name, tensor in sorted(load_network(path, known).state_dict().items()):
             digest.update(name.encode() + tensor.contiguous().view(-1).numpy().tobytes())
         return known.arch, known.label_space, digest.hexdigest()
 

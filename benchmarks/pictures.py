@@ -60,7 +60,7 @@ i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is drawn and learnt: images of the city, seeds, steps, crops of a step and their size.
+    """How much is drawn and learnt: images of the city and their height, seeds, steps, crops of a step and their size.
 
     hero, attention: numbers of the samples of coarse.parquet that README.md and docs/teacher.md show.
     """
@@ -68,6 +68,7 @@ class Extent:
     fine: int = 24
     coarse: int = 48
     val: int = 20
+    height: int = 160
     hero: int = 27
     attention: int = 15
     seeds: int = 3
@@ -76,7 +77,7 @@ class Extent:
     crop: str = "64x96"
 
 
-SMALLEST = Extent(2, 4, 1, 3, 1, 1, 2, 2, "32x48")
+SMALLEST = Extent(2, 4, 1, 64, 3, 1, 1, 2, 2, "32x48")
 
 
 def autolabel(*words: str | Path) -> None:
@@ -200,7 +201,10 @@ def main() -> None:
         extent, docs = SMALLEST, out / "docs"
         docs.mkdir(parents=True)
     coarse, run, human_first = out / "coarse.parquet", out / "runs" / "auto", out / "runs" / "human-first"
-    write_city(out / "city", 0, fine=extent.fine, coarse=extent.coarse, val=extent.val)
+    write_city(
+        out / "city", 0, fine=extent.fine, coarse=extent.coarse, val=extent.val, height=extent.height,
+        width=2 * extent.height,
+    )  # fmt: skip
     for manifest, split in ((out / "fine.parquet", "train"), (coarse, "train_extra"), (out / "val.parquet", "val")):
         autolabel("manifest", "scan", out / "city", "--split", split, "-o", manifest)
     autolabel("generate", coarse, "--teacher", asked.teacher, "--out", run, "--keep-confidence", "8")

@@ -64,7 +64,7 @@ class Extent:
     side: int = 8192
 
 
-SMALLEST = Extent((128, 256), "hrnet18s_ocr_mscale", (1,), 256)
+SMALLEST = Extent((64, 128), "hrnet18s_ocr_mscale", (1,), 256)
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -90,7 +90,7 @@ def predictions(size: tuple[int, int]) -> dict[float, tuple[Tensor, Tensor, Tens
     dice = torch.Generator().manual_seed(0)
 
     def blobs(channels: int, height: int, width: int) -> Tensor:
-        coarse = torch.randn(1, channels, height // 16, width // 16, generator=dice) * 4
+        coarse = torch.randn(1, channels, max(1, height // 16), max(1, width // 16), generator=dice) * 4
         return F.interpolate(coarse, size=(height, width), mode="bicubic")
 
     found = {}
@@ -344,6 +344,8 @@ def main() -> None:
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     parser.add_argument("--label-and-exit", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
+    if asked.gpu and not torch.cuda.is_available():
+        parser.error("--gpu: torch sees no GPU here")
     extent = SMALLEST if asked.smallest else Extent()
     height, width = map(int, asked.size.split("x")) if asked.size else extent.size
     size = (height, width)

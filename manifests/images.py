@@ -117,7 +117,7 @@ def read_size_and_length(path: Path) -> tuple[Size, int]:
     except (storage.NotAFile, IsADirectoryError) as error:
         raise BadImage("not a regular file") from error
     except OSError as error:
-        raise BadImage(f"the file cannot be read ({error.strerror or error})") from error
+        raise BadImage(f"the file cannot be read ({reason(error)})") from error
 
 
 # --- labels -----------------------------------------------------------------------------------------------------------
@@ -212,7 +212,9 @@ def read_label(path: Path, space: LabelSpace, *, ids: str = "train", size: Size 
 def require_size(label: NDArray[np.uint8], size: tuple[int, ...]) -> None:
     """Raise BadImage unless a label (H, W) has the size (height, width) of its image."""
     if label.shape != size:
-        raise BadImage(f"the label is {label.shape[1]} x {label.shape[0]} but its image {size[1]} x {size[0]} pixels")
+        turned = "; one of them lies on its side: is the image turned by its EXIF?" if label.shape == size[::-1] else ""
+        sizes = f"{label.shape[1]} x {label.shape[0]} but its image {size[1]} x {size[0]} pixels"
+        raise BadImage(f"the label is {sizes}{turned}")
 
 
 def colourise(label: NDArray[np.uint8], space: LabelSpace) -> NDArray[np.uint8]:
@@ -260,7 +262,7 @@ def _header(file: BinaryIO) -> Header:
     except (BadImage, MemoryError, OSError):  # an OSError is trouble of the disk
         raise
     except Exception as error:
-        raise BadImage(f"its header is damaged: {error}") from error
+        raise BadImage(f"its header is damaged: {reason(error)}") from error
 
 
 def _decode(data: bytes, header: Header, *, smaller: int = 1, upright: bool = True) -> Image.Image:

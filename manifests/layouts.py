@@ -222,6 +222,10 @@ def list_folder(
     if not by_stem:
         raise BadLayout(f"no images under {images}: expected files ending in {', '.join(IMAGE_SUFFIXES)}")
     for folder, paired in ((labels, fine_by), (coarse, coarse_by)):
+        if folder is not None and not paired:
+            raise BadLayout(
+                f"no labels under {folder}: expected PNGs{f' whose names end in {suffix}' if suffix else ''}"
+            )
         if folder is not None and not paired.keys() & by_stem.keys():
             end = "" if suffix else common_end(by_stem.keys(), paired.keys())
             raise BadLayout(

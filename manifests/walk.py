@@ -21,6 +21,7 @@ NAMES = "names that no manifest can hold (not UTF-8, a backslash, a drive letter
 TWINS = "names that look like another file's (letters composed otherwise)"
 STRAYS = "labels without their image"
 UNUSED = "files that this layout does not use"
+BESIDE = "files and folders beside the data set"
 _TOOLS = {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information"}
 _CONVERT = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".ppm", ".tga", ".exr"}
 _DRIVE = re.compile(r"[A-Za-z]:")

@@ -162,9 +162,7 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         run.save()
     else:
         plan = open_plan(run, manifest)
-        if run.input_manifest != job.manifest:  # the data set has moved, and the published manifest names the old place
-            run = replace(run, input_manifest=job.manifest, accounts=None, tables_sha256=None)
-            run.save()
+        run = replace(run, input_manifest=job.manifest)  # the data set may have moved; saved if the call gets that far
     _make_stores(run, plan)
     for old in storage.list(job.out, suffix=".arrow"):
         if old.name.startswith("plan-") and old.name != run.plan:

@@ -172,15 +172,17 @@ def _tidy(run: Run, *, whole: bool) -> None:
 def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
     run = Run.open(run.path)  # as another part may have left it
+    moved = run.input_manifest != manifest.path  # then the published manifest names the old place of the images
     tables = run.table_paths().values()
-    published = run.accounts and run.tables_sha256 and not left.units and all(map(storage.stat, tables))
+    published = run.accounts and run.tables_sha256 and not (left.units or moved) and all(map(storage.stat, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
-    provenance = {"manifest": str(run.input_manifest), "policy": run.policy.name}
+    provenance = {"manifest": str(manifest.path), "policy": run.policy.name}
     accounts, digests = publish(run, plan, manifest.label_space, manifest.image_root, provenance)
     kinds = {budget["device"] for budget in budgets}
     run = replace(
         run,
+        input_manifest=manifest.path,
         state="complete" if accounts.left == 0 else "partial",
         accounts=accounts,
         budgets=(*(budget for budget in run.budgets if budget["device"] not in kinds), *budgets),

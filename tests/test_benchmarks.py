@@ -10,12 +10,14 @@ import functools
 import math
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import ROOT
 
 from autolabel.teacher.checkpoints import DRAWN_STREETS
@@ -25,6 +27,7 @@ RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 # Scripts that have a test of their own under tests/, and a word by which it calls them.
 ELSEWHERE = {
     "chaos": ("promises/test_chaos.py", '"--kills"'),
+    "full_disks": ("promises/test_chaos.py", '"full_disks.py"'),
     "fuzz": ("promises/test_fuzz.py", '"--reads"'),
     "ordered_kills": ("promises/test_chaos.py", '"--ordered"'),
 }
@@ -53,7 +56,10 @@ SCRIPTS = {
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
     "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
-    "pictures": Script((str(DRAWN_STREETS), "pictures"), lines=("$ autolabel relabel ",)),
+    "pictures": Script(
+        (str(DRAWN_STREETS), "pictures"),
+        lines=("pictures/docs/compare.webp ",) if shutil.which("chromium") else ("no chromium, no pictures",),
+    ),
     "policy": Script(("out/runs/kept-coarse",), "camvid", lines=("policy ", "8 levels kept ", "two 8-bit PNGs ")),
     "recipes": Script(tables=2),
     "scale_combination": Script(tables=1),
@@ -124,6 +130,14 @@ def test_polygons_of_half_an_image_cover_half_of_every_class_and_are_right(folde
         (row,) = (line for line in table.splitlines() if line.startswith("human-first"))
         shares = [float(share) for share in row.removeprefix("human-first").split()]
         assert (len(shares), shares.count(outlined)) == (11, 10)
+
+
+@pytest.mark.thorough
+@pytest.mark.skipif(torch.cuda.is_available(), reason="asks for a GPU where there is none")
+def test_the_teacher_is_not_measured_on_a_gpu_that_is_not_there() -> None:
+    done = subprocess.run([sys.executable, FOLDER / "teacher.py", "--gpu"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.endswith("error: --gpu: torch sees no GPU here\n")
 
 
 def test_every_script_is_run_by_a_test() -> None:

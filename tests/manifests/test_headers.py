@@ -363,7 +363,8 @@ def test_warnings_of_pillow_do_not_reach_the_terminal(tmp_path: Path) -> None:
         (RuntimeError("a bug of the decoder"), "damaged or truncated: a bug of the decoder"),
         (AttributeError("'NoneType' object has\nno attribute 'x'"),
          "damaged or truncated: 'NoneType' object has no attribute 'x'"),
-        (KeyError(), "damaged or truncated: KeyError"),
+        (KeyError("IHDR"), "damaged or truncated: there is no 'IHDR'"),
+        (RuntimeError(), "damaged or truncated: an error without words (RuntimeError)"),
         (RecursionError("too deep"), "damaged or truncated: too deep"),
     ],
 )  # fmt: skip

@@ -111,7 +111,8 @@ def test_a_label_of_another_size_is_refused_with_both_sizes(tmp_path: Path) -> N
         photo(tmp_path / f"images/{name}.png", size=(8, 6))
         label(tmp_path / f"labels/{name}.png", size=(8, 6) if name == "a" else (6, 8))
     assert refusal(tmp_path / "images", labels=tmp_path / "labels", label_space=CAMVID) == (
-        f"{tmp_path}/labels/b.png: the label is 6 x 8 but its image 8 x 6 pixels (and 1 more labels):"
+        f"{tmp_path}/labels/b.png: the label is 6 x 8 but its image 8 x 6 pixels; one of them lies on its side:"
+        " is the image turned by its EXIF? (and 1 more labels):"
         " repair or remove it, or name the right label space and ids"
     )
 

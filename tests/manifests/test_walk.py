@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import unicodedata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,7 +18,18 @@ from autolabel.manifests.images import read_label
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.scan import scan
-from autolabel.manifests.walk import CIRCLES, HIDDEN, NAMES, RUNS, STRAYS, TWINS, UNUSED, common_end, is_holdable
+from autolabel.manifests.walk import (
+    BESIDE,
+    CIRCLES,
+    HIDDEN,
+    NAMES,
+    RUNS,
+    STRAYS,
+    TWINS,
+    UNUSED,
+    common_end,
+    is_holdable,
+)
 
 
 def aside(account: Account) -> dict[str, tuple[int, str]]:
@@ -129,6 +141,33 @@ def test_what_a_data_set_does_not_use_has_a_line(tmp_path: Path) -> None:
         "files of gtFine that do not end in _gtFine_labelIds.png": (2, str(others[0])),
         UNUSED: (2, f"{tmp_path}/camera"),
     }
+
+
+def test_what_lies_beside_the_data_set_that_was_found_has_a_line(tmp_path: Path) -> None:
+    photo(tmp_path / "data/set/images/a.png")
+    label(tmp_path / "data/set/labels/a.png")
+    (tmp_path / "data/set/films").mkdir()
+    (tmp_path / "data/set/.cache").mkdir()
+    (tmp_path / "notes.txt").write_text("rain")
+    (tmp_path / "runs/auto").mkdir(parents=True)
+    (tmp_path / "runs/auto/run.json").write_text("{}")
+    _, account = scan(tmp_path, label_space=CAMVID)
+    assert aside(account) == {
+        BESIDE: (2, f"{tmp_path}/data/set/films"),
+        HIDDEN: (1, f"{tmp_path}/data/set/.cache"),
+        RUNS: (1, f"{tmp_path}/runs/auto"),
+    }
+
+
+def test_a_folder_without_label_pngs_is_refused(tmp_path: Path) -> None:
+    photo(tmp_path / "images/a.png")
+    photo(tmp_path / "labels/a.jpg")
+    options: dict[str, Any] = {"labels": tmp_path / "labels", "label_space": CAMVID}
+    assert refusal(tmp_path / "images", **options) == f"no labels under {tmp_path}/labels: expected PNGs"
+    label(tmp_path / "labels/a.png")
+    assert refusal(tmp_path / "images", **options, suffix="_m") == (
+        f"no labels under {tmp_path}/labels: expected PNGs whose names end in _m"
+    )
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ The long form, 200 kills, is benchmarks/chaos.py. If this fails, a crash can cos
 from __future__ import annotations
 
 import importlib.util
+import os
 import re
 import shutil
 import subprocess
@@ -55,6 +56,21 @@ def test_commands_killed_before_some_of_their_changes_end_like_undisturbed_ones(
     assert [name for name, *_ in table] == ["generate", "fuse", "report", "all"]
     assert all(int(kills) == int(resumed) == int(equal) > 0 for _, kills, resumed, equal in table)
     assert "\ndifferences: 0\n" in done.stdout
+
+
+def can_mount(place: Path) -> bool:
+    if sys.platform != "linux" or os.geteuid() != 0:
+        return False
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "none", place], check=False, capture_output=True).returncode == 0
+    return mounted and subprocess.run(["umount", place], check=False).returncode == 0
+
+
+@pytest.mark.slow
+def test_full_disks_cost_nothing_but_the_call(tmp_path: Path) -> None:
+    if not can_mount(tmp_path / "disk"):
+        pytest.skip("only root can mount a disk, on Linux")
+    subprocess.run([sys.executable, SCRIPT.with_name("full_disks.py"), "fuse"], check=True, timeout=300)
 
 
 # --- the comparison itself sees what it is there for ------------------------------------------------------------------

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 from conftest import autolabel, contents, labels_of, photograph, refused, scanned
 
-from autolabel.manifests import local_storage
+from autolabel.manifests import local_storage, scenes
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.settings import build_job
@@ -204,6 +204,19 @@ def test_a_folder_with_one_file_of_somebody_else_is_refused_and_stays_as_it_is(p
     ):
         assert refused(*command) == f"{out} is not empty and not a run (no run.json): choose another --out"
     assert contents(out) == {name: b"mine"}
+
+
+def test_a_demo_that_was_killed_while_it_drew_draws_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object, **__: object) -> None:
+        raise Died
+
+    monkeypatch.setattr(scenes, "write_city", killed)
+    for _ in range(2):
+        with pytest.raises(Died):
+            autolabel("demo", "--out", tmp_path / "demo")
+    assert refused("demo", "--out", tmp_path / "demo", "--seed", 1) == (
+        f"{tmp_path / 'demo'} is not empty and holds no demo of seed 1: choose another --out"
+    )
 
 
 # --- what is derived again --------------------------------------------------------------------------------------------

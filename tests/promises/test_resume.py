@@ -94,6 +94,7 @@ def options(asked: LabelJob, *more: object) -> list[str]:
 @pytest.mark.parametrize("store", STORES)
 def test_the_same_call_again_does_nothing_and_writes_nothing(place: Path, store: str) -> None:
     asked = job(place, store)
+    generate(asked)  # the folder was copied here: the run says now where its images are
     before = written(asked.out)
     result = autolabel(*options(asked))
     assert result.exit_code == 0
@@ -200,10 +201,10 @@ def test_a_changed_request_is_refused_with_the_difference_and_nothing_is_written
     [
         (lambda text: text.replace('"threshold": 0.5', '"threshold": 0.6'), "differs from what was written"),
         (lambda text: text.replace('"labelled": 7', '"labelled": 6'), "differs from what was written"),
-        (lambda text: text.replace("{", "[", 1), "is not readable JSON"),
-        (lambda text: text[: len(text) // 2], "is not readable JSON"),
-        (lambda text: "", "is not readable JSON"),
-        (lambda text: "7", "differs from what was written"),
+        (lambda text: text.replace("{", "[", 1), "is no JSON, or cut off"),
+        (lambda text: text[: len(text) // 2], "is no JSON, or cut off"),
+        (lambda text: "", "is empty"),
+        (lambda text: "7", "is 7: expected an object"),
         (lambda text: text.replace("autolabel-run/5", "autolabel-run/1"), "has format 'autolabel-run/1'"),
     ],
     ids=["threshold", "accounts", "bracket", "half", "empty", "a number", "format"],
