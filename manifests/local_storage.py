@@ -234,7 +234,8 @@ def _replacing(target: Path, durable: bool) -> Iterator[BinaryIO]:
     """Give a temporary file to write to; on success it replaces `target`, on any error it is removed."""
     with _temporary(target) as temporary, contextlib.ExitStack() as end:
         with _held(temporary) as file:
-            end.callback(os.close, os.dup(file.fileno()))  # holds it until it has its name
+            if fcntl is not None:  # Windows renames no file that is open
+                end.callback(os.close, os.dup(file.fileno()))  # holds it until it has its name
             yield file
             if durable:
                 _force(file)
