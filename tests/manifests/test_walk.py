@@ -224,7 +224,8 @@ def test_every_file_below_the_folder_is_in_a_sample_or_has_a_line(tmp_path: Path
     try:
         manifest, account = scan(root, **options)
     except (BadLayout, ValueError) as error:
-        assert re.search("share a stem|other images, such as|none of the|is a run|data sets|listed 2 times", str(error)), error
+        refusals = "share a stem|other images, such as|none of the|is a run|data sets|listed 2 times"
+        assert re.search(refusals, str(error)), error
         return
     used = {path for s in manifest.samples for path in (s.image, s.label, s.coarse_label)} | {root / "config.json"}
     noted = {path for reason in aside(account) for path in account.listing.aside.of(reason)}
