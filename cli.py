@@ -374,7 +374,7 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
 @click.argument("run", type=FOLDER)
 @option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
 def verify(run: Path, repair: bool) -> None:
-    """Read a RUN again and compare it with what was committed.
+    """Read a RUN and its images again and compare them with what was committed.
 
     autolabel verify runs/auto
     """

@@ -210,7 +210,7 @@ def loop(folder: Path, extent: Extent, photographs: Path | None) -> None:
             run = new_run(request, "", asked.out)
             clock = Clock(run, CITYSCAPES.names, asked=0, wanted=0, before=Tally())
             clock.ends = []
-            crew = Crew(run, manifest.image_root, asked.machine.workers)
+            crew = Crew(run, asked.machine.workers)
             if engine == "ray":
                 run_ray(crew, iter(work), len(work), clock, None)
             else:

@@ -30,6 +30,7 @@ from autolabel.manifests.walk import (
     files_under,
     is_hidden,
     is_holdable,
+    note_unused,
 )
 
 
@@ -80,11 +81,9 @@ def list_cityscapes(root: Path, splits: Sequence[str] = ()) -> Listing:
     )
     for path in sorted(path for labels in (fine, coarse) for key, path in labels.items() if key not in images):
         aside.note(STRAYS, path)
-    packages = {folder for name in ("leftImg8bit", "gtFine", "gtCoarse") for folder in _package_folders(root, name)}
-    used = packages | {folder.parent for folder in packages}
-    for path in storage.list(root):
-        if path not in used:
-            aside.note(HIDDEN if is_hidden(path.name) else UNUSED, path)
+    packages = {name: _package_folders(root, name) for name in ("leftImg8bit", "gtFine", "gtCoarse")}
+    walked = {folder / split for folders in packages.values() for folder in folders for split in splits}
+    note_unused(root, walked - {folder / "test" for folder in packages["gtFine"]}, aside=aside)
     return Listing("cityscapes", root, CITYSCAPES, samples, aside)
 
 
@@ -165,14 +164,10 @@ def list_mapillary(root: Path, splits: Sequence[str] = ()) -> Listing:
         labels = by_name(root / split / labels_folder, LABEL_SUFFIXES, aside=aside)
         samples += [_sample(path, labels.get(stem), None, sample_id=stem, split=split) for stem, path in images.items()]
         _note_strays(labels, images, aside)
-        for path in storage.list(root / split):
-            if path.name not in ("images", labels_folder.partition("/")[0]):
-                aside.note(HIDDEN if is_hidden(path.name) else UNUSED, path)
     if not samples:
         raise BadLayout(f"no images under {root}: expected files like {root}/training/images/NAME.jpg")
-    for path in storage.list(root):
-        if path.name not in MAPILLARY_SPLITS and path != config:
-            aside.note(HIDDEN if is_hidden(path.name) else UNUSED, path)
+    walked = {root / split / folder for split in splits or MAPILLARY_SPLITS for folder in ("images", labels_folder)}
+    note_unused(root, walked | {config}, aside=aside)
     return Listing("mapillary", root, space, tuple(samples), aside)
 
 

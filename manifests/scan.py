@@ -25,7 +25,7 @@ from autolabel.manifests.layouts import (
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest
 from autolabel.manifests.schemas import LABEL_IDS
-from autolabel.manifests.walk import BESIDE, HIDDEN, RUNS, Aside, BadLayout, files_under, is_hidden
+from autolabel.manifests.walk import BESIDE, RUNS, BadLayout, files_under, is_hidden, note_unused
 from autolabel.manifests.wording import Progress
 
 LAYOUTS = ("auto", "cityscapes", "mapillary", "folder")
@@ -104,7 +104,10 @@ def scan(
             f"{root} holds a data set in the layout of {layout}, whose classes are those of label space {space.name!r},"
             f" not {label_space.name!r}: leave out the label space, or scan its images alone with --layout folder"
         )
-    _note_beside(top, used, skipped_runs, listing.aside)
+    for run in skipped_runs:
+        listing.aside.note(RUNS, run)
+    if top not in used:
+        note_unused(top, {*used, *skipped_runs}, aside=listing.aside, reason=BESIDE)
     assumed = layout == "folder" and label_space is None
     return checked(listing, assumed_space=assumed, guessed=guessed, ids_named=label_ids is not None, progress=progress)
 
@@ -150,16 +153,3 @@ def _data_sets(folder: Path, skipped_runs: list[Path], *, depth: int) -> Iterato
 
 def _images(root: Path, *, skip: Sequence[Path]) -> Iterator[Path]:
     return (path for path in files_under(root, skip=skip) if path.suffix.lower() in IMAGE_SUFFIXES)
-
-
-def _note_beside(top: Path, used: Sequence[Path], skipped_runs: Sequence[Path], aside: Aside) -> None:
-    """Note what lies in the folder that is scanned and outside of the data set that was found in it."""
-    for run in skipped_runs:
-        aside.note(RUNS, run)
-    folder, known = used[0], {*used, *skipped_runs}
-    while folder != top:
-        known.add(folder)
-        folder = folder.parent
-        for path in storage.list(folder):
-            if path not in known and not any(run.is_relative_to(path) for run in skipped_runs):
-                aside.note(HIDDEN if is_hidden(path.name) else BESIDE, path)

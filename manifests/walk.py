@@ -20,7 +20,7 @@ CIRCLES = "links that lead in circles"
 NAMES = "names that no manifest can hold (not UTF-8, a backslash, a drive letter)"
 TWINS = "names that look like another file's (letters composed otherwise)"
 STRAYS = "labels without their image"
-UNUSED = "files that this layout does not use"
+UNUSED = "files and folders that no sample of these splits needs"
 BESIDE = "files and folders beside the data set"
 _TOOLS = {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information"}
 _CONVERT = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".ppm", ".tga", ".exr"}
@@ -92,6 +92,17 @@ def _walk(folder: Path, real: Path, above: frozenset[Path], *, skip: Collection[
                 aside.note(CIRCLES, path)
             else:
                 yield from _walk(path, target, above, skip=skip, aside=aside)
+
+
+def note_unused(folder: Path, walked: Collection[Path], *, aside: Aside, reason: str = UNUSED) -> None:
+    """Note everything in a folder that is neither in `walked`, files and folders that are accounted for, nor hidden."""
+    for path in storage.list(folder):
+        if path in walked:
+            continue
+        if any(place.is_relative_to(path) for place in walked):
+            note_unused(path, walked, aside=aside, reason=reason)
+        else:
+            aside.note(HIDDEN if is_hidden(path.name) else reason, path)
 
 
 def is_hidden(name: str) -> bool:

@@ -7,7 +7,6 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, Protocol
 
@@ -67,7 +66,6 @@ class Crew:
     """
 
     run: Run
-    image_root: Path
     workers: int | None = None
     worker_bytes: int = 0
     retry_quarantined: bool = False
@@ -78,7 +76,7 @@ class Crew:
     def labeller(self, device: str, threads: int) -> Labeller:
         """A labeller with a predictor on this device, and so many threads."""
         return Labeller(
-            self.run, self.predictor(self.run, device), image_root=self.image_root, threads=threads,
+            self.run, self.predictor(self.run, device), threads=threads,
             retry_quarantined=self.retry_quarantined, write=self.write,
         )  # fmt: skip
 

@@ -15,7 +15,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice, takewhile
-from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
@@ -92,12 +91,11 @@ class Labeller:
         run: Run,
         predictor: Predictor,
         *,
-        image_root: Path,
         threads: int = 1,
         retry_quarantined: bool = False,
         write: RecordWriter = write_record,
     ) -> None:
-        self.run_folder, self.recipe, self.predictor, self.image_root = run, run.recipe, predictor, image_root
+        self.run_folder, self.recipe, self.predictor = run, run.recipe, predictor
         self.worker = f"{platform.node()}:{os.getpid()}"
         self.stopping = threading.Event()
         self.rules = Rules(run.policy, run.label_space, predictor.edges)

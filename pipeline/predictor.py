@@ -22,6 +22,7 @@ from autolabel.manifests.run.labels import CONFIDENCE, TOP, RunLabels, stored_la
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.schemas import CONFIDENCE_BINS
+from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.records import Row, identified, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
@@ -135,7 +136,9 @@ class KeptPredictor:
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         """Take over the identity of the image from the earlier run, and read the coarse label."""
-        earlier = self._rows(unit.record)[sample.sample_id]
+        earlier = self._rows(unit.record).get(sample.sample_id)
+        if earlier is None:
+            raise BadTable(f"{self.source.units / unit.record} lacks sample {sample.sample_id!r}: verify the run")
         row = replace(row, **{name: getattr(earlier, name) for name in _IDENTITY})
         if not earlier.labelled:
             return Refused(row, earlier.reason or "")

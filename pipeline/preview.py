@@ -161,7 +161,7 @@ def _probe(
 ) -> Probe:
     machine, recipe, samples = request.job.machine, request.recipe, list(unit.samples)
     engine, _ = choose_engine(request, in_process=teachers.handed_in)
-    crew = Crew(trial, request.manifest.image_root, machine.workers)
+    crew = Crew(trial, machine.workers)
     if engine == "local":
         crew = replace(
             crew, predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe)

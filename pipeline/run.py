@@ -117,7 +117,7 @@ def generate(
             if reason:
                 meter.note(f"engine {engine}: {reason}")
             crew = Crew(
-                run, request.manifest.image_root, job.machine.workers, 0, job.portion.retry_quarantined,
+                run, job.machine.workers, 0, job.portion.retry_quarantined,
                 predictor or teacher_predictor, write, limits or Limits(),
             )  # fmt: skip
             if engine == "local":

@@ -40,7 +40,6 @@ from autolabel.teacher.container import (
     BadCheckpoint,
     read_container,
     require_few_values,
-    require_held,
     require_plain,
     sealed,
 )
@@ -263,7 +262,7 @@ def _seen(path: Path, trained_on: object) -> Tensor | None:
     """The marks of the images that a checkpoint has seen, None if there are none. Raises BadCheckpoint."""
     kind = f"a {type(trained_on).__name__}"
     if isinstance(trained_on, Tensor):
-        require_held(path, "trained_on", trained_on)
+        require_plain(path, "trained_on", trained_on, repeated=0)
         kind = f"{trained_on.dtype} of shape {tuple(trained_on.shape)}".removeprefix("torch.")
         if trained_on.dtype == torch.int64 and trained_on.ndim == 1 and trained_on.is_contiguous():
             return trained_on if len(trained_on) else None

@@ -4,8 +4,8 @@ torch's zip     every member is stored as it is, and its CRC-32 is compared; tor
 safetensors     carries no checksum; ours have the crc32c of the whole file in their metadata
 older formats   carry none
 
-A file without a checksum is read, and called unverified. No file can ask for more memory than it has bytes, or than the
-network that it is for: tensors whose shapes are not those of a network must lie in the file number by number.
+A file without a checksum is read, and called unverified. No file can ask for much more memory than it has bytes: a
+large tensor lies in the file number by number, and the shapes of all others are those of its network.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ _DTYPES = {
     torch.float16, torch.bfloat16, torch.float32, torch.float64, torch.bool,
     torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64,
 }  # fmt: skip
+_REPEATED = 1 << 26  # numbers: three times as many as the largest tensor of a network here has
 _VALUES = 3_000_000  # numbers, texts and lists that a checkpoint may hold beside its tensors
 
 
@@ -135,18 +136,17 @@ def _why(error: Exception) -> str:
 # --- what is in it ----------------------------------------------------------------------------------------------------
 
 
-def require_plain(path: Path, key: str, tensor: Tensor) -> None:
-    """Raise BadCheckpoint unless a tensor holds plain numbers, such as float32."""
+def require_plain(path: Path, key: str, tensor: Tensor, *, repeated: int = _REPEATED) -> None:
+    """Raise BadCheckpoint unless a tensor holds plain numbers, such as float32, as many as it says.
+
+    repeated: the size up to which it may hold fewer, and repeat them.
+    """
     kind = _kind(tensor)
     if kind:
         raise BadCheckpoint(f"{path}: tensor {key} is {kind}: expected plain numbers, such as float32")
-
-
-def require_held(path: Path, key: str, tensor: Tensor) -> None:
-    """Raise BadCheckpoint unless a plain tensor has as many numbers as its file: one number may be seen as many."""
-    require_plain(path, key, tensor)
-    if tensor.numel() * tensor.element_size() > tensor.untyped_storage().nbytes():
-        raise BadCheckpoint(f"{path}: tensor {key} has {tensor.numel():,} numbers, but the file holds fewer")
+    held = tensor.untyped_storage().nbytes() // tensor.element_size()
+    if tensor.numel() > max(held, repeated):
+        raise BadCheckpoint(f"{path}: tensor {key} has {tensor.numel():,} numbers, but the file holds {held:,}")
 
 
 def _kind(tensor: Tensor) -> str:

@@ -317,14 +317,15 @@ def _checksums(data: bytes, dice: random.Random) -> bytes:
     return bytes(changed)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning:PIL")
 @pytest.mark.parametrize("mutate", [_flip, _number, _cut, _splice, _checksums], ids=lambda f: f.__name__)
 @pytest.mark.parametrize("seed", SEEDS)
 def test_header_and_pixels_agree_or_the_file_is_refused(
     tmp_path: Path, seed: str, mutate: Callable[[bytes, random.Random], bytes]
 ) -> None:
-    """100 broken files of each kind: nothing but BadImage comes out."""
+    """40 broken files of each kind: nothing but BadImage comes out. benchmarks/fuzz.py tries many more."""
     dice, file = random.Random(f"{seed}{mutate.__name__}"), tmp_path / "a"
-    for _ in range(100):
+    for _ in range(40):
         data = mutate(SEEDS[seed], dice)
         file.write_bytes(data)
         try:

@@ -173,11 +173,38 @@ def test_a_manifest_that_is_moved_with_its_run_names_the_run_in_its_new_place(tm
     assert load_manifest(tmp_path / "new/run/manifest.parquet").runs == (tmp_path / "new/run",)
 
 
-@pytest.mark.parametrize("runs", [7, ["a", 7]])
-def test_runs_that_are_no_paths_are_refused(tmp_path: Path, runs: object) -> None:
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"provenance": {"runs": 7}}, "'provenance', 'runs' is 7: expected a list"),
+        ({"provenance": {"runs": ["a", 7]}}, "'provenance', 'runs'[1] is 7: expected a path"),
+        ({"provenance": {"runs": ["a\0"]}}, "'provenance', 'runs'[0] is \"a\\u0000\": expected a path"),
+        ({"provenance": {"runs": {"a": "b"}}}, "'provenance', 'runs' is {\"a\": \"b\"}: expected a list"),
+        ({"provenance": 5}, "'provenance' is 5: expected an object"),
+        ({"provenance": ["runs"]}, "'provenance' is [\"runs\"]: expected an object"),
+        ({"image_root": 5}, "'image_root' is 5: expected a path"),
+        ({"image_root": [1]}, "'image_root' is [1]: expected a path"),
+        ({"image_root": "\0"}, "'image_root' is \"\\u0000\": expected a path"),
+        ({"label_root": False}, "'label_root' is false: expected a path"),
+        ({"label_root": ""}, "'label_root' is \"\": expected a path"),
+        ({"label_space": 5}, "'label_space' is 5: expected an object"),
+        (
+            {"label_space": {"labels": [{"name": "a", "color": "123"}]}},
+            "label 'a', 'color' is \"123\": expected a list",
+        ),
+        ({"schema_version": "1"}, " has schema version '1': this program knows 1"),
+        ({"schema_version": 10**400}, " is a number of 1329 bits: expected at most 64"),
+        ({"nested": json.loads("[" * 40 + "]" * 40)}, "its metadata is nested more than 32 levels deep"),
+        ({"unheard": 1}, "its metadata has an unknown key 'unheard': expected kind, schema_version"),
+    ],
+)
+def test_metadata_of_another_type_is_refused_with_file_and_key(
+    fields: dict[str, Any], message: str, tmp_path: Path
+) -> None:
     save_manifest(tmp_path / "m.parquet", manifest(sample(tmp_path, "a")))
-    with pytest.raises(BadTable, match=r"m\.parquet: "):
-        open_manifest(changed(tmp_path / "m.parquet", about(provenance={"runs": runs})))
+    with pytest.raises(BadTable) as refusal:
+        open_manifest(changed(tmp_path / "m.parquet", about(**fields)))
+    assert str(refusal.value).startswith(str(tmp_path / "m.parquet")) and message in str(refusal.value)
 
 
 # --- what is no manifest ----------------------------------------------------------------------------------------------

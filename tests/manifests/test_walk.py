@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import random
+import re
 import unicodedata
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from autolabel.manifests.walk import (
     STRAYS,
     TWINS,
     UNUSED,
+    BadLayout,
     common_end,
     is_holdable,
 )
@@ -168,6 +171,66 @@ def test_a_folder_without_label_pngs_is_refused(tmp_path: Path) -> None:
     assert refusal(tmp_path / "images", **options, suffix="_m") == (
         f"no labels under {tmp_path}/labels: expected PNGs whose names end in _m"
     )
+
+
+CLUTTER = (
+    "x.txt", "y.heic", "z.png", ".h.png", "@eaDir/q.png", "more/w.png", "run/run.json", "a\\b.png", "README",
+    "v2.0/labels/n.png", "lost+found/f", "labels/stray.png", "images/again.png",
+)  # fmt: skip
+
+
+def clutter(root: Path, dice: random.Random) -> None:
+    """Put files and folders of many kinds anywhere below a folder."""
+    folders = [root, *(path for path in root.rglob("*") if path.is_dir())]
+    for _ in range(12):
+        folder = dice.choice(folders)
+        file = folder / dice.choice(CLUTTER)
+        if dice.random() < 0.1:
+            (folder / f"loop{dice.random()}").symlink_to(root)
+        elif not file.exists():
+            is_label = {"labels", "gtFine", "gtCoarse"} & {*folder.parts}
+            make = label if is_label else photo if file.suffix == ".png" else None
+            file.parent.mkdir(parents=True, exist_ok=True)
+            make(file) if make and file.suffix == ".png" else file.write_text("{}")
+
+
+@pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
+@pytest.mark.parametrize("seed", range(12))
+@pytest.mark.parametrize("layout", ["folder", "pairs", "cityscapes", "mapillary", "one split", "deeper"])
+def test_every_file_below_the_folder_is_in_a_sample_or_has_a_line(tmp_path: Path, layout: str, seed: int) -> None:
+    root, options = tmp_path / "data", dict[str, Any]()
+    if layout in ("cityscapes", "one split"):
+        for frame in ("val/lindau/lindau_1_2", "train/aachen/aachen_1_2", "test/bonn/bonn_1_2"):
+            photo(root / f"leftImg8bit/{frame}_leftImg8bit.png")
+            label(root / f"gtFine_trainvaltest/gtFine/{frame}_gtFine_labelIds.png", 7)
+            label(root / f"gtCoarse/{frame}_gtCoarse_labelIds.png", 7)
+        options = {"layout": "cityscapes", "splits": ["val"] if layout == "one split" else []}
+    elif layout == "mapillary":
+        for split, name in (("training", "a"), ("validation", "b")):
+            photo(root / split / f"images/{name}.jpg")
+            label(root / split / f"labels/{name}.png")
+        (root / "config.json").write_text('{"labels": [{"name": "road", "color": [9, 9, 9]}], "version": "1.2"}')
+        options = {"layout": "mapillary"}
+    else:
+        place = root / "set" if layout == "deeper" else root
+        photo(place / "images/a.png")
+        label(place / "labels/a.png")
+        options = {"label_space": CAMVID}
+        options |= {"layout": "folder", "labels": root / "images/labels"} if layout == "folder" else {}
+    if layout == "folder":
+        label(root / "images/labels/a.png")
+        root = root / "images"
+    clutter(root, random.Random(f"{layout}{seed}"))
+    try:
+        manifest, account = scan(root, **options)
+    except (BadLayout, ValueError) as error:
+        refusals = "share a stem|other images, such as|none of the|is a run|data sets|listed 2 times"
+        assert re.search(refusals, str(error)), error
+        return
+    used = {path for s in manifest.samples for path in (s.image, s.label, s.coarse_label)} | {root / "config.json"}
+    noted = {path for reason in aside(account) for path in account.listing.aside.of(reason)}
+    files = {Path(folder, name) for folder, _, names in os.walk(root) for name in names}
+    assert {f for f in files if f not in used and not noted & {f, *f.parents}} == set()
 
 
 # --- names ------------------------------------------------------------------------------------------------------------

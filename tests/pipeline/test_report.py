@@ -334,7 +334,10 @@ AUDIT = Audit(
     reliability=ReliabilityDiagram(
         edges=[k / 20 for k in range(21)], ece=0.115,
         all=DiagramBins([0] * 18 + [100, 300], [0] * 18 + [50, 300], [None] * 18 + [0.9, 0.98]),
-        classes={"road": DiagramBins([0] * 19 + [4], [0] * 19 + [3], []), "sky": DiagramBins([0] * 20, [0] * 20, [])},
+        classes={
+            "road": DiagramBins([0] * 19 + [4], [0] * 19 + [3], [None] * 20),
+            "sky": DiagramBins([0] * 20, [0] * 20, [None] * 20),
+        },
     ),
     temperature=None, coarse=[], notes=["something <to> know"],
 )  # fmt: skip

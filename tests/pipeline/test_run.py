@@ -140,7 +140,7 @@ def test_the_way_that_feeds_a_gpu_loses_no_image_and_keeps_their_order(drive: Pa
     generate(replace(asked, portion=Portion(limit=1), max_quarantined=1.0))
     run = Run.open(asked.out)
     predictor = TeacherPredictor(load_teacher(teacher, device="cpu"), run.recipe)
-    labeller = Labeller(run, predictor, image_root=manifest.image_root, threads=2)
+    labeller = Labeller(run, predictor, threads=2)
     for size in {(s.height, s.width) for s in manifest.samples}:
         unit = Unit("u", "b", 0, tuple(s for s in manifest.samples if (s.height, s.width) == size))
         in_batches = list(labeller._label_on_gpu(unit.samples, unit))
