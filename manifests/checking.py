@@ -20,6 +20,7 @@ from autolabel.manifests.images import (
     UnknownIds,
     decode_image,
     decode_label,
+    id_counts,
     read_label,
     read_size_and_length,
 )
@@ -131,7 +132,7 @@ def _check(sample: Sample, space: LabelSpace) -> tuple[_Check, NDArray[np.int64]
         try:
             label = read_label(path, space, ids=sample.label_ids, size=(height, width))
             if path == sample.label:
-                pixels = np.bincount(label.ravel(), minlength=256)
+                pixels = id_counts(label)
                 facts = facts_of(label, pixels, space)
         except BadImage as error:
             broken.append(error)

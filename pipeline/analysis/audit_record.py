@@ -215,6 +215,10 @@ class Audit(Shown):
     notes: Sequence[str]
 
     def __post_init__(self) -> None:
+        diagram = self.reliability.classes if self.reliability else {}
+        strange = {name for name, bins in diagram.items() if any(bins.pixels)} - {row.name for row in self.classes}
+        if strange:
+            raise ValueError(f"its reliability diagram has a class {min(strange)!r} that its table lacks")
         for row in self.classes:
             if row.boundary_f.keys() != self.mean.boundary_f.keys():
                 raise ValueError(f"class {row.name!r} has the boundary F of other distances than the mean")

@@ -21,6 +21,7 @@ from autolabel.manifests.images import (
     decode_label,
     decode_picture,
     encode_label,
+    id_counts,
     read_image,
     read_label,
     read_size,
@@ -343,6 +344,13 @@ def test_ids_that_the_label_space_does_not_know_are_named(
     with pytest.raises(BadImage) as refusal:
         read_label(file, space, ids=ids)
     assert str(refusal.value) == f"{file}: ids {unknown} are not in label space {space.name!r} ({ids} ids)"
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 5), (511, 513), (512, 512), (1, 262_145), (700, 801)])
+def test_the_values_of_a_label_are_counted_exactly(shape: tuple[int, int]) -> None:
+    label = np.minimum(DICE.integers(0, 256, shape, np.uint8), DICE.integers(0, 256, shape, np.uint8))
+    for view in (label, label[::-1], label.T, label[::2, ::3]):
+        assert id_counts(view).tolist() == [int((view == value).sum()) for value in range(256)]
 
 
 def test_a_label_cut_anywhere_is_refused_or_whole() -> None:
