@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -263,7 +264,7 @@ def samples_of(
     """
 
     def under(root: Path, name: str | None) -> Path | None:
-        return None if name is None else storage.under(root, name)
+        return None if name is None else _under(root, name)
 
     inside = _inside(label_root, runs)
 
@@ -274,7 +275,7 @@ def samples_of(
         Sample(
             **{
                 **row,
-                "image": storage.under(image_root, row["image"]),
+                "image": _under(image_root, row["image"]),
                 "label": under(label_root, row.get("label")),
                 "coarse_label": under(label_root, row["coarse_label"]),
                 "run": run_of(row.get("label")),
@@ -282,6 +283,11 @@ def samples_of(
         )
         for row in table.to_pylist()
     ]
+
+
+def _under(root: Path, name: str) -> Path:
+    """Join as `storage.under` does; a name that no file can have costs its sample alone, when that is read."""
+    return root / name if re.search(storage.NAMELESS, name) else storage.under(root, name)
 
 
 def _inside(label_root: Path, runs: Sequence[Path]) -> list[tuple[str, Path]]:

@@ -47,7 +47,8 @@ __all__ = [
 _DIGITS = 16  # of a fingerprint
 SMALL = 1 << 24  # bytes that a file of settings or JSON may have
 _PIECE = 1 << 22  # bytes that a checksum takes into memory at once
-LEAVING = r"^$|^/|^[A-Za-z]:|[\\\0]|(^|/)\.\.(/|$)"  # stored names that could leave their root on some system
+NAMELESS = r"^$|\0"  # stored names that no file can have
+LEAVING = r"^/|^[A-Za-z]:|\\|(^|/)\.\.(/|$)"  # stored names that could leave their root on some system
 
 
 class Storage(Protocol):
@@ -226,7 +227,7 @@ def under(root: Path, name: str) -> Path:
     Raises ValueError for a name that could leave the root on some system: an absolute one, one with "..", a backslash,
     a drive letter or a NUL.
     """
-    if re.search(LEAVING, name):
+    if re.search(f"{NAMELESS}|{LEAVING}", name):
         raise ValueError(f"path {name!r} leaves its root {root}: expected a relative path with forward slashes")
     return root / name
 

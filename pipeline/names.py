@@ -51,9 +51,6 @@ def require_png_names(run: Path, images: Callable[[], Iterable[list[str]]]) -> N
             " or the composition of letters alone: use --store zarr, or rename one of them"
         ),
     )
-    folders = {_folded(folder.as_posix()) for some in _labels(images) for name in some for folder in Path(name).parents}
-    for name in (name for some in _labels(images) for name in some if _folded(name) in folders):
-        raise ValueError(f"an image would write {name}, which is the folder of another one's label: {_ADVICE}")
     longest = max((name for some in _labels(images) for name in some), key=lambda name: len(name.encode()), default="")
     try:
         storage.stat(storage.under(run, in_layer(longest, CONFIDENCE)))
@@ -63,7 +60,7 @@ def require_png_names(run: Path, images: Callable[[], Iterable[list[str]]]) -> N
 
 def _labels(images: Callable[[], Iterable[list[str]]]) -> Iterator[list[str]]:
     for some in images():
-        yield [_label(image) for image in some]
+        yield [_label(image) for image in some if not re.search(storage.NAMELESS, image)]  # no file, so no label
 
 
 def _label(image: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import pyarrow as pa
@@ -42,8 +42,12 @@ def zarr_folder(layer: str) -> str:
 
 
 def png_name(image: str) -> str:
-    """Relative path of a sample's PNG label, from the relative path of its image."""
-    return str(Path(image).with_suffix(".png").as_posix())
+    """Relative path of a sample's PNG label, from the relative path of its image.
+
+    A folder that is called like a label, "q.png", gets another name, "q.png_": it may lie beside an image "q.jpg".
+    """
+    *folders, name = PurePosixPath(image).with_suffix(".png").parts
+    return "/".join([*(f"{folder}_" if folder.lower().endswith(".png") else folder for folder in folders), name])
 
 
 def zarr_place(bucket: str) -> str:

@@ -25,7 +25,8 @@ def refusal(*images: str) -> str:
     [
         [],
         ["a.jpg", "b.jpg", "c/a.jpg", "c/d/a.png"],
-        ["q.jpg", "q/z.png"],
+        ["q.jpg", "q/z.png", "q.png/z.png", "p.PNG/z.jpg", "p.jpg"],
+        ["", "", "a\0b.png", "a\0b.png"],
         ["ä/日.webp", "a.b.jpg", ".hidden.png", "12:30.png", "con.png"],
         ["x" * 251 + ".png"],
     ],
@@ -42,8 +43,7 @@ def test_usual_names_are_accepted(images: list[str]) -> None:
         (["A.jpg", "a.jpg"], "two images would write labels that many disks take for one, labels/a.png"),
         (["X/1.png", "x/1.png"], "two images would write labels that many disks take for one, labels/x/1.png"),
         (["\u00e4.png", "a\u0308.png"], "two images would write labels that many disks take for one, labels/ä.png"),
-        (["q.jpg", "q.png/z.png"], "an image would write labels/q.png, which is the folder of another one's label"),
-        (["Q.png/z.png", "q.jpg"], "an image would write labels/q.png, which is the folder of another one's label"),
+        (["q.png/z.png", "q.png_/z.jpg"], "two images would both write labels/q.png_/z.png: use --store zarr"),
         (["y" * 254 + ".b"], f"the label of image '{'y' * 254}.b' cannot be called 'labels/{'y' * 254}.png': a name has"
                              " at most 255 bytes, not 258"),
         (["日" * 83 + ".jpg"], None),
@@ -102,8 +102,8 @@ def manifest(city: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("store", ["zarr", "png"])
-@pytest.mark.parametrize("image", ["", "a\0b.png", "/etc/passwd", "../a.png"])
-def test_a_manifest_with_a_path_that_is_none_is_refused_before_anything_is_labelled(
+@pytest.mark.parametrize("image", ["/etc/passwd", "../a.png", "a\\b.png"])
+def test_a_manifest_with_a_path_that_leaves_it_is_refused_before_anything_is_labelled(
     manifest: Path, teacher: Path, image: str, store: str
 ) -> None:
     line = refused("generate", rewritten(manifest, image), "--teacher", teacher, "--out", manifest.parent / "run",
@@ -112,7 +112,7 @@ def test_a_manifest_with_a_path_that_is_none_is_refused_before_anything_is_label
     assert not list((manifest.parent / "run").rglob("*.parquet"))
 
 
-@pytest.mark.parametrize("image", ["1.png/z.png", "1.jpg", "x" * 300 + ".png"])
+@pytest.mark.parametrize("image", ["1.jpg", "x" * 300 + ".png"])
 def test_png_labels_that_meet_are_refused_before_anything_is_labelled_and_zarr_takes_them(
     manifest: Path, teacher: Path, image: str
 ) -> None:
@@ -122,3 +122,36 @@ def test_png_labels_that_meet_are_refused_before_anything_is_labelled_and_zarr_t
     made = autolabel(*request, "--out", manifest.parent / "zarr")
     assert made.exit_code in (0, 3), made.output
     assert list(quarantined(manifest.parent / "zarr")) == ["0"]
+
+
+@pytest.mark.parametrize("store", ["zarr", "png"])
+@pytest.mark.parametrize(
+    ("image", "reason"), [("", "not a regular file"), ("a\0b.png", "the file is missing"), (".", "not a regular file")]
+)
+def test_a_name_that_no_file_can_have_costs_its_image(
+    manifest: Path, teacher: Path, image: str, reason: str, store: str
+) -> None:
+    request = ("generate", rewritten(manifest, image), "--teacher", teacher, "--out", manifest.parent / "run",
+               "--engine", "local", "--scales", "1", "--store", store)  # fmt: skip
+    if (store, image) == ("png", "."):
+        assert "has no name to call its label by" in refused(*request)
+        return
+    for _ in range(2):
+        assert autolabel(*request, "--max-quarantined", 1).exit_code == 0
+        assert quarantined(manifest.parent / "run") == {"0": reason}
+    assert autolabel("verify", manifest.parent / "run").exit_code == 0
+
+
+def test_an_image_beside_a_folder_that_is_called_like_its_label_is_labelled(
+    city: Path, teacher: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "images" / "q.png").mkdir(parents=True)
+    for k, name in enumerate(("q.jpg", "q.png/z.png")):
+        noise = np.random.default_rng(k).integers(0, 256, (64, 64, 3), np.uint8)
+        Image.fromarray(noise).save(tmp_path / "images" / name)
+    made = autolabel("generate", scanned(city, tmp_path / "images"), "--teacher", teacher, "--out", tmp_path / "run",
+                     "--engine", "local", "--scales", "1", "--store", "png")  # fmt: skip
+    assert made.exit_code == 0, made.output
+    labels = sorted(path.relative_to(tmp_path / "run").as_posix() for path in (tmp_path / "run").rglob("*.png"))
+    assert labels == ["labels/q.png", "labels/q.png_/z.png"]
+    assert autolabel("verify", tmp_path / "run").exit_code == 0
