@@ -18,6 +18,7 @@ _LONGEST = 255  # bytes of a name, on nearly every file system
 _WINDOWS = sys.platform == "win32"
 _DEVICES = re.compile(r"(con|prn|aux|nul|com\d|lpt\d|conin\$|conout\$)\s*(\.|$)", re.IGNORECASE)
 _UNUSABLE = re.compile(r'[<>:"|?*\x00-\x1f]|[. ]$')  # in a name on Windows
+_NO_FILE = rf"{storage.NAMELESS}|^[./]+$"
 _ADVICE = "use --store zarr, or rename the image"
 
 
@@ -60,14 +61,11 @@ def require_png_names(run: Path, images: Callable[[], Iterable[list[str]]]) -> N
 
 def _labels(images: Callable[[], Iterable[list[str]]]) -> Iterator[list[str]]:
     for some in images():
-        yield [_label(image) for image in some if not re.search(storage.NAMELESS, image)]  # no file, so no label
+        yield [_label(image) for image in some if not re.search(_NO_FILE, image)]  # no file, so no label
 
 
 def _label(image: str) -> str:
-    try:
-        name = png_place(image)
-    except ValueError as error:
-        raise ValueError(f"image {image!r} has no name to call its label by: {_ADVICE}") from error
+    name = png_place(image)
     fault = unusable(name)
     if fault:
         raise ValueError(f"the label of image {image!r} cannot be called {name!r}: {fault}")

@@ -46,8 +46,9 @@ def png_name(image: str) -> str:
 
     A folder that is called like a label, "q.png", gets another name, "q.png_": it may lie beside an image "q.jpg".
     """
-    *folders, name = PurePosixPath(image).with_suffix(".png").parts
-    return "/".join([*(f"{folder}_" if folder.lower().endswith(".png") else folder for folder in folders), name])
+    *folders, name = PurePosixPath(image).parts or ("",)  # an empty name is no file's, so nothing is written under it
+    folders = [f"{folder}_" if folder.lower().endswith(".png") else folder for folder in folders]
+    return "/".join([*folders, PurePosixPath(name).with_suffix(".png").name if name else ".png"])
 
 
 def zarr_place(bucket: str) -> str:
