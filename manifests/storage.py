@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import shutil
+import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -48,7 +49,8 @@ _DIGITS = 16  # of a fingerprint
 SMALL = 1 << 24  # bytes that a file of settings or JSON may have
 _PIECE = 1 << 22  # bytes that a checksum takes into memory at once
 NAMELESS = r"^$|\0"  # stored names that no file can have
-LEAVING = r"^/|^[A-Za-z]:|\\|(^|/)\.\.(/|$)"  # stored names that could leave their root on some system
+# Stored names that could leave their root; Windows takes backslashes and drive letters for parts of a path.
+LEAVING = r"^/|(^|/)\.\.(/|$)" + (r"|\\|^[A-Za-z]:" if sys.platform == "win32" else "")
 
 
 class Storage(Protocol):
@@ -224,8 +226,8 @@ def remove(path: Path) -> None:
 def under(root: Path, name: str) -> Path:
     """Join a stored name to its root. Every name that was read from a file goes through here.
 
-    Raises ValueError for a name that could leave the root on some system: an absolute one, one with "..", a backslash,
-    a drive letter or a NUL.
+    Raises ValueError for a name that could leave the root, or that no file can have: an absolute or empty one, one with
+    ".." or a NUL, and on Windows one with a backslash or a drive letter.
     """
     if re.search(f"{NAMELESS}|{LEAVING}", name):
         raise ValueError(f"path {name!r} leaves its root {root}: expected a relative path with forward slashes")

@@ -17,14 +17,13 @@ from autolabel.manifests.wording import Table, number
 HIDDEN = "hidden files, and folders of other programs"
 RUNS = "run folders"
 CIRCLES = "links that lead in circles"
-NAMES = "names that no manifest can hold (not UTF-8, a backslash, a drive letter)"
+NAMES = "names that no manifest can hold (not UTF-8)"
 TWINS = "names that look like another file's (letters composed otherwise)"
 STRAYS = "labels without their image"
 UNUSED = "files and folders that no sample of these splits needs"
 BESIDE = "files and folders beside the data set"
 _TOOLS = {"@eadir", "__macosx", "lost+found", "$recycle.bin", "system volume information"}
 _CONVERT = {".heic", ".heif", ".avif", ".gif", ".jp2", ".jxl", ".dng", ".cr2", ".nef", ".arw", ".ppm", ".tga", ".exr"}
-_DRIVE = re.compile(r"[A-Za-z]:")
 
 
 class BadLayout(ValueError):
@@ -111,12 +110,12 @@ def is_hidden(name: str) -> bool:
 
 
 def is_holdable(name: str) -> bool:
-    """True if a manifest can hold this name of a file or folder, wherever it is read."""
+    """True if a manifest can hold this name of a file or folder."""
     try:
         name.encode()
     except UnicodeEncodeError:
         return False
-    return not re.search(storage.LEAVING, name) and not _DRIVE.match(name)
+    return not re.search(f"{storage.NAMELESS}|{storage.LEAVING}", name)
 
 
 def composed(text: str) -> str:

@@ -242,8 +242,6 @@ def test_every_file_below_the_folder_is_in_a_sample_or_has_a_line(tmp_path: Path
     [
         pytest.param(b"stra\xdfe.png", "stra\\xdfe.png", id="not UTF-8"),
         pytest.param(b"\xff\xfe/a.png", "\\xff\\xfe", id="a folder that is not UTF-8"),
-        pytest.param(b"a\\b.png", "a\\b.png", id="backslash"),
-        pytest.param(b"c:d.png", "c:d.png", id="drive letter"),
     ],
 )
 def test_a_name_that_no_manifest_can_hold_costs_one_file(tmp_path: Path, name: bytes, shown: str) -> None:
@@ -260,7 +258,21 @@ def test_a_name_that_no_manifest_can_hold_costs_one_file(tmp_path: Path, name: b
 
 @pytest.mark.skipif(os.name != "posix", reason="other systems have no such names")
 def test_strange_names_that_can_be_held_are_kept(tmp_path: Path) -> None:
-    names = ("a b", "[2024] x", "x#1?%20", "-rf", "a\nb", "图像", "<b>&'\"", "aa:d*e", "..a", "con", "aux.x")
+    names = (
+        "a b",
+        "a\\b",
+        "c:d*e",
+        "[2024] x",
+        "x#1?%20",
+        "-rf",
+        "a\nb",
+        "图像",
+        "<b>&'\"",
+        "aa:d*e",
+        "..a",
+        "con",
+        "aux.x",
+    )
     for shade, name in enumerate(names):
         photo(tmp_path / f"drive [1]/{name}.png", shade)
     found, account = scan(tmp_path / "drive [1]", label_space=CAMVID)
@@ -268,12 +280,14 @@ def test_strange_names_that_can_be_held_are_kept(tmp_path: Path) -> None:
     assert aside(account) == {HIDDEN: (1, f"{tmp_path}/drive [1]/..a.png")}
 
 
-@pytest.mark.parametrize("name", ["ok.png", "é.png", "aa:b.png", "a..b", "%", " "])
+@pytest.mark.parametrize(
+    "name", ["ok.png", "é.png", "aa:b.png", "a\\b" if os.name == "posix" else "ab", "a..b", "%", " "]
+)
 def test_ordinary_names_can_be_held(name: str) -> None:
     assert is_holdable(name)
 
 
-@pytest.mark.parametrize("name", ["\udcdf.png", "..", "a\\b", "C:", "c:x.png", "a\0b"])
+@pytest.mark.parametrize("name", ["\udcdf.png", "..", "a/../b", "", "a\0b"])
 def test_names_that_leave_their_root_or_are_no_text_cannot_be_held(name: str) -> None:
     assert not is_holdable(name)
 
@@ -396,8 +410,6 @@ def test_a_csv_pairs_files_of_any_names(tmp_path: Path) -> None:
         pytest.param("image,label\n,a.png\n", "line 2: names no image", id="no image"),
         pytest.param("image,label\na.png,\na.png,\n", "line 3: image a.png is there twice", id="twice"),
         pytest.param("image,label\nb.png,\n", "line 2: b.png does not exist under ", id="missing"),
-        pytest.param("image,label\na.png,c:d.png\n", "line 2: path 'c:d.png': expected a name that a manifest can hold",
-                     id="drive letter"),
         pytest.param("image,label\n../out.png,\n", "lies outside of ", id="outside"),
         pytest.param('image,label\n"a.png,\n', "line 2: 1 cells, expected 2", id="open quote"),
         pytest.param("image,label\n\xff,\n", "does not exist under", id="other letters"),

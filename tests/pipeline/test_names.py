@@ -101,7 +101,7 @@ def manifest(city: Path, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize("store", ["zarr", "png"])
-@pytest.mark.parametrize("image", ["/etc/passwd", "../a.png", "a\\b.png"])
+@pytest.mark.parametrize("image", ["/etc/passwd", "../a.png", "a/../../b.png"])
 def test_a_manifest_with_a_path_that_leaves_it_is_refused_before_anything_is_labelled(
     manifest: Path, teacher: Path, image: str, store: str
 ) -> None:
