@@ -18,6 +18,7 @@ from browser import CHROMIUM, FAINT, playwright
 
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import table_bytes
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
@@ -234,7 +235,7 @@ def multiplied(run: Path, out: Path, times: int) -> Path:
             table.set_column(place, table.schema.field(place), pa.array([f"{name}~{k}" for name in names]))
             for k in range(times)
         ]
-        pq.write_table(pa.concat_tables(copies), path)
+        path.write_bytes(table_bytes(pa.concat_tables(copies)))
     return out
 
 

@@ -28,9 +28,9 @@ from autolabel.pipeline.run import generate
 SCRIPT = ROOT / "benchmarks" / "chaos.py"
 
 
-def test_ten_kills_change_nothing() -> None:
+def test_five_kills_change_nothing() -> None:
     done = subprocess.run(
-        [sys.executable, SCRIPT, "--kills", "10", "--pause", "0.5", "--seed", "3", "--images", "60", "--spare"],
+        [sys.executable, SCRIPT, "--kills", "5", "--pause", "0.5", "--seed", "3", "--images", "40", "--spare"],
         capture_output=True,
         text=True,
         check=False,
@@ -38,7 +38,7 @@ def test_ten_kills_change_nothing() -> None:
     )
     assert done.returncode == 0, done.stdout + done.stderr
     table = {name: int(kills) for name, kills in re.findall(r"^\| (.+?) \| (\d+) \|", done.stdout, re.MULTILINE)}
-    assert table == {"an actor": 5, "a node": 2, "the command": 2, "the command, without Ray": 1}
+    assert table == {"an actor": 2, "a node": 1, "the command": 1, "the command, without Ray": 1}
     assert "\ndifferences: 0\n" in done.stdout
 
 
