@@ -57,7 +57,7 @@ from autolabel.manifests.samples import load_manifest, open_manifest
 from autolabel.manifests.scenes import draw_scene
 from autolabel.manifests.wording import Table
 from autolabel.pipeline.analysis.audit_record import Audit
-from autolabel.pipeline.notes import Attempt
+from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.units import Plan
 from autolabel.teacher.checkpoints import DRAWN_STREETS, load_network, read_checkpoint, save_checkpoint

@@ -29,8 +29,8 @@ from autolabel.manifests.run.shards import DamagedLabel, Frames, Label, crc32c, 
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, kind_and_reason
+from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.measure import class_numbers, image_numbers
-from autolabel.pipeline.notes import Attempt
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, read_layer
 from autolabel.pipeline.records import (
     LABELLED,

@@ -15,11 +15,11 @@ from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
 from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
+from autolabel.pipeline.attempts import excuse
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
-from autolabel.pipeline.notes import excuse
 from autolabel.pipeline.records import committed, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, write_plan
 from autolabel.teacher.container import BadCheckpoint

@@ -21,8 +21,8 @@ from typing import Any
 from autolabel.manifests.cluster import cluster_address, ray_session
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import kind_and_reason
+from autolabel.pipeline.attempts import excuse, note_path
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
-from autolabel.pipeline.notes import excuse, note_path
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.units import Tally, Unit
 

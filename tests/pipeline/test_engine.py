@@ -31,9 +31,9 @@ from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.settings import build_job
 from autolabel.pipeline import ray_engine
+from autolabel.pipeline.attempts import Attempt, excuse
 from autolabel.pipeline.engine import EngineFailed, Limits
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.notes import Attempt, excuse
 from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import Labelling, generate
