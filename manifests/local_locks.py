@@ -50,7 +50,8 @@ def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0, only_read: bool =
         return
     with lock:
         since = datetime.now(UTC).isoformat(timespec="seconds")
-        _LOCAL.write(signature, f"process {os.getpid()} on {platform.node()} since {since}".encode(), durable=False)
+        with _LOCAL.writing(signature) as file:  # removes what a holder left that was killed here
+            file.write(f"process {os.getpid()} on {platform.node()} since {since}".encode())
         try:
             yield
         finally:

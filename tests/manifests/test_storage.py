@@ -417,6 +417,15 @@ with storage.hold(Path(sys.argv[1])):
 """
 
 
+def test_whoever_holds_a_folder_removes_what_a_killed_holder_left_of_its_name(tmp_path: Path) -> None:
+    left = tmp_path / "..lock.report.holder.0123456789ab.autolabel-tmp"
+    others = tmp_path / "..lock.holder.0123456789ab.autolabel-tmp"
+    for path in (left, others):
+        path.write_bytes(b"process 1")
+    with storage.hold(tmp_path, name=".lock.report"):
+        assert not left.exists() and others.exists()
+
+
 def test_a_held_folder_is_refused_naming_the_process_until_that_ends(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with subprocess.Popen([sys.executable, "-c", HOLD, folder], stdin=subprocess.PIPE, stdout=subprocess.PIPE) as other:
