@@ -95,13 +95,10 @@ def audit(
     space, policy = run.label_space, run.policy
     matched = _match(run, truth)
     coarse = _coarse(run)
-    path, leaked, notes = _unseen(run, teacher, matched, truth, allow_leak)
-    if path is None and fit_temperature:
-        raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     kept = None if teacher or fit_temperature else kept_confidences(run, matched.truth)
-    network = None
-    if path is not None and kept is None:
-        network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
+    network, leaked, notes = _unseen(run, teacher, matched, truth, allow_leak, look=kept is None)
+    if network is None and fit_temperature:
+        raise ValueError(f"--fit-temperature needs the run's teacher: {notes[0]}")
     notes = matched.notes + notes
     if kept is not None:
         notes.append(
@@ -233,9 +230,9 @@ def _originals(run: Run, matched: _Matched, *, needed: bool) -> tuple[dict[str, 
 
 
 def _unseen(
-    run: Run, named: Path | None, matched: _Matched, truth: Path, allow_leak: bool
-) -> tuple[Path | None, int | None, list[str]]:
-    """The run's teacher, the number of truth images that it was trained on (None if unknown), and notes about that."""
+    run: Run, named: Path | None, matched: _Matched, truth: Path, allow_leak: bool, *, look: bool
+) -> tuple[Teacher | None, int | None, list[str]]:
+    """The run's teacher if it is to look, the truth images that it has seen (None if unknown), notes about that."""
     path, reason = run.find_teacher(named)
     if path is None:
         if not allow_leak:
@@ -244,9 +241,12 @@ def _unseen(
                 " --teacher, or say --allow-leak, which leaves out all that needs a teacher"
             )
         return None, None, [f"A leak is possible: {reason}."]
-    trained_on = read_checkpoint(path).trained_on
+    network = None
+    if look:
+        network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
+    trained_on = network.trained_on if network else read_checkpoint(path).trained_on
     if trained_on is None:
-        return path, None, ["The checkpoint does not say which images it has seen: a leak is possible."]
+        return network, None, ["The checkpoint does not say which images it has seen: a leak is possible."]
     leaked = len(overlap(trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
@@ -254,8 +254,8 @@ def _unseen(
             " labelled: audit with others, or say --allow-leak"
         )
     if leaked:
-        return path, leaked, [f"The teacher was trained on {leaked} of these images: the figures flatter it."]
-    return path, 0, []
+        return network, leaked, [f"The teacher was trained on {leaked} of these images: the figures flatter it."]
+    return network, 0, []
 
 
 # --- temperature and thresholds ---------------------------------------------------------------------------------------
