@@ -19,11 +19,11 @@ from typing import Any
 
 import pytest
 from conftest import autolabel, contents, labels_of, photograph, refused, scanned
+from drive import NAMES, draw_drive, drive_job
 
 from autolabel.manifests import local_storage, scenes
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
-from autolabel.manifests.settings import build_job
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.report.write import write_report
@@ -33,7 +33,6 @@ from autolabel.pipeline.verify import verify
 from autolabel.student.job import TrainJob
 from autolabel.student.train import train
 
-NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 STRICT = Policy(name="strict", threshold=0.7)
 
 
@@ -94,18 +93,13 @@ def dying(monkeypatch: pytest.MonkeyPatch, at: int = 0, where: tuple[str, str] |
 
 def job(place: Path, run: str, **settings: object) -> LabelJob:
     """What the run folder `place`/`run` is asked for."""
-    defaults = {"scales": (1.0,), "engine": "local", "unit_size": 3, "keep_confidence": 8}
-    paths = {"manifest": place / "drive.parquet", "teacher": place / "teacher.pt", "out": place / run}
-    return build_job(LabelJob, {**paths, **defaults, **settings})
+    return drive_job(place, run, **{"keep_confidence": 8, **settings})
 
 
 @pytest.fixture(scope="module")
 def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven street images, their manifest, a teacher, and a finished run `whole` with kept confidence."""
-    made = tmp_path_factory.mktemp("originals")
-    photograph(city, made / "drive", NAMES)
-    scanned(city, made / "drive")
-    shutil.copyfile(teacher, made / "teacher.pt")
+    made = draw_drive(city, teacher, tmp_path_factory.mktemp("originals"))
     generate(job(made, "whole"))
     return made
 

@@ -19,12 +19,12 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import autolabel, contents, labels_of, outcome, photograph, scanned
+from drive import NAMES, draw_drive, drive_job
 from PIL import Image
 
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
-from autolabel.manifests.settings import build_job
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline import lock
 from autolabel.pipeline.job import STORES, LabelJob, Portion
@@ -33,24 +33,18 @@ from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.verify import verify
 
 TABLES = tuple(RunFolder(Path()).table_paths())
-NAMES = [f"s{n:02d}" for n in range(1, 15, 2)]  # s01, s03, … s13: three units of three, three and one
 LIVE = ("progress.json", ".lock")  # written by every call
 
 
 def job(place: Path, run: str, **settings: object) -> LabelJob:
     """What the run folder `place`/`run` is asked for; `run` begins with the name of its store."""
-    defaults = {"scales": (1.0,), "engine": "local", "unit_size": 3, "store": run[:4].removesuffix("-")}
-    paths = {"manifest": place / "drive.parquet", "teacher": place / "teacher.pt", "out": place / run}
-    return build_job(LabelJob, {**paths, **defaults, **settings})
+    return drive_job(place, run, **{"store": run[:4].removesuffix("-"), **settings})
 
 
 @pytest.fixture(scope="module")
 def originals(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Seven street images, their manifest, a teacher, and finished runs `zarr` and `png`."""
-    made = tmp_path_factory.mktemp("originals")
-    photograph(city, made / "drive", NAMES)
-    scanned(city, made / "drive")
-    shutil.copyfile(teacher, made / "teacher.pt")
+    made = draw_drive(city, teacher, tmp_path_factory.mktemp("originals"))
     for store in STORES:
         generate(job(made, store))
     return made
