@@ -138,7 +138,7 @@ def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
         arm: [Scores(iou, float(np.mean([v for v in iou.values() if v is not None])), 0.9, 3) for iou in of_arm]
         for arm, of_arm in values.items()
     }
-    curve = [StepReport(n, 4.0 / n, 0.001, 16.0, 0.1 * n if n % 2 == 0 else None) for n in range(1, 5)]
+    curve = [StepReport(n, 4.0 / n, 1.0, 0.001, 16.0, 0.1 * n if n % 2 == 0 else None) for n in range(1, 5)]
     seeds = tuple(range(len(next(iter(scores.values())))))
     asked = {
         "steps": 4, "arch": "a network", "batch_size": 8, "crop": [64, 96], "loss": "cross-entropy", "init": None,
