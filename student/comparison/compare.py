@@ -127,6 +127,7 @@ def compare(
         _require_same(path, manifest)
         save_manifest(path, manifest)
 
+    looks = _looks(template.out / "compare.json", len(seeds))
     scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
     curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
     trainings = list(itertools.product(seeds, manifests))  # all arms of a seed, then the next seed
@@ -145,12 +146,24 @@ def compare(
         "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
         "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
         "runs": labelled,
+        "looks": looks,
     }
     comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
     storage.write_json(template.out / "compare.json", comparison.record())
     with storage.writing(template.out / "index.html") as file:
         file.write(render(comparison, template.out).encode())
     return comparison
+
+
+def _looks(path: Path, seeds: int) -> list[int]:
+    """Return the numbers of seeds with which verdicts were looked at in this folder, now included, ascending.
+
+    One seed gives no verdict. Raises BadDocument.
+    """
+    advice = "remove it; compare writes it again"
+    before = read_json(path, dict[str, Any], advice=advice).get("looks") if storage.exists(path) else None
+    looks = [n for n in before if isinstance(n, int)] if isinstance(before, list) else []
+    return sorted({*looks, *([seeds] if seeds > 1 else [])})
 
 
 def _train(
