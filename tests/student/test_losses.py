@@ -34,9 +34,9 @@ from autolabel.student.losses import (
     region_mutual_information,
     segmentation_loss,
 )
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import TrainingOutput
-from autolabel.teacher.predict import normalise
 
 torch.set_num_threads(1)
 
