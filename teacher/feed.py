@@ -67,7 +67,7 @@ class Feed:
         if not self._on_cuda:
             return contextlib.nullcontext()
         if not hasattr(self._own, "stream"):
-            self._own.stream = torch.cuda.Stream(self.device)
+            self._own.stream = torch.cuda.Stream(self.device)  # type: ignore[no-untyped-call]
         self._own.stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(self._own.stream)
 
