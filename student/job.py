@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import KW_ONLY, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from autolabel.manifests.settings import parse_names, parse_pair, require_choice
 ARCH = "hrnet18s_ocr_mscale"
 LOSSES = ("cross-entropy", "balanced", "image-weighted", "rmi")
 LEARNING_RATES = {"adamw": 0.003, "sgd": 0.01}  # highest learning rate by optimizer
+WEIGHT_DECAYS = {"adamw": 0.01, "sgd": 5e-4}
 FINE_TUNING = 3  # a training that starts from a checkpoint divides its learning rate by this
 SCHEDULES = ("poly", "cosine")
 POWER = 0.9  # exponent of poly
@@ -125,6 +127,15 @@ class TrainJob:
         SCHEDULES[0], "Fall of the learning rate after 5 % of warm-up.", group="rarely", choices=SCHEDULES
     )
     power: float = setting(POWER, "Exponent of poly.", group="rarely")
+    clip: float = setting(
+        10.0, "Length (L2) to which longer gradients are clipped; 0 clips none.", group="rarely", metavar="LENGTH"
+    )
+    weight_decay: float | None = setting(
+        None,
+        "Weight decay of the optimizer.",
+        group="rarely",
+        unset=", ".join(f"{decay:g} for {name}" for name, decay in WEIGHT_DECAYS.items()),
+    )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="machine")
     machine: TrainMachine = field(default_factory=TrainMachine)
 
@@ -143,6 +154,10 @@ class TrainJob:
             raise ValueError(f"power {self.power:g}: expected a number above 0, up to 10")
         if self.schedule != "poly" and self.power != POWER:
             raise ValueError(f"power {self.power:g} with schedule {self.schedule}: only poly has one")
+        if not 0 <= self.clip < math.inf:
+            raise ValueError(f"clip {self.clip:g}: expected a length above 0, or 0 for gradients as they are")
+        if self.weight_decay is not None and not 0 <= self.weight_decay < 1:
+            raise ValueError(f"weight decay {self.weight_decay:g}: expected a number from 0 to below 1")
         if self.ema is not None and not 0 < self.ema < 1:
             raise ValueError(f"ema {self.ema:g}: expected a decay between 0 and 1, such as 0.999")
         parts = self.machine.workers * self.accumulate
@@ -164,6 +179,11 @@ class TrainJob:
     def peak(self) -> float:
         """The highest learning rate."""
         return self.learning_rate or LEARNING_RATES[self.optimizer] / (FINE_TUNING if self.init else 1)
+
+    @property
+    def decay(self) -> float:
+        """The weight decay."""
+        return WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
 
     def recipe(self) -> dict[str, Any]:
         """The settings that decide the result, as JSON values: all but the folder and the machine."""

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from autolabel.student.job import POWER
 
-_LONGEST_GRADIENT = 10.0  # gradients are clipped to this length (L2)
 _SMALLEST_SCALE = 2.0**-14  # a float16 loss that still overflows at this scale is itself infinite or nan
 
 
@@ -32,7 +31,8 @@ class WeightUpdater:
 
     average_decay: keep `average`, a network of exponentially averaged weights and running statistics; None keeps none.
     After n updates the decay is at most (1 + n) / (10 + n), so that the average soon forgets the first weights.
-    precision: with float16 the loss is scaled (arXiv 1710.03740, section 3.2).
+    precision: with float16 the loss is scaled (arXiv 1710.03740, section 3.2). clip: length (L2) to which longer
+    gradients are shortened; 0 leaves them as they are. weight_decay: see `WEIGHT_DECAYS`.
     """
 
     def __init__(
@@ -43,14 +43,16 @@ class WeightUpdater:
         peak: float,
         average_decay: float | None,
         precision: torch.dtype,
+        clip: float,
+        weight_decay: float,
     ) -> None:
-        self.network, self.decay, self.updates = network, average_decay, 0
+        self.network, self.decay, self.clip, self.updates = network, average_decay, clip, 0
         parameters = list(network.parameters())
         self.optimizer: torch.optim.Optimizer
         if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(parameters, lr=peak, momentum=0.9, weight_decay=5e-4)
+            self.optimizer = torch.optim.SGD(parameters, lr=peak, momentum=0.9, weight_decay=weight_decay)
         else:
-            self.optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01)
+            self.optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=weight_decay)
         device = parameters[0].device.type
         self.scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)
         self.average = None if average_decay is None else copy.deepcopy(network).requires_grad_(False)
@@ -63,22 +65,26 @@ class WeightUpdater:
         """Add the gradients of a loss to the present ones."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def update(self, rate: float) -> bool:
-        """Change the weights by their gradients, clipped to a length of 10. Returns False for infinite or nan ones.
+    def update(self, rate: float) -> float:
+        """Change the weights by their gradients, clipped. Returns the length of these before they were clipped.
 
-        Then the weights stay, and the scale of float16 losses is lowered, so that the next step may succeed.
+        If it is infinite or nan, the weights stay, and the scale of float16 losses is lowered, so that the next step
+        may succeed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
-        length = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm=_LONGEST_GRADIENT)
-        finite = math.isfinite(length.item())
-        if finite:
+        parameters = list(self.network.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        length = norm.item()
+        if math.isfinite(length):
             self.scaler.step(self.optimizer)
             self.updates += 1
             self._average()
         self.scaler.update()
-        return finite
+        return length
 
     @property
     def hopeless(self) -> bool:

@@ -52,6 +52,7 @@ class TrainRequest:
             # A choice that was left open is recorded as made: on another machine it could be another one.
             "crop": list(self._crop()),
             "learning_rate": job.peak,
+            "weight_decay": job.decay,
             "images": len(marks),
             "started_from": self.started_from,
         }
