@@ -22,7 +22,6 @@ from autolabel.student.losses import segmentation_loss
 from autolabel.student.optimizer import WeightUpdater
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import PRECISIONS, autocast, highest_use
-from autolabel.teacher.memory import batch_pixels, planned_batch
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.decoders import OCRNet
 from autolabel.teacher.predict import Teacher, normalise
@@ -89,11 +88,10 @@ class Traced:
 def traced(work: Callable[[], object], device: torch.device) -> Traced:
     """Trace one run of a piece of work."""
     on_gpu = device.type == "cuda"
-    kind = torch.autograd.DeviceType.CUDA if on_gpu else torch.autograd.DeviceType.CPU
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorder:
         work()
         finished(device)
-    events = [event for event in recorder.events() or () if event.device_type == kind]
+    events = [event for event in recorder.events() or () if event.device_type.name == ("CUDA" if on_gpu else "CPU")]
     moves = [event for event in events if event.name.startswith(("Memcpy HtoD", "Memcpy DtoH"))]
     kernels = [event for event in events if not event.name.startswith(("Memcpy", "Memset"))]
     spans = sorted((event.time_range.start, event.time_range.end) for event in events)
@@ -135,7 +133,7 @@ def report(
     compared = images(extent.compared, 2)
 
     def labels(own: Teacher, pixels: Pixels, flip: bool = False) -> list[Prediction]:
-        batch = planned_batch(*pixels.shape[1:3], scales=scales, pixels=batch_pixels(own.device.type))
+        batch = own.planned_batch(pixels.shape[1:3], scales=scales)
         return list(own.predict_in_batches(pixels, batch, edges=EDGES, scales=scales, flip=flip))
 
     print(f"\n### {name}: labelling, {extent.arch} at {', '.join(f'{s:g}' for s in scales)}\n")
@@ -152,7 +150,7 @@ def report(
             itertools.product(extent.sizes, (False, True)) if precision == "bfloat16" else [(extent.sizes[0], False)]
         )
         for size, flip in cases:
-            batch = planned_batch(*size, scales=scales, pixels=batch_pixels(device.type))
+            batch = own.planned_batch(size, scales=scales)
             pixels = images(size, batch * extent.batches)
             runs: list[list[Prediction]] = []
             peak = highest_use(device, lambda: runs.append(labels(own, pixels, flip)))  # noqa: B023
@@ -199,7 +197,9 @@ def training_step(device: torch.device, extent: Extent, *, precision: str, loss:
     torch.manual_seed(0)
     network = build(extent.arch, CLASSES).train().to(device)
     network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    updater = WeightUpdater(network, "sgd", peak=0.001, average_decay=None, precision=PRECISIONS[precision])
+    updater = WeightUpdater(
+        network, "sgd", peak=0.001, average_decay=None, precision=PRECISIONS[precision], clip=10.0, weight_decay=0.0001
+    )
     images = torch.randint(0, 256, (CROPS, 3, *extent.crop), dtype=torch.uint8, device=device)
     label = torch.randint(0, CLASSES, (CROPS, *extent.crop), device=device)
 

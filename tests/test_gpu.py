@@ -1,6 +1,6 @@
-"""The first GPU that somebody uses computes other labels than the CPU that all else was tested on, or trains on nothing.
+"""The first GPU that somebody uses computes other labels than the CPU that all else was tested on, or learns nothing.
 
-Most of these tests also run on a CPU, so that they are no untried code when the GPU comes: `pytest -m gpu tests/test_gpu.py`.
+`pytest -m gpu` runs these tests there. Most of them also run on a CPU, so that they are no untried code by then.
 """
 
 from __future__ import annotations
@@ -108,14 +108,10 @@ def predicted(teacher: Teacher, pixels: Pixels, temperature: float, **how: Any) 
     """Predictions in the batches that labelling plans; of a prior, half of the pixels are left undrawn."""
     coarse = np.zeros(pixels.shape[:3], np.uint8)
     coarse[:, ::2] = 255
-    batch = planned(teacher, pixels, how.get("scales", SCALES))
+    batch = teacher.planned_batch(pixels.shape[1:3], scales=how.get("scales", SCALES))
     return list(
         teacher.predict_in_batches(pixels, batch, edges=EDGES, temperature=temperature, coarse=list(coarse), **how)
     )
-
-
-def planned(teacher: Teacher, pixels: Pixels, scales: Sequence[float]) -> int:
-    return 1 if teacher.device.type == "cpu" else 4
 
 
 def differing(found: Sequence[Prediction], expected: Sequence[Prediction]) -> float:
@@ -313,9 +309,7 @@ def test_the_batch_norm_of_a_team_is_torchs_own(alone: Team) -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
     plain.double().to(alone.device)
     own = copy.deepcopy(plain)
-    team = DistributedDataParallel(
-        synchronised(own, alone.device.type), [alone.device] if alone.device.type == "cuda" else None
-    )
+    team = DistributedDataParallel(synchronised(own), [alone.device] if alone.device.type == "cuda" else None)
     images = torch.randn(4, 3, 24, 24, dtype=torch.float64, device=alone.device) + 10
     weight = torch.randn(4, 4, 20, 20, dtype=torch.float64, device=alone.device)
     for model in (plain, team):
