@@ -92,7 +92,7 @@ class Sleeper(TeacherPredictor):
         time.sleep(self.sleep * len(batch))
         return [_nothing(decoded.image.shape[0], decoded.image.shape[1]) for decoded in batch]
 
-    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+    def in_flight(self, size: Size, *, most: int) -> int:
         return most
 
     def budget(self) -> dict[str, Any]:

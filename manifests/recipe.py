@@ -25,7 +25,8 @@ class Recipe:
     """Two calls with equal recipes make the same labels from the same images.
 
     `confidence_edges` are the kept levels' edges, ascending, or None where no confidence is kept. `device` is a kind of
-    device ("cpu", "cuda", "mps"), `unit_size` the number of samples in a unit.
+    device ("cpu", "cuda", "mps"), `batch_pixels` the pixels at all scales together that a GPU computes at once (0 on a
+    CPU, where a batch is one image), `unit_size` the number of samples in a unit.
     """
 
     teacher_sha256: str
@@ -36,6 +37,7 @@ class Recipe:
     confidence_edges: tuple[float, ...] | None
     precision: str
     device: str
+    batch_pixels: int
     store: str
     unit_size: int
     label_space: LabelSpace

@@ -31,7 +31,7 @@ from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, kind_and_reason
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.measure import class_numbers, image_numbers
-from autolabel.pipeline.predictor import Decoded, Predictor, Refused, Size, read_layer
+from autolabel.pipeline.predictor import BATCHES, Decoded, Predictor, Refused, Size, read_layer
 from autolabel.pipeline.records import (
     LABELLED,
     QUARANTINED,
@@ -51,7 +51,6 @@ from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
 
 DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
-_IN_FLIGHT = 2  # batches
 _REASON = 300  # letters of an unforeseen reason
 _GPU = re.compile(r"\b(CUDA|cuDNN|CUBLAS|HIP|MPS)\b")
 # Faults of a disk, of memory, or of the run whose confidence is read: the unit fails, and no image is to blame.
@@ -101,7 +100,7 @@ class Labeller:
         self.rules = Rules(run.policy, run.label_space, predictor.edges)
         self.threads = threads if predictor.device == "cpu" else max(threads, _HELPERS)
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
-        self.feeders = ThreadPoolExecutor(_IN_FLIGHT)
+        self.feeders = ThreadPoolExecutor(BATCHES)
         self._retry_quarantined, self._write_record = retry_quarantined, write
         self.pool.submit(predictor.budget).result()  # probes the device as the threads will use it
 
@@ -159,7 +158,9 @@ class Labeller:
         return self._carefully(todo, unit, attempt) if attempt.careful else self._fast(todo, unit)
 
     def _fast(self, todo: Sequence[Sample], unit: Unit) -> Iterator[tuple[Sample, Labelled]]:
-        label = self._label_on_cpu if self.predictor.device == "cpu" else self._label_on_gpu
+        label = self._label_on_cpu
+        if self.predictor.device != "cpu":  # images of one size make a batch
+            label, todo = self._label_on_gpu, sorted(todo, key=lambda sample: (sample.height, sample.width))
         return zip(todo, label(todo, unit), strict=False)  # shorter when it is to stop
 
     def _carefully(self, todo: Sequence[Sample], unit: Unit, attempt: Attempt) -> Iterator[tuple[Sample, Labelled]]:
@@ -195,7 +196,7 @@ class Labeller:
 
     def _label_on_cpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
         _, *largest = max((s.height * s.width, s.height, s.width) for s in unit.samples)
-        depth = self._at_once((largest[0], largest[1]), most=self.threads)
+        depth = self.predictor.in_flight((largest[0], largest[1]), most=self.threads) if largest[0] else 1
         yield from ahead(self.pool, lambda sample: self._label_one(sample, unit), self._until_stop(todo), depth)
 
     def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
@@ -204,11 +205,11 @@ class Labeller:
 
         def batches() -> Iterator[list[Decoded | Refused]]:
             for size, same in groupby(decoded, _size):
-                while batch := list(islice(same, self._at_once(size, most=LARGEST_BATCH, batches=_IN_FLIGHT))):
+                while batch := list(islice(same, self.predictor.planned_batch(size) if size else 1)):
                     yield batch
 
         behind: deque[Future[Labelled]] = deque()
-        for predicted in ahead(self.feeders, self._predict, batches(), _IN_FLIGHT):
+        for predicted in ahead(self.feeders, self._predict, batches(), BATCHES):
             behind.extend(self.pool.submit(self._finish, one) for one in predicted)
             while len(behind) > 2 * LARGEST_BATCH:
                 yield behind.popleft().result()
@@ -216,11 +217,6 @@ class Labeller:
 
     def _until_stop(self, todo: Sequence[Sample]) -> Iterator[Sample]:
         return takewhile(lambda _: not self.stopping.is_set(), todo)
-
-    def _at_once(self, size: Size, *, most: int, batches: int = 1) -> int:
-        if not all(size):  # a sample that could not be decoded
-            return 1
-        return self.predictor.at_once(size, most=most, batches=batches)
 
     def _row(self, sample: Sample, unit: Unit) -> Row:
         return Row(sample.sample_id, unit.name, sample.height, sample.width, worker=self.worker)
@@ -325,8 +321,8 @@ def _words(error: Exception) -> str:
     return kind_and_reason(error)[:_REASON]
 
 
-def _size(one: Decoded | Refused) -> Size:
-    return (0, 0) if isinstance(one, Refused) else (one.image.shape[0], one.image.shape[1])
+def _size(one: Decoded | Refused) -> Size | None:
+    return None if isinstance(one, Refused) else (one.image.shape[0], one.image.shape[1])
 
 
 def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], depth: int) -> Iterator[_R]:

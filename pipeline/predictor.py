@@ -26,10 +26,12 @@ from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.records import Row, identified, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.memory import Budget
+from autolabel.teacher.memory import Budget, planned_batch
 from autolabel.teacher.predict import Teacher
 
+BATCHES = 2  # that a GPU has in flight: it computes one while the other is prepared or fetched
 Size = tuple[int, int]  # height, width
+_SIZES_TOLD = 50  # sizes in `run.json`, the latest
 _IDENTITY = ("image_bytes", "image_mtime_ns", "image_version", "image_fingerprint")  # which image file it was
 
 
@@ -63,10 +65,13 @@ class Predictor(Protocol):
         """Read the inputs of a sample. Raises OSError where the disk is to blame, not the file."""
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
-        """Predict samples of one size. Raises NotEnoughMemory."""
+        """Predict samples of one size, at most `planned_batch` of them. Raises NotEnoughMemory."""
 
-    def at_once(self, size: Size, *, most: int, batches: int) -> int:
-        """The number of images of this size to predict at once, 1 to `most`, with so many `batches` in flight."""
+    def planned_batch(self, size: Size) -> int:
+        """The number of images of this size in a batch; it depends on nothing but the recipe."""
+
+    def in_flight(self, size: Size, *, most: int) -> int:
+        """The number of such batches that memory allows to be under way together, 1 to `most`."""
 
     def budget(self) -> dict[str, Any]:
         """The device and the memory that it has and needs, for `run.json`."""
@@ -79,7 +84,7 @@ class TeacherPredictor:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
         self._undrawn = recipe.policy.prior(recipe.label_space)
-        self._at_once: dict[Size, int] = {}
+        self._in_flight: dict[Size, int] = {}
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         """Read photograph and coarse label, of the size that the manifest says."""
@@ -96,29 +101,38 @@ class TeacherPredictor:
         return Decoded(row, image, coarse)
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
-        """Predict images of one size in one pass, or in several where memory is short. Raises NotEnoughMemory."""
-        recipe = self.recipe
+        """Predict images of one size in one pass. Raises NotEnoughMemory."""
+        recipe, size = self.recipe, batch[0].image.shape[:2]
         return list(
             self.teacher.predict_in_batches(
-                [decoded.image for decoded in batch], len(batch), edges=self.edges, scales=recipe.scales,
+                [decoded.image for decoded in batch], self.planned_batch(size), edges=self.edges, scales=recipe.scales,
                 flip=recipe.flip, temperature=recipe.policy.temperature, prior=self._undrawn,
                 coarse=[decoded.coarse for decoded in batch],
+                alone=self.device != "cpu" and self.in_flight(size, most=BATCHES) == 1,
             )
         )  # fmt: skip
 
-    def at_once(self, size: Size, *, most: int, batches: int) -> int:
-        """The number of images that fit into memory together, 1 to `most`."""
-        if size not in self._at_once:
-            self._at_once[size] = self._budget().at_once(*size, most=most, batches=batches)
-        return self._at_once[size]
+    def planned_batch(self, size: Size) -> int:
+        """The batch that follows from the size and the recipe."""
+        return planned_batch(*size, scales=self.recipe.scales, pixels=self.recipe.batch_pixels)
+
+    def in_flight(self, size: Size, *, most: int) -> int:
+        """The number of batches that fit into memory together, 1 to `most`."""
+        if size not in self._in_flight:
+            self._in_flight[size] = self._budget().in_flight(*size, batch=self.planned_batch(size), most=most)
+        return self._in_flight[size]
 
     def _budget(self) -> Budget:
         return self.teacher.budget(scales=self.recipe.scales, flip=self.recipe.flip)
 
     def budget(self) -> dict[str, Any]:
-        """The memory of the device, the bytes that a pixel needs, and the images that are computed at once by size."""
-        sizes = {f"{h}x{w}": images for (h, w), images in (self._at_once | self.teacher.fits).items()}
-        return {**asdict(self._budget()), "images_at_once": sizes}
+        """The memory of the device, the bytes that a pixel needs, and by size the images of a batch, and batches."""
+        sizes = {f"{height}x{width}": (height, width) for height, width in list(self._in_flight)[-_SIZES_TOLD:]}
+        return {
+            **asdict(self._budget()),
+            "images_at_once": {name: self.planned_batch(size) for name, size in sizes.items()},
+            "batches_in_flight": {name: self._in_flight[size] for name, size in sizes.items()},
+        }
 
 
 class KeptPredictor:
@@ -162,7 +176,11 @@ class KeptPredictor:
             confidence[c] = 0 if mean is None else mean * histogram[c].sum()
         return Prediction(top.astype(np.int16) * np.int16(levels) + level, levels, histogram, confidence)
 
-    def at_once(self, size: Size, *, most: int, batches: int) -> int:
+    def planned_batch(self, size: Size) -> int:
+        """Samples are read one by one."""
+        return 1
+
+    def in_flight(self, size: Size, *, most: int) -> int:
         """Every thread may read one sample."""
         return most
 

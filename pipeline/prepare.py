@@ -24,6 +24,7 @@ from autolabel.pipeline.records import committed, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, write_plan
 from autolabel.teacher.container import BadCheckpoint
 from autolabel.teacher.device import pick_device, pick_precision
+from autolabel.teacher.memory import batch_pixels
 from autolabel.teacher.predict import Teacher, load_teacher
 
 _PACKAGES = ("autolabel", "torch", "numpy", "zarr", "ray", "pillow", "pyarrow")
@@ -73,8 +74,8 @@ class Request:
     input_sha256: str
 
 
-def settle(job: LabelJob, teacher_sha256: str, scratch: Path) -> tuple[Request, Run | None]:
-    """Settle device and precision: those that the run began with, or the best that there are now.
+def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None = None) -> tuple[Request, Run | None]:
+    """Settle device, precision and batches: those that the run, or its `source`, began with, or the best there are now.
 
     Returns the run too, if the folder holds one. `scratch` is a folder without Python files, for Ray. Raises ValueError
     if the run was asked for differently, or the policy does not fit.
@@ -91,9 +92,11 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path) -> tuple[Request, 
     else:
         device = run.recipe.device if job.device == "auto" else job.device
         precision = run.recipe.precision if job.precision == "auto" else job.precision
+    earlier = run or source
+    pixels = batch_pixels(device) if earlier is None else earlier.recipe.batch_pixels
     edges = job.policy.edges(manifest.label_space, job.keep_confidence) if job.keep_confidence else None
     recipe = Recipe(
-        teacher_sha256, job.scales, job.flip, job.combine, job.policy, edges, precision, device, job.store,
+        teacher_sha256, job.scales, job.flip, job.combine, job.policy, edges, precision, device, pixels, job.store,
         job.unit_size, manifest.label_space,
     )  # fmt: skip
     if run is not None:

@@ -89,7 +89,8 @@ class Preview(Shown):
         if probe is None:
             return lines
         budget = probe.budget
-        at_once = ", ".join(f"{n} of {name}" for name, n in budget["images_at_once"].items()) or "none"
+        under_way, batches = budget["batches_in_flight"], budget["images_at_once"]
+        at_once = ", ".join(f"{under_way[name]} x {n} of {name}" for name, n in batches.items()) or "none"
         lines.append(
             f"memory  {size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free;"
             f" images at once: {at_once}"

@@ -89,7 +89,7 @@ def generate(
     teachers = TeacherSource(job, teacher)
     digest = teachers.sha256() if source is None else source.recipe.teacher_sha256
     with tempfile.TemporaryDirectory() as scratch:
-        request, run = settle(teachers.job, digest, Path(scratch))
+        request, run = settle(teachers.job, digest, Path(scratch), source)
     job, recipe = request.job, request.recipe
     in_process = teacher is not None or source is not None
     engine, reason = choose_engine(request, in_process=in_process)
@@ -101,7 +101,7 @@ def generate(
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe))
     with Lock(job.out, job.portion.part).held() as lock:
         if run is None and RunFolder(job.out).exists():  # another part has made it meanwhile
-            request, run = settle(job, digest, job.out)
+            request, run = settle(job, digest, job.out, source)
         run, plan = prepare(request, run, lock, source)
         lock.share()
         left = survey(run, job.portion, plan)

@@ -2,9 +2,9 @@
 
     cross-entropy     mean over the pixels of -log p(label)
     balanced          the same, where a class weighs the square root of its pixels in the batch
-    image-weighted    the same, where a class weighs up to twice as much, the rarer it is in the batch
-    rmi               binary cross-entropy by class and pixel, and a term that judges neighbouring pixels together:
-                      region mutual information (Zhao, Wang, Yang, Cai, arXiv 1910.12037)
+    image-weighted    mean over the crops of the same, where a class weighs up to twice as much, the rarer it is
+    rmi               mean over the crops of binary cross-entropy by class and pixel, and of a term that judges
+                      neighbouring pixels together: region mutual information (Zhao, Wang, Yang, Cai, arXiv 1910.12037)
 
 A network in training has several outputs. `segmentation_loss` adds up their losses as in arXiv 2005.10821, section 4:
 the combined output, 0.4 of the OCR head's auxiliary output (arXiv 1909.11065) and 0.05 of each scale alone. With rmi
@@ -13,6 +13,9 @@ only the combined output gets the region term; the others get binary cross-entro
 Every loss takes logits (B, C, H, W) of any float type and a label (B, H, W) int64 of train ids, 255 = ignore, and
 returns a scalar. It computes in float32 or better, also inside an autocast region. Ignored pixels get no gradient; if
 all pixels are ignored, the loss is finite and the gradient is zero.
+
+A mean over crops is the value that the published code has with one crop a GPU: it averages over GPUs. There every crop
+counts alike, however many of its pixels are labelled.
 
 A batch may be computed in parts. A loss that is given the `BatchCounts` of the whole batch returns this part's share
 of the whole batch's loss, exactly, for all four: means divide by the pixels or images of the whole batch, classes weigh
@@ -29,9 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autolabel.manifests.label_space import IGNORE
+from autolabel.student.job import SCALE_WEIGHT
 from autolabel.teacher.networks.combine import TrainingOutput
 
-AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
+AUX_WEIGHT = 0.4
 _REGION_SHARE = 0.5  # weight of the region term in rmi; binary cross-entropy has the rest
 _POOL = 4  # maps are reduced by this factor before regions are cut from them
 _REGION = 3  # side of a region, in pixels of the reduced maps
@@ -103,10 +107,11 @@ def balanced_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts)
 
 @_in_full_precision
 def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
-    """Sum over the images of their weighted means; an image that is all ignore adds 0.
+    """Mean over the images of their weighted means; an image that is all ignore counts as 0.
 
-    A class weighs 2 minus its share of the batch's valid pixels. As in the reference implementation, the shares are
-    taken over the whole batch, and the images are summed, not averaged: the gradient grows with the batch.
+    A class weighs 2 minus its share of the batch's valid pixels. As in the published code, the shares are taken over
+    the whole batch. That code sums over the images of a GPU and averages over GPUs; the mean is the same with one image
+    a GPU.
     """
     classes = logits.shape[1]
     pixels = whole.pixels[:classes].to(logits.dtype)
@@ -115,7 +120,8 @@ def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchC
     weight = class_weights[label]  # (B, H, W)
     surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W)
     # A valid pixel weighs 1 or more, so the clamp changes only images without valid pixels.
-    return ((weight * surprise).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)).sum()
+    means = (weight * surprise).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
+    return means.sum() / whole.images
 
 
 # --- region mutual information ----------------------------------------------------------------------------------------
@@ -123,13 +129,16 @@ def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchC
 
 @_in_full_precision
 def binary_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
-    """Sum over classes and valid pixels of each class against the rest, divided by the number of valid pixels + 1."""
+    """Mean over the images of the sum over classes and valid pixels, divided by the image's valid pixels + 1."""
     return _binary_cross_entropy(logits, _one_hot(label, logits), _valid(label), whole)
 
 
 @_in_full_precision
 def region_mutual_information(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
-    """Half binary cross-entropy, half region term; it can be negative. Raises ValueError for crops below 8 x 8."""
+    """Half binary cross-entropy, half region term, each a mean over images. It can be negative.
+
+    Raises ValueError for crops below 8 x 8.
+    """
     truth, valid = _one_hot(label, logits), _valid(label)
     pixels = _binary_cross_entropy(logits, truth, valid, whole)
     regions = _region_term(logits.sigmoid() * valid + _FLOOR, truth) / whole.images
@@ -147,8 +156,8 @@ def _one_hot(label: Tensor, like: Tensor) -> Tensor:
 
 
 def _binary_cross_entropy(logits: Tensor, truth: Tensor, valid: Tensor, whole: BatchCounts) -> Tensor:
-    surprise = F.binary_cross_entropy_with_logits(logits, truth, weight=valid.to(logits.dtype), reduction="sum")
-    return surprise / (whole.valid + 1)
+    weight = valid / (valid.sum(dim=(1, 2, 3), keepdim=True) + 1).to(logits.dtype)
+    return F.binary_cross_entropy_with_logits(logits, truth, weight=weight, reduction="sum") / whole.images
 
 
 def _region_term(predicted: Tensor, truth: Tensor) -> Tensor:
@@ -204,13 +213,23 @@ FORMULAS = {  # the keys are those of job.LOSSES
 }
 
 
-def segmentation_loss(name: str, output: TrainingOutput, *, label: Tensor, whole: BatchCounts | None = None) -> Tensor:
-    """Return the weighted sum of the named loss (see FORMULAS) over all outputs of a network. `whole`: see `Loss`."""
+def segmentation_loss(
+    name: str,
+    output: TrainingOutput,
+    *,
+    label: Tensor,
+    whole: BatchCounts | None = None,
+    scale_weight: float = SCALE_WEIGHT,
+) -> Tensor:
+    """Return the weighted sum of the named loss (see FORMULAS) over all outputs of a network. `whole`: see `Loss`.
+
+    scale_weight: weight of each scale's own output; 0 leaves these out.
+    """
     joint, other = FORMULAS[name]
     whole = BatchCounts.of(label) if whole is None else whole
     total = joint(output.joint, label, whole=whole)
     if output.aux is not None:
         total = total + AUX_WEIGHT * other(output.aux, label, whole=whole)
-    for logits in output.scales:
-        total = total + SCALE_WEIGHT * other(logits, label, whole=whole)
+    for logits in output.scales if scale_weight else ():
+        total = total + scale_weight * other(logits, label, whole=whole)
     return total

@@ -9,19 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolabel.student.job import POWER
+from autolabel.student.job import POWER, WARM_UP
 
-_LONGEST_GRADIENT = 10.0  # gradients are clipped to this length (L2)
 _SMALLEST_SCALE = 2.0**-14  # a float16 loss that still overflows at this scale is itself infinite or nan
 
 
-def learning_rate_at(step: int, steps: int, *, peak: float, schedule: str = "poly", power: float = POWER) -> float:
-    """Return the learning rate of a step, counted from 0: linear warm-up over the first 5 % of the steps, times decay.
+def learning_rate_at(
+    step: int, steps: int, *, peak: float, schedule: str = "poly", power: float = POWER, warm_up: float = WARM_UP
+) -> float:
+    """Return the learning rate of a step, counted from 0: linear warm-up over a share of the steps, times decay.
 
     The decay of poly is (1 - step / steps) ** power, that of cosine half a wave (arXiv 1608.03983, equation 5, one
     cycle). Both decay from the first step on.
     """
-    warm = max(1, steps // 20)
+    warm = max(1, int(steps * warm_up + 1e-6))  # 0.07 * 100 is just above 7, 0.29 * 100 just below 29
     left = 1 - step / steps
     decay = left**power if schedule == "poly" else (1 - math.cos(math.pi * left)) / 2
     return peak * min(1.0, (step + 1) / warm) * float(decay)
@@ -32,7 +33,8 @@ class WeightUpdater:
 
     average_decay: keep `average`, a network of exponentially averaged weights and running statistics; None keeps none.
     After n updates the decay is at most (1 + n) / (10 + n), so that the average soon forgets the first weights.
-    precision: with float16 the loss is scaled (arXiv 1710.03740, section 3.2).
+    precision: with float16 the loss is scaled (arXiv 1710.03740, section 3.2). clip: length (L2) to which longer
+    gradients are shortened; 0 leaves them as they are. weight_decay: see `WEIGHT_DECAYS`.
     """
 
     def __init__(
@@ -43,14 +45,16 @@ class WeightUpdater:
         peak: float,
         average_decay: float | None,
         precision: torch.dtype,
+        clip: float,
+        weight_decay: float,
     ) -> None:
-        self.network, self.decay, self.updates = network, average_decay, 0
+        self.network, self.decay, self.clip, self.updates = network, average_decay, clip, 0
         parameters = list(network.parameters())
         self.optimizer: torch.optim.Optimizer
         if optimizer == "sgd":
-            self.optimizer = torch.optim.SGD(parameters, lr=peak, momentum=0.9, weight_decay=5e-4)
+            self.optimizer = torch.optim.SGD(parameters, lr=peak, momentum=0.9, weight_decay=weight_decay)
         else:
-            self.optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=0.01)
+            self.optimizer = torch.optim.AdamW(parameters, lr=peak, weight_decay=weight_decay)
         device = parameters[0].device.type
         self.scaler = torch.amp.GradScaler(device, enabled=precision == torch.float16)
         self.average = None if average_decay is None else copy.deepcopy(network).requires_grad_(False)
@@ -63,22 +67,26 @@ class WeightUpdater:
         """Add the gradients of a loss to the present ones."""
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
-    def update(self, rate: float) -> bool:
-        """Change the weights by their gradients, clipped to a length of 10. Returns False for infinite or nan ones.
+    def update(self, rate: float) -> float:
+        """Change the weights by their gradients, clipped. Returns the length of these before they were clipped.
 
-        Then the weights stay, and the scale of float16 losses is lowered, so that the next step may succeed.
+        If it is infinite or nan, the weights stay, and the scale of float16 losses is lowered, so that the next step
+        may succeed.
         """
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.scaler.unscale_(self.optimizer)
-        length = nn.utils.clip_grad_norm_(self.network.parameters(), max_norm=_LONGEST_GRADIENT)
-        finite = math.isfinite(length.item())
-        if finite:
+        parameters = list(self.network.parameters())
+        norm = nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
+        if self.clip:
+            nn.utils.clip_grads_with_norm_(parameters, self.clip, norm)
+        length = norm.item()
+        if math.isfinite(length):
             self.scaler.step(self.optimizer)
             self.updates += 1
             self._average()
         self.scaler.update()
-        return finite
+        return length
 
     @property
     def hopeless(self) -> bool:

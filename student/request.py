@@ -52,6 +52,7 @@ class TrainRequest:
             # A choice that was left open is recorded as made: on another machine it could be another one.
             "crop": list(self._crop()),
             "learning_rate": job.peak,
+            "weight_decay": job.decay,
             "images": len(marks),
             "started_from": self.started_from,
         }
@@ -154,4 +155,5 @@ class TrainRequest:
     def _crops(self, progress: Progress | None) -> TrainingCrops:
         job, data, length = self.job, self.data, self.job.steps * self.job.batch_size
         draws = Draws(data.samples, self.space, mix=job.mix, seed=job.seed, length=length, progress=progress)
-        return TrainingCrops(data, draws, augmentation=Augmentation(self._crop()))
+        augmentation = Augmentation(self._crop(), published=job.published_crops, blur=job.blur)
+        return TrainingCrops(data, draws, augmentation=augmentation)

@@ -15,7 +15,7 @@ from seed and step (for dropout also from the process's rank), so they are not s
     last.pt        the place to go on from, written behind all others: what a killed training lacks, the next one does
                    again; as a checkpoint it holds the averaged weights, if there are any
     best.pt        the checkpoint for everybody else: the highest validation mIoU so far
-    curves.csv     loss, learning rate and speed by step; mIoU of the validations
+    curves.csv     loss, gradient norm, learning rate and speed by step; mIoU of the validations
     scores.json    per-class IoU of best.pt
 """
 
@@ -54,6 +54,7 @@ from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import Teacher
 
 _SAVE_SECONDS = 60.0  # between saves without a validation
+CURVES = ("step", "loss", "gradient_norm", "learning_rate", "images_per_s", "miou")
 
 
 class TrainingStopped(RuntimeError):
@@ -62,10 +63,14 @@ class TrainingStopped(RuntimeError):
 
 @dataclass(frozen=True)
 class StepReport:
-    """The result of one step: its number from 1, loss, learning rate and speed; `miou` if a validation followed."""
+    """The result of one step: its number from 1, loss, learning rate and speed; `miou` if a validation followed.
+
+    gradient_norm: length (L2) of the gradient before it is clipped.
+    """
 
     step: int
     loss: float
+    gradient_norm: float
     learning_rate: float
     images_per_s: float
     miou: float | None = None
@@ -152,6 +157,8 @@ class Training:
             peak=self.job.peak,
             average_decay=self.job.ema,
             precision=PRECISIONS[self.precision],
+            clip=self.job.clip,
+            weight_decay=self.job.decay,
         )
         if last is not None and last.training is not None:
             self._go_on(last.training)
@@ -193,11 +200,11 @@ class Training:
         try:
             for batch in self._batches():
                 self.between_steps = False
-                loss, rate = self._train_step(batch)
+                loss, length, rate = self._train_step(batch)
                 self.step += 1
                 speed = (self.step - first) * job.batch_size / (time.monotonic() - started)
                 miou = self._validate() if self.step in validate_at else None
-                report = StepReport(self.step, loss, rate, speed, miou)
+                report = StepReport(self.step, loss, length, rate, speed, miou)
                 self.curves.append(report)
                 self.between_steps = True
                 if self.team.rank > 0:
@@ -211,12 +218,14 @@ class Training:
                 self._save_last()
             raise
 
-    def _train_step(self, batch: Mapping[str, Any]) -> tuple[float, float]:
-        """Do one step; return the loss of the whole batch, and the learning rate."""
+    def _train_step(self, batch: Mapping[str, Any]) -> tuple[float, float, float]:
+        """Do one step; return the loss and the length of the gradient of the whole batch, and the learning rate."""
         job, team, updater = self.job, self.team, self.updater
         # The random numbers of a step (dropout) depend on its number alone, so that a resumed training repeats them.
         torch.manual_seed((job.seed << 32) + team.rank * job.steps + self.step)
-        rate = learning_rate_at(self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power)
+        rate = learning_rate_at(
+            self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power, warm_up=job.warm_up
+        )
         self.model.train()
         images, labels = (batch[name].to(team.device, non_blocking=True) for name in ("image", "label"))
         whole = BatchCounts(team.sum(BatchCounts.of(labels).pixels), job.batch_size)
@@ -231,15 +240,16 @@ class Training:
         value = team.sum(total).item()
         if not math.isfinite(value):
             self._stop(f"the loss became {value}", self.step)
-        if not updater.update(rate) and updater.hopeless:
+        length = updater.update(rate)
+        if not math.isfinite(length) and updater.hopeless:
             self._stop("the gradient became infinite or nan", self.step)
-        return value, rate
+        return value, length, rate
 
     def _loss(self, images: Tensor, label: Tensor, whole: BatchCounts) -> Tensor:
         """Return this part's share of the loss of the whole batch."""
         with autocast(self.team.device, self.precision):
             output = self.compute(normalise(images).contiguous(memory_format=torch.channels_last))
-        return segmentation_loss(self.job.loss, output, label=label, whole=whole)
+        return segmentation_loss(self.job.loss, output, label=label, whole=whole, scale_weight=self.job.scale_weight)
 
     def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Synchronise gradients across processes only on the last part of a batch; earlier parts add up locally."""
@@ -316,8 +326,9 @@ def write_curves(path: Path, curves: list[StepReport]) -> None:
     """Write the curves as CSV, whole or not at all."""
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["step", "loss", "learning_rate", "images_per_s", "miou"])
+    writer.writerow(CURVES)
     for row in curves:
         miou = "" if row.miou is None else f"{row.miou:.6f}"
-        writer.writerow([row.step, f"{row.loss:.6f}", f"{row.learning_rate:.8f}", f"{row.images_per_s:.3f}", miou])
+        numbers = f"{row.loss:.6f}", f"{row.gradient_norm:.6g}", f"{row.learning_rate:.8f}", f"{row.images_per_s:.3f}"
+        writer.writerow([row.step, *numbers, miou])
     storage.write(path, buffer.getvalue().encode())

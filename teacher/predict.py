@@ -1,14 +1,16 @@
 """From photographs to labels: normalise, predict at several scales, combine, decide.
 
-`memory.Budget` gives the number of images that the device computes at once; a batch that does not fit after all is
-halved. Only uint8 labels and small tables of counts reach the host.
+On a GPU images are computed in batches of a planned size (`memory.planned_batch`), always full, so that every image of
+a size goes through the same kernels. Free memory decides only how many batches are under way; one that does not fit
+beside the others is tried again alone. Only uint8 labels and small tables of counts reach the host.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +26,7 @@ from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_clas
 from autolabel.teacher.device import autocast, free_memory, highest_use, pick_device, pick_precision, release_cache
 from autolabel.teacher.feed import Feed, Image
 from autolabel.teacher.fold import fold_batch_norm
-from autolabel.teacher.memory import Budget, NotEnoughMemory, is_memory_error
+from autolabel.teacher.memory import Budget, Gate, NotEnoughMemory, batch_pixels, is_memory_error, planned_batch
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Field, at_size, mean_with_mirrored
@@ -74,7 +76,7 @@ class Teacher:
         self.precision = precision
         self.path, self.sha256, self.combine = path, digest, combine
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
-        self.fits: dict[tuple[int, ...], int] = {}  # largest batch by size, once memory has run out
+        self._gate = Gate()
 
     def require_space(self, space: LabelSpace, *, checkpoint: str, manifest: str) -> None:
         """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).
@@ -173,10 +175,7 @@ class Teacher:
         if len(images) == 0:
             raise ValueError("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
         check_threshold(threshold)
-        batch = 1
-        if self.device.type != "cpu":
-            height, width = images[0].shape[:2]
-            batch = self.budget(scales=scales, flip=flip).at_once(height, width)
+        batch = self.planned_batch(images[0].shape[:2], scales=scales)
         labels, statistics = [], []
         for prediction in self.predict_in_batches(images, batch, edges=(threshold,), scales=scales, flip=flip):
             label = keep(prediction.codes, self.network.classes)
@@ -184,6 +183,10 @@ class Teacher:
             labels.append(label)
             statistics.append(LabelStatistics(pixels, prediction.histogram, prediction.confidence))
         return np.stack(labels), statistics
+
+    def planned_batch(self, size: tuple[int, ...], *, scales: Sequence[float] = SCALES) -> int:
+        """Return the number of images of a size, (height, width), in a batch on this kind of device."""
+        return planned_batch(*size, scales=check_scales(scales), pixels=batch_pixels(self.device.type))
 
     def predict_in_batches(
         self,
@@ -196,40 +199,37 @@ class Teacher:
         temperature: float = 1.0,
         prior: Sequence[float] | None = None,
         coarse: Sequence[Image | None] = (),
+        alone: bool = False,
     ) -> Iterator[Prediction]:
-        """Predict images of one size, `batch` at a time, halved if memory does not suffice; yield them in order.
+        """Predict images of one size, `batch` at a time; yield the predictions in order.
 
         edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. prior: for each
         class (C,) the share above 0 that people do not outline, or None; it counts where the coarse label of an image,
         (H, W) uint8 of train ids in `coarse`, names no class. The last batch is filled up, so that every image goes
-        through the same kernels. Raises NotEnoughMemory.
+        through the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory.
         """
         size = images[0].shape[:2]
-        batch = min(batch, self.fits.get(size, batch))
         budget = self._budgets.get((tuple(scales), flip))
         if self.device.type == "cpu" and budget and budget.needs(*size) > budget.free_bytes:
             # Not even tried: the system may promise more memory than it has, and then end the process.
             raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
-        done = 0
-        while done < len(images):
-            part = images[done : done + batch]
-            try:
-                predictions = self._predict_batch(
-                    part, batch, edges=edges, scales=scales, flip=flip, temperature=temperature, prior=prior,
-                    coarse=coarse[done : done + batch],
-                )  # fmt: skip
-            except (RuntimeError, MemoryError) as error:
-                if not is_memory_error(error):
-                    raise
-                predictions = None
-            if predictions is not None:  # outside of `except`, where a failed attempt's tensors are still alive
-                yield from predictions
-                done += len(part)
-            elif batch > 1:
-                self.fits[size] = batch = batch // 2
-                release_cache(self.device)
-            else:
+
+        def compute(start: int) -> list[Prediction]:
+            return self._predict_batch(
+                images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, temperature=temperature,
+                prior=prior, coarse=coarse[start : start + batch],
+            )  # fmt: skip
+
+        for start in range(0, len(images), batch):
+            with self._gate.alone() if alone else self._gate.shared():
+                found = _attempt(partial(compute, start))
+            if found is None:
+                with self._gate.alone():
+                    release_cache(self.device)
+                    found = _attempt(partial(compute, start))
+            if found is None:
                 raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
+            yield from found
 
     def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
         scales = check_scales(scales)
@@ -269,6 +269,16 @@ class Teacher:
             f"not enough memory on {self.device} for an image of {size[1]} x {size[0]} at scale {max(scales):g}"
             f" ({needed}{free_memory(self.device) / 2**30:.1f} GiB free): leave that scale out, or use a larger device"
         )
+
+
+def _attempt(compute: Callable[[], list[Prediction]]) -> list[Prediction] | None:
+    """Return what `compute` returns; None if memory did not suffice, when all that it made is gone again."""
+    try:
+        return compute()
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+    return None
 
 
 def load_teacher(

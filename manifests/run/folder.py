@@ -43,7 +43,7 @@ from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
 from autolabel.manifests.wording import Shown
 
-FORMAT = f"{KIND}5"
+FORMAT = f"{KIND}6"
 _INPUT = "input.parquet"
 PREPARING = "preparing"
 _CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there

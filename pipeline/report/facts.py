@@ -72,7 +72,8 @@ def throughput(images: pd.DataFrame, run: Run) -> Facts:
         if "images_at_once" not in budget:  # no teacher took part
             facts.append((budget["device"], budget["precision"]))
             continue
-        at_once = ", ".join(f"{n} of {_dimensions(name)}" for name, n in budget["images_at_once"].items())
+        under_way, batches = budget["batches_in_flight"], budget["images_at_once"]
+        at_once = ", ".join(f"{under_way[name]} x {n} of {_dimensions(name)}" for name, n in batches.items())
         memory = f"{size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free"
         facts.append((budget["device"], f"{budget['precision']}; {memory}; {at_once} at once"))
     return facts

@@ -31,7 +31,7 @@ from autolabel.student.comparison.verdicts import Comparison
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import TrainJob
-from autolabel.student.train import StepReport, train
+from autolabel.student.train import CURVES, StepReport, train
 from autolabel.teacher.checkpoints import overlap, read_checkpoint
 from autolabel.teacher.predict import load_teacher
 
@@ -39,7 +39,8 @@ ARMS = ("fine", "fine + coarse", "fine + auto")
 ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
 _AGAIN = "choose another --out"
 _SETTING = (
-    "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "ema",
+    "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "clip",
+    "weight_decay", "ema",
     "fine_only_last", "precision", "init", "val",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
@@ -126,6 +127,7 @@ def compare(
         _require_same(path, manifest)
         save_manifest(path, manifest)
 
+    looks = _looks(template.out / "compare.json", len(seeds))
     scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
     curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
     trainings = list(itertools.product(seeds, manifests))  # all arms of a seed, then the next seed
@@ -144,12 +146,24 @@ def compare(
         "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
         "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
         "runs": labelled,
+        "looks": looks,
     }
     comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
     storage.write_json(template.out / "compare.json", comparison.record())
     with storage.writing(template.out / "index.html") as file:
         file.write(render(comparison, template.out).encode())
     return comparison
+
+
+def _looks(path: Path, seeds: int) -> list[int]:
+    """Return the numbers of seeds with which verdicts were looked at in this folder, now included, ascending.
+
+    One seed gives no verdict. Raises BadDocument.
+    """
+    advice = "remove it; compare writes it again"
+    before = read_json(path, dict[str, Any], advice=advice).get("looks") if storage.exists(path) else None
+    looks = [n for n in before if isinstance(n, int)] if isinstance(before, list) else []
+    return sorted({*looks, *([seeds] if seeds > 1 else [])})
 
 
 def _train(
@@ -246,17 +260,18 @@ def _require_same(path: Path, manifest: Manifest) -> None:
 
 def read_curve(path: Path) -> list[StepReport]:
     """Read the `curves.csv` of a training. Raises BadDocument."""
-    rows = read_csv(path, ("step", "loss", "learning_rate", "images_per_s", "miou"), advice=_AGAIN)
+    rows = read_csv(path, CURVES, advice=_AGAIN)
     try:
         return [
             StepReport(
                 step=int(step),
                 loss=float(loss),
+                gradient_norm=float(norm),
                 learning_rate=float(rate),
                 images_per_s=float(speed),
                 miou=float(miou) if miou else None,
             )
-            for step, loss, rate, speed, miou in rows
+            for step, loss, norm, rate, speed, miou in rows
         ]
     except ValueError as error:
         raise BadDocument(f"{path}: {error}; {_AGAIN}") from error

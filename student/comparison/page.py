@@ -10,7 +10,8 @@ from pathlib import Path
 from autolabel.manifests import pages
 from autolabel.manifests.drawing import OKABE_ITO
 from autolabel.manifests.wording import Table
-from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate
+from autolabel.student.comparison.intervals import Estimate
+from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison
 from autolabel.student.train import StepReport
 
 # An arm is told apart by its colour, and without colours by its mark and dash. The last colour follows the text.

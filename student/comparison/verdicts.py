@@ -1,80 +1,41 @@
 """Judge a few trainings: means with intervals, differences paired by seed, and a plain verdict for each class.
 
-Intervals are Student's t at 95 % ("The probable error of a mean", Biometrika 6, 1908) over the seeds. Two arms with the
-same seed start from the same weights, so their difference is taken seed by seed (paired), and a verdict is given only
-if the interval of the mean difference excludes 0, and if both arms have learnt something: each training must do better
-than naming the commonest class everywhere. All IoUs are shares in 0..1; a point is 0.01.
+Two arms with the same seed start from the same weights, so their difference is taken seed by seed (paired), and a
+verdict is given only if the 95 % interval of the mean difference excludes 0, and if both arms have learnt something:
+each training must do better than naming the commonest class everywhere. All IoUs are shares in 0..1; a point is 0.01.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Sequence
+import functools
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
-from autolabel.manifests.wording import Shown, Table, duration, listed, number, percent, points
+from autolabel.manifests.wording import Shown, Table, counted, duration, listed, number, percent, points
+from autolabel.student.comparison.intervals import (
+    HOLDS,
+    Chance,
+    Estimate,
+    Pairing,
+    estimate,
+    pairing,
+    with_half,
+)
 from autolabel.student.evaluate import Scores
 from autolabel.student.train import StepReport
 
 MEAN = "mean IoU"  # beside the names of the classes
-# 97.5 % quantiles of Student's t for 1 to 30 degrees of freedom: NIST/SEMATECH e-Handbook of Statistical Methods,
-# section 1.3.6.7.2.
-_T = (
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
-    2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
-    2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
-)  # fmt: skip
-_NORMAL = 1.960
 _SCORED = ("iou", "miou", "pixel_accuracy", "images", "commonest_miou")
-
-
-def t_quantile(freedom: int) -> float:
-    """Return the 97.5 % quantile of Student's t, or of the normal distribution above 30 degrees of freedom."""
-    return _T[freedom - 1] if freedom <= len(_T) else _NORMAL
-
-
-def _with_half(text: str, half: float | None, *, impossible: bool) -> str:
-    """The number with half of its interval; a star where the interval holds numbers that no IoU can have."""
-    return text if half is None else f"{text} ± {100 * half:.1f}{'*' if impossible else ''}"
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """A mean over seeds and half of the width of its 95 % interval.
-
-    Both are None if a seed has no number, because the class is in no validation image. With one seed `half` is None.
-    """
-
-    mean: float | None
-    half: float | None
-
-    @property
-    def impossible(self) -> bool:
-        """True if the interval leaves 0..1."""
-        return self.half is not None and self.mean is not None and not self.half <= self.mean <= 1 - self.half
-
-    def __str__(self) -> str:
-        """68.2 ± 1.0, in per cent."""
-        return _with_half(percent(self.mean), self.half, impossible=self.impossible)
-
-
-def estimate(values: Sequence[float | None]) -> Estimate:
-    """Estimate the mean and its interval from one number for each seed."""
-    numbers = np.array([v for v in values if v is not None], np.float64)
-    if not len(numbers) or len(numbers) < len(values) or np.isnan(numbers).any():
-        return Estimate(None, None)
-    mean, n = float(numbers.mean()), len(numbers)
-    return Estimate(mean, t_quantile(n - 1) * float(numbers.std(ddof=1)) / math.sqrt(n) if n > 1 else None)
 
 
 @dataclass(frozen=True)
 class ArmDifference:
     """An arm's IoU minus its baseline's, of one class or of the mean, paired by seed.
 
-    learnt: every training of both arms does better than naming the commonest class everywhere.
+    learnt: every training of both arms does better than naming the commonest class everywhere. p: the chance of a
+    difference at least as large between equal arms; None where chance can make none, or there is no interval. pairing:
+    what pairing by seed buys.
     """
 
     arm: str
@@ -83,6 +44,13 @@ class ArmDifference:
     mean: float | None
     half: float | None
     learnt: bool = True
+    p: float | None = None
+    pairing: Pairing | None = None
+
+    @property
+    def tested(self) -> bool:
+        """True if this is one of the differences of which chance calls some better or worse."""
+        return self.learnt and self.p is not None
 
     @property
     def impossible(self) -> bool:
@@ -103,14 +71,14 @@ class ArmDifference:
     @property
     def change(self) -> str:
         """+2.1 ± 0.8, in points."""
-        return _with_half(points(self.mean), self.half, impossible=self.impossible)
+        return with_half(points(self.mean), self.half, impossible=self.impossible)
 
     def __str__(self) -> str:
         """One sentence: "pole loses 2.1 ± 0.8 points against fine + coarse"."""
         if self.mean is None or self.half is None or self.verdict not in ("better", "worse"):
             return f"{self.name} is {self.verdict} against {self.baseline}"
         verb = "gains" if self.mean > 0 else "loses"
-        size = _with_half(percent(abs(self.mean)), self.half, impossible=self.impossible)
+        size = with_half(percent(abs(self.mean)), self.half, impossible=self.impossible)
         return f"{self.name} {verb} {size} points against {self.baseline}"
 
 
@@ -168,16 +136,34 @@ class Comparison(Shown):
 
     def difference(self, arm: str, baseline: str, name: str = MEAN) -> ArmDifference:
         """Compare an arm with a baseline, seed by seed."""
-        pairs = zip(self._values(arm, name), self._values(baseline, name), strict=True)
-        both = estimate([None if a is None or b is None else a - b for a, b in pairs])
-        learnt = not {arm, baseline} & set(self.unlearnt)
-        return ArmDifference(arm, baseline, name, both.mean, both.half, learnt)
+        own, other = self._values(arm, name), self._values(baseline, name)
+        both = estimate([None if a is None or b is None else a - b for a, b in zip(own, other, strict=True)])
+        return ArmDifference(
+            arm, baseline, name, both.mean, both.half,
+            learnt=not {arm, baseline} & set(self.unlearnt),
+            p=both.p_value(len(self.seeds)),
+            pairing=pairing(own, other),
+        )  # fmt: skip
 
     def differences(self) -> Iterator[ArmDifference]:
         """Compare every arm with each of its baselines, for every class and the mean."""
         for arm in self.arms:
             for baseline in self.baselines(arm):
                 yield from (self.difference(arm, baseline, name) for name in (*self.classes, MEAN))
+
+    @functools.cached_property
+    def chance(self) -> Chance:
+        """How many verdicts there are, and how many there would be by chance."""
+        tested = [d for d in self.differences() if d.tested]
+        return Chance.of(
+            [d.p for d in tested if d.p is not None],
+            excluding=sum(d.verdict in ("better", "worse") for d in tested),
+            losses=sum(d.verdict == "worse" for d in tested),
+        )
+
+    def holds(self, difference: ArmDifference) -> bool:
+        """True for a verdict that is left when the rate of false discoveries over all of them is held at 5 %."""
+        return difference.learnt and difference.p is not None and difference.p <= self.chance.largest
 
     def losses(self) -> list[ArmDifference]:
         """The differences whose verdict is worse, the greatest loss first."""
@@ -211,9 +197,29 @@ class Comparison(Shown):
             return []
         return [f"{loss.arm}: {loss}" for loss in self.losses()] or ["No class is shown to lose."]
 
+    def limits(self) -> list[str]:
+        """Sentences on what no interval covers; none without intervals."""
+        if not self.chance.intervals:
+            return []
+        limits, runs = [], self.setting["runs"]
+        if runs:
+            arms, teachers = dict.fromkeys(r["arm"] for r in runs), {r["teacher_sha256"] for r in runs}
+            limits.append(
+                f"The automatic labels of {listed(list(arms))} come from {counted(len(teachers), 'teacher')}. Trained"
+                " again, a teacher labels otherwise; these intervals, over seeds of the students, do not cover that."
+            )
+        if len(looks := self.setting["looks"]) > 1:
+            limits.append(
+                f"Verdicts in this folder were looked at with {listed([str(n) for n in looks])} seeds. Whoever adds"
+                " seeds until something is decided is wrong more often than these intervals say."
+            )
+        return limits
+
     def lines(self) -> list[str]:
-        """The arms that are not judged, the losses, then the notes."""
-        return [*self.refusals(), *self.summary(), *(f"note: {note}" for note in self.notes)]
+        """The arms that are not judged, the losses, the verdicts that chance would give, then limits and notes."""
+        chance = [str(self.chance)] if self.chance.intervals else []
+        notes = [f"note: {note}" for note in (*self.limits(), *self.notes)]
+        return [*self.refusals(), *self.summary(), *chance, *notes]
 
     def _about_stars(self, *, limits: str) -> str:
         seeds = len(self.seeds)
@@ -231,8 +237,12 @@ class Comparison(Shown):
     def verdict_table(self, arm: str, baseline: str) -> Table:
         """Gains and losses of an arm, by class."""
         differences = [self.difference(arm, baseline, name) for name in self.names]
-        rows = [[d.name, d.change, d.verdict] for d in differences]
-        notes = [self._about_stars(limits="\u2212100 to 100")] if any(d.impossible for d in differences) else []
+        rows = [[d.name, d.change, f"{d.verdict} {HOLDS}" if self.holds(d) else d.verdict] for d in differences]
+        notes = [str(d.pairing) for d in differences if d.name == MEAN and d.pairing]
+        if any(d.impossible for d in differences):
+            notes.append(self._about_stars(limits="\u2212100 to 100"))
+        if any(self.holds(d) for d in differences):
+            notes.append(f"{HOLDS} This verdict also holds at a false discovery rate of 5 %.")
         title = f"{arm} against {baseline}: points of IoU, paired by seed"
         return Table(title, ["class", "points", "verdict"], rows, notes=notes)
 
@@ -268,9 +278,16 @@ class Comparison(Shown):
             },
             "losses": [f"{d.arm}: {d}" for d in self.losses()],
             "differences": [
-                {"arm": d.arm, "baseline": d.baseline, "name": d.name, **numbers(d), "verdict": d.verdict}
+                {
+                    **{"arm": d.arm, "baseline": d.baseline, "name": d.name, **numbers(d), "verdict": d.verdict},
+                    **{"p": d.p, "holds": self.holds(d)},
+                    "correlation": d.pairing.correlation if d.pairing else None,
+                    "paired_to_unpaired": d.pairing.ratio if d.pairing else None,
+                }
                 for d in self.differences()
             ],
+            "chance": self.chance.record(),
+            "limits": self.limits(),
             "cost": {arm: {"images_per_s": speed, "seconds": seconds} for arm, (speed, seconds) in costs.items()},
             "seconds": self.seconds,
             "curves": {

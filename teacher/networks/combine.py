@@ -185,7 +185,11 @@ class _Chained(Combination):
 
 
 class Hierarchical(_Chained):
-    """Attention between each scale and the next higher one, computed from the features of the lower scale alone."""
+    """Attention between each scale and the next higher one, computed from the features of the lower scale alone.
+
+    In training the head also sees the highest scale, last, so that its batch norms have statistics of both scales, as
+    in the published training.
+    """
 
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
@@ -202,12 +206,15 @@ class Hierarchical(_Chained):
         return self.conv2(x).float().sigmoid()  # type: ignore[no-any-return]
 
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
-        highest = max(scales)  # its attention is not computed: no scale above would share with it
+        highest = max(scales)  # its attention is not used: no scale above would share with it
         parts = []
         for scale in sorted(scales):
             own = rescaled_size(size, scale)
             now = predict(own)
             attention = None if scale == highest else self.attention(now.features)
+            if attention is None and self.training:
+                with torch.no_grad():  # only to see it: labelling applies the running statistics to both scales
+                    self.attention(now.features)
             parts.append(Part(scale, own, now.logits, attention, now.aux))
         return parts
 
@@ -221,16 +228,15 @@ class HierarchicalPairs(_Chained):
 
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts: list[Part] = []
-        above: Tensor | None = None
-        for scale in sorted(scales, reverse=True):
+        below: Tensor | None = None
+        for scale in sorted(scales):  # the network sees the lower scale first, as in the published training
             own = rescaled_size(size, scale)
             now = predict(own)
-            attention = None
-            if above is not None:
-                higher = resize(above, now.features.shape[-2:])
-                attention = _run_layers(self, torch.cat([now.features, higher], dim=1))
-            parts.append(Part(scale, own, now.logits, attention, now.aux))
-            above = now.features
+            if below is not None:
+                higher = resize(now.features, below.shape[-2:])
+                parts[-1] = replace(parts[-1], attention=_run_layers(self, torch.cat([below, higher], dim=1)))
+            parts.append(Part(scale, own, now.logits, aux=now.aux))
+            below = now.features
         return parts
 
 

@@ -324,7 +324,7 @@ def training(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {
         name: len(data) if name.endswith(".pt") else data for name, data in contents(folder).items()
     }
-    found["curves.csv"] = [line.split(b",")[:3] for line in contents(folder)["curves.csv"].splitlines()]
+    found["curves.csv"] = [line.split(b",")[:4] for line in contents(folder)["curves.csv"].splitlines()]
     return {name: data for name, data in found.items() if not name.startswith(".lock")}
 
 

@@ -22,8 +22,17 @@ from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.comparison.compare import ARMS, ArmProgress, arm_names, compare, last_scores, read_curve
+from autolabel.student.comparison.intervals import (
+    Chance,
+    Estimate,
+    Pairing,
+    estimate,
+    pairing,
+    t_quantile,
+    two_sided,
+)
 from autolabel.student.comparison.page import render
-from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison, Estimate, estimate, t_quantile
+from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
@@ -36,22 +45,91 @@ torch.set_num_threads(1)  # the small network is no slower with one, and never w
 
 
 def test_one_fortieth_of_students_t_lies_above_each_quantile() -> None:
-    """Against the density itself, integrated by Simpson's rule from 0; the table has three decimals."""
-    for freedom in (*range(1, 31), 10_000):
+    """To the table of the NIST/SEMATECH e-Handbook, section 1.3.6.7.2, and to four decimals above it."""
+    table = (
+        12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228,
+        2.201, 2.179, 2.160, 2.145, 2.131, 2.120, 2.110, 2.101, 2.093, 2.086,
+        2.080, 2.074, 2.069, 2.064, 2.060, 2.056, 2.052, 2.048, 2.045, 2.042,
+    )  # fmt: skip
+    assert tuple(round(t_quantile(freedom), 3) for freedom in range(1, 31)) == table
+    above = {31: 2.0395, 40: 2.0211, 60: 2.0003, 120: 1.9799, 10_000: 1.9602}
+    assert {freedom: round(t_quantile(freedom), 4) for freedom in above} == above
+    for freedom in (0, -1):
+        with pytest.raises(ValueError, match=f"^{freedom} degrees of freedom: expected 1 or more"):
+            t_quantile(freedom)
+
+
+def test_the_chance_of_a_t_is_what_its_density_holds_outside() -> None:
+    """Against the density itself, integrated by Simpson's rule from 0."""
+    for freedom in (1, 2, 3, 4, 5, 30, 31):
         scale = math.exp(math.lgamma((freedom + 1) / 2) - math.lgamma(freedom / 2)) / math.sqrt(freedom * math.pi)
-        x = np.linspace(0, t_quantile(freedom), 20_001)
-        y = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
-        area = (x[1] / 3) * (y[0] + y[-1] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum())
-        assert 0.5 + area == pytest.approx(0.975, abs=3e-5), freedom
-    assert (t_quantile(1), t_quantile(2), t_quantile(30), t_quantile(31)) == (12.706, 4.303, 2.042, 1.960)
+        for t in (0.0, 0.5, 2.0, 9.0):
+            x = np.linspace(0, t, 2001)
+            y = scale * (1 + x**2 / freedom) ** (-(freedom + 1) / 2)
+            inside = (x[1] / 3) * (y[0] + y[-1] + 4 * y[1:-1:2].sum() + 2 * y[2:-1:2].sum())
+            assert two_sided(t, freedom) == two_sided(-t, freedom) == pytest.approx(1 - 2 * inside, abs=1e-9)
+    assert two_sided(math.inf, 2) == two_sided(math.inf, 3) == 0
 
 
 def test_an_interval_is_computed_as_by_hand() -> None:
-    """0.1, 0.2, 0.3: deviation 0.1, so 4.303 x 0.1 / sqrt 3 = 0.24843."""
+    """0.1, 0.2, 0.3: deviation 0.1, so 4.30265 x 0.1 / sqrt 3 = 0.248414."""
     found = estimate([0.1, 0.2, 0.3])
-    assert found.mean == pytest.approx(0.2) and found.half == pytest.approx(0.248434, abs=1e-6)
+    assert found.mean == pytest.approx(0.2) and found.half == pytest.approx(0.248414, abs=1e-6)
     assert estimate([0.25]) == Estimate(0.25, None)
     assert estimate([0.1, None, 0.3]) == estimate([None]) == estimate([0.1, math.nan]) == Estimate(None, None)
+
+
+def test_the_chance_of_a_mean_is_a_twentieth_where_its_interval_ends_at_zero() -> None:
+    """0.1, 0.2, 0.3 has t = 0.2 sqrt 3 / 0.1 = 3.4641 and, for two degrees, p = 1 - t / sqrt(2 + t²) = 0.0741799."""
+    assert estimate([0.1, 0.2, 0.3]).p_value(3) == pytest.approx(0.0741799, abs=1e-7)
+    assert Estimate(-0.3, 0.3).p_value(5) == pytest.approx(0.05)
+    assert (Estimate(0.2, 0.0).p_value(3), Estimate(0.0, 0.1).p_value(3)) == (0, 1)
+    for nothing in (Estimate(None, None), Estimate(0.2, None), Estimate(0.0, 0.0)):  # the last: 0 in every training
+        assert nothing.p_value(3) is None
+
+
+def test_adding_seeds_until_something_is_decided_makes_13_of_100_equal_arms_differ() -> None:
+    """docs/compare.md names this number: looks with two, three, four and five seeds, where one look would make 5."""
+    differences = np.random.default_rng(0).normal(size=(40_000, 5))
+    decided = np.zeros(len(differences), bool)
+    for n in range(2, 6):
+        own = differences[:, :n]
+        decided |= abs(own.mean(axis=1)) > t_quantile(n - 1) * own.std(axis=1, ddof=1) / math.sqrt(n)
+    assert decided.mean() == pytest.approx(0.135, abs=0.005)
+
+
+def test_pairing_is_told_by_correlation_and_by_the_width_that_it_saves() -> None:
+    """Deviations 0.1 and 0.2, correlation 1: differences 0.1, 0.2, 0.3 deviate by 0.1; unpaired, by sqrt(0.05)."""
+    found = pairing([0.2, 0.3, 0.4], [0.1, 0.3, 0.5])
+    assert found is not None and found.correlation == pytest.approx(1)
+    assert found.ratio == pytest.approx(4.30265 * 0.1 / (2.77645 * math.sqrt(0.05)), abs=1e-5)
+    assert str(Pairing(-0.5, 1.554)) == (
+        "By seed, the mean IoUs of the two arms correlate with \N{MINUS SIGN}0.50: the paired interval is 1.55 times as"
+        " wide as an unpaired one."
+    )
+    known = [0.2, 0.3, 0.4]
+    for other in ([0.3, 0.3, 0.3], [0.2, None, 0.4]):
+        assert pairing(known, other) is pairing(other, known) is None
+    assert pairing([0.2, 0.3], [0.1, 0.3]) is None
+
+
+def test_false_discoveries_are_controlled_as_benjamini_and_hochberg_do() -> None:
+    """Their own fifteen p values: at 5 % the first four are left, though nine of them are below 0.05."""
+    p_values = [
+        0.0001, 0.0004, 0.0019, 0.0095, 0.0201, 0.0278, 0.0298, 0.0344, 0.0459, 0.3240, 0.4262, 0.5719, 0.6528, 0.7590,
+        1.0,
+    ]  # fmt: skip
+    found = Chance.of(p_values[::-1], excluding=9, losses=2)
+    assert found == Chance(15, 9, 2, 0.0095, 4) and found.expected == 0.75
+    assert str(found) == (
+        "9 of 15 intervals exclude 0, 2 of them as losses. By chance about 0.8 would, 0.4 of them as losses, if no arm"
+        " differed. 4 of the 9 also hold at a false discovery rate of 5 % (\N{DAGGER})."
+    )
+    assert Chance.of([0.02, 0.03, 0.04], excluding=3, losses=0).holding == 3  # the last takes the others along
+    nothing = Chance.of([0.6], excluding=0, losses=0)
+    assert (nothing.largest, nothing.holding) == (-1, 0)
+    assert str(nothing).endswith("if no arm differed.")
+    assert Chance.of([], excluding=0, losses=0).intervals == 0
 
 
 def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
@@ -60,11 +138,12 @@ def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
         arm: [Scores(iou, float(np.mean([v for v in iou.values() if v is not None])), 0.9, 3) for iou in of_arm]
         for arm, of_arm in values.items()
     }
-    curve = [StepReport(n, 4.0 / n, 0.001, 16.0, 0.1 * n if n % 2 == 0 else None) for n in range(1, 5)]
+    curve = [StepReport(n, 4.0 / n, 1.0, 0.001, 16.0, 0.1 * n if n % 2 == 0 else None) for n in range(1, 5)]
     seeds = tuple(range(len(next(iter(scores.values())))))
     asked = {
         "steps": 4, "arch": "a network", "batch_size": 8, "crop": [64, 96], "loss": "cross-entropy", "init": None,
         "optimizer": "adamw", "learning_rate": 0.003, "precision": "float32", "val": "val.parquet", "runs": [],
+        "looks": [len(seeds)],
         "schedule": "poly", "power": 0.9, "ema": 0.99, "fine_only_last": 0.25,
         "added_share": 0.5,
         "manifests": {arm: f"{arm}.parquet" for arm in scores}, "images": dict.fromkeys(scores, 6),
@@ -76,7 +155,7 @@ def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
 @pytest.fixture
 def three_seeds() -> Comparison:
     """Seeds differ by 0.3, the arms of one seed by little: only pairs can tell. Pole loses 0.021 ± 0.008 by auto."""
-    seeds, around = (0.2, 0.5, 0.8), 0.008 * math.sqrt(3) / 4.303
+    seeds, around = (0.2, 0.5, 0.8), 0.008 * math.sqrt(3) / 4.302653
     return made_up(
         {
             "fine": [{"road": s, "sky": 0.5, "pole": s, "train": None} for s in seeds],
@@ -93,9 +172,9 @@ def three_seeds() -> Comparison:
 
 
 def test_differences_are_paired_by_seed(three_seeds: Comparison) -> None:
-    """Road of fine + coarse against fine: +0.03, 0.04, 0.05, so 0.04 ± 4.303 x 0.01 / sqrt 3 = 0.024843."""
+    """Road of fine + coarse against fine: +0.03, 0.04, 0.05, so 0.04 ± 4.30265 x 0.01 / sqrt 3 = 0.0248414."""
     found = three_seeds.difference("fine + coarse", "fine", "road")
-    assert found.mean == pytest.approx(0.04) and found.half == pytest.approx(0.0248434, abs=1e-7)
+    assert found.mean == pytest.approx(0.04) and found.half == pytest.approx(0.0248414, abs=1e-7)
     assert found.verdict == "better"
     alone = three_seeds.estimate("fine + coarse", "road").half
     assert alone is not None and alone > 0.7  # unpaired, nothing could be said
@@ -169,7 +248,7 @@ def test_students_that_have_all_learnt_nothing_leave_no_verdict_and_no_loss() ->
     values = {"fine": (0.02, 0.03), "fine + coarse": (0.01, 0.01), "fine + auto": (0.05, 0.05)}
     found = with_commonest(made_up({arm: [{"road": v} for v in of_arm] for arm, of_arm in values.items()}), 0.06)
     assert {d.verdict for d in found.differences()} == {"not judged"} and found.losses() == []
-    assert [line.partition(":")[0] for line in found.lines()] == [*values, "note"]
+    assert [line.partition(":")[0] for line in found.lines()] == [*values, "note"] and found.chance.intervals == 0
     assert "is shown to lose" not in render(found, Path("out"))
 
 
@@ -179,8 +258,59 @@ def test_an_interval_that_no_iou_can_have_is_marked(three_seeds: Comparison) -> 
     assert str(three_seeds.estimate("fine", "sky")) == "50.0 ± 0.0"
     note = "* The interval leaves 0 to 100 %: 3 seeds say little here; more seeds or more steps say more."
     assert note in three_seeds.score_table().notes and note in render(three_seeds, Path("out"))
-    assert three_seeds.verdict_table("fine + auto", "fine").notes == []
+    assert not any("leaves" in note for note in three_seeds.verdict_table("fine + auto", "fine").notes)
     assert ArmDifference("a", "b", "road", -0.4, 0.7).change == "\N{MINUS SIGN}40.0 ± 70.0*"
+
+
+def test_verdicts_stand_beside_those_that_chance_would_give(three_seeds: Comparison) -> None:
+    """Three pairs of arms with road, sky, pole and the mean: twelve intervals; no image has a train."""
+    record = three_seeds.record()
+    tested = [d for d in record["differences"] if d["p"] is not None]
+    decided = [d for d in tested if d["verdict"] in ("better", "worse")]
+    assert {(d["arm"], d["name"]) for d in record["differences"] if d["p"] is None} == {
+        (arm, "train") for arm in ("fine + coarse", "fine + auto")
+    }
+    counts = {"intervals": 12, "excluding_0": len(decided), "losses": 1, "expected": 0.6, "expected_losses": 0.3}
+    assert record["chance"] == pytest.approx({**counts, "holding": sum(d["holds"] for d in record["differences"])})
+    assert all(d["p"] < 0.05 for d in decided) and all(d["p"] > 0.05 for d in tested if d not in decided)
+    sentence = f"{len(decided)} of 12 intervals exclude 0, 1 of them as losses. By chance about 0.6 would"
+    assert any(line.startswith(sentence) for line in three_seeds.lines())
+    assert f'<li id="chance">{sentence}' in render(three_seeds, Path("out"))
+
+
+def test_a_verdict_that_holds_among_all_is_marked(three_seeds: Comparison) -> None:
+    """Seven of twelve have p below 0.05; Benjamini and Hochberg keep those up to 7/12 of it, all of these."""
+    table = three_seeds.verdict_table("fine + auto", "fine + coarse")
+    assert three_seeds.chance.holding == three_seeds.chance.excluding == 7
+    assert {row[0]: row[2] for row in table.rows} == {
+        "pole": "worse †", "road": "better †", "sky": "undecided", MEAN: "undecided",
+    }  # fmt: skip
+    assert not three_seeds.holds(replace(three_seeds.losses()[0], p=0.04))
+    assert "† This verdict also holds at a false discovery rate of 5 %." in table.notes
+    assert '<td class=" better" data-name="verdict">better †</td>' in render(three_seeds, Path("out"))
+
+
+def test_differences_that_chance_cannot_make_are_not_counted() -> None:
+    """They are those of an arm that is not judged, of a class that nobody ever finds, and of a single seed."""
+    values = {"fine": (0.5, 0.6), "fine + coarse": (0.3, 0.5), "fine + auto": (0.2, 0.01)}
+    found = made_up({arm: [{"road": v, "train": 0.0} for v in of_arm] for arm, of_arm in values.items()})
+    assert found.chance.intervals == 6  # road and the mean, of three pairs
+    assert with_commonest(found, 0.01).chance.intervals == 2
+    one = made_up({arm: [{"road": v} for v in of_arm[:1]] for arm, of_arm in values.items()})
+    assert one.chance.intervals == 0 and "By chance" not in render(one, Path("out")) + str(one)
+    assert one.limits() == []
+
+
+def test_one_teacher_and_seeds_added_later_are_told_as_limits(three_seeds: Comparison) -> None:
+    run = {"arm": "fine + auto", "run": "run", "policy": "", "teacher": "best.pt", "teacher_sha256": "ab"}
+    found = replace(three_seeds, setting={**three_seeds.setting, "runs": [run], "looks": [2, 3]})
+    teacher, seeds = found.limits()
+    assert teacher.startswith(
+        "The automatic labels of fine + auto come from 1 teacher. Trained again, a teacher labels"
+    )
+    assert seeds.startswith("Verdicts in this folder were looked at with 2 and 3 seeds. Whoever adds seeds until")
+    assert three_seeds.limits() == [] and found.record()["limits"] == [teacher, seeds]
+    assert f"{teacher} {seeds}" in render(found, Path("out")) and f"note: {seeds}" in found.lines()
 
 
 def test_a_class_that_never_occurs_has_no_number_anywhere(three_seeds: Comparison) -> None:
@@ -337,6 +467,18 @@ def test_a_finished_student_is_not_trained_again(
     assert again == comparison[0]
     assert steps == []
     assert (template.out / "compare.json").read_bytes() == record
+
+
+def test_a_comparison_remembers_with_how_many_seeds_it_was_looked_at(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
+) -> None:
+    path = template.out / "compare.json"
+    record = json.loads(path.read_text())
+    assert record["looks"] == [2]
+    path.write_text(json.dumps({**record, "looks": [3]}))
+    assert again(template, city, auto).setting["looks"] == [2, 3]
+    path.write_text(json.dumps({**record, "looks": "three"}))
+    assert again(template, city, auto) == comparison[0] and json.loads(path.read_text()) == record
 
 
 @pytest.mark.parametrize(

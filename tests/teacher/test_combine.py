@@ -6,6 +6,7 @@ plain torch gives on whole maps.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from itertools import pairwise
@@ -317,6 +318,51 @@ def test_a_hierarchy_trusts_each_scale_by_its_own_features(size: Size, scales: t
         x = combination.bn1(combination.conv1(x)).relu()
         attention[s] = torch.sigmoid(combination.conv2(x))
     check(combination, size, scales, chained(own_logits(size, scales), attention, size))
+
+
+def test_a_hierarchy_in_training_takes_statistics_of_both_scales_and_changes_nothing_else() -> None:
+    """Labelling asks for attention at 1 and above too: with statistics of 0.5 alone it would be shifted there."""
+    trained, size = cast(Hierarchical, awake(Hierarchical(FEATURES, 8)).train()), (48, 64)
+    twin = copy.deepcopy(trained)
+    low, high = trained.weigh(predict, size, scales=(0.5, 1.0))
+    attention = [twin.attention(predict(rescaled_size(size, s)).features) for s in (0.5, 1.0)]  # low first
+    assert low.attention is not None
+    assert torch.equal(low.attention, attention[0])
+    assert high.attention is None
+    for (name, found), expected in zip(trained.named_buffers(), twin.buffers(), strict=True):
+        assert torch.equal(found, expected), name
+    assert [int(norm.num_batches_tracked or 0) for norm in (trained.bn0, trained.bn1)] == [2, 2]
+    for sight in (low.attention, attention[0]):
+        sight.sum().backward()  # type: ignore[no-untyped-call]
+    for found, expected in zip(trained.parameters(), twin.parameters(), strict=True):
+        assert found.grad is not None
+        assert expected.grad is not None
+        assert torch.equal(found.grad, expected.grad)  # the higher scale pulls at nothing
+
+
+@pytest.mark.parametrize(
+    ("combination", "order"),
+    [
+        (Average(), (1.0,)),
+        (Hierarchical(FEATURES, 8), (0.5, 1.0)),
+        (HierarchicalPairs(FEATURES, 8), (0.5, 1.0)),
+        (Explicit(FEATURES, 3, batch_norm=True), (1.0, 0.5, 2.0)),
+        (ExplicitPairs(FEATURES, 8), (1.0, 0.5)),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, Combination) else "",
+)
+def test_a_network_in_training_sees_scales_in_the_published_order(
+    combination: Combination, order: tuple[float, ...]
+) -> None:
+    """Running statistics forget: the scale that is seen last weighs most."""
+    seen = []
+
+    def watched(size: Size) -> ScaleOutput:
+        seen.append(size)
+        return predict(size)
+
+    combination.train().weigh(watched, (48, 64), scales=combination.training_scales)
+    assert seen == [rescaled_size((48, 64), s) for s in order]
 
 
 @every_size

@@ -303,38 +303,21 @@ def with_memory_for(teacher: Path, most: int, error: Callable[[], Exception]) ->
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
-def test_a_batch_that_does_not_fit_is_halved_until_it_does(
+def test_a_batch_that_does_not_fit_is_tried_once_more_alone_and_whole(
     error: Callable[[], Exception], teacher: Path, seer: Teacher, eight: Image
 ) -> None:
-    limited, asked = with_memory_for(teacher, 2, error)
-    expected = list(seer.predict_in_batches(eight, 2, edges=(0.5,), scales=(1,)))
-    assert_same(list(limited.predict_in_batches(eight, 8, edges=(0.5,), scales=(1,))), expected)
-    assert asked == [8, 4, 2, 2, 2, 2]
-    assert limited.fits == {(48, 64): 2}
-    asked.clear()
-    limited.predict_in_batches(eight, 8, edges=(0.5,), scales=(1,))  # nothing is asked before the first label is
-    list(limited.predict_in_batches(eight[:4], 8, edges=(0.5,), scales=(1,)))
-    assert asked == [2, 2]  # remembered
-    list(limited.predict_in_batches(eight[:, :40], 4, edges=(0.5,), scales=(1,)))
-    assert asked[2:] == [4, 2, 2, 2, 2]  # another size is another matter
-    assert limited.fits == {(48, 64): 2, (40, 64): 2}
-
-
-def test_images_done_before_memory_runs_out_are_kept_and_the_rest_is_halved(
-    teacher: Path, seer: Teacher, eight: Image
-) -> None:
-    """What is done is kept, what failed is done again, and each image is labelled once."""
-    limited, asked = with_memory_for(teacher, 8, AssertionError)
-    room = iter([4, 3, 8, 8, 8, 8, 8, 8])
+    """Half a batch would go through other kernels, and have other labels."""
+    limited, asked = with_memory_for(teacher, 8, error)
+    room = iter([4, 3, 4])
 
     def shrink(*_: object) -> None:
         if asked[-1] > next(room):
-            raise torch.OutOfMemoryError("CUDA out of memory.")
+            raise error()
 
     limited.network.backbone.register_forward_pre_hook(shrink)
     found = list(limited.predict_in_batches(eight, 4, edges=(0.5,), scales=(1,)))
-    assert asked == [4, 4, 2, 2]
-    assert_same_but_for_ties(found, list(seer.predict_in_batches(eight, 1, edges=(0.5,), scales=(1,))))
+    assert asked == [4, 4, 4]
+    assert_same(found, list(seer.predict_in_batches(eight, 4, edges=(0.5,), scales=(1,))))
 
 
 @pytest.mark.parametrize("error", OUT_OF_MEMORY)
@@ -346,7 +329,7 @@ def test_an_image_that_does_not_fit_alone_is_named(error: Callable[[], Exception
     )
     with pytest.raises(NotEnoughMemory, match=words):
         list(limited.predict_in_batches(eight, 4, edges=(0.5,)))
-    assert asked == [4, 2, 1]
+    assert asked == [4, 4]
     with pytest.raises(NotEnoughMemory, match=words):
         limited.label(eight)
 
@@ -355,7 +338,7 @@ def test_any_other_failure_is_not_taken_for_a_lack_of_memory(teacher: Path, eigh
     limited, asked = with_memory_for(teacher, 2, lambda: RuntimeError("CUDA error: device-side assert triggered"))
     with pytest.raises(RuntimeError, match=r"^CUDA error: device-side assert triggered$"):
         list(limited.predict_in_batches(eight, 8, edges=(0.5,), scales=(1,)))
-    assert (asked, limited.fits) == ([8], {})
+    assert asked == [8]
 
 
 @pytest.mark.skipif(not Path("/proc/self/status").is_file(), reason="needs Linux")
@@ -385,9 +368,9 @@ def test_an_allocation_that_the_system_refuses_costs_one_image(seer: Teacher, ei
 )
 def test_a_budget_leaves_a_fifth_of_the_memory_alone(height: int, width: int, expected: int) -> None:
     budget = Budget("cpu", "float32", bytes_per_pixel=1000, free_bytes=10_000_000_000)
-    assert budget.at_once(height, width) == expected
-    assert budget.at_once(height, width, most=3) == min(3, expected)
-    assert budget.at_once(height, width, batches=2) == (8 if height == 100 else max(1, expected // 2))
+    assert budget.in_flight(height, width, most=8) == expected
+    assert budget.in_flight(height, width, most=3) == min(3, expected)
+    assert budget.in_flight(height, width, batch=2, most=8) == (8 if height == 100 else max(1, expected // 2))
 
 
 def test_an_image_above_the_budget_is_not_even_tried(teacher: Path, eight: Image) -> None:
