@@ -50,8 +50,9 @@ from autolabel.student.saving import Saves, copied
 from autolabel.student.steps import Skips, StepReport
 from autolabel.teacher.checkpoints import content_of
 from autolabel.teacher.device import PRECISIONS, autocast, pick_device, pick_precision
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import Teacher, normalise
+from autolabel.teacher.predict import Teacher
 
 _MOST_SKIPPED = 5  # batches in a row whose loss or gradient is not finite: no accident any more
 
