@@ -55,6 +55,8 @@ class TrainMachine:
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers is {self.workers}: expected 1 or more")
+        if self.compile and self.workers > 1:
+            raise ValueError(f"compile with workers {self.workers}: one process compiles, leave out one of the two")
 
     @property
     def uses_ray(self) -> bool:
@@ -186,8 +188,8 @@ class TrainJob:
         return WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide the result, as JSON values: all but the folder and the machine."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("out", "machine")}
+        """The settings that decide the result, as JSON values: all but the folder, and where it is computed."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("out", "device", "machine")}
         return {name: _plain(value) for name, value in values.items()}
 
 

@@ -364,10 +364,16 @@ def test_a_checkpoint_remembers_the_request_without_train_json(
         train(replace(short, out=tmp_path / "out", power=2.0))
 
 
-def test_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
+def test_device_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
     """A finished training returns at once, whatever is to compute it; it needs no Ray."""
     expected = Scores.read(uninterrupted / "scores.json")
-    assert train(replace(short, batch_size=2, machine=TrainMachine(workers=2, compile=True))) == expected
+    for machine in (TrainMachine(workers=2), TrainMachine(compile=True)):
+        assert train(replace(short, device="auto", machine=machine)) == expected
+
+
+def test_another_precision_is_refused_also_where_another_device_chose_it(short: TrainJob, uninterrupted: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds another training \(precision was 'float32', now 'bfloat16'\)"):
+        train(replace(short, precision="bfloat16"))
 
 
 def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:
@@ -756,9 +762,11 @@ def test_several_workers_on_apples_gpu_are_refused(short: TrainJob) -> None:
         replace(short, device="mps", machine=TrainMachine(workers=2))
 
 
-def test_zero_workers_are_refused() -> None:
+def test_machines_that_cannot_train_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^workers is 0: expected 1 or more$"):
         TrainMachine(workers=0)
+    with pytest.raises(ValueError, match=r"^compile with workers 2: one process compiles, leave out one of the two$"):
+        TrainMachine(workers=2, compile=True)
 
 
 def test_seeds_use_32_bits(short: TrainJob, tmp_path: Path) -> None:
@@ -832,7 +840,6 @@ def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> N
         "optimizer": "adamw",
         "learning_rate": 0.003,
         "init": None,
-        "device": "cpu",
         "precision": "float32",
         "validations": 2,
         "auto_share": None,
