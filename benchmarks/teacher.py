@@ -6,8 +6,9 @@ python benchmarks/teacher.py [--after] [--whole] [--memory] [--gpu] [--size HxW]
            size, softmax to the host, numpy arg-max, a loop over classes, two PNGs)
 --whole    whole labelling with hrnet48_ocr_mscale at 0.5, 1 and 2, and a float32 transcription of the published forward
 --memory   peak memory of labelling 1, 4 and 16 images
---gpu      images per second, share of the measured matrix-product ceiling, peak memory (needs a GPU)
---smallest every number means nothing: tiny images and a small network
+--gpu      labelling and training on a GPU: speed, share of the measured ceiling, kernels, copies, memory,
+           labels against those of the CPU (benchmarks/gpu.py)
+--smallest every number means nothing: tiny images and a small network; --gpu then computes on a CPU where no GPU is
 
 All that apply run by default. Both sides of a ratio run in turn in one process, each with all cores in its own way:
 the plain way splits an image over torch's threads, ours labels as many images at once as there are cores.
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
+import gpu
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -43,11 +45,12 @@ from autolabel.manifests.run.shards import Frames, bucket_of, create_zarr, encod
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.decide import Prediction, count, encode, top_classes
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Hierarchical, Part, rescaled_size
 from autolabel.teacher.networks.decoders import OCRNet
-from autolabel.teacher.predict import Teacher, normalise
+from autolabel.teacher.predict import Teacher
 
 CLASSES, SCALES, THRESHOLD = 19, (0.5, 1.0, 2.0), 0.5
 CORES = len(os.sched_getaffinity(0))
@@ -56,15 +59,14 @@ Pixels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Extent:
-    """How much is measured: size of an image, the network, images whose memory is measured, side of the product."""
+    """How much is measured: size of an image, the network, images whose memory is measured."""
 
     size: tuple[int, int] = (1024, 2048)
     arch: str = "hrnet48_ocr_mscale"
     images: tuple[int, ...] = (1, 4, 16)
-    side: int = 8192
 
 
-SMALLEST = Extent((64, 128), "hrnet18s_ocr_mscale", (1,), 256)
+SMALLEST = Extent((64, 128), "hrnet18s_ocr_mscale", (1,))
 
 
 def seconds(work: Callable[[], object], repeats: int = 3) -> float:
@@ -290,48 +292,6 @@ def label_and_exit(images: int, size: tuple[int, int]) -> None:
     print(int(peak.split()[1]) * 1024)
 
 
-# --- GPU --------------------------------------------------------------------------------------------------------------
-
-
-def ceiling(device: torch.device, dtype: torch.dtype, side: int) -> float:
-    """Floating point operations per second of a large square matrix product."""
-    a, b = (torch.randn(side, side, device=device, dtype=dtype) for _ in range(2))
-
-    def product() -> None:
-        for _ in range(10):
-            a @ b
-        torch.cuda.synchronize(device)
-
-    product()
-    return 10 * 2 * side**3 / seconds(product)
-
-
-def on_gpu(size: tuple[int, int], extent: Extent) -> None:
-    """Images per second, the share of the ceiling that the network's own products reach, and peak memory."""
-    from torch.utils.flop_counter import FlopCounterMode
-
-    device = torch.device("cuda")
-    teacher = teacher_of(untrained(extent.arch), "cuda", "bfloat16")
-    with torch.device("meta"), FlopCounterMode(display=False) as counter:
-        build(extent.arch, CLASSES).eval().parts(torch.empty(1, 3, *size), SCALES)
-    top = ceiling(device, torch.bfloat16, extent.side)
-    print(f"\n### {torch.cuda.get_device_name()}, bfloat16, {size[0]} x {size[1]}: ceiling {top / 1e12:.0f} TFLOP/s\n")
-    print("| batch | flip | images/s | share of the ceiling | peak GiB |\n|---:|---|---:|---:|---:|")
-    for batch in (1, 2, 4):
-        for flip in (False, True):
-            images = street(size, 2 * batch)
-            torch.cuda.reset_peak_memory_stats()
-
-            def label(batch: int = batch, flip: bool = flip, images: Pixels = images) -> None:
-                list(teacher.predict_in_batches(images, batch, edges=(THRESHOLD,), scales=SCALES, flip=flip))
-
-            label()
-            each = seconds(label) / len(images)
-            share = counter.get_total_flops() * (1 + flip) / each / top
-            peak = torch.cuda.max_memory_allocated() / 2**30
-            print(f"| {batch} | {flip} | {1 / each:.2f} | {share:.2f} | {peak:.1f} |")
-
-
 # --- main -------------------------------------------------------------------------------------------------------------
 
 
@@ -344,7 +304,7 @@ def main() -> None:
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     parser.add_argument("--label-and-exit", type=int, help=argparse.SUPPRESS)
     asked = parser.parse_args()
-    if asked.gpu and not torch.cuda.is_available():
+    if asked.gpu and not (asked.smallest or torch.cuda.is_available()):
         parser.error("--gpu: torch sees no GPU here")
     extent = SMALLEST if asked.smallest else Extent()
     height, width = map(int, asked.size.split("x")) if asked.size else extent.size
@@ -365,8 +325,12 @@ def main() -> None:
         whole_labelling(size, extent.arch)
     if asked.memory or everything:
         memory(size, extent.images)
-    if asked.gpu or (everything and torch.cuda.is_available()):
-        on_gpu(size, extent)
+    if asked.gpu or (everything and (asked.smallest or torch.cuda.is_available())):
+        gpu.report(
+            torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+            gpu.SMALLEST if asked.smallest else gpu.FULL,
+            scales=SCALES, network=untrained, teacher=teacher_of, images=street,
+        )  # fmt: skip
 
 
 if __name__ == "__main__":

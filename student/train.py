@@ -49,8 +49,9 @@ from autolabel.student.parallel import DrawSampler, Team
 from autolabel.student.request import TrainRequest
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.device import PRECISIONS, autocast, pick_device, pick_precision
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import Teacher, normalise
+from autolabel.teacher.predict import Teacher
 
 _SAVE_SECONDS = 60.0  # between saves without a validation
 CURVES = ("step", "loss", "gradient_norm", "learning_rate", "images_per_s", "miou")

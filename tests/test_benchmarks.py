@@ -64,7 +64,7 @@ SCRIPTS = {
     "recipes": Script(tables=2),
     "scale_combination": Script(tables=1),
     "store": Script(tables=1, lines=("2 workers by fork: ",), dashes=8),
-    "teacher": Script(tables=3, lines=("labels differ in 0 of ",)),
+    "teacher": Script(tables=5, lines=("labels differ in 0 of ",)),
     "training_step": Script(tables=1),
 }
 

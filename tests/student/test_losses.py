@@ -38,10 +38,10 @@ from autolabel.student.losses import (
     region_mutual_information,
     segmentation_loss,
 )
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Hierarchical, TrainingOutput
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import normalise
 
 torch.set_num_threads(1)
 

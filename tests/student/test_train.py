@@ -645,17 +645,6 @@ def test_a_compiled_network_takes_the_same_step(short: TrainJob, tmp_path: Path)
     assert found == pytest.approx(expected, rel=1e-3)
 
 
-@pytest.mark.gpu
-def test_two_gpus_give_what_one_gives(short: TrainJob, tmp_path: Path) -> None:
-    if torch.cuda.device_count() < 2:
-        pytest.skip("one GPU")
-    job = replace(short, device="cuda", batch_size=4, crop=(96, 128), arch="hrnet18s_plain_mscale", optimizer="sgd")
-    train(replace(job, out=tmp_path / "one"))
-    train(replace(job, out=tmp_path / "two", machine=TrainMachine(workers=2)))
-    found, expected = ([float(row["loss"]) for row in curves(tmp_path / name)] for name in ("two", "one"))
-    assert found == pytest.approx(expected, rel=1e-2)
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [

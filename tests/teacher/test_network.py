@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.student.losses import cross_entropy
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import ARCHITECTURES, COMBINATIONS, build, recognise
 from autolabel.teacher.networks.combine import Average, ScaleOutput
 from autolabel.teacher.networks.decoders import OCRNet, SegmentationNet
@@ -29,7 +30,6 @@ from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv, Efficien
 from autolabel.teacher.networks.fields import Size, at_size, mean_with_mirrored
 from autolabel.teacher.networks.hrnet import resize
 from autolabel.teacher.networks.ocr import ObjectAttention, region_features
-from autolabel.teacher.predict import normalise
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
 

@@ -1,0 +1,360 @@
+"""The first GPU that somebody uses computes other labels than the CPU that all else was tested on, or learns nothing.
+
+`pytest -m gpu` runs these tests there. Most of them also run on a CPU, so that they are no untried code by then.
+"""
+
+from __future__ import annotations
+
+import copy
+import csv
+import itertools
+import math
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.distributed as dist
+from conftest import labels_of, photograph, quarantined, scanned
+from numpy.typing import NDArray
+from PIL import Image
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from autolabel.manifests.cluster import ray_session
+from autolabel.manifests.images import read_image
+from autolabel.manifests.policy import SCALES
+from autolabel.manifests.recipe import Machine
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.samples import load_manifest
+from autolabel.pipeline.job import LabelJob, Portion
+from autolabel.pipeline.run import generate
+from autolabel.student.distributed import run_workers
+from autolabel.student.evaluate import evaluate
+from autolabel.student.job import TrainJob, TrainMachine
+from autolabel.student.parallel import Team, synchronised
+from autolabel.student.request import TrainRequest
+from autolabel.student.train import StepReport, _train_in, train
+from autolabel.teacher.checkpoints import read_checkpoint
+from autolabel.teacher.decide import Prediction
+from autolabel.teacher.device import PRECISIONS
+from autolabel.teacher.feed import normalise
+from autolabel.teacher.networks.build import build
+from autolabel.teacher.networks.decoders import SegmentationNet
+from autolabel.teacher.predict import Teacher, load_teacher
+
+pytestmark = pytest.mark.thorough
+
+Pixels = NDArray[np.uint8]
+DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
+COMBINATIONS = ("hrnet18s_ocr_mscale", "hrnet18s_ocr_mscale2", "hrnet18s_ocr_explicit", "hrnet18s_ocr_explicit_bn",
+                "hrnet18s_ocr_explicit_pairs", "hrnet18s_ocr")  # fmt: skip
+# Every trunk, and every decoder somewhere.
+TRUNKS = ("hrnet48_ocr", "hrnet18s_plain", "efficientnet_lite0_aspp", "resnet50_deeplabv3", "wrn38_deeplabv3plus",
+          "xception71_deeper", "efficientnet_b4_deeper")  # fmt: skip
+EDGES = (0.5, 0.9)
+
+
+@pytest.fixture(params=DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    """A CPU, and a GPU where there is one."""
+    name: str = request.param
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    return name
+
+
+@pytest.fixture
+def gpu() -> Iterator[torch.device]:
+    """A GPU with all of its memory."""
+    if not torch.cuda.is_available():
+        pytest.skip("no GPU")
+    torch.cuda.empty_cache()
+    yield torch.device("cuda")
+    torch.cuda.set_per_process_memory_fraction(1.0)
+
+
+@pytest.fixture(scope="module")
+def streets(city: Path) -> Pixels:
+    """(10, 96, 192, 3): drawn streets that no teacher has seen."""
+    return np.stack([read_image(sample.image) for sample in load_manifest(city / "coarse.parquet").samples])
+
+
+def lively(arch: str, pixels: Pixels) -> tuple[SegmentationNet, float]:
+    """A network whose random weights make many classes win, and the temperature at which it is sure of half of them.
+
+    One pass in training mode gives batch norm the statistics of these images.
+    """
+    torch.manual_seed(0)
+    network = build(arch, 19, scales=3)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.momentum = 1.0
+            elif isinstance(module, nn.Conv2d) and module.weight[0].numel() > 1:  # else one class wins everywhere
+                module.weight -= module.weight.mean(dim=(1, 2, 3), keepdim=True)
+        network.train()(normalise(torch.from_numpy(pixels[:4]).permute(0, 3, 1, 2)))
+        network.eval()
+        logits = Teacher(network).logits(pixels[0], scales=network.scale_attn.training_scales)
+    top = logits.topk(2, dim=0).values
+    return network, float((top[0] - top[1]).median())
+
+
+def predicted(teacher: Teacher, pixels: Pixels, temperature: float, **how: Any) -> list[Prediction]:
+    """Predictions in the batches that labelling plans; of a prior, half of the pixels are left undrawn."""
+    coarse = np.zeros(pixels.shape[:3], np.uint8)
+    coarse[:, ::2] = 255
+    batch = teacher.planned_batch(pixels.shape[1:3], scales=how.get("scales", SCALES))
+    return list(
+        teacher.predict_in_batches(pixels, batch, edges=EDGES, temperature=temperature, coarse=list(coarse), **how)
+    )
+
+
+def differing(found: Sequence[Prediction], expected: Sequence[Prediction]) -> float:
+    """The share of pixels with another top class or level."""
+    return float(np.mean([np.mean(one.codes != other.codes) for one, other in zip(found, expected, strict=True)]))
+
+
+def require_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
+    """Fail unless two lists of predictions have the same bits."""
+    for one, other in zip(found, expected, strict=True):
+        assert np.array_equal(one.codes, other.codes)
+        assert np.array_equal(one.histogram, other.histogram)
+        assert np.array_equal(one.confidence, other.confidence)
+
+
+# --- labels -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "arch", "flip", "prior"),
+    [
+        ("cpu", "hrnet18s_ocr_mscale", True, True),
+        *(
+            pytest.param("cuda", *case, marks=pytest.mark.gpu)
+            for case in itertools.product(COMBINATIONS, (False, True), (False, True))
+        ),
+    ],
+    indirect=["device"],
+)
+def test_labels_in_float32_are_those_of_the_cpu(
+    device: str, arch: str, flip: bool, prior: bool, streets: Pixels, record_property: Callable[[str, object], None]
+) -> None:
+    """Fewer than one pixel in a thousand differs; float32 is float32, or many more would. bfloat16 is told only."""
+    network, temperature = lively(arch, streets)
+    how = {"flip": flip, "prior": [0.5] * 18 + [0.1] if prior else None}
+    expected = predicted(Teacher(copy.deepcopy(network)), streets[:3], temperature, **how)
+    kept = float(np.mean([np.mean(one.codes % one.levels > 0) for one in expected]))
+    assert 0.05 < kept < 0.995
+    found = predicted(Teacher(copy.deepcopy(network), device=device), streets[:3], temperature, **how)
+    assert differing(found, expected) < 0.001
+    half = predicted(Teacher(network, device=device, precision="bfloat16"), streets[:3], temperature, **how)
+    record_property("bfloat16", differing(half, expected))
+    assert differing(half, expected) < 0.3
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("arch", TRUNKS)
+def test_every_trunk_computes_on_a_gpu_as_on_the_cpu(arch: str, gpu: torch.device, streets: Pixels) -> None:
+    network, temperature = lively(arch, streets)
+    expected = predicted(Teacher(copy.deepcopy(network)), streets[:2], temperature, scales=(1.0,))
+    found = predicted(Teacher(network, device="cuda"), streets[:2], temperature, scales=(1.0,))
+    assert differing(found, expected) < 0.001
+
+
+@pytest.mark.parametrize(
+    ("device", "precision"),
+    [("cpu", "float32"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in PRECISIONS)],
+    indirect=["device"],
+)
+def test_an_image_gets_the_same_bits_whatever_its_neighbours_and_its_place(
+    device: str, precision: str, teacher: Path, streets: Pixels
+) -> None:
+    seer = load_teacher(teacher, device=device, precision=precision)
+    expected = predicted(seer, streets, 1.0)
+    require_equal(predicted(seer, streets, 1.0), expected)
+    order = [3, 9, 0, 7, 1, 8, 2, 6, 5, 4]
+    require_equal(predicted(seer, streets[order], 1.0), [expected[n] for n in order])
+    require_equal(predicted(seer, streets[9:], 1.0), expected[9:])
+    again = load_teacher(teacher, device=device, precision=precision)
+    require_equal(predicted(again, streets, 1.0), expected)
+
+
+def test_threads_side_by_side_give_the_bits_of_one_after_the_other(device: str, teacher: Path, streets: Pixels) -> None:
+    """Each has a stream of its own on a GPU: what one computes must never be read by another too early."""
+    seer = load_teacher(teacher, device=device)
+    expected = predicted(seer, streets, 1.0)
+    with ThreadPoolExecutor(3, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        for found in pool.map(lambda _: predicted(seer, streets, 1.0), range(3 if device == "cpu" else 30)):
+            require_equal(found, expected)
+
+
+# --- runs -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def job(device: str, teacher: Path, city: Path, tmp_path: Path) -> LabelJob:
+    """The city's ten coarse images, for a device."""
+    return LabelJob(
+        city / "coarse.parquet", teacher, tmp_path / "run", scales=(0.5, 1.0), device=device, unit_size=3,
+        machine=Machine(engine="local"),
+    )  # fmt: skip
+
+
+def test_a_run_on_a_device_makes_the_same_labels_in_any_units_and_after_any_stop(job: LabelJob, tmp_path: Path) -> None:
+    generate(job)
+    run = Run.open(job.out)
+    assert run.accounts is not None and run.accounts.labelled == 10
+    cut = replace(job, out=tmp_path / "cut", unit_size=64)
+    for limit in (1, 4, None):
+        generate(replace(cut, portion=Portion(limit=limit)))
+    for sample in load_manifest(job.manifest).samples:
+        assert np.array_equal(run.labels[sample.sample_id], Run.open(cut.out).labels[sample.sample_id])
+
+
+@pytest.mark.parametrize("device", [pytest.param("cuda", marks=pytest.mark.gpu)], indirect=True)
+def test_ray_labels_on_a_gpu_as_this_process_does(job: LabelJob, tmp_path: Path) -> None:
+    there = replace(job, out=tmp_path / "there", machine=Machine(engine="ray"))
+    generate(job)
+    generate(there)
+    assert labels_of(job.out) == labels_of(there.out)
+    assert [budget["device"] for budget in Run.open(there.out).budgets] == [torch.cuda.get_device_name()]
+
+
+def test_scores_on_a_device_are_those_of_the_cpu(device: str, teacher: Path, city: Path) -> None:
+    expected = evaluate(teacher, city / "val.parquet", device="cpu")
+    found = evaluate(teacher, city / "val.parquet", device=device)
+    assert found.miou == pytest.approx(expected.miou, abs=1e-3)
+    assert found.images == expected.images == 3
+
+
+# --- memory -----------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.gpu
+def test_an_image_that_no_memory_suffices_for_costs_itself_alone(
+    gpu: torch.device, teacher: Path, city: Path, tmp_path: Path
+) -> None:
+    """torch may use a thousandth of the GPU more than the small images need: the panorama does not fit."""
+    photograph(city, tmp_path / "images", ["a", "b"])
+    Image.fromarray(np.zeros((6000, 12000, 3), np.uint8)).save(tmp_path / "images" / "panorama.png")
+    manifest = scanned(city, tmp_path / "images")
+    job = LabelJob(manifest, teacher, tmp_path / "run", device="cuda", max_quarantined=1.0,
+                   machine=Machine(engine="local"))  # fmt: skip
+    whole = torch.cuda.get_device_properties(gpu).total_memory
+    torch.cuda.set_per_process_memory_fraction(min(1.0, 2e9 / whole))
+    generate(job)
+    assert list(quarantined(job.out)) == ["panorama"]
+    assert "not enough memory" in quarantined(job.out)["panorama"]
+    torch.cuda.set_per_process_memory_fraction(1.0)
+    free = replace(job, out=tmp_path / "free", portion=Portion(only="[ab]"))
+    generate(free)
+    for name in "ab":
+        assert np.array_equal(Run.open(job.out).labels[name], Run.open(free.out).labels[name])
+
+
+# --- training ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("device", "loss", "precision"),
+    [
+        ("cpu", "rmi", "bfloat16"),
+        *(
+            pytest.param("cuda", *case, marks=pytest.mark.gpu)
+            for case in itertools.product(("balanced", "rmi"), PRECISIONS)
+        ),
+    ],
+    indirect=["device"],
+)
+def test_a_training_learns_in_every_precision_and_goes_on_after_a_stop(
+    device: str, loss: str, precision: str, city: Path, tmp_path: Path
+) -> None:
+    job = TrainJob(
+        city / "fine.parquet", city / "val.parquet", tmp_path / "whole", steps=12, batch_size=4, crop=(64, 96),
+        loss=loss, precision=precision, device=device, ema=0.9, validations=2, arch="hrnet18s_ocr_mscale",
+    )  # fmt: skip
+    train(job)
+    losses = [float(row["loss"]) for row in curves(job.out)]
+    assert len(losses) == 12 and all(map(math.isfinite, losses))
+    assert np.mean(losses[-4:]) < np.mean(losses[:4])
+    stopped = replace(job, out=tmp_path / "stopped")
+
+    def stop(report: StepReport) -> None:
+        if report.step == 5:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(stopped, stop)
+    train(stopped)
+    assert [float(row["loss"]) for row in curves(stopped.out)] == pytest.approx(losses, rel=0.05)
+    assert read_checkpoint(stopped.out / "best.pt").metrics["step"] in (6, 12)
+
+
+@pytest.fixture
+def alone(device: str, tmp_path: Path) -> Iterator[Team]:
+    """A group of one process: nccl on a GPU, gloo on a CPU."""
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, init_method=f"file://{tmp_path / 'group'}", rank=0, world_size=1)
+    yield Team(torch.device(device), 0, 1)
+    dist.destroy_process_group()
+
+
+def test_the_batch_norm_of_a_team_is_torchs_own(alone: Team) -> None:
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 4, 3), nn.BatchNorm2d(4))
+    plain.double().to(alone.device)
+    own = copy.deepcopy(plain)
+    team = DistributedDataParallel(synchronised(own), [alone.device] if alone.device.type == "cuda" else None)
+    images = torch.randn(4, 3, 24, 24, dtype=torch.float64, device=alone.device) + 10
+    weight = torch.randn(4, 4, 20, 20, dtype=torch.float64, device=alone.device)
+    for model in (plain, team):
+        (model.train()(images) * weight).sum().backward()
+    for (name, one), other in zip(own.named_parameters(), plain.parameters(), strict=True):
+        assert one.grad is not None and other.grad is not None
+        torch.testing.assert_close(one.grad, other.grad, rtol=1e-6, atol=1e-9, msg=name)
+    for (name, buffer), expected in zip(own.named_buffers(), plain.buffers(), strict=True):
+        torch.testing.assert_close(buffer, expected, rtol=1e-6, atol=1e-6, msg=name)
+
+
+@pytest.mark.gpu
+def test_ray_trains_on_one_gpu_with_nccl(gpu: torch.device, city: Path, tmp_path: Path) -> None:
+    """One worker of a private Ray cannot be asked for: an address makes Ray Train start it."""
+    job = TrainJob(
+        city / "fine.parquet", city / "val.parquet", tmp_path / "one", steps=4, batch_size=2, crop=(64, 96),
+        device="cuda", precision="bfloat16", validations=1, arch="hrnet18s_plain_mscale",
+    )  # fmt: skip
+    train(job)
+    notes: list[str] = []
+    with ray_session(None, tmp_path, workers=1):
+        run_workers(
+            partial(_train_in, TrainRequest(replace(job, out=tmp_path / "team"))), 1, device="cuda",
+            folder=tmp_path / "team", on_step=lambda report: None, on_note=notes.append, final=(ValueError,),
+        )  # fmt: skip
+    found, expected = ([float(row["loss"]) for row in curves(tmp_path / name)] for name in ("team", "one"))
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+@pytest.mark.gpu
+def test_two_gpus_give_what_one_gives(gpu: torch.device, city: Path, tmp_path: Path) -> None:
+    if torch.cuda.device_count() < 2:
+        pytest.skip("one GPU")
+    job = TrainJob(
+        city / "fine.parquet", city / "val.parquet", tmp_path / "one", steps=4, batch_size=4, crop=(96, 128),
+        device="cuda", validations=2, arch="hrnet18s_plain_mscale", optimizer="sgd",
+    )  # fmt: skip
+    train(job)
+    train(replace(job, out=tmp_path / "two", machine=TrainMachine(workers=2)))
+    found, expected = ([float(row["loss"]) for row in curves(tmp_path / name)] for name in ("two", "one"))
+    assert found == pytest.approx(expected, rel=1e-2)
+
+
+def curves(folder: Path) -> list[dict[str, str]]:
+    """The rows of curves.csv."""
+    with open(folder / "curves.csv", newline="") as file:
+        return list(csv.DictReader(file))
