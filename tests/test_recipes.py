@@ -33,7 +33,7 @@ from autolabel.teacher.networks.build import build
 SMALL = "hrnet18s_ocr_mscale"
 SIZES = {"--arch": SMALL, "--steps": "2", "--crop": "64x64", "--batch-size": "2", "--workers": "1",
          "--precision": "float32", "--device": "cpu", "--validations": "1"}  # fmt: skip
-NO_SETTINGS = {"manifest", "val", "out", "seed", "device", "address", "loaders", "compile"}  # data, and how they are computed
+NO_SETTINGS = {"manifest", "val", "out", "seed", "device", "address", "loaders", "compile"}  # data, machine
 # Images of an epoch, GPUs, crops of a step on each, epochs.
 EPOCHS = {
     "cityscapes_fine": (2975, 8, 1, 175),
