@@ -25,7 +25,7 @@ from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_classes
 from autolabel.teacher.device import autocast, free_memory, highest_use, pick_device, pick_precision, release_cache
 from autolabel.teacher.feed import Feed, Image
-from autolabel.teacher.fold import fold_batch_norm
+from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.memory import Budget, Gate, NotEnoughMemory, batch_pixels, is_memory_error, planned_batch
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -284,22 +284,24 @@ def _attempt(compute: Callable[[], list[Prediction]]) -> list[Prediction] | None
 def load_teacher(
     path: str | Path, *, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
 ) -> Teacher:
-    """Load a teacher from a checkpoint of ours or a published one, with its batch norms folded.
+    """Load a teacher from a checkpoint of ours or a published one, its batch norms folded, its weights cast.
 
     device, precision: see `pick_device` and `pick_precision`; combine: see `Teacher`. Raises BadCheckpoint,
     FileNotFoundError, ValueError.
     """
     path = Path(path)
     device = pick_device(device)
+    precision = pick_precision(precision, device)
     checkpoint = read_checkpoint(path)
     network = load_network(path, checkpoint)
     fold_batch_norm(network)
+    cast_convolutions(network, precision, device=device)
     return Teacher(
         network,
         checkpoint.label_space,
         trained_on=checkpoint.trained_on,
         device=device,
-        precision=pick_precision(precision, device),
+        precision=precision,
         path=path,
         digest=storage.sha256(path),
         combine=combine,
