@@ -205,10 +205,10 @@ def training_step(device: torch.device, extent: Extent, *, precision: str, loss:
     label = torch.randint(0, CLASSES, (CROPS, *extent.crop), device=device)
 
     def step() -> None:
-        updater.clear()
+        updater.begin()
         with autocast(device, precision):
             output = network(normalise(images).contiguous(memory_format=torch.channels_last))
         updater.backward(segmentation_loss(loss, output, label=label))
-        updater.update(0.001)
+        updater.update(0.001, updater.measure())
 
     return step

@@ -8,7 +8,7 @@ beside the others is tried again alone. Only uint8 labels and small tables of co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,10 +23,10 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_classes
-from autolabel.teacher.device import autocast, free_memory, highest_use, pick_device, pick_precision, release_cache
+from autolabel.teacher.device import DeviceMemory, autocast, device_memory, exact_kernels, pick_device, pick_precision
 from autolabel.teacher.feed import Feed, Image
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
-from autolabel.teacher.memory import Budget, Gate, NotEnoughMemory, batch_pixels, is_memory_error, planned_batch
+from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measure, planned_batch, too_little
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Field, at_size, mean_with_mirrored
@@ -67,7 +67,10 @@ class Teacher:
         combine: str = COMBINE[0],
     ) -> None:
         self.device = torch.device(device)
-        self.network = network.eval().to(self.device)
+        exact_kernels(self.device)
+        self.network = network.eval()
+        if attempt(partial(network.to, self.device)) is None:
+            raise too_little(device, "the teacher", device_memory(self.device), needed=None, otherwise="")
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.combination = Average() if combine == "average" else network.scale_attn
         self.feed = Feed(self.device)
@@ -76,7 +79,7 @@ class Teacher:
         self.precision = precision
         self.path, self.sha256, self.combine = path, digest, combine
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
-        self._gate = Gate()
+        self.gate = Gate(self.device)
 
     def require_space(self, space: LabelSpace, *, checkpoint: str, manifest: str) -> None:
         """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).
@@ -151,12 +154,10 @@ class Teacher:
         key = tuple(scales), flip
         if key not in self._budgets:
             probe = np.zeros((1, *_PROBE, 3), np.uint8)
-            needed = highest_use(
-                self.device,
-                lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
-            )
-            name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-            self._budgets[key] = Budget(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
+            self._budgets[key] = measure(
+                self.device, self.precision, math.prod(_PROBE),
+                work=lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
+            )  # fmt: skip
         return self._budgets[key]
 
     def label(
@@ -206,13 +207,23 @@ class Teacher:
         edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. prior: for each
         class (C,) the share above 0 that people do not outline, or None; it counts where the coarse label of an image,
         (H, W) uint8 of train ids in `coarse`, names no class. The last batch is filled up, so that every image goes
-        through the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory.
+        through the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory,
+        MemoryTaken.
         """
         size = images[0].shape[:2]
         budget = self._budgets.get((tuple(scales), flip))
+
+        def lacking(memory: DeviceMemory) -> Exception:
+            needed = batch * budget.needs(*size) if budget else None
+            many = "an image" if batch == 1 else f"{batch} images"
+            what = f"{many} of {size[1]} x {size[0]} at scale {max(scales):g}"
+            return too_little(str(self.device), what, memory, needed=needed)
+
         if self.device.type == "cpu" and budget and budget.needs(*size) > budget.free_bytes:
             # Not even tried: the system may promise more memory than it has, and then end the process.
-            raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
+            raise lacking(device_memory(self.device))
+        if budget:
+            budget.require_countable(*size, batch=batch, at=f"{max(scales):g}")
 
         def compute(start: int) -> list[Prediction]:
             return self._predict_batch(
@@ -221,15 +232,7 @@ class Teacher:
             )  # fmt: skip
 
         for start in range(0, len(images), batch):
-            with self._gate.alone() if alone else self._gate.shared():
-                found = _attempt(partial(compute, start))
-            if found is None:
-                with self._gate.alone():
-                    release_cache(self.device)
-                    found = _attempt(partial(compute, start))
-            if found is None:
-                raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
-            yield from found
+            yield from self.gate.compute(partial(compute, start), size, alone=alone, error=lacking)
 
     def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
         scales = check_scales(scales)
@@ -262,23 +265,6 @@ class Teacher:
             )
             winners, confidences = (x[: len(images)] for x in maps)  # without the padding images
             return self.feed.download(winners, confidences, classes=classes, edges=edges)
-
-    def _does_not_fit(self, size: tuple[int, ...], scales: Sequence[float], budget: Budget | None) -> str:
-        needed = f"about {budget.needs(*size) / 2**30:.1f} GiB needed, " if budget else ""
-        return (
-            f"not enough memory on {self.device} for an image of {size[1]} x {size[0]} at scale {max(scales):g}"
-            f" ({needed}{free_memory(self.device) / 2**30:.1f} GiB free): leave that scale out, or use a larger device"
-        )
-
-
-def _attempt(compute: Callable[[], list[Prediction]]) -> list[Prediction] | None:
-    """Return what `compute` returns; None if memory did not suffice, when all that it made is gone again."""
-    try:
-        return compute()
-    except (RuntimeError, MemoryError) as error:
-        if not is_memory_error(error):
-            raise
-    return None
 
 
 def load_teacher(

@@ -39,7 +39,8 @@ from autolabel.student.evaluate import evaluate
 from autolabel.student.job import TrainJob, TrainMachine
 from autolabel.student.parallel import Team, synchronised
 from autolabel.student.request import TrainRequest
-from autolabel.student.train import StepReport, _train_in, train
+from autolabel.student.steps import StepReport
+from autolabel.student.train import _train_in, train
 from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import PRECISIONS
