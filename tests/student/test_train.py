@@ -176,6 +176,13 @@ def test_cosine_and_another_power_change_the_learning_rate_as_their_formulas_say
     assert learning_rate_at(50, 100, peak=2.0, power=2) == pytest.approx(0.5)
 
 
+def test_the_warm_up_takes_its_share_of_the_steps_or_none() -> None:
+    for share, steps in ((0.0, 0), (0.07, 7), (0.29, 29)):
+        rates = [learning_rate_at(step, 100, peak=1.0, power=1, warm_up=share) for step in range(100)]
+        plain = [1 - step / 100 for step in range(100)]
+        assert rates == pytest.approx([min(1, (n + 1) / max(1, steps)) * rate for n, rate in enumerate(plain)])
+
+
 # --- from gradients to weights ----------------------------------------------------------------------------------------
 
 
@@ -364,10 +371,16 @@ def test_a_checkpoint_remembers_the_request_without_train_json(
         train(replace(short, out=tmp_path / "out", power=2.0))
 
 
-def test_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
+def test_device_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
     """A finished training returns at once, whatever is to compute it; it needs no Ray."""
     expected = Scores.read(uninterrupted / "scores.json")
-    assert train(replace(short, batch_size=2, machine=TrainMachine(workers=2, compile=True))) == expected
+    for machine in (TrainMachine(workers=2), TrainMachine(compile=True)):
+        assert train(replace(short, device="auto", machine=machine)) == expected
+
+
+def test_another_precision_is_refused_also_where_another_device_chose_it(short: TrainJob, uninterrupted: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds another training \(precision was 'float32', now 'bfloat16'\)"):
+        train(replace(short, precision="bfloat16"))
 
 
 def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:
@@ -732,6 +745,9 @@ def test_a_compiled_network_takes_the_same_step(short: TrainJob, tmp_path: Path)
         ({"schedule": "step"}, "schedule 'step': expected poly or cosine"),
         ({"power": 0.0}, "power 0: expected a number above 0, up to 10"),
         ({"schedule": "cosine", "power": 2.0}, "power 2 with schedule cosine: only poly has one"),
+        ({"warm_up": 1.5}, "warm-up 1.5: expected a number from 0 to 1"),
+        ({"scale_weight": -0.05}, "scale-weight -0.05: expected a number from 0 to 1"),
+        ({"auto_aimed": True}, "auto-aimed needs an auto-share: give the share of automatic labels"),
         ({"clip": -1.0}, "clip -1: expected a length above 0, or 0 for gradients as they are"),
         ({"clip": math.inf}, "clip inf: expected a length above 0, or 0 for gradients as they are"),
         ({"weight_decay": -1e-4}, "weight decay -0.0001: expected a number from 0 to below 1"),
@@ -756,9 +772,11 @@ def test_several_workers_on_apples_gpu_are_refused(short: TrainJob) -> None:
         replace(short, device="mps", machine=TrainMachine(workers=2))
 
 
-def test_zero_workers_are_refused() -> None:
+def test_machines_that_cannot_train_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^workers is 0: expected 1 or more$"):
         TrainMachine(workers=0)
+    with pytest.raises(ValueError, match=r"^compile with workers 2: one process compiles, leave out one of the two$"):
+        TrainMachine(workers=2, compile=True)
 
 
 def test_seeds_use_32_bits(short: TrainJob, tmp_path: Path) -> None:
@@ -832,7 +850,6 @@ def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> N
         "optimizer": "adamw",
         "learning_rate": 0.003,
         "init": None,
-        "device": "cpu",
         "precision": "float32",
         "validations": 2,
         "auto_share": None,
@@ -840,7 +857,12 @@ def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> N
         "fine_only_last": 0.0,
         "accumulate": 1,
         "schedule": "poly",
+        "auto_aimed": False,
         "power": 0.9,
+        "warm_up": 0.05,
+        "scale_weight": 0.05,
+        "published_crops": False,
+        "blur": False,
         "clip": 10.0,
         "weight_decay": 0.01,
         "ema": None,

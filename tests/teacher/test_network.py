@@ -418,6 +418,20 @@ def test_training_sees_the_function_that_predicts_at_half_and_full_scale(small: 
         assert torch.equal(low, resize(resize(half, (22, 35)), (45, 70)))
 
 
+@pytest.mark.parametrize("combination", ["", "_mscale", "_mscale2", "_explicit", "_explicit_pairs"])
+def test_logits_that_are_resized_once_give_the_training_the_same_bits(combination: str) -> None:
+    network = build(f"hrnet18s_ocr{combination}", 5).eval()
+    images = picture(96, 128)
+    with torch.no_grad():
+        output = network(images)
+        parts = sorted(network.parts(images, network.scale_attn.training_scales), key=lambda part: part.scale)
+        joint = network.scale_attn.mix(parts, (96, 128)).whole()
+        each = [at_size(part.logits, part.size, (96, 128)).whole() for part in parts]
+    assert torch.equal(output.joint, joint)
+    assert len(output.scales) == (len(each) if len(each) > 1 else 0)
+    assert all(torch.equal(one, other) for one, other in zip(output.scales, each, strict=False))
+
+
 @pytest.mark.parametrize("combination", ["", "mscale", "mscale2", "explicit_pairs"])
 def test_a_chain_of_one_scale_is_that_scales_own_prediction(combination: str) -> None:
     network, images = (
