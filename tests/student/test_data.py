@@ -271,6 +271,28 @@ def test_published_crops_have_uniform_scales_turned_hues_and_black_around(tmp_pa
     assert (0, 0, 0) in around
 
 
+def test_published_crops_are_moved_into_the_image_and_small_images_lie_in_the_middle(tmp_path: Path) -> None:
+    """Of 100 places of a window of 100 over pixel 60 of 200, those before the image and behind it become its ends."""
+    label = np.zeros((200, 200), np.uint8)
+    label[60, 60] = 1
+    colours = np.stack([np.indices((200, 200))[1]] * 3, axis=-1).astype(np.uint8)
+    dataset = drawn_as_labels(tmp_path, {"a": label}, {"a": colours})
+    still = Augmentation((100, 100), scale=(1, 1), jitter=0, published=True)
+    taken = crops(dataset, still, mix=Mix(class_uniform=1))
+    first = []
+    for n in range(600):
+        around, (picture, ids) = taken.draws[n].around, pixels(taken[n])
+        assert around is not None
+        if around.class_id == 1:
+            assert 1 in ids
+            first.append(int(picture[0, :, 0].astype(int).min()))
+    assert (min(first), max(first)) == (0, 60)  # 39 of the 100 places begin before the image
+    assert 0.3 < np.mean([place == 0 for place in first]) < 0.5
+    for n in range(10):
+        ids = pixels(crops(dataset, replace(still, crop=(240, 301)))[n])[1] != 255
+        assert np.argwhere(ids).min(axis=0).tolist() == [20, 50]
+
+
 def test_published_crops_are_resized_as_pillow_does_bicubically(tmp_path: Path) -> None:
     dice = np.random.default_rng(0)
     image = dice.integers(0, 256, (40, 60, 3)).astype(np.uint8)
