@@ -66,8 +66,9 @@ class Augmentation:
     """Random crop of `crop` = (height, width) after scaling by a factor in `scale`, flip, and colour jitter.
 
     published: augment as github.com/NVIDIA/semantic-segmentation does. The scale is uniform instead of its logarithm;
-    resizing is bicubic instead of bilinear; padding is black instead of the mean colour, and the jitter changes it too;
-    the hue turns by up to `jitter` of a circle, and the four changes of colour come in random order.
+    resizing is bicubic instead of bilinear; a window over a class is drawn first and moved into the image then; padding
+    is black and even on both sides, instead of the mean colour and at random, and the jitter changes it too; the hue
+    turns by up to `jitter` of a circle, and the four changes of colour come in random order.
     blur: blur every crop by a Gaussian with a random standard deviation of 0.15 to 1.3 pixels (Pillow's three boxes).
     """
 
@@ -109,16 +110,17 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         scale = float(rng.uniform(low, high) if published else np.exp(rng.uniform(low, high)))
         read = self.reader(sample)
         y, x = _focus(sample, around, read) if around else (None, None)
-        top, height, place_y, out_height = _window(sample.height, crop_height, scale, y, rng)
-        left, width, place_x, out_width = _window(sample.width, crop_width, scale, x, rng)
+        window = _published_window if published else _window
+        top, height, place_y, out_height = window(sample.height, crop_height, scale, y, rng)
+        left, width, place_x, out_width = window(sample.width, crop_width, scale, x, rng)
 
         # Image and label go through the same geometry; the image's colours are changed after it.
         whole, by = read_picture(sample, shrink=1 / scale)
         box = (left / by, top / by, (left + width) / by, (top + height) / by)
         by_colour = Image.Resampling.BICUBIC if published else Image.Resampling.BILINEAR
         picture = whole.resize((out_width, out_height), by_colour, box=box)
-        window = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
-        ids = window.resize((out_width, out_height), Image.Resampling.NEAREST)
+        label_there = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
+        ids = label_there.resize((out_width, out_height), Image.Resampling.NEAREST)
         if rng.random() < 0.5:
             picture, ids = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (picture, ids))
         if not published:
@@ -191,3 +193,13 @@ def _window(
         return int(rng.integers(low, high + 1)), length, 0, crop
     out = max(1, min(crop, round(side * scale)))
     return 0, side, int(rng.integers(crop - out + 1)), out
+
+
+def _published_window(
+    side: int, crop: int, scale: float, focus: int | None, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Place a crop as the published code does: over `focus`, then moved into the image; a small image in the middle."""
+    first, length, _, out = _window(side, crop, scale, focus, rng)
+    if focus is not None and length < side:
+        first = min(max(0, int(rng.integers(focus - length + 1, focus + 1))), side - length)
+    return first, length, (crop - out) // 2, out

@@ -107,7 +107,7 @@ def compare(
 
     `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
     and batch size. `added_share` is the share of the draws that show the labels which an arm adds to the fine ones.
-    `on_progress` hears of every step, and of labels that are read before the first one; `on_note` is that of `train`, once.
+    `on_progress` hears of every step, and of labels that are read before the first one; `on_note` is that of `train`.
     Raises ValueError, also if a run's teacher was trained on validation images.
     """
     if not 0 < added_share < 1:

@@ -249,26 +249,48 @@ def hues(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def test_published_crops_have_uniform_scales_turned_hues_and_black_around(tmp_path: Path) -> None:
-    """A red square of 64 on grey: its side tells the scale, its hue the turn; below scale 1 there is padding."""
-    label = np.zeros((128, 128), np.uint8)
-    label[32:96, 32:96] = 1
-    image = np.full((128, 128, 3), 128, np.uint8)
+    """A red square of 32 on grey: its side tells the scale, its hue the turn; around the image there is padding."""
+    label = np.zeros((64, 64), np.uint8)
+    label[16:48, 16:48] = 1
+    image = np.full((64, 64, 3), 128, np.uint8)
     image[label == 1] = (200, 40, 40)
     dataset = drawn_as_labels(tmp_path, {"a": label}, {"a": image})
-    taken = crops(dataset, Augmentation((256, 256), published=True))
-    scales, turns, around = [], [], set()
-    for n in range(300):
+    taken = crops(dataset, Augmentation((130, 130), published=True))
+    scales, turns, around = [], [], []
+    for n in range(200):
         picture, ids = pixels(taken[n])
-        square = ids == 1
-        scales.append(square.any(axis=0).sum() / 64)
+        square, padding = ids == 1, picture[ids == 255].astype(int)
+        scales.append(square.any(axis=0).sum() / 32)
         turns.append(int(np.median(hues(picture)[square]).astype(np.int8)))  # of 256 in a circle
-        around |= {tuple(colour) for colour in picture[ids == 255].tolist()}
-    assert 0.5 <= min(scales) < 0.55 and 1.95 < max(scales) <= 2
-    assert 1.2 < np.mean(scales) < 1.3  # uniform: 1.25; uniform in the logarithm: 1.08
+        assert (padding == padding[0, 0]).all()
+        around.append(int(padding[0, 0]))
+    assert 0.5 <= min(scales) < 0.6 and 1.9 < max(scales) <= 2
+    assert 1.18 < np.mean(scales) < 1.32  # uniform: 1.25; uniform in the logarithm: 1.08
     assert -65 <= min(turns) < -58 and 58 < max(turns) <= 65
     assert abs(np.mean(turns)) < 8
-    assert all(r == g == b < 40 for r, g, b in around)  # black, and what a change of contrast makes of it
-    assert (0, 0, 0) in around
+    assert min(around) == 0 and 0 < max(around) < 40  # black, and what a change of contrast makes of it
+
+
+def test_published_crops_are_moved_into_the_image_and_small_images_lie_in_the_middle(tmp_path: Path) -> None:
+    """Of 100 places of a window of 100 over pixel 60 of 200, those before the image and behind it become its ends."""
+    label = np.zeros((200, 200), np.uint8)
+    label[60, 60] = 1
+    colours = np.stack([np.indices((200, 200))[1]] * 3, axis=-1).astype(np.uint8)
+    dataset = drawn_as_labels(tmp_path, {"a": label}, {"a": colours})
+    still = Augmentation((100, 100), scale=(1, 1), jitter=0, published=True)
+    taken = crops(dataset, still, mix=Mix(class_uniform=1))
+    first = []
+    for n in range(600):
+        around, (picture, ids) = taken.draws[n].around, pixels(taken[n])
+        assert around is not None
+        if around.class_id == 1:
+            assert 1 in ids
+            first.append(int(picture[0, :, 0].astype(int).min()))
+    assert (min(first), max(first)) == (0, 60)  # 39 of the 100 places begin before the image
+    assert 0.3 < np.mean([place == 0 for place in first]) < 0.5
+    for n in range(10):
+        ids = pixels(crops(dataset, replace(still, crop=(240, 301)))[n])[1] != 255
+        assert np.argwhere(ids).min(axis=0).tolist() == [20, 50]
 
 
 def test_published_crops_are_resized_as_pillow_does_bicubically(tmp_path: Path) -> None:
