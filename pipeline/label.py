@@ -11,16 +11,17 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import groupby, islice, takewhile
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import torch
 
 from autolabel.manifests import storage
+from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
@@ -56,8 +57,6 @@ _GPU = re.compile(r"\b(CUDA|cuDNN|CUBLAS|HIP|MPS)\b")
 # Faults of a disk, of memory, or of the run whose confidence is read: the unit fails, and no image is to blame.
 # Anything else that one image raises costs that image alone.
 _NOT_THE_IMAGE = (OSError, MemoryError, DamagedLabel, BadTable)
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -323,14 +322,3 @@ def _words(error: Exception) -> str:
 
 def _size(one: Decoded | Refused) -> Size | None:
     return None if isinstance(one, Refused) else (one.image.shape[0], one.image.shape[1])
-
-
-def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], depth: int) -> Iterator[_R]:
-    """`work(item)` of every item, in order, at most `depth` of them under way or waiting to be taken."""
-    waiting: deque[Future[_R]] = deque()
-    for item in items:
-        if len(waiting) == depth:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(work, item))
-    while waiting:
-        yield waiting.popleft().result()
