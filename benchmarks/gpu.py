@@ -22,9 +22,10 @@ from autolabel.student.losses import segmentation_loss
 from autolabel.student.optimizer import WeightUpdater
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import PRECISIONS, autocast, highest_use
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.decoders import OCRNet
-from autolabel.teacher.predict import Teacher, normalise
+from autolabel.teacher.predict import Teacher
 
 Pixels = NDArray[np.uint8]
 EDGES = (0.5,)
@@ -204,10 +205,10 @@ def training_step(device: torch.device, extent: Extent, *, precision: str, loss:
     label = torch.randint(0, CLASSES, (CROPS, *extent.crop), device=device)
 
     def step() -> None:
-        updater.clear()
+        updater.begin()
         with autocast(device, precision):
             output = network(normalise(images).contiguous(memory_format=torch.channels_last))
         updater.backward(segmentation_loss(loss, output, label=label))
-        updater.update(0.001)
+        updater.update(0.001, updater.measure())
 
     return step

@@ -257,11 +257,7 @@ class World:
     def students(self, place: Path) -> None:
         """Students that are trained, but not compared yet."""
         self._once("students", place, self.compare(place))
-        for path in (
-            *place.glob("compare/*/last_scores.json"),
-            *place.glob("compare/*.json"),
-            *place.glob("compare/*.html"),
-        ):
+        for path in (*place.glob("compare/*.json"), *place.glob("compare/*.html")):
             path.unlink()
 
     def compare(self, place: Path) -> Words:

@@ -45,11 +45,12 @@ from autolabel.manifests.run.shards import Frames, bucket_of, create_zarr, encod
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.decide import Prediction, count, encode, top_classes
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Hierarchical, Part, rescaled_size
 from autolabel.teacher.networks.decoders import OCRNet
-from autolabel.teacher.predict import Teacher, normalise
+from autolabel.teacher.predict import Teacher
 
 CLASSES, SCALES, THRESHOLD = 19, (0.5, 1.0, 2.0), 0.5
 CORES = len(os.sched_getaffinity(0))

@@ -103,6 +103,16 @@ class LocalStorage:
         _remove_abandoned(path)
         return _replacing(path, durable=True)
 
+    def append(self, path: Path, data: bytes) -> None:
+        try:
+            with open(path, "ab") as file:
+                file.write(data)
+                _force(file)
+        except OSError as error:
+            if error.filename is None:  # a full disk does not say where
+                error.filename = str(path)
+            raise
+
     def create(self, path: Path, data: bytes) -> bool:
         if os.path.lexists(path):
             return False

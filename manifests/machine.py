@@ -31,6 +31,11 @@ def free_memory() -> int:
     return int(psutil.virtual_memory().available)
 
 
+def total_memory() -> int:
+    """Bytes of main memory that this machine has."""
+    return int(psutil.virtual_memory().total)
+
+
 def resident_memory() -> int:
     """Bytes of main memory that this process takes now."""
     return int(psutil.Process().memory_info().rss)

@@ -84,6 +84,9 @@ class Storage(Protocol):
         Removes what writers of this file have left beside it that were killed.
         """
 
+    def append(self, path: Path, data: bytes) -> None:
+        """Add bytes to the end of a file, or of a new one. A kill may leave a part of them, at the end."""
+
     def create(self, path: Path, data: bytes) -> bool:
         """Write a file that is not there yet, and return True; return False if there is one. One of several wins."""
 
@@ -201,6 +204,11 @@ def copy(source: Path, target: Path) -> None:
     """Copy a file, whole or not at all, over whatever is there."""
     with reading(source) as old, writing(target) as new:
         shutil.copyfileobj(old, new)
+
+
+def append(path: Path, data: bytes) -> None:
+    """Add bytes to the end of a file, or of a new one, and force them to disk. A kill may leave a part of them."""
+    storage_of(path).append(path, data)
 
 
 def create(path: Path, data: bytes) -> bool:

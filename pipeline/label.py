@@ -11,10 +11,10 @@ import re
 import threading
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import groupby, islice, takewhile
+from itertools import takewhile
 from typing import Any
 
 import numpy as np
@@ -32,7 +32,7 @@ from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, kind_and_reason
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.measure import class_numbers, image_numbers
-from autolabel.pipeline.predictor import BATCHES, Decoded, Predictor, Refused, Size, read_layer
+from autolabel.pipeline.predictor import BATCHES, Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
     LABELLED,
     QUARANTINED,
@@ -48,15 +48,15 @@ from autolabel.pipeline.records import (
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.units import Tally, Unit
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
+from autolabel.teacher.memory import LARGEST_BATCH, MemoryTaken, NotEnoughMemory
 
 DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
 _REASON = 300  # letters of an unforeseen reason
 _GPU = re.compile(r"\b(CUDA|cuDNN|CUBLAS|HIP|MPS)\b")
-# Faults of a disk, of memory, or of the run whose confidence is read: the unit fails, and no image is to blame.
-# Anything else that one image raises costs that image alone.
-_NOT_THE_IMAGE = (OSError, MemoryError, DamagedLabel, BadTable)
+# Faults of a disk, of memory that others hold, or of the run whose confidence is read: the unit fails, and no image is
+# to blame. Anything else that one image raises costs that image alone.
+_NOT_THE_IMAGE = (OSError, MemoryError, MemoryTaken, DamagedLabel, BadTable)
 
 
 @dataclass(frozen=True)
@@ -202,17 +202,31 @@ class Labeller:
         depth = 2 * LARGEST_BATCH
         decoded = ahead(self.pool, lambda sample: self._decode(sample, unit), self._until_stop(todo), depth)
 
-        def batches() -> Iterator[list[Decoded | Refused]]:
-            for size, same in groupby(decoded, _size):
-                while batch := list(islice(same, self.predictor.planned_batch(size) if size else 1)):
-                    yield batch
-
         behind: deque[Future[Labelled]] = deque()
-        for predicted in ahead(self.feeders, self._predict, batches(), BATCHES):
+        for predicted in ahead(self.feeders, self._predict, self._batches(decoded), BATCHES):
             behind.extend(self.pool.submit(self._finish, one) for one in predicted)
             while len(behind) > 2 * LARGEST_BATCH:
                 yield behind.popleft().result()
         yield from (future.result() for future in behind)
+
+    def _batches(self, decoded: Iterable[Decoded | Refused]) -> Iterator[list[Decoded | Refused]]:
+        """Cut into batches of images of one size; refused samples go along, and take nobody's place."""
+        batch, size, room = list[Decoded | Refused](), None, 0
+        for one in decoded:
+            if isinstance(one, Decoded):
+                shape = one.image.shape[0], one.image.shape[1]
+                if size not in (None, shape):
+                    yield batch
+                    batch, size = [], None
+                if size is None:
+                    size, room = shape, self.predictor.planned_batch(shape)
+                room -= 1
+            batch.append(one)
+            if size and not room:
+                yield batch
+                batch, size = [], None
+        if batch:
+            yield batch
 
     def _until_stop(self, todo: Sequence[Sample]) -> Iterator[Sample]:
         return takewhile(lambda _: not self.stopping.is_set(), todo)
@@ -237,10 +251,13 @@ class Labeller:
         return replace(decoded, row=replace(decoded.row, decode_ms=1e3 * (time.perf_counter() - started)))
 
     def _predict(self, batch: Sequence[Decoded | Refused]) -> Sequence[Predicted | Refused]:
-        """Predict images of one size; samples that are refused already come alone or together, and stay so."""
-        decoded = [one for one in batch if isinstance(one, Decoded)]
+        """Predict images of one size; samples that are refused already stay so."""
+        predicted = iter(self._predict_decoded([one for one in batch if isinstance(one, Decoded)]))
+        return [next(predicted) if isinstance(one, Decoded) else one for one in batch]
+
+    def _predict_decoded(self, decoded: Sequence[Decoded]) -> Sequence[Predicted | Refused]:
         if not decoded:
-            return [one for one in batch if isinstance(one, Refused)]
+            return []
         started = time.perf_counter()
         try:
             predictions = self.predictor.predict(decoded)
@@ -249,7 +266,7 @@ class Labeller:
         except Exception as error:
             self._require_of_image(error)
             if len(decoded) > 1:
-                return [predicted for one in decoded for predicted in self._predict([one])]
+                return [predicted for one in decoded for predicted in self._predict_decoded([one])]
             return [Refused(decoded[0].row, _words(error))]
         each = 1e3 * (time.perf_counter() - started) / len(decoded)
         return [Predicted(one, prediction, each) for one, prediction in zip(decoded, predictions, strict=True)]
@@ -318,7 +335,3 @@ class Labeller:
 def _words(error: Exception) -> str:
     """The type of an error and its text, on one line of moderate length."""
     return kind_and_reason(error)[:_REASON]
-
-
-def _size(one: Decoded | Refused) -> Size | None:
-    return None if isinstance(one, Refused) else (one.image.shape[0], one.image.shape[1])

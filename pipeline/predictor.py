@@ -65,7 +65,7 @@ class Predictor(Protocol):
         """Read the inputs of a sample. Raises OSError where the disk is to blame, not the file."""
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
-        """Predict samples of one size, at most `planned_batch` of them. Raises NotEnoughMemory."""
+        """Predict samples of one size, at most `planned_batch` of them. Raises NotEnoughMemory, MemoryTaken."""
 
     def planned_batch(self, size: Size) -> int:
         """The number of images of this size in a batch; it depends on nothing but the recipe."""
@@ -101,7 +101,7 @@ class TeacherPredictor:
         return Decoded(row, image, coarse)
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
-        """Predict images of one size in one pass. Raises NotEnoughMemory."""
+        """Predict images of one size in one pass. Raises NotEnoughMemory, MemoryTaken."""
         recipe, size = self.recipe, batch[0].image.shape[:2]
         return list(
             self.teacher.predict_in_batches(
@@ -120,6 +120,8 @@ class TeacherPredictor:
         """The number of batches that fit into memory together, 1 to `most`."""
         if size not in self._in_flight:
             self._in_flight[size] = self._budget().in_flight(*size, batch=self.planned_batch(size), most=most)
+        if size in self.teacher.gate.crowded:
+            self._in_flight[size] = 1
         return self._in_flight[size]
 
     def _budget(self) -> Budget:
@@ -131,7 +133,7 @@ class TeacherPredictor:
         return {
             **asdict(self._budget()),
             "images_at_once": {name: self.planned_batch(size) for name, size in sizes.items()},
-            "batches_in_flight": {name: self._in_flight[size] for name, size in sizes.items()},
+            "batches_in_flight": {name: self.in_flight(size, most=BATCHES) for name, size in sizes.items()},
         }
 
 

@@ -114,12 +114,12 @@ def score(
     return _scores(dataset, counts)
 
 
-def _summed(counter: ImageCounter, indices: range, progress: Progress | None) -> ScoreCounts:
+def _summed(counter: ImageCounter, places: range, progress: Progress | None) -> ScoreCounts:
     counts = counter.counts()
-    for index, one in zip(indices, counter.each(indices), strict=True):
+    for done, one in enumerate(counter.each(places), start=1):
         counts.merge(one)
         if progress:
-            progress(index + 1, len(counter.dataset))
+            progress(done, len(places))
     return counts
 
 

@@ -13,7 +13,6 @@ import time
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +60,23 @@ def _version() -> str:
 
 
 class Scorer:
-    """An actor: a network on the device that Ray gave it. Calls also return True once it has died and begun again."""
+    """An actor: a network on the device that Ray gave it. Calls also return True once it has died and begun again.
 
-    def __init__(self, request: ScoreRequest) -> None:
-        self.request = request
+    The request comes with every call, as a reference in a list, which Ray does not follow. An actor that begins again
+    cannot be sure to find it in Ray's memory if it is made from it.
+    """
 
-    @cached_property
-    def _counter(self) -> ImageCounter:
-        request = self.request
+    def __init__(self) -> None:
+        self._loaded: ImageCounter | None = None
+
+    def _counter(self, request_at: list[Any]) -> ImageCounter:
+        self._loaded = self._loaded or self._load(request_at)
+        return self._loaded
+
+    def _load(self, request_at: list[Any]) -> ImageCounter:
+        import ray
+
+        request: ScoreRequest = ray.get(request_at[0])
         if request.version != _version():
             raise WorkersFailed(
                 f"a node has autolabel {_version()}, the driver {request.version}: install the same on all nodes"
@@ -78,15 +86,13 @@ class Scorer:
             raise WorkersFailed(f"{request.checkpoint} is another file on a node than here: share one folder")
         return ImageCounter(teacher, request.dataset, request.scales, request.flip, complete=True)
 
-    def ready(self) -> bool:
-        """Load the network."""
-        return self._counter is not None and self._again()
-
-    def count(self, indices: Sequence[int]) -> tuple[ScoreCounts, bool]:
-        """Return the counts of images by their places."""
-        counts = self._counter.counts()
-        for one in self._counter.each(indices):
-            counts.merge(one)
+    def count(self, request_at: list[Any], places: Sequence[int]) -> tuple[ScoreCounts, bool]:
+        """Return the counts of the images at these places; without any, only load the network."""
+        counter = self._counter(request_at)
+        counts = counter.counts()
+        if places:
+            for one in counter.each(places):
+                counts.merge(one)
         return counts, self._again()
 
     def _again(self) -> bool:
@@ -114,7 +120,8 @@ def count_by_workers(
     ):
         kind = _kind(ray, machine, device)
         lot = min(_LOT if kind == "cuda" else _LOT // 4, math.ceil(images / workers))
-        lots = deque(range(first, min(first + lot, images)) for first in range(0, images, lot))
+        places = counter.by_size(range(images))
+        lots = deque(places[first : first + lot] for first in range(0, images, lot))
         return _Crew(ray, counter, workers, kind, progress).count(lots)
 
 
@@ -146,33 +153,35 @@ class _Crew:
         if kind == "cpu":
             self.needs["memory"] = _worker_bytes(counter)  # so that Ray puts no more of them on a node than fit
         remote = ray.remote(Scorer).options(**self.needs, max_restarts=FAILURES, max_task_retries=FAILURES)
-        request = ray.put(ScoreRequest.of(counter, kind))
-        self.actors = [remote.remote(request) for _ in range(workers)]
-        self.pending: dict[Any, tuple[Any, Sequence[int]]] = {
-            actor.ready.remote(): (actor, ()) for actor in self.actors
-        }
+        self.request_at = [ray.put(ScoreRequest.of(counter, kind))]
+        self.actors = [remote.remote() for _ in range(workers)]
+        # A reference to a result that is awaited -> its actor, and the places of the images that it counts.
+        self.pending: dict[Any, tuple[Any, Sequence[int]]] = {}
 
-    def count(self, lots: deque[range]) -> ScoreCounts:
+    def _give(self, actor: Any, lot: Sequence[int]) -> None:
+        self.pending[actor.count.remote(self.request_at, lot)] = actor, lot
+
+    def count(self, lots: deque[list[int]]) -> ScoreCounts:
         """Hand out the lots, and return the counts of all. Raises WorkersFailed."""
         counts, done, total = self.counter.counts(), 0, sum(map(len, lots))
         began, started, said = time.monotonic(), False, False
         try:
+            for actor in self.actors:
+                self._give(actor, [])
             while done < total:
                 for reference in self.ray.wait(list(self.pending), num_returns=1, timeout=1)[0]:
                     actor, lot = self.pending.pop(reference)
-                    result = self._result(reference, lot)
+                    found, again = self._result(reference, lot)
                     started = True
-                    if lot:
-                        counts.merge(result[0])
-                        done += len(lot)
-                        if self.progress:
-                            self.progress(done, total)
-                    if result is True or (lot and result[1]):
+                    counts.merge(found)
+                    done += len(lot)
+                    if self.progress and lot:
+                        self.progress(done, total)
+                    if again:
                         number = self.actors.index(actor) + 1
                         notes.tell(f"worker {number} died and was started again; its images are counted again")
                     if lots:
-                        share = lots.popleft()
-                        self.pending[actor.count.remote(share)] = actor, share
+                        self._give(actor, lots.popleft())
                 said = said or self._wait(0.0 if started else time.monotonic() - began)
         finally:
             for actor in self.actors:

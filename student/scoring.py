@@ -6,7 +6,7 @@ device. So the order of the images, their neighbours, and the threads and proces
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain, groupby, islice
@@ -35,7 +35,7 @@ class ScoreCounts:
         self.boundary = BoundaryF(classes) if complete else None
         self.worst = Worst() if complete else None
 
-    def add(self, index: int, truth: NDArray[np.uint8], *, prediction: NDArray[np.uint8]) -> None:
+    def add(self, place: int, truth: NDArray[np.uint8], *, prediction: NDArray[np.uint8]) -> None:
         """Count an image by its place in the data set: two label maps (H, W) uint8 of train ids."""
         own = Confusion(len(self.confusion.matrix))
         own.add(truth, prediction)
@@ -43,7 +43,7 @@ class ScoreCounts:
         if self.boundary is not None:
             self.boundary.add(truth, prediction)
         if self.worst is not None:
-            self.worst.add(index, miou=own.mean_iou(), prediction=prediction)
+            self.worst.add(place, miou=own.mean_iou(), prediction=prediction)
 
     def merge(self, other: ScoreCounts) -> None:
         """Add the counts of other images, which are as complete."""
@@ -88,28 +88,36 @@ class ImageCounter:
         """Return counts of no image."""
         return ScoreCounts(len(self.dataset.label_space), complete=self.complete)
 
-    def each(self, indices: Sequence[int]) -> Iterator[ScoreCounts]:
-        """Yield the counts of images by their places, in order. Raises NotEnoughMemory; ValueError as reading does."""
+    def by_size(self, places: Iterable[int]) -> list[int]:
+        """Return places of images so that those of one size follow each other: a GPU computes them together."""
+        samples = self.dataset.samples
+        return sorted(places, key=lambda place: (samples[place].height, samples[place].width))
+
+    def each(self, places: Sequence[int]) -> Iterator[ScoreCounts]:
+        """Yield the counts of the images at these places, in any order.
+
+        Raises NotEnoughMemory and MemoryTaken, and ValueError as reading does.
+        """
         threads = torch.get_num_threads()
         try:
-            yield from (self._on_cpu if self.teacher.device.type == "cpu" else self._in_batches)(indices)
+            yield from (self._on_cpu if self.teacher.device.type == "cpu" else self._in_batches)(self.by_size(places))
         finally:
             torch.set_num_threads(threads)  # else threads that begin later take the number of the last one
 
-    def _on_cpu(self, indices: Sequence[int]) -> Iterator[ScoreCounts]:
+    def _on_cpu(self, places: Sequence[int]) -> Iterator[ScoreCounts]:
         threads = torch.get_num_threads()
         with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            depth = pool.submit(self._in_flight, indices, threads).result() if threads > 1 else 1
+            depth = pool.submit(self._in_flight, places, threads).result() if threads > 1 else 1
 
-            def whole(index: int) -> ScoreCounts:
-                return self._count(self._predict([self._read(index)])[0])
+            def whole(place: int) -> ScoreCounts:
+                return self._count(self._predict([self._read(place)])[0])
 
-            yield from ahead(pool, whole, indices, depth)
+            yield from ahead(pool, whole, places, depth)
 
-    def _in_batches(self, indices: Sequence[int]) -> Iterator[ScoreCounts]:
-        depth = self._in_flight(indices, _BATCHES)
+    def _in_batches(self, places: Sequence[int]) -> Iterator[ScoreCounts]:
+        depth = self._in_flight(places, _BATCHES)
         with ThreadPoolExecutor(_HELPERS) as helpers, ThreadPoolExecutor(_BATCHES) as feeders:
-            items = ahead(helpers, self._read, indices, 2 * LARGEST_BATCH)
+            items = ahead(helpers, self._read, places, 2 * LARGEST_BATCH)
 
             def batches() -> Iterator[list[_Item]]:
                 for size, same in groupby(items, lambda item: item.truth.shape):
@@ -119,17 +127,17 @@ class ImageCounter:
             predicted = ahead(feeders, lambda batch: self._predict(batch, alone=depth == 1), batches(), depth)
             yield from ahead(helpers, self._count, chain.from_iterable(predicted), 2 * LARGEST_BATCH)
 
-    def _in_flight(self, indices: Sequence[int], most: int) -> int:
+    def _in_flight(self, places: Sequence[int], most: int) -> int:
         """Return the number of batches that fit into memory together, 1 to `most`, by the largest image."""
-        samples = [self.dataset.samples[index] for index in indices]
+        samples = [self.dataset.samples[place] for place in places]
         _, height, width = max((s.height * s.width, s.height, s.width) for s in samples)
         batch = self.teacher.planned_batch((height, width), scales=self.scales)
         budget = self.teacher.budget(scales=self.scales, flip=self.flip)
         return budget.in_flight(height, width, batch=batch, most=most)
 
-    def _read(self, index: int) -> _Item:
-        item = self.dataset[index]
-        return _Item(index, item["image"].permute(1, 2, 0).numpy(), item["label"].numpy())
+    def _read(self, place: int) -> _Item:
+        item = self.dataset[place]
+        return _Item(place, item["image"].permute(1, 2, 0).numpy(), item["label"].numpy())
 
     def _predict(self, items: Sequence[_Item], *, alone: bool = False) -> list[_Labelled]:
         """Predict images of one size, at most one batch; without edges, codes are classes."""

@@ -11,25 +11,24 @@ weights, optimizer, scale of float16 losses, averaged weights, the number of ste
 seed), and the fingerprints of all images that were trained on. The place in the data and every random state follow
 from seed and step (for dropout also from the process's rank), so they are not stored. The folder holds:
 
-    train.json     the recipe; another recipe is refused, not mixed in
-    last.pt        the place to go on from, written behind all others: what a killed training lacks, the next one does
-                   again; as a checkpoint it holds the averaged weights, if there are any
-    best.pt        the checkpoint for everybody else: the highest validation mIoU so far
-    curves.csv     loss, gradient norm, learning rate and speed by step; mIoU of the validations
-    scores.json    per-class IoU of best.pt
+    train.json         the recipe; another recipe is refused, not mixed in
+    last.pt            the place to go on from, written behind all others (`saving.py`); as a checkpoint it holds the
+                       averaged weights, if there are any
+    best.pt            the checkpoint for everybody else: the highest validation mIoU so far
+    curves.csv         loss, gradient norm, learning rate and speed by step; mIoU of the validations
+    scores.json        per-class IoU of best.pt
+    last_scores.json   per-class IoU after the last step
+
+A batch with a loss or gradient that is not finite is skipped: weights, optimizer, averages and running statistics stay.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn, cast
 
 import torch
@@ -40,44 +39,26 @@ from torch.utils.data import DataLoader
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.samples import Manifest
-from autolabel.manifests.wording import Progress, percent
+from autolabel.manifests.wording import Progress, counted
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import TrainJob
 from autolabel.student.losses import BatchCounts, segmentation_loss
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
 from autolabel.student.parallel import DrawSampler, Team
 from autolabel.student.request import TrainRequest
-from autolabel.teacher.checkpoints import save_checkpoint
+from autolabel.student.saving import Saves, copied
+from autolabel.student.steps import Skips, StepReport
+from autolabel.teacher.checkpoints import content_of
 from autolabel.teacher.device import PRECISIONS, autocast, pick_device, pick_precision
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import Teacher, normalise
+from autolabel.teacher.predict import Teacher
 
-_SAVE_SECONDS = 60.0  # between saves without a validation
-CURVES = ("step", "loss", "gradient_norm", "learning_rate", "images_per_s", "miou")
+_MOST_SKIPPED = 5  # batches in a row whose loss or gradient is not finite: no accident any more
 
 
 class TrainingStopped(RuntimeError):
     """The training cannot go on; the message says why and what to do."""
-
-
-@dataclass(frozen=True)
-class StepReport:
-    """The result of one step: its number from 1, loss, learning rate and speed; `miou` if a validation followed.
-
-    gradient_norm: length (L2) of the gradient before it is clipped.
-    """
-
-    step: int
-    loss: float
-    gradient_norm: float
-    learning_rate: float
-    images_per_s: float
-    miou: float | None = None
-
-    def note(self) -> str:
-        """Loss, speed and score in a few words, for the line below a bar."""
-        miou = f"  mIoU {percent(self.miou)}" if self.miou is not None else ""
-        return f"loss {self.loss:.3f}  {self.images_per_s:.1f} images/s{miou}"
 
 
 OnStep = Callable[[StepReport], None]
@@ -112,20 +93,32 @@ def train(
     """
     request = TrainRequest(job, manifest, progress=progress)
     on_step, on_note = on_step or (lambda report: None), on_note or (lambda note: None)
+    told: list[StepReport] = []
+
+    def tell(report: StepReport) -> None:
+        told[:] = [report]
+        on_step(report)
+
     if request.started_from and not storage.exists(request.last):
         on_note(f"starts with {request.started_from}")
     with storage.hold(job.out):
         if not job.machine.uses_ray:
-            Training(request, Team(torch.device(pick_device(job.device)))).run(on_step)
+            Training(request, Team(torch.device(pick_device(job.device)))).run(tell)
         elif request.crops is not None:
             from autolabel.student.distributed import run_workers
 
             workers = job.machine.workers
             with ray_session(job.machine.address, job.out, workers=workers, otherwise="--workers 1"):
                 run_workers(
-                    partial(_train_in, request), workers, device=job.device, folder=job.out, on_step=on_step,
+                    partial(_train_in, request), workers, device=job.device, folder=job.out, on_step=tell,
                     on_note=on_note, final=(ValueError, OSError, TrainingStopped, torch.OutOfMemoryError),
                 )  # fmt: skip
+    if told and told[0].skipped:
+        first = told[0].first_skipped
+        on_note(
+            f"{told[0].skipped} of {job.steps} batches were skipped, because their loss or gradient was not finite; the"
+            f" first, at step {first}, showed {request.shown_at(first - 1)}"
+        )
     return Scores.read(job.out / "scores.json")
 
 
@@ -145,7 +138,7 @@ class Training:
         self.step = request.require_same(self.recipe, last)
         if team.sum(torch.tensor(self.step)).item() != self.step * team.size:
             raise RuntimeError(f"the processes read different versions of {request.last}")
-        self.best, self.curves, self.saved = -1.0, list[StepReport](), 0
+        self.best, self.skips = -1.0, Skips()
         self.between_steps = True
         torch.manual_seed(self.job.seed)
         self.network = request.network(last)
@@ -166,14 +159,14 @@ class Training:
         if team.rank == 0:
             storage.remove_leftovers(self.job.out)
             storage.write_json(self.job.out / "train.json", self.recipe)
+            self.saves = Saves(self.job.out, self.request.last, step=self.step)
 
     def _go_on(self, state: dict[str, Any]) -> None:
         self.updater.load_state_dict(state)
         if self.updater.average is not None:  # the checkpoint's own weights are the averaged ones
             self.updater.average.load_state_dict(self.network.state_dict())
             self.network.load_state_dict(state["network"])
-        self.best, self.saved = state["best"], self.step
-        self.curves = [StepReport(**row) for row in state["curves"]]
+        self.best, self.skips = state["best"], Skips(*state["skips"])
 
     def _batches(self) -> Iterable[Mapping[str, Any]]:
         """This process's share of every batch that is left."""
@@ -192,43 +185,56 @@ class Training:
 
     def run(self, on_step: OnStep) -> None:
         """Do the steps that are left. The first process of a team calls `on_step` after each, and writes the files."""
-        job = self.job
-        validate_at = {round(job.steps * (i + 1) / job.validations) for i in range(job.validations)}
-        saved = started = time.monotonic()
-        first = self.step
+        if self.team.rank > 0:
+            for _ in self._reports():
+                pass
+            return
         try:
-            for batch in self._batches():
-                self.between_steps = False
-                loss, length, rate = self._train_step(batch)
-                self.step += 1
-                speed = (self.step - first) * job.batch_size / (time.monotonic() - started)
-                miou = self._validate() if self.step in validate_at else None
-                report = StepReport(self.step, loss, length, rate, speed, miou)
-                self.curves.append(report)
-                self.between_steps = True
-                if self.team.rank > 0:
-                    continue
+            for report in self._reports():
                 on_step(report)
-                if miou is not None or time.monotonic() - saved > _SAVE_SECONDS:
-                    self._save_last()
-                    saved = time.monotonic()
+                if self.step == self.job.steps or self.saves.due(validated=report.miou is not None):
+                    self._save()
+                else:
+                    self.saves.write()
         except KeyboardInterrupt:
             if self.between_steps:  # inside a step the state belongs to no step, and the last save stands
-                self._save_last()
+                self._save()
             raise
+        except TrainingStopped:
+            self.saves.write(curves=True)  # they tell how it came
+            raise
+        finally:
+            self.saves.finish()
+
+    def _reports(self) -> Iterator[StepReport]:
+        """Do the steps that are left, and report each."""
+        job = self.job
+        validate_at = {round(job.steps * (i + 1) / job.validations) for i in range(job.validations)}
+        started, first = time.monotonic(), self.step
+        for batch in self._batches():
+            self.between_steps = False
+            loss, length, rate = self._train_step(batch)
+            self.step += 1
+            speed = (self.step - first) * job.batch_size / (time.monotonic() - started)
+            miou = self._validate() if self.step in validate_at else None
+            report = StepReport(
+                self.step, loss, length, rate, speed, miou, skipped=self.skips.number, first_skipped=self.skips.first
+            )
+            if self.team.rank == 0:
+                self.saves.add(report)
+            self.between_steps = True
+            yield report
 
     def _train_step(self, batch: Mapping[str, Any]) -> tuple[float, float, float]:
         """Do one step; return the loss and the length of the gradient of the whole batch, and the learning rate."""
         job, team, updater = self.job, self.team, self.updater
         # The random numbers of a step (dropout) depend on its number alone, so that a resumed training repeats them.
         torch.manual_seed((job.seed << 32) + team.rank * job.steps + self.step)
-        rate = learning_rate_at(
-            self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power, warm_up=job.warm_up
-        )
+        rate = learning_rate_at(self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power)
         self.model.train()
         images, labels = (batch[name].to(team.device, non_blocking=True) for name in ("image", "label"))
         whole = BatchCounts(team.sum(BatchCounts.of(labels).pixels), job.batch_size)
-        updater.clear()
+        updater.begin()
         total = torch.zeros((), device=team.device)
         parts = list(zip(images.chunk(job.accumulate), labels.chunk(job.accumulate), strict=True))
         for number, (image, label) in enumerate(parts, start=1):
@@ -236,19 +242,33 @@ class Training:
                 loss = self._loss(image, label.long(), whole)
                 updater.backward(loss * team.size)
             total += loss.detach()
-        value = team.sum(total).item()
-        if not math.isfinite(value):
-            self._stop(f"the loss became {value}", self.step)
-        length = updater.update(rate)
-        if not math.isfinite(length) and updater.hopeless:
-            self._stop("the gradient became infinite or nan", self.step)
-        return value, length, rate
+        length = updater.measure()
+        # Summed over the processes, so that all of them take the same decision; read once, because the device waits.
+        value, norm = team.sum(torch.stack([total, length / team.size])).tolist()
+        if math.isfinite(value) and math.isfinite(norm):
+            updater.update(rate, length)
+            self.skips = self.skips.none()
+        else:
+            updater.skip()
+            self._skipped(value)
+        return value, norm, rate
+
+    def _skipped(self, loss: float) -> None:
+        """Note that the batch of this step was skipped. Raises TrainingStopped if that is no accident any more."""
+        if math.isfinite(loss) and self.updater.scale_may_help:
+            return
+        self.skips = self.skips.one(self.step + 1)
+        if self.skips.row < min(_MOST_SKIPPED, self.job.steps):
+            return
+        what = "the gradient became infinite or nan" if math.isfinite(loss) else f"the loss became {loss}"
+        before = f", as in the {counted(self.skips.row - 1, 'step')} before" if self.skips.row > 1 else ""
+        self._stop(what, self.step, before=before, together=True)
 
     def _loss(self, images: Tensor, label: Tensor, whole: BatchCounts) -> Tensor:
         """Return this part's share of the loss of the whole batch."""
         with autocast(self.team.device, self.precision):
             output = self.compute(normalise(images).contiguous(memory_format=torch.channels_last))
-        return segmentation_loss(self.job.loss, output, label=label, whole=whole, scale_weight=self.job.scale_weight)
+        return segmentation_loss(self.job.loss, output, label=label, whole=whole)
 
     def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Synchronise gradients across processes only on the last part of a batch; earlier parts add up locally."""
@@ -256,13 +276,15 @@ class Training:
             return contextlib.nullcontext()
         return self.model.no_sync()
 
-    def _stop(self, what: str, step: int) -> NoReturn:
-        """Raise TrainingStopped for a step, counted from 0; nothing of this step is kept."""
-        kept = f"last.pt keeps the weights of step {self.saved}" if self.saved else "nothing was saved yet"
+    def _stop(self, what: str, step: int, *, before: str = "", together: bool) -> NoReturn:
+        """Raise TrainingStopped for a step, counted from 0; nothing of it is kept. together: in all processes."""
+        saved = self.saves.finish() if self.team.rank == 0 else 0
+        saved = int(self.team.sum(torch.tensor(saved))) if together else saved
+        kept = f"last.pt keeps the weights of step {saved}" if saved else "nothing was saved yet"
         other = " or --precision bfloat16" if self.precision == "float16" else ""
         raise TrainingStopped(
-            f"{what} at step {step + 1}, on {self.request.shown_at(step)}: {kept}; start again in another --out with a"
-            f" smaller --learning-rate than {self.job.peak:g}{other}"
+            f"{what} at step {step + 1}, on {self.request.shown_at(step)}{before}: {kept}; start again in another --out"
+            f" with a smaller --learning-rate than {self.job.peak:g}{other}"
         )
 
     @property
@@ -271,63 +293,45 @@ class Training:
         average = self.updater.average
         return self.network if average is None else cast(SegmentationNet, average)
 
-    def _require_finite(self) -> None:
+    def _require_finite(self, *, together: bool) -> None:
         """Stop if a weight or running statistic is infinite or nan, even under a finite loss: it would not load."""
         for network in {self.network, self._result}:
             for name, tensor in network.state_dict().items():
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
-                    self._stop(f"{name} became infinite or nan", self.step - 1)
+                    self._stop(f"{name} became infinite or nan", self.step - 1, together=together)
 
     def _validate(self) -> float:
-        self._require_finite()
+        self._require_finite(together=True)
         request = self.request
         teacher = Teacher(self._result, request.space, trained_on=request.trained_on, device=str(self.team.device))
         scores = score(teacher, request.val, team=self.team)
         if math.isnan(scores.miou):
             raise ValueError(f"{self.job.val}: no pixel of its labels has a class, so there is nothing to score on")
-        if scores.miou > self.best:
-            self.best = scores.miou
-            if self.team.rank == 0:
-                metrics = {"miou": scores.miou, "step": float(self.step)}
-                best = self.job.out / "best.pt"
-                save_checkpoint(
-                    best,
-                    self._result,
-                    arch=self.job.arch,
-                    space=request.space,
-                    trained_on=request.trained_on,
-                    metrics=metrics,
-                )
-                scores.write(self.job.out / "scores.json")
+        better = scores.miou > self.best
+        self.best = max(self.best, scores.miou)
+        if self.team.rank == 0:
+            self.saves.keep(scores, self._content(scores.miou) if better else None, last=self.step == self.job.steps)
         return scores.miou
 
-    def _save_last(self) -> None:
-        self._require_finite()
+    def _content(self, miou: float, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """A copy of the checkpoint of this step."""
+        return content_of(
+            copied(self._result.state_dict()),
+            arch=self.job.arch,
+            space=self.request.space,
+            trained_on=self.request.trained_on,
+            metrics={"miou": miou, "step": float(self.step)},
+            training=copied(training),
+        )
+
+    def _save(self) -> None:
+        self._require_finite(together=False)
         training = self.updater.state_dict() | {
             "step": self.step,
             "best": self.best,
-            "curves": [asdict(row) for row in self.curves],
+            "skips": list(self.skips),
             "recipe": self.recipe,
         }
         if self.updater.average is not None:
             training["network"] = self.network.state_dict()
-        metrics = {"miou": self.best, "step": float(self.step)}
-        request = self.request
-        write_curves(self.job.out / "curves.csv", self.curves)
-        save_checkpoint(  # last, because no step before it is done again
-            request.last, self._result, arch=self.job.arch, space=request.space, trained_on=request.trained_on,
-            metrics=metrics, training=training,
-        )  # fmt: skip
-        self.saved = self.step
-
-
-def write_curves(path: Path, curves: list[StepReport]) -> None:
-    """Write the curves as CSV, whole or not at all."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(CURVES)
-    for row in curves:
-        miou = "" if row.miou is None else f"{row.miou:.6f}"
-        numbers = f"{row.loss:.6f}", f"{row.gradient_norm:.6g}", f"{row.learning_rate:.8f}", f"{row.images_per_s:.3f}"
-        writer.writerow([row.step, *numbers, miou])
-    storage.write(path, buffer.getvalue().encode())
+        self.saves.save_last(self._content(self.best, training), step=self.step)

@@ -98,16 +98,37 @@ def save_checkpoint(
     training: Mapping[str, Any] | None = None,
 ) -> None:
     """Write a checkpoint, whole or not at all; the module docstring describes its content."""
+    state = network.state_dict()
+    write_content(
+        path, content_of(state, arch=arch, space=space, trained_on=trained_on, metrics=metrics, training=training)
+    )
+
+
+def content_of(
+    state_dict: Mapping[str, Tensor],
+    *,
+    arch: str,
+    space: LabelSpace,
+    trained_on: Tensor | None = None,
+    metrics: Mapping[str, float] | None = None,
+    training: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Return the content of a checkpoint with these tensors."""
     content = {
         "format": FORMAT,
         "arch": arch,
         "label_space": space.to_dict(),
-        "state_dict": network.state_dict(),
+        "state_dict": state_dict,
         "trained_on": torch.zeros(0, dtype=torch.int64) if trained_on is None else trained_on,
         "metrics": dict(metrics or {}),
     }
     if training is not None:
         content["training"] = dict(training)
+    return content
+
+
+def write_content(path: Path, content: Mapping[str, Any]) -> None:
+    """Write what `content_of` returned, whole or not at all."""
     with storage.lending(path) as file:
         torch.save(content, file)
 

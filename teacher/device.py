@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 
@@ -42,7 +44,8 @@ def pick_precision(name: str, device: str) -> str:
         if name not in PRECISIONS:
             raise ValueError(f"unknown precision {name!r}: expected auto, {', '.join(PRECISIONS)}")
         return name
-    return "bfloat16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "float32"
+    has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:
@@ -51,15 +54,59 @@ def autocast(device: torch.device, precision: str) -> contextlib.AbstractContext
     return contextlib.nullcontext() if dtype == torch.float32 else torch.autocast(device.type, dtype=dtype)
 
 
+def exact_kernels(device: torch.device) -> None:
+    """Make a CUDA GPU compute the same from the same, for labels: float32 as float32, and no kernel by its speed."""
+    _choose_kernels(device, by_speed=False)
+
+
+def fast_kernels(device: torch.device) -> None:
+    """Let a CUDA GPU measure which kernels are fastest, for the steps of a training; float32 stays float32."""
+    _choose_kernels(device, by_speed=True)
+
+
+def _choose_kernels(device: torch.device, *, by_speed: bool) -> None:
+    if device.type != "cuda":
+        return
+    torch.backends.cudnn.benchmark = by_speed
+    torch.backends.cudnn.deterministic = not by_speed
+    with warnings.catch_warnings():
+        # Torch 2.9 to 2.12 announce another switch. That one must not be used: `torch.compile` reads this one, which
+        # raises where the two differ (torch 2.13, pytorch issue 166387).
+        warnings.simplefilter("ignore", UserWarning)
+        torch.backends.cudnn.allow_tf32 = False
+        torch.set_float32_matmul_precision("highest")
+
+
+@dataclass(frozen=True)
+class DeviceMemory:
+    """Bytes of a device: all of them, those that a new allocation may take, and those that our tensors take."""
+
+    total: int
+    free: int
+    own: int
+
+    @property
+    def others(self) -> int:
+        """Bytes that are neither free nor taken by our tensors: other processes', and what a driver needs."""
+        return max(0, self.total - self.free - self.own)
+
+
+def device_memory(device: torch.device) -> DeviceMemory:
+    """Return the memory of a device. A CPU's is taken for our own: its system lends more than it has."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        own = torch.cuda.memory_allocated(device)
+        return DeviceMemory(int(total), int(free + torch.cuda.memory_reserved(device) - own), own)
+    if device.type == "mps":  # shares the main memory, up to a limit
+        total, own = torch.mps.recommended_max_memory(), torch.mps.current_allocated_memory()
+        return DeviceMemory(total, max(0, min(total - own, machine.free_memory())), own)
+    total, free = machine.total_memory(), machine.free_memory()
+    return DeviceMemory(total, free, total - free)
+
+
 def free_memory(device: torch.device) -> int:
     """Return the bytes that a new allocation on the device may take."""
-    if device.type == "cuda":
-        cached = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return int(torch.cuda.mem_get_info(device)[0] + cached)
-    if device.type == "mps":  # shares the main memory, up to a limit
-        left = torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
-        return max(0, min(left, machine.free_memory()))
-    return machine.free_memory()
+    return device_memory(device).free
 
 
 def release_cache(device: torch.device) -> None:

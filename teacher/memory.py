@@ -5,19 +5,38 @@ from __future__ import annotations
 import contextlib
 import math
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from autolabel.teacher.device import DeviceMemory, device_memory, highest_use, release_cache
 
 LARGEST_BATCH = 8  # a larger batch is no faster: one image at scale 2 keeps a GPU busy
 # Pixels that are computed at once on a GPU, at all scales together: those of 1024 x 2048 at scales 0.5, 1 and 2.
 BATCH_PIXELS = 1024 * 2048 * 21 // 4
 SPARE_MEMORY = 0.2  # share of the free memory that is never used
+_ELEMENTS = 2**31  # a tensor with so many has places that kernels of a GPU cannot count
+_A_DRIVERS = 1 << 30  # bytes that CUDA and its libraries take for our process; others' begin above
+_WORDS = (
+    "out of memory",  # of torch's allocators, of CUDA itself (an AcceleratorError) and of MPS
+    "can't allocate memory", "not enough memory",  # of the CPU's allocator, on Linux and on Windows
+    "CUBLAS_STATUS_ALLOC_FAILED", "CUDNN_STATUS_ALLOC_FAILED",
+    "CUDNN_STATUS_INTERNAL_ERROR_HOST_ALLOCATION_FAILED", "CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED",
+)  # fmt: skip
+_T = TypeVar("_T")
 
 
 class NotEnoughMemory(RuntimeError):
-    """One batch alone does not fit; the message names the size of its images and says what to do."""
+    """One batch alone does not fit into the device; the message names the size of its images and says what to do."""
+
+
+class MemoryTaken(RuntimeError):
+    """A batch would fit if other processes left the device; the message names the bytes, and no image is to blame."""
 
 
 def batch_pixels(device: str) -> int:
@@ -39,13 +58,16 @@ def planned_batch(height: int, width: int, *, scales: Sequence[float], pixels: i
 class Budget:
     """The memory of a device, and the bytes that one pixel of an image needs, all scales included.
 
-    device: name of the device; precision: a name in `predict.PRECISIONS`; free_bytes: before the first image.
+    device: name of the device; precision: a name in `device.PRECISIONS`; free_bytes: before the first image;
+    total_bytes: of the whole device; elements_per_pixel: of the largest tensor, 0 on a CPU, which can count them.
     """
 
     device: str
     precision: str
     bytes_per_pixel: float
     free_bytes: int
+    total_bytes: int = 0
+    elements_per_pixel: float = 0.0
 
     def in_flight(self, height: int, width: int, *, batch: int = 1, most: int) -> int:
         """Return how many batches of so many images of this size fit at once, 1 to `most`."""
@@ -56,13 +78,59 @@ class Budget:
         """Return the bytes that one image of this size needs."""
         return height * width * self.bytes_per_pixel
 
+    def require_countable(self, height: int, width: int, *, batch: int, at: str) -> None:
+        """Raise NotEnoughMemory if a batch, `at` its largest scale, makes a tensor that kernels cannot count."""
+        elements = batch * height * width * self.elements_per_pixel
+        if elements >= _ELEMENTS:
+            raise NotEnoughMemory(
+                f"an image of {width} x {height} at scale {at} makes a tensor of {elements:.2g} numbers, and kernels of"
+                f" {self.device} count to 2^31: leave that scale out, or cut the image into pieces"
+            )
+
+
+class LargestTensor(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Meanwhile, `elements` is the largest number of elements of a tensor that this thread has made."""
+
+    elements = 0
+
+    def __torch_dispatch__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Call the operation; note the sizes of its results."""
+        made = func(*args, **(kwargs or {}))
+        sizes = (leaf.numel() for leaf in tree_leaves(made) if isinstance(leaf, Tensor))
+        self.elements = max(self.elements, *sizes, 0)
+        return made
+
 
 class Gate:
-    """Lets batches compute side by side, or one of them alone. Who waits to be alone goes before those who come."""
+    """Lets batches compute side by side, or one of them alone. Who waits to be alone goes before those who come.
 
-    def __init__(self) -> None:
-        self._changed = threading.Condition()
+    crowded: sizes of images of which only one batch fits into memory at a time, as was found.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.crowded: set[tuple[int, ...]] = set()
+        self._device, self._changed = device, threading.Condition()
         self._inside, self._waiting = 0, 0  # batches that compute; batches that are, or want to be, alone
+
+    def compute(
+        self, work: Callable[[], _T], size: tuple[int, ...], *, alone: bool, error: Callable[[DeviceMemory], Exception]
+    ) -> _T:
+        """Return the result of `work` on images of a size; if memory lacks, do it once more alone, with an empty cache.
+
+        Raises `error` of the memory that there is then, if it lacks again.
+        """
+        with self.alone() if alone or size in self.crowded else self.shared():
+            found = attempt(work)
+        if found is None:
+            with self.alone():
+                release_cache(self._device)
+                found = attempt(work)
+                if found is None:
+                    raise error(device_memory(self._device))
+            self.crowded.add(size)
+        return found
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
@@ -96,7 +164,52 @@ class Gate:
 
 
 def is_memory_error(error: RuntimeError | MemoryError) -> bool:
-    """True if torch, or Python, had not enough memory."""
-    return isinstance(error, (torch.OutOfMemoryError, MemoryError)) or any(
-        words in str(error) for words in ("can't allocate memory", "MPS backend out of memory")
+    """True if torch, a library of the GPU's, or Python had not enough memory."""
+    lacking = isinstance(error, (torch.OutOfMemoryError, MemoryError))
+    return lacking or any(words in str(error) for words in _WORDS)
+
+
+def attempt(compute: Callable[[], _T]) -> _T | None:
+    """Return what `compute` returns; None if memory did not suffice, when all that it made is gone again."""
+    try:
+        return compute()
+    except (RuntimeError, MemoryError) as error:
+        if not is_memory_error(error):
+            raise
+    return None
+
+
+def too_little(
+    device: str, what: str, memory: DeviceMemory, *, needed: float | None, otherwise: str = "leave that scale out, or "
+) -> RuntimeError:
+    """Return the error for `what` that does not fit alone: NotEnoughMemory, or MemoryTaken if others are to blame.
+
+    They are if they hold memory without which the `needed` bytes, where known, would fit. `otherwise` is advice.
+    """
+    free, about = _gib(memory.free), f"about {_gib(needed)} needed, " if needed else ""
+    if memory.others > _A_DRIVERS and (needed or 0) <= memory.free + memory.others - _A_DRIVERS:
+        return MemoryTaken(
+            f"not enough memory on {device} now for {what} ({about}{free} of {_gib(memory.total)} free):"
+            f" another process holds {_gib(memory.others)}; end it, or run the same again later"
+        )
+    return NotEnoughMemory(
+        f"not enough memory on {device} for {what} ({about}{free} free): {otherwise}use a larger device"
     )
+
+
+def measure(device: torch.device, precision: str, pixels: int, *, work: Callable[[], object]) -> Budget:
+    """Do the work of an image of so many pixels; return the budget that follows from it."""
+    largest = LargestTensor()  # type: ignore[no-untyped-call]
+
+    def watched() -> None:
+        with contextlib.nullcontext() if device.type == "cpu" else largest:
+            work()
+
+    needed = highest_use(device, watched)
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    memory = device_memory(device)
+    return Budget(name, precision, needed / pixels, memory.free, memory.total, largest.elements / pixels)
+
+
+def _gib(number: float) -> str:
+    return f"{number / 2**30:.1f} GiB"

@@ -8,7 +8,7 @@ beside the others is tried again alone. Only uint8 labels and small tables of co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,31 +19,19 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autolabel.manifests import storage
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
-from autolabel.teacher.decide import LabelStatistics, Prediction, Undrawn, count, encode, keep, top_classes
-from autolabel.teacher.device import autocast, free_memory, highest_use, pick_device, pick_precision, release_cache
+from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_classes
+from autolabel.teacher.device import DeviceMemory, autocast, device_memory, exact_kernels, pick_device, pick_precision
+from autolabel.teacher.feed import Feed, Image
 from autolabel.teacher.fold import fold_batch_norm
-from autolabel.teacher.memory import Budget, Gate, NotEnoughMemory, batch_pixels, is_memory_error, planned_batch
+from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measure, planned_batch, too_little
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Field, at_size, mean_with_mirrored
 
-# Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
-_MEAN = (0.485, 0.456, 0.406)
-_STD = (0.229, 0.224, 0.225)
-
 _PROBE = (256, 512)  # height and width of the image that the budget is measured with
-
-Image = NDArray[np.uint8]
-
-
-def normalise(images: Tensor) -> Tensor:
-    """Return RGB images (B, 3, H, W) uint8 as float32, minus ImageNet's mean, divided by its deviation."""
-    mean = torch.tensor(_MEAN, device=images.device).view(1, 3, 1, 1)
-    std = torch.tensor(_STD, device=images.device).view(1, 3, 1, 1)
-    return (images.float() / 255 - mean) / std
 
 
 @dataclass(frozen=True)
@@ -79,15 +67,19 @@ class Teacher:
         combine: str = COMBINE[0],
     ) -> None:
         self.device = torch.device(device)
-        self.network = network.eval().to(self.device)
+        exact_kernels(self.device)
+        self.network = network.eval()
+        if attempt(partial(network.to, self.device)) is None:
+            raise too_little(device, "the teacher", device_memory(self.device), needed=None, otherwise="")
         self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.combination = Average() if combine == "average" else network.scale_attn
+        self.feed = Feed(self.device)
         self.label_space = label_space
         self.trained_on = trained_on
         self.precision = precision
         self.path, self.sha256, self.combine = path, digest, combine
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
-        self._gate = Gate()
+        self.gate = Gate(self.device)
 
     def require_space(self, space: LabelSpace, *, checkpoint: str, manifest: str) -> None:
         """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).
@@ -105,14 +97,14 @@ class Teacher:
     @torch.inference_mode()
     def logits(self, image: Image, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
         """Return logits (C, H, W) float32, combined over scales and flip, before the softmax."""
-        return self._field(self._pixels(image[None]), scales, flip=flip).whole()[0]
+        return self._field(self.feed.upload([image])[0], scales, flip=flip).whole()[0]
 
     @torch.inference_mode()
     def sampled_logits(
         self, image: Image, *, every: int, scales: Sequence[float] = SCALES, flip: bool = False
     ) -> NDArray[np.float32]:
         """Return (C, h, w) float32: `logits` at [:, ::every, ::every]; the others are not computed."""
-        field = self._field(self._pixels(image[None]), scales, flip=flip)
+        field = self._field(self.feed.upload([image])[0], scales, flip=flip)
         rows = [field.rows(row, row + 1)[0, :, :, ::every] for row in range(0, field.size[0], every)]
         return torch.cat(rows, dim=1).float().cpu().numpy()
 
@@ -131,10 +123,10 @@ class Teacher:
 
         temperature, prior, coarse: see `predict_in_batches`.
         """
-        field = self._field(self._pixels(image[None]), scales, flip=flip)
+        pixels, undrawn = self.feed.upload([image], coarse=[coarse], prior=prior)
         winners, confidences = top_classes(
-            field, 1, classes=self.network.classes, device=self.device, temperature=temperature,
-            undrawn=self._undrawn(prior, [coarse], size=image.shape[:2]),
+            self._field(pixels, scales, flip=flip), 1, classes=self.network.classes, device=self.device,
+            temperature=temperature, undrawn=undrawn,
         )  # fmt: skip
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
@@ -142,7 +134,7 @@ class Teacher:
     def parts(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[Part]:
         """Return the logits and the attention of every scale, at the network's own resolution."""
         with autocast(self.device, self.precision):
-            return self.network.parts(self._pixels(image[None]), check_scales(scales), combination=self.combination)
+            return self.network.parts(self.feed.upload([image])[0], check_scales(scales), combination=self.combination)
 
     @torch.inference_mode()
     def views(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[ScaleView]:
@@ -162,12 +154,10 @@ class Teacher:
         key = tuple(scales), flip
         if key not in self._budgets:
             probe = np.zeros((1, *_PROBE, 3), np.uint8)
-            needed = highest_use(
-                self.device,
-                lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
-            )
-            name = torch.cuda.get_device_name(self.device) if self.device.type == "cuda" else self.device.type
-            self._budgets[key] = Budget(name, self.precision, needed / math.prod(_PROBE), free_memory(self.device))
+            self._budgets[key] = measure(
+                self.device, self.precision, math.prod(_PROBE),
+                work=lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
+            )  # fmt: skip
         return self._budgets[key]
 
     def label(
@@ -217,39 +207,32 @@ class Teacher:
         edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. prior: for each
         class (C,) the share above 0 that people do not outline, or None; it counts where the coarse label of an image,
         (H, W) uint8 of train ids in `coarse`, names no class. The last batch is filled up, so that every image goes
-        through the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory.
+        through the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory,
+        MemoryTaken.
         """
         size = images[0].shape[:2]
         budget = self._budgets.get((tuple(scales), flip))
+
+        def lacking(memory: DeviceMemory) -> Exception:
+            needed = batch * budget.needs(*size) if budget else None
+            many = "an image" if batch == 1 else f"{batch} images"
+            what = f"{many} of {size[1]} x {size[0]} at scale {max(scales):g}"
+            return too_little(str(self.device), what, memory, needed=needed)
+
         if self.device.type == "cpu" and budget and budget.needs(*size) > budget.free_bytes:
             # Not even tried: the system may promise more memory than it has, and then end the process.
-            raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
+            raise lacking(device_memory(self.device))
+        if budget:
+            budget.require_countable(*size, batch=batch, at=f"{max(scales):g}")
 
         def compute(start: int) -> list[Prediction]:
-            undrawn = self._undrawn(prior, coarse[start : start + batch], size=size, batch=batch)
             return self._predict_batch(
                 images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, temperature=temperature,
-                undrawn=undrawn,
+                prior=prior, coarse=coarse[start : start + batch],
             )  # fmt: skip
 
         for start in range(0, len(images), batch):
-            with self._gate.alone() if alone else self._gate.shared():
-                found = _attempt(partial(compute, start))
-            if found is None:
-                with self._gate.alone():
-                    release_cache(self.device)
-                    found = _attempt(partial(compute, start))
-            if found is None:
-                raise NotEnoughMemory(self._does_not_fit(size, scales, budget))
-            yield from found
-
-    def _pixels(self, images: Sequence[Image] | Image) -> Tensor:
-        """Return images (B, H, W, 3) uint8 as (B, 3, H, W) float32 on the device, normalised."""
-        # Tensors need writable, contiguous memory; this copies arrays that have none.
-        batch = torch.from_numpy(np.require(np.asarray(images), requirements=["C", "W"]))
-        on_cuda = self.device.type == "cuda"
-        batch = (batch.pin_memory() if on_cuda else batch).to(self.device, non_blocking=on_cuda)
-        return normalise(batch.permute(0, 3, 1, 2)).contiguous(memory_format=torch.channels_last)
+            yield from self.gate.compute(partial(compute, start), size, alone=alone, error=lacking)
 
     def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
         scales = check_scales(scales)
@@ -259,23 +242,6 @@ class Teacher:
                 mirrored = self.network.field(pixels.flip(-1), scales, combination=self.combination)
                 field = mean_with_mirrored(field, mirrored)
         return field
-
-    def _undrawn(
-        self,
-        prior: Sequence[float] | None,
-        coarse: Sequence[Image | None],
-        *,
-        size: tuple[int, ...],
-        batch: int = 1,
-    ) -> Undrawn | None:
-        """Return the pixels that people left unlabelled; images without a coarse label, and padding, have none."""
-        if prior is None or all(label is None for label in coarse):
-            return None
-        where = np.zeros((batch, *size), np.bool_)
-        for place, label in enumerate(coarse):
-            if label is not None:
-                where[place] = label == IGNORE
-        return Undrawn(torch.from_numpy(where).to(self.device), torch.tensor(prior, device=self.device))
 
     @torch.inference_mode()
     def _predict_batch(
@@ -287,38 +253,18 @@ class Teacher:
         scales: Sequence[float],
         flip: bool,
         temperature: float,
-        undrawn: Undrawn | None,
+        prior: Sequence[float] | None,
+        coarse: Sequence[Image | None],
     ) -> list[Prediction]:
         classes = self.network.classes
-        filled = np.concatenate([images, np.repeat(images[-1:], batch - len(images), axis=0)])
-        field = self._field(self._pixels(filled), scales, flip=flip)
-        maps = top_classes(field, batch, classes=classes, device=self.device, temperature=temperature, undrawn=undrawn)
-        winners, confidences = (x[: len(images)] for x in maps)  # without the padding images
-        if self.device.type == "mps":  # it has no float64, which counting needs
-            winners, confidences = winners.cpu(), confidences.cpu()
-        codes = encode(winners, confidences, classes=classes, edges=edges).cpu().numpy()
-        counts = [count(w, p, classes=classes) for w, p in zip(winners, confidences, strict=True)]
-        return [
-            Prediction(code, len(edges) + 1, histogram.cpu().numpy(), sums.cpu().numpy())
-            for code, (histogram, sums) in zip(codes, counts, strict=True)
-        ]
-
-    def _does_not_fit(self, size: tuple[int, ...], scales: Sequence[float], budget: Budget | None) -> str:
-        needed = f"about {budget.needs(*size) / 2**30:.1f} GiB needed, " if budget else ""
-        return (
-            f"not enough memory on {self.device} for an image of {size[1]} x {size[0]} at scale {max(scales):g}"
-            f" ({needed}{free_memory(self.device) / 2**30:.1f} GiB free): leave that scale out, or use a larger device"
-        )
-
-
-def _attempt(compute: Callable[[], list[Prediction]]) -> list[Prediction] | None:
-    """Return what `compute` returns; None if memory did not suffice, when all that it made is gone again."""
-    try:
-        return compute()
-    except (RuntimeError, MemoryError) as error:
-        if not is_memory_error(error):
-            raise
-    return None
+        with self.feed.stream():
+            pixels, undrawn = self.feed.upload(images, batch=batch, coarse=coarse, prior=prior)
+            field = self._field(pixels, scales, flip=flip)
+            maps = top_classes(
+                field, batch, classes=classes, device=self.device, temperature=temperature, undrawn=undrawn
+            )
+            winners, confidences = (x[: len(images)] for x in maps)  # without the padding images
+            return self.feed.download(winners, confidences, classes=classes, edges=edges)
 
 
 def load_teacher(

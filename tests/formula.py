@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import ARCHITECTURES, build
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import normalise
 
 # Convolutions are scaled by 0.6, but for these: so every layer's output stays near unit size, and several classes win.
 # The first match counts; the second entry, if any, is the number of input channels that it is for.

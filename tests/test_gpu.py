@@ -39,13 +39,15 @@ from autolabel.student.evaluate import evaluate
 from autolabel.student.job import TrainJob, TrainMachine
 from autolabel.student.parallel import Team, synchronised
 from autolabel.student.request import TrainRequest
-from autolabel.student.train import StepReport, _train_in, train
+from autolabel.student.steps import StepReport
+from autolabel.student.train import _train_in, train
 from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import PRECISIONS
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import Teacher, load_teacher, normalise
+from autolabel.teacher.predict import Teacher, load_teacher
 
 pytestmark = pytest.mark.thorough
 

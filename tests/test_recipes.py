@@ -1,15 +1,18 @@
 """A recipe of docs/recipes does not run, or trains something else than it says: days on eight GPUs for nothing.
 
-Every command of the pages is run as it stands there, on drawn scenes; only sizes are replaced.
+Every command of the pages is run as it stands there, on drawn scenes; only sizes are replaced. Every training is read
+as the command line reads it, and compared, setting by setting, with the table of the published ones.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import re
 import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,16 +20,20 @@ import torch
 from conftest import ROOT, autolabel
 from PIL import Image
 
+from autolabel.cli import main
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.settings import build_job, job_fields
 from autolabel.student.evaluate import Scores
+from autolabel.student.job import TrainJob
 from autolabel.teacher.checkpoints import read_checkpoint, save_checkpoint
 from autolabel.teacher.networks.build import build
 
 SMALL = "hrnet18s_ocr_mscale"
 SIZES = {"--arch": SMALL, "--steps": "2", "--crop": "64x64", "--batch-size": "2", "--workers": "1",
-         "--precision": "float32"}  # fmt: skip
+         "--precision": "float32", "--device": "cpu", "--validations": "1"}  # fmt: skip
+NO_SETTINGS = {"manifest", "val", "out", "seed", "device", "address", "compile"}  # data, and how they are computed
 # Images of an epoch, GPUs, crops of a step on each, epochs.
 EPOCHS = {
     "cityscapes_fine": (2975, 8, 1, 175),
@@ -74,6 +81,84 @@ def test_every_recipe_is_listed_with_its_figures() -> None:
             f"{images * epochs:,} | {steps:,} x {gpus * each} | {gpus} |" in index[index.index(row) :].splitlines()[0]
         )
         assert f"**{steps:,}**" in page(name)
+
+
+def table(name: str, heading: str) -> list[list[str]]:
+    """The cells of the first table of a page after a heading, or after any line, without its header."""
+    text = page(name)
+    lines = text[text.index(heading) :].splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("|"))
+    end = next((n for n in range(start, len(lines)) if not lines[n].startswith("|")), len(lines))
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines[start + 2 : end]]
+
+
+def read_as_typed(words: list[str]) -> dict[str, Any]:
+    """The settings of a `train` command, as the command line reads them, by option."""
+    command = main.commands["train"]
+    job = build_job(TrainJob, command.make_context("train", list(words[1:])).params)
+    return {
+        field.flag: functools.reduce(getattr, field.path, job)
+        for field in job_fields(TrainJob)
+        if field.name not in NO_SETTINGS
+    }
+
+
+def published(name: str) -> dict[str, Any]:
+    """The settings of a recipe in the table of README.md, read by the command line as well."""
+    words = ["train", "there.parquet", "--val", "val.parquet", "--out", "out"]
+    for row in table("README", "## The settings"):
+        value = row[2 + list(EPOCHS).index(name)]
+        if value != "no":
+            words += [row[0].strip("`")] + ([] if value == "yes" else [value])
+    return read_as_typed(words)
+
+
+def deviations(name: str, words: list[str]) -> set[str]:
+    """The options whose value is not the published one."""
+    there, here = published(name), read_as_typed(words)
+    assert there.keys() == here.keys()
+    return {option for option, value in here.items() if value != there[option]}
+
+
+def admitted(name: str) -> set[str]:
+    """The options that the tables of differences name, with a reason."""
+    rows = table("README", "## Where ours differs")
+    if "What differs besides" in page(name):
+        rows += table(name, "What differs besides")
+    assert all(row[3] for row in rows), "a difference without a reason"
+    return {option for row in rows for option in re.findall(r"`(--[a-z-]+)", row[0])}
+
+
+def test_every_setting_of_a_training_has_its_row_in_the_table() -> None:
+    rows = [row[0].strip("`") for row in table("README", "## The settings")]
+    assert sorted(rows) == sorted(field.flag for field in job_fields(TrainJob) if field.name not in NO_SETTINGS)
+
+
+@pytest.mark.parametrize("name", EPOCHS)
+def test_every_setting_of_a_recipe_is_the_published_one_or_named_as_a_difference(name: str) -> None:
+    (training,) = trainings(name)
+    assert deviations(name, training) == admitted(name)
+    assert option(training, "--device") == "cuda"  # it never trains on CPUs without a word
+
+
+def test_a_setting_that_is_forgotten_or_mistyped_is_noticed() -> None:
+    (training,) = trainings("mapillary")
+    for flag, other in (("--weight-decay", "0.0005"), ("--power", "2"), ("--crop", "1024x1025"), ("--workers", "16")):
+        typed = [other if before == flag else word for before, word in zip(["", *training], training, strict=False)]
+        assert deviations("mapillary", typed) == {flag}
+    for flag in ("--published-crops", "--blur"):
+        assert deviations("mapillary", [word for word in training if word != flag]) == {flag}
+
+
+def test_the_share_of_automatic_labels_follows_from_the_published_numbers() -> None:
+    """A class gets 78 aimed crops an epoch; of the 13 boosted ones the automatic share of all places."""
+    (training,) = trainings("cityscapes_sota")
+    images, automatic = 2975, 19998
+    aimed = int(images * 0.5 / 19)
+    assert aimed == 78
+    share = 13 * aimed * automatic / (automatic + images) / images
+    assert float(option(training, "--auto-share")) == round(share, 2) == 0.3
+    assert f"{round(share * images)} / 2,975 = **0.30**" in page("cityscapes_sota")
 
 
 def test_the_boosted_classes_are_the_published_ones() -> None:
@@ -143,10 +228,9 @@ def test_every_command_of_a_recipe_runs(name: str, prepared: Path) -> None:
     (training,) = trainings(name)
     out = Path(option(training, "--out"))
     asked = json.loads((out / "train.json").read_text())
-    for setting in ("loss", "optimizer", "init"):
-        assert asked[setting] == option(training, f"--{setting}")
-    assert asked["learning_rate"] == float(option(training, "--learning-rate"))
-    assert asked["power"] == float(option(training, "--power"))
+    for flag, value in published(name).items():
+        if flag not in SIZES and flag != "--auto-classes":
+            assert asked[flag.removeprefix("--").replace("-", "_")] == (str(value) if flag == "--init" else value)
     classes = 65 if name == "mapillary" else 19
     assert read_checkpoint(out / "best.pt").classes == classes
     fresh = "the trunk; ocr, scale_attn" if classes == 65 else "ocr.aux_head.2, ocr.cls_head, scale_attn"

@@ -28,16 +28,16 @@ from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
-from autolabel.student.data import ManifestDataset
-from autolabel.student.evaluate import Scores, score
+from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
-from autolabel.student.train import CURVES, StepReport, train
+from autolabel.student.steps import CURVES, StepReport
+from autolabel.student.train import train
 from autolabel.teacher.checkpoints import overlap, read_checkpoint
-from autolabel.teacher.predict import load_teacher
 
 ARMS = ("fine", "fine + coarse", "fine + auto")
 ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
 _AGAIN = "choose another --out"
+_MOST_BYTES = 1 << 28  # of curves: four million steps
 _SETTING = (
     "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "clip",
     "weight_decay", "ema",
@@ -135,9 +135,9 @@ def compare(
         path = template.out / f"{_slug(arm)}.parquet"
         job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
         now = ArmProgress(arm, seed, 0, place * job.steps, len(trainings) * job.steps, "")
-        best = _train(job, now, on_progress, on_note)
+        _train(job, now, on_progress, on_note)
         curve = read_curve(job.out / "curves.csv")
-        scores[arm].append(last_scores(job, best, curve))
+        scores[arm].append(last_scores(job))
         curves[arm].append(curve)
     first = read_json(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json", dict[str, Any], advice=_AGAIN)
     setting = {
@@ -171,12 +171,12 @@ def _train(
     start: ArmProgress,
     on_progress: Callable[[ArmProgress], None] | None,
     on_note: Callable[[str], None] | None,
-) -> Scores:
+) -> None:
     def tell(step: int, note: str) -> None:
         if on_progress:
             on_progress(replace(start, step=step, done=start.done + step, note=note))
 
-    return train(
+    train(
         job,
         lambda step: tell(step.step, step.note()),
         progress=lambda done, total: tell(0, f"reading labels {done}/{total}"),
@@ -260,7 +260,7 @@ def _require_same(path: Path, manifest: Manifest) -> None:
 
 def read_curve(path: Path) -> list[StepReport]:
     """Read the `curves.csv` of a training. Raises BadDocument."""
-    rows = read_csv(path, CURVES, advice=_AGAIN)
+    rows = read_csv(path, CURVES, advice=_AGAIN, at_most=_MOST_BYTES)
     try:
         return [
             StepReport(
@@ -277,15 +277,9 @@ def read_curve(path: Path) -> list[StepReport]:
         raise BadDocument(f"{path}: {error}; {_AGAIN}") from error
 
 
-def last_scores(job: TrainJob, best: Scores, curve: Sequence[StepReport]) -> Scores:
-    """Scores after the last step of a training.
+def last_scores(job: TrainJob) -> Scores:
+    """Scores after the last step of a training. Raises BadDocument.
 
     To pick the best step on the images that decide would favour the arm whose scores jump most.
     """
-    *earlier, last = [row.miou for row in curve if row.miou is not None]
-    if last > max(earlier, default=-1.0):
-        return best  # the scores of the last step
-    path = job.out / "last_scores.json"
-    if not storage.exists(path):
-        score(load_teacher(job.out / "last.pt", device=job.device), ManifestDataset(job.val)).write(path)
-    return Scores.read(path)
+    return Scores.read(job.out / "last_scores.json")

@@ -12,7 +12,7 @@ from autolabel.manifests.drawing import OKABE_ITO
 from autolabel.manifests.wording import Table
 from autolabel.student.comparison.intervals import Estimate
 from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison
-from autolabel.student.train import StepReport
+from autolabel.student.steps import StepReport
 
 # An arm is told apart by its colour, and without colours by its mark and dash. The last colour follows the text.
 _COLOURS = (*(OKABE_ITO[c] for c in ("blue", "orange", "green", "purple", "sky", "vermilion", "yellow")), "var(--ink)")
@@ -174,7 +174,8 @@ def _curves(curves: Mapping[str, list[list[StepReport]]], arms: Mapping[str, Arm
 def _thinned(curve: Sequence[StepReport], every: int) -> list[tuple[int, float]]:
     """Last step and mean loss of every so many steps."""
     parts = [curve[k : k + every] for k in range(0, len(curve), every)]
-    return [(part[-1].step, sum(row.loss for row in part) / len(part)) for part in parts]
+    finite = [(part[-1].step, [row.loss for row in part if math.isfinite(row.loss)]) for part in parts]
+    return [(step, sum(losses) / len(losses)) for step, losses in finite if losses]
 
 
 def _plot(

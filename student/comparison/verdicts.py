@@ -8,6 +8,7 @@ each training must do better than naming the commonest class everywhere. All IoU
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from autolabel.student.comparison.intervals import (
     with_half,
 )
 from autolabel.student.evaluate import Scores
-from autolabel.student.train import StepReport
+from autolabel.student.steps import StepReport
 
 MEAN = "mean IoU"  # beside the names of the classes
 _SCORED = ("iou", "miou", "pixel_accuracy", "images", "commonest_miou")
@@ -291,7 +292,10 @@ class Comparison(Shown):
             "cost": {arm: {"images_per_s": speed, "seconds": seconds} for arm, (speed, seconds) in costs.items()},
             "seconds": self.seconds,
             "curves": {
-                arm: [[[row.step, row.loss, row.miou] for row in curve] for curve in curves]
+                arm: [
+                    [[row.step, row.loss if math.isfinite(row.loss) else None, row.miou] for row in curve]
+                    for curve in curves
+                ]
                 for arm, curves in self.curves.items()
             },
             "notes": list(self.notes),

@@ -70,7 +70,7 @@ class SegmentationNet(nn.Module):
     def forward(self, images: Tensor) -> TrainingOutput:
         """Do the forward pass of a training step, at the training scales of the combination."""
         size, scales = _size(images), self.scale_attn.training_scales
-        parts = self.parts(images, scales)
+        parts = [_enlarged(part) for part in self.parts(images, scales)]
         with_aux = all(part.aux is not None for part in parts)
         own = [at_size(part.logits, part.size, size).whole() for part in sorted(parts, key=lambda p: p.scale)]
         return TrainingOutput(
@@ -78,6 +78,14 @@ class SegmentationNet(nn.Module):
             aux=self.scale_attn.mix(parts, size, pick=_aux).whole() if with_aux else None,
             scales=tuple(own) if len(own) > 1 else (),
         )
+
+
+def _enlarged(part: Part) -> Part:
+    """The part with its logits at the size of its input, where two readers begin with that; the numbers are the same.
+
+    A part above scale 1 stays as it is, because its logits may skip the detour over that size (`at_size`).
+    """
+    return replace(part, logits=at_size(part.logits, part.size).whole()) if part.scale <= 1 else part
 
 
 def _aux(part: Part) -> Tensor:

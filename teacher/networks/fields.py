@@ -63,22 +63,44 @@ class Resized(Field):
 
     def rows(self, top: int, bottom: int) -> Tensor:
         height = self.source.size[0]
-        # `place` is where the rows lie among the rows of the source; `share` weighs each of the source's rows.
-        place = (torch.arange(top, bottom, dtype=torch.float64) + 0.5) * (height / self.size[0]) - 0.5
-        place = place.clamp_(0, height - 1).view(-1, 1)
-        first, last = int(place[0]), min(int(place[-1]) + 2, height)
-        share = (1 - (place - torch.arange(first, last)).abs_()).clamp_(min=0)
+        ratio = height / self.size[0]
+        # Rows of the source between which the rows lie; plain floats are the float64 of the tensors below.
+        lowest, highest = (min(max((row + 0.5) * ratio - 0.5, 0), height - 1) for row in (top, bottom - 1))
+        first, last = int(lowest), min(int(highest) + 2, height)
         source = self.source.rows(first, last)
-        # Converted before it is moved: some devices have no float64.
-        return _widened(share.to(source.dtype).to(source.device) @ source, self.size[1])
+        if not _on_cpu(source) and (top, bottom, first, last) == (0, self.size[0], 0, height):
+            return resize(source.contiguous(), self.size)  # a GPU has one kernel for the whole
+        precise = torch.device("cpu") if source.is_mps else source.device  # Apple's GPU has no float64
+        place = (torch.arange(top, bottom, dtype=torch.float64, device=precise) + 0.5) * ratio - 0.5
+        place = place.clamp_(0, height - 1).sub_(first)
+        return _widened((_product if _on_cpu(source) else _neighbours_mixed)(source, place), self.size[1])
 
     def whole(self) -> Tensor:
         return resize(self.source.whole(), self.size)
 
 
+def _on_cpu(tensor: Tensor) -> bool:
+    return tensor.device.type == "cpu"
+
+
+def _product(source: Tensor, place: Tensor) -> Tensor:
+    """Return the rows at float64 places (n,) between the rows of `source` (B, C, h, w): (B, C, n, w)."""
+    share = (1 - (place.view(-1, 1) - torch.arange(source.shape[-2])).abs_()).clamp_(min=0)
+    return share.to(source.dtype) @ source
+
+
+def _neighbours_mixed(source: Tensor, place: Tensor) -> Tensor:
+    """Do the same for a GPU, which takes the two neighbours of each row: the product would multiply mostly by 0."""
+    lower = place.long()
+    share = (place - lower).to(source.dtype).to(source.device)  # converted before it is moved
+    lower = lower.to(source.device)
+    higher = (lower + 1).clamp_(max=source.shape[-2] - 1)
+    return torch.lerp(source.index_select(-2, lower), source.index_select(-2, higher), share.view(-1, 1))
+
+
 def _widened(x: Tensor, width: int) -> Tensor:
     """Resize the width alone, bilinearly."""
-    if x.device.type == "cpu":  # a third faster there; on a GPU this kernel would use one thread per column
+    if _on_cpu(x):  # a third faster there; on a GPU this kernel would use one thread per column
         lines = x.reshape(1, -1, x.shape[-1])
         return F.interpolate(lines, size=width, mode="linear").view(*x.shape[:-1], width)
     return resize(x, (x.shape[-2], width))

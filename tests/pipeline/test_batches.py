@@ -16,6 +16,7 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
+import torch
 from conftest import labels_of, photograph, quarantined, scanned
 from PIL import Image
 
@@ -26,8 +27,10 @@ from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.predictor import Decoded, TeacherPredictor
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Plan
+from autolabel.teacher import memory
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.memory import BATCH_PIXELS, Gate, planned_batch
+from autolabel.teacher.device import DeviceMemory
+from autolabel.teacher.memory import BATCH_PIXELS, Gate, MemoryTaken, planned_batch
 from autolabel.teacher.predict import Teacher, load_teacher
 
 NAMES = tuple(f"street{n}" for n in range(9))
@@ -47,8 +50,8 @@ class LikeAGPU(TeacherPredictor):
         return super().predict(batch)
 
     def in_flight(self, size: tuple[int, int], *, most: int) -> int:
-        super().in_flight(size, most=most)
-        return min(most, self.fitting)
+        self._in_flight.setdefault(size, min(most, self.fitting))
+        return super().in_flight(size, most=most)
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,7 +95,8 @@ def job(place: Path, teacher: Path, out: Path, **settings: Any) -> LabelJob:
     )  # fmt: skip
 
 
-def label(asked: LabelJob, **settings: Any) -> Labelling:
+def label(asked: LabelJob, *, retry: bool = False, **settings: Any) -> Labelling:
+    asked = replace(asked, portion=replace(asked.portion, retry_quarantined=retry))
     knows = load_teacher(asked.teacher, device="cpu")
     return generate(asked, predictor=lambda run, device: LikeAGPU(knows, run, **settings))
 
@@ -164,6 +168,85 @@ def test_labels_and_statistics_are_those_of_a_run_that_nothing_disturbed(
     assert sorted(quarantined(asked.out)) == sorted({"street3x", left_out} - {"nobody"})
 
 
+def full(patch: pytest.MonkeyPatch, *, meeting: int | None = None) -> list[int]:
+    """From now on every batch finds too little memory, or only the first ones of so many `meeting` on the device.
+
+    Returns the number of batches that were under way, for each batch that is computed.
+    """
+    predict, lock, under_way, found = Teacher._predict_batch, threading.Lock(), list[int](), list[int]()
+    met = threading.Barrier(meeting or 1, timeout=60)
+
+    def crowded(self: Teacher, images: Any, batch: int, **settings: Any) -> Any:
+        if batch == 1:  # the probe
+            return predict(self, images, batch, **settings)
+        with lock:
+            first = meeting is None or len(under_way) < meeting
+            under_way.append(1)
+            found.append(sum(under_way))
+        try:
+            if first:
+                met.wait()
+                raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+            return predict(self, images, batch, **settings)
+        finally:
+            with lock:
+                under_way[under_way.index(1)] = 0
+
+    patch.setattr(Teacher, "_predict_batch", crowded)
+    return found
+
+
+def test_two_batches_that_do_not_fit_together_cost_no_image(
+    place: Path, teacher: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each is tried again alone, and from then on batches of that size go one after the other."""
+    found = full(monkeypatch, meeting=2)
+    asked = job(place, teacher, tmp_path / "run", portion=Portion(only="street*"))
+    label(asked)
+    assert found[:2] == [1, 2] and set(found[2:]) == {1}
+    assert labels_of(asked.out) == {n: x for n, x in labels_of(expected).items() if n in NAMES}
+    assert list(quarantined(asked.out)) == ["street3x"]
+    assert Run.open(asked.out).budgets[0]["batches_in_flight"] == {"48x96": 1}
+
+
+@pytest.mark.parametrize(
+    ("held", "taken"), [(60 << 30, True), (1 << 29, False)], ids=["another process holds the rest", "nobody else"]
+)
+def test_an_image_is_to_blame_for_a_full_gpu_only_if_nobody_else_is(
+    place: Path, teacher: Path, tmp_path: Path, expected: Path, monkeypatch: pytest.MonkeyPatch, held: int, taken: bool
+) -> None:
+    with monkeypatch.context() as patch:
+        full(patch)
+        patch.setattr(
+            memory, "device_memory", lambda device: DeviceMemory(80 << 30, 1 << 28, (80 << 30) - (1 << 28) - held)
+        )
+        asked = job(place, teacher, tmp_path / "run", portion=Portion(only="street0"))
+        if taken:
+            with pytest.raises(MemoryTaken, match=r"^not enough memory on cpu now for 8 images of 96 x 48 at scale 1 "):
+                label(asked)
+            assert not (asked.out / "units").exists()
+        else:
+            label(asked)
+            assert "street0" in quarantined(asked.out)
+    label(asked, retry=True)
+    assert labels_of(asked.out)["street0"] == labels_of(expected)["street0"]
+
+
+def test_an_image_whose_tensors_no_gpu_can_count_is_quarantined(place: Path, teacher: Path, tmp_path: Path) -> None:
+    asked = job(place, teacher, tmp_path / "run")
+    knows = load_teacher(teacher, device="cpu")
+    budget = knows.budget(scales=(1.0,))
+    monster = replace(budget, elements_per_pixel=2**31 / (8 * 48 * 128), free_bytes=1 << 50)  # of the wider ones only
+    knows._budgets = {key: monster for key in knows._budgets}
+    generate(asked, predictor=lambda run, device: LikeAGPU(knows, run))
+    reasons = quarantined(asked.out)
+    assert sorted(reasons) == [*WIDE, "street3x"]
+    assert reasons["bridge0"] == (
+        "an image of 128 x 48 at scale 1 makes a tensor of 2.1e+09 numbers, and kernels of cpu count to 2^31:"
+        " leave that scale out, or cut the image into pieces"
+    )
+
+
 def test_a_resumed_run_keeps_the_batches_it_began_with(
     place: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: list[tuple[int, int]]
 ) -> None:
@@ -194,7 +277,7 @@ def test_a_planned_batch_is_a_power_of_two_of_images(
 
 
 def test_who_wants_to_compute_alone_waits_for_the_others_and_they_for_him() -> None:
-    gate, order = Gate(), list[str]()
+    gate, order = Gate(torch.device("cpu")), list[str]()
     inside, out = threading.Event(), threading.Event()
 
     def first() -> None:

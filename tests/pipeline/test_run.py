@@ -224,7 +224,16 @@ def test_a_run_tells_how_many_images_it_computed_at_once(drive: Path, teacher: P
     asked = job(drive, teacher)
     generate(asked)
     recipe, (plan,) = Run.open(asked.out).recipe, Run.open(asked.out).budgets
-    assert set(plan) == {"device", "precision", "bytes_per_pixel", "free_bytes", "images_at_once", "batches_in_flight"}
+    assert set(plan) == {
+        "device",
+        "precision",
+        "bytes_per_pixel",
+        "free_bytes",
+        "total_bytes",
+        "elements_per_pixel",
+        "images_at_once",
+        "batches_in_flight",
+    }
     assert plan["precision"] == recipe.precision
     assert recipe.device == "cuda" or plan["device"] == "cpu"
     assert plan["bytes_per_pixel"] > 0 and plan["free_bytes"] > 0

@@ -73,8 +73,8 @@ class Dying:
         os.unlink(path)
 
     def opened(self, path: Path, mode: str, **options: Any) -> Any:
-        if "x" in mode:
-            self._change("create", path)
+        if "x" in mode or "a" in mode:
+            self._change("create" if "x" in mode else "append", path)
         return open(path, mode, **options)
 
 
@@ -286,7 +286,8 @@ def test_a_report_that_was_killed_while_it_replaced_its_pictures_is_made_again(
         ("create", r"/\.train\.json"),
         ("replace", r"/best\.pt$"),
         ("create", r"/\.scores\.json"),
-        ("create", r"/\.curves\.csv"),
+        ("create", r"/\.last_scores\.json"),
+        ("append", r"/curves\.csv$"),
         ("create", r"/\.last\.pt"),
         ("replace", r"/last\.pt$"),
     ],

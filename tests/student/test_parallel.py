@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import time
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
@@ -23,11 +24,13 @@ from torch.multiprocessing import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from autolabel.student.batch_norm import SynchronisedBatchNorm
+from autolabel.student.comparison.compare import read_curve
 from autolabel.student.job import LOSSES, TrainJob, TrainMachine
 from autolabel.student.losses import FORMULAS, BatchCounts
 from autolabel.student.parallel import DrawSampler, Team, synchronised
 from autolabel.student.request import TrainRequest
-from autolabel.student.train import StepReport, Training, train
+from autolabel.student.steps import StepReport
+from autolabel.student.train import Training, train
 from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.networks.build import build
 
@@ -187,6 +190,8 @@ def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
 
     def on_step(report: StepReport) -> None:
         if report.step == die_at:
+            while not (job.out / "last.pt").exists():  # a thread writes it
+                time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
     Training(TrainRequest(job), team).run(on_step)
@@ -204,7 +209,7 @@ def assert_close(folder: Path, expected: Path) -> None:
     ):
         for key, tensor in other.items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
-    rows = [[(row["step"], row["loss"], row["learning_rate"]) for row in c.training["curves"]] for c in (found, wanted)]
+    rows = [[(r.step, r.loss, r.learning_rate) for r in read_curve(path / "curves.csv")] for path in (folder, expected)]
     assert rows[0] == [(step, pytest.approx(loss, rel=1e-3), rate) for step, loss, rate in rows[1]]
 
 

@@ -12,7 +12,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from torch.nn.modules.module import register_module_forward_hook
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.samples import Manifest, fingerprints, load_manifest, save_manifest
+from autolabel.student import train as training_module
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import LEARNING_RATES, LOSSES, TrainJob, TrainMachine
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
-from autolabel.student.train import StepReport, TrainingStopped, train
+from autolabel.student.steps import StepReport
+from autolabel.student.train import TrainingStopped, train
 from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.hrnet import HRNet
@@ -83,7 +86,8 @@ def assert_same_training(folder: Path, expected: Path) -> None:
     assert weights(folder / "best.pt") == weights(expected / "best.pt")
     assert weights(folder / "last.pt") == weights(expected / "last.pt")
     assert curves(folder) == curves(expected)
-    assert (folder / "scores.json").read_bytes() == (expected / "scores.json").read_bytes()
+    for name in ("scores.json", "last_scores.json"):
+        assert (folder / name).read_bytes() == (expected / name).read_bytes()
     assert read_checkpoint(folder / "best.pt").metrics == read_checkpoint(expected / "best.pt").metrics
 
 
@@ -108,14 +112,15 @@ def test_the_loss_falls_and_the_curves_tell_how(city: Path, tmp_path: Path) -> N
     assert float(rows[-1]["miou"]) == pytest.approx(read_checkpoint(tmp_path / "best.pt").metrics["miou"], abs=1e-6)
 
 
-def test_a_finished_training_leaves_five_files_that_agree(uninterrupted: Path, city: Path) -> None:
-    names = ["best.pt", "curves.csv", "last.pt", "scores.json", "train.json"]
+def test_a_finished_training_leaves_six_files_that_agree(uninterrupted: Path, city: Path) -> None:
+    names = ["best.pt", "curves.csv", "last.pt", "last_scores.json", "scores.json", "train.json"]
     assert names_in(uninterrupted) == names
     scores, best = Scores.read(uninterrupted / "scores.json"), read_checkpoint(uninterrupted / "best.pt")
     measured = {int(row["step"]): row["miou"] for row in curves(uninterrupted) if row["miou"]}
     assert list(measured) == [2, 4]
     assert f"{scores.miou:.6f}" == max(measured.values()) == measured[int(best.metrics["step"])]
     assert best.metrics["miou"] == scores.miou
+    assert f"{Scores.read(uninterrupted / 'last_scores.json').miou:.6f}" == measured[4]
     assert scores.images == 3 and scores.boundary_f == {}  # borders take time, and nobody asked for them
     assert (best.arch, best.label_space, best.training) == ("hrnet18s_ocr_mscale", CITYSCAPES, None)
     seen = fingerprints(load_manifest(city / "fine.parquet").samples)
@@ -171,13 +176,6 @@ def test_cosine_and_another_power_change_the_learning_rate_as_their_formulas_say
     assert learning_rate_at(50, 100, peak=2.0, power=2) == pytest.approx(0.5)
 
 
-def test_the_warm_up_takes_its_share_of_the_steps_or_none() -> None:
-    for share, steps in ((0.0, 0), (0.07, 7), (0.29, 29)):
-        rates = [learning_rate_at(step, 100, peak=1.0, power=1, warm_up=share) for step in range(100)]
-        plain = [1 - step / 100 for step in range(100)]
-        assert rates == pytest.approx([min(1, (n + 1) / max(1, steps)) * rate for n, rate in enumerate(plain)])
-
-
 # --- from gradients to weights ----------------------------------------------------------------------------------------
 
 
@@ -199,9 +197,14 @@ def small(**options: Any) -> tuple[torch.nn.Module, WeightUpdater]:
 
 def pull(optimiser: WeightUpdater, weight: torch.Tensor, by: float) -> float:
     """One update of a weight whose gradient is `by`; the length of the gradient that it saw."""
-    optimiser.clear()
+    optimiser.begin()
     optimiser.backward(weight.sum() * by)
-    return optimiser.update(0.1)
+    length = optimiser.measure()
+    if length.isfinite():
+        optimiser.update(0.1, length)
+    else:
+        optimiser.skip()
+    return length.item()
 
 
 @pytest.mark.parametrize(("clip", "length"), [(10.0, 10), (0.5, 0.5), (2000.0, 1000), (0.0, 1000)])
@@ -218,8 +221,20 @@ def test_a_gradient_that_is_not_finite_never_reaches_the_weights(by: float) -> N
     network, optimiser = small(average_decay=0.5)
     weight = next(network.parameters())
     assert not math.isfinite(pull(optimiser, weight, by))
-    assert optimiser.hopeless
+    assert not optimiser.scale_may_help
     assert (weight.item(), optimiser.updates) == (1.0, 0)
+    assert optimiser.average is not None
+    assert next(optimiser.average.parameters()).item() == 1.0
+
+
+def test_a_batch_that_is_skipped_leaves_no_trace_in_the_running_statistics() -> None:
+    network, optimiser = small()
+    optimiser.begin()
+    network(torch.tensor([[1.0], [math.inf]]))
+    optimiser.skip()
+    assert network[1].running_mean.item() == 0.0
+    assert network[1].running_var.item() == 1.0
+    assert network[1].num_batches_tracked.item() == 0
 
 
 def test_in_float16_such_a_step_is_skipped_and_the_scale_halved_until_it_cannot_be_the_scale() -> None:
@@ -227,14 +242,14 @@ def test_in_float16_such_a_step_is_skipped_and_the_scale_halved_until_it_cannot_
     weight = next(network.parameters())
     scale = optimiser.scaler.get_scale()
     assert not math.isfinite(pull(optimiser, weight, math.inf))
-    assert (weight.item(), optimiser.scaler.get_scale(), optimiser.hopeless) == (1.0, scale / 2, False)
+    assert (weight.item(), optimiser.scaler.get_scale(), optimiser.scale_may_help) == (1.0, scale / 2, True)
     assert pull(optimiser, weight, 1.0) == 1.0  # of the loss itself, without its scale
     assert weight.item() == pytest.approx(1 - 0.1 * (1 + 5e-4))
     again = small(precision=torch.float16)[1]
     again.load_state_dict(optimiser.state_dict())
     assert again.scaler.get_scale() == scale / 2
     assert not any(math.isfinite(pull(optimiser, weight, math.inf)) for _ in range(30))
-    assert optimiser.hopeless
+    assert not optimiser.scale_may_help
 
 
 def test_averaged_weights_follow_the_formula_and_soon_forget_the_start() -> None:
@@ -349,10 +364,16 @@ def test_a_checkpoint_remembers_the_request_without_train_json(
         train(replace(short, out=tmp_path / "out", power=2.0))
 
 
-def test_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
+def test_device_workers_and_compiling_are_no_part_of_the_request(short: TrainJob, uninterrupted: Path) -> None:
     """A finished training returns at once, whatever is to compute it; it needs no Ray."""
     expected = Scores.read(uninterrupted / "scores.json")
-    assert train(replace(short, batch_size=2, machine=TrainMachine(workers=2, compile=True))) == expected
+    for machine in (TrainMachine(workers=2), TrainMachine(compile=True)):
+        assert train(replace(short, device="auto", machine=machine)) == expected
+
+
+def test_another_precision_is_refused_also_where_another_device_chose_it(short: TrainJob, uninterrupted: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds another training \(precision was 'float32', now 'bfloat16'\)"):
+        train(replace(short, precision="bfloat16"))
 
 
 def test_a_resumed_training_never_replaces_the_best_network_by_a_worse_one(short: TrainJob, tmp_path: Path) -> None:
@@ -420,6 +441,17 @@ def test_a_finished_training_returns_at_once(short: TrainJob, uninterrupted: Pat
     assert train(short, seen.append) == Scores.read(uninterrupted / "scores.json")
     assert seen == []
     assert contents() == before
+
+
+def test_a_resume_cuts_the_curves_back_to_the_checkpoint(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    """A killed training had appended the third step, and a part of the fourth."""
+    job = replace(short, out=tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        train(job, interrupt_at(2))
+    with open(tmp_path / "curves.csv", "a") as file:
+        file.write("3,1.5,2,0.001,9.9,\n4,1.23")
+    train(job)
+    assert_same_training(tmp_path, uninterrupted)
 
 
 def test_half_written_files_of_a_killed_training_are_removed(
@@ -583,35 +615,77 @@ def test_a_diverging_training_stops_and_says_what_to_do(loss: str, short: TrainJ
         r" another --out with a smaller --learning-rate than 0\.5$"
     )
     with pytest.raises(TrainingStopped, match=message) as stopped:
-        train(replace(overflowing(short, tmp_path), loss=loss))
+        train(replace(overflowing(short, tmp_path), loss=loss, steps=1, validations=1))
     found = re.match(message, str(stopped.value))
     assert found is not None
     assert set(found.groups()[1:]) < {s.sample_id for s in load_manifest(short.manifest).samples}
-    assert names_in(tmp_path / "out") == ["train.json"]  # nothing broken is kept
+    assert names_in(tmp_path / "out") == ["curves.csv", "train.json"]  # nothing broken is kept
 
 
-def test_a_training_that_diverges_late_keeps_its_last_good_weights(short: TrainJob, tmp_path: Path) -> None:
-    """From the third step on, the trunk's features are infinite; the second step was saved."""
-    steps = 0
+@contextmanager
+def infinite(first: int, last: int) -> Iterator[None]:
+    """The trunk's features are infinite in these steps of a training that begins meanwhile."""
+    calls = 0
 
     def break_down(module: torch.nn.Module, inputs: Any, output: Any) -> Any:
-        nonlocal steps
+        nonlocal calls
         if isinstance(module, HRNet) and module.training:
-            steps += 1
-            return output * math.inf if steps > 2 * 2 else None  # two scales a step
+            calls += 1  # two scales a step
+            return output * math.inf if first <= (calls + 1) // 2 <= last else None
         return None
 
     hook = register_module_forward_hook(break_down)
     try:
-        with pytest.raises(
-            TrainingStopped, match=r"at step 3, on .*: last\.pt keeps the weights of step 2; start again"
-        ):
-            train(replace(short, out=tmp_path))
+        yield
     finally:
         hook.remove()
-    last = read_checkpoint(tmp_path / "last.pt")
-    assert all(tensor.isfinite().all() for tensor in last.state_dict.values())
-    assert last.metrics["step"] == 2
+
+
+def test_a_batch_with_a_loss_that_is_not_finite_is_skipped_and_told(short: TrainJob, tmp_path: Path) -> None:
+    """Its step is counted, and nothing else is as if it had been."""
+    job, notes = replace(short, ema=0.9, validations=1), list[str]()
+    with infinite(4, 4):
+        train(replace(job, out=tmp_path / "skipped"), on_note=notes.append)
+    with pytest.raises(KeyboardInterrupt):
+        train(replace(job, out=tmp_path / "three"), interrupt_at(3))
+    found, expected = (read_checkpoint(tmp_path / name / "last.pt") for name in ("skipped", "three"))
+    assert found.training is not None and expected.training is not None
+    assert (found.training["step"], expected.training["step"]) == (4, 3)
+    assert found.training["updates"] == expected.training["updates"] == 3
+    assert all(torch.equal(found.state_dict[key], tensor) for key, tensor in expected.state_dict.items())
+    for key, tensor in expected.training["network"].items():
+        assert torch.equal(found.training["network"][key], tensor)
+    for place, state in expected.training["optimizer"]["state"].items():
+        assert all(torch.equal(found.training["optimizer"]["state"][place][name], state[name]) for name in state)
+    assert [math.isfinite(float(row["loss"])) for row in curves(tmp_path / "skipped")] == [True, True, True, False]
+    message = (
+        r"1 of 4 batches were skipped, because their loss or gradient was not finite; the first, at step 4, showed"
+    )
+    (note,) = (note for note in notes if "skipped" in note)
+    assert note.startswith(message)
+    ids = set(note.removeprefix(message).strip().split(", "))
+    assert ids < {s.sample_id for s in load_manifest(short.manifest).samples}
+
+
+def test_several_in_a_row_end_the_training_with_its_last_good_weights_also_across_a_resume(
+    short: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the third step on, the features are infinite; the third step was saved as one that was skipped."""
+    assert training_module._MOST_SKIPPED == 5
+    monkeypatch.setattr(training_module, "_MOST_SKIPPED", 2)
+    message = (
+        r"^the loss became (nan|inf) at step 4, on .*, as in the 1 step before: last\.pt keeps the weights of step "
+    )
+    with infinite(3, 4), pytest.raises(TrainingStopped, match=f"{message}2; start again"):
+        train(replace(short, out=tmp_path / "straight"))
+    with infinite(3, 4), pytest.raises(KeyboardInterrupt):
+        train(replace(short, out=tmp_path / "resumed"), interrupt_at(3))
+    with infinite(1, 1), pytest.raises(TrainingStopped, match=f"{message}3; start again"):
+        train(replace(short, out=tmp_path / "resumed"))
+    last = [read_checkpoint(tmp_path / name / "last.pt") for name in ("straight", "resumed")]
+    assert [one.metrics["step"] for one in last] == [2, 3]
+    assert all(tensor.isfinite().all() for one in last for tensor in one.state_dict.values())
+    assert all(torch.equal(last[1].state_dict[key], tensor) for key, tensor in last[0].state_dict.items())
 
 
 def test_statistics_that_overflow_under_a_finite_loss_are_not_saved(short: TrainJob, tmp_path: Path) -> None:
@@ -625,7 +699,7 @@ def test_statistics_that_overflow_under_a_finite_loss_are_not_saved(short: Train
         TrainingStopped, match=r"running_var became infinite or nan at step 2, on .*: nothing was saved"
     ):
         train(job)
-    assert names_in(tmp_path / "out") == ["train.json"]
+    assert names_in(tmp_path / "out") == ["curves.csv", "train.json"]
 
 
 @pytest.mark.slow
@@ -664,9 +738,6 @@ def test_a_compiled_network_takes_the_same_step(short: TrainJob, tmp_path: Path)
         ({"schedule": "step"}, "schedule 'step': expected poly or cosine"),
         ({"power": 0.0}, "power 0: expected a number above 0, up to 10"),
         ({"schedule": "cosine", "power": 2.0}, "power 2 with schedule cosine: only poly has one"),
-        ({"warm_up": 1.5}, "warm-up 1.5: expected a number from 0 to 1"),
-        ({"scale_weight": -0.05}, "scale-weight -0.05: expected a number from 0 to 1"),
-        ({"auto_aimed": True}, "auto-aimed needs an auto-share: give the share of automatic labels"),
         ({"clip": -1.0}, "clip -1: expected a length above 0, or 0 for gradients as they are"),
         ({"clip": math.inf}, "clip inf: expected a length above 0, or 0 for gradients as they are"),
         ({"weight_decay": -1e-4}, "weight decay -0.0001: expected a number from 0 to below 1"),
@@ -691,9 +762,11 @@ def test_several_workers_on_apples_gpu_are_refused(short: TrainJob) -> None:
         replace(short, device="mps", machine=TrainMachine(workers=2))
 
 
-def test_zero_workers_are_refused() -> None:
+def test_machines_that_cannot_train_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^workers is 0: expected 1 or more$"):
         TrainMachine(workers=0)
+    with pytest.raises(ValueError, match=r"^compile with workers 2: one process compiles, leave out one of the two$"):
+        TrainMachine(workers=2, compile=True)
 
 
 def test_seeds_use_32_bits(short: TrainJob, tmp_path: Path) -> None:
@@ -767,7 +840,6 @@ def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> N
         "optimizer": "adamw",
         "learning_rate": 0.003,
         "init": None,
-        "device": "cpu",
         "precision": "float32",
         "validations": 2,
         "auto_share": None,
@@ -775,12 +847,7 @@ def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> N
         "fine_only_last": 0.0,
         "accumulate": 1,
         "schedule": "poly",
-        "auto_aimed": False,
         "power": 0.9,
-        "warm_up": 0.05,
-        "scale_weight": 0.05,
-        "published_crops": False,
-        "blur": False,
         "clip": 10.0,
         "weight_decay": 0.01,
         "ema": None,

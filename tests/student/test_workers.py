@@ -32,7 +32,8 @@ from autolabel.student.distributed import OnStep, WorkersFailed, run_workers
 from autolabel.student.job import TrainJob, TrainMachine
 from autolabel.student.parallel import Team
 from autolabel.student.request import TrainRequest
-from autolabel.student.train import StepReport, Training, TrainingStopped, train
+from autolabel.student.steps import StepReport
+from autolabel.student.train import Training, TrainingStopped, train
 from autolabel.teacher.checkpoints import read_checkpoint
 
 pytestmark = pytest.mark.thorough
@@ -69,6 +70,8 @@ def train_and_die_once(request: TrainRequest, mark: Path, team: Team, on_step: O
     def step(report: StepReport) -> None:
         on_step(report)
         if report.step == 3 and not mark.exists():
+            while not request.last.exists():  # a thread writes it
+                time.sleep(0.01)
             mark.touch()
             time.sleep(600)
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from autolabel.teacher.networks import fields
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
@@ -91,6 +92,7 @@ def made(kind: str, start: Size, size: Size) -> Field:
 KINDS = ["in memory", "resized", "resized twice", "combined", "a combination, resized", "mirrored"]
 
 
+@pytest.mark.parametrize("device", ["CPU", "GPU"])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("start", "size"),
@@ -108,12 +110,17 @@ KINDS = ["in memory", "resized", "resized twice", "combined", "a combination, re
         pytest.param((9, 9), (1, 1), id="to one pixel"),
     ],
 )
-def test_rows_of_a_field_are_rows_of_its_whole(kind: str, start: Size, size: Size) -> None:
+def test_rows_of_a_field_are_rows_of_its_whole(
+    kind: str, start: Size, size: Size, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also in the way of a GPU, gone here on the CPU."""
+    monkeypatch.setattr(fields, "_on_cpu", lambda tensor: device == "CPU")
     field = made(kind, start, size)
     whole = field.whole()
     assert (field.size, whole.shape) == (size, (2, 4, *size))
     for seed in range(3):
         assert_close(read_in_bands(field, seed), whole)
+    assert_close(field.rows(0, size[0]), whole)
 
 
 @pytest.mark.parametrize(("start", "size"), [((12, 18), (45, 70)), ((90, 140), (45, 70)), ((5, 7), (1, 1))])

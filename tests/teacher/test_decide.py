@@ -16,7 +16,17 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
-from autolabel.teacher.decide import bands, confidence_bins, count, encode, keep, top_class, top_classes
+from autolabel.teacher import decide
+from autolabel.teacher.decide import (
+    bands,
+    confidence_bins,
+    count,
+    count_together,
+    encode,
+    keep,
+    top_class,
+    top_classes,
+)
 from autolabel.teacher.networks.fields import Field, InMemory, Size, at_size
 
 torch.set_num_threads(1)
@@ -168,6 +178,41 @@ def test_counts_are_those_of_plain_loops(classes: int, size: Size) -> None:
         assert sums[c] == mine.astype(np.float64).sum()
     assert histogram.sum() == size[0] * size[1]
     assert (histogram.dtype, sums.dtype) == (torch.int64, torch.float64)
+
+
+@pytest.mark.parametrize("at_once", [1 << 26, 3 * 71 * 20], ids=["whole", "in bands"])
+def test_a_gpu_counts_into_many_tables_and_their_sum_is_exact(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its way, gone here on the CPU: bit for bit what one image after the other gives."""
+    monkeypatch.setattr(decide, "_GPU_COUNTED_AT_ONCE", at_once)
+    winners, confidences = top_class(noise(3, 19, 90, 71, spread=2))
+    confidences[0, 0, :19] = torch.from_numpy(EDGES[1:20])
+    histograms, sums = count_together(winners, confidences, classes=19)
+    alone = [count(w, p, classes=19) for w, p in zip(winners, confidences, strict=True)]
+    assert (histograms.dtype, sums.dtype) == (torch.int64, torch.float64)
+    assert torch.equal(histograms, torch.stack([h for h, _ in alone]))
+    assert torch.equal(sums, torch.stack([s for _, s in alone]))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_logits_that_are_not_finite_stay_in_range_and_show_in_the_sum(bad: float) -> None:
+    """On a GPU an index out of range would end the process. -inf alone is a class that cannot be, as in a softmax."""
+    logits = noise(1, 19, 40, 50)
+    logits[0, 3, 5, :7] = bad
+    logits[0, :, 6, 6] = bad
+    winners, confidences = top_class(logits)
+    broken = torch.zeros(1, 40, 50, dtype=torch.bool)
+    broken[0, 5, :7], broken[0, 6, 6] = bad != -float("inf"), True
+    assert torch.equal(confidences.isnan(), broken)
+    assert int(winners.max()) < 19
+    assert torch.equal(winners[~broken].long(), logits.argmax(dim=1)[~broken])
+    for histogram, sums in (
+        count(winners[0], confidences[0], classes=19),
+        [x[0] for x in count_together(winners, confidences, classes=19)],
+    ):
+        assert histogram.sum() == 2000
+        assert sums.sum().isnan()
+    codes = encode(winners, confidences, classes=19, edges=(0.0, 0.5))
+    assert torch.equal(codes[broken], 3 * winners[broken])  # it exceeds no edge
 
 
 @pytest.mark.parametrize(("classes", "edges", "dtype"), [

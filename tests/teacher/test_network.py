@@ -22,6 +22,7 @@ from torch.nn.functional import conv2d, interpolate, pad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.student.losses import cross_entropy
+from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import ARCHITECTURES, COMBINATIONS, build, recognise
 from autolabel.teacher.networks.combine import Average, ScaleOutput
 from autolabel.teacher.networks.decoders import OCRNet, SegmentationNet
@@ -29,7 +30,6 @@ from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv, Efficien
 from autolabel.teacher.networks.fields import Size, at_size, mean_with_mirrored
 from autolabel.teacher.networks.hrnet import resize
 from autolabel.teacher.networks.ocr import ObjectAttention, region_features
-from autolabel.teacher.predict import normalise
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
 
@@ -416,6 +416,20 @@ def test_training_sees_the_function_that_predicts_at_half_and_full_scale(small: 
         assert torch.equal(high, resize(small.predict(images).logits, (45, 70)))
         half = small.predict(resize(images, (22, 35))).logits
         assert torch.equal(low, resize(resize(half, (22, 35)), (45, 70)))
+
+
+@pytest.mark.parametrize("combination", ["", "_mscale", "_mscale2", "_explicit", "_explicit_pairs"])
+def test_logits_that_are_resized_once_give_the_training_the_same_bits(combination: str) -> None:
+    network = build(f"hrnet18s_ocr{combination}", 5).eval()
+    images = picture(96, 128)
+    with torch.no_grad():
+        output = network(images)
+        parts = sorted(network.parts(images, network.scale_attn.training_scales), key=lambda part: part.scale)
+        joint = network.scale_attn.mix(parts, (96, 128)).whole()
+        each = [at_size(part.logits, part.size, (96, 128)).whole() for part in parts]
+    assert torch.equal(output.joint, joint)
+    assert len(output.scales) == (len(each) if len(each) > 1 else 0)
+    assert all(torch.equal(one, other) for one, other in zip(output.scales, each, strict=False))
 
 
 @pytest.mark.parametrize("combination", ["", "mscale", "mscale2", "explicit_pairs"])

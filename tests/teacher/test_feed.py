@@ -1,0 +1,94 @@
+"""A mask that lies a pixel off, or a table read as another's, would go to a GPU and come back with nobody looking.
+
+The way of a GPU is gone here on the CPU, with memory that is not page-locked and without streams.
+"""
+
+from __future__ import annotations
+
+import contextlib
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from autolabel.teacher.feed import Feed, normalise
+from autolabel.teacher.networks.build import build
+from autolabel.teacher.predict import Teacher
+
+torch.set_num_threads(1)
+
+CPU, CLASSES = torch.device("cpu"), 19
+
+
+class GPUsWay(Feed):
+    """Packs, counts and unpacks as for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__(CPU)
+        self._on_cuda = True
+        self.waits = 0
+
+    def stream(self) -> contextlib.AbstractContextManager[object]:
+        return contextlib.nullcontext()
+
+    def _host(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.full(shape, 7, dtype=torch.uint8)
+
+    def _wait(self) -> None:
+        self.waits += 1
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("edges", [(0.06,), tuple(k / 32 for k in range(1, 32))], ids=["a byte", "two bytes"])
+def test_the_way_of_a_gpu_gives_the_predictions_of_the_cpus(edges: tuple[float, ...]) -> None:
+    torch.manual_seed(0)
+    dice = np.random.default_rng(0)
+    images = dice.integers(0, 256, (5, 64, 96, 3), dtype=np.uint8)
+    coarse = [dice.choice(np.array([3, 255], np.uint8), (64, 96)), None, np.full((64, 96), 255, np.uint8), None, None]
+    prior = dice.uniform(0.1, 1, CLASSES).tolist()
+    teacher = Teacher(build("hrnet18s_ocr_mscale", CLASSES))
+    runs = []
+    for feed in (teacher.feed, way := GPUsWay()):
+        teacher.feed = feed
+        for given in ((), coarse):
+            runs.append(list(teacher.predict_in_batches(images, 2, edges=edges, prior=prior, coarse=given)))
+    assert way.waits == 6
+    for one, other in zip(runs[0] + runs[1], runs[2] + runs[3], strict=True):
+        assert one.codes.dtype == other.codes.dtype == (np.uint8 if len(edges) == 1 else np.int16)
+        assert np.array_equal(one.codes, other.codes)
+        assert np.array_equal(one.histogram, other.histogram)
+        assert np.array_equal(one.confidence, other.confidence)
+        assert other.histogram.base is None or other.histogram.base.nbytes < one.codes.nbytes  # not the whole buffer
+    assert not np.array_equal(runs[0][0].codes, runs[1][0].codes)  # the prior counted
+    assert np.array_equal(runs[0][1].codes, runs[1][1].codes)
+
+
+def test_every_value_is_normalised_to_the_same_float_as_by_plain_numbers() -> None:
+    """Also on a GPU, where a division by a number would be a product with its rounded inverse."""
+    values = torch.arange(256, dtype=torch.uint8).expand(1, 3, 1, 256)
+    expected = [[(np.float32(v) / np.float32(255) - np.float32(m)) / np.float32(s) for v in range(256)]
+                for m, s in ((0.485, 0.229), (0.456, 0.224), (0.406, 0.225))]  # fmt: skip
+    assert np.array_equal(normalise(values)[0, :, 0].numpy(), np.array(expected))
+
+
+def test_pixels_and_mask_are_filled_up_to_the_batch() -> None:
+    images = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
+    coarse = [None, np.array([[255, 0, 1], [2, 255, 255]], np.uint8)]
+    for feed in (Feed(CPU), GPUsWay()):
+        pixels, undrawn = feed.upload(images, batch=4, coarse=coarse, prior=[0.5, 1.0])
+        assert pixels.shape == (4, 3, 2, 3) and pixels.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(pixels, normalise(torch.from_numpy(images[[0, 1, 1, 1]]).permute(0, 3, 1, 2)))
+        assert undrawn is not None
+        assert undrawn.where.tolist() == [
+            [[False] * 3] * 2, [[True, False, False], [False, True, True]], [[False] * 3] * 2, [[False] * 3] * 2,
+        ]  # fmt: skip
+        assert undrawn.prior.tolist() == [0.5, 1.0]
+        assert feed.upload(images, batch=2, coarse=[None, None], prior=[0.5, 1.0])[1] is None
+        assert feed.upload(images, batch=2, coarse=coarse)[1] is None
+
+
+def test_a_prior_is_copied_to_its_device_once() -> None:
+    feed = Feed(CPU)
+    assert feed.prior([0.5, 1.0]) is feed.prior((0.5, 1.0))
+    assert feed.prior([0.5, 0.9]).tolist() == pytest.approx([0.5, 0.9])
