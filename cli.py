@@ -502,7 +502,7 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
         help="Trainings per arm; a verdict needs two or more.")  # fmt: skip
 @option("--added-share", type=float, default=0.5, group="how",
         help="Share of the draws that show the labels which an arm adds to the fine ones.")  # fmt: skip
-@job_options(TrainJob, but=("seed", "auto_share", "auto_classes"))
+@job_options(TrainJob, but=("seed", "auto_share", "auto_classes", "auto_aimed"))
 def compare(
     fine: Path, coarse: Path, auto: Path, further: dict[str, Path], seeds: int, added_share: float, **values: Any
 ) -> None:

@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
+from itertools import cycle, islice, takewhile
 from typing import Any
 
 import numpy as np
@@ -145,7 +145,13 @@ class Labeller:
     def probe(
         self, samples: Sequence[Sample], unit: Unit, *, progress: Progress | None = None
     ) -> tuple[list[Row], float]:
-        """Label samples of a unit and keep nothing: their rows, and the seconds that all took together."""
+        """Label samples of a unit and keep nothing: their rows, and the seconds that all took together.
+
+        On a GPU the first batch of each thread is slow: kernels are loaded and memory is taken. So some samples are
+        labelled before, as many as the batches in flight can hold, and not counted.
+        """
+        if self.predictor.device != "cpu":
+            deque(self._fast(list(islice(cycle(samples), BATCHES * LARGEST_BATCH)), unit), maxlen=0)
         started, rows = time.perf_counter(), list[Row]()
         for _, one in self._fast(samples, unit):
             rows.append(one.row)

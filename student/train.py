@@ -230,7 +230,9 @@ class Training:
         job, team, updater = self.job, self.team, self.updater
         # The random numbers of a step (dropout) depend on its number alone, so that a resumed training repeats them.
         torch.manual_seed((job.seed << 32) + team.rank * job.steps + self.step)
-        rate = learning_rate_at(self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power)
+        rate = learning_rate_at(
+            self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power, warm_up=job.warm_up
+        )
         self.model.train()
         images, labels = (batch[name].to(team.device, non_blocking=True) for name in ("image", "label"))
         whole = BatchCounts(team.sum(BatchCounts.of(labels).pixels), job.batch_size)
@@ -268,7 +270,7 @@ class Training:
         """Return this part's share of the loss of the whole batch."""
         with autocast(self.team.device, self.precision):
             output = self.compute(normalise(images).contiguous(memory_format=torch.channels_last))
-        return segmentation_loss(self.job.loss, output, label=label, whole=whole)
+        return segmentation_loss(self.job.loss, output, label=label, whole=whole, scale_weight=self.job.scale_weight)
 
     def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Synchronise gradients across processes only on the last part of a batch; earlier parts add up locally."""

@@ -25,7 +25,7 @@ from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_classes
 from autolabel.teacher.device import DeviceMemory, autocast, device_memory, exact_kernels, pick_device, pick_precision
 from autolabel.teacher.feed import Feed, Image
-from autolabel.teacher.fold import fold_batch_norm
+from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measure, planned_batch, too_little
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -270,22 +270,24 @@ class Teacher:
 def load_teacher(
     path: str | Path, *, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
 ) -> Teacher:
-    """Load a teacher from a checkpoint of ours or a published one, with its batch norms folded.
+    """Load a teacher from a checkpoint of ours or a published one, its batch norms folded, its weights cast.
 
     device, precision: see `pick_device` and `pick_precision`; combine: see `Teacher`. Raises BadCheckpoint,
     FileNotFoundError, ValueError.
     """
     path = Path(path)
     device = pick_device(device)
+    precision = pick_precision(precision, device)
     checkpoint = read_checkpoint(path)
     network = load_network(path, checkpoint)
     fold_batch_norm(network)
+    cast_convolutions(network, precision, device=device)
     return Teacher(
         network,
         checkpoint.label_space,
         trained_on=checkpoint.trained_on,
         device=device,
-        precision=pick_precision(precision, device),
+        precision=precision,
         path=path,
         digest=storage.sha256(path),
         combine=combine,
