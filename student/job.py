@@ -61,11 +61,20 @@ class TrainMachine:
     address: str | None = setting(
         None, "Ray cluster to train on.", group="machine", unset="$RAY_ADDRESS with --workers, else none"
     )
+    loaders: int | None = setting(
+        None,
+        "Processes that read crops, for each worker.",
+        group="machine",
+        metavar="N",
+        unset="on a GPU up to 8, by its share of the cores; on a CPU 0",
+    )
     compile: bool = setting(False, "Compile the network; the first step takes minutes.", group="rarely")
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers is {self.workers}: expected 1 or more")
+        if self.loaders is not None and self.loaders < 0:
+            raise ValueError(f"loaders is {self.loaders}: expected 0 or more")
         if self.compile and self.workers > 1:
             raise ValueError(f"compile with workers {self.workers}: one process compiles, leave out one of the two")
 
