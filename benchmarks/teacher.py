@@ -46,7 +46,7 @@ from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.decide import Prediction, count, encode, top_classes
 from autolabel.teacher.feed import normalise
-from autolabel.teacher.fold import fold_batch_norm
+from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Hierarchical, Part, rescaled_size
 from autolabel.teacher.networks.decoders import OCRNet
@@ -209,8 +209,9 @@ def transcription(network: OCRNet, images: Tensor) -> Tensor:
 
 
 def teacher_of(network: OCRNet, device: str, precision: str) -> Teacher:
-    """Our way to use a network: batch norm folded."""
+    """Our way to use a network: batch norm folded, weights cast."""
     fold_batch_norm(network)
+    cast_convolutions(network, precision, device=device)
     return Teacher(network, device=device, precision=precision)
 
 

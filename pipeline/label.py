@@ -10,16 +10,17 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
-from itertools import takewhile
-from typing import Any, TypeVar
+from itertools import cycle, islice, takewhile
+from typing import Any
 
 import numpy as np
 import torch
 
 from autolabel.manifests import storage
+from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
@@ -50,8 +51,6 @@ from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
 
 DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
-_T = TypeVar("_T")
-_R = TypeVar("_R")
 
 
 @dataclass(frozen=True)
@@ -140,7 +139,13 @@ class Labeller:
     def probe(
         self, samples: Sequence[Sample], unit: Unit, *, progress: Progress | None = None
     ) -> tuple[list[Row], float]:
-        """Label samples of a unit and keep nothing: their rows, and the seconds that all took together."""
+        """Label samples of a unit and keep nothing: their rows, and the seconds that all took together.
+
+        On a GPU the first batch of each thread is slow: kernels are loaded and memory is taken. So some samples are
+        labelled before, as many as the batches in flight can hold, and not counted.
+        """
+        if self.predictor.device != "cpu":
+            deque(self._fast(list(islice(cycle(samples), BATCHES * LARGEST_BATCH)), unit), maxlen=0)
         started, rows = time.perf_counter(), list[Row]()
         for _, one in self._fast(samples, unit):
             rows.append(one.row)
@@ -326,14 +331,3 @@ class Labeller:
                 array = storage.inside(run.path, in_layer(zarr_place(unit.bucket), layer))
                 shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
         self._write_record(run, unit, [one.row for one in present], shards)
-
-
-def ahead(pool: ThreadPoolExecutor, work: Callable[[_T], _R], items: Iterable[_T], depth: int) -> Iterator[_R]:
-    """`work(item)` of every item, in order, at most `depth` of them under way or waiting to be taken."""
-    waiting: deque[Future[_R]] = deque()
-    for item in items:
-        if len(waiting) == depth:
-            yield waiting.popleft().result()
-        waiting.append(pool.submit(work, item))
-    while waiting:
-        yield waiting.popleft().result()

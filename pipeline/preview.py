@@ -35,6 +35,7 @@ from autolabel.pipeline.units import Plan, Unit, extend_plan, write_plan
 from autolabel.teacher.predict import Teacher
 
 PROBED = 16  # images that are labelled on trial
+PROBED_ON_GPU = 64  # which takes them in batches, two at a time
 _WORKERS = (1, 2, 4, 8, 16, 32, 64)
 
 
@@ -116,9 +117,10 @@ class Preview(Shown):
 
 
 def preview(job: LabelJob, *, teacher: Teacher | None = None, progress: Progress | None = None) -> Preview:
-    """Plan a run, or the rest of it, and label `PROBED` images spread over it; nothing is written to `job.out`.
+    """Plan a run, or the rest of it, and label some images spread over it; nothing is written to `job.out`.
 
-    progress hears of the images that are labelled; a worker of Ray tells of all at its end. Raises as `generate` does.
+    They are `PROBED`, or `PROBED_ON_GPU` after a warm-up that does not count. progress hears of the images that are
+    labelled; a worker of Ray tells of all at its end. Raises as `generate` does.
     """
     teachers = TeacherSource(job, teacher)
     with tempfile.TemporaryDirectory() as folder:
@@ -137,7 +139,7 @@ def preview(job: LabelJob, *, teacher: Teacher | None = None, progress: Progress
             plan.samples, dict(sizes.most_common()), len(plan), recipe.unit_size, len(left.units), left.before.done,
             left.wanted, recipe.device, recipe.precision,
         )  # fmt: skip
-        bucket, samples = _spread(left)
+        bucket, samples = _spread(left, PROBED if recipe.device == "cpu" else PROBED_ON_GPU)
         if not samples:
             return result
         if progress:
@@ -146,15 +148,15 @@ def preview(job: LabelJob, *, teacher: Teacher | None = None, progress: Progress
         return replace(result, probe=_probe(request, trial, left, unit, teachers=teachers, progress=progress))
 
 
-def _spread(left: Left) -> tuple[str, list[Sample]]:
-    """Up to `PROBED` readable samples, spread over the units that are left, and a bucket of theirs."""
+def _spread(left: Left, most: int) -> tuple[str, list[Sample]]:
+    """Up to `most` readable samples, spread over the units that are left, and a bucket of theirs."""
     if not left.wanted:
         return "", []
-    step = max(1, len(left.units) // PROBED)
-    each = -(-PROBED // len(left.units))
+    step = max(1, len(left.units) // most)
+    each = -(-most // len(left.units))
     units = [left.plan[number] for number in left.units[::step]]
     samples = [s for unit in units for s in unit.samples[:: max(1, len(unit.samples) // each)][:each] if s.readable]
-    return units[0].bucket, samples[:PROBED]
+    return units[0].bucket, samples[:most]
 
 
 def _probe(

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageEnhance
+from PIL import Image, ImageEnhance, ImageFilter
 from torch.utils.data import Dataset
 
 from autolabel.manifests.label_space import IGNORE
@@ -26,6 +26,7 @@ from autolabel.manifests.samples import Manifest, Sample, load_manifest
 from autolabel.student.sampling import Centroid, Draws
 
 _PADDING = (124, 116, 104)  # RGB; the mean colour that normalisation subtracts, so that padding becomes zero
+_BLUR = (0.15, 1.3)  # pixels; the published code's range of the Gaussian's standard deviation
 
 
 class ManifestDataset(Dataset[dict[str, Any]]):
@@ -62,11 +63,20 @@ def _item(image: NDArray[np.uint8], label: NDArray[np.uint8], sample_id: str) ->
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random crop of `crop` = (height, width) after scaling by a factor in `scale`, flip, and colour jitter."""
+    """Random crop of `crop` = (height, width) after scaling by a factor in `scale`, flip, and colour jitter.
+
+    published: augment as github.com/NVIDIA/semantic-segmentation does. The scale is uniform instead of its logarithm;
+    resizing is bicubic instead of bilinear; a window over a class is drawn first and moved into the image then; padding
+    is black and even on both sides, instead of the mean colour and at random, and the jitter changes it too; the hue
+    turns by up to `jitter` of a circle, and the four changes of colour come in random order.
+    blur: blur every crop by a Gaussian with a random standard deviation of 0.15 to 1.3 pixels (Pillow's three boxes).
+    """
 
     crop: tuple[int, int]
     scale: tuple[float, float] = (0.5, 2.0)  # arXiv 2005.10821, section 4: random scaling 0.5 to 2
     jitter: float = 0.25  # factors of brightness, contrast and saturation lie within 1 - jitter and 1 + jitter
+    published: bool = False
+    blur: bool = False
 
 
 class TrainingCrops(Dataset[dict[str, Any]]):
@@ -95,31 +105,62 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         return lambda window: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
 
     def _augmented(self, sample: Sample, around: Centroid | None, rng: np.random.Generator) -> dict[str, Any]:
-        crop_height, crop_width = self.augmentation.crop
-        low, high = np.log(self.augmentation.scale)
-        scale = float(np.exp(rng.uniform(low, high)))
+        published, (crop_height, crop_width) = self.augmentation.published, self.augmentation.crop
+        low, high = self.augmentation.scale if published else np.log(self.augmentation.scale)
+        scale = float(rng.uniform(low, high) if published else np.exp(rng.uniform(low, high)))
         read = self.reader(sample)
         y, x = _focus(sample, around, read) if around else (None, None)
-        top, height, place_y, out_height = _window(sample.height, crop_height, scale, y, rng)
-        left, width, place_x, out_width = _window(sample.width, crop_width, scale, x, rng)
+        window = _published_window if published else _window
+        top, height, place_y, out_height = window(sample.height, crop_height, scale, y, rng)
+        left, width, place_x, out_width = window(sample.width, crop_width, scale, x, rng)
 
         # Image and label go through the same geometry; the image's colours are changed after it.
         whole, by = read_picture(sample, shrink=1 / scale)
         box = (left / by, top / by, (left + width) / by, (top + height) / by)
-        picture = whole.resize((out_width, out_height), Image.Resampling.BILINEAR, box=box)
-        window = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
-        ids = window.resize((out_width, out_height), Image.Resampling.NEAREST)
+        by_colour = Image.Resampling.BICUBIC if published else Image.Resampling.BILINEAR
+        picture = whole.resize((out_width, out_height), by_colour, box=box)
+        label_there = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
+        ids = label_there.resize((out_width, out_height), Image.Resampling.NEAREST)
         if rng.random() < 0.5:
             picture, ids = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (picture, ids))
-        for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
-            factor = 1 + rng.uniform(-self.augmentation.jitter, self.augmentation.jitter)
-            picture = enhance(picture).enhance(factor)
-
-        image = np.full((crop_height, crop_width, 3), _PADDING, np.uint8)
+        if not published:
+            picture = self._recoloured(picture, rng)
+        crop = Image.new("RGB", (crop_width, crop_height), "black" if published else _PADDING)
+        crop.paste(picture, (place_x, place_y))
+        if published:
+            crop = self._recoloured(crop, rng)
         label = np.full((crop_height, crop_width), IGNORE, np.uint8)
-        place = np.s_[place_y : place_y + out_height, place_x : place_x + out_width]
-        image[place], label[place] = np.asarray(picture), np.asarray(ids)
-        return _item(image, label, sample.sample_id)
+        label[place_y : place_y + out_height, place_x : place_x + out_width] = np.asarray(ids)
+        return _item(np.asarray(crop), label, sample.sample_id)
+
+    def _recoloured(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
+        changes = [_brightened, _contrasted, _saturated]
+        if self.augmentation.published:
+            changes = [[*changes, _turned][n] for n in rng.permutation(4)]
+        for change in changes:
+            picture = change(picture, rng.uniform(-self.augmentation.jitter, self.augmentation.jitter))
+        if self.augmentation.blur:
+            picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(*_BLUR)))
+        return picture
+
+
+def _brightened(picture: Image.Image, by: float) -> Image.Image:
+    return ImageEnhance.Brightness(picture).enhance(1 + by)
+
+
+def _contrasted(picture: Image.Image, by: float) -> Image.Image:
+    return ImageEnhance.Contrast(picture).enhance(1 + by)
+
+
+def _saturated(picture: Image.Image, by: float) -> Image.Image:
+    return ImageEnhance.Color(picture).enhance(1 + by)
+
+
+def _turned(picture: Image.Image, by: float) -> Image.Image:
+    """Turn all hues by a share of the circle."""
+    hue, saturation, value = picture.convert("HSV").split()
+    turned = hue.point([(n + round(256 * by)) % 256 for n in range(256)])
+    return Image.merge("HSV", (turned, saturation, value)).convert("RGB")
 
 
 def _focus(sample: Sample, around: Centroid, read: Callable[[Window], Label]) -> tuple[int, int]:
@@ -152,3 +193,13 @@ def _window(
         return int(rng.integers(low, high + 1)), length, 0, crop
     out = max(1, min(crop, round(side * scale)))
     return 0, side, int(rng.integers(crop - out + 1)), out
+
+
+def _published_window(
+    side: int, crop: int, scale: float, focus: int | None, rng: np.random.Generator
+) -> tuple[int, int, int, int]:
+    """Place a crop as the published code does: over `focus`, then moved into the image; a small image in the middle."""
+    first, length, _, out = _window(side, crop, scale, focus, rng)
+    if focus is not None and length < side:
+        first = min(max(0, int(rng.integers(focus - length + 1, focus + 1))), side - length)
+    return first, length, (crop - out) // 2, out

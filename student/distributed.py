@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import threading
 import time
 from collections.abc import Callable
@@ -19,8 +20,11 @@ from typing import Any, NamedTuple
 import torch
 
 from autolabel.manifests import machine, storage
+from autolabel.manifests.cluster import cluster_address
 from autolabel.manifests.wording import kind_and_reason
 from autolabel.student.parallel import Team
+from autolabel.student.placement import Placement, loaders_here, place
+from autolabel.teacher.device import pick_device
 
 FAILURES = 3  # deaths of workers that a call survives; preempted machines do not count
 _START_S = 900.0  # seconds to wait for workers: an autoscaler may need this long to bring machines
@@ -95,46 +99,55 @@ def run_workers(
     on_step: OnStep,
     on_note: Callable[[str], None],
     final: tuple[type[Exception], ...],
+    loaders: int | None = None,
+    address: str | None = None,
 ) -> None:
     """Run `body` in `workers` processes of the connected Ray, until it has ended in all of them.
 
-    Every report that body's first process passes to its `on_step` reaches this `on_step`; after a failure a step may
-    come again. Errors of `final` types are raised here at once. Any other error counts as a failed worker, and all
-    workers start again. Ctrl-C raises KeyboardInterrupt in the first process's `on_step`, then here. Raises
-    WorkersFailed, ValueError.
+    Every report that body's first process passes to its `on_step` reaches this `on_step`, or `on_note` if it is a text;
+    after a failure a step may come again. `address` names a cluster, whose GPUs are waited for; without one, nobody can
+    bring more than this machine has. Errors of `final` types are raised here at once. Any other error counts as a
+    failed worker, and all workers start again. Ctrl-C raises KeyboardInterrupt in the first process's `on_step`, then
+    here. Raises WorkersFailed, ValueError.
     """
     import ray
     from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
     if not ray.is_initialized():
         raise ValueError(f"workers {workers}: expected a connection to Ray (`ray_session`)")
-    resources: dict[str, float] = ray.cluster_resources()  # type: ignore[no-untyped-call]
-    on_gpu = device.startswith("cuda") or (device == "auto" and resources.get("GPU", 0) >= workers)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]  # type: ignore[no-untyped-call]
+    cluster = cluster_address(address) is not None or len(nodes) > 1
+    placement = place(workers, device, loaders=loaders, nodes=nodes, cluster=cluster)
+    if placement.on_gpu and not cluster:
+        pick_device("cuda")  # refuses a torch that cannot use the GPU
+    if cluster and not placement.on_gpu and device == "auto":
+        on_note("the cluster has no GPU, so CPUs train; --device cuda would wait for GPUs")
     own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=own_node).remote()
     storage.remove(folder / _SCRATCH)
-    work = partial(_work, body, mailbox, final, os.getcwd())
-    fitting = _Fitting(_trainer(work, workers, on_gpu=on_gpu, folder=folder))
+    work = partial(_work, body, mailbox, final, os.getcwd(), placement)
+    fitting = _Fitting(_trainer(work, workers, placement=placement, folder=folder))
     fitting.start()
     try:
-        needs = f"{workers} workers need {'1 GPU and ' if on_gpu else ''}1 CPU each"
+        needs = f"{workers} workers need {placement.need} each"
         _follow(ray, fitting, mailbox, needs=needs, on_step=on_step, on_note=on_note)
     finally:
         with contextlib.suppress(OSError):  # a worker that ends may still write there
             storage.remove(folder / _SCRATCH)
 
 
-def _trainer(work: Callable[[], None], workers: int, *, on_gpu: bool, folder: Path) -> Any:
+def _trainer(work: Callable[[], None], workers: int, *, placement: Placement, folder: Path) -> Any:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{_START_S:.0f}")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
+    on_gpu = placement.on_gpu
     return TorchTrainer(
         work,
         scaling_config=ScalingConfig(
-            num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": 1, "GPU": on_gpu}
+            num_workers=workers, use_gpu=on_gpu, resources_per_worker={"CPU": placement.cpus, "GPU": on_gpu}
         ),
         torch_config=TorchConfig(backend="nccl" if on_gpu else "gloo"),
         run_config=RunConfig(
@@ -179,7 +192,7 @@ def _follow(
                 on_note(f"a worker failed ({news.trouble or _DIED}); all have started again, from the last save")
             starts = news.starts
             for report in news.reports:
-                on_step(report)
+                (on_note if isinstance(report, str) else on_step)(report)
             if news.outcome is not None:
                 raise news.outcome
             if over:
@@ -198,7 +211,7 @@ def _follow(
             on_note(_STOPPING)
             mailbox.stop.remote()
     if fitting.error is not None:
-        why = news.trouble or (_DIED if starts else _first_line(fitting.error))
+        why = news.trouble or (_DIED if starts else _last_line(fitting.error))
         raise WorkersFailed(
             f"workers failed {FAILURES + 1} times (the last: {why}); run the same again to go on from the last save"
         ) from fitting.error
@@ -208,12 +221,20 @@ def _first_line(error: BaseException) -> str:
     return kind_and_reason(error)
 
 
+def _last_line(error: BaseException) -> str:
+    """The words of an error that Ray has put a traceback into: its last line."""
+    last = str(error).strip().rpartition("\n")[2]
+    return last if re.match(r"\w+(Error|Exception): ", last) else _first_line(error)
+
+
 def _has(ray: Any) -> str:
     resources = ray.cluster_resources()
     return f"{resources.get('GPU', 0):g} GPU and {resources.get('CPU', 0):g} CPU"
 
 
-def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: str) -> None:
+def _work(
+    body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: str, placement: Placement
+) -> None:  # fmt: skip
     """Do a worker's part: join the team, run `body`, and report to the driver."""
     import ray
     import ray.train.torch
@@ -225,8 +246,10 @@ def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: 
     with contextlib.suppress(OSError):  # relative paths need it; another machine may lack this folder
         os.chdir(folder)
     device = ray.train.torch.get_device()
+    beside = context.get_local_world_size()
     if device.type == "cpu":
-        torch.set_num_threads(max(1, machine.cores() // context.get_local_world_size()))
+        torch.set_num_threads(max(1, machine.cores() // beside))
+    loaders = loaders_here(device, beside, loaders=placement.loaders)
     answer: Any = None
 
     def on_step(report: Any) -> None:
@@ -237,7 +260,7 @@ def _work(body: Body, mailbox: Any, final: tuple[type[Exception], ...], folder: 
         answer = mailbox.report.remote(report)
 
     try:
-        body(Team(device, rank, context.get_world_size()), on_step)
+        body(Team(device, rank, context.get_world_size(), loaders), on_step)
     except BaseException as error:
         end = isinstance(error, (KeyboardInterrupt, *final))
         ray.get(mailbox.end.remote(error) if end else mailbox.fail.remote(_first_line(error)))

@@ -16,6 +16,8 @@ WEIGHT_DECAYS = {"adamw": 0.01, "sgd": 5e-4}
 FINE_TUNING = 3  # a training that starts from a checkpoint divides its learning rate by this
 SCHEDULES = ("poly", "cosine")
 POWER = 0.9  # exponent of poly
+WARM_UP = 0.05  # share of the steps
+SCALE_WEIGHT = 0.05  # arXiv 2005.10821, section 4
 LARGEST_CROP = (512, 1024)  # height and width of the crop that is chosen for larger images
 
 
@@ -25,12 +27,14 @@ class Mix:
 
     class_uniform: share of the draws aimed at a class. auto_share: share of automatic labels; None leaves it to the
     samples' weights. auto_classes: names of the classes at which draws of automatic labels are aimed; None means all.
+    auto_aimed: all automatic draws are aimed, and as many fewer of the others: class_uniform stays the share of all.
     fine_only_last: share of the training, at its end, that shows fine samples only. Raises ValueError.
     """
 
     class_uniform: float = 0.5
     auto_share: float | None = None
     auto_classes: tuple[str, ...] | None = None
+    auto_aimed: bool = False
     fine_only_last: float = 0.0
 
     def __post_init__(self) -> None:
@@ -40,6 +44,13 @@ class Mix:
                 raise ValueError(f"{name.replace('_', '-')} {value:g}: expected a number from 0 to 1")
         if self.auto_classes is not None and not self.auto_classes:
             raise ValueError("auto-classes is empty: name a class, or leave it out for all of them")
+        if self.auto_aimed and self.auto_share is None:
+            raise ValueError("auto-aimed needs an auto-share: give the share of automatic labels")
+        if self.auto_aimed and self.auto_share is not None and self.auto_share > self.class_uniform:
+            raise ValueError(
+                f"auto-aimed with auto-share {self.auto_share:g}: only {self.class_uniform:g} of all crops are aimed,"
+                " give at most that"
+            )
 
 
 @dataclass(frozen=True)
@@ -50,17 +61,47 @@ class TrainMachine:
     address: str | None = setting(
         None, "Ray cluster to train on.", group="machine", unset="$RAY_ADDRESS with --workers, else none"
     )
+    loaders: int | None = setting(
+        None,
+        "Processes that read crops, for each worker.",
+        group="machine",
+        metavar="N",
+        unset="on a GPU up to 8, by its share of the cores; on a CPU 0",
+    )
     compile: bool = setting(False, "Compile the network; the first step takes minutes.", group="rarely")
 
     def __post_init__(self) -> None:
         if self.workers < 1:
             raise ValueError(f"workers is {self.workers}: expected 1 or more")
+        if self.loaders is not None and self.loaders < 0:
+            raise ValueError(f"loaders is {self.loaders}: expected 0 or more")
         if self.compile and self.workers > 1:
             raise ValueError(f"compile with workers {self.workers}: one process compiles, leave out one of the two")
 
     @property
     def uses_ray(self) -> bool:
         """True where Ray Train runs the training: with several workers, or on a cluster that is named."""
+        return self.workers > 1 or self.address is not None
+
+
+@dataclass(frozen=True)
+class ScoreMachine:
+    """The processes that share the images on which a checkpoint is scored; the scores do not depend on them."""
+
+    workers: int = setting(
+        1, "Processes that share the images, one per GPU, or per core without GPUs (Ray).", group="machine", metavar="N"
+    )
+    address: str | None = setting(
+        None, "Ray cluster to score on.", group="machine", unset="$RAY_ADDRESS with --workers, else none"
+    )
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: expected 1 or more")
+
+    @property
+    def uses_ray(self) -> bool:
+        """True where Ray's workers score: several, or on a cluster that is named."""
         return self.workers > 1 or self.address is not None
 
 
@@ -104,6 +145,11 @@ class TrainJob:
         parse=parse_names,
         unset="all",
     )
+    auto_aimed: bool = setting(
+        False,
+        "Aim every crop of an automatic label at a class, and as many fewer of the fine ones; needs --auto-share.",
+        group="how",
+    )
     fine_only_last: float = setting(0.0, "Share of the steps, at the end, on fine labels.", group="how")
     loss: str = setting(
         LOSSES[0],
@@ -125,10 +171,20 @@ class TrainJob:
     validations: int = setting(4, "Validations, spread evenly over the steps.", group="rarely")
     accumulate: int = setting(1, "Parts of a batch, computed one after the other.", group="rarely")
     optimizer: str = setting("adamw", "How gradients change weights.", group="rarely", choices=tuple(LEARNING_RATES))
-    schedule: str = setting(
-        SCHEDULES[0], "Fall of the learning rate after 5 % of warm-up.", group="rarely", choices=SCHEDULES
-    )
+    schedule: str = setting(SCHEDULES[0], "Fall of the learning rate.", group="rarely", choices=SCHEDULES)
     power: float = setting(POWER, "Exponent of poly.", group="rarely")
+    warm_up: float = setting(
+        WARM_UP, "Share of the steps over which the learning rate rises first.", group="rarely", metavar="SHARE"
+    )
+    scale_weight: float = setting(
+        SCALE_WEIGHT, "Weight of the loss of each scale by itself.", group="rarely", metavar="WEIGHT"
+    )
+    published_crops: bool = setting(
+        False,
+        "Augment as the published code: uniform scale, bicubic, hue, colours in random order, black padding.",
+        group="rarely",
+    )
+    blur: bool = setting(False, "Blur each crop, by a sigma of 0.15 to 1.3 pixels.", group="rarely")
     clip: float = setting(
         10.0, "Length (L2) to which longer gradients are clipped; 0 clips none.", group="rarely", metavar="LENGTH"
     )
@@ -156,6 +212,9 @@ class TrainJob:
             raise ValueError(f"power {self.power:g}: expected a number above 0, up to 10")
         if self.schedule != "poly" and self.power != POWER:
             raise ValueError(f"power {self.power:g} with schedule {self.schedule}: only poly has one")
+        for name in ("warm_up", "scale_weight"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise ValueError(f"{name.replace('_', '-')} {getattr(self, name):g}: expected a number from 0 to 1")
         if not 0 <= self.clip < math.inf:
             raise ValueError(f"clip {self.clip:g}: expected a length above 0, or 0 for gradients as they are")
         if self.weight_decay is not None and not 0 <= self.weight_decay < 1:
@@ -175,7 +234,8 @@ class TrainJob:
     @property
     def mix(self) -> Mix:
         """The frequencies of samples and classes."""
-        return Mix(auto_share=self.auto_share, auto_classes=self.auto_classes, fine_only_last=self.fine_only_last)
+        names = ("auto_share", "auto_classes", "auto_aimed", "fine_only_last")
+        return Mix(**{name: getattr(self, name) for name in names})
 
     @property
     def peak(self) -> float:

@@ -32,9 +32,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from autolabel.manifests.label_space import IGNORE
+from autolabel.student.job import SCALE_WEIGHT
 from autolabel.teacher.networks.combine import TrainingOutput
 
-AUX_WEIGHT, SCALE_WEIGHT = 0.4, 0.05
+AUX_WEIGHT = 0.4
 _REGION_SHARE = 0.5  # weight of the region term in rmi; binary cross-entropy has the rest
 _POOL = 4  # maps are reduced by this factor before regions are cut from them
 _REGION = 3  # side of a region, in pixels of the reduced maps
@@ -212,13 +213,23 @@ FORMULAS = {  # the keys are those of job.LOSSES
 }
 
 
-def segmentation_loss(name: str, output: TrainingOutput, *, label: Tensor, whole: BatchCounts | None = None) -> Tensor:
-    """Return the weighted sum of the named loss (see FORMULAS) over all outputs of a network. `whole`: see `Loss`."""
+def segmentation_loss(
+    name: str,
+    output: TrainingOutput,
+    *,
+    label: Tensor,
+    whole: BatchCounts | None = None,
+    scale_weight: float = SCALE_WEIGHT,
+) -> Tensor:
+    """Return the weighted sum of the named loss (see FORMULAS) over all outputs of a network. `whole`: see `Loss`.
+
+    scale_weight: weight of each scale's own output; 0 leaves these out.
+    """
     joint, other = FORMULAS[name]
     whole = BatchCounts.of(label) if whole is None else whole
     total = joint(output.joint, label, whole=whole)
     if output.aux is not None:
         total = total + AUX_WEIGHT * other(output.aux, label, whole=whole)
-    for logits in output.scales:
-        total = total + SCALE_WEIGHT * other(logits, label, whole=whole)
+    for logits in output.scales if scale_weight else ():
+        total = total + scale_weight * other(logits, label, whole=whole)
     return total

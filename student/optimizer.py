@@ -10,18 +10,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from autolabel.student.job import POWER
+from autolabel.student.job import POWER, WARM_UP
 
 _SMALLEST_SCALE = 2.0**-14  # a float16 loss that still overflows at this scale is itself infinite or nan
 
 
-def learning_rate_at(step: int, steps: int, *, peak: float, schedule: str = "poly", power: float = POWER) -> float:
-    """Return the learning rate of a step, counted from 0: linear warm-up over the first 5 % of the steps, times decay.
+def learning_rate_at(
+    step: int, steps: int, *, peak: float, schedule: str = "poly", power: float = POWER, warm_up: float = WARM_UP
+) -> float:
+    """Return the learning rate of a step, counted from 0: linear warm-up over a share of the steps, times decay.
 
     The decay of poly is (1 - step / steps) ** power, that of cosine half a wave (arXiv 1608.03983, equation 5, one
     cycle). Both decay from the first step on.
     """
-    warm = max(1, steps // 20)
+    warm = max(1, int(steps * warm_up + 1e-6))  # 0.07 * 100 is just above 7, 0.29 * 100 just below 29
     left = 1 - step / steps
     decay = left**power if schedule == "poly" else (1 - math.cos(math.pi * left)) / 2
     return peak * min(1.0, (step + 1) / warm) * float(decay)

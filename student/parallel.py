@@ -25,12 +25,14 @@ from autolabel.student.batch_norm import SynchronisedBatchNorm
 class Team:
     """The processes that train together: the device and rank of this one, and their number.
 
+    loaders: processes that read crops for this one; 0 lets it read them itself.
     A team of several processes needs a `torch.distributed` group that all of them have joined.
     """
 
     device: torch.device
     rank: int = 0
     size: int = 1
+    loaders: int = 0
 
     def sum(self, values: Tensor) -> Tensor:
         """Return the sum of the tensors that all processes give, which are of one shape."""
@@ -39,6 +41,14 @@ class Team:
         total = values.detach().to(self.device, copy=True)
         dist.all_reduce(total)
         return total
+
+    def gather(self, text: str) -> list[str]:
+        """Return the texts that all processes give, by rank."""
+        texts = [text]
+        if self.size > 1:
+            texts = [""] * self.size
+            dist.all_gather_object(texts, text)
+        return texts
 
     def join(self, network: nn.Module) -> nn.Module:
         """Return the module to call in training: it shares the network's weights and running statistics.

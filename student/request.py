@@ -155,4 +155,5 @@ class TrainRequest:
     def _crops(self, progress: Progress | None) -> TrainingCrops:
         job, data, length = self.job, self.data, self.job.steps * self.job.batch_size
         draws = Draws(data.samples, self.space, mix=job.mix, seed=job.seed, length=length, progress=progress)
-        return TrainingCrops(data, draws, augmentation=Augmentation(self._crop()))
+        augmentation = Augmentation(self._crop(), published=job.published_crops, blur=job.blur)
+        return TrainingCrops(data, draws, augmentation=augmentation)

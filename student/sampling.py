@@ -47,9 +47,10 @@ class Draws(Sequence[Draw]):
     An epoch has as many draws as there are samples; in the last part, on fine samples alone, as many as there are fine
     samples. In an epoch every source gets a share of the draws, by the weights of its samples or as `mix.auto_share`
     says: then round(auto_share * epoch) draws are automatic. Of all draws, and of the draws of every source, the share
-    class_uniform is aimed at a class. Every class gets the same number of aimed draws, as far as the shares of the
-    sources allow; each class is drawn mostly from the source that has most of it. So a class that the teacher never
-    predicts is drawn from fine labels. The other draws show samples by weight.
+    class_uniform is aimed at a class; with `mix.auto_aimed` all automatic draws are aimed, and as many fewer of the
+    others. Every class gets the same number of aimed draws, as far as the shares of the sources allow; each class is
+    drawn mostly from the source that has most of it. So a class that the teacher never predicts is drawn from fine
+    labels. The other draws show samples by weight.
 
     `progress` is called while labels are read to find their classes. Raises ValueError for shares that cannot be met.
     """
@@ -178,18 +179,26 @@ class _Part:
                 raise ValueError(
                     f"no {source.name} label has a pixel of any class: there is nothing to learn from them"
                 )
-        self.aims = _class_shares(sources, sums)
         # Before an epoch is shuffled, the draws of its sources follow each other; these are their ends.
         self.ends = np.cumsum(sums) / sums.sum() * size
         if mix.auto_share is not None:
             self.ends[0] = mix.auto_share * size  # "auto" comes first; this is exact, the cumulative sum is not
+        self.aims = _class_shares(sources, np.diff(self._aimed(self.ends), prepend=0) if mix.auto_aimed else sums)
+
+    def _aimed(self, ends: Weights) -> Weights:
+        """Return the number of aimed draws among those before each of the sources' ends."""
+        if not self.mix.auto_aimed:
+            return self.mix.class_uniform * ends
+        auto = float(ends[0])
+        left, others = max(0.0, self.mix.class_uniform * self.size - auto), max(1.0, self.size - auto)
+        return auto + (ends - auto) * (left / others)
 
     def order(self, rng: np.random.Generator) -> tuple[Places, Places]:
         """Draw an epoch: the sample of every draw (size,), and the row of its centroid (size,), -1 for none."""
         # A share by weight that is no whole number of draws is rounded up in some epochs and down in others.
         ends = np.floor(self.ends + rng.random()) if self.mix.auto_share is None else np.rint(self.ends)
         ends[-1] = self.size
-        aims = np.rint(self.mix.class_uniform * ends)
+        aims = np.rint(self._aimed(ends))
         samples, rows = [], []
         counts, aimed_counts = (np.diff(edges, prepend=0).astype(int) for edges in (ends, aims))
         for source, shares, count, aimed in zip(self.sources, self.aims, counts, aimed_counts, strict=True):

@@ -45,11 +45,12 @@ from autolabel.student.job import TrainJob
 from autolabel.student.losses import BatchCounts, segmentation_loss
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
 from autolabel.student.parallel import DrawSampler, Team
+from autolabel.student.placement import described, loaders_here, told, training_precision
 from autolabel.student.request import TrainRequest
 from autolabel.student.saving import Saves, copied
 from autolabel.student.steps import Skips, StepReport
 from autolabel.teacher.checkpoints import content_of
-from autolabel.teacher.device import PRECISIONS, autocast, pick_device, pick_precision
+from autolabel.teacher.device import PRECISIONS, autocast, pick_device
 from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import Teacher
@@ -62,16 +63,6 @@ class TrainingStopped(RuntimeError):
 
 
 OnStep = Callable[[StepReport], None]
-
-
-def training_precision(name: str, device: str) -> str:
-    """Resolve `auto`: bfloat16 on devices that compute it fast (such GPUs, and CPUs with AMX), else float32.
-
-    Labelling is stricter: there `auto` is float32 on every CPU (see `pick_precision`).
-    """
-    if name == "auto" and device == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
-        return "bfloat16"
-    return pick_precision(name, device)
 
 
 def train(
@@ -103,15 +94,21 @@ def train(
         on_note(f"starts with {request.started_from}")
     with storage.hold(job.out):
         if not job.machine.uses_ray:
-            Training(request, Team(torch.device(pick_device(job.device)))).run(tell)
+            device = torch.device(pick_device(job.device))
+            gpus = torch.cuda.device_count() if device.type == "cuda" else 1
+            training = Training(request, Team(device, loaders=loaders_here(device, gpus, loaders=job.machine.loaders)))
+            if request.crops is not None:
+                on_note(training.place)
+            training.run(tell)
         elif request.crops is not None:
             from autolabel.student.distributed import run_workers
 
             workers = job.machine.workers
             with ray_session(job.machine.address, job.out, workers=workers, otherwise="--workers 1"):
                 run_workers(
-                    partial(_train_in, request), workers, device=job.device, folder=job.out, on_step=tell,
-                    on_note=on_note, final=(ValueError, OSError, TrainingStopped, torch.OutOfMemoryError),
+                    partial(_train_in, request), workers, device=job.device, loaders=job.machine.loaders,
+                    address=job.machine.address, folder=job.out, on_step=tell, on_note=on_note,
+                    final=(ValueError, OSError, TrainingStopped, torch.OutOfMemoryError),
                 )  # fmt: skip
     if told and told[0].skipped:
         first = told[0].first_skipped
@@ -122,9 +119,12 @@ def train(
     return Scores.read(job.out / "scores.json")
 
 
-def _train_in(request: TrainRequest, team: Team, on_step: OnStep) -> None:
-    """Train in one of several processes."""
-    Training(request, team).run(on_step)
+def _train_in(request: TrainRequest, team: Team, on_step: Callable[[StepReport | str], None]) -> None:
+    """Train in one of several processes; the first one tells the devices of all."""
+    training = Training(request, team)
+    if team.rank == 0:
+        on_step(training.place)
+    training.run(on_step)
 
 
 class Training:
@@ -134,6 +134,10 @@ class Training:
         self.request, self.job, self.team = request, request.job, team
         self.precision = training_precision(self.job.precision, team.device.type)
         self.recipe = request.recipe | {"precision": self.precision}
+        places = team.gather(described(team.device, self.precision))
+        self.place = told(places)
+        if len({place.rpartition(" ")[2] for place in places}) > 1:
+            raise ValueError(f"{self.place}: expected one precision, name it with --precision")
         last = request.read_last()
         self.step = request.require_same(self.recipe, last)
         if team.sum(torch.tensor(self.step)).item() != self.step * team.size:
@@ -179,7 +183,7 @@ class Training:
             sampler=DrawSampler(
                 self.team, first=self.step, steps=job.steps, batch=job.batch_size, accumulate=job.accumulate
             ),
-            num_workers=8 if on_gpu else 0,  # on a CPU the network needs every core itself
+            num_workers=self.team.loaders,
             pin_memory=on_gpu,
         )
 
@@ -230,7 +234,9 @@ class Training:
         job, team, updater = self.job, self.team, self.updater
         # The random numbers of a step (dropout) depend on its number alone, so that a resumed training repeats them.
         torch.manual_seed((job.seed << 32) + team.rank * job.steps + self.step)
-        rate = learning_rate_at(self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power)
+        rate = learning_rate_at(
+            self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power, warm_up=job.warm_up
+        )
         self.model.train()
         images, labels = (batch[name].to(team.device, non_blocking=True) for name in ("image", "label"))
         whole = BatchCounts(team.sum(BatchCounts.of(labels).pixels), job.batch_size)
@@ -268,7 +274,7 @@ class Training:
         """Return this part's share of the loss of the whole batch."""
         with autocast(self.team.device, self.precision):
             output = self.compute(normalise(images).contiguous(memory_format=torch.channels_last))
-        return segmentation_loss(self.job.loss, output, label=label, whole=whole)
+        return segmentation_loss(self.job.loss, output, label=label, whole=whole, scale_weight=self.job.scale_weight)
 
     def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Synchronise gradients across processes only on the last part of a batch; earlier parts add up locally."""

@@ -1,11 +1,13 @@
-"""Fold batch norm into the convolution before it, for inference."""
+"""Prepare a network for labelling: batch norm folded into the convolution before it, weights cast once."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
+from autolabel.teacher.device import PRECISIONS
 from autolabel.teacher.networks.decoders import SegmentationNet
+from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv
 
 
 @torch.no_grad()
@@ -56,3 +58,14 @@ def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
     dtype = conv.weight.dtype
     conv.weight = nn.Parameter((conv.weight.double() * scale.view(-1, 1, 1, 1)).to(dtype), requires_grad=False)
     conv.bias = nn.Parameter(shift.to(dtype), requires_grad=False)
+
+
+def cast_convolutions(network: SegmentationNet, precision: str, *, device: str) -> None:
+    """Give the convolutions, in place, weights of a precision of PRECISIONS, as autocast would for every image.
+
+    Autocast keeps casts of weights that are trained, and folded ones are not. Labels are the same: a weight is rounded
+    once, not again and again. A convolution that computes in the precision of its weights on a CPU keeps them there.
+    """
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d) and not (isinstance(module, DepthwiseConv) and device == "cpu"):
+            module.to(PRECISIONS[precision])

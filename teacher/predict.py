@@ -33,7 +33,7 @@ from autolabel.teacher.device import (
     require_precision,
 )
 from autolabel.teacher.feed import Feed, Image
-from autolabel.teacher.fold import fold_batch_norm
+from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measure, planned_batch, too_little
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -278,7 +278,7 @@ class Teacher:
 def load_teacher(
     path: str | Path, *, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
 ) -> Teacher:
-    """Load a teacher from a checkpoint of ours or a published one, with its batch norms folded.
+    """Load a teacher from a checkpoint of ours or a published one, its batch norms folded, its weights cast.
 
     device, precision: see `pick_device` and `pick_precision`; combine: see `Teacher`. Raises BadCheckpoint,
     FileNotFoundError, ValueError.
@@ -290,6 +290,7 @@ def load_teacher(
     checkpoint = read_checkpoint(path)
     network = load_network(path, checkpoint)
     fold_batch_norm(network)
+    cast_convolutions(network, precision, device=device)
     return Teacher(
         network,
         checkpoint.label_space,

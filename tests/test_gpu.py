@@ -9,6 +9,8 @@ import copy
 import csv
 import itertools
 import math
+import subprocess
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -32,6 +34,7 @@ from autolabel.manifests.policy import SCALES
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
+from autolabel.pipeline.engine import EngineFailed
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.run import generate
 from autolabel.student.distributed import run_workers
@@ -45,6 +48,7 @@ from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import PRECISIONS
 from autolabel.teacher.feed import normalise
+from autolabel.teacher.memory import MemoryTaken
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -237,26 +241,56 @@ def test_scores_on_a_device_are_those_of_the_cpu(device: str, teacher: Path, cit
 # --- memory -----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.gpu
-def test_an_image_that_no_memory_suffices_for_costs_itself_alone(
-    gpu: torch.device, teacher: Path, city: Path, tmp_path: Path
-) -> None:
-    """torch may use a thousandth of the GPU more than the small images need: the panorama does not fit."""
+@pytest.fixture
+def crowd(gpu: torch.device, teacher: Path, city: Path, tmp_path: Path) -> LabelJob:
+    """Two small images, one that takes about 9 GiB, and one of which a tensor has too many elements."""
     photograph(city, tmp_path / "images", ["a", "b"])
-    Image.fromarray(np.zeros((6000, 12000, 3), np.uint8)).save(tmp_path / "images" / "panorama.png")
-    manifest = scanned(city, tmp_path / "images")
-    job = LabelJob(manifest, teacher, tmp_path / "run", device="cuda", max_quarantined=1.0,
-                   machine=Machine(engine="local"))  # fmt: skip
-    whole = torch.cuda.get_device_properties(gpu).total_memory
-    torch.cuda.set_per_process_memory_fraction(min(1.0, 2e9 / whole))
-    generate(job)
-    assert list(quarantined(job.out)) == ["panorama"]
-    assert "not enough memory" in quarantined(job.out)["panorama"]
+    for name, size in (("large", (2000, 4000)), ("panorama", (6000, 12000))):
+        Image.fromarray(np.zeros((*size, 3), np.uint8)).save(tmp_path / "images" / f"{name}.png")
+    return LabelJob(
+        scanned(city, tmp_path / "images"), teacher, tmp_path / "run", device="cuda", precision="float32",
+        max_quarantined=1.0, machine=Machine(engine="local"),
+    )  # fmt: skip
+
+
+@pytest.mark.gpu
+def test_images_that_do_not_fit_cost_themselves_alone(crowd: LabelJob, gpu: torch.device, tmp_path: Path) -> None:
+    """torch may use 4 GB of the GPU here."""
+    torch.cuda.set_per_process_memory_fraction(4e9 / torch.cuda.get_device_properties(gpu).total_memory)
+    generate(crowd)
     torch.cuda.set_per_process_memory_fraction(1.0)
-    free = replace(job, out=tmp_path / "free", portion=Portion(only="[ab]"))
+    reasons = quarantined(crowd.out)
+    assert list(reasons) == ["large", "panorama"]
+    assert reasons["large"].startswith("not enough memory on cuda for an image of 4000 x 2000 at scale 2")
+    assert reasons["panorama"].startswith("an image of 12000 x 6000 at scale 2 makes a tensor of")
+    generate(replace(crowd, portion=Portion(retry_quarantined=True)))
+    assert list(quarantined(crowd.out)) == ["panorama"]
+    free = replace(crowd, out=tmp_path / "free")
     generate(free)
-    for name in "ab":
-        assert np.array_equal(Run.open(job.out).labels[name], Run.open(free.out).labels[name])
+    for name in ("a", "b", "large"):
+        assert np.array_equal(Run.open(crowd.out).labels[name], Run.open(free.out).labels[name])
+
+
+@pytest.mark.gpu
+def test_memory_that_another_process_holds_quarantines_no_image(
+    crowd: LabelJob, gpu: torch.device, tmp_path: Path
+) -> None:
+    torch.cuda.empty_cache()
+    held = torch.cuda.mem_get_info(gpu)[0] - (5 << 30)
+    script = (
+        f"import torch; x = torch.empty({held}, dtype=torch.uint8, device='cuda'); print('held', flush=True); input()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as other:
+        assert other.stdin is not None and other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        with pytest.raises((MemoryTaken, EngineFailed), match=r"for an image of 4000 x 2000 .* another process holds"):
+            generate(crowd)
+        other.stdin.write("\n")
+    assert quarantined(crowd.out) == {}
+    generate(crowd)
+    assert list(quarantined(crowd.out)) == ["panorama"]
 
 
 # --- training ---------------------------------------------------------------------------------------------------------

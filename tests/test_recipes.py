@@ -26,14 +26,16 @@ from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import build_job, job_fields
 from autolabel.student.evaluate import Scores
-from autolabel.student.job import TrainJob
+from autolabel.student.job import TrainJob, TrainMachine
 from autolabel.teacher.checkpoints import read_checkpoint, save_checkpoint
 from autolabel.teacher.networks.build import build
 
 SMALL = "hrnet18s_ocr_mscale"
 SIZES = {"--arch": SMALL, "--steps": "2", "--crop": "64x64", "--batch-size": "2", "--workers": "1",
          "--precision": "float32", "--device": "cpu", "--validations": "1"}  # fmt: skip
-NO_SETTINGS = {"manifest", "val", "out", "seed", "device", "address", "compile"}  # data, and how they are computed
+NO_SETTINGS = (
+    {"manifest", "val", "out", "seed"} | {f.name for f in job_fields(TrainMachine)} - {"workers"} | {"device"}
+)  # data and machine
 # Images of an epoch, GPUs, crops of a step on each, epochs.
 EPOCHS = {
     "cityscapes_fine": (2975, 8, 1, 175),

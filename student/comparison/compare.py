@@ -130,12 +130,19 @@ def compare(
     looks = _looks(template.out / "compare.json", len(seeds))
     scores: dict[str, list[Scores]] = {arm: [] for arm in manifests}
     curves: dict[str, list[list[StepReport]]] = {arm: [] for arm in manifests}
+    said: set[str] = set()
+
+    def once(note: str) -> None:
+        if on_note and note not in said:  # all trainings run on the same devices
+            said.add(note)
+            on_note(note)
+
     trainings = list(itertools.product(seeds, manifests))  # all arms of a seed, then the next seed
     for place, (seed, arm) in enumerate(trainings):
         path = template.out / f"{_slug(arm)}.parquet"
         job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
         now = ArmProgress(arm, seed, 0, place * job.steps, len(trainings) * job.steps, "")
-        _train(job, now, on_progress, on_note)
+        _train(job, now, on_progress, once)
         curve = read_curve(job.out / "curves.csv")
         scores[arm].append(last_scores(job))
         curves[arm].append(curve)

@@ -153,8 +153,9 @@ class Average(Combination):
         parts = []
         for scale in sorted(scales, key=lambda s: (s != 1, s)):
             own = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
-            prediction = predict(own)
-            parts.append(Part(scale, own, prediction.logits, aux=prediction.aux))
+            now = predict(own)
+            parts.append(Part(scale, own, now.logits, aux=now.aux))
+            del now  # its features: the next scale needs the memory
         return parts
 
     def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
@@ -216,6 +217,7 @@ class Hierarchical(_Chained):
                 with torch.no_grad():  # only to see it: labelling applies the running statistics to both scales
                     self.attention(now.features)
             parts.append(Part(scale, own, now.logits, attention, now.aux))
+            del now  # its features: the next scale needs the memory
         return parts
 
 
@@ -335,5 +337,5 @@ def _add_layers(module: nn.Module, layers: Sequence[nn.Module]) -> None:
 
 def _run_layers(module: nn.Module, x: Tensor) -> Tensor:
     for layer in module.children():
-        x = layer(x)
+        x = layer(x.float() if isinstance(layer, nn.Sigmoid) else x)  # a weight near 1 has few digits in 16 bits
     return x.float()

@@ -244,6 +244,84 @@ def test_crops_come_from_everywhere_at_scales_from_half_to_double(tmp_path: Path
     assert 110 <= sum(image[0, 0, 0] > image[0, -1, 0] for image in found) <= 190  # half of them mirrored
 
 
+def hues(picture: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.asarray(Image.fromarray(picture).convert("HSV"))[..., 0]
+
+
+def test_published_crops_have_uniform_scales_turned_hues_and_black_around(tmp_path: Path) -> None:
+    """A red square of 32 on grey: its side tells the scale, its hue the turn; around the image there is padding."""
+    label = np.zeros((64, 64), np.uint8)
+    label[16:48, 16:48] = 1
+    image = np.full((64, 64, 3), 128, np.uint8)
+    image[label == 1] = (200, 40, 40)
+    dataset = drawn_as_labels(tmp_path, {"a": label}, {"a": image})
+    taken = crops(dataset, Augmentation((130, 130), published=True))
+    scales, turns, around = [], [], []
+    for n in range(200):
+        picture, ids = pixels(taken[n])
+        square, padding = ids == 1, picture[ids == 255].astype(int)
+        scales.append(square.any(axis=0).sum() / 32)
+        turns.append(int(np.median(hues(picture)[square]).astype(np.int8)))  # of 256 in a circle
+        assert (padding == padding[0, 0]).all()
+        around.append(int(padding[0, 0]))
+    assert 0.5 <= min(scales) < 0.6 and 1.9 < max(scales) <= 2
+    assert 1.18 < np.mean(scales) < 1.32  # uniform: 1.25; uniform in the logarithm: 1.08
+    assert -65 <= min(turns) < -58 and 58 < max(turns) <= 65
+    assert abs(np.mean(turns)) < 8
+    assert min(around) == 0 and 0 < max(around) < 40  # black, and what a change of contrast makes of it
+
+
+def test_published_crops_are_moved_into_the_image_and_small_images_lie_in_the_middle(tmp_path: Path) -> None:
+    """Of 100 places of a window of 100 over pixel 60 of 200, those before the image and behind it become its ends."""
+    label = np.zeros((200, 200), np.uint8)
+    label[60, 60] = 1
+    colours = np.stack([np.indices((200, 200))[1]] * 3, axis=-1).astype(np.uint8)
+    dataset = drawn_as_labels(tmp_path, {"a": label}, {"a": colours})
+    still = Augmentation((100, 100), scale=(1, 1), jitter=0, published=True)
+    taken = crops(dataset, still, mix=Mix(class_uniform=1))
+    first = []
+    for n in range(600):
+        around, (picture, ids) = taken.draws[n].around, pixels(taken[n])
+        assert around is not None
+        if around.class_id == 1:
+            assert 1 in ids
+            first.append(int(picture[0, :, 0].astype(int).min()))
+    assert (min(first), max(first)) == (0, 60)  # 39 of the 100 places begin before the image
+    assert 0.3 < np.mean([place == 0 for place in first]) < 0.5
+    for n in range(10):
+        ids = pixels(crops(dataset, replace(still, crop=(240, 301)))[n])[1] != 255
+        assert np.argwhere(ids).min(axis=0).tolist() == [20, 50]
+
+
+def test_published_crops_are_resized_as_pillow_does_bicubically(tmp_path: Path) -> None:
+    dice = np.random.default_rng(0)
+    image = dice.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    dataset = drawn_as_labels(tmp_path, {"a": np.zeros((40, 60), np.uint8)}, {"a": image})
+    picture, _ = pixels(crops(dataset, Augmentation((80, 120), scale=(2, 2), jitter=0, published=True))[0])
+    expected = np.asarray(Image.fromarray(image).resize((120, 80), Image.Resampling.BICUBIC))
+    assert abs(np.minimum(*(abs(picture.astype(int) - e) for e in (expected, expected[:, ::-1])))).max() <= 6  # by HSV
+
+
+def test_every_crop_is_blurred_by_a_sigma_between_the_published_ones(tmp_path: Path) -> None:
+    """A step from 0 to 200 rises by about 200 / (sigma * sqrt(2 pi)) a pixel at its middle, by 200 at sigma 0.15."""
+    label = np.zeros((64, 64), np.uint8)
+    image = np.zeros((64, 64, 3), np.uint8)
+    image[:, 32:] = 200
+    dataset = drawn_as_labels(tmp_path, {"a": label}, {"a": image})
+    still = Augmentation((64, 64), scale=(1, 1), jitter=0)
+    sharp = crops(dataset, still)
+    taken = crops(dataset, replace(still, blur=True))
+    steps = []
+    for n in range(200):
+        assert abs(np.diff(pixels(sharp[n])[0][..., 0].astype(int), axis=1)).max() == 200
+        row = pixels(taken[n])[0][32, :, 0].astype(int)
+        assert row.min() == 0 and row.max() == 200
+        steps.append(abs(np.diff(row)).max())
+    assert 190 <= max(steps) <= 200
+    assert 55 <= min(steps) <= 65  # 200 / (1.3 * 2.5) = 61
+    assert 105 < np.median(steps) < 135  # 110 at 0.725, the middle of the range; Pillow's three boxes give 125
+
+
 @pytest.mark.parametrize(("share", "most"), [(0.0, 0.1), (1.0, None)])
 def test_a_rare_class_is_looked_for_where_crops_are_aimed(share: float, most: float | None, tmp_path: Path) -> None:
     """Of two classes, one has four pixels in a corner: exactly every other aimed crop is aimed at it, and shows it."""

@@ -395,6 +395,8 @@ def test_every_output_counts_with_its_weight(name: str, joint: Loss, others: Los
     expected = joint(a, label) + 0.4 * others(b, label) + 0.05 * others(c, label) + 0.05 * others(d, label)
     torch.testing.assert_close(segmentation_loss(name, TrainingOutput(a, b, (c, d)), label=label), expected)
     assert torch.equal(segmentation_loss(name, TrainingOutput(a, None, ()), label=label), joint(a, label))
+    alone = segmentation_loss(name, TrainingOutput(a, None, (c, d)), label=label, scale_weight=0)
+    assert torch.equal(alone, joint(a, label))
 
 
 class Trained(NamedTuple):

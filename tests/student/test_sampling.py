@@ -216,6 +216,37 @@ def test_automatic_labels_are_drawn_for_the_named_classes_only(fused: Manifest) 
     assert sources(fused, drawn) == {"auto": 160, "fine": 160}
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.3, 0.5])
+def test_all_crops_of_automatic_labels_are_aimed_where_asked_and_so_many_fewer_of_the_fine_ones(
+    share: float, fused: Manifest
+) -> None:
+    drawn = draws(fused, Mix(auto_share=share, auto_aimed=True))
+    for epoch in range(10):
+        one = [drawn[n] for n in range(epoch * EPOCH, (epoch + 1) * EPOCH)]
+        found = Counter((fused.samples[d.sample].source, d.around is not None) for d in one)
+        auto = round(share * EPOCH)
+        expected = {("auto", True): auto, ("fine", True): 8 - auto, ("fine", False): 8}
+        assert found == {key: count for key, count in expected.items() if count}
+
+
+def test_an_epoch_as_published_has_as_many_draws_aimed_at_each_class_boosted_or_not(fused: Manifest) -> None:
+    """Half an epoch aims at classes, all alike; the boosted ones are found mostly in automatic labels."""
+    many = [replace(s, sample_id=f"{s.sample_id}-{k}") for k in range(40) for s in fused.samples]
+    boosted = tuple(CITYSCAPES.names[c] for c in (0, 2, 10))  # road, building, sky
+    drawn = Draws(many, CITYSCAPES, mix=Mix(auto_share=0.1, auto_classes=boosted, auto_aimed=True), seed=0, length=1280)
+    for epoch in range(2):
+        one = [drawn[n] for n in range(640 * epoch, 640 * (epoch + 1))]
+        found = Counter((many[d.sample].source, d.around.class_id) for d in one if d.around)
+        assert sum(n for (source, _), n in found.items() if source == "auto") == 64
+        assert {c for source, c in found if source == "auto"} == {0, 2, 10}
+        classes = Counter[int]()
+        for (_, c), n in found.items():
+            classes[c] += n
+        assert classes.total() == 320
+        assert max(classes.values()) - min(classes.values()) <= 2  # rounded once in each source
+        assert not [d for d in one if many[d.sample].source == "auto" and d.around is None]
+
+
 @pytest.mark.parametrize(("tail", "first"), [(0.15, 136), (0.5, 80), (1.0, 0)])
 def test_the_last_crops_are_fine_only(tail: float, first: int, fused: Manifest) -> None:
     mix = Mix(auto_share=0.5, fine_only_last=tail)
@@ -281,6 +312,11 @@ def only(manifest: Manifest, source: str) -> tuple[Sample, ...]:
         ({"auto_share": float("nan")}, "auto-share nan: expected a number from 0 to 1"),
         ({"fine_only_last": 2}, "fine-only-last 2: expected a number from 0 to 1"),
         ({"auto_classes": ()}, "auto-classes is empty: name a class, or leave it out for all of them"),
+        ({"auto_aimed": True}, "auto-aimed needs an auto-share: give the share of automatic labels"),
+        (
+            {"auto_aimed": True, "auto_share": 0.6},
+            "auto-aimed with auto-share 0.6: only 0.5 of all crops are aimed, give at most that",
+        ),
     ],
 )
 def test_shares_outside_0_to_1_are_refused(mix: dict[str, float], message: str) -> None:

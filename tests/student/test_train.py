@@ -176,6 +176,13 @@ def test_cosine_and_another_power_change_the_learning_rate_as_their_formulas_say
     assert learning_rate_at(50, 100, peak=2.0, power=2) == pytest.approx(0.5)
 
 
+def test_the_warm_up_takes_its_share_of_the_steps_or_none() -> None:
+    for share, steps in ((0.0, 0), (0.07, 7), (0.29, 29)):
+        rates = [learning_rate_at(step, 100, peak=1.0, power=1, warm_up=share) for step in range(100)]
+        plain = [1 - step / 100 for step in range(100)]
+        assert rates == pytest.approx([min(1, (n + 1) / max(1, steps)) * rate for n, rate in enumerate(plain)])
+
+
 # --- from gradients to weights ----------------------------------------------------------------------------------------
 
 
@@ -738,6 +745,9 @@ def test_a_compiled_network_takes_the_same_step(short: TrainJob, tmp_path: Path)
         ({"schedule": "step"}, "schedule 'step': expected poly or cosine"),
         ({"power": 0.0}, "power 0: expected a number above 0, up to 10"),
         ({"schedule": "cosine", "power": 2.0}, "power 2 with schedule cosine: only poly has one"),
+        ({"warm_up": 1.5}, "warm-up 1.5: expected a number from 0 to 1"),
+        ({"scale_weight": -0.05}, "scale-weight -0.05: expected a number from 0 to 1"),
+        ({"auto_aimed": True}, "auto-aimed needs an auto-share: give the share of automatic labels"),
         ({"clip": -1.0}, "clip -1: expected a length above 0, or 0 for gradients as they are"),
         ({"clip": math.inf}, "clip inf: expected a length above 0, or 0 for gradients as they are"),
         ({"weight_decay": -1e-4}, "weight decay -0.0001: expected a number from 0 to below 1"),
@@ -847,7 +857,12 @@ def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> N
         "fine_only_last": 0.0,
         "accumulate": 1,
         "schedule": "poly",
+        "auto_aimed": False,
         "power": 0.9,
+        "warm_up": 0.05,
+        "scale_weight": 0.05,
+        "published_crops": False,
+        "blur": False,
         "clip": 10.0,
         "weight_decay": 0.01,
         "ema": None,

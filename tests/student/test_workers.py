@@ -77,7 +77,10 @@ def train_and_die_once(request: TrainRequest, mark: Path, team: Team, on_step: O
 
     if team.rank == 1 and not mark.exists():
         threading.Thread(target=watch, daemon=True).start()
-    Training(request, team).run(step)
+    training = Training(request, team)
+    if team.rank == 0:
+        on_step(training.place)
+    training.run(step)
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(
@@ -95,7 +98,9 @@ def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(
     )  # fmt: skip
     assert steps == [1, 2, 3, 3, 4]
     assert [note for note in notes if "waiting" not in note] == [
-        "a worker failed (its process died); all have started again, from the last save"
+        "trains on 2 x CPU in float32",
+        "a worker failed (its process died); all have started again, from the last save",
+        "trains on 2 x CPU in float32",
     ]
     assert_close(shared.out, alone)
 
@@ -157,6 +162,7 @@ def test_a_process_that_is_connected_uses_that_ray_and_no_other(connected: None,
             "a batch of 4 does not split evenly over workers 3 x accumulate 1: give a batch size that 3",
         ),
         (["--workers", 8, "--batch-size", 8], "workers 8: .* has 6 samples, give at most as many"),
+        (["--workers", 2, "--device", "cuda"], "workers 2: this machine has 0 GPUs, and each needs one; give --device"),
         (["--workers", 2, "--address", "127.0.0.1:1"], "nobody listens at 127.0.0.1:1"),
         (["--address", "127.0.0.1:1"], "nobody listens at 127.0.0.1:1"),
     ],

@@ -116,6 +116,7 @@ class PretendedGPU(contextlib.AbstractContextManager["PretendedGPU"]):
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         ):
             enter(patch.object(owner, name, value))
+        enter(torch.backends.cudnn.flags(enabled=True))  # type: ignore[no-untyped-call]  # restored at the end
         enter(FakeTensorMode())
         enter(_Recorder(self))
         enter(_Rewritten(self))

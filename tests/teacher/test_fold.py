@@ -4,15 +4,17 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from formula import network_by_formula, picture
 from torch import nn
 
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
-from autolabel.teacher.fold import fold_batch_norm
+from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv
+from autolabel.teacher.predict import Teacher, load_teacher
 
 torch.set_num_threads(1)
 
@@ -112,3 +114,25 @@ def test_only_a_teacher_is_folded(teacher: Path) -> None:
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82
     assert norms(load_teacher(teacher, device="cpu").network) == []
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82  # the file is as it was
+
+
+@pytest.mark.thorough
+@pytest.mark.parametrize("arch", ["hrnet18s_ocr_mscale", "efficientnet_lite0_aspp_mscale2"])
+def test_weights_that_are_cast_once_give_the_bits_of_autocast_alone(arch: str) -> None:
+    """On a CPU the convolutions of single channels keep float32, in which they compute there."""
+    network = network_by_formula(arch, CLASSES)
+    fold_batch_norm(network)
+    image = np.random.default_rng(0).integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    expected = Teacher(network, precision="bfloat16").logits(image)
+    cast_convolutions(network, "bfloat16", device="cpu")
+    convolutions = [m for m in network.modules() if isinstance(m, nn.Conv2d)]
+    own = {m.weight.dtype for m in convolutions if isinstance(m, DepthwiseConv)}
+    assert own == ({torch.float32} if "lite0" in arch else set())
+    assert {m.weight.dtype for m in convolutions if not isinstance(m, DepthwiseConv)} == {torch.bfloat16}
+    assert torch.equal(Teacher(network, precision="bfloat16").logits(image), expected)
+
+
+def test_a_teacher_of_half_precision_is_loaded_with_cast_weights(teacher: Path) -> None:
+    half, full = (load_teacher(teacher, device="cpu", precision=p).network for p in ("bfloat16", "float32"))
+    assert {p.dtype for p in full.parameters()} == {torch.float32}
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
