@@ -146,19 +146,21 @@ def train(
 def evaluate(
     checkpoint: AnyPath, manifest: AnyPath, *, scales: Sequence[float] | None = None, flip: bool = False,
     combine: str = "network", pictures: AnyPath | None = None, allow_overlap: bool = False, device: str = "auto",
-    progress: Progress | None = None,
+    workers: int = 1, address: str | None = None, progress: Progress | None = None,
 ) -> Scores:  # fmt: skip
     """Score a checkpoint on a manifest with fine labels: IoU and boundary F by class, and the worst images.
 
     scales: sizes at which the network looks at an image; None for those it trains with. flip: average with the mirrored
     image. combine: "network" as it learnt to, or "average". pictures: an empty folder for drawings of the worst images.
-    allow_overlap: also on images that it was trained on. Raises ValueError.
+    allow_overlap: also on images that it was trained on. workers, address: processes of Ray that share the images, and
+    a cluster; they change no score. Raises ValueError.
     """
     from autolabel.student.evaluate import evaluate
+    from autolabel.student.job import ScoreMachine
 
     return evaluate(
         Path(checkpoint), Path(manifest), scales=scales, flip=flip, combine=combine, pictures=_path(pictures),
-        allow_overlap=allow_overlap, device=device, progress=progress,
+        allow_overlap=allow_overlap, device=device, machine=ScoreMachine(workers, address), progress=progress,
     )  # fmt: skip
 
 

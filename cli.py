@@ -22,7 +22,7 @@ from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_share
 from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
-from autolabel.student.job import TrainJob
+from autolabel.student.job import ScoreMachine, TrainJob
 from autolabel.terminal import (
     QUARANTINED,
     Commands,
@@ -260,10 +260,14 @@ def train(**values: Any) -> None:
         help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
 @job_options(LabelJob, only=("flip", "combine"))
 @job_options(TrainJob, only=("device",))
-def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Path | None, **options: Any) -> None:
+@job_options(ScoreMachine)
+def evaluate(
+    checkpoint: Path, manifest: Path, output: Path | None, pictures: Path | None, workers: int, address: str | None,
+    **options: Any,
+) -> None:  # fmt: skip
     """Score a CHECKPOINT on a MANIFEST of fine labels.
 
-    Prints IoU and boundary F by class, and the worst images.
+    Prints IoU and boundary F by class, and the worst images. Workers change no digit of them.
 
     \b
     autolabel evaluate teacher/best.pt val.parquet -o scores.json
@@ -272,7 +276,8 @@ def evaluate(checkpoint: Path, manifest: Path, output: Path | None, pictures: Pa
     from autolabel.student.evaluate import evaluate
 
     with progress("scoring") as update:
-        scores = evaluate(checkpoint, manifest, pictures=pictures, progress=update, **options)
+        machine = ScoreMachine(workers, address)
+        scores = evaluate(checkpoint, manifest, pictures=pictures, machine=machine, progress=update, **options)
     if output:
         scores.write(output)
     show(scores)

@@ -55,6 +55,10 @@ class Confusion:
         self.matrix[:, :classes] += table[:classes, :classes]
         self.matrix[:, classes] += table[:classes, IGNORE]
 
+    def merge(self, other: Confusion) -> None:
+        """Add the counts of other images."""
+        self.matrix += other.matrix
+
     @property
     def true_pixels(self) -> Counts:
         """Pixels of each class in the truth (C,) int64."""
@@ -152,6 +156,11 @@ class BoundaryF:
                     hits += np.bincount(ids[hit], minlength=classes)
                     place, ids = place[~hit], ids[~hit]
                 self.hits[side, k] += hits
+
+    def merge(self, other: BoundaryF) -> None:
+        """Add the counts of other images, at the same distances."""
+        self.pixels += other.pixels
+        self.hits += other.hits
 
     def f(self) -> Shares:
         """F = 2PR / (P + R) by distance and class (D, C); NaN for a class without a boundary in either map."""

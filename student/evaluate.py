@@ -1,4 +1,4 @@
-"""Score a network on a manifest: IoU, pixel accuracy and boundary F by class, image by image in constant memory."""
+"""Score a network on a manifest: IoU, pixel accuracy and boundary F by class, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,10 +15,13 @@ from autolabel.manifests import notes, storage
 from autolabel.manifests.documents import read_json
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
-from autolabel.manifests.scores import BoundaryF, Confusion, Shares
+from autolabel.manifests.scores import Shares
 from autolabel.manifests.wording import Progress, Shown, Table, counted, percent
 from autolabel.student.data import ManifestDataset
+from autolabel.student.job import ScoreMachine
 from autolabel.student.parallel import Team
+from autolabel.student.score_workers import count_by_workers
+from autolabel.student.scoring import ImageCounter, ScoreCounts
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
 from autolabel.teacher.checkpoints import overlap, silent
 from autolabel.teacher.predict import Teacher, load_teacher
@@ -95,33 +98,33 @@ def score(
     *,
     scales: Sequence[float] | None = None,
     flip: bool = False,
-    boundary: BoundaryF | None = None,
-    worst: Worst | None = None,
     team: Team | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score a network on every labelled sample of a dataset, at `scales`, or else at those of its training.
 
-    With `flip`, logits are averaged with those of the mirrored image. `boundary` and `worst` are filled if given.
-    Each process of a `team` predicts its share of the samples, and all get the same scores.
+    With `flip`, logits are averaged with those of the mirrored image. Each process of a `team` predicts its share of
+    the samples, and all get the same scores. Raises NotEnoughMemory.
     """
     team = team or Team(teacher.device)
-    scales = scales or teacher.network.scale_attn.training_scales
-    confusion = Confusion(len(dataset.label_space))
-    for index in range(team.rank, len(dataset), team.size):
-        item = dataset[index]
-        truth = item["label"].numpy()
-        prediction, _ = teacher.confidence(item["image"].permute(1, 2, 0).numpy(), scales=scales, flip=flip)
-        own = Confusion(len(dataset.label_space))
-        own.add(truth, prediction)
-        confusion.matrix += own.matrix
-        if boundary is not None:
-            boundary.add(truth, prediction)
-        if worst is not None:
-            worst.add(index, miou=own.mean_iou(), prediction=prediction)
+    scales = tuple(scales or teacher.network.scale_attn.training_scales)
+    counter = ImageCounter(teacher, dataset, scales, flip)
+    counts = _summed(counter, range(team.rank, len(dataset), team.size), progress)
+    counts.confusion.matrix = team.sum(torch.from_numpy(counts.confusion.matrix)).cpu().numpy()
+    return _scores(dataset, counts)
+
+
+def _summed(counter: ImageCounter, places: range, progress: Progress | None) -> ScoreCounts:
+    counts = counter.counts()
+    for done, one in enumerate(counter.each(places), start=1):
+        counts.merge(one)
         if progress:
-            progress(index + 1, len(dataset))
-    confusion.matrix = team.sum(torch.from_numpy(confusion.matrix)).cpu().numpy()
+            progress(done, len(places))
+    return counts
+
+
+def _scores(dataset: ManifestDataset, counts: ScoreCounts) -> Scores:
+    confusion = counts.confusion
     iou = _by_class(dataset, confusion.iou())
     return Scores(
         iou, confusion.mean_iou(), confusion.pixel_accuracy(), len(dataset), confusion.commonest_mean_iou()
@@ -151,16 +154,19 @@ def evaluate(
     pictures: Path | None = None,
     allow_overlap: bool = False,
     device: str = "auto",
+    machine: ScoreMachine | None = None,
     progress: Progress | None = None,
 ) -> Scores:
     """Score a checkpoint on a manifest, and draw the worst images into the folder `pictures`.
 
-    Raises ValueError for another label space, for images it was trained on (unless `allow_overlap`), for labels
-    without a class, or if `pictures` is not empty.
+    The scores are the same for any number of workers on one kind of device. Raises ValueError for another label space,
+    for images it was trained on (unless `allow_overlap`), for labels without a class, or if `pictures` is not empty;
+    NotEnoughMemory; WorkersFailed and ClusterFailed with Ray.
     """
+    machine = machine or ScoreMachine()
     if pictures and storage.list(pictures):
         raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
-    teacher = load_teacher(checkpoint, device=device, combine=combine)
+    teacher = load_teacher(checkpoint, device="cpu" if machine.uses_ray else device, combine=combine)
     dataset = ManifestDataset(manifest)
     teacher.require_space(dataset.label_space, checkpoint=str(checkpoint), manifest=str(manifest))
     if teacher.trained_on is None:
@@ -172,8 +178,13 @@ def evaluate(
             f" {dataset.samples[shared[0]].sample_id!r}): score it on others, or say --allow-overlap"
         )
     scales = tuple(scales or teacher.network.scale_attn.training_scales)
-    boundary, worst = BoundaryF(len(dataset.label_space)), Worst()
-    scores = score(teacher, dataset, scales=scales, flip=flip, boundary=boundary, worst=worst, progress=progress)
+    counter = ImageCounter(teacher, dataset, scales, flip, complete=True)
+    if machine.uses_ray:
+        counts = count_by_workers(counter, machine, device=device, progress=progress)
+    else:
+        counts = _summed(counter, range(len(dataset)), progress)
+    scores, boundary, worst = _scores(dataset, counts), counts.boundary, counts.worst
+    assert boundary is not None and worst is not None
     if math.isnan(scores.miou):
         raise ValueError(f"{manifest}: no pixel of its labels has a class, so there is nothing to score on")
     if pictures:

@@ -85,6 +85,27 @@ class TrainMachine:
 
 
 @dataclass(frozen=True)
+class ScoreMachine:
+    """The processes that share the images on which a checkpoint is scored; the scores do not depend on them."""
+
+    workers: int = setting(
+        1, "Processes that share the images, one per GPU, or per core without GPUs (Ray).", group="machine", metavar="N"
+    )
+    address: str | None = setting(
+        None, "Ray cluster to score on.", group="machine", unset="$RAY_ADDRESS with --workers, else none"
+    )
+
+    def __post_init__(self) -> None:
+        if self.workers < 1:
+            raise ValueError(f"workers is {self.workers}: expected 1 or more")
+
+    @property
+    def uses_ray(self) -> bool:
+        """True where Ray's workers score: several, or on a cluster that is named."""
+        return self.workers > 1 or self.address is not None
+
+
+@dataclass(frozen=True)
 class TrainJob:
     """A training: its data, its recipe and its machine. None means: chosen from the data or the optimizer.
 

@@ -36,6 +36,11 @@ class Worst:
         else:
             heapq.heappushpop(self._heap, entry)
 
+    def merge(self, other: Worst) -> None:
+        """Add the worst of other images."""
+        for index, miou, prediction in other:
+            self.add(index, miou=miou, prediction=prediction)
+
     def __len__(self) -> int:
         return len(self._heap)
 
