@@ -32,8 +32,10 @@ from autolabel.student import train as training_module
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import LEARNING_RATES, LOSSES, TrainJob, TrainMachine
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
+from autolabel.student.parallel import Team
+from autolabel.student.request import TrainRequest
 from autolabel.student.steps import StepReport
-from autolabel.student.train import TrainingStopped, train
+from autolabel.student.train import Training, TrainingStopped, train
 from autolabel.teacher.checkpoints import fingerprint_tensor, read_checkpoint, save_checkpoint
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.hrnet import HRNet
@@ -376,6 +378,25 @@ def test_device_workers_and_compiling_are_no_part_of_the_request(short: TrainJob
     expected = Scores.read(uninterrupted / "scores.json")
     for machine in (TrainMachine(workers=2), TrainMachine(compile=True)):
         assert train(replace(short, device="auto", machine=machine)) == expected
+
+
+def test_processes_that_read_crops_change_nothing(short: TrainJob, uninterrupted: Path, tmp_path: Path) -> None:
+    notes: list[str] = []
+    train(replace(short, out=tmp_path, machine=TrainMachine(loaders=2)), on_note=notes.append)
+    assert_same_training(tmp_path, uninterrupted)
+    assert notes == ["trains on CPU in float32"]
+
+
+def test_gpus_that_would_train_in_different_precisions_are_refused(
+    short: TrainJob, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Team, "gather", lambda self, text: ["NVIDIA L4 in bfloat16", "Tesla T4 in float32"])
+    message = (
+        "trains on 1 x NVIDIA L4 in bfloat16, 1 x Tesla T4 in float32: expected one precision, name it with --prec"
+    )
+    with pytest.raises(ValueError, match=f"^{message}"):
+        Training(TrainRequest(replace(short, out=tmp_path)), Team(torch.device("cpu")))
+    assert names_in(tmp_path) == []
 
 
 def test_another_precision_is_refused_also_where_another_device_chose_it(short: TrainJob, uninterrupted: Path) -> None:
@@ -775,6 +796,8 @@ def test_several_workers_on_apples_gpu_are_refused(short: TrainJob) -> None:
 def test_machines_that_cannot_train_are_refused() -> None:
     with pytest.raises(ValueError, match=r"^workers is 0: expected 1 or more$"):
         TrainMachine(workers=0)
+    with pytest.raises(ValueError, match=r"^loaders is -1: expected 0 or more$"):
+        TrainMachine(loaders=-1)
     with pytest.raises(ValueError, match=r"^compile with workers 2: one process compiles, leave out one of the two$"):
         TrainMachine(workers=2, compile=True)
 
