@@ -11,12 +11,14 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from autolabel.manifests import notes
 from autolabel.manifests.machine import cores
 
+_A_LITTLE = 0.001  # of a GPU, for a question
 _LONGEST = 36  # characters of a private folder: sockets lie up to 67 deeper, and their path may have 103
 
 
@@ -126,7 +128,54 @@ def _require_listener(address: str) -> None:
         ) from error
 
 
-def cluster_gpus(address: str, folder: Path) -> int:
+def is_connected() -> bool:
+    """True if this process is connected to a Ray already."""
+    ray = sys.modules.get("ray")
+    return ray is not None and ray.is_initialized()
+
+
+def cluster_gpus(address: str | None, folder: Path) -> int:
     """Return the number of GPUs that a cluster has now."""
     with ray_session(address, folder) as ray:
         return int(ray.cluster_resources().get("GPU", 0))
+
+
+def ask_gpus(
+    address: str | None, folder: Path, *, question: Callable[[], dict[str, str]], patience: float = 900.0
+) -> dict[str, str]:
+    """Ask a GPU of each kind that a cluster has now, or the first one that it brings; return all answers together.
+
+    question: a function that the nodes can import. patience: seconds, as long as an autoscaler may need. Raises
+    ValueError with the words of a node that raised it, ClusterFailed if a GPU does not answer.
+    """
+    with ray_session(address, folder) as ray:
+        kinds = {
+            next((name for name in node["Resources"] if name.startswith("accelerator_type:")), "")
+            for node in ray.nodes()
+            if node["Alive"] and node["Resources"].get("GPU")
+        }
+        remote, answers = ray.remote(question), dict[str, str]()
+        asked = {}
+        for kind in kinds or {""}:
+            needs = {"num_cpus": 0, "num_gpus": _A_LITTLE, "resources": {kind: _A_LITTLE} if kind else {}}
+            asked[remote.options(**needs).remote()] = kind.rpartition(":")[2] or "a GPU"
+        ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=min(30, patience))
+        if late:
+            names = ", ".join(asked[reference] for reference in late)
+            notes.tell(f"waiting for {names} of the cluster, to learn its precision; at most {patience / 60:.0f} min")
+            ready, late = ray.wait(list(asked), num_returns=len(asked), timeout=patience)
+        if late:
+            raise ClusterFailed(
+                f"no answer in {patience / 60:.0f} min from {names} of the cluster, whose precision --precision auto"
+                " takes: give --precision bfloat16, float16 or float32"
+            )
+        for reference in ready:
+            try:
+                answers |= ray.get(reference)
+            except ray.exceptions.RayError as error:
+                cause = getattr(error, "cause", error)
+                words = " ".join(str(cause).split())
+                if isinstance(cause, ValueError):
+                    raise ValueError(f"{asked[reference]} of the cluster: {words}") from error
+                raise ClusterFailed(f"{asked[reference]} of the cluster cannot be asked: {words}") from error
+        return answers

@@ -62,7 +62,8 @@ class Crew:
     """Everything that a worker is built from.
 
     workers: their number, or None for as many as the machine is good for. worker_bytes: memory that one needs at once
-    on a CPU; 0 where unknown. predictor: makes the source of predictions.
+    on a CPU; 0 where unknown. predictor: makes the source of predictions. device: that of this process, such as
+    "cuda:1"; empty for the recipe's kind.
     """
 
     run: Run
@@ -72,6 +73,7 @@ class Crew:
     predictor: PredictorFactory = teacher_predictor
     write: RecordWriter = write_record
     limits: Limits = field(default_factory=Limits)
+    device: str = ""
 
     def labeller(self, device: str, threads: int) -> Labeller:
         """A labeller with a predictor on this device, and so many threads."""
@@ -139,7 +141,7 @@ STOPPING = "stopping: images under way are finished, the rest is left for later;
 
 def local_labeller(crew: Crew) -> Labeller:
     """The labeller of this process."""
-    return crew.labeller(crew.run.recipe.device, crew.workers or cores())
+    return crew.labeller(crew.device or crew.run.recipe.device, crew.workers or cores())
 
 
 def run_local(crew: Crew, work: Iterator[Work], monitor: Monitor) -> Ended:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -9,7 +10,7 @@ from autolabel.manifests.policy import COMBINE, LEVELS, PAPER, SCALES, Policy, c
 from autolabel.manifests.recipe import STORES, Machine
 from autolabel.manifests.settings import parse_numbers, parse_pair, require_choices, setting
 
-DEVICES = ("auto", "cpu", "cuda", "mps")
+_DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+|mps")
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,9 @@ class LabelJob:
         None, "Keep the confidence too, in so many levels, for `relabel`.", group="what", metavar="LEVELS"
     )
     store: str = setting(STORES[0], "Format of the labels.", group="what", choices=STORES)
-    device: str = setting("auto", "Kind of device; auto takes GPUs if there are any.", group="machine", choices=DEVICES)
+    device: str = setting(
+        "auto", "auto, cpu, cuda, cuda:N (one GPU of several, in this process) or mps.", group="machine"
+    )
     precision: str = setting(
         "auto", "float32, bfloat16 or float16; auto takes bfloat16 on GPUs that have it.", group="rarely"
     )
@@ -66,9 +69,23 @@ class LabelJob:
     def __post_init__(self) -> None:
         object.__setattr__(self, "scales", check_scales(self.scales))
         require_choices(self)
+        if not _DEVICE.fullmatch(self.device):
+            raise ValueError(f"device {self.device!r}: expected auto, cpu, cuda, cuda:N or mps")
+        machine = self.machine
+        workers = machine.engine == "auto" and (machine.workers or 1) > 1
+        if self.one_gpu and (machine.engine == "ray" or machine.address or workers):
+            raise ValueError(
+                f"device {self.device!r}: it is one GPU, and Ray gives each worker its own: give --device cuda, or"
+                " leave out --engine ray, --workers and --address"
+            )
         if self.keep_confidence is not None and not LEVELS[0] <= self.keep_confidence <= LEVELS[1]:
             raise ValueError(f"keep-confidence {self.keep_confidence}: expected {LEVELS[0]} to {LEVELS[1]} levels")
         if not 1 <= self.unit_size <= 4096:
             raise ValueError(f"unit size {self.unit_size}: expected 1 to 4096")
         if not 0 <= self.max_quarantined <= 1:
             raise ValueError(f"max quarantined {self.max_quarantined:g}: expected a share in [0, 1]")
+
+    @property
+    def one_gpu(self) -> bool:
+        """True if the device is one GPU of several, such as "cuda:1"."""
+        return ":" in self.device

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 import threading
 import time
 from collections import deque
@@ -26,11 +25,11 @@ from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, zarr_place
-from autolabel.manifests.run.shards import DamagedLabel, Frames, Label, crc32c, encode_zarr, write_zarr_shard
+from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.tables import BadTable
-from autolabel.manifests.wording import Progress, kind_and_reason
+from autolabel.manifests.wording import Progress
 from autolabel.pipeline.attempts import Attempt
+from autolabel.pipeline.blame import in_words, overflow, require_of_image
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.predictor import BATCHES, Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
@@ -48,15 +47,10 @@ from autolabel.pipeline.records import (
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.units import Tally, Unit
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.memory import LARGEST_BATCH, MemoryTaken, NotEnoughMemory
+from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
 
 DEATHS = 4  # processes that may die at one image before it is quarantined
 _HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
-_REASON = 300  # letters of an unforeseen reason
-_GPU = re.compile(r"\b(CUDA|cuDNN|CUBLAS|HIP|MPS)\b")
-# Faults of a disk, of memory that others hold, or of the run whose confidence is read: the unit fails, and no image is
-# to blame. Anything else that one image raises costs that image alone.
-_NOT_THE_IMAGE = (OSError, MemoryError, MemoryTaken, DamagedLabel, BadTable)
 
 
 @dataclass(frozen=True)
@@ -251,7 +245,7 @@ class Labeller:
             decoded = self.predictor.decode(sample, unit, row)
         except Exception as error:
             self._require_of_image(error)
-            return Refused(self._known(row, sample), _words(error))
+            return Refused(self._known(row, sample), in_words(error))
         if isinstance(decoded, Refused):
             return decoded
         return replace(decoded, row=replace(decoded.row, decode_ms=1e3 * (time.perf_counter() - started)))
@@ -273,9 +267,13 @@ class Labeller:
             self._require_of_image(error)
             if len(decoded) > 1:
                 return [predicted for one in decoded for predicted in self._predict_decoded([one])]
-            return [Refused(decoded[0].row, _words(error))]
+            return [Refused(decoded[0].row, in_words(error))]
         each = 1e3 * (time.perf_counter() - started) / len(decoded)
-        return [Predicted(one, prediction, each) for one, prediction in zip(decoded, predictions, strict=True)]
+        predicted = list[Predicted | Refused]()
+        for one, prediction in zip(decoded, predictions, strict=True):
+            reason = overflow(prediction, self.recipe.precision)
+            predicted.append(Refused(one.row, reason) if reason else Predicted(one, prediction, each))
+        return predicted
 
     def _finish(self, one: Predicted | Refused) -> Labelled:
         if isinstance(one, Refused):
@@ -284,13 +282,10 @@ class Labeller:
             return self._labelled(one)
         except Exception as error:
             self._require_of_image(error)
-            return self._finish(Refused(one.decoded.row, _words(error)))
+            return self._finish(Refused(one.decoded.row, in_words(error)))
 
     def _require_of_image(self, error: Exception) -> None:
-        """Raise the error again unless an image is to blame; a GPU that fails says so in a RuntimeError."""
-        gpu = isinstance(error, RuntimeError) and (self.predictor.device != "cpu" or _GPU.search(str(error)))
-        if gpu or isinstance(error, _NOT_THE_IMAGE):
-            raise error
+        require_of_image(error, on_gpu=self.predictor.device != "cpu")
 
     def _labelled(self, one: Predicted) -> Labelled:
         prediction = one.prediction
@@ -336,8 +331,3 @@ class Labeller:
                 array = storage.inside(run.path, in_layer(zarr_place(unit.bucket), layer))
                 shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
         self._write_record(run, unit, [one.row for one in present], shards)
-
-
-def _words(error: Exception) -> str:
-    """The type of an error and its text, on one line of moderate length."""
-    return kind_and_reason(error)[:_REASON]

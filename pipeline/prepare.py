@@ -8,8 +8,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+import torch
+
 from autolabel.manifests import storage
-from autolabel.manifests.cluster import cluster_address, cluster_gpus
+from autolabel.manifests.cluster import ask_gpus, cluster_address, cluster_gpus, is_connected
 from autolabel.manifests.machine import resident_memory
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
@@ -23,7 +25,7 @@ from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.records import committed, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, write_plan
 from autolabel.teacher.container import BadCheckpoint
-from autolabel.teacher.device import pick_device, pick_precision
+from autolabel.teacher.device import common_precision, gpu_precisions, pick_device, pick_precision
 from autolabel.teacher.memory import batch_pixels
 from autolabel.teacher.predict import Teacher, load_teacher
 
@@ -47,7 +49,7 @@ class TeacherSource:
 
     def load(self, device: str, precision: str) -> Teacher:
         """The teacher on this device. Raises BadCheckpoint, ValueError."""
-        if self._loaded is None or not (self.handed_in or self._loaded.device.type == device):
+        if self._loaded is None or not (self.handed_in or self._loaded.device == torch.device(device)):
             self._loaded = load_teacher(self.job.teacher, device=device, precision=precision, combine=self.job.combine)
         return self._loaded
 
@@ -73,6 +75,11 @@ class Request:
     recipe: Recipe
     input_sha256: str
 
+    @property
+    def device(self) -> str:
+        """The device of this process, such as "cuda:1"; the recipe has its kind."""
+        return self.job.device if self.job.one_gpu else self.recipe.device
+
 
 def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None = None) -> tuple[Request, Run | None]:
     """Settle device, precision and batches: those that the run, or its `source`, began with, or the best there are now.
@@ -87,10 +94,9 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     run = Run.open(job.out) if folder.exists() else None
     if run is None:  # else this was checked when the run began
         _require_policy(job, manifest)
-        device = _device(job, scratch)
-        precision = pick_precision(job.precision, device)
+        device, precision = (job.device, job.precision) if source else _settle_device(job, scratch)
     else:
-        device = run.recipe.device if job.device == "auto" else job.device
+        device = run.recipe.device if job.device == "auto" else torch.device(job.device).type
         precision = run.recipe.precision if job.precision == "auto" else job.precision
     earlier = run or source
     pixels = batch_pixels(device) if earlier is None else earlier.recipe.batch_pixels
@@ -104,14 +110,21 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     return Request(job, manifest, recipe, storage.sha256(job.manifest)), run
 
 
-def _device(job: LabelJob, scratch: Path) -> str:
-    """The kind of device. Raises ValueError if this machine lacks it and is to compute."""
-    address = cluster_address(job.machine.address) if job.machine.engine != "local" else None
-    if address is None:
-        return pick_device(job.device) if job.device == "auto" else job.device
-    if job.device != "auto":
-        return job.device
-    return "cuda" if cluster_gpus(address, scratch) else "cpu"
+def _settle_device(job: LabelJob, scratch: Path) -> tuple[str, str]:
+    """The kind of device and the precision, as the devices that will compute tell. Raises ValueError, ClusterFailed."""
+    address = cluster_address(job.machine.address)
+    ray = job.machine.engine != "local" and not job.one_gpu
+    if ray and (address or (job.machine.engine == "ray" and is_connected())):
+        device = job.device
+        if device == "auto":
+            device = "cuda" if cluster_gpus(address, scratch) else "cpu"
+        if device != "cuda" or job.precision != "auto":
+            return device, pick_precision(job.precision, "cpu")  # the driver's machine has no say
+        return device, common_precision(ask_gpus(address, scratch, question=gpu_precisions))
+    device = pick_device(job.device)
+    several = ray and device == "cuda" and job.precision == "auto"
+    precision = common_precision(gpu_precisions()) if several else pick_precision(job.precision, device)
+    return torch.device(device).type, precision
 
 
 def _require_policy(job: LabelJob, manifest: ManifestFile) -> None:

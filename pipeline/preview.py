@@ -167,7 +167,9 @@ def _probe(
     crew = Crew(trial, machine.workers)
     if engine == "local":
         crew = replace(
-            crew, predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe)
+            crew,
+            device=request.device,
+            predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe),
         )
         labeller = local_labeller(crew)
         rows, seconds = labeller.probe(samples, unit, progress=progress)

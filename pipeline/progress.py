@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -70,10 +70,12 @@ class Meter:
         before: Tally,
         on_progress: Callable[[Counters], None] | None = None,
         on_note: Callable[[str], None] | None = None,
+        budgets: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.out, self.names, self.asked, self.wanted, self.before = out, names, asked, wanted, before
         self._on_progress, self._on_note = on_progress, on_note
         self.budgets: list[dict[str, Any]] = []  # the latest memory budget of every kind of device
+        self._gpus = {str(budget["device"]) for budget in budgets if _of_gpu(budget)}  # kinds in this and earlier calls
         self._finished = Tally()
         self._under_way: dict[str, Tally] = {}
         self._history = [(time.monotonic(), 0)]  # (time, samples done in this call)
@@ -101,6 +103,13 @@ class Meter:
     def budget(self, budget: dict[str, Any]) -> None:
         """Keep one memory budget for each kind of device: workers on equal devices have equal ones."""
         self.budgets[:] = [*(b for b in self.budgets if b["device"] != budget["device"]), budget]
+        if _of_gpu(budget) and budget["device"] not in self._gpus:
+            if len(self._gpus) == 1:
+                self.note(
+                    f"{budget['device']} labels a run that {next(iter(self._gpus))} has labelled too, both in"
+                    f" {budget['precision']}: kernels of two kinds of GPU round differently, so rare pixels may differ"
+                )
+            self._gpus.add(budget["device"])
 
     def note(self, message: str) -> None:
         """Pass on something that a person should know."""
@@ -148,3 +157,8 @@ class Meter:
         counters = {**asdict(self.now()), "class_coverage": share, "updated": stamp}
         with contextlib.suppress(OSError):  # no label is lost with a counter; a full disk stops the labels themselves
             storage.write_json(self.out.progress_path, counters)
+
+
+def _of_gpu(budget: Mapping[str, Any]) -> bool:
+    """True if a budget is that of a GPU, not of a CPU or of kept confidence."""
+    return budget["device"] != "cpu" and "bytes_per_pixel" in budget

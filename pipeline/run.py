@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from autolabel.manifests import storage
-from autolabel.manifests.cluster import cluster_address
+from autolabel.manifests.cluster import cluster_address, is_connected
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
@@ -94,7 +94,7 @@ def generate(
     in_process = teacher is not None or source is not None
     engine, reason = choose_engine(request, in_process=in_process)
     if run is None and source is None:
-        require_fitting(request, teachers.load(recipe.device if engine == "local" else "cpu", recipe.precision))
+        require_fitting(request, teachers.load(request.device if engine == "local" else "cpu", recipe.precision))
     if source is not None:
         predictor = predictor or (lambda run, device: KeptPredictor(source))
     elif engine == "local":
@@ -107,7 +107,7 @@ def generate(
         left = survey(run, job.portion, plan)
         meter = Meter(
             run, recipe.label_space.names, asked=plan.samples, wanted=left.wanted, before=left.before,
-            on_progress=on_progress, on_note=on_note,
+            on_progress=on_progress, on_note=on_note, budgets=run.budgets,
         )  # fmt: skip
         meter.tick()
         ended = Ended()
@@ -118,7 +118,7 @@ def generate(
                 meter.note(f"engine {engine}: {reason}")
             crew = Crew(
                 run, job.machine.workers, 0, job.portion.retry_quarantined,
-                predictor or teacher_predictor, write, limits or Limits(),
+                predictor or teacher_predictor, write, limits or Limits(), request.device,
             )  # fmt: skip
             if engine == "local":
                 ended = run_local(crew, left.work(), meter)
@@ -139,26 +139,37 @@ def generate(
 
 
 def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, str]:
-    """The engine of a call, "local" or "ray", and the reason if it was left to us.
+    """The engine of a call, "local" or "ray", and the reason if it was left to us or leaves GPUs idle.
 
-    `in_process` says that the predictor lives in this process. Raises ValueError if Ray was asked for all the same.
+    `in_process` says that the predictor lives in this process. Raises ValueError if Ray was asked for all the same, or
+    if this machine has fewer GPUs than workers.
     """
     machine, device = request.job.machine, request.recipe.device
+    gpus = torch.cuda.device_count() if device == "cuda" else 0
     if in_process:
         if machine.engine == "ray":
             raise ValueError("engine ray cannot use a predictor of this process: give the checkpoint's path instead")
         return "local", ""
+    if machine.engine == "local" or request.job.one_gpu:
+        one = f"{request.device if request.job.one_gpu else 'cuda:0'} of {gpus} GPUs does all the work"
+        return "local", f"{one}; --engine ray uses all of them, --device cuda:N another" if gpus > 1 else ""
+    address = cluster_address(machine.address)
+    private = not (address or is_connected())
+    if device == "cuda" and private and (machine.workers or 1) > max(1, gpus):
+        raise ValueError(
+            f"workers {machine.workers}: expected at most {counted(gpus, 'GPU')} of this machine, one for each;"
+            " give fewer, or the --address of a cluster"
+        )
     if machine.engine != "auto":
         return machine.engine, ""
-    address = cluster_address(machine.address)
     if address:
         return "ray", f"the cluster at {address}"
     if (machine.workers or 1) > 1:
         return "ray", f"{machine.workers} workers"
-    gpus = torch.cuda.device_count() if device == "cuda" and machine.workers is None else 1
-    if gpus > 1 and any(islice(request.manifest.samples(), request.recipe.unit_size, None)):
+    several = gpus > 1 and machine.workers is None
+    if several and any(islice(request.manifest.samples(), request.recipe.unit_size, None)):
         return "ray", f"one worker for each of {gpus} GPUs"
-    return "local", "one unit of images needs one GPU only" if gpus > 1 else "this process does all the work"
+    return "local", "one unit of images needs one GPU only" if several else "this process does all the work"
 
 
 def _tidy(run: Run, *, whole: bool) -> None:

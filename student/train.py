@@ -50,7 +50,7 @@ from autolabel.student.request import TrainRequest
 from autolabel.student.saving import Saves, copied
 from autolabel.student.steps import Skips, StepReport
 from autolabel.teacher.checkpoints import content_of
-from autolabel.teacher.device import PRECISIONS, autocast, pick_device
+from autolabel.teacher.device import PRECISIONS, autocast, fast_kernels, pick_device
 from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import Teacher
@@ -215,6 +215,7 @@ class Training:
         job = self.job
         validate_at = {round(job.steps * (i + 1) / job.validations) for i in range(job.validations)}
         started, first = time.monotonic(), self.step
+        fast_kernels(self.team.device)
         for batch in self._batches():
             self.between_steps = False
             loss, length, rate = self._train_step(batch)
@@ -311,6 +312,7 @@ class Training:
         request = self.request
         teacher = Teacher(self._result, request.space, trained_on=request.trained_on, device=str(self.team.device))
         scores = score(teacher, request.val, team=self.team)
+        fast_kernels(self.team.device)  # the teacher has chosen exact ones
         if math.isnan(scores.miou):
             raise ValueError(f"{self.job.val}: no pixel of its labels has a class, so there is nothing to score on")
         better = scores.miou > self.best

@@ -4,38 +4,69 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
 
-from autolabel.manifests import machine
+from autolabel.manifests import machine, notes
 
+_NO_GPU = ("no NVIDIA driver", "No CUDA GPUs", "not compiled with CUDA", "not linked with support for cuda")
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def pick_device(name: str = "auto") -> str:
     """Return the device to use: `auto` is the first GPU of CUDA, else the CPU. Raises ValueError for an absent one.
 
-    Apple's GPU, `mps`, has to be named: its results have never been compared with those of the others.
+    Apple's GPU, `mps`, has to be named: its results have never been compared with those of the others. A note says why
+    `auto` is the CPU where torch cannot use the driver of a GPU.
     """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        if _gpus():
+            return "cuda"
+        if reason := _unusable():
+            notes.tell(f"computing on the CPU: torch cannot use the GPU of this machine ({reason})")
+        return "cpu"
     try:
         device = torch.device(name)
     except RuntimeError:
         device = torch.device("meta")
     if device.type not in ("cpu", "cuda", "mps"):
         raise ValueError(f"unknown device {name!r}: expected auto, cpu, cuda, cuda:N or mps")
-    gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    asked = f"device {name!r} was asked for, but"
+    if device.type == "cuda" and torch.version.cuda is None and torch.version.hip is None:
+        raise ValueError(
+            f"{asked} this torch ({torch.__version__}) is built without CUDA: install one that is built with it, from"
+            " pytorch.org, or use cpu"
+        )
+    gpus = _gpus() if device.type == "cuda" else 0
     if device.type == "cuda" and not gpus:
-        raise ValueError(f"device {name!r} was asked for, but torch finds no GPU here: use cpu")
+        reason = _unusable()
+        found = f"cannot use the GPU of this machine ({reason}): mend that, or" if reason else "finds no GPU here:"
+        raise ValueError(f"{asked} torch {found} use cpu")
     if device.type == "cuda" and (device.index or 0) >= gpus:
         there = "1 GPU here: use cuda:0" if gpus == 1 else f"{gpus} GPUs here: use cuda:0 to cuda:{gpus - 1}"
-        raise ValueError(f"device {name!r} was asked for, but torch finds {there}")
+        raise ValueError(f"{asked} torch finds {there}")
     if device.type == "mps" and not torch.backends.mps.is_available():
-        raise ValueError(f"device {name!r} was asked for, but torch finds no GPU of Apple here: use cpu")
+        raise ValueError(f"{asked} torch finds no GPU of Apple here: use cpu")
     return name
+
+
+def _gpus() -> int:
+    """Return the number of CUDA GPUs that torch can use; it warns of a driver that is too old, for which see below."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)
+        return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+
+def _unusable() -> str:
+    """Return why torch cannot use a GPU that may be there; "" if there is none, or torch is built without CUDA."""
+    try:
+        torch.cuda.init()  # type: ignore[no-untyped-call]
+    except (RuntimeError, AssertionError) as error:
+        reason = " ".join(str(error).split())
+        return "" if any(words in reason for words in _NO_GPU) else reason.rstrip(".")
+    return ""
 
 
 def pick_precision(name: str, device: str) -> str:
@@ -44,8 +75,39 @@ def pick_precision(name: str, device: str) -> str:
         if name not in PRECISIONS:
             raise ValueError(f"unknown precision {name!r}: expected auto, {', '.join(PRECISIONS)}")
         return name
-    has_bfloat16 = device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
-    return "bfloat16" if has_bfloat16 else "float32"
+    return "bfloat16" if device.startswith("cuda") and _has_bfloat16(device) else "float32"
+
+
+def require_precision(precision: str, device: str) -> None:
+    """Raise ValueError if a GPU only emulates a precision: it rounds otherwise than the GPUs that have it."""
+    if precision == "bfloat16" and device.startswith("cuda") and not _has_bfloat16(device):
+        raise ValueError(
+            f"{torch.cuda.get_device_name(device)} has no bfloat16 of its own, so its labels would be others than those"
+            " of GPUs that have it: give --precision float32 or float16, for a new run, or use other GPUs"
+        )
+
+
+def gpu_precisions() -> dict[str, str]:
+    """Return the precision that `auto` is on each kind of CUDA GPU here, by name. Raises ValueError without GPUs."""
+    pick_device("cuda")
+    places = [f"cuda:{place}" for place in range(torch.cuda.device_count())]
+    return {torch.cuda.get_device_name(place): pick_precision("auto", place) for place in places}
+
+
+def common_precision(kinds: Mapping[str, str]) -> str:
+    """Return the precision of all kinds of GPU. Raises ValueError, naming each kind with its own, if they differ."""
+    if len(set(kinds.values())) > 1:
+        told = ", ".join(f"{kind}: {precision}" for kind, precision in sorted(kinds.items()))
+        raise ValueError(
+            f"the GPUs differ in the precision that auto is ({told}), and labels of a run have one: give --precision"
+            " float32 or float16, which all of them have"
+        )
+    return next(iter(kinds.values()))
+
+
+def _has_bfloat16(device: str) -> bool:
+    """True if a CUDA GPU computes in bfloat16 itself, as `torch.cuda.is_bf16_supported` tells of the current one."""
+    return bool(torch.version.hip) or torch.cuda.get_device_properties(device).major >= 8
 
 
 def autocast(device: torch.device, precision: str) -> contextlib.AbstractContextManager[object]:

@@ -23,7 +23,15 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_classes
-from autolabel.teacher.device import DeviceMemory, autocast, device_memory, exact_kernels, pick_device, pick_precision
+from autolabel.teacher.device import (
+    DeviceMemory,
+    autocast,
+    device_memory,
+    exact_kernels,
+    pick_device,
+    pick_precision,
+    require_precision,
+)
 from autolabel.teacher.feed import Feed, Image
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measure, planned_batch, too_little
@@ -278,6 +286,7 @@ def load_teacher(
     path = Path(path)
     device = pick_device(device)
     precision = pick_precision(precision, device)
+    require_precision(precision, device)
     checkpoint = read_checkpoint(path)
     network = load_network(path, checkpoint)
     fold_batch_norm(network)

@@ -30,7 +30,7 @@ from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.settings import build_job
-from autolabel.pipeline import ray_engine
+from autolabel.pipeline import prepare, ray_engine
 from autolabel.pipeline.attempts import Attempt, excuse
 from autolabel.pipeline.engine import EngineFailed, Limits
 from autolabel.pipeline.job import LabelJob
@@ -38,6 +38,7 @@ from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Unit
+from autolabel.teacher.memory import BATCH_PIXELS
 from autolabel.teacher.predict import load_teacher
 
 pytestmark = pytest.mark.thorough
@@ -240,6 +241,64 @@ def test_a_gpu_that_cannot_be_had_is_a_clear_message(
     assert str(failure.value).startswith(
         "no worker started in 3 s: each needs 1 GPU and 1 CPU, the cluster has 0 GPU, 2 CPU and "
     )
+
+
+class LikeAGPU(Fragile):
+    """A predictor on the CPU of a node that is said to have a GPU; it says so too."""
+
+    def __init__(self, run: Run, device: str) -> None:
+        super().__init__(load_teacher(run.teacher, device="cpu"), run.recipe)
+        self.device = device
+
+    def budget(self) -> dict[str, Any]:
+        return {**super().budget(), "device": kind_here()}
+
+
+def kind_here() -> str:
+    node = next(node for node in ray.nodes() if node["NodeID"] == ray.get_runtime_context().get_node_id())
+    return next(name for name in node["Resources"] if name.startswith("accelerator_type:")).partition(":")[2]
+
+
+def precision_here() -> dict[str, str]:
+    return {kind_here(): "float32"}
+
+
+def precisions_that_differ() -> dict[str, str]:
+    return {kind_here(): "float32" if kind_here() == "T4" else "bfloat16"}
+
+
+def no_precision() -> dict[str, str]:
+    raise ValueError("device 'cuda' was asked for, but this torch is built without CUDA")
+
+
+def test_every_kind_of_gpu_of_a_cluster_settles_the_precision_and_labels(
+    cluster: Cluster, drive: Callable[..., Path], teacher: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = job(drive(*names(4, "slow")), teacher, unit_size=1, address=cluster.address)
+    nodes = [
+        cluster.add_node(
+            num_cpus=1, num_gpus=1, resources={f"accelerator_type:{kind}": 1}, object_store_memory=80 * 2**20
+        )
+        for kind in ("H100", "T4")
+    ]
+    try:
+        for question, message in (
+            (precisions_that_differ, r"^the GPUs differ .*\(H100: bfloat16, T4: float32\)"),
+            (no_precision, r"^(H100|T4) of the cluster: device 'cuda' was asked for, but this torch is built without"),
+        ):
+            monkeypatch.setattr(prepare, "gpu_precisions", question)
+            with pytest.raises(ValueError, match=message):
+                generate(asked)
+        monkeypatch.setattr(prepare, "gpu_precisions", precision_here)
+        notes: list[str] = []
+        assert generate(asked, predictor=LikeAGPU, on_note=notes.append).accounts == Accounts(4, 4, 0, 0)
+    finally:
+        for node in nodes:
+            cluster.remove_node(node)
+    run = Run.open(asked.out)
+    assert (run.recipe.device, run.recipe.precision, run.recipe.batch_pixels) == ("cuda", "float32", BATCH_PIXELS)
+    assert sorted((b["device"], b["precision"]) for b in run.budgets) == [("H100", "float32"), ("T4", "float32")]
+    assert len([note for note in notes if "kernels of two kinds of GPU round differently" in note]) == 1
 
 
 def test_workers_that_cannot_start_say_why(

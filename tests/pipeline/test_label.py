@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from conftest import quarantined, scanned
 from PIL import Image
+from torch import nn
 
 from autolabel.manifests import storage
+from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.samples import Sample
-from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Unit
+from autolabel.teacher.checkpoints import load_network, read_checkpoint, save_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.predict import Teacher, load_teacher
 
@@ -113,3 +118,25 @@ def test_trouble_that_is_no_fault_of_the_image_fails_its_unit(job: LabelJob, err
         label(job, "predict", error, device)
     assert not list((job.out / "units").glob("*"))
     assert label(job, "", error).accounts == Accounts(4, 4, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("precision", "advice"),
+    [("float16", "give --precision bfloat16 or float32"), ("bfloat16", "")],
+)
+def test_numbers_too_large_for_float16_cost_their_images_and_the_reason_says_what_to_do(
+    job: LabelJob, precision: str, advice: str
+) -> None:
+    """Logits of a million are infinite in float16, whose largest number is 65504; bfloat16 has them."""
+    quiet = read_checkpoint(job.teacher)
+    network = load_network(job.teacher, quiet)
+    with torch.no_grad():
+        for module in network.modules():
+            if isinstance(module, nn.Conv2d) and module.out_channels == network.classes:
+                module.weight.mul_(1e6)
+    path = job.manifest.parent / "loud.pt"
+    save_checkpoint(path, network, arch=quiet.arch, space=CITYSCAPES)
+    ended = generate(replace(job, teacher=path, precision=precision, max_quarantined=1.0, portion=Portion(limit=2)))
+    assert (ended.accounts.quarantined, ended.failed) == (2 if advice else 0, {})
+    reason = f"the teacher's numbers are too large for float16, and some confidences are none: {advice}"
+    assert quarantined(job.out) == ({"0": reason, "1": reason} if advice else {})

@@ -264,7 +264,6 @@ def test_a_teacher_that_cannot_weigh_the_scales_is_refused_before_anything_is_do
         (0, {"workers": 2}, ("ray", "2 workers")),
         (0, {"address": "10.0.0.1:6379"}, ("ray", "the cluster at 10.0.0.1:6379")),
         (0, {"engine": "ray"}, ("ray", "")),
-        (8, {"engine": "local"}, ("local", "")),
         (1, {}, ("local", "this process does all the work")),
         (8, {}, ("ray", "one worker for each of 8 GPUs")),
         (8, {"workers": 1}, ("local", "this process does all the work")),
@@ -275,6 +274,8 @@ def test_a_teacher_that_cannot_weigh_the_scales_is_refused_before_anything_is_do
 def test_the_automatic_engine_takes_ray_where_several_workers_have_work(
     drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch, gpus: int, settings: dict[str, Any], expected: object
 ) -> None:
+    monkeypatch.setattr("torch.version.cuda", "13.0")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpus > 0)
     monkeypatch.setattr("torch.cuda.device_count", lambda: gpus)
     device = "cuda" if gpus else "cpu"
     asked = job(drive, teacher, **{"engine": "auto", "device": device, "precision": "float32", **settings})

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, NamedTuple
 
 import pytest
 import torch
 import torch.distributed as dist
+from pretended import PretendedGPU
 from test_parallel import in_processes
 from torch import Tensor, nn
 from torch.nn.modules._functions import SyncBatchNorm
@@ -149,3 +151,32 @@ def test_torch_has_the_steps_under_these_names_and_with_as_many_arguments() -> N
         schema = getattr(torch.ops.aten, of).default._schema
         assert len(schema.arguments) == counts[name]
         assert getattr(batch_norm._CUDA, name) is getattr(torch, of)
+
+
+class Context(SimpleNamespace):
+    """Autograd's own, as far as a function uses it."""
+
+    def save_for_backward(self, *tensors: Tensor) -> None:
+        self.saved_tensors = tensors
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_no_layer_makes_the_host_wait_for_a_gpu_or_copies_anything(
+    dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On pretended tensors, with plain steps in place of the kernels, which know no such tensors."""
+    monkeypatch.setattr(batch_norm, "_CUDA", PLAIN)
+    monkeypatch.setattr(dist, "get_world_size", lambda: 2)
+    monkeypatch.setattr(dist, "all_gather_into_tensor", lambda gathered, own: None)
+    monkeypatch.setattr(dist, "all_reduce", lambda values: None)
+    with PretendedGPU() as gpu:
+        x = torch.empty(2, 6, 8, 8, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)
+        weight, bias, mean, variance = (torch.empty(6, device="cuda") for _ in range(4))
+        context = Context()
+        with gpu.recorded() as record:
+            output = batch_norm._BatchNorm.forward(context, x, weight, bias, mean, variance, 0.1, 1e-5)
+            of_x, of_weight, of_bias, *_ = batch_norm._BatchNorm.backward(context, torch.empty_like(output))
+    assert (record.waits, record.into, record.out) == (0, [], [])
+    assert of_x is not None and of_weight is not None and of_bias is not None
+    assert all(tensor.device.type == "cuda" for tensor in (output, of_x, of_weight, of_bias))
+    assert (output.dtype, of_x.dtype, of_weight.dtype, of_bias.dtype) == (dtype, dtype, *[torch.float32] * 2)

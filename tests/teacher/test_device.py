@@ -6,7 +6,9 @@ No machine of ours has such a GPU: fakes of torch's functions stand in for it.
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,9 +17,19 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from autolabel.manifests import machine
+from autolabel.manifests import machine, notes
 from autolabel.teacher.decide import Prediction, bands
-from autolabel.teacher.device import autocast, free_memory, highest_use, pick_device, pick_precision, release_cache
+from autolabel.teacher.device import (
+    autocast,
+    common_precision,
+    free_memory,
+    gpu_precisions,
+    highest_use,
+    pick_device,
+    pick_precision,
+    release_cache,
+    require_precision,
+)
 from autolabel.teacher.memory import is_memory_error
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.predict import Teacher
@@ -25,8 +37,23 @@ from autolabel.teacher.predict import Teacher
 MPS = torch.device("mps")
 
 
-def machine_with(monkeypatch: pytest.MonkeyPatch, gpus: int = 0, mps: bool = False) -> None:
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpus > 0)
+def machine_with(
+    monkeypatch: pytest.MonkeyPatch, gpus: int = 0, mps: bool = False, fault: str = "No CUDA GPUs are available"
+) -> None:
+    """A build of torch with CUDA, and so many GPUs; `fault` is what it says where it can use none."""
+
+    def available() -> bool:
+        if not gpus:
+            warnings.warn(f"CUDA initialization: {fault} (Triggered internally)", UserWarning, stacklevel=1)
+        return gpus > 0
+
+    def init() -> None:
+        if not gpus:
+            raise RuntimeError(fault)
+
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", available)
+    monkeypatch.setattr(torch.cuda, "init", init)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: gpus)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: mps)
 
@@ -62,7 +89,10 @@ def test_a_device_that_is_there_is_picked(
         (4, "cuda:7", "device 'cuda:7' was asked for, but torch finds 4 GPUs here: use cuda:0 to cuda:3"),
         (0, "mps", "device 'mps' was asked for, but torch finds no GPU of Apple here: use cpu"),
         (1, "gpu", "unknown device 'gpu': expected auto, cpu, cuda, cuda:N or mps"),
-        (1, "meta", "unknown device 'meta': expected auto, cpu, cuda, cuda:N or mps"),
+        *(
+            (1, name, f"unknown device '{name}': expected auto, cpu, cuda, cuda:N or mps")
+            for name in ("meta", "xpu", "cuda:x", "cuda:-1", "CUDA", "")
+        ),
     ],
 )
 def test_a_device_that_is_not_there_is_refused_in_one_line(
@@ -71,6 +101,93 @@ def test_a_device_that_is_not_there_is_refused_in_one_line(
     machine_with(monkeypatch, gpus)
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         pick_device(name)
+
+
+def test_a_build_without_cuda_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.version, "cuda", None)
+    monkeypatch.setattr(torch, "__version__", "2.13.0+cpu")
+    for name in ("cuda", "cuda:1"):
+        with pytest.raises(ValueError) as refused:
+            pick_device(name)
+        assert str(refused.value) == (
+            f"device '{name}' was asked for, but this torch (2.13.0+cpu) is built without CUDA: install one that is"
+            " built with it, from pytorch.org, or use cpu"
+        )
+
+
+TOO_OLD = (
+    "The NVIDIA driver on your system is too old (found version 11040).\nPlease update your GPU driver by downloading"
+    " and installing a new version."
+)
+
+
+def test_a_driver_that_is_too_old_is_told_in_torchs_words(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not by torch's own warning, which is long and comes once: in the one line, and in a note for auto."""
+    machine_with(monkeypatch, fault=TOO_OLD)
+    said: list[str] = []
+    reason = " ".join(TOO_OLD.split()).rstrip(".")
+    with warnings.catch_warnings(), notes.heard(said.append):
+        warnings.simplefilter("error")
+        assert pick_device("auto") == "cpu"
+        with pytest.raises(ValueError) as refused:
+            pick_device("cuda")
+    assert said == [f"computing on the CPU: torch cannot use the GPU of this machine ({reason})"]
+    assert str(refused.value) == (
+        f"device 'cuda' was asked for, but torch cannot use the GPU of this machine ({reason}): mend that, or use cpu"
+    )
+
+
+@pytest.mark.parametrize("fault", ["No CUDA GPUs are available", "Found no NVIDIA driver on your system. Please check"])
+def test_a_machine_without_gpus_is_no_news(monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
+    machine_with(monkeypatch, fault=fault)
+    said: list[str] = []
+    with notes.heard(said.append):
+        assert pick_device("auto") == "cpu"
+    assert said == []
+
+
+# --- precision --------------------------------------------------------------------------------------------------------
+
+
+def with_kinds(monkeypatch: pytest.MonkeyPatch, *kinds: tuple[str, int]) -> None:
+    """GPUs of these names and major compute capabilities."""
+    machine_with(monkeypatch, len(kinds))
+
+    def place(device: Any) -> tuple[str, int]:
+        return kinds[torch.device(device).index or 0]
+
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: place(device)[0])
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: SimpleNamespace(major=place(device)[1]))
+
+
+H100, T4 = ("NVIDIA H100", 9), ("Tesla T4", 7)
+
+
+def test_a_gpu_that_only_emulates_bfloat16_computes_in_float32_unless_another_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with_kinds(monkeypatch, H100, T4)
+    assert (pick_precision("auto", "cuda"), pick_precision("auto", "cuda:1")) == ("bfloat16", "float32")
+    assert gpu_precisions() == {"NVIDIA H100": "bfloat16", "Tesla T4": "float32"}
+    for precision, device in (
+        ("bfloat16", "cuda:0"),
+        ("float32", "cuda:1"),
+        ("float16", "cuda:1"),
+        ("bfloat16", "cpu"),
+    ):
+        require_precision(precision, device)
+    with pytest.raises(ValueError, match=r"^Tesla T4 has no bfloat16 of its own, so its labels would be others than "):
+        require_precision("bfloat16", "cuda:1")
+
+
+def test_gpus_that_differ_in_precision_are_named_with_theirs() -> None:
+    assert common_precision({"NVIDIA H100": "bfloat16", "NVIDIA A100": "bfloat16"}) == "bfloat16"
+    with pytest.raises(ValueError) as refused:
+        common_precision({"Tesla T4": "float32", "NVIDIA H100": "bfloat16"})
+    assert str(refused.value) == (
+        "the GPUs differ in the precision that auto is (NVIDIA H100: bfloat16, Tesla T4: float32), and labels of a run"
+        " have one: give --precision float32 or float16, which all of them have"
+    )
 
 
 def test_apples_gpu_computes_in_float32_unless_another_precision_is_named() -> None:
