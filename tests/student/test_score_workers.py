@@ -174,8 +174,8 @@ def connected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
 
 @pytest.mark.thorough
-def test_any_number_of_workers_gives_the_same_scores_also_if_one_dies(
-    connected: None, counter: ImageCounter, alone: ScoreCounts, teacher: Path, city: Path, tmp_path: Path
+def test_two_workers_count_what_one_process_counts_also_if_one_dies(
+    connected: None, counter: ImageCounter, alone: ScoreCounts, tmp_path: Path
 ) -> None:
     heard: list[str] = []
     steps: list[tuple[int, int]] = []
@@ -187,6 +187,10 @@ def test_any_number_of_workers_gives_the_same_scores_also_if_one_dies(
     assert sorted(steps) == steps and steps[-1] == (9, 9)
     (note,) = heard
     assert note in {f"worker {n} died and was started again; its images are counted again" for n in (1, 2)}
+
+
+@pytest.mark.slow
+def test_three_workers_give_the_scores_of_one_process(connected: None, teacher: Path, city: Path) -> None:
     three = evaluate(teacher, city / "val.parquet", device="cpu", machine=ScoreMachine(3))
     assert three == evaluate(teacher, city / "val.parquet", device="cpu")
 
