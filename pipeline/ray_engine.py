@@ -25,6 +25,7 @@ from autolabel.pipeline.attempts import excuse, note_path
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.units import Tally, Unit
+from autolabel.teacher.memory import MemoryTaken
 
 _STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # no other worker fares better
 
@@ -160,7 +161,8 @@ class _Loop:
         self.lost: Counter[str] = Counter()
         self.ended = Ended()
         self.bad_starts = 0
-        self.fewer = 0  # workers that are not replaced, because memory ran out
+        self.full = 0  # units in a row that failed because another process held their GPU's memory
+        self.fewer = 0  # workers that are not replaced, because memory ran out or their machine is unfit
         self.last_life, self.last_look = time.monotonic(), float("-inf")
         self.wanted = 0  # number of workers to keep
         self.said_waiting = False
@@ -249,6 +251,7 @@ class _Loop:
             slot.beat = self.last_life = time.monotonic()
         except StopIteration:
             assert slot.work is not None
+            self.full = 0
             self.monitor.unit(slot.work.unit.name, slot.tally, whole=True)
             self._give(reference, slot)
         except RayTaskError as error:
@@ -256,6 +259,10 @@ class _Loop:
             if isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN:
                 raise cause from error
             self._lose(reference, slot, kind_and_reason(cause), infrastructure=False)
+            if isinstance(cause, MemoryTaken):  # its GPU will be as full for the next unit
+                self.full = (self.full + 1) % self.limits.bad_starts
+                if not self.full:
+                    self._do_without(str(cause))
         except RayError as error:  # not only RayActorError: a worker that the system ended for its memory is none
             self._lose(reference, slot, *self._judge(error, slot))
 
@@ -302,7 +309,8 @@ class _Loop:
             if self.bad_starts >= self.limits.bad_starts:
                 from_file = os.environ.get("RAY_AUTH_MODE") == "token" and "RAY_AUTH_TOKEN" not in os.environ
                 hint = "; if this cluster asks for no token: RAY_AUTH_MODE=disabled" if from_file else ""
-                raise EngineFailed(f"workers cannot start: {why}{hint}")
+                self.bad_starts = 0
+                self._do_without(f"workers cannot start: {why}{hint}")
             return
         name = slot.work.unit.name
         self.monitor.unit(name, Tally(), whole=True)
@@ -316,6 +324,14 @@ class _Loop:
         else:
             self.again.append(slot.work)  # it goes behind all others: healthy units go first
             self.monitor.note(f"unit {name} will be tried again ({why})")
+
+    def _do_without(self, why: str) -> None:
+        """Go on with one worker less. Raises EngineFailed if no other one works."""
+        if not self._busy():
+            raise EngineFailed(why)
+        self.fewer += 1
+        self.wanted = max(1, self.wanted - 1)
+        self.monitor.note(f"going on with one worker less ({why})")
 
     def _dismiss(self, slot: _Slot) -> None:
         with contextlib.suppress(Exception):

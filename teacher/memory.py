@@ -197,15 +197,17 @@ def too_little(
     )
 
 
-def measure(device: torch.device, precision: str, pixels: int, *, work: Callable[[], object]) -> Budget:
-    """Do the work of an image of so many pixels; return the budget that follows from it."""
-    largest = LargestTensor()  # type: ignore[no-untyped-call]
+def measure(
+    device: torch.device, precision: str, pixels: int, *, work: Callable[[], object], network: Callable[[], object]
+) -> Budget:
+    """Do the work of an image of so many pixels; return the budget that follows from it.
 
-    def watched() -> None:
-        with contextlib.nullcontext() if device.type == "cpu" else largest:
-            work()
-
-    needed = highest_use(device, watched)
+    network: the part of it whose tensors grow with the image; the rest goes band by band. It is not done on a CPU.
+    """
+    needed, largest = highest_use(device, work), LargestTensor()  # type: ignore[no-untyped-call]
+    if device.type != "cpu":
+        with largest:
+            network()
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     memory = device_memory(device)
     return Budget(name, precision, needed / pixels, memory.free, memory.total, largest.elements / pixels)

@@ -165,6 +165,7 @@ class Teacher:
             self._budgets[key] = measure(
                 self.device, self.precision, math.prod(_PROBE),
                 work=lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
+                network=torch.inference_mode()(lambda: self._field(self.feed.upload(probe)[0], scales, flip=False)),
             )  # fmt: skip
         return self._budgets[key]
 
@@ -185,6 +186,8 @@ class Teacher:
             raise ValueError("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
         check_threshold(threshold)
         batch = self.planned_batch(images[0].shape[:2], scales=scales)
+        if self.device.type != "cpu":
+            self.budget(scales=scales, flip=flip)
         labels, statistics = [], []
         for prediction in self.predict_in_batches(images, batch, edges=(threshold,), scales=scales, flip=flip):
             label = keep(prediction.codes, self.network.classes)

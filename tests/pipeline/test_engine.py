@@ -18,12 +18,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 import ray
 from conftest import labels_of, outcome, photograph, quarantined, scanned
 from ray import cloudpickle
 from ray.cluster_utils import Cluster
+from ray.exceptions import RayTaskError
 
 from autolabel.manifests.cluster import ClusterFailed, cluster_address, ray_session
 from autolabel.manifests.recipe import Machine
@@ -32,13 +34,13 @@ from autolabel.manifests.samples import Sample
 from autolabel.manifests.settings import build_job
 from autolabel.pipeline import prepare, ray_engine
 from autolabel.pipeline.attempts import Attempt, excuse
-from autolabel.pipeline.engine import EngineFailed, Limits
+from autolabel.pipeline.engine import EngineFailed, Limits, Work
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Unit
-from autolabel.teacher.memory import BATCH_PIXELS
+from autolabel.teacher.memory import BATCH_PIXELS, MemoryTaken
 from autolabel.teacher.predict import load_teacher
 
 pytestmark = pytest.mark.thorough
@@ -299,6 +301,36 @@ def test_every_kind_of_gpu_of_a_cluster_settles_the_precision_and_labels(
     assert (run.recipe.device, run.recipe.precision, run.recipe.batch_pixels) == ("cuda", "float32", BATCH_PIXELS)
     assert sorted((b["device"], b["precision"]) for b in run.budgets) == [("H100", "float32"), ("T4", "float32")]
     assert len([note for note in notes if "kernels of two kinds of GPU round differently" in note]) == 1
+
+
+@pytest.mark.parametrize("when", ["at its start", "in a unit"])
+def test_a_gpu_that_others_have_filled_is_done_without_if_another_worker_works(tmp_path: Path, when: str) -> None:
+    """Else one bad GPU of eight would end the run, or fail one unit after the other."""
+    taken, fake, monitor = MemoryTaken("another process holds 70.0 GiB"), MagicMock(), MagicMock()
+    fake.get.side_effect = RayTaskError("run", "", taken)
+    work = Work(Unit("u", "b", 0, ()), ())
+    loop = ray_engine._Loop(fake, MagicMock(limits=Limits()), iter(()), 9, monitor, threading.Event())
+    loop.wanted = 2
+    loop.live["good"] = ray_engine._Slot(object(), "node", work)
+
+    def fail() -> None:
+        slot, reference = ray_engine._Slot(object(), "node", work if when == "in a unit" else None), iter("x")
+        loop.live[reference] = slot
+        if slot.work:
+            loop._advance(reference)
+        else:
+            loop._lose(reference, slot, str(taken), infrastructure=False)
+
+    for _ in range(3):
+        assert loop.fewer == 0
+        fail()
+    assert (loop.fewer, loop.wanted) == (1, 1)
+    assert "going on with one worker less (" in monitor.note.call_args.args[0]
+    del loop.live["good"]
+    fail()
+    fail()
+    with pytest.raises(EngineFailed, match=r"another process holds 70\.0 GiB$"):
+        fail()
 
 
 def test_workers_that_cannot_start_say_why(
