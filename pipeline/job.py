@@ -87,5 +87,5 @@ class LabelJob:
 
     @property
     def one_gpu(self) -> bool:
-        """True if the device is one GPU of several, such as "cuda:1"."""
-        return ":" in self.device
+        """True if the device is one GPU that only this process reaches: "cuda:1", or Apple's."""
+        return ":" in self.device or self.device == "mps"

@@ -150,7 +150,9 @@ def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, s
         if machine.engine == "ray":
             raise ValueError("engine ray cannot use a predictor of this process: give the checkpoint's path instead")
         return "local", ""
-    if machine.engine == "local" or request.job.one_gpu:
+    if device == "mps" and machine.engine == "ray":  # of a run that began so; a job that asks for both is refused
+        raise ValueError("engine ray: this run began with device mps, Apple's GPU, which only one process reaches")
+    if machine.engine == "local" or request.job.one_gpu or device == "mps":
         one = f"{request.device if request.job.one_gpu else 'cuda:0'} of {gpus} GPUs does all the work"
         return "local", f"{one}; --engine ray uses all of them, --device cuda:N another" if gpus > 1 else ""
     address = cluster_address(machine.address)

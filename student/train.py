@@ -132,7 +132,7 @@ class Training:
 
     def __init__(self, request: TrainRequest, team: Team) -> None:
         self.request, self.job, self.team = request, request.job, team
-        self.precision = training_precision(self.job.precision, team.device.type)
+        self.precision = training_precision(self.job.precision, str(team.device))
         self.recipe = request.recipe | {"precision": self.precision}
         places = team.gather(described(team.device, self.precision))
         self.place = told(places)

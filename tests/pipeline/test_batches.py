@@ -20,11 +20,13 @@ import torch
 from conftest import labels_of, photograph, quarantined, scanned
 from PIL import Image
 
+from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.pipeline import prepare
 from autolabel.pipeline.attempts import note_path
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.predictor import Decoded, TeacherPredictor
+from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Plan
 from autolabel.teacher import memory
@@ -305,3 +307,18 @@ def test_who_wants_to_compute_alone_waits_for_the_others_and_they_for_him() -> N
     for thread in threads:
         thread.join()
     assert order == ["first", "alone", "third"]
+
+
+def test_a_run_of_a_gpu_is_relabelled_without_one_and_keeps_its_batches(
+    place: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = job(place, teacher, tmp_path / "run", keep_confidence=4)
+    label(asked)
+    run = Run.open(asked.out)
+    assert run.recipe.confidence_edges
+    replace(run, recipe=replace(run.recipe, device="cuda", precision="bfloat16")).save()
+    monkeypatch.setattr(prepare, "batch_pixels", lambda device: 10 * BATCH_PIXELS)
+    again = relabel(Run.open(asked.out), Policy(threshold=run.recipe.confidence_edges[1]), out=tmp_path / "again").run
+    now = again.recipe
+    assert (now.device, now.precision, now.batch_pixels) == ("cuda", "bfloat16", BATCH_PIXELS)
+    assert set(again.labels) == set(run.labels)

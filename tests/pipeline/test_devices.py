@@ -88,6 +88,11 @@ def test_one_gpu_of_several_is_named_and_the_recipe_keeps_its_kind(settled: Call
             " --engine ray, --workers and --address",
         ),
         (
+            1, {"device": "mps", "workers": 2},
+            "device 'mps': it is one GPU, and Ray gives each worker its own: give --device cuda, or leave out"
+            " --engine ray, --workers and --address",
+        ),
+        (
             2, {"workers": 3}, "workers 3: expected at most 2 GPUs of this machine, one for each; give fewer, or the"
             " --address of a cluster",
         ),

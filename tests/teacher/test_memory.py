@@ -13,7 +13,16 @@ import torch
 from torch import nn
 
 from autolabel.teacher.device import DeviceMemory, exact_kernels, fast_kernels
-from autolabel.teacher.memory import Budget, LargestTensor, MemoryTaken, NotEnoughMemory, is_memory_error, too_little
+from autolabel.teacher.memory import (
+    BATCH_PIXELS,
+    Budget,
+    LargestTensor,
+    MemoryTaken,
+    NotEnoughMemory,
+    is_memory_error,
+    too_little,
+)
+from autolabel.teacher.networks.build import build
 
 GIB = 1 << 30
 CUDA = torch.device("cuda")
@@ -120,3 +129,22 @@ def test_kernels_for_labels_are_chosen_alike_each_time_and_those_of_a_training_b
             assert torch.backends.cudnn.conv.fp32_precision != "tf32"
             assert not torch.backends.cuda.matmul.allow_tf32
             assert torch.get_float32_matmul_precision() == "highest"
+
+
+@pytest.mark.parametrize(
+    ("arch", "scales"),
+    [
+        ("hrnet48_ocr_mscale", (0.5, 1.0, 2.0)), ("hrnet48_aspp_mscale", (1.0,)),
+        ("wrn38_deeplabv3plus_mscale", (1.0,)), ("xception71_deeper_mscale", (0.5, 1.0, 2.0)),
+    ],
+)  # fmt: skip
+def test_a_full_batch_of_the_largest_networks_makes_no_tensor_that_kernels_cannot_count(
+    arch: str, scales: tuple[float, ...]
+) -> None:
+    """It has `BATCH_PIXELS` at all scales together. Tensors on torch's meta device have sizes and no numbers."""
+    with torch.device("meta"):
+        network, image = build(arch, 65).eval(), torch.empty(1, 3, 128, 256)
+    with torch.inference_mode(), LargestTensor() as largest:
+        network.field(image, scales, combination=network.scale_attn)
+    pixels = 128 * 256 * sum(scale**2 for scale in scales)
+    assert 0 < largest.elements / pixels * BATCH_PIXELS < 2**30
