@@ -51,7 +51,7 @@ from autolabel.student.saving import Saves, copied
 from autolabel.student.steps import Skips, StepReport
 from autolabel.teacher.checkpoints import content_of
 from autolabel.teacher.device import PRECISIONS, autocast, fast_kernels, pick_device
-from autolabel.teacher.feed import normalise
+from autolabel.teacher.feed import Normaliser
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import Teacher
 
@@ -159,6 +159,7 @@ class Training:
         if last is not None and last.training is not None:
             self._go_on(last.training)
         self.model = team.join(self.network)
+        self.normalise = Normaliser(team.device)  # once: its constants are copied to the device, and that waits
         self.compute = torch.compile(self.model) if self.job.machine.compile else self.model
         if team.rank == 0:
             storage.remove_leftovers(self.job.out)
@@ -274,7 +275,7 @@ class Training:
     def _loss(self, images: Tensor, label: Tensor, whole: BatchCounts) -> Tensor:
         """Return this part's share of the loss of the whole batch."""
         with autocast(self.team.device, self.precision):
-            output = self.compute(normalise(images).contiguous(memory_format=torch.channels_last))
+            output = self.compute(self.normalise(images).contiguous(memory_format=torch.channels_last))
         return segmentation_loss(self.job.loss, output, label=label, whole=whole, scale_weight=self.job.scale_weight)
 
     def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:

@@ -5,6 +5,7 @@ Real processes that talk through gloo; no Ray.
 
 from __future__ import annotations
 
+import math
 import os
 import shutil
 import signal
@@ -235,6 +236,34 @@ def test_two_processes_that_are_killed_and_go_on_give_the_same_bits_and_what_one
     found, expected = (read_checkpoint(tmp_path / name / "last.pt") for name in ("resumed", "unbroken"))
     assert all(torch.equal(tensor, expected.state_dict[key]) for key, tensor in found.state_dict.items())
     assert_close(tmp_path / "resumed", alone)
+
+
+def train_with_one_that_breaks(team: Team, job: TrainJob) -> None:
+    """Train; in the second step the features of the second process are infinite."""
+    training, calls = Training(TrainRequest(job), team), 0
+
+    def break_down(module: nn.Module, inputs: Any, output: Any) -> Any:
+        nonlocal calls
+        calls += module.training
+        return output * float("inf") if module.training and team.rank == 1 and calls == 2 else None
+
+    assert isinstance(training.model, DistributedDataParallel)
+    training.model.module.backbone.register_forward_hook(break_down)
+    training.run(lambda report: None)
+    assert (training.skips.number, training.skips.first, training.updater.updates) == (1, 2, 2)
+    for tensor in training.network.state_dict().values():
+        if tensor.is_floating_point():
+            assert torch.equal(team.sum(tensor), 2 * tensor) and tensor.isfinite().all()
+
+
+@pytest.mark.slow
+def test_a_batch_that_breaks_in_one_process_is_skipped_in_both(job: TrainJob, tmp_path: Path) -> None:
+    asked = replace(job, arch="hrnet18s_plain", steps=3, batch_size=2, accumulate=1, crop=(64, 64), validations=1)
+    (tmp_path / "out").mkdir()
+    asked = replace(asked, out=tmp_path / "out", machine=TrainMachine(workers=2))
+    in_processes(2, tmp_path / "out", train_with_one_that_breaks, asked)
+    losses = [row.loss for row in read_curve(tmp_path / "out" / "curves.csv")]
+    assert [math.isfinite(loss) for loss in losses] == [True, False, True]
 
 
 def test_a_training_of_two_processes_goes_on_with_one(job: TrainJob, alone: Path, killed: Path, tmp_path: Path) -> None:

@@ -68,6 +68,7 @@ def test_the_weights_are_those_of_a_training_that_lost_no_machine(
     cluster: Cluster, job: TrainJob, tmp_path: Path
 ) -> None:
     steps: dict[str, list[int]] = {"whole": [], "lost": []}
+    notes: list[str] = []
     with ray_session(cluster.address, tmp_path):
         for name, numbers in steps.items():
             asked = replace(job, out=tmp_path / name, machine=TrainMachine(workers=2, address=cluster.address))
@@ -81,9 +82,12 @@ def test_the_weights_are_those_of_a_training_that_lost_no_machine(
                     cluster.add_node(num_cpus=1, **SMALL)
 
             run_workers(
-                partial(train_and_wait_once, TrainRequest(asked), mark), 2, device="cpu", folder=asked.out,
-                on_step=on_step, on_note=print, final=(ValueError, OSError), address=cluster.address,
+                partial(train_and_wait_once, TrainRequest(asked), mark), 2, device="auto", folder=asked.out,
+                on_step=on_step, on_note=notes.append, final=(ValueError, OSError), address=cluster.address,
             )  # fmt: skip
+    cpus = "the cluster has no GPU, so CPUs train; --device cuda would wait for GPUs"
+    again = "a worker failed (its process died); all have started again, from the last save"
+    assert [note for note in notes if "waiting" not in note] == [cpus, cpus, again]
     assert steps == {"whole": [1, 2, 3, 4], "lost": [1, 2, 3, 3, 4]}
     found, expected = (read_checkpoint(tmp_path / name / "last.pt") for name in ("lost", "whole"))
     assert all(torch.equal(found.state_dict[key], tensor) for key, tensor in expected.state_dict.items())

@@ -6,10 +6,14 @@ The way of a GPU is gone here on the CPU, with memory that is not page-locked an
 from __future__ import annotations
 
 import contextlib
+import threading
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
 import torch
+from pretended import PretendedGPU
 from torch import Tensor
 
 from autolabel.teacher.feed import Feed, normalise
@@ -92,3 +96,38 @@ def test_a_prior_is_copied_to_its_device_once() -> None:
     feed = Feed(CPU)
     assert feed.prior([0.5, 1.0]) is feed.prior((0.5, 1.0))
     assert feed.prior([0.5, 0.9]).tolist() == pytest.approx([0.5, 0.9])
+
+
+def test_each_thread_has_one_stream_which_waits_for_all_that_its_thread_was_given(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Weights and constants are made in the current stream; batches of two threads must not wait for each other."""
+    waits: list[tuple[int, object]] = []
+
+    class Stream:
+        def __init__(self, device: torch.device) -> None:
+            self.owner = threading.get_ident()
+
+        def wait_stream(self, other: object) -> None:
+            assert self.owner == threading.get_ident()
+            waits.append((id(self), other))
+
+    current = object()
+    with PretendedGPU(), monkeypatch.context() as patch:
+        patch.setattr(torch.cuda, "Stream", Stream)
+        patch.setattr(torch.cuda, "current_stream", lambda device: current)
+        patch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext(stream))
+        feed, both = Feed(torch.device("cuda")), threading.Barrier(2)
+
+        def work() -> list[object]:
+            both.wait()
+            streams = []
+            for _ in range(2):
+                with feed.stream() as stream:
+                    streams.append(stream)
+            return streams
+
+        with ThreadPoolExecutor(2) as pool:
+            first, second = (future.result() for future in [pool.submit(work) for _ in range(2)])
+    assert first[0] is first[1] is not second[0] is second[1]
+    assert Counter(waits) == {(id(first[0]), current): 2, (id(second[0]), current): 2}
