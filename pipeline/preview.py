@@ -29,6 +29,7 @@ from autolabel.pipeline.prepare import (
     survey,
     worker_bytes,
 )
+from autolabel.pipeline.progress import at_once
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import choose_engine
 from autolabel.pipeline.units import Plan, Unit, extend_plan, write_plan
@@ -90,11 +91,10 @@ class Preview(Shown):
         if probe is None:
             return lines
         budget = probe.budget
-        under_way, batches = budget["batches_in_flight"], budget["images_at_once"]
-        at_once = ", ".join(f"{under_way[name]} x {n} of {name}" for name, n in batches.items()) or "none"
+        together = ", ".join(f"{images} of {name}" for name, images in at_once(budget).items()) or "none"
         lines.append(
             f"memory  {size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free;"
-            f" images at once: {at_once}"
+            f" images at once: {together}"
         )
         if probe.label_bytes is not None and probe.milliseconds is not None:
             steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe.milliseconds.items())

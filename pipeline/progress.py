@@ -162,3 +162,9 @@ class Meter:
 def _of_gpu(budget: Mapping[str, Any]) -> bool:
     """True if a budget is that of a GPU, not of a CPU or of kept confidence."""
     return budget["device"] != "cpu" and "bytes_per_pixel" in budget
+
+
+def at_once(budget: Mapping[str, Any]) -> dict[str, str]:
+    """The images that a budget lets be computed at once, by size: "4" on a CPU, "2 x 8" for two batches of eight."""
+    images, batches = budget["images_at_once"], budget["batches_in_flight"]
+    return {name: f"{batches[name]}" + (f" x {n}" if n > 1 else "") for name, n in images.items()}

@@ -7,6 +7,7 @@ import pandas as pd
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import counted, dimensions, listed, percent, size
+from autolabel.pipeline.progress import at_once
 
 Facts = list[tuple[str, str]]  # a term, and the text about it
 
@@ -72,10 +73,9 @@ def throughput(images: pd.DataFrame, run: Run) -> Facts:
         if "images_at_once" not in budget:  # no teacher took part
             facts.append((budget["device"], budget["precision"]))
             continue
-        under_way, batches = budget["batches_in_flight"], budget["images_at_once"]
-        at_once = ", ".join(f"{under_way[name]} x {n} of {_dimensions(name)}" for name, n in batches.items())
+        together = ", ".join(f"{images} of {_dimensions(name)}" for name, images in at_once(budget).items())
         memory = f"{size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free"
-        facts.append((budget["device"], f"{budget['precision']}; {memory}; {at_once} at once"))
+        facts.append((budget["device"], f"{budget['precision']}; {memory}; {together} at once"))
     return facts
 
 
