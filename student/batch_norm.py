@@ -18,6 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+# Torch 2.13 has another name for it, and warns of the old one.
+_all_gather: Callable[[Tensor, Tensor], object] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+
 
 class Kernels(NamedTuple):
     """The steps of a batch norm, with names and arguments of torch.batch_norm_*. Legend: P processes, C channels.
@@ -109,7 +112,7 @@ class _BatchNorm(torch.autograd.Function):
         processes, channels = dist.get_world_size(), x.shape[1]
         own = torch.cat(kernels.stats(x, eps))
         gathered = own.new_empty(processes * 2 * channels)
-        dist.all_gather_into_tensor(gathered, own)
+        _all_gather(gathered, own)
         means, inverses = gathered.view(processes, 2, channels).unbind(1)
         counts = torch.full((processes,), x.numel() // channels, dtype=own.dtype, device=own.device)
         mean, inverse = kernels.gather(x, means, inverses, running_mean, running_var, momentum, eps, counts)

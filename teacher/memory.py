@@ -21,7 +21,8 @@ LARGEST_BATCH = 8  # a larger batch is no faster: one image at scale 2 keeps a G
 BATCH_PIXELS = 1024 * 2048 * 21 // 4
 SPARE_MEMORY = 0.2  # share of the free memory that is never used
 _ELEMENTS = 2**31  # a tensor with so many has places that kernels of a GPU cannot count
-_A_DRIVERS = 1 << 30  # bytes that CUDA and its libraries take for our process; others' begin above
+# CUDA and its libraries take this much for our process, bytes or a share of the device; others' memory begins above.
+_DRIVERS, _DRIVERS_SHARE = 1 << 30, 0.05
 _WORDS = (
     "out of memory",  # of torch's allocators, of CUDA itself (an AcceleratorError) and of MPS
     "can't allocate memory", "not enough memory",  # of the CPU's allocator, on Linux and on Windows
@@ -187,7 +188,8 @@ def too_little(
     They are if they hold memory without which the `needed` bytes, where known, would fit. `otherwise` is advice.
     """
     free, about = _gib(memory.free), f"about {_gib(needed)} needed, " if needed else ""
-    if memory.others > _A_DRIVERS and (needed or 0) <= memory.free + memory.others - _A_DRIVERS:
+    drivers = max(_DRIVERS, _DRIVERS_SHARE * memory.total)
+    if memory.others > drivers and (needed or 0) <= memory.free + memory.others - drivers:
         return MemoryTaken(
             f"not enough memory on {device} now for {what} ({about}{free} of {_gib(memory.total)} free):"
             f" another process holds {_gib(memory.others)}; end it, or run the same again later"

@@ -167,7 +167,7 @@ def test_no_layer_makes_the_host_wait_for_a_gpu_or_copies_anything(
     """On pretended tensors, with plain steps in place of the kernels, which know no such tensors."""
     monkeypatch.setattr(batch_norm, "_CUDA", PLAIN)
     monkeypatch.setattr(dist, "get_world_size", lambda: 2)
-    monkeypatch.setattr(dist, "all_gather_into_tensor", lambda gathered, own: None)
+    monkeypatch.setattr(batch_norm, "_all_gather", lambda gathered, own: None)
     monkeypatch.setattr(dist, "all_reduce", lambda values: None)
     with PretendedGPU() as gpu:
         x = torch.empty(2, 6, 8, 8, device="cuda", dtype=dtype).contiguous(memory_format=torch.channels_last)

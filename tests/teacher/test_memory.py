@@ -66,9 +66,9 @@ def test_another_failure_of_a_gpu_is_no_lack_of_memory(words: str) -> None:
     [
         pytest.param(2, 8, 20, MemoryTaken, id="others hold 70 of 80, and it would fit without them"),
         pytest.param(2, 8, None, MemoryTaken, id="nobody knows what it needs"),
-        pytest.param(2, 8, 79, NotEnoughMemory, id="it needs more than there would be without them"),
+        pytest.param(2, 8, 70, NotEnoughMemory, id="it needs more than there would be without them"),
         pytest.param(30, 50, 40, NotEnoughMemory, id="nobody else is there"),
-        pytest.param(29.5, 50, 40, NotEnoughMemory, id="nobody but the driver"),
+        pytest.param(26.5, 50, 40, NotEnoughMemory, id="nobody but the driver"),
     ],
 )
 def test_a_batch_is_blamed_unless_it_would_fit_without_the_others(
