@@ -116,6 +116,9 @@ class PretendedGPU(contextlib.AbstractContextManager["PretendedGPU"]):
             (torch.cuda.amp.common, "amp_definitely_not_available", lambda: False),
         ):
             enter(patch.object(owner, name, value))
+        for name in vars(nn.init):
+            if name.endswith("_") and not name.startswith("_"):  # there are no numbers, so weights need no first ones
+                enter(patch.object(nn.init, name, lambda tensor, *_, **__: tensor))
         enter(torch.backends.cudnn.flags(enabled=True))  # type: ignore[no-untyped-call]  # restored at the end
         enter(FakeTensorMode())
         enter(_Recorder(self))
@@ -159,7 +162,7 @@ class _Recorder(TorchDispatchMode):
             return func(*args, **kwargs)
         name = func._schema.name.removeprefix("aten::")
         given = [x for x in _flat([args, kwargs]) if isinstance(x, Tensor)]
-        on_device = any(x.is_cuda for x in given)
+        on_device = any(_there(x) for x in given)
         if on_device and (name in _WAITS or _picks(name, args)):
             raise HostWaits(f"{name} makes the host wait for the device")
         if name not in _WHOLE:
@@ -169,7 +172,7 @@ class _Recorder(TorchDispatchMode):
                 return parts
         result = func(*args, **kwargs)
         made = [x for x in _flat(result) if isinstance(x, Tensor)]
-        if on_device or any(x.is_cuda for x in made):
+        if on_device or any(_there(x) for x in made):
             self._add(func, name, args, kwargs, given=given, made=made)
         return result
 
@@ -181,10 +184,10 @@ class _Recorder(TorchDispatchMode):
         if name in ("_to_copy", "copy_") and target is not None:
             source = given[-1]
             waited = not (kwargs.get("non_blocking") or (name == "copy_" and len(args) > 2 and args[2]))
-            if source.is_cuda != target.is_cuda:
-                host = target if source.is_cuda else source
+            if _there(source) != _there(target):
+                host = target if _there(source) else source
                 pinned = host.untyped_storage()._cdata in self.gpu._pinned
-                copies = record.out if source.is_cuda else record.into
+                copies = record.out if _there(source) else record.into
                 copies.append(Copy(target.numel() * target.element_size(), pinned, waited or not pinned))
                 return
         if func.is_view or name in _NO_LAUNCH:
@@ -204,6 +207,10 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
             for name, tensor in part._buffers.items():
                 part._buffers[name] = None if tensor is None else change(tensor)
     return module
+
+
+def _there(x: Tensor) -> bool:
+    return x.device.type == "cuda"  # `is_cuda` would be an operation by itself
 
 
 def _picks(name: str, args: Any) -> bool:
@@ -237,7 +244,7 @@ class _Rewritten(TorchFunctionMode):
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
-        if name in _WAITS and any(isinstance(x, Tensor) and x.is_cuda for x in args):
+        if name in _WAITS and any(isinstance(x, Tensor) and _there(x) for x in args):
             raise HostWaits(f"{name} makes the host wait for the device")
         if func is torch.empty and kwargs.pop("pin_memory", False):
             return self._pinned(func(*args, **kwargs))
@@ -279,7 +286,7 @@ def _contiguous(x: Tensor, *, memory_format: torch.memory_format = torch.contigu
 
 def _interpolate(x: Tensor, size: Any = None, mode: str = "nearest", **kwargs: Any) -> Tensor:
     """On a GPU autocast reaches the kernel inside of this function, which fake tensors would hide from it."""
-    if x.is_cuda and size is not None and mode == "bilinear" and not kwargs.get("align_corners"):
+    if _there(x) and size is not None and mode == "bilinear" and not kwargs.get("align_corners"):
         return aten.upsample_bilinear2d.default(x, size, False)  # type: ignore[no-any-return]
     return F.interpolate(x, size, mode=mode, **kwargs)
 
