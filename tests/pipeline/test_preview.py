@@ -13,7 +13,7 @@ from conftest import photograph, scanned
 
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
-from autolabel.pipeline import label
+from autolabel.pipeline import label, prepare
 from autolabel.pipeline import preview as module
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.predictor import Decoded, TeacherPredictor
@@ -54,6 +54,7 @@ def test_a_trial_on_a_gpu_counts_from_the_third_batch_on(
         return gpus[0]
 
     monkeypatch.setattr(label, "time", SimpleNamespace(perf_counter=lambda: gpus[0].now))
+    monkeypatch.setattr(prepare, "pick_device", lambda name: name)
     monkeypatch.setattr(TeacherSource, "load", lambda *_: load_teacher(teacher, device="cpu"))
     monkeypatch.setattr(module, "TeacherPredictor", simulated)
     job = LabelJob(
