@@ -98,6 +98,8 @@ class ImageCounter:
 
         Raises NotEnoughMemory and MemoryTaken, and ValueError as reading does.
         """
+        if not places:  # of the last processes of a team that has more of them than there are images
+            return
         threads = torch.get_num_threads()
         try:
             yield from (self._on_cpu if self.teacher.device.type == "cpu" else self._in_batches)(self.by_size(places))

@@ -81,6 +81,16 @@ def test_images_that_are_shared_are_counted_as_one_after_the_other(counter: Imag
         assert_same(summed(iter(shares[::-1]), counter), alone)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_process_without_an_image_counts_nothing(
+    device: str, counter: ImageCounter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sixteen GPUs that train together may have three images to validate on."""
+    monkeypatch.setattr(counter.teacher, "device", torch.device(device))
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
+    assert list(counter.each([])) == []
+
+
 def test_several_threads_change_nothing_and_leave_torch_its_own(counter: ImageCounter, alone: ScoreCounts) -> None:
     """Each image is predicted by one thread of torch, whatever the number of cores."""
     torch.set_num_threads(3)
