@@ -31,7 +31,7 @@ from autolabel.manifests.wording import Progress
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.blame import in_words, overflow, require_of_image
 from autolabel.pipeline.measure import class_numbers, image_numbers
-from autolabel.pipeline.predictor import BATCHES, Decoded, Predictor, Refused, read_layer
+from autolabel.pipeline.predictor import Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
     LABELLED,
     QUARANTINED,
@@ -47,10 +47,9 @@ from autolabel.pipeline.records import (
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.units import Tally, Unit
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.memory import LARGEST_BATCH, NotEnoughMemory
+from autolabel.teacher.memory import BATCHES, HELPERS, LARGEST_BATCH, NotEnoughMemory
 
 DEATHS = 4  # processes that may die at one image before it is quarantined
-_HELPERS = 4  # threads that decode for a GPU, and count and encode behind it
 
 
 @dataclass(frozen=True)
@@ -91,7 +90,7 @@ class Labeller:
         self.worker = f"{platform.node()}:{os.getpid()}"
         self.stopping = threading.Event()
         self.rules = Rules(run.policy, run.label_space, predictor.edges)
-        self.threads = threads if predictor.device == "cpu" else max(threads, _HELPERS)
+        self.threads = threads if predictor.device == "cpu" else max(threads, HELPERS)
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self.feeders = ThreadPoolExecutor(BATCHES)
         self._retry_quarantined, self._write_record = retry_quarantined, write

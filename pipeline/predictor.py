@@ -26,10 +26,9 @@ from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.records import Row, identified, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.memory import Budget, planned_batch
+from autolabel.teacher.memory import BATCHES, Budget, planned_batch
 from autolabel.teacher.predict import Teacher
 
-BATCHES = 2  # that a GPU has in flight: it computes one while the other is prepared or fetched
 Size = tuple[int, int]  # height, width
 _SIZES_TOLD = 50  # sizes in `run.json`, the latest
 _IDENTITY = ("image_bytes", "image_mtime_ns", "image_version", "image_fingerprint")  # which image file it was

@@ -27,8 +27,8 @@ from autolabel.student.placement import Placement, loaders_here, place
 from autolabel.teacher.device import pick_device
 
 FAILURES = 3  # deaths of workers that a call survives; preempted machines do not count
-_START_S = 900.0  # seconds to wait for workers: an autoscaler may need this long to bring machines
-_QUIET_S = 60.0  # seconds of waiting before a note says so
+START_S = 900.0  # seconds to wait for workers: an autoscaler may need this long to bring machines
+QUIET_S = 60.0  # seconds of waiting before a note says so
 _SCRATCH = ".ray-train"  # folder inside the training's own that Ray Train insists on
 
 OnStep = Callable[[Any], None]
@@ -139,7 +139,7 @@ def run_workers(
 def _trainer(work: Callable[[], None], workers: int, *, placement: Placement, folder: Path) -> Any:
     os.environ.setdefault("RAY_CHDIR_TO_TRIAL_DIR", "0")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{_START_S:.0f}")
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", f"{START_S:.0f}")
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
@@ -198,11 +198,11 @@ def _follow(
             if over:
                 break
             waited = 0.0 if starts else time.monotonic() - began
-            if waited > _START_S:
-                raise WorkersFailed(f"no worker started in {_START_S:.0f} s: {needs}, the cluster has {_has(ray)}")
-            if waited > _QUIET_S and not noted:
+            if waited > START_S:
+                raise WorkersFailed(f"no worker started in {START_S:.0f} s: {needs}, the cluster has {_has(ray)}")
+            if waited > QUIET_S and not noted:
                 noted = True
-                on_note(f"waiting: {needs}, the cluster has {_has(ray)}; giving up after {_START_S / 60:.0f} min")
+                on_note(f"waiting: {needs}, the cluster has {_has(ray)}; giving up after {START_S / 60:.0f} min")
             fitting.over.wait(0.3)  # join() would take the thread for ended after a Ctrl-C
         except KeyboardInterrupt:
             if stopping or not starts:
@@ -217,14 +217,10 @@ def _follow(
         ) from fitting.error
 
 
-def _first_line(error: BaseException) -> str:
-    return kind_and_reason(error)
-
-
 def _last_line(error: BaseException) -> str:
     """The words of an error that Ray has put a traceback into: its last line."""
     last = str(error).strip().rpartition("\n")[2]
-    return last if re.match(r"\w+(Error|Exception): ", last) else _first_line(error)
+    return last if re.match(r"\w+(Error|Exception): ", last) else kind_and_reason(error)
 
 
 def _has(ray: Any) -> str:
@@ -263,5 +259,5 @@ def _work(
         body(Team(device, rank, context.get_world_size(), loaders), on_step)
     except BaseException as error:
         end = isinstance(error, (KeyboardInterrupt, *final))
-        ray.get(mailbox.end.remote(error) if end else mailbox.fail.remote(_first_line(error)))
+        ray.get(mailbox.end.remote(error) if end else mailbox.fail.remote(kind_and_reason(error)))
         raise

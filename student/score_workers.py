@@ -21,14 +21,12 @@ from autolabel.manifests.cluster import cluster_address, ray_session
 from autolabel.manifests.machine import resident_memory
 from autolabel.manifests.wording import Progress, counted
 from autolabel.student.data import ManifestDataset
-from autolabel.student.distributed import FAILURES, WorkersFailed
+from autolabel.student.distributed import FAILURES, QUIET_S, START_S, WorkersFailed
 from autolabel.student.job import ScoreMachine
 from autolabel.student.scoring import ImageCounter, ScoreCounts
 from autolabel.teacher.predict import load_teacher
 
 _LOT = 32  # images that a GPU gets together; a CPU gets a quarter of them
-_START_S = 900.0  # seconds to wait for the first worker: an autoscaler may need this long to bring machines
-_QUIET_S = 60.0  # seconds of waiting before a note says so
 
 
 @dataclass(frozen=True)
@@ -206,16 +204,16 @@ class _Crew:
 
     def _wait(self, waited: float) -> bool:
         """Say once that no worker has started yet, and give up in the end."""
-        if waited < _QUIET_S:
+        if waited < QUIET_S:
             return False
         memory = f", {self.needs['memory'] / 2**30:.1f} GiB of memory" if "memory" in self.needs else ""
         needs = f"each needs {'1 GPU, ' if self.needs['num_gpus'] else ''}1 CPU{memory}"
         resources = self.ray.cluster_resources()
         has = ", ".join(f"{resources.get(name, 0):g} {name}" for name in ("GPU", "CPU"))
         has += f", {resources.get('memory', 0) / 2**30:.1f} GiB of memory"
-        if waited > _START_S:
-            raise WorkersFailed(f"no worker started in {_START_S:.0f} s: {needs}, the cluster has {has}")
-        notes.tell(f"waiting for a worker: {needs}, the cluster has {has}; giving up after {_START_S / 60:.0f} min")
+        if waited > START_S:
+            raise WorkersFailed(f"no worker started in {START_S:.0f} s: {needs}, the cluster has {has}")
+        notes.tell(f"waiting for a worker: {needs}, the cluster has {has}; giving up after {START_S / 60:.0f} min")
         return True
 
 

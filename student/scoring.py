@@ -20,11 +20,8 @@ from autolabel.manifests.ahead import ahead
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.student.data import ManifestDataset
 from autolabel.student.worst import Worst
-from autolabel.teacher.memory import LARGEST_BATCH
+from autolabel.teacher.memory import BATCHES, HELPERS, LARGEST_BATCH
 from autolabel.teacher.predict import Teacher
-
-_HELPERS = 4  # threads that read ahead of a GPU, and count behind it
-_BATCHES = 2  # that a GPU has in flight: it computes one while the other is prepared or fetched
 
 
 class ScoreCounts:
@@ -117,8 +114,8 @@ class ImageCounter:
             yield from ahead(pool, whole, places, depth)
 
     def _in_batches(self, places: Sequence[int]) -> Iterator[ScoreCounts]:
-        depth = self._in_flight(places, _BATCHES)
-        with ThreadPoolExecutor(_HELPERS) as helpers, ThreadPoolExecutor(_BATCHES) as feeders:
+        depth = self._in_flight(places, BATCHES)
+        with ThreadPoolExecutor(HELPERS) as helpers, ThreadPoolExecutor(BATCHES) as feeders:
             items = ahead(helpers, self._read, places, 2 * LARGEST_BATCH)
 
             def batches() -> Iterator[list[_Item]]:

@@ -166,11 +166,6 @@ def device_memory(device: torch.device) -> DeviceMemory:
     return DeviceMemory(total, free, total - free)
 
 
-def free_memory(device: torch.device) -> int:
-    """Return the bytes that a new allocation on the device may take."""
-    return device_memory(device).free
-
-
 def release_cache(device: torch.device) -> None:
     """Give memory that torch only caches back to a GPU."""
     if device.type == "cuda":

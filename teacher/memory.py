@@ -17,6 +17,8 @@ from torch.utils._pytree import tree_leaves
 from autolabel.teacher.device import DeviceMemory, device_memory, highest_use, release_cache
 
 LARGEST_BATCH = 8  # a larger batch is no faster: one image at scale 2 keeps a GPU busy
+BATCHES = 2  # that a GPU has in flight: it computes one while the other is prepared or fetched
+HELPERS = 4  # threads that decode for a GPU, and count behind it
 # Pixels that are computed at once on a GPU, at all scales together: those of 1024 x 2048 at scales 0.5, 1 and 2.
 BATCH_PIXELS = 1024 * 2048 * 21 // 4
 SPARE_MEMORY = 0.2  # share of the free memory that is never used

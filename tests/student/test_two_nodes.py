@@ -98,8 +98,8 @@ def test_gpus_that_do_not_come_are_waited_for_and_never_replaced_by_cpus(
     cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cluster.add_node(num_cpus=1, num_gpus=1, **SMALL)
-    monkeypatch.setattr(distributed, "_START_S", 8.0)
-    monkeypatch.setattr(distributed, "_QUIET_S", 2.0)
+    monkeypatch.setattr(distributed, "START_S", 8.0)
+    monkeypatch.setattr(distributed, "QUIET_S", 2.0)
     notes: list[str] = []
     needs = r"2 workers need 1 GPU and 1 CPU each, the cluster has 1 GPU and 3 CPU"
     with (

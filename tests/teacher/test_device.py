@@ -22,7 +22,7 @@ from autolabel.teacher.decide import Prediction, bands
 from autolabel.teacher.device import (
     autocast,
     common_precision,
-    free_memory,
+    device_memory,
     gpu_precisions,
     highest_use,
     pick_device,
@@ -215,11 +215,11 @@ def mps_memory(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
 
 
 def test_free_memory_of_apples_gpu_is_the_lesser_of_its_limit_and_the_machines(mps_memory: dict[str, int]) -> None:
-    assert free_memory(MPS) == 700
+    assert device_memory(MPS).free == 700
     mps_memory["system"] = 200
-    assert free_memory(MPS) == 200
+    assert device_memory(MPS).free == 200
     mps_memory["current"] = 1100
-    assert free_memory(MPS) == 0
+    assert device_memory(MPS).free == 0
 
 
 def test_the_highest_use_of_apples_gpu_is_what_its_allocator_has_taken(mps_memory: dict[str, int]) -> None:
