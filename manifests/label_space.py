@@ -6,9 +6,10 @@ set's own label files; every source id that belongs to no class becomes 255, "ig
 
 from __future__ import annotations
 
+import colorsys
 import difflib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -136,9 +137,23 @@ class LabelSpace:
             raise BadDocument(f"{where}: {error}") from error
 
     @classmethod
+    def named(cls, name: str, classes: Sequence[str]) -> LabelSpace:
+        """Make a label space of class names in the order of their ids, which get colours that are easy to tell apart.
+
+        Raises ValueError for a name that occurs twice, and for no class or more than `MAX_CLASSES`.
+        """
+        return cls(name, tuple(LabelClass(text, _distinct(place), (place,)) for place, text in enumerate(classes)))
+
+    @classmethod
     def from_json(cls, text: str | bytes, name: str = "custom", *, where: str = "label space") -> LabelSpace:
         """Read the JSON of `of`. Raises BadDocument."""
         return cls.of(json_of(text, name=where), where=where, name=name)
+
+
+def _distinct(place: int) -> Colour:
+    """Return the colour of the n-th class: hues a golden angle apart, in turns of three brightnesses."""
+    rgb = colorsys.hsv_to_rgb(place * 0.618034 % 1, (0.85, 0.6, 0.4)[place // 3 % 3], (1.0, 0.75, 0.5)[place % 3])
+    return round(255 * rgb[0]), round(255 * rgb[1]), round(255 * rgb[2])
 
 
 _FORM = 'expected JSON like {"labels": [{"name": "road", "color": [128, 64, 128]}, …]}'

@@ -1,0 +1,110 @@
+"""The names of teachers: which kind each is, which files it consists of, and what tells it from others.
+
+    teacher.pt, teacher.safetensors    a checkpoint of ours, or a published one
+    FOLDER, hf:FOLDER, hf:ORG/NAME     a model of transformers
+    net.pt2                            a program of torch.export
+    net.onnx                           a network for onnxruntime
+    my_teacher.py:Teacher              a class of one's own, which is run
+
+Nothing here loads torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from autolabel.manifests import storage
+
+CHECKPOINT, TRANSFORMERS, EXPORTED, ONNX, PYTHON = "checkpoint", "transformers", "torch.export", "onnx", "python"
+_HUB = "hf:"
+_JOINED = " + "
+
+
+class BadTeacher(ValueError):
+    """A teacher that cannot be used; the message names it, what was expected and what to do."""
+
+
+@dataclass(frozen=True)
+class TeacherPlace:
+    """One teacher: its kind, its file or folder, and for a class of one's own the name of the class."""
+
+    kind: str
+    path: Path
+    name: str = ""
+
+    @classmethod
+    def of(cls, spelling: str | Path) -> TeacherPlace:
+        """The place that a person has typed, whether there is anything or not."""
+        text = str(spelling)
+        if text.startswith(_HUB):
+            return cls(TRANSFORMERS, Path(text.removeprefix(_HUB)))
+        file, colon, name = text.rpartition(":")
+        if colon and file.endswith(".py"):
+            return cls(PYTHON, Path(file), name)
+        path = Path(text)
+        if storage.is_folder(path):
+            return cls(TRANSFORMERS, path)
+        return cls({".pt2": EXPORTED, ".onnx": ONNX, ".py": PYTHON}.get(path.suffix, CHECKPOINT), path)
+
+    def __str__(self) -> str:
+        if self.kind == PYTHON:
+            return f"{self.path}:{self.name}"
+        return f"{_HUB}{self.path}" if self.kind == TRANSFORMERS else str(self.path)
+
+    def absolute(self) -> TeacherPlace:
+        """The same with an absolute path."""
+        return replace(self, path=self.path.absolute())
+
+    def files(self) -> list[Path]:
+        """The files on which its labels depend, sorted; empty if there is no such teacher."""
+        if self.kind == TRANSFORMERS:
+            return [path for path in storage.list(self.path) if path.suffix in (".json", ".safetensors")]
+        beside = [self.path.with_suffix(".toml")] if self.kind in (EXPORTED, ONNX) else []
+        return [path for path in (self.path, *beside) if storage.exists(path)]
+
+    def digest(self) -> str:
+        """The sha256 of its file, or of the names and sha256 of its files. Raises BadTeacher if there are none."""
+        files = self.files()
+        if not files:
+            raise BadTeacher(f"{self} does not exist: expected a checkpoint, or another teacher of docs/teachers.md")
+        if self.kind in (CHECKPOINT, PYTHON):
+            return storage.sha256(files[0])
+        return _joint(f"{path.name} {storage.sha256(path)}" for path in files)
+
+
+@dataclass(frozen=True)
+class TeacherName:
+    """A teacher as it is named: one place, or several, whose probabilities are averaged."""
+
+    places: tuple[TeacherPlace, ...]
+
+    @classmethod
+    def of(cls, teacher: TeacherName | str | Path | Iterable[str | Path]) -> TeacherName:
+        """The name that a person has typed: one spelling, or several."""
+        if isinstance(teacher, TeacherName):
+            return teacher
+        spellings = [teacher] if isinstance(teacher, str | Path) else list(teacher)
+        return cls(tuple(TeacherPlace.of(part) for text in spellings for part in str(text).split(_JOINED)))
+
+    def __str__(self) -> str:
+        return _JOINED.join(map(str, self.places))
+
+    def absolute(self) -> TeacherName:
+        """The same with absolute paths."""
+        return TeacherName(tuple(place.absolute() for place in self.places))
+
+    def exists(self) -> bool:
+        """True if all of its files and folders are there."""
+        return all(place.files() for place in self.places)
+
+    def digest(self) -> str:
+        """The digest of one teacher, or that of the digests of several. Raises BadTeacher for a missing one."""
+        digests = [place.digest() for place in self.places]
+        return digests[0] if len(digests) == 1 else _joint(digests)
+
+
+def _joint(lines: Iterable[str]) -> str:
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
