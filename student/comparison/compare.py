@@ -32,7 +32,8 @@ from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
 from autolabel.student.steps import CURVES, StepReport
 from autolabel.student.train import train
-from autolabel.teacher.checkpoints import overlap, read_checkpoint
+from autolabel.teacher.checkpoints import overlap
+from autolabel.teacher.loading import seen_by
 
 ARMS = ("fine", "fine + coarse", "fine + auto")
 ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
@@ -208,15 +209,18 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
         opened = Run.open(run)
         teacher, digest, policy = opened.teacher, opened.recipe.teacher_sha256, opened.policy.name
         names = {"arm": arm, "run": str(run), "policy": policy}
-        labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
+        labelled.append({**names, "teacher": str(teacher or "unknown"), "teacher_sha256": digest})
         unknown = "so nobody can tell whether it has seen validation images"
-        if not storage.exists(teacher):
+        if teacher is None:
+            notes.append(f"{arm}: no teacher is known, {unknown}.")
+            continue
+        if not teacher.exists():
             notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
             continue
-        if storage.sha256(teacher) != digest:
+        if teacher.digest() != digest:
             notes.append(f"{arm}: {teacher} is no longer the teacher that labelled {run}, {unknown}.")
             continue
-        trained_on = read_checkpoint(teacher).trained_on
+        trained_on = seen_by(teacher)
         if trained_on is None:
             notes.append(f"{arm}: the teacher {teacher} does not say which images it has seen, {unknown}.")
             continue

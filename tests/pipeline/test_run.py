@@ -42,8 +42,9 @@ from autolabel.pipeline.records import write_record
 from autolabel.pipeline.run import choose_engine, generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.checkpoints import save_checkpoint
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import build
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 
 @pytest.fixture

@@ -23,7 +23,8 @@ from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import REFERENCE
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.loading import load_teacher
+from autolabel.teacher.predict import Teacher
 
 GOLDENS = Path(__file__).parents[3] / "shared/data/goldens"
 TRUCK, BUS, TRAIN = (CITYSCAPES.names.index(name) for name in ("truck", "bus", "train"))

@@ -12,9 +12,10 @@ from torch import nn
 
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 torch.set_num_threads(1)
 

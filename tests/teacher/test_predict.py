@@ -25,10 +25,11 @@ from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import pick_precision
 from autolabel.teacher.feed import normalise
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import Budget, NotEnoughMemory
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.fields import at_size
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
 
