@@ -57,7 +57,7 @@ class TeacherPlace:
         return f"{_HUB}{self.path}" if self.kind == TRANSFORMERS else str(self.path)
 
     def absolute(self) -> TeacherPlace:
-        """The same with an absolute path."""
+        """Return it with an absolute path."""
         return replace(self, path=self.path.absolute())
 
     def files(self) -> list[Path]:
@@ -95,7 +95,7 @@ class TeacherName:
         return _JOINED.join(map(str, self.places))
 
     def absolute(self) -> TeacherName:
-        """The same with absolute paths."""
+        """Return it with absolute paths."""
         return TeacherName(tuple(place.absolute() for place in self.places))
 
     def exists(self) -> bool:
@@ -115,8 +115,9 @@ def _beside(network: Path) -> list[Path]:
         classes = read_toml(sidecar).get("classes")
     except (BadDocument, OSError):  # whoever loads the network says so
         return [sidecar]
-    named = isinstance(classes, str) and classes not in BUILT_IN and "\0" not in classes
-    return [sidecar, sidecar.parent / classes] if named else [sidecar]
+    if not isinstance(classes, str) or classes in BUILT_IN or "\0" in classes:
+        return [sidecar]
+    return [sidecar, sidecar.parent / classes]
 
 
 def _joint(lines: Iterable[str]) -> str:

@@ -34,7 +34,7 @@ _MARK = 16  # hex digits of a fingerprint
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What a user says of a network. Raises ValueError, naming key and value.
+    """The account that a user gives of a network. Raises ValueError, naming key and value.
 
     classes: names by channel, or the name or JSON file of a label space. range: the numbers that pixels 0 and 255
     become before `mean` is subtracted and `std` divides; None where the user has yet to say it. mean, std: always for
