@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autolabel.manifests.label_space import LabelSpace, load_label_space
+from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_share
 from autolabel.manifests.teachers import TeacherName
@@ -124,7 +124,7 @@ policy_option = option(
     "--policy", **text(load_policy, "POLICY"), group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
-space_help = "The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md."
+space_help = f"The classes: {', '.join(BUILT_IN)}, or a JSON file; see docs/words-and-files.md."
 space_option = option("--label-space", **text(load_label_space, "SPACE"), help=space_help)
 moved_teacher = option("--teacher", **text(TeacherName.of, "TEACHER"), help="The run's teacher, if it has been moved.")
 
