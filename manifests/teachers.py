@@ -58,10 +58,14 @@ class TeacherPlace:
         """The same with an absolute path."""
         return replace(self, path=self.path.absolute())
 
+    def folder(self) -> Path:
+        """The folder with the files of a model of transformers."""
+        return self.path
+
     def files(self) -> list[Path]:
         """The files on which its labels depend, sorted; empty if there is no such teacher."""
         if self.kind == TRANSFORMERS:
-            return [path for path in storage.list(self.path) if path.suffix in (".json", ".safetensors")]
+            return [path for path in storage.list(self.folder()) if path.suffix in (".json", ".safetensors")]
         beside = [self.path.with_suffix(".toml")] if self.kind in (EXPORTED, ONNX) else []
         return [path for path in (self.path, *beside) if storage.exists(path)]
 
