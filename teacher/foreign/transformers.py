@@ -111,7 +111,8 @@ class TransformersModel:
         seen = inputs["pixel_values"].shape[-2], inputs["pixel_values"].shape[-1]
         if offsets:
             starts = [int(start) for image, start, _ in offsets if image == 0]
-            return self._joined(self._outputs(inputs, together=len(starts)), starts, size)
+            classes, masks = self._outputs(inputs, together=len(starts))
+            return self._joined(classes, masks, starts, size)
         outputs = self._outputs(inputs)
         box = self._content(size, seen)
         if self.gives == "logits":
@@ -156,22 +157,24 @@ class TransformersModel:
             self._boxes[size] = box if tuple(shown.shape) == seen else Box(0, 0, *seen)
         return self._boxes[size]
 
-    def _joined(self, outputs: tuple[Tensor, ...], offsets: list[int], size: Size) -> Field:
+    def _joined(self, classes: Tensor, masks: Tensor, offsets: list[int], size: Size) -> Field:
         """Join the windows of EoMT, which lie along the longer side."""
         from transformers.image_transforms import get_size_with_aspect_ratio
 
         side = self.processor.size
         resized = get_size_with_aspect_ratio(size, side["shortest_edge"], side["longest_edge"])
         window = side["shortest_edge"], side["longest_edge"] or side["shortest_edge"]
-        scores = window_scores(*outputs, offsets, window=window, size=resized, down=size[0] > size[1])
+        scores = window_scores(classes, masks, offsets, window=window, size=resized, down=size[0] > size[1])
         return placed(scores, resized, Box(0, 0, *resized), size)
 
 
 def _fixed_size(processor: Any) -> Size | None:
+    """Return height and width of the network's images, or their shorter and longer side; None if they stay as large."""
     size = processor.size
-    if not processor.do_resize or getattr(processor, "keep_aspect_ratio", False) or not size.height or not size.width:
+    if not processor.do_resize or size is None:
         return None
-    return int(size.height), int(size.width)
+    height, width = size.height or size.max_height or size.shortest_edge, size.width or size.max_width
+    return int(height), int(width or size.longest_edge or height)
 
 
 # --- what is in a folder ----------------------------------------------------------------------------------------------
@@ -229,10 +232,13 @@ def _require_safetensors(place: TeacherPlace) -> None:
     pickles = sorted(name for name in names if name.endswith((".bin", ".pt", ".pth", ".ckpt")))
     if not pickles:
         raise BadTeacher(f"{place} has no model.safetensors: expected the tensors of the network")
-    network = _architecture(place, _config(place))
+    line = (
+        f"from transformers import {_architecture(place, _config(place))} as N;"
+        f" N.from_pretrained('{folder}').save_pretrained('{folder}')"
+    )
     raise BadTeacher(
         f"{place} has its tensors in {pickles[0]}, a pickle, which can run code: if you trust it, convert it with"
-        f" python -c \"from transformers import {network} as N; N.from_pretrained('{folder}').save_pretrained('{folder}')\""
+        f' python -c "{line}"'
     )
 
 
