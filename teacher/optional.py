@@ -39,8 +39,9 @@ def _make_torchvision_importable() -> None:
         except RuntimeError as error:
             if "torchvision::nms does not exist" not in str(error):
                 raise
-            library = torch.library.Library("torchvision", "FRAGMENT")
+            library = torch.library.Library("torchvision", "FRAGMENT")  # type: ignore[no-untyped-call]
             for operator in _OPERATORS:
-                library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+                schema = f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
+                library.define(schema)  # type: ignore[no-untyped-call]
             _LIBRARIES.append(library)
             importlib.import_module("torchvision")
