@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autolabel.manifests.label_space import LabelSpace, load_label_space
+from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_share
 from autolabel.manifests.wording import duration
@@ -123,7 +123,7 @@ policy_option = option(
     "--policy", **text(load_policy, "POLICY"), group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
-space_help = "The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md."
+space_help = f"The classes: {', '.join(BUILT_IN)}, or a JSON file; see docs/words-and-files.md."
 space_option = option("--label-space", **text(load_label_space, "SPACE"), help=space_help)
 moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
 

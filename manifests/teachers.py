@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, read_toml
+from autolabel.manifests.label_space import BUILT_IN
 
 CHECKPOINT, TRANSFORMERS, EXPORTED, ONNX, PYTHON = "checkpoint", "transformers", "torch.export", "onnx", "python"
 _HUB = "hf:"
@@ -55,14 +57,14 @@ class TeacherPlace:
         return f"{_HUB}{self.path}" if self.kind == TRANSFORMERS else str(self.path)
 
     def absolute(self) -> TeacherPlace:
-        """The same with an absolute path."""
+        """Return it with an absolute path."""
         return replace(self, path=self.path.absolute())
 
     def files(self) -> list[Path]:
         """The files on which its labels depend, sorted; empty if there is no such teacher."""
         if self.kind == TRANSFORMERS:
             return [path for path in storage.list(self.path) if path.suffix in (".json", ".safetensors")]
-        beside = [self.path.with_suffix(".toml")] if self.kind in (EXPORTED, ONNX) else []
+        beside = _beside(self.path) if self.kind in (EXPORTED, ONNX) else []
         return [path for path in (self.path, *beside) if storage.exists(path)]
 
     def digest(self) -> str:
@@ -93,7 +95,7 @@ class TeacherName:
         return _JOINED.join(map(str, self.places))
 
     def absolute(self) -> TeacherName:
-        """The same with absolute paths."""
+        """Return it with absolute paths."""
         return TeacherName(tuple(place.absolute() for place in self.places))
 
     def exists(self) -> bool:
@@ -104,6 +106,18 @@ class TeacherName:
         """The digest of one teacher, or that of the digests of several. Raises BadTeacher for a missing one."""
         digests = [place.digest() for place in self.places]
         return digests[0] if len(digests) == 1 else _joint(digests)
+
+
+def _beside(network: Path) -> list[Path]:
+    """Sidecar and label space of a network; not the list of what it was trained on, on which no label depends."""
+    sidecar = network.with_suffix(".toml")
+    try:
+        classes = read_toml(sidecar).get("classes")
+    except (BadDocument, OSError):  # whoever loads the network says so
+        return [sidecar]
+    if not isinstance(classes, str) or classes in BUILT_IN or "\0" in classes:
+        return [sidecar]
+    return [sidecar, sidecar.parent / classes]
 
 
 def _joint(lines: Iterable[str]) -> str:
