@@ -167,25 +167,27 @@ def evaluate(
 
 
 def compare(
-    *, fine: AnyPath, coarse: AnyPath, auto: AnyPath, val: AnyPath, out: AnyPath,
-    arms: Mapping[str, AnyPath] | None = None, seeds: int = 1, added_share: float = 0.5,
+    *, fine: AnyPath, val: AnyPath, out: AnyPath, arms: Mapping[str, AnyPath] | None = None,
+    coarse: AnyPath | None = None, auto: AnyPath | None = None, seeds: int = 1, added_share: float = 0.5,
     progress: Progress | None = None, **settings: Any,
 ) -> Comparison:  # fmt: skip
     """Train students that differ in their labels only, and say class by class which learnt more.
 
-    fine, coarse: manifests; auto: the run that labelled the images of `coarse`; val: the manifest to score on. arms:
-    more manifests or runs, by name. seeds: trainings per arm; a verdict needs two or more. added_share: share of the
-    draws that show the labels which an arm adds. settings: the other fields of `TrainJob` and of its machine. progress:
-    called with (steps done, steps of all trainings). Finished trainings in `out` are not repeated. Raises ValueError.
+    fine: a manifest; the first arm has its labels alone. arms: by name, runs or manifests whose labels an arm adds to
+    the fine ones. coarse, auto: the arms of these names, which come first and add labels of this source only. Each arm
+    is judged against the first of them, and against fine. val: the manifest to score on. seeds: trainings per arm; a
+    verdict needs two or more. added_share: share of the draws that show the labels which an arm adds. settings: the
+    other fields of `TrainJob` and of its machine. progress: called with (steps done, steps of all trainings). Finished
+    trainings in `out` are not repeated. Raises ValueError.
     """
     from autolabel.manifests.settings import build_job
-    from autolabel.student.comparison.compare import compare
+    from autolabel.student.comparison.compare import all_arms, compare
     from autolabel.student.job import TrainJob
 
+    chosen = all_arms(_path(coarse), _path(auto), {name: Path(path) for name, path in (arms or {}).items()})
     template = build_job(TrainJob, {"manifest": Path(fine), "val": Path(val), "out": Path(out), **settings})
     return compare(
-        Path(fine), Path(coarse), auto=Path(auto), template=template, seeds=range(seeds), added_share=added_share,
-        further={name: Path(path) for name, path in (arms or {}).items()},
+        Path(fine), chosen, template=template, seeds=range(seeds), added_share=added_share,
         on_progress=None if progress is None else lambda now: progress(now.done, now.total),
     )  # fmt: skip
 

@@ -543,10 +543,10 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName
 
 @main.command()
 @option("--fine", type=MANIFEST, required=True, group="what", help="Manifest of fine labels.")
-@option("--coarse", type=MANIFEST, required=True, group="what", help="Manifest of the coarsely labelled images.")
-@option("--auto", type=FOLDER, required=True, group="what", help="Run that labelled the same images.")
 @option("--arm", "further", **pairs("NAME=PATH", Path), group="what",
-        help="Train one more arm on a manifest or a run; may be given several times.")  # fmt: skip
+        help="Train an arm on fine labels and those of a run or a manifest; may be given several times.")  # fmt: skip
+@option("--coarse", type=MANIFEST, group="what", help="The arm coarse: a manifest of coarsely labelled images.")
+@option("--auto", type=FOLDER, group="what", help="The arm auto: a run.")
 @option("--val", type=MANIFEST, required=True, group="what", help="Manifest to score on.")
 @option("--out", type=FOLDER, required=True, group="what", help="Folder of the comparison; started again, it goes on.")
 @option("--seeds", type=click.IntRange(min=1), default=1, group="what",
@@ -555,22 +555,25 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName
         help="Share of the draws that show the labels which an arm adds to the fine ones.")  # fmt: skip
 @job_options(TrainJob, but=("seed", "auto_share", "auto_classes", "auto_aimed"))
 def compare(
-    fine: Path, coarse: Path, auto: Path, further: dict[str, Path], seeds: int, added_share: float, **values: Any
-) -> None:
+    fine: Path, further: dict[str, Path], coarse: Path | None, auto: Path | None, seeds: int, added_share: float,
+    **values: Any,
+) -> None:  # fmt: skip
     """Train students on different labels, and compare them.
 
     The students differ in their labels only; class by class, the command says which learnt more, or that it is open.
 
     \b
+    autolabel compare --fine fine.parquet --arm auto=runs/auto --val val.parquet --out compare --seeds 3
     autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
        --seeds 3 --arm human-first=runs/human-first
     """
-    from autolabel.student.comparison.compare import compare
+    from autolabel.student.comparison.compare import all_arms, compare
 
+    arms = all_arms(coarse, auto, further)
     template = build_job(TrainJob, values | {"manifest": fine})
     with progress("training students") as update:
         comparison = compare(
-            fine, coarse, auto=auto, template=template, seeds=range(seeds), further=further, added_share=added_share,
+            fine, arms, template=template, seeds=range(seeds), added_share=added_share,
             on_progress=lambda now: update(now.done, now.total, f"{now.arm}, seed {now.seed}: {now.note}"),
             on_note=update.say,
         )  # fmt: skip

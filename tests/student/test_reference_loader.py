@@ -83,7 +83,7 @@ def compare(teacher: Teacher, image: NDArray[np.uint8], scales: tuple[float, ...
 def sees_trucks(teacher: Teacher) -> Teacher:
     """Of a few steps on a small city it would see neither truck nor bus nor train."""
     with torch.no_grad():
-        for name, bias in teacher.network.named_parameters():
+        for name, bias in teacher.network.network.named_parameters():
             if name.endswith("cls_head.bias"):
                 bias[[TRUCK, BUS]] += 5.0
     return teacher
