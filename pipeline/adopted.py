@@ -50,7 +50,7 @@ class PngFile:
     fingerprint: str | None = None
 
     def as_row(self) -> Row:
-        """The same as the identity of an image in a commit record."""
+        """Return its identity as a commit record has that of an image."""
         return Row(
             self.name, image_bytes=self.bytes, image_mtime_ns=self.mtime_ns, image_version=self.version,
             image_fingerprint=self.fingerprint,

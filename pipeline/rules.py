@@ -31,7 +31,8 @@ _INSIDE, _NEAR, _PIECE, _BEYOND = range(len(_MARKS))
 class Outcome:
     """A label (H, W) uint8 and where its pixels come from. All counts are int64, by class.
 
-    fates (C, 6): what became of the pixels whose top class it is, in the order of FATES; they sum to H * W, less the silent ones.
+    fates (C, 6): what became of the pixels whose top class it is, in the order of FATES; they sum to H * W, or less
+    where the teacher is silent.
     from_human (C,): pixels of the label that have this class because the coarse label decided.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
     the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; contradicted, another.
@@ -111,9 +112,9 @@ class Rules:
             keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
         keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
         asked = np.bincount(keys.ravel(), minlength=len(self._top))
+        spoken = asked * self._spoken
         labels, fate = self._tables(spoken, coarse)
         human, teacher = asked * (self._human < classes), self._teacher
-        spoken = asked * self._spoken
 
         def by_class(of: Label, counts: Counts) -> Counts:
             return np.bincount(of, counts, minlength=IGNORE + 1)[:classes].astype(np.int64)
