@@ -43,9 +43,9 @@ from autolabel.teacher.checkpoints import Checkpoint, load_network, read_checkpo
 from autolabel.teacher.feed import Normaliser
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.foreign.sidecar import GIVES, Sidecar, sidecar_of, write_sidecar
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Size
-from autolabel.teacher.predict import load_teacher
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
 _SMALLEST = 64  # pixels of a side at the smallest scale, where height and width are open
@@ -84,7 +84,7 @@ class Exported(Shown):
 
 
 class ForwardPass(nn.Module):
-    """The exported program: RGB images (B, 3, H, W) uint8 -> scores (B, C, H, W) float32, or classes (B, H, W) uint8."""
+    """The exported program: RGB images (B, 3, H, W) uint8 -> scores (B, C, H, W) float32, or ids (B, H, W) uint8."""
 
     full: Tensor
     mean: Tensor
