@@ -48,7 +48,7 @@ from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Size
 
 _NEEDED = ("onnx", "onnxscript", "onnxruntime")
-_SMALLEST = 64  # pixels of a side at the smallest scale, where height and width are open
+_SMALLEST = 33  # pixels of an open side at the smallest scale: a map of one row would count as a constant
 _LARGEST = 1 << 13
 _FINEST = 64  # largest denominator of a scale, where height and width are open: others round as floats do
 _MARK = "Written by `autolabel export-model`"
