@@ -40,7 +40,7 @@ class Sidecar:
     become before `mean` is subtracted and `std` divides; None where the user has yet to say it. mean, std: always for
     red, green, blue, whatever `channels` is. size: the only height and width that the network takes; None for any.
     multiple: what height and width of any size must be a multiple of; images are filled up to it with mean grey.
-    input, output: their names, "" if the network has one. output_layout: "" for that of the input.
+    output: its name, "" if the network has one. output_layout: "" for that of the input.
     trained_on: a manifest, or a text file with one fingerprint of an image a line; "" where nobody knows.
     """
 
@@ -51,7 +51,6 @@ class Sidecar:
     channels: str = CHANNELS[0]
     dtype: str = DTYPES[0]
     layout: str = LAYOUTS[0]
-    input: str = ""
     size: tuple[int, int] | None = None
     multiple: int = 1
     gives: str = GIVES[0]

@@ -26,7 +26,7 @@ def written(folder: Path, text: str) -> Path:
 def test_a_sidecar_that_was_written_reads_back_the_same(tmp_path: Path) -> None:
     sidecar = Sidecar(
         ("road", 'a "q"\\\x7fü\n'), range=(-1.0, 1.0), mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 1.0), channels="bgr",
-        layout="NHWC", input="x", size=(64, 96), gives="probabilities", output="y", output_layout="NCHW",
+        layout="NHWC", size=(64, 96), gives="probabilities", output="y", output_layout="NCHW",
     )  # fmt: skip
     write_sidecar(tmp_path / "net.pt2", sidecar, comment="Made by hand.\n\nTwice.")
     assert read_sidecar(tmp_path / "net.pt2").sidecar == sidecar
