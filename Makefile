@@ -6,7 +6,7 @@ else
 BIN := .venv/bin
 endif
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
-SOURCES := $(shell git ls-files '*.py' '*.j2' '*.css' '*.js' '*.typed' '*.safetensors' | grep -v '^tests/\|^benchmarks/') \
+SOURCES := $(shell git ls-files '*.py' '*.j2' '*.css' '*.js' '*.json' '*.typed' '*.safetensors' | grep -v '^tests/\|^benchmarks/') \
 	setup.cfg pyproject.toml constraints.txt
 # One thread each: the tensors of the tests are too small for several. Files stay together, for what they prepare.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
-from autolabel.manifests.label_space import LabelSpace, load_label_space
+from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_share
+from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
 from autolabel.student.job import ScoreMachine, TrainJob
@@ -123,9 +124,9 @@ policy_option = option(
     "--policy", **text(load_policy, "POLICY"), group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
 )  # fmt: skip
-space_help = "The classes: cityscapes, camvid, or a JSON file; see docs/words-and-files.md."
+space_help = f"The classes: {', '.join(BUILT_IN)}, or a JSON file; see docs/words-and-files.md."
 space_option = option("--label-space", **text(load_label_space, "SPACE"), help=space_help)
-moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
+moved_teacher = option("--teacher", **text(TeacherName.of, "TEACHER"), help="The run's teacher, if it has been moved.")
 
 
 @click.group("autolabel", cls=Commands, context_settings={"help_option_names": HELP, "max_content_width": 110})
@@ -251,21 +252,21 @@ def train(**values: Any) -> None:
 
 
 @main.command()
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint")
 @click.argument("manifest", type=MANIFEST)
 @option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @option("--pictures", type=FOLDER, help="Draw the worst images here: photograph, truth, prediction, errors.")
 @option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
 @option("--scales", **text(parse_numbers, "S,S,..."),
         help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
-@job_options(LabelJob, only=("flip", "combine"))
+@job_options(LabelJob, only=("flip", "combine", "window", "class_map"))
 @job_options(TrainJob, only=("device",))
 @job_options(ScoreMachine)
 def evaluate(
-    checkpoint: Path, manifest: Path, output: Path | None, pictures: Path | None, workers: int, address: str | None,
+    checkpoint: str, manifest: Path, output: Path | None, pictures: Path | None, workers: int, address: str | None,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Score a CHECKPOINT on a MANIFEST of fine labels.
+    """Score a CHECKPOINT, or any other teacher, on a MANIFEST of fine labels.
 
     Prints IoU and boundary F by class, and the worst images. Workers change no digit of them.
 
@@ -287,7 +288,8 @@ def evaluate(
 
 @main.command()
 @click.argument("source", type=Path)
-@option("--teacher", type=FILE, required=True, group="what", help="Checkpoint: of `autolabel train`, or published.")
+@option("--teacher", "teachers", metavar="TEACHER", required=True, multiple=True, group="what",
+        help="A checkpoint, or another model (docs/teachers.md); several are averaged.")  # fmt: skip
 @option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
 @policy_option
 @option("--threshold", type=float, group="what",
@@ -297,14 +299,15 @@ def evaluate(
 @job_options(LabelJob)
 @option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    source: Path, policy: Policy | None, threshold: float | None, label_space: LabelSpace | None, dry_run: bool,
-    **values: Any,
+    source: Path, teachers: tuple[str, ...], policy: Policy | None, threshold: float | None,
+    label_space: LabelSpace | None, dry_run: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Label the images of SOURCE, a folder or a manifest.
 
     \b
     autolabel generate drive/ --teacher teacher/best.pt --out runs/auto
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy human-first
+    autolabel generate drive/ --teacher segformer/ --label-space cityscapes --classes ade20k.toml --out runs/auto
     """
     from autolabel.pipeline.preview import preview
     from autolabel.pipeline.run import generate
@@ -314,17 +317,18 @@ def generate(
         raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
     if policy is None:
         policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
+    teacher = TeacherName.of(teachers)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
         accounts: list[Account] = []
         with progress("checking files") as update:
             manifest = manifest_of(
-                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update,
-                on_account=accounts.append,
+                source, place, teacher=teacher, label_space=label_space, mapped=values["class_map"] is not None,
+                part=values["part"], progress=update, on_account=accounts.append,
             )  # fmt: skip
         for account in accounts:
             show(account)
-        job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
+        job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy, "teacher": teacher})
         if dry_run:
             with progress("labelling a few on trial") as update:
                 estimate = preview(job, progress=update)
@@ -475,7 +479,7 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
 @moved_teacher
-def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None, attention: bool) -> None:
+def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool) -> None:
     """Write RUN/report/index.html: plots and a gallery.
 
     autolabel report runs/auto
@@ -492,10 +496,10 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
 
 @main.command()
 @option("--fine", type=MANIFEST, required=True, group="what", help="Manifest of fine labels.")
-@option("--coarse", type=MANIFEST, required=True, group="what", help="Manifest of the coarsely labelled images.")
-@option("--auto", type=FOLDER, required=True, group="what", help="Run that labelled the same images.")
 @option("--arm", "further", **pairs("NAME=PATH", Path), group="what",
-        help="Train one more arm on a manifest or a run; may be given several times.")  # fmt: skip
+        help="Train an arm on fine labels and those of a run or a manifest; may be given several times.")  # fmt: skip
+@option("--coarse", type=MANIFEST, group="what", help="The arm coarse: a manifest of coarsely labelled images.")
+@option("--auto", type=FOLDER, group="what", help="The arm auto: a run.")
 @option("--val", type=MANIFEST, required=True, group="what", help="Manifest to score on.")
 @option("--out", type=FOLDER, required=True, group="what", help="Folder of the comparison; started again, it goes on.")
 @option("--seeds", type=click.IntRange(min=1), default=1, group="what",
@@ -504,22 +508,25 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None
         help="Share of the draws that show the labels which an arm adds to the fine ones.")  # fmt: skip
 @job_options(TrainJob, but=("seed", "auto_share", "auto_classes", "auto_aimed"))
 def compare(
-    fine: Path, coarse: Path, auto: Path, further: dict[str, Path], seeds: int, added_share: float, **values: Any
-) -> None:
+    fine: Path, further: dict[str, Path], coarse: Path | None, auto: Path | None, seeds: int, added_share: float,
+    **values: Any,
+) -> None:  # fmt: skip
     """Train students on different labels, and compare them.
 
     The students differ in their labels only; class by class, the command says which learnt more, or that it is open.
 
     \b
+    autolabel compare --fine fine.parquet --arm auto=runs/auto --val val.parquet --out compare --seeds 3
     autolabel compare --fine fine.parquet --coarse coarse.parquet --auto runs/auto --val val.parquet --out compare
        --seeds 3 --arm human-first=runs/human-first
     """
-    from autolabel.student.comparison.compare import compare
+    from autolabel.student.comparison.compare import all_arms, compare
 
+    arms = all_arms(coarse, auto, further)
     template = build_job(TrainJob, values | {"manifest": fine})
     with progress("training students") as update:
         comparison = compare(
-            fine, coarse, auto=auto, template=template, seeds=range(seeds), further=further, added_share=added_share,
+            fine, arms, template=template, seeds=range(seeds), added_share=added_share,
             on_progress=lambda now: update(now.done, now.total, f"{now.arm}, seed {now.seed}: {now.note}"),
             on_note=update.say,
         )  # fmt: skip

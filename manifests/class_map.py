@@ -19,11 +19,18 @@ from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json, read_toml, shaped
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE, SPACES, LabelSpace
 
 IGNORED = "ignore"  # the key of the classes that are none of the label space's
-CLASS_MAPS: tuple[str, ...] = ()
-_FOLDER = Path(__file__).parent / "spaces"
+CLASS_MAPS = (
+    "mapillary-v1.2-to-cityscapes",
+    "mapillary-v2.0-to-cityscapes",
+    "bdd100k-to-cityscapes",
+    "idd-to-cityscapes",
+    "ade20k-to-cityscapes",
+    "coco-stuff-to-cityscapes",
+    "cityscapes-to-camvid",
+)
 _TABLE = "classes"
 _MOST_BYTES = 1 << 18
 _FORM = 'expected a table [classes] with lines like road = ["road, route", "path"]'
@@ -159,8 +166,8 @@ def _hint(name: str, known: Sequence[str]) -> str:
 def load_class_map(name_or_file: str) -> ClassMap:
     """Return a built-in class map by its name, or read one from a TOML file. Raises ValueError with what is wrong."""
     if name_or_file in CLASS_MAPS:
-        path = _FOLDER / f"{name_or_file}.json"
-        return ClassMap.of(read_json(path), where=f"class map {name_or_file!r}")
+        table = read_json(SPACES / f"{name_or_file}.json", dict[str, Any])[_TABLE]
+        return ClassMap.of({_TABLE: table}, where=f"class map {name_or_file!r}")
     path = Path(name_or_file)
     if not storage.exists(path):
         raise ValueError(

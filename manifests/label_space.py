@@ -11,7 +11,7 @@ import difflib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -157,8 +157,16 @@ def _distinct(place: int) -> Colour:
 
 
 _FORM = 'expected JSON like {"labels": [{"name": "road", "color": [128, 64, 128]}, …]}'
-# The keys of the two levels and their types. Those of type Any stand in files of Mapillary and say nothing here.
-_SPACE_KEYS: dict[str, Any] = {"labels": list, "name": str, "version": Any, "mapping": Any, "folder_structure": Any}
+# The keys of the two levels and their types. Those of type Any say nothing here: `source` is for people, the others
+# stand in files of Mapillary.
+_SPACE_KEYS: dict[str, Any] = {
+    "labels": list,
+    "name": str,
+    "source": Any,
+    "version": Any,
+    "mapping": Any,
+    "folder_structure": Any,
+}
 _LABEL_KEYS: dict[str, Any] = {
     "name": str,
     "color": list[int],
@@ -227,16 +235,26 @@ CAMVID = _space(
     ("bicyclist", 10, (0, 128, 192)),
 )
 
-BUILT_IN = {space.name: space for space in (CITYSCAPES, CAMVID)}
+_IN_CODE = {space.name: space for space in (CITYSCAPES, CAMVID)}
+SPACES = Path(__file__).parent / "spaces"  # the tables of the others, and class maps between them
+_IN_FILES = ("mapillary-v1.2", "mapillary-v2.0", "bdd100k", "idd", "ade20k", "coco-stuff")
+BUILT_IN = (*_IN_CODE, *_IN_FILES)
 
 
 def load_label_space(name_or_file: str) -> LabelSpace:
     """Return a built-in label space by its name, or read one from a JSON file. Raises ValueError with what is wrong."""
-    if name_or_file in BUILT_IN:
-        return BUILT_IN[name_or_file]
+    if name_or_file in _IN_CODE:
+        return _IN_CODE[name_or_file]
+    if name_or_file in _IN_FILES:
+        return _in_file(name_or_file)
     path = Path(name_or_file)
     if not storage.exists(path):
         raise ValueError(
             f"label space {name_or_file!r} is neither built in ({', '.join(BUILT_IN)}) nor a JSON file that exists"
         )
     return LabelSpace.of(read_json(path, at_most=_MOST_BYTES), where=str(path), name=name_of(path))
+
+
+@cache
+def _in_file(name: str) -> LabelSpace:
+    return LabelSpace.of(read_json(SPACES / f"{name}.json"), where=f"label space {name!r}")

@@ -14,15 +14,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from os import PathLike
 from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_toml
 from autolabel.manifests.label_space import BUILT_IN
+from autolabel.manifests.policy import SCALES
 
 CHECKPOINT, TRANSFORMERS, EXPORTED, ONNX, PYTHON = "checkpoint", "transformers", "torch.export", "onnx", "python"
 _HUB = "hf:"
-_JOINED = " + "
 
 
 class BadTeacher(ValueError):
@@ -38,7 +39,7 @@ class TeacherPlace:
     name: str = ""
 
     @classmethod
-    def of(cls, spelling: str | Path) -> TeacherPlace:
+    def of(cls, spelling: str | PathLike[str]) -> TeacherPlace:
         """The place that a person has typed, whether there is anything or not."""
         text = str(spelling)
         if text.startswith(_HUB):
@@ -84,19 +85,29 @@ class TeacherName:
     places: tuple[TeacherPlace, ...]
 
     @classmethod
-    def of(cls, teacher: TeacherName | str | Path | Iterable[str | Path]) -> TeacherName:
+    def of(cls, teacher: TeacherName | str | PathLike[str] | Iterable[str | PathLike[str]]) -> TeacherName:
         """The name that a person has typed: one spelling, or several."""
         if isinstance(teacher, TeacherName):
             return teacher
-        spellings = [teacher] if isinstance(teacher, str | Path) else list(teacher)
-        return cls(tuple(TeacherPlace.of(part) for text in spellings for part in str(text).split(_JOINED)))
+        spellings = [teacher] if isinstance(teacher, str | PathLike) else list(teacher)
+        return cls(tuple(TeacherPlace.of(spelling) for spelling in spellings))
 
     def __str__(self) -> str:
-        return _JOINED.join(map(str, self.places))
+        return " + ".join(self.spellings)
+
+    @property
+    def spellings(self) -> list[str]:
+        """Its places as a person types them."""
+        return [str(place) for place in self.places]
 
     def absolute(self) -> TeacherName:
         """Return it with absolute paths."""
         return TeacherName(tuple(place.absolute() for place in self.places))
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales at which it labels unless others are asked for; only our own networks are made for several."""
+        return SCALES if all(place.kind == CHECKPOINT for place in self.places) else (1.0,)
 
     def exists(self) -> bool:
         """True if all of its files and folders are there."""

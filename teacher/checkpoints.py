@@ -82,9 +82,9 @@ def overlap(trained_on: Tensor, fingerprints: list[str]) -> list[int]:
     return np.flatnonzero(np.isin(marks, trained_on.numpy())).tolist()
 
 
-def silent(path: Path) -> str:
-    """The note on a checkpoint without `trained_on`: no leak can be noticed."""
-    return f"{path} does not say which images it has seen: nobody can tell whether it knows these"
+def silent(teacher: object) -> str:
+    """The note on a teacher without `trained_on`: no leak can be noticed."""
+    return f"{teacher} does not say which images it has seen: nobody can tell whether it knows these"
 
 
 def save_checkpoint(

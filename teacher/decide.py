@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -72,14 +73,17 @@ def bands(size: Size, classes: int, *, device: torch.device) -> Iterator[tuple[i
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def top_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-    """Return the top class (B, h, w) uint8 of logits (B, C, h, w) float32, the lowest of equals, and its probability.
+def top_class(logits: Tensor, temperature: float = 1.0, *, classes: int | None = None) -> tuple[Tensor, Tensor]:
+    """Return the top class (B, h, w) uint8 of logits (B, K, h, w) float32, the lowest of equals, and its probability.
 
     The probability (B, h, w) float32 is the softmax of logits / temperature (Guo et al., arXiv 1706.04599, section
-    4.2): 1 / sum(exp(z - max)). C is at most 255.
+    4.2): 1 / sum(exp(z - max)). There are at most 255 classes. If K is one more than `classes`, the last channel stands
+    for none of them: it lowers the probability of all, and where it is likelier than each, the probability is 0.
     """
-    classes = logits.shape[1]
-    below = logits - logits.amax(dim=1, keepdim=True)
+    classes = classes or logits.shape[1]
+    known = logits[:, :classes]
+    peak = known.amax(dim=1, keepdim=True)
+    below = known - peak
     # argmax over an outer axis is slow. Here the lower a class is, the higher its rank; a huge multiple of `below`
     # pushes every rank but those at the maximum, where `below` is 0, far down.
     rank = torch.arange(classes, 0, -1, device=logits.device, dtype=logits.dtype).view(-1, 1, 1)
@@ -87,7 +91,11 @@ def top_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]
     winner.clamp_(max=classes - 1)  # where a logit is not finite, this may be anything, and the confidence is nan
     if temperature != 1:
         below.div_(temperature)
-    return winner, below.exp_().sum(dim=1).reciprocal_()
+    total = below.exp_().sum(dim=1)
+    if classes == logits.shape[1]:
+        return winner, total.reciprocal_()
+    none = (logits[:, classes] - peak[:, 0]).div_(temperature).exp_()
+    return winner, total.add_(none).reciprocal_().masked_fill_(none > 1, 0)
 
 
 def top_classes(
@@ -106,9 +114,9 @@ def top_classes(
         logits = field.rows(top, bottom)
         if undrawn is not None:
             # A factor of the probability is a term of the logit; the temperature still divides both.
-            terms = temperature * undrawn.prior.log().view(-1, 1, 1)
+            terms = F.pad(temperature * undrawn.prior.log(), (0, logits.shape[1] - classes)).view(-1, 1, 1)
             logits = torch.where(undrawn.where[:, None, top:bottom], logits + terms, logits)
-        winners[:, top:bottom], confidences[:, top:bottom] = top_class(logits, temperature)
+        winners[:, top:bottom], confidences[:, top:bottom] = top_class(logits, temperature, classes=classes)
     return winners, confidences
 
 

@@ -83,8 +83,8 @@ def provenance(run: Run) -> Facts:
     """The origin of everything in the run."""
     recipe = run.recipe
     return [
-        ("Teacher", str(run.teacher)),
-        ("its sha256", recipe.teacher_sha256),
+        ("Teacher", str(run.teacher or "unknown: the labels were adopted")),
+        *([("its sha256", recipe.teacher_sha256)] if recipe.teacher_sha256 else []),
         ("Manifest", str(run.input_manifest)),
         ("Run folder", str(run.path.absolute())),
         ("Labels", f"{recipe.store} store, units of {counted(recipe.unit_size, 'image')}"),

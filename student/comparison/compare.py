@@ -1,8 +1,8 @@
 """Train students that are alike in everything but their labels, and compare them (arXiv 2005.10821, section 3.3).
 
-The arms have fine labels only; fine and coarse labels; fine labels and automatic labels of the same coarse images; fine
-labels and any others. All have the same network, steps, seeds and validation images. In all arms but the first, half of
-the draws are fine samples, as in the paper's recipe, or another share. The folder holds
+The first arm has fine labels only; every other arm adds labels to them: coarse ones, those of a run, any others. All
+have the same network, steps, seeds and validation images. In all arms but the first, half of the draws are fine
+samples, as in the paper's recipe, or another share. The folder holds
 
     ARM.parquet         the samples that an arm trains on
     ARM-seedN/          a training (student/train.py)
@@ -20,21 +20,24 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_csv, read_json
 from autolabel.manifests.fuse import join
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
+from autolabel.manifests.teachers import TeacherName
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
 from autolabel.student.steps import CURVES, StepReport
 from autolabel.student.train import train
-from autolabel.teacher.checkpoints import overlap, read_checkpoint
+from autolabel.teacher.checkpoints import overlap
+from autolabel.teacher.loading import seen_by
 
-ARMS = ("fine", "fine + coarse", "fine + auto")
+FINE = "fine"  # the first arm
 ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
 _AGAIN = "choose another --out"
 _MOST_BYTES = 1 << 28  # of curves: four million steps
@@ -44,7 +47,7 @@ _SETTING = (
     "fine_only_last", "precision", "init", "val",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
-_TAKEN = ("coarse", "auto")
+_OF_ONE_SOURCE = ("coarse", "auto")  # arms of these names add labels of this source only
 
 
 @dataclass(frozen=True)
@@ -62,63 +65,82 @@ class ArmProgress:
     note: str
 
 
-def arm_names(further: Mapping[str, Path]) -> tuple[str, ...]:
-    """All arms, the further ones last. Raises ValueError for a name that cannot be a file's, or is taken."""
-    for name in further:
-        if not _NAME.fullmatch(name) or name in _TAKEN:
+def all_arms(coarse: Path | None, auto: Path | None, further: Mapping[str, Path]) -> dict[str, Path]:
+    """The arms beside fine, by name: `coarse` and `auto` come first where they are given.
+
+    Raises ValueError for a name that stands twice, or no name at all.
+    """
+    arms = {name: path for name, path in zip(_OF_ONE_SOURCE, (coarse, auto), strict=True) if path is not None}
+    for name, path in further.items():
+        if name in arms:
             raise ValueError(
-                f"arm {name!r}: expected a name of letters, digits, '.', '_' and '-' other than {' and '.join(_TAKEN)}"
+                f"arm {name!r} is given twice, as {arms[name]} and {path}: give every arm a name of its own"
             )
-    return (*ARMS, *(f"fine + {name}" for name in further))
+        if not _NAME.fullmatch(name) or name == FINE:
+            raise ValueError(f"arm {name!r}: expected a name of letters, digits, '.', '_' and '-' other than {FINE}")
+        arms[name] = path
+    if not arms:
+        raise ValueError(
+            "nothing to compare with the fine labels: give --arm NAME=RUN, --auto RUN or --coarse MANIFEST"
+        )
+    return arms
 
 
-def manifest_of(path: Path) -> Path:
-    """The manifest of a run folder, or the manifest itself."""
-    return RunFolder(path).manifest_path if storage.is_folder(path) else path
+def manifest_of(name: str, path: Path) -> Path:
+    """The manifest of an arm: that of its run, or the file itself. Raises ValueError for another folder."""
+    if not storage.is_folder(path):
+        return path
+    run = RunFolder(path)
+    if not run.exists():
+        advice = f"expected a run, or a manifest (`autolabel manifest scan {path}` makes one)"
+        raise ValueError(f"arm {name!r}: {path} is a folder without run.json: {advice}")
+    if not storage.exists(run.manifest_path):
+        raise ValueError(
+            f"arm {name!r}: the run {path} is not finished: `autolabel generate` with the same --out first"
+        )
+    return run.manifest_path
 
 
-def _joined(fine: Manifest, other_name: Path, other: Manifest, source: str | None, share: float) -> Manifest:
-    """Join the fine samples with others as `share` of the draws: one source, or all that the fine ones lack."""
+def _joined(fine: Manifest, name: str, path: Path, share: float) -> Manifest:
+    """Join the fine samples with an arm's as `share` of the draws: one source, or all that the fine ones lack."""
+    source, other = name if name in _OF_ONE_SOURCE else None, load_manifest(path)
     known = {(s.source, s.sample_id) for s in fine.labelled}
     chosen = tuple(
         s for s in other.labelled if (s.source == source if source else (s.source, s.sample_id) not in known)
     )
     if not chosen:
         what = f"samples with {source} labels" if source else "labelled samples beside the fine ones"
-        raise ValueError(f"{other_name} has no {what}: this arm would only repeat the first")
+        raise ValueError(f"{path} has no {what}: this arm would only repeat the first")
     weight = share / (1 - share) * sum(s.weight for s in fine.labelled) / len(chosen)
     weighted = replace(other, samples=tuple(replace(s, weight=weight) for s in chosen))
-    return join([("the fine manifest", fine), (str(other_name), weighted)])
+    return join([("the fine manifest", fine), (str(path), weighted)])
 
 
 def compare(
     fine: Path,
-    coarse: Path,
+    arms: Mapping[str, Path],
     *,
-    auto: Path,
     template: TrainJob,
     seeds: Sequence[int],
-    further: Mapping[str, Path] | None = None,
     added_share: float = ADDED_SHARE,
     on_progress: Callable[[ArmProgress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Comparison:
     """Train and score every arm with every seed, under `template.out`; finished trainings are not repeated.
 
-    `auto` and the `further` arms, by name, are runs or manifests. `template` gives validation manifest, network, steps
-    and batch size. `added_share` is the share of the draws that show the labels which an arm adds to the fine ones.
+    `arms` are those of `all_arms`, runs or manifests by name; each is judged against the first of them, and against
+    fine. `template` gives validation manifest, network, steps and batch size. `added_share` is the share of the draws
+    that show the labels which an arm adds to the fine ones.
     `on_progress` hears of every step, and of labels that are read before the first one; `on_note` is that of `train`.
     Raises ValueError, also if a run's teacher was trained on validation images.
     """
     if not 0 < added_share < 1:
         raise ValueError(f"added-share {added_share:g}: expected a number between 0 and 1, such as {ADDED_SHARE}")
-    paths = dict(zip(arm_names(further or {})[1:], (coarse, auto, *(further or {}).values()), strict=True))
-    paths = {arm: manifest_of(path) for arm, path in paths.items()}
+    paths = {f"{FINE} + {name}": manifest_of(name, path) for name, path in arms.items()}
     fine_manifest = load_manifest(fine)
-    manifests = {ARMS[0]: fine_manifest}
-    for arm, path in paths.items():
-        source = {ARMS[1]: "coarse", ARMS[2]: "auto"}.get(arm)
-        manifests[arm] = _joined(fine_manifest, path, load_manifest(path), source, added_share)
+    manifests = {FINE: fine_manifest}
+    for (arm, path), name in zip(paths.items(), arms, strict=True):
+        manifests[arm] = _joined(fine_manifest, name, path, added_share)
     runs = [(arm, run) for arm, manifest in manifests.items() for run in sorted(manifest.runs)]
     labelled, notes = _teachers(runs, template.val)
     notes += _other_images(manifests)
@@ -146,11 +168,11 @@ def compare(
         curve = read_curve(job.out / "curves.csv")
         scores[arm].append(last_scores(job))
         curves[arm].append(curve)
-    first = read_json(template.out / f"{ARMS[0]}-seed{seeds[0]}" / "train.json", dict[str, Any], advice=_AGAIN)
+    first = read_json(template.out / f"{FINE}-seed{seeds[0]}" / "train.json", dict[str, Any], advice=_AGAIN)
     setting = {
         **{name: first[name] for name in _SETTING},
         "added_share": added_share,
-        "manifests": {arm: str(path) for arm, path in {ARMS[0]: fine, **paths}.items()},
+        "manifests": {arm: str(path) for arm, path in {FINE: fine, **paths}.items()},
         "images": {arm: len(manifest.labelled) for arm, manifest in manifests.items()},
         "runs": labelled,
         "looks": looks,
@@ -198,49 +220,55 @@ def _slug(arm: str) -> str:
 # --- the arms ---------------------------------------------------------------------------------------------------------
 
 
-def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str]], list[str]]:
+def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str | None]], list[str]]:
     """The teachers of the arms' runs, and notes on what is unknown. Raises ValueError if one has seen validation."""
     held_out = load_manifest(val).labelled
     marks = fingerprints(held_out)
-    labelled: list[dict[str, str]] = []
+    labelled: list[dict[str, str | None]] = []
     notes: list[str] = []
-    for arm, run in runs:
-        opened = Run.open(run)
-        teacher, digest, policy = opened.teacher, opened.recipe.teacher_sha256, opened.policy.name
-        names = {"arm": arm, "run": str(run), "policy": policy}
-        labelled.append({**names, "teacher": str(teacher), "teacher_sha256": digest})
-        unknown = "so nobody can tell whether it has seen validation images"
-        if not storage.exists(teacher):
-            notes.append(f"{arm}: the teacher {teacher} is gone, {unknown}.")
-            continue
-        if storage.sha256(teacher) != digest:
-            notes.append(f"{arm}: {teacher} is no longer the teacher that labelled {run}, {unknown}.")
-            continue
-        trained_on = read_checkpoint(teacher).trained_on
+    for arm, path in runs:
+        run = Run.open(path)
+        teacher = run.teacher
+        digest = None if teacher is None else run.recipe.teacher_sha256
+        names = {"arm": arm, "run": str(path), "policy": run.policy.name}
+        labelled.append({**names, "teacher": None if teacher is None else str(teacher), "teacher_sha256": digest})
+        trained_on, why = _seen(teacher, digest, path)
         if trained_on is None:
-            notes.append(f"{arm}: the teacher {teacher} does not say which images it has seen, {unknown}.")
+            notes.append(f"{arm}: {why}, so nobody can tell whether it has seen validation images.")
             continue
         shared = overlap(trained_on, marks)
         if shared:
             raise ValueError(
-                f"{arm}: the teacher {teacher} of {run} was trained on {len(shared)} of the {len(marks)} validation"
+                f"{arm}: the teacher {teacher} of {path} was trained on {len(shared)} of the {len(marks)} validation"
                 f" images of {val} (the first is {held_out[shared[0]].sample_id!r}): its labels pass on what it learnt"
                 " there; validate on others, or label with a teacher that has not seen them"
             )
     return labelled, notes
 
 
+def _seen(teacher: TeacherName | None, digest: str | None, run: Path) -> tuple[Tensor | None, str]:
+    """The marks (N,) int64 of the images that a run's teacher was trained on; None with the reason if nobody knows."""
+    if teacher is None:
+        return None, f"no teacher is known of the labels of {run}"
+    if not teacher.exists():
+        return None, f"the teacher {teacher} is gone"
+    if teacher.digest() != digest:
+        return None, f"{teacher} is no longer the teacher that labelled {run}"
+    seen = seen_by(teacher)
+    return seen, "" if seen is not None else f"the teacher {teacher} does not say which images it has seen"
+
+
 def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:
-    """Notes on the arms whose images are not those of fine + coarse."""
-    fine = set(fingerprints(manifests[ARMS[0]].labelled))
-    images = {arm: set(fingerprints(m.labelled)) - fine for arm, m in manifests.items() if arm != ARMS[0]}
+    """Notes on the arms whose images are not those of the first arm beside fine."""
+    fine, *arms = (set(fingerprints(manifest.labelled)) for manifest in manifests.values())
+    _, first, *others = manifests
     notes = []
-    for arm, found in images.items():
-        more, fewer = len(found - images[ARMS[1]]), len(images[ARMS[1]] - found)
-        if more or fewer:
+    for arm, images in zip(others, arms[1:], strict=True):
+        found, expected = images - fine, arms[0] - fine
+        if found != expected:
             notes.append(
-                f"{arm} holds other images than {ARMS[1]} ({more} more, {fewer} fewer, {len(found & images[ARMS[1]])}"
-                " the same): a difference may come from the images, not from their labels."
+                f"{arm} holds other images than {first} ({len(found - expected)} more, {len(expected - found)} fewer,"
+                f" {len(found & expected)} the same): a difference may come from the images, not from their labels."
             )
     return notes
 

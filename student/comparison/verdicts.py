@@ -85,7 +85,7 @@ class ArmDifference:
 
 @dataclass(frozen=True)
 class Comparison(Shown):
-    """Students by arm and seed. The first arm has fine labels only, the second is fine + coarse.
+    """Students by arm and seed. The first arm has fine labels only; others are judged against it and the second.
 
     `scores` were taken after the last step; `curves` holds every step of every training, in the order of the seeds.
     `setting` says what was compared and how the students were trained; `notes` are cautions about the comparison.
@@ -125,7 +125,7 @@ class Comparison(Shown):
         return (*lost, *(n for n in (*self.classes, MEAN) if n not in lost and n not in self.absent))
 
     def baselines(self, arm: str) -> tuple[str, ...]:
-        """The arms that an arm is compared with: fine + coarse, then fine."""
+        """The arms that an arm is compared with: the second of all, such as fine + coarse, then fine."""
         return self.arms[: min(self.arms.index(arm), 2)][::-1]
 
     def _values(self, arm: str, name: str) -> list[float | None]:
@@ -204,7 +204,7 @@ class Comparison(Shown):
             return []
         limits, runs = [], self.setting["runs"]
         if runs:
-            arms, teachers = dict.fromkeys(r["arm"] for r in runs), {r["teacher_sha256"] for r in runs}
+            arms, teachers = dict.fromkeys(r["arm"] for r in runs), {r["teacher_sha256"] or r["run"] for r in runs}
             limits.append(
                 f"The automatic labels of {listed(list(arms))} come from {counted(len(teachers), 'teacher')}. Trained"
                 " again, a teacher labels otherwise; these intervals, over seeds of the students, do not cover that."

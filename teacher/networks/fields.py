@@ -160,10 +160,11 @@ def mean(*values: Tensor) -> Tensor:
     return add(values) / len(values)
 
 
-def mean_with_mirrored(field: Field, mirrored: Field) -> Field:
+def mean_with_mirrored(field: Field, other: Field) -> Field:
     """Return the mean of a field and of the field that was computed on the mirrored image."""
-    return Combined(mean, (field, Combined(_mirrored, (mirrored,))))
+    return Combined(mean, (field, Combined(mirrored, (other,))))
 
 
-def _mirrored(value: Tensor) -> Tensor:
+def mirrored(value: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) with left and right exchanged."""
     return value.flip(-1)

@@ -290,7 +290,8 @@ def test_an_unknown_name_is_refused_with_the_known_ones() -> None:
     with pytest.raises(ValueError) as refusal:
         load_label_space("cityscape")
     assert str(refusal.value) == (
-        "label space 'cityscape' is neither built in (cityscapes, camvid) nor a JSON file that exists"
+        "label space 'cityscape' is neither built in (cityscapes, camvid, mapillary-v1.2, mapillary-v2.0, bdd100k,"
+        " idd, ade20k, coco-stuff) nor a JSON file that exists"
     )
 
 

@@ -32,7 +32,7 @@ from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit, PixelAu
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.loading import load_teacher
 
 Label = NDArray[np.uint8]
 

@@ -27,7 +27,8 @@ from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.checkpoints import load_network, read_checkpoint, save_checkpoint
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.loading import load_teacher
+from autolabel.teacher.predict import Teacher
 
 
 @pytest.fixture

@@ -20,7 +20,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.student.comparison.compare import ARMS, ArmProgress, arm_names, compare, last_scores, read_curve
+from autolabel.student.comparison.compare import ArmProgress, all_arms, compare, last_scores, read_curve
 from autolabel.student.comparison.intervals import (
     Chance,
     Estimate,
@@ -37,6 +37,8 @@ from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
 from autolabel.student.sampling import Draws
 from autolabel.student.steps import StepReport
+
+ARMS = ("fine", "fine + coarse", "fine + auto")
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
 
@@ -344,6 +346,11 @@ def auto(teacher: Path, city: Path, tmp_path_factory: pytest.TempPathFactory) ->
     return out
 
 
+def both(city: Path, auto: Path, coarse: str = "coarse.parquet") -> dict[str, Path]:
+    """The arms coarse and auto."""
+    return {"coarse": city / coarse, "auto": auto}
+
+
 @pytest.fixture(scope="module")
 def template(city: Path, tmp_path_factory: pytest.TempPathFactory) -> TrainJob:
     """Two steps. The fine samples weigh 2 each, as they may after `manifest fuse --weight`."""
@@ -364,15 +371,13 @@ def comparison(city: Path, auto: Path, template: TrainJob) -> tuple[Comparison, 
             steps.append((now.arm, now.seed, now.step))
             assert (now.done, now.total) == (len(steps), 12)
 
-    coarse = city / "coarse.parquet"
-    return compare(template.manifest, coarse, auto=auto, template=template, seeds=(0, 1), on_progress=note), steps
+    return compare(template.manifest, both(city, auto), template=template, seeds=(0, 1), on_progress=note), steps
 
 
 def test_three_arms_are_trained_alike_with_every_seed(
     comparison: tuple[Comparison, list[tuple[str, int, int]]], template: TrainJob
 ) -> None:
     result, steps = comparison
-    assert ARMS == ("fine", "fine + coarse", "fine + auto")
     assert steps == [(arm, seed, step) for seed in (0, 1) for arm in ARMS for step in (1, 2)]
     assert {arm: [s.images for s in found] for arm, found in result.scores.items()} == {arm: [3, 3] for arm in ARMS}
     slugs = ("fine", "fine-coarse", "fine-auto")
@@ -421,14 +426,14 @@ def test_the_share_of_what_an_arm_adds_can_be_asked_for(
 ) -> None:
     """Six fine samples at weight 2 are a quarter of the draws, ten others at 3.6 are the rest."""
     job = replace(template, out=tmp_path, steps=1)
-    found = compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=0.75)
+    found = compare(template.manifest, both(city, auto), template=job, seeds=(0,), added_share=0.75)
     for arm, source in (("fine + coarse", "coarse"), ("fine + auto", "auto")):
         manifest = load_manifest(tmp_path / f"{arm.replace(' + ', '-')}.parquet")
         assert {s.source: round(s.weight, 6) for s in manifest.samples} == {"fine": 2.0, source: 3.6}
     assert json.loads((tmp_path / "compare.json").read_text())["added_share"] == found.setting["added_share"] == 0.75
     assert "75.0 % of the draws are of the labels that the arm adds" in (tmp_path / "index.html").read_text()
     with pytest.raises(ValueError, match=r"other samples, labels or shares .*fine-coarse.parquet"):
-        compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=0.5)
+        compare(template.manifest, both(city, auto), template=job, seeds=(0,), added_share=0.5)
 
 
 @pytest.mark.parametrize("share", [0.0, 1.0, -0.5, 83.0, math.nan])
@@ -437,7 +442,7 @@ def test_a_share_that_leaves_nothing_to_compare_is_refused(
 ) -> None:
     job = replace(template, out=tmp_path / "out")
     with pytest.raises(ValueError, match=rf"added-share {share:g}: expected a number between 0 and 1"):
-        compare(template.manifest, city / "coarse.parquet", auto=auto, template=job, seeds=(0,), added_share=share)
+        compare(template.manifest, both(city, auto), template=job, seeds=(0,), added_share=share)
     assert not job.out.exists()
 
 
@@ -457,8 +462,7 @@ def test_a_finished_student_is_not_trained_again(
     steps: list[str] = []
     again = compare(
         template.manifest,
-        city / "coarse.parquet",
-        auto=auto,
+        both(city, auto),
         template=template,
         seeds=(0, 1),
         on_progress=lambda now: steps.append(now.note),
@@ -495,7 +499,7 @@ def test_an_arm_without_labels_of_its_kind_is_refused(
     """Else an arm would quietly repeat another one, and the table would say that the labels add nothing."""
     job = replace(template, out=tmp_path, steps=1)
     with pytest.raises(ValueError, match=re.escape(str(city / named))):
-        compare(city / "fine.parquet", city / coarse, auto=city / auto, template=job, seeds=(0,))
+        compare(city / "fine.parquet", both(city, city / auto, coarse), template=job, seeds=(0,))
 
 
 def test_compare_json_holds_what_the_curves_hold(
@@ -513,7 +517,7 @@ def test_compare_json_holds_what_the_curves_hold(
 
 def again(template: TrainJob, city: Path, auto: Path, **more: Path) -> Comparison:
     """The same comparison, of fine labels that weigh 2, with further arms."""
-    return compare(template.manifest, city / "coarse.parquet", auto=auto, template=template, seeds=(0, 1), further=more)
+    return compare(template.manifest, both(city, auto) | more, template=template, seeds=(0, 1))
 
 
 def test_the_last_step_counts_even_where_an_earlier_one_was_better(
@@ -580,7 +584,7 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     with pytest.raises(
         ValueError, match=rf"was trained on 6 of the 6 validation images .*{first!r}.*validate on others"
     ):
-        compare(city / "val.parquet", city / "coarse.parquet", auto=auto, template=job, seeds=(0,))
+        compare(city / "val.parquet", both(city, auto), template=job, seeds=(0,))
     asked = (
         "compare", "--fine", city / "val.parquet", "--coarse", city / "coarse.parquet", "--auto", auto,
         "--val", city / "fine.parquet", "--out", tmp_path / "out",
@@ -631,11 +635,67 @@ def test_an_arm_without_name_or_path_is_refused(text: str, city: Path, tmp_path:
     assert refused.exit_code == 2 and refused.stderr.startswith(f"autolabel: --arm {text}: expected NAME=")
 
 
-def test_names_that_are_taken_or_no_file_names_are_refused() -> None:
-    assert arm_names({"human-first": Path("x")}) == (*ARMS, "fine + human-first")
-    for name in ("coarse", "auto", "../up", ""):
+def test_arms_come_in_the_order_in_which_they_are_compared() -> None:
+    """The first one is the baseline of all that follow."""
+    coarse, auto, mine = (Path(name) for name in ("c.parquet", "runs/auto", "runs/mine"))
+    assert list(all_arms(coarse, auto, {"mine": mine}).items()) == [("coarse", coarse), ("auto", auto), ("mine", mine)]
+    assert all_arms(None, None, {"auto": auto}) == all_arms(None, auto, {}) == {"auto": auto}
+
+
+def test_names_that_stand_twice_or_are_no_file_names_are_refused() -> None:
+    for name in ("fine", "../up", ""):
         with pytest.raises(ValueError, match=re.escape(f"arm {name!r}: expected a name of letters")):
-            arm_names({name: Path("x")})
+            all_arms(None, None, {name: Path("x")})
+    with pytest.raises(ValueError, match=r"^arm 'auto' is given twice, as a and b: give every arm a name of its own"):
+        all_arms(None, Path("a"), {"auto": Path("b")})
+
+
+def test_an_arm_that_cannot_be_used_is_refused_before_any_training(city: Path, tmp_path: Path) -> None:
+    fine, coarse = load_manifest(city / "fine.parquet"), load_manifest(city / "coarse.parquet")
+    space = replace(fine.label_space, classes=fine.label_space.classes[:-1])
+    save_manifest(tmp_path / "other.parquet", replace(coarse, label_space=space))
+    unlabelled = tuple(replace(s, source="none", label=None) for s in coarse.samples)
+    save_manifest(tmp_path / "none.parquet", replace(coarse, samples=unlabelled))
+    for name in ("photographs", "begun"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "begun" / "run.json").write_text("{}")
+    asked = ["compare", "--fine", city / "fine.parquet", "--val", city / "val.parquet", "--out", tmp_path / "out"]
+    for place, expected in {
+        "": "nothing to compare with the fine labels: give --arm NAME=RUN, --auto RUN or --coarse MANIFEST",
+        "photographs": "is a folder without run.json: expected a run, or a manifest",
+        "begun": "is not finished: `autolabel generate` with the same --out first",
+        "missing.parquet": "does not exist",
+        "other.parquet": "label space",
+        "none.parquet": "has no labelled samples beside the fine ones: this arm would only repeat the first",
+    }.items():
+        refused = autolabel(*asked, *(("--arm", f"mine={tmp_path / place}") if place else ()))
+        assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.stderr
+        assert expected in refused.stderr and str(tmp_path / place if place else "") in refused.stderr
+        assert not (tmp_path / "out").exists()
+
+
+def test_two_arms_of_runs_alone_are_compared_without_coarse_labels(
+    comparison: tuple[Comparison, list[tuple[str, int, int]]], city: Path, auto: Path, template: TrainJob
+) -> None:
+    """In the folder of the other comparison, so that two of the three arms are trained already."""
+    arms = {"auto": auto, "mine": auto}
+    found = compare(template.manifest, arms, template=template, seeds=(0, 1))
+    assert found.arms == ("fine", "fine + auto", "fine + mine") and found.notes == ()
+    assert found.baselines("fine + mine") == ("fine + auto", "fine") and found.baselines("fine + auto") == ("fine",)
+    assert found.scores["fine + auto"] == found.scores["fine + mine"] == comparison[0].scores["fine + auto"]
+    assert {d.mean for d in found.differences() if d.baseline == "fine + auto"} <= {0.0, None}
+    record = json.loads((template.out / "compare.json").read_text())
+    assert list(record["manifests"]) == ["fine", "fine + auto", "fine + mine"] and "coarse" not in str(record["arms"])
+    assert ">fine + coarse<" not in (template.out / "index.html").read_text()
+    asked = (
+        "compare", "--fine", template.manifest, "--arm", f"auto={auto}", "--val", city / "val.parquet", "--out",
+        template.out, "--seeds", 2, "--steps", 2, "--batch-size", 2, "--crop", "64x64", "--precision", "float32",
+        "--device", "cpu",
+    )  # fmt: skip
+    alone = autolabel(*asked)
+    assert alone.exit_code == 0, alone.output
+    assert "fine + auto against fine: points" in alone.stdout and "coarse" not in alone.stdout
+    assert again(template, city, auto) == comparison[0]  # and leaves the folder as others know it
 
 
 # --- the page ---------------------------------------------------------------------------------------------------------
