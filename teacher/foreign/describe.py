@@ -7,7 +7,7 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from autolabel.manifests.label_space import BUILT_IN, MAX_CLASSES, LabelSpace
+from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.onnx_file import Port
 from autolabel.manifests.teachers import EXPORTED, ONNX, BadTeacher, TeacherPlace
 from autolabel.teacher.foreign.archive import clean
@@ -69,12 +69,11 @@ def _classes(
     channels = None
     if output is not None and output.shape is not None and len(output.shape) == 4 and "int" not in output.dtype:
         channels = output.shape[3 if last else 1]
-    if channels is not None and channels > MAX_CLASSES:
-        raise BadTeacher(f"{network} gives {channels} classes: expected at most {MAX_CLASSES}")
     if space is not None:
         if channels not in (None, len(space)):
             raise BadTeacher(f"{network} gives {channels} classes: {space.name} has {len(space)}")
-        return [f"classes = {_toml(space.name if BUILT_IN.get(space.name) == space else space.names)}"]
+        built_in = space.name in BUILT_IN and load_label_space(space.name) == space
+        return [f"classes = {_toml(space.name if built_in else space.names)}"]
     noted = _noted(metadata, channels)
     if noted:
         return [f"classes = {_toml(noted)}  # as the file notes them"]
@@ -97,7 +96,7 @@ def _noted(metadata: dict[str, str], channels: int | None) -> list[str] | None:
         if isinstance(value, dict):
             value = [value.get(place, value.get(str(place))) for place in range(len(value))]
         fine = isinstance(value, list | tuple) and all(isinstance(name, str) for name in value)
-        if fine and len(value) == (channels or len(value)) and 0 < len(set(value)) == len(value) <= MAX_CLASSES:
+        if fine and len(value) == (channels or len(value)) and 0 < len(set(value)) == len(value):
             return list(value)
     return None
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from autolabel.teacher.model import Model
 
 _LOGGERS = ("torch.export", "torch.export.pt2_archive._package", "torch._export.serde.serialize")
-_DETERMINISTIC = ("train", "training")
+_SWITCHES = ("train", "training", "dropout_p")  # arguments of operators that draw random numbers only in training
 _one_at_a_time = threading.Lock()  # torch keeps the program that it reads in a global
 
 
@@ -35,6 +35,7 @@ def load(place: TeacherPlace, *, device: torch.device) -> Model:
     from torch.utils import _pytree as pytree
 
     from autolabel.teacher.foreign.network_file import NetworkFile
+    from autolabel.teacher.memory import is_memory_error
 
     described = read_sidecar(place.path)
     program = clean(place.path)
@@ -56,7 +57,7 @@ def load(place: TeacherPlace, *, device: torch.device) -> Model:
         try:
             result = module(**{program.keyword: numbers}) if program.keyword else module(numbers)
         except (RuntimeError, AssertionError, ValueError) as error:
-            if isinstance(error, torch.cuda.OutOfMemoryError) or "memory" in str(error):
+            if isinstance(error, RuntimeError) and is_memory_error(error):
                 raise
             shape = " x ".join(map(str, numbers.shape))
             raise BadTeacher(f"{place.path} cannot take images of {shape}: {_briefly(error)}") from error
@@ -67,17 +68,27 @@ def load(place: TeacherPlace, *, device: torch.device) -> Model:
 
 
 def _require_repeatable(place: TeacherPlace, exported: Any) -> None:
-    """Raise BadTeacher for a program that draws random numbers, as dropout in training does."""
+    """Raise BadTeacher for a program that changes itself or draws random numbers, as in training."""
     import torch
 
+    signature = exported.graph_signature
+    own = {*signature.inputs_to_parameters, *signature.inputs_to_buffers, *signature.inputs_to_lifted_tensor_constants}
     for module in exported.graph_module.modules():
         for node in module.graph.nodes:
             operator = node.target
-            if isinstance(operator, torch._ops.OpOverload) and torch.Tag.nondeterministic_seeded in operator.tags:
-                names = [argument.name for argument in operator._schema.arguments]
-                given = dict(zip(names, node.args, strict=False)) | node.kwargs
-                off = [given.get(name, not given) for name in (*_DETERMINISTIC, "dropout_p") if name in names]
-                if not off or any(off):
+            if not isinstance(operator, torch._ops.OpOverload):
+                continue
+            arguments = operator._schema.arguments
+            given = dict(zip((argument.name for argument in arguments), node.args, strict=False)) | node.kwargs
+            changed = [given.get(argument.name) for argument in arguments if argument.is_write]
+            if any(getattr(value, "name", "") in own for value in changed):
+                raise BadTeacher(
+                    f"{place.path} changes its own weights or statistics ({operator}), as in training: export it after"
+                    " module.eval()"
+                )
+            if torch.Tag.nondeterministic_seeded in operator.tags:
+                switches = [name for name in _SWITCHES if any(name == argument.name for argument in arguments)]
+                if not switches or any(given.get(name, name != "dropout_p") for name in switches):
                     raise BadTeacher(
                         f"{place.path} draws random numbers ({operator}), as in training: export it after module.eval()"
                     )

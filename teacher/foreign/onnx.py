@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -119,5 +120,6 @@ def _session(path: Path, data: bytes, file: OnnxFile, device: torch.device) -> A
 
 
 def _briefly(error: Exception) -> str:
-    text = " ".join(str(error).split())
-    return (text.rpartition(" : ")[2] or type(error).__name__)[:300]
+    """Return what onnxruntime says, without codes and places in its sources."""
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
+    return (re.sub(r"^\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", text) or type(error).__name__)[:300]

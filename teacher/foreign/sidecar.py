@@ -66,7 +66,10 @@ class Sidecar:
                 expected = ", ".join(json.dumps(value) for value in allowed if value)
                 raise ValueError(f"{key} is {json.dumps(getattr(self, key))}: expected one of {expected}")
         if not isinstance(self.classes, str):
-            LabelSpace.named("classes", self.classes)  # refuses names that stand twice, none, or too many
+            twice = [name for place, name in enumerate(self.classes) if name in self.classes[:place]]
+            if twice or not self.classes:
+                raise ValueError(f"classes names {twice[0]!r} twice: give each its own name" if twice
+                                 else "classes is empty: expected names by channel")  # fmt: skip
         if min(self.std) <= 0:
             raise ValueError(f"std is {list(self.std)}: expected numbers above 0")
         if self.range and self.range[0] >= self.range[1]:
