@@ -313,10 +313,7 @@ def generate(
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
 
-    if threshold is not None and policy is not None:
-        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
-    if policy is None:
-        policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
+    policy = _policy_of(policy, threshold)
     teacher = TeacherName.of(teachers)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
@@ -339,6 +336,13 @@ def generate(
     _end(result, job.max_quarantined)
 
 
+def _policy_of(policy: Policy | None, threshold: float | None) -> Policy:
+    """The policy of --policy or --threshold, else the default one."""
+    if threshold is not None and policy is not None:
+        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
+    return policy or (PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold))
+
+
 def _counters(update: Reporter) -> Callable[[Counters], None]:
     return lambda now: update(now.before + now.done, now.before + now.wanted, now.note(), now.images_per_s)
 
@@ -354,6 +358,49 @@ def _end(result: Labelling, max_quarantined: float) -> None:
             err=True,
         )
         click.get_current_context().exit(QUARANTINED)
+
+
+@main.command()
+@click.argument("pngs", type=FOLDER)
+@option("--manifest", type=MANIFEST, required=True, group="what", help="Manifest of the images that they belong to.")
+@option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
+@policy_option
+@option("--threshold", type=float, group="what", help="Keep a class where its confidence exceeds this.")
+@option("--confidence", type=FOLDER, group="what",
+        help="Folder of 8-bit PNGs of the same names: probabilities, 0 to 255. [default: 1 everywhere]")  # fmt: skip
+@option("--label-ids", type=click.Choice(("train", "source", "color")), default="train", group="how",
+        help="The PNGs hold train ids, source ids of the label space, or its colours.")  # fmt: skip
+@option("--label-space", "space", **text(load_label_space, "SPACE"), group="how",
+        help="The classes of the PNGs, if --classes maps them. [default: those of the manifest]")  # fmt: skip
+@option("--suffix", default="", metavar="TEXT", show_default=False, group="how",
+        help="The PNGs' names are longer by this, such as _pred.")  # fmt: skip
+@job_options(LabelJob, only=("class_map", "keep_confidence", "store", "unit_size", "max_quarantined"))
+@option("--workers", type=int, group="machine", help="Number of threads. [default: one per core]")
+def adopt(
+    pngs: Path, manifest: Path, out: Path, policy: Policy | None, threshold: float | None, confidence: Path | None,
+    label_ids: str, space: LabelSpace | None, suffix: str, **values: Any,
+) -> None:  # fmt: skip
+    """Take the PNGS of any other tool over as a run, whose teacher is not known.
+
+    PNGS holds 8-bit PNGs of class ids with the images' relative paths and stems. All are checked before anything is
+    written. What works on a run works on this one too.
+
+    \b
+    autolabel adopt predictions/ --manifest drive.parquet --out runs/adopted
+    autolabel adopt predictions/ --manifest drive.parquet --out runs/adopted --confidence probabilities/
+       --keep-confidence 8 --policy human-first
+    """
+    from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
+
+    if threshold is not None and confidence is None:
+        raise Failure(f"--threshold {threshold:g}: these PNGs hold class ids alone: name a folder for --confidence")
+    job = adopting_job(manifest, out, _policy_of(policy, threshold), **values)
+    with progress("checking PNGs") as checking:
+        result = adopt(
+            Pngs(pngs, confidence, label_ids, space, suffix), job, progress=checking,
+            on_progress=_counters(checking), on_note=checking.say,
+        )  # fmt: skip
+    _end(result, job.max_quarantined)
 
 
 @main.command()

@@ -116,7 +116,9 @@ class TeacherName:
         return all(place.files() for place in self.places)
 
     def digest(self) -> str:
-        """The digest of one teacher, or that of the digests of several. Raises BadTeacher for a missing one."""
+        """The digest of one teacher, or that of the digests of several; "" for none. Raises BadTeacher."""
+        if not self.places:
+            return ""
         digests = [place.digest() for place in self.places]
         return digests[0] if len(digests) == 1 else _joint(digests)
 
