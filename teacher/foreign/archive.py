@@ -91,9 +91,10 @@ def _cleaned(path: Path, old: zipfile.ZipFile) -> Program:
     graph["guards_code"] = []
     graph["graph_module"]["treespec_namedtuple_fields"] = {}
     checker.check(graph, "")
-    program = Program(io.BytesIO())
+    archive = io.BytesIO()
+    program = Program(archive)
     _describe(path, graph, program)
-    with zipfile.ZipFile(program.archive, "w") as new:
+    with zipfile.ZipFile(archive, "w") as new:
         for name, data in (
             ("archive_format", b"pt2"), ("archive_version", old.read(records["archive_version"])),
             ("byteorder", b"little"), (".data/version", b"6\n"), ("models/model.json", json.dumps(graph).encode()),
@@ -112,7 +113,7 @@ def _cleaned(path: Path, old: zipfile.ZipFile) -> Program:
                 if name not in copied:
                     copied.add(name)
                     new.writestr(f"net/data/{kind}/{name}", old.read(records[f"data/{kind}/{name}"]))
-    program.archive.seek(0)
+    archive.seek(0)
     return program
 
 
