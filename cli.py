@@ -470,6 +470,29 @@ def verify(run: Path, repair: bool) -> None:
         raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
 
 
+# --- teacher ----------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def teacher() -> None:
+    """Look at models of other tools."""
+
+
+@teacher.command()
+@click.argument("network", type=FILE)
+@option("--classes", **text(load_label_space, "SPACE"), help="The classes that it predicts, if a label space has them.")
+def describe(network: Path, classes: LabelSpace | None) -> None:
+    """Draft the sidecar of a NETWORK, a file of torch.export or ONNX.
+
+    \b
+    autolabel teacher describe net.onnx > net.toml
+    autolabel teacher describe net.pt2 --classes cityscapes > net.toml
+    """
+    from autolabel.teacher.foreign.describe import describe
+
+    echo(*describe(network, classes=classes))
+
+
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_toml
 from autolabel.manifests.label_space import BUILT_IN
+from autolabel.manifests.onnx_file import read_onnx
 from autolabel.manifests.policy import SCALES
 
 CHECKPOINT, TRANSFORMERS, EXPORTED, ONNX, PYTHON = "checkpoint", "transformers", "torch.export", "onnx", "python"
@@ -89,7 +90,8 @@ class TeacherPlace:
         if self.kind == TRANSFORMERS:
             return [path for path in storage.list(self.folder()) if path.suffix in _READ or path.name == _WORDS]
         beside = _beside(self.path) if self.kind in (EXPORTED, ONNX) else []
-        return [path for path in (self.path, *beside) if storage.exists(path)]
+        weights = _weights(self.path) if self.kind == ONNX else []
+        return [path for path in sorted({self.path, *beside, *weights}) if storage.exists(path)]
 
     def digest(self) -> str:
         """The sha256 of its file, or of the names and sha256 of its files. Raises BadTeacher if there are none."""
@@ -178,6 +180,14 @@ def _snapshot(name: str, revision: str) -> Path:
     finally:
         if shown:
             bars.enable_progress_bars()
+
+
+def _weights(network: Path) -> list[Path]:
+    """Files in a network's folder that hold weights of it; whoever loads it refuses others."""
+    try:
+        return [storage.inside(network.parent, name) for name in read_onnx(network).external]
+    except (ValueError, OSError):
+        return []
 
 
 def _joint(lines: Iterable[str]) -> str:
