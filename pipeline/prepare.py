@@ -99,6 +99,8 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     earlier = run or source
     pixels = batch_pixels(device) if earlier is None else earlier.recipe.batch_pixels
     edges = job.policy.edges(manifest.label_space, job.keep_confidence) if job.keep_confidence else None
+    if edges and not job.teacher.places:
+        edges = tuple(sorted({0.0, *edges}))  # PNGs also say that a pixel has no class
     scales = job.scales or (earlier.recipe.scales if earlier else job.teacher.scales)
     recipe = Recipe(
         teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, job.policy, edges, precision, device,
@@ -204,8 +206,9 @@ def new_run(request: Request, plan: str, folder: Path) -> Run:
     """A run that has not begun, with this plan (the name of a file in `folder`)."""
     job = request.job
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    teacher = job.teacher if job.teacher.places else None
     return Run(
-        folder, request.recipe, job.manifest, request.input_sha256, plan, job.teacher, "local", versions,
+        folder, request.recipe, job.manifest, request.input_sha256, plan, teacher, "local", versions,
         platform.machine(), state=PREPARING,
     )  # fmt: skip
 

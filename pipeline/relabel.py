@@ -38,7 +38,7 @@ def relabel(
             f"{source.input_manifest}, the manifest of {source.path}, is gone or has changed: put it back as it was"
         )
     if source.state != "complete":
-        raise ValueError(f"{source.path} is not complete: finish it with the same `autolabel generate` first")
+        raise ValueError(f"{source.path} is not complete: finish it first, with the command that began it")
     recipe = source.recipe
     job = LabelJob(
         source.input_manifest, source.teacher or TeacherName(()), out, scales=recipe.scales, flip=recipe.flip,

@@ -91,9 +91,10 @@ def generate(
     with tempfile.TemporaryDirectory() as scratch:
         request, run = settle(teachers.job, digest, Path(scratch), source)
     job, recipe = request.job, request.recipe
-    in_process = teacher is not None or source is not None
+    known = bool(job.teacher.places)  # else predictions are adopted
+    in_process = teacher is not None or source is not None or not known
     engine, reason = choose_engine(request, in_process=in_process)
-    if run is None and source is None:
+    if run is None and source is None and known:
         require_fitting(request, teachers.load(request.device if engine == "local" else "cpu", recipe))
     if source is not None:
         predictor = predictor or (lambda run, device: KeptPredictor(source))

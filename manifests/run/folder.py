@@ -2,6 +2,7 @@
 
 run.json            the recipe, where its inputs were, with which versions; and, at the end, the accounts
 input.parquet       the manifest of the images, where a folder was labelled (pipeline/source.py)
+adopted.parquet     the PNGs of another tool, where labels were adopted (pipeline/adopted.py)
 plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
 labels.zarr/ or labels/    the labels, see manifests/run/labels.py
 units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)

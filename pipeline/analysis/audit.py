@@ -239,9 +239,10 @@ def _unseen(
     found, reason = run.find_teacher(named)
     if found is None:
         if not allow_leak:
+            name = "name it where it is now with --teacher, or " if run.teacher else ""
             raise ValueError(
-                f"{reason}, so nobody can tell whether it was trained on {truth}: name it where it is now with"
-                " --teacher, or say --allow-leak, which leaves out all that needs a teacher"
+                f"{reason}, so nobody can tell whether it was trained on {truth}: {name}say --allow-leak, which leaves"
+                " out all that needs a teacher"
             )
         return None, None, [f"A leak is possible: {reason}."]
     network = None

@@ -116,4 +116,5 @@ def _find_teacher(run: Run, named: TeacherName | None, attention: bool) -> tuple
     """The run's teacher, or None and the reason. Raises ValueError if the user named another one."""
     found, reason = run.find_teacher(named)
     missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"
-    return found, reason and f"{missing}: {reason}. Name it where it is now: autolabel report … --teacher FILE"
+    advice = " Name it where it is now: autolabel report … --teacher FILE" if run.teacher else ""
+    return found, reason and f"{missing}: {reason}.{advice}"

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolabel.teacher.networks.hrnet import resize
+from autolabel.teacher.networks.hrnet import is_open, resize, same_size
 
 Size = tuple[int, int]  # height, width
 
@@ -118,7 +118,7 @@ def _widened(x: Tensor, width: int) -> Tensor:
 
 def resized(source: Field, size: Size) -> Field:
     """Return `source` resized to `size`, or `source` itself if it has that size."""
-    return source if source.size == size else Resized(source, size)
+    return source if same_size(source.size, size) else Resized(source, size)
 
 
 def at_size(tensor: Tensor, *sizes: Size) -> Field:
@@ -128,9 +128,13 @@ def at_size(tensor: Tensor, *sizes: Size) -> Field:
     the mean of two neighbours on one linear piece). In that case the detour over the largest map is skipped.
     """
     *before, via, size = ((tensor.shape[-2], tensor.shape[-1]), *sizes)
-    if len(before) == 1 and all(
-        large == 2 * final and large % (4 * start) == 0
-        for start, large, final in zip(before[0], via, size, strict=True)
+    if (
+        len(before) == 1
+        and not is_open(size)
+        and all(
+            large == 2 * final and large % (4 * start) == 0
+            for start, large, final in zip(before[0], via, size, strict=True)
+        )
     ):
         return Resized(InMemory(tensor), size)
     field: Field = InMemory(tensor)
