@@ -149,6 +149,14 @@ def require_plain(path: Path, key: str, tensor: Tensor, *, repeated: int = _REPE
         raise BadCheckpoint(f"{path}: tensor {key} has {tensor.numel():,} numbers, but the file holds {held:,}")
 
 
+def require_held(path: Path, state: Mapping[str, Tensor]) -> None:
+    """Raise BadCheckpoint unless a file holds the numbers of its tensors: each may repeat few, but not all of them."""
+    held = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in state.values()}
+    wanted = sum(t.numel() * t.element_size() for t in state.values())
+    if wanted > sum(held.values()) + _REPEATED:
+        raise BadCheckpoint(f"{path}: its tensors are {wanted:,} bytes, but the file holds {sum(held.values()):,}")
+
+
 def _kind(tensor: Tensor) -> str:
     """Return in what way a tensor is special; empty if it is not."""
     if tensor.is_nested:
