@@ -19,7 +19,7 @@ import click
 
 from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
-from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_share
+from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_pair, parse_share
 from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
@@ -286,6 +286,33 @@ def evaluate(
         echo(f"pictures in {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
 
 
+@main.command("export-model")
+@click.argument("checkpoint", type=FILE)
+@option("-o", "--output", type=FILE, required=True, help="File to write: NAME.onnx or NAME.pt2; NAME.toml beside it.")
+@option("--size", **text(parse_pair("x", "HxW, such as 512x1024"), "HxW"),
+        help="Take images of this height and width only. [default: any]")  # fmt: skip
+@option("--batch", type=int, help="Take so many images at once only. [default: any number]")
+@option("--scales", **text(parse_numbers, "S,S,..."),
+        help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
+@option("--give", "gives", type=click.Choice(("logits", "probabilities", "classes")), default="logits",
+        help="What the file gives for each pixel.")  # fmt: skip
+@option("--label-space", **text(load_label_space, "SPACE"), help="The classes, if the checkpoint does not name them.")
+def export_model(checkpoint: Path, output: Path, **options: Any) -> None:
+    """Write a CHECKPOINT for other programs: as .onnx, or as .pt2 of torch.export.
+
+    The file is compared with the checkpoint before it is written. It is a teacher, too.
+
+    \b
+    autolabel export-model student/best.pt -o student.onnx
+    autolabel export-model student/best.pt -o student.onnx --size 512x1024 --batch 1 --give classes
+    """
+    from autolabel.teacher.export import export_model
+
+    with progress("exporting") as update:
+        exported = export_model(checkpoint, output, progress=update, **options)
+    show(exported)
+
+
 @main.command()
 @click.argument("source", type=Path)
 @option("--teacher", "teachers", metavar="TEACHER", required=True, multiple=True, group="what",
@@ -441,6 +468,48 @@ def verify(run: Path, repair: bool) -> None:
     show(verification)
     if verification.faults and not repair:
         raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
+
+
+# --- teacher ----------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def teacher() -> None:
+    """Look at teachers before they label."""
+
+
+@teacher.command("show")
+@click.argument("teacher_name", metavar="TEACHER")
+@option("--against", **text(load_label_space, "SPACE"), help="Draft a class map onto these classes, as TOML.")
+def show_teacher(teacher_name: str, against: LabelSpace | None) -> None:
+    """Print what a TEACHER says of itself: kind, classes, images that it has seen, sha256.
+
+    \b
+    autolabel teacher show teacher/best.pt
+    autolabel teacher show segformer/ --against cityscapes > map.toml
+    """
+    from autolabel.teacher.show import draft_map, show_teacher
+
+    card = show_teacher(teacher_name)
+    if against is None:
+        show(card)
+    else:
+        echo(*draft_map(card, against).splitlines())
+
+
+@teacher.command()
+@click.argument("network", type=FILE)
+@option("--classes", **text(load_label_space, "SPACE"), help="The classes that it predicts, if a label space has them.")
+def describe(network: Path, classes: LabelSpace | None) -> None:
+    """Draft the sidecar of a NETWORK, a file of torch.export or ONNX.
+
+    \b
+    autolabel teacher describe net.onnx > net.toml
+    autolabel teacher describe net.pt2 --classes cityscapes > net.toml
+    """
+    from autolabel.teacher.foreign.describe import describe
+
+    echo(*describe(network, classes=classes))
 
 
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
