@@ -111,6 +111,15 @@ def classes_of(teacher: TeacherName) -> LabelSpace | None:
     return classes if isinstance(classes, LabelSpace) else _named(place, tuple(classes))
 
 
+def names_of(place: TeacherPlace) -> tuple[str, ...] | None:
+    """Return the names of a teacher's classes by channel, however many, or None. Raises as `classes_of`."""
+    if place.kind == CHECKPOINT:
+        space = read_checkpoint(place.path).label_space
+        return None if space is None else space.names
+    classes = _module(place).classes(place)
+    return classes.names if isinstance(classes, LabelSpace) else tuple(classes)
+
+
 def seen_by(teacher: TeacherName) -> Tensor | None:
     """Return the marks of the images that a teacher has seen, or None where nobody knows. Raises as `load_teacher`."""
     seen = []
