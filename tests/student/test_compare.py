@@ -18,6 +18,7 @@ from conftest import autolabel
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
+from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
 from autolabel.student.comparison.compare import ArmProgress, all_arms, compare, last_scores, read_curve
@@ -601,10 +602,10 @@ def test_a_teacher_that_is_gone_or_another_gives_a_note_and_a_damaged_run_is_ref
     record, run = auto / "run.json", Run.open(auto)
     before = record.read_bytes()
     try:
-        replace(run, teacher=Path("gone.pt")).save()
+        replace(run, teacher=TeacherName.of("gone.pt")).save()
         (note,) = again(template, city, auto).notes
         assert note.startswith("fine + auto: the teacher gone.pt is gone")
-        replace(run, teacher=template.out / "fine-seed0" / "best.pt").save()
+        replace(run, teacher=TeacherName.of(template.out / "fine-seed0" / "best.pt")).save()
         (note,) = again(template, city, auto).notes
         assert "is no longer the teacher that labelled" in note
         record.write_bytes(before[:100])
