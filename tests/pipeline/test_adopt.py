@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_sealed, table_bytes
 from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 from autolabel.pipeline.adopted import TABLE
 from autolabel.pipeline.analysis.stats import summarise
@@ -208,6 +210,16 @@ def test_a_damaged_table_of_pngs_is_a_fault(drive: Path) -> None:
     data[len(data) // 2] ^= 1
     (run.path / TABLE).write_bytes(data)
     assert any(TABLE in fault for fault in verify(run.path).faults)
+
+
+def test_a_table_of_pngs_that_another_program_has_sealed_is_checked_all_the_same(drive: Path) -> None:
+    path = adopted(drive).path / TABLE
+    table = read_sealed(path)
+    fine = {"folder": "x", "confidence_folder": None, "terms": {}}
+    for header, why in (({}, " has no 'folder'"), ({**fine, "folder": 3}, ", 'folder' is 3: expected a path")):
+        path.write_bytes(table_bytes(table.replace_schema_metadata({b"adopted": json.dumps(header)})))
+        line = f"{path} is damaged (its header{why}): adopt into a new --out"
+        assert (verify(drive / "run").faults, refusal(drive)) == ([line], line)
 
 
 @pytest.fixture
