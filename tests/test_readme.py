@@ -34,7 +34,8 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command: click.Command = main
-    words = shlex.split(line.partition(" > ")[0])[1:]
+    words = shlex.split(line)[1:]
+    words = words[: words.index(">")] if ">" in words else words
     monkeypatch.chdir(tmp_path)
     for policy in (Path(word) for word in words if word.endswith(".toml")):
         policy.parent.mkdir(parents=True, exist_ok=True)
