@@ -475,7 +475,26 @@ def verify(run: Path, repair: bool) -> None:
 
 @main.group()
 def teacher() -> None:
-    """Look at models of other tools."""
+    """Look at teachers before they label."""
+
+
+@teacher.command("show")
+@click.argument("teacher_name", metavar="TEACHER")
+@option("--against", **text(load_label_space, "SPACE"), help="Draft a class map onto these classes, as TOML.")
+def show_teacher(teacher_name: str, against: LabelSpace | None) -> None:
+    """Print what a TEACHER says of itself: kind, classes, images that it has seen, sha256.
+
+    \b
+    autolabel teacher show teacher/best.pt
+    autolabel teacher show segformer/ --against cityscapes > map.toml
+    """
+    from autolabel.teacher.show import draft_map, show_teacher
+
+    card = show_teacher(teacher_name)
+    if against is None:
+        show(card)
+    else:
+        echo(*draft_map(card, against).splitlines())
 
 
 @teacher.command()

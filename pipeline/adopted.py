@@ -86,7 +86,7 @@ class PngSource:
     confidence: Path | None = None
 
     def terms(self) -> dict[str, Any]:
-        """What the labels depend on beside the files, as JSON values."""
+        """Return, as JSON values, everything but the files that the labels depend on."""
         return {
             "label_ids": self.label_ids, "label_space": self.space.to_dict(), "confidence": self.confidence is not None,
         }  # fmt: skip
