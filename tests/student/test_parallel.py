@@ -25,9 +25,9 @@ from torch.multiprocessing import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from autolabel.student.batch_norm import SynchronisedBatchNorm
-from autolabel.student.comparison.compare import read_curve
 from autolabel.student.job import LOSSES, TrainJob, TrainMachine
 from autolabel.student.losses import FORMULAS, BatchCounts
+from autolabel.student.metrics import read_metrics
 from autolabel.student.parallel import DrawSampler, Team, synchronised
 from autolabel.student.request import TrainRequest
 from autolabel.student.steps import StepReport
@@ -210,7 +210,7 @@ def assert_close(folder: Path, expected: Path) -> None:
     ):
         for key, tensor in other.items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
-    rows = [[(r.step, r.loss, r.learning_rate) for r in read_curve(path / "curves.csv")] for path in (folder, expected)]
+    rows = [[(r.step, r.loss, r.learning_rate) for r in read_metrics(path)] for path in (folder, expected)]
     assert rows[0] == [(step, pytest.approx(loss, rel=1e-3), rate) for step, loss, rate in rows[1]]
 
 
@@ -262,7 +262,7 @@ def test_a_batch_that_breaks_in_one_process_is_skipped_in_both(job: TrainJob, tm
     (tmp_path / "out").mkdir()
     asked = replace(asked, out=tmp_path / "out", machine=TrainMachine(workers=2))
     in_processes(2, tmp_path / "out", train_with_one_that_breaks, asked)
-    losses = [row.loss for row in read_curve(tmp_path / "out" / "curves.csv")]
+    losses = [row.loss for row in read_metrics(tmp_path / "out")]
     assert [math.isfinite(loss) for loss in losses] == [True, False, True]
 
 
