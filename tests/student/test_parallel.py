@@ -195,7 +195,7 @@ def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Training(TrainRequest(job), team).run(on_step)
+    Training(TrainRequest(job), team).run(on_step, print)
 
 
 def assert_close(folder: Path, expected: Path) -> None:
@@ -249,7 +249,7 @@ def train_with_one_that_breaks(team: Team, job: TrainJob) -> None:
 
     assert isinstance(training.model, DistributedDataParallel)
     training.model.module.backbone.register_forward_hook(break_down)
-    training.run(lambda report: None)
+    training.run(lambda report: None, print)
     assert (training.skips.number, training.skips.first, training.updater.updates) == (1, 2, 2)
     for tensor in training.network.state_dict().values():
         if tensor.is_floating_point():
