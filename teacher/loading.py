@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -21,6 +20,7 @@ from autolabel.manifests.teachers import (
     ONNX,
     PYTHON,
     TRANSFORMERS,
+    AnyTeacher,
     BadTeacher,
     TeacherName,
     TeacherPlace,
@@ -47,7 +47,7 @@ class _Member:
 
 
 def load_teacher(
-    teacher: TeacherName | Path | str | Sequence[Path | str],
+    teacher: AnyTeacher,
     *,
     device: str = "auto",
     precision: str = "float32",
