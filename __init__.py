@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from autolabel.manifests.policy import Policy
     from autolabel.manifests.run.folder import Run
     from autolabel.manifests.samples import Manifest
+    from autolabel.manifests.teachers import AnyTeacher
     from autolabel.manifests.wording import Progress
     from autolabel.pipeline.analysis.audit_record import Audit
     from autolabel.pipeline.analysis.stats import Summary
@@ -190,29 +191,30 @@ def compare(
     )  # fmt: skip
 
 
-def load_teacher(checkpoint: AnyPath, *, device: str = "auto", precision: str = "auto") -> Teacher:
-    """Load a checkpoint to label with: `teacher.label(images)` takes (B, H, W, 3) uint8 and returns (B, H, W) uint8.
+def load_teacher(teacher: AnyTeacher, *, device: str = "auto", precision: str = "auto", **settings: Any) -> Teacher:
+    """Load a teacher to label with: `teacher.label(images)` takes (B, H, W, 3) uint8 and returns (B, H, W) uint8.
 
-    Raises BadCheckpoint (a ValueError), FileNotFoundError.
+    settings: window=, class_map= and space= of `teacher.loading.load_teacher`. Raises ValueError, FileNotFoundError.
     """
-    from autolabel.teacher.predict import load_teacher
+    from autolabel.teacher.loading import load_teacher
 
-    return load_teacher(Path(checkpoint), device=device, precision=precision)
+    return load_teacher(teacher, device=device, precision=precision, **settings)
 
 
 def generate(
-    source: AnyPath, *, teacher: AnyPath | Teacher, out: AnyPath, policy: Policy | str = "paper",
+    source: AnyPath, *, teacher: AnyTeacher | Teacher, out: AnyPath, policy: Policy | str = "paper",
     label_space: LabelSpace | str | None = None, progress: Progress | None = None, **settings: Any,
 ) -> Run:  # fmt: skip
     """Label a folder of images, or the images of a manifest, and return the run; called again, it does what is left.
 
-    teacher: a checkpoint, or a teacher of `load_teacher`, which then labels in this process. policy: a preset ("paper",
+    teacher: what `load_teacher` takes, or a loaded one, which then labels in this process. policy: a preset ("paper",
     "reference", "human-first"), a TOML file, or an object. label_space: the classes, for a folder and a teacher that
-    does not name them. settings: the other fields of `LabelJob`, of its portion and of its
-    machine, such as keep_confidence=8, limit=100 or workers=4. Raises ValueError for a request that cannot be met or
+    does not name them, or has a class_map. settings: the other fields of `LabelJob`, of its portion and its machine,
+    such as keep_confidence=8, limit=100 or workers=4. Raises ValueError for a request that cannot be met or
     differs from the one that `out` holds, EngineFailed (a RuntimeError) for units that could not be labelled.
     """
     from autolabel.manifests.settings import build_job
+    from autolabel.manifests.teachers import TeacherName
     from autolabel.pipeline.job import LabelJob
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
@@ -220,13 +222,14 @@ def generate(
 
     rules = _policy(policy)
     loaded = teacher if isinstance(teacher, Teacher) else None
-    checkpoint = Path(teacher.path or "") if isinstance(teacher, Teacher) else Path(teacher)
-    settings = {"combine": loaded.combine, **settings} if loaded else settings
+    name = teacher.name or TeacherName(()) if isinstance(teacher, Teacher) else TeacherName.of(teacher)
+    if loaded:
+        settings = {"combine": loaded.combine, "window": loaded.window, "class_map": loaded.class_map, **settings}
     manifest = manifest_of(
-        Path(source), Path(out), teacher=checkpoint, label_space=_space(label_space), part=settings.get("part"),
-        progress=progress, on_account=_warn,
+        Path(source), Path(out), teacher=name, label_space=_space(label_space),
+        mapped=settings.get("class_map") is not None, part=settings.get("part"), progress=progress, on_account=_warn,
     )  # fmt: skip
-    values = {"manifest": manifest, "teacher": checkpoint, "out": Path(out), "policy": rules}
+    values = {"manifest": manifest, "teacher": name, "out": Path(out), "policy": rules}
     job = build_job(LabelJob, values | settings)
     return generate(job, teacher=loaded, on_progress=_counting(progress)).require_success()
 
@@ -279,7 +282,7 @@ def look(run: Run | AnyPath, n: int = 6, *, samples: Sequence[str] = ()) -> Look
 
 def audit(
     run: Run | AnyPath, *, truth: AnyPath, target_precision: float = 0.95, fit_temperature: bool = False,
-    allow_leak: bool = False, teacher: AnyPath | None = None, progress: Progress | None = None,
+    allow_leak: bool = False, teacher: AnyTeacher | None = None, progress: Progress | None = None,
 ) -> Audit:  # fmt: skip
     """Hold a run's labels against fine labels: precision, borders, calibration, and a threshold for each class.
 
@@ -292,7 +295,7 @@ def audit(
 
     return audit(
         _folder(run), Path(truth), target_precision=target_precision, fit_temperature=fit_temperature,
-        allow_leak=allow_leak, teacher=_path(teacher), progress=progress,
+        allow_leak=allow_leak, teacher=teacher, progress=progress,
     )  # fmt: skip
 
 
@@ -308,7 +311,12 @@ def report(
     from autolabel.pipeline.report.write import write_report
 
     return write_report(
-        _folder(run), images=images, samples=samples, teacher=_path(teacher), attention=attention, progress=progress
+        _folder(run),
+        images=images,
+        samples=samples,
+        teacher=teacher,
+        attention=attention,
+        progress=progress,
     )
 
 

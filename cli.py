@@ -19,7 +19,8 @@ import click
 
 from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
-from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_share
+from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_pair, parse_share
+from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
 from autolabel.student.job import ScoreMachine, TrainJob
@@ -125,7 +126,7 @@ policy_option = option(
 )  # fmt: skip
 space_help = f"The classes: {', '.join(BUILT_IN)}, or a JSON file; see docs/words-and-files.md."
 space_option = option("--label-space", **text(load_label_space, "SPACE"), help=space_help)
-moved_teacher = option("--teacher", type=FILE, help="The run's teacher, if its file has been moved.")
+moved_teacher = option("--teacher", **text(TeacherName.of, "TEACHER"), help="The run's teacher, if it has been moved.")
 
 
 @click.group("autolabel", cls=Commands, context_settings={"help_option_names": HELP, "max_content_width": 110})
@@ -251,21 +252,21 @@ def train(**values: Any) -> None:
 
 
 @main.command()
-@click.argument("checkpoint", type=FILE)
+@click.argument("checkpoint")
 @click.argument("manifest", type=MANIFEST)
 @option("-o", "--output", type=FILE, help="Write the scores as JSON too.")
 @option("--pictures", type=FOLDER, help="Draw the worst images here: photograph, truth, prediction, errors.")
 @option("--allow-overlap", is_flag=True, help="Score on images that the checkpoint was trained on.")
 @option("--scales", **text(parse_numbers, "S,S,..."),
         help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
-@job_options(LabelJob, only=("flip", "combine"))
+@job_options(LabelJob, only=("flip", "combine", "window", "class_map"))
 @job_options(TrainJob, only=("device",))
 @job_options(ScoreMachine)
 def evaluate(
-    checkpoint: Path, manifest: Path, output: Path | None, pictures: Path | None, workers: int, address: str | None,
+    checkpoint: str, manifest: Path, output: Path | None, pictures: Path | None, workers: int, address: str | None,
     **options: Any,
 ) -> None:  # fmt: skip
-    """Score a CHECKPOINT on a MANIFEST of fine labels.
+    """Score a CHECKPOINT, or any other teacher, on a MANIFEST of fine labels.
 
     Prints IoU and boundary F by class, and the worst images. Workers change no digit of them.
 
@@ -285,9 +286,37 @@ def evaluate(
         echo(f"pictures in {pictures}: photograph, truth, prediction, errors (blue right, orange wrong)")
 
 
+@main.command("export-model")
+@click.argument("checkpoint", type=FILE)
+@option("-o", "--output", type=FILE, required=True, help="File to write: NAME.onnx or NAME.pt2; NAME.toml beside it.")
+@option("--size", **text(parse_pair("x", "HxW, such as 512x1024"), "HxW"),
+        help="Take images of this height and width only. [default: any]")  # fmt: skip
+@option("--batch", type=int, help="Take so many images at once only. [default: any number]")
+@option("--scales", **text(parse_numbers, "S,S,..."),
+        help="Sizes at which the network looks at an image. [default: those that it trains with]")  # fmt: skip
+@option("--give", "gives", type=click.Choice(("logits", "probabilities", "classes")), default="logits",
+        help="What the file gives for each pixel.")  # fmt: skip
+@option("--label-space", **text(load_label_space, "SPACE"), help="The classes, if the checkpoint does not name them.")
+def export_model(checkpoint: Path, output: Path, **options: Any) -> None:
+    """Write a CHECKPOINT for other programs: as .onnx, or as .pt2 of torch.export.
+
+    The file is compared with the checkpoint before it is written. It is a teacher, too.
+
+    \b
+    autolabel export-model student/best.pt -o student.onnx
+    autolabel export-model student/best.pt -o student.onnx --size 512x1024 --batch 1 --give classes
+    """
+    from autolabel.teacher.export import export_model
+
+    with progress("exporting") as update:
+        exported = export_model(checkpoint, output, progress=update, **options)
+    show(exported)
+
+
 @main.command()
 @click.argument("source", type=Path)
-@option("--teacher", type=FILE, required=True, group="what", help="Checkpoint: of `autolabel train`, or published.")
+@option("--teacher", "teachers", metavar="TEACHER", required=True, multiple=True, group="what",
+        help="A checkpoint, or another model (docs/teachers.md); several are averaged.")  # fmt: skip
 @option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
 @policy_option
 @option("--threshold", type=float, group="what",
@@ -297,34 +326,33 @@ def evaluate(
 @job_options(LabelJob)
 @option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    source: Path, policy: Policy | None, threshold: float | None, label_space: LabelSpace | None, dry_run: bool,
-    **values: Any,
+    source: Path, teachers: tuple[str, ...], policy: Policy | None, threshold: float | None,
+    label_space: LabelSpace | None, dry_run: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Label the images of SOURCE, a folder or a manifest.
 
     \b
     autolabel generate drive/ --teacher teacher/best.pt --out runs/auto
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy human-first
+    autolabel generate drive/ --teacher segformer/ --label-space cityscapes --classes ade20k.toml --out runs/auto
     """
     from autolabel.pipeline.preview import preview
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
 
-    if threshold is not None and policy is not None:
-        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
-    if policy is None:
-        policy = PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold)
+    policy = _policy_of(policy, threshold)
+    teacher = TeacherName.of(teachers)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
         accounts: list[Account] = []
         with progress("checking files") as update:
             manifest = manifest_of(
-                source, place, teacher=values["teacher"], label_space=label_space, part=values["part"], progress=update,
-                on_account=accounts.append,
+                source, place, teacher=teacher, label_space=label_space, mapped=values["class_map"] is not None,
+                part=values["part"], progress=update, on_account=accounts.append,
             )  # fmt: skip
         for account in accounts:
             show(account)
-        job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy})
+        job = build_job(LabelJob, values | {"manifest": manifest, "policy": policy, "teacher": teacher})
         if dry_run:
             with progress("labelling a few on trial") as update:
                 estimate = preview(job, progress=update)
@@ -333,6 +361,13 @@ def generate(
         with progress("labelling") as update:
             result = generate(job, on_progress=_counters(update), on_note=update.say)
     _end(result, job.max_quarantined)
+
+
+def _policy_of(policy: Policy | None, threshold: float | None) -> Policy:
+    """The policy of --policy or --threshold, else the default one."""
+    if threshold is not None and policy is not None:
+        raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
+    return policy or (PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold))
 
 
 def _counters(update: Reporter) -> Callable[[Counters], None]:
@@ -350,6 +385,49 @@ def _end(result: Labelling, max_quarantined: float) -> None:
             err=True,
         )
         click.get_current_context().exit(QUARANTINED)
+
+
+@main.command()
+@click.argument("pngs", type=FOLDER)
+@option("--manifest", type=MANIFEST, required=True, group="what", help="Manifest of the images that they belong to.")
+@option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
+@policy_option
+@option("--threshold", type=float, group="what", help="Keep a class where its confidence exceeds this.")
+@option("--confidence", type=FOLDER, group="what",
+        help="Folder of 8-bit PNGs of the same names: probabilities, 0 to 255. [default: 1 everywhere]")  # fmt: skip
+@option("--label-ids", type=click.Choice(("train", "source", "color")), default="train", group="how",
+        help="The PNGs hold train ids, source ids of the label space, or its colours.")  # fmt: skip
+@option("--label-space", "space", **text(load_label_space, "SPACE"), group="how",
+        help="The classes of the PNGs, if --classes maps them. [default: those of the manifest]")  # fmt: skip
+@option("--suffix", default="", metavar="TEXT", show_default=False, group="how",
+        help="The PNGs' names are longer by this, such as _pred.")  # fmt: skip
+@job_options(LabelJob, only=("class_map", "keep_confidence", "store", "unit_size", "max_quarantined"))
+@option("--workers", type=int, group="machine", help="Number of threads. [default: one per core]")
+def adopt(
+    pngs: Path, manifest: Path, out: Path, policy: Policy | None, threshold: float | None, confidence: Path | None,
+    label_ids: str, space: LabelSpace | None, suffix: str, **values: Any,
+) -> None:  # fmt: skip
+    """Take the PNGS of any other tool over as a run, whose teacher is not known.
+
+    PNGS holds 8-bit PNGs of class ids with the images' relative paths and stems. All are checked before anything is
+    written. What works on a run works on this one too.
+
+    \b
+    autolabel adopt predictions/ --manifest drive.parquet --out runs/adopted
+    autolabel adopt predictions/ --manifest drive.parquet --out runs/adopted --confidence probabilities/
+       --keep-confidence 8 --policy human-first
+    """
+    from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
+
+    if threshold is not None and confidence is None:
+        raise Failure(f"--threshold {threshold:g}: these PNGs hold class ids alone: name a folder for --confidence")
+    job = adopting_job(manifest, out, _policy_of(policy, threshold), **values)
+    with progress("adopting") as update:
+        result = adopt(
+            Pngs(pngs, confidence, label_ids, space, suffix), job, progress=update,
+            on_progress=_counters(update), on_note=update.say,
+        )  # fmt: skip
+    _end(result, job.max_quarantined)
 
 
 @main.command()
@@ -390,6 +468,48 @@ def verify(run: Path, repair: bool) -> None:
     show(verification)
     if verification.faults and not repair:
         raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
+
+
+# --- teacher ----------------------------------------------------------------------------------------------------------
+
+
+@main.group()
+def teacher() -> None:
+    """Look at teachers before they label."""
+
+
+@teacher.command("show")
+@click.argument("teacher_name", metavar="TEACHER")
+@option("--against", **text(load_label_space, "SPACE"), help="Draft a class map onto these classes, as TOML.")
+def show_teacher(teacher_name: str, against: LabelSpace | None) -> None:
+    """Print what a TEACHER says of itself: kind, classes, images that it has seen, sha256.
+
+    \b
+    autolabel teacher show teacher/best.pt
+    autolabel teacher show segformer/ --against cityscapes > map.toml
+    """
+    from autolabel.teacher.show import draft_map, show_teacher
+
+    card = show_teacher(teacher_name)
+    if against is None:
+        show(card)
+    else:
+        echo(*draft_map(card, against).splitlines())
+
+
+@teacher.command()
+@click.argument("network", type=FILE)
+@option("--classes", **text(load_label_space, "SPACE"), help="The classes that it predicts, if a label space has them.")
+def describe(network: Path, classes: LabelSpace | None) -> None:
+    """Draft the sidecar of a NETWORK, a file of torch.export or ONNX.
+
+    \b
+    autolabel teacher describe net.onnx > net.toml
+    autolabel teacher describe net.pt2 --classes cityscapes > net.toml
+    """
+    from autolabel.teacher.foreign.describe import describe
+
+    echo(*describe(network, classes=classes))
 
 
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
@@ -475,7 +595,7 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
 @moved_teacher
-def report(run: Path, images: int, chosen: tuple[str, ...], teacher: Path | None, attention: bool) -> None:
+def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool) -> None:
     """Write RUN/report/index.html: plots and a gallery.
 
     autolabel report runs/auto

@@ -29,7 +29,6 @@ import numpy as np
 import pyarrow.parquet as pq
 from PIL import Image
 
-from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import bucket_of
@@ -200,7 +199,7 @@ def loop(folder: Path, extent: Extent, photographs: Path | None) -> None:
     for turn in range(extent.turns):
         for engine in found:
             asked = job(folder, manifest.path, f"loop-{engine}-{turn}", workers=1, engine=engine)
-            request, _ = settle(asked, storage.sha256(asked.teacher), folder)
+            request, _ = settle(asked, asked.teacher.digest(), folder)
             (asked.out / "units").mkdir(parents=True)
             bucket = bucket_of(samples[0].height, samples[0].width)
             work = [

@@ -32,9 +32,10 @@ from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
 from autolabel.teacher.decide import Undrawn, count, encode, top_classes
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.fields import at_size
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 CLASSES = 19
 FULL, SMALLEST = ((1024, 2048), 9), ((64, 128), 1)  # size of an image, turns
@@ -113,7 +114,9 @@ def show_bytes(run: Path) -> None:
     images = RunFolder(run).statistics("images")
     pixels = sum(h * w for h, w in zip(images["height"].to_pylist(), images["width"].to_pylist(), strict=True))
     recipe, samples = Run.open(run).recipe, load_manifest(run / "manifest.parquet").samples
-    teacher = load_teacher(Run.open(run).teacher, device="cpu", precision=recipe.precision, combine=recipe.combine)
+    labeller = Run.open(run).teacher
+    assert labeller is not None
+    teacher = load_teacher(labeller, device="cpu", precision=recipe.precision, combine=recipe.combine)
     png = png_pixels = 0
     for sample in samples[:: max(1, len(samples) // 16)]:
         top, confidence = teacher.confidence(read_image(sample.image), scales=recipe.scales, flip=recipe.flip)

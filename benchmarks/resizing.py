@@ -25,7 +25,8 @@ from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.scenes import write_city
 from autolabel.teacher.checkpoints import DRAWN_STREETS
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.loading import load_teacher
+from autolabel.teacher.predict import Teacher
 
 Labels = list[NDArray[np.uint8]]
 interpolate = F.interpolate

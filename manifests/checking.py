@@ -147,18 +147,21 @@ def _require_labels(broken: Sequence[BadImage], space: LabelSpace) -> None:
     if not broken:
         return
     more = f" (and {len(broken) - 1} more labels)" if len(broken) > 1 else ""
+    hint = hint_about(broken, space)
+    raise BadLayout(f"{broken[0]}{more}{hint}: repair or remove it, or name the right label space and ids")
+
+
+def hint_about(broken: Sequence[BadImage], space: LabelSpace) -> str:
+    """A guess, with a semicolon before it, why labels have ids that their label space does not know; else ""."""
     unknown = [error.ids for error in broken if isinstance(error, UnknownIds)]
     ids = sorted(frozenset[int]().union(*unknown)) if len(unknown) == len(broken) else []
-    hint = ""
     if len(ids) > 64:
-        hint = "; so many values are those of a photograph, and not of a label"
-    elif ids and set(ids) <= space.known_source_ids and all(" (train ids)" in str(error) for error in broken):
-        hint = "; they are source ids of the label space: try --label-ids source"
-    elif ids == [len(space)]:
-        hint = "; do the ids begin at 1? They have to begin at 0"
-    elif ids and ids[0] > 255 - len(space):
-        hint = "; are the ids inverted (255 - id)?"
-    raise BadLayout(f"{broken[0]}{more}{hint}: repair or remove it, or name the right label space and ids")
+        return "; so many values are those of a photograph, and not of a label"
+    if ids and set(ids) <= space.known_source_ids and all(" (train ids)" in str(error) for error in broken):
+        return "; they are source ids of the label space: try --label-ids source"
+    if ids == [len(space)]:
+        return "; do the ids begin at 1? They have to begin at 0"
+    return "; are the ids inverted (255 - id)?" if ids and ids[0] > 255 - len(space) else ""
 
 
 def _look(sample: Sample) -> tuple[Sample, PhotographFacts] | None:

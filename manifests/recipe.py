@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
 
+from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.documents import plain_json, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, differences, policy_of
@@ -26,10 +27,14 @@ class Recipe:
 
     `confidence_edges` are the kept levels' edges, ascending, or None where no confidence is kept. `device` is a kind of
     device ("cpu", "cuda", "mps"), `batch_pixels` the pixels at all scales together that a GPU computes at once (0 on a
-    CPU, where a batch is one image), `unit_size` the number of samples in a unit.
+    CPU, where a batch is one image), `unit_size` the number of samples in a unit. `window` is the height and width of
+    the windows that a model of another library looks at, `class_map` what its classes mean; None without either.
+    `teacher_sha256` is empty where no teacher is known.
     """
 
     teacher_sha256: str
+    window: tuple[int, int] | None
+    class_map: ClassMap | None
     scales: tuple[float, ...]
     flip: bool
     combine: str
@@ -45,19 +50,21 @@ class Recipe:
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Recipe:
         """The recipe that `to_dict` wrote. Raises ValueError for anything else."""
-        shape = get_type_hints(cls) | {"policy": dict, "label_space": dict}
+        shape = get_type_hints(cls) | {"policy": dict, "label_space": dict, "class_map": dict | None}
         missing = [name for name in shape if name not in document]
         if missing:
             raise ValueError(f"its recipe has no {missing[0]!r}")
         values = {name: shaped(kind, document[name], f"its recipe, {name!r},") for name, kind in shape.items()}
         space = LabelSpace.of(values["label_space"], where="its recipe")
-        return cls(**{**values, "policy": policy_of(values["policy"]), "label_space": space})
+        class_map = None if values["class_map"] is None else ClassMap.of(values["class_map"], where="its recipe")
+        return cls(**values | {"policy": policy_of(values["policy"]), "label_space": space, "class_map": class_map})
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        space = self.label_space.to_dict()
-        return dict(plain_json(values | {"policy": self.policy.to_dict(), "label_space": space}))
+        class_map = None if self.class_map is None else self.class_map.to_dict()
+        space, policy = self.label_space.to_dict(), self.policy.to_dict()
+        return dict(plain_json(values | {"policy": policy, "label_space": space, "class_map": class_map}))
 
     def changes(self, now: Recipe) -> list[str]:
         """The settings in which another recipe differs, each with both values. A policy's name does not count."""

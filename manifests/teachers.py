@@ -1,7 +1,8 @@
 """The names of teachers: which kind each is, which files it consists of, and what tells it from others.
 
     teacher.pt, teacher.safetensors    a checkpoint of ours, or a published one
-    FOLDER, hf:FOLDER, hf:ORG/NAME     a model of transformers
+    FOLDER, hf:FOLDER                  a model of transformers
+    hf:ORG/NAME, hf:ORG/NAME@REVISION  the same from the hub of Hugging Face
     net.pt2                            a program of torch.export
     net.onnx                           a network for onnxruntime
     my_teacher.py:Teacher              a class of one's own, which is run
@@ -12,17 +13,25 @@ Nothing here loads torch.
 from __future__ import annotations
 
 import hashlib
+import importlib
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from os import PathLike
 from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_toml
 from autolabel.manifests.label_space import BUILT_IN
+from autolabel.manifests.onnx_file import read_onnx
+from autolabel.manifests.policy import SCALES
 
 CHECKPOINT, TRANSFORMERS, EXPORTED, ONNX, PYTHON = "checkpoint", "transformers", "torch.export", "onnx", "python"
 _HUB = "hf:"
-_JOINED = " + "
+_HUB_NAME = re.compile(r"\w[\w.-]*/\w[\w.-]*")
+_READ = (".json", ".safetensors")  # the ends of all files of transformers that are read
+_WORDS = "merges.txt"  # but for this one, of some tokenizers
 
 
 class BadTeacher(ValueError):
@@ -31,18 +40,26 @@ class BadTeacher(ValueError):
 
 @dataclass(frozen=True)
 class TeacherPlace:
-    """One teacher: its kind, its file or folder, and for a class of one's own the name of the class."""
+    """One teacher: its kind, its file or folder, and for a class of one's own the name of the class.
+
+    revision: of a model on the hub, whose path is its name there; "" for files of one's own.
+    """
 
     kind: str
     path: Path
     name: str = ""
+    revision: str = ""
 
     @classmethod
-    def of(cls, spelling: str | Path) -> TeacherPlace:
+    def of(cls, spelling: str | PathLike[str]) -> TeacherPlace:
         """The place that a person has typed, whether there is anything or not."""
         text = str(spelling)
         if text.startswith(_HUB):
-            return cls(TRANSFORMERS, Path(text.removeprefix(_HUB)))
+            path = Path(text.removeprefix(_HUB))
+            name, _, revision = text.removeprefix(_HUB).partition("@")
+            if _HUB_NAME.fullmatch(name) and not storage.is_folder(path):
+                return cls(TRANSFORMERS, Path(name), revision=revision or "main")
+            return cls(TRANSFORMERS, path)
         file, colon, name = text.rpartition(":")
         if colon and file.endswith(".py"):
             return cls(PYTHON, Path(file), name)
@@ -54,18 +71,27 @@ class TeacherPlace:
     def __str__(self) -> str:
         if self.kind == PYTHON:
             return f"{self.path}:{self.name}"
+        if self.revision:
+            return f"{_HUB}{self.path.as_posix()}@{self.revision}"
         return f"{_HUB}{self.path}" if self.kind == TRANSFORMERS else str(self.path)
 
     def absolute(self) -> TeacherPlace:
-        """Return it with an absolute path."""
+        """Return it with an absolute path, or pinned to the commit that its revision stands for. Raises BadTeacher."""
+        if self.revision:
+            return replace(self, revision=self.folder().name)
         return replace(self, path=self.path.absolute())
+
+    def folder(self) -> Path:
+        """The folder with the files of a model of transformers; those of the hub are fetched. Raises BadTeacher."""
+        return _snapshot(self.path.as_posix(), self.revision) if self.revision else self.path
 
     def files(self) -> list[Path]:
         """The files on which its labels depend, sorted; empty if there is no such teacher."""
         if self.kind == TRANSFORMERS:
-            return [path for path in storage.list(self.path) if path.suffix in (".json", ".safetensors")]
+            return [path for path in storage.list(self.folder()) if path.suffix in _READ or path.name == _WORDS]
         beside = _beside(self.path) if self.kind in (EXPORTED, ONNX) else []
-        return [path for path in (self.path, *beside) if storage.exists(path)]
+        weights = _weights(self.path) if self.kind == ONNX else []
+        return [path for path in sorted({self.path, *beside, *weights}) if storage.exists(path)]
 
     def digest(self) -> str:
         """The sha256 of its file, or of the names and sha256 of its files. Raises BadTeacher if there are none."""
@@ -84,26 +110,38 @@ class TeacherName:
     places: tuple[TeacherPlace, ...]
 
     @classmethod
-    def of(cls, teacher: TeacherName | str | Path | Iterable[str | Path]) -> TeacherName:
+    def of(cls, teacher: AnyTeacher) -> TeacherName:
         """The name that a person has typed: one spelling, or several."""
         if isinstance(teacher, TeacherName):
             return teacher
-        spellings = [teacher] if isinstance(teacher, str | Path) else list(teacher)
-        return cls(tuple(TeacherPlace.of(part) for text in spellings for part in str(text).split(_JOINED)))
+        spellings = [teacher] if isinstance(teacher, str | PathLike) else list(teacher)
+        return cls(tuple(TeacherPlace.of(spelling) for spelling in spellings))
 
     def __str__(self) -> str:
-        return _JOINED.join(map(str, self.places))
+        return " + ".join(self.spellings)
+
+    @property
+    def spellings(self) -> list[str]:
+        """Its places as a person types them."""
+        return [str(place) for place in self.places]
 
     def absolute(self) -> TeacherName:
         """Return it with absolute paths."""
         return TeacherName(tuple(place.absolute() for place in self.places))
+
+    @property
+    def scales(self) -> tuple[float, ...]:
+        """The scales at which it labels unless others are asked for; only our own networks are made for several."""
+        return SCALES if all(place.kind == CHECKPOINT for place in self.places) else (1.0,)
 
     def exists(self) -> bool:
         """True if all of its files and folders are there."""
         return all(place.files() for place in self.places)
 
     def digest(self) -> str:
-        """The digest of one teacher, or that of the digests of several. Raises BadTeacher for a missing one."""
+        """The digest of one teacher, or that of the digests of several; "" for none. Raises BadTeacher."""
+        if not self.places:
+            return ""
         digests = [place.digest() for place in self.places]
         return digests[0] if len(digests) == 1 else _joint(digests)
 
@@ -118,6 +156,41 @@ def _beside(network: Path) -> list[Path]:
     if not isinstance(classes, str) or classes in BUILT_IN or "\0" in classes:
         return [sidecar]
     return [sidecar, sidecar.parent / classes]
+
+
+@lru_cache
+def _snapshot(name: str, revision: str) -> Path:
+    """Return the folder of one commit, which bears the commit's name, in the cache of huggingface_hub."""
+    where = f"{_HUB}{name}@{revision}"
+    try:
+        hub, bars = importlib.import_module("huggingface_hub"), importlib.import_module("huggingface_hub.utils")
+    except ImportError as error:
+        raise BadTeacher(f"{where}: needs the package huggingface_hub: pip install 'autolabel[hf]'") from error
+    shown = not bars.are_progress_bars_disabled()
+    bars.disable_progress_bars()
+    try:
+        wanted = [*(f"*{end}" for end in _READ), _WORDS]
+        return Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
+    except Exception as error:  # no network, no such name, no permission, a full disk: each has errors of its own
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
+        raise BadTeacher(
+            f"{where}: there is no folder {name}, and the hub of Hugging Face does not give a model of that name:"
+            f" {reason}"
+        ) from error
+    finally:
+        if shown:
+            bars.enable_progress_bars()
+
+
+def _weights(network: Path) -> list[Path]:
+    """Files in a network's folder that hold weights of it; whoever loads it refuses others."""
+    try:
+        return [storage.inside(network.parent, name) for name in read_onnx(network).external]
+    except (ValueError, OSError):
+        return []
+
+
+AnyTeacher = TeacherName | str | PathLike[str] | Iterable[str | PathLike[str]]  # what a person or a caller may name
 
 
 def _joint(lines: Iterable[str]) -> str:

@@ -13,10 +13,9 @@ from typing import Any, Protocol
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
 from autolabel.pipeline.label import DEATHS, Labeller
-from autolabel.pipeline.predictor import Predictor, TeacherPredictor
+from autolabel.pipeline.predictor import Predictor, TeacherPredictor, load_for
 from autolabel.pipeline.records import RecordWriter, write_record
 from autolabel.pipeline.units import Tally, Unit
-from autolabel.teacher.predict import load_teacher
 
 PredictorFactory = Callable[[Run, str], Predictor]  # called with the run and a device
 
@@ -51,10 +50,8 @@ class Work:
 
 def teacher_predictor(run: Run, device: str) -> Predictor:
     """Load the run's teacher onto a device."""
-    recipe = run.recipe
-    return TeacherPredictor(
-        load_teacher(run.teacher, device=device, precision=recipe.precision, combine=recipe.combine), recipe
-    )
+    assert run.teacher is not None
+    return TeacherPredictor(load_for(run.teacher, run.recipe, device=device), run.recipe)
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from autolabel.manifests.class_map import ClassMap, load_class_map
 from autolabel.manifests.policy import COMBINE, LEVELS, PAPER, SCALES, Policy, check_scales
 from autolabel.manifests.recipe import STORES, Machine
 from autolabel.manifests.settings import parse_numbers, parse_pair, require_choices, setting
+from autolabel.manifests.teachers import TeacherName
 
 _DEVICE = re.compile(r"auto|cpu|cuda|cuda:\d+|mps")
 
@@ -39,15 +41,25 @@ class LabelJob:
     """One call of `autolabel generate`. Raises ValueError naming field, value and what was expected."""
 
     manifest: Path
-    teacher: Path
+    teacher: TeacherName
     out: Path
-    scales: tuple[float, ...] = setting(
-        SCALES, "Sizes at which the teacher looks at an image.", group="how", metavar="S,S,...", parse=parse_numbers
-    )
+    scales: tuple[float, ...] | None = setting(
+        None, "Sizes at which the teacher looks at an image.", group="how", metavar="S,S,...", parse=parse_numbers,
+        unset=f"{','.join(f'{scale:g}' for scale in SCALES)}; 1 for models of other libraries",
+    )  # fmt: skip
     flip: bool = setting(False, "Average with the mirrored image.", group="how")
     combine: str = setting(
         COMBINE[0], "Combine scales as the network learnt to, or average their logits.", group="how", choices=COMBINE
     )
+    window: tuple[int, int] | None = setting(
+        None, "Let a model of another library look at overlapping windows of this height and width.", group="how",
+        metavar="HxW", parse=parse_pair("x", "HEIGHTxWIDTH in pixels, such as 1024x1024"),
+        unset="whole images, or as the model's own settings say",
+    )  # fmt: skip
+    class_map: ClassMap | None = setting(  # noqa: RUF009
+        None, "What the teacher's classes mean: a TOML file, or a built-in map; docs/class-maps.md.", group="how",
+        metavar="MAP", parse=load_class_map, flag="--classes", unset="the teacher's own names",
+    )  # fmt: skip
     policy: Policy = PAPER
     keep_confidence: int | None = setting(
         None, "Keep the confidence too, in so many levels, for `relabel`.", group="what", metavar="LEVELS"
@@ -67,7 +79,11 @@ class LabelJob:
     machine: Machine = field(default_factory=Machine)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "scales", check_scales(self.scales))
+        object.__setattr__(self, "teacher", TeacherName.of(self.teacher))
+        if self.scales is not None:
+            object.__setattr__(self, "scales", check_scales(self.scales))
+        if self.window is not None and min(self.window) < 32:
+            raise ValueError(f"window {self.window[0]}x{self.window[1]}: expected both sides to be 32 pixels or more")
         require_choices(self)
         if not _DEVICE.fullmatch(self.device):
             raise ValueError(f"device {self.device!r}: expected auto, cpu, cuda, cuda:N or mps")

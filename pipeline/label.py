@@ -89,7 +89,7 @@ class Labeller:
         self.run_folder, self.recipe, self.predictor = run, run.recipe, predictor
         self.worker = f"{platform.node()}:{os.getpid()}"
         self.stopping = threading.Event()
-        self.rules = Rules(run.policy, run.label_space, predictor.edges)
+        self.rules = Rules(run.policy, run.label_space, predictor.edges, silent=run.teacher is None)
         self.threads = threads if predictor.device == "cpu" else max(threads, HELPERS)
         self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
         self.feeders = ThreadPoolExecutor(BATCHES)

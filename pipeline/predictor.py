@@ -23,9 +23,11 @@ from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.tables import BadTable
+from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.records import Row, identified, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import BATCHES, Budget, planned_batch
 from autolabel.teacher.predict import Teacher
 
@@ -74,6 +76,14 @@ class Predictor(Protocol):
 
     def budget(self) -> dict[str, Any]:
         """The device and the memory that it has and needs, for `run.json`."""
+
+
+def load_for(teacher: TeacherName, recipe: Recipe, *, device: str = "auto") -> Teacher:
+    """Load a teacher as a recipe wants it. Raises as `load_teacher`."""
+    return load_teacher(
+        teacher, device=device, precision=recipe.precision, combine=recipe.combine, window=recipe.window,
+        class_map=recipe.class_map, space=recipe.label_space,
+    )  # fmt: skip
 
 
 class TeacherPredictor:

@@ -13,6 +13,7 @@ import torch
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import ask_gpus, cluster_address, cluster_gpus, is_connected
 from autolabel.manifests.machine import resident_memory
+from autolabel.manifests.policy import PAPER
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
 from autolabel.manifests.run.shards import create_zarr
@@ -22,12 +23,12 @@ from autolabel.pipeline.engine import Work
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
+from autolabel.pipeline.predictor import load_for
 from autolabel.pipeline.records import committed, tally
 from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, write_plan
-from autolabel.teacher.container import BadCheckpoint
 from autolabel.teacher.device import common_precision, gpu_precisions, pick_device, pick_precision
 from autolabel.teacher.memory import batch_pixels
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 _PACKAGES = ("autolabel", "torch", "numpy", "zarr", "ray", "pillow", "pyarrow")
 
@@ -40,17 +41,13 @@ class TeacherSource:
         self._loaded, self.handed_in = loaded, loaded is not None
 
     def sha256(self) -> str:
-        """The digest of the checkpoint. Raises BadCheckpoint if there is no such file."""
-        if self._loaded is not None:
-            return self._loaded.sha256
-        if not storage.exists(self.job.teacher):
-            raise BadCheckpoint(f"{self.job.teacher} does not exist: expected a checkpoint")
-        return storage.sha256(self.job.teacher)
+        """The digest of the teacher. Raises BadTeacher if there is none of that name."""
+        return self.job.teacher.digest() if self._loaded is None else self._loaded.sha256
 
-    def load(self, device: str, precision: str) -> Teacher:
-        """The teacher on this device. Raises BadCheckpoint, ValueError."""
+    def load(self, device: str, recipe: Recipe) -> Teacher:
+        """The teacher on this device. Raises BadTeacher, BadCheckpoint, ValueError."""
         if self._loaded is None or not (self.handed_in or self._loaded.device == torch.device(device)):
-            self._loaded = load_teacher(self.job.teacher, device=device, precision=precision, combine=self.job.combine)
+            self._loaded = load_for(self.job.teacher, recipe, device=device)
         return self._loaded
 
 
@@ -60,6 +57,7 @@ def _as_loaded(job: LabelJob, teacher: Teacher) -> LabelJob:
         raise ValueError("a teacher that was never in a file cannot be told from another: save it and load it again")
     for name, own in (
         ("device", teacher.device.type), ("precision", teacher.precision), ("combine", teacher.combine),
+        ("window", teacher.window), ("class_map", teacher.class_map),
     ):  # fmt: skip
         if getattr(job, name) not in ("auto", own):
             raise ValueError(f"{name} {getattr(job, name)!r}: expected {own!r}, which the loaded teacher has")
@@ -101,9 +99,12 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     earlier = run or source
     pixels = batch_pixels(device) if earlier is None else earlier.recipe.batch_pixels
     edges = job.policy.edges(manifest.label_space, job.keep_confidence) if job.keep_confidence else None
+    if edges and not job.teacher.places:
+        edges = tuple(sorted({0.0, *edges}))  # PNGs also say that a pixel has no class
+    scales = job.scales or (earlier.recipe.scales if earlier else job.teacher.scales)
     recipe = Recipe(
-        teacher_sha256, job.scales, job.flip, job.combine, job.policy, edges, precision, device, pixels, job.store,
-        job.unit_size, manifest.label_space,
+        teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, job.policy, edges, precision, device,
+        pixels, job.store, job.unit_size, manifest.label_space,
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)
@@ -144,10 +145,25 @@ def _require_policy(job: LabelJob, manifest: ManifestFile) -> None:
 
 
 def require_fitting(request: Request, teacher: Teacher) -> None:
-    """Raise ValueError if this teacher cannot do the job."""
-    job = request.job
-    teacher.require_space(request.manifest.label_space, checkpoint=str(job.teacher), manifest=str(job.manifest))
-    teacher.combination.require(job.scales)
+    """Raise ValueError if this teacher cannot do the job, which a model of another library has to try first."""
+    job, recipe = request.job, request.recipe
+    teacher.require_space(request.manifest.label_space, teacher=str(job.teacher), manifest=str(job.manifest))
+    teacher.network.require(recipe.scales, flip=recipe.flip)
+    if not teacher.network.confident:
+        _require_no_thresholds(job)
+    teacher.require_sound(recipe.scales, flip=recipe.flip)
+
+
+def _require_no_thresholds(job: LabelJob) -> None:
+    """Raise ValueError if a job asks for confidences of a teacher that gives class ids only."""
+    policy = job.policy
+    thresholds = policy.thresholds or policy.threshold != PAPER.threshold
+    asked = "--keep-confidence" if job.keep_confidence else "a threshold" if thresholds else ""
+    asked = asked or ("a temperature" if policy.temperature != 1 else "")
+    if asked:
+        raise ValueError(
+            f"{asked} was asked for, but {job.teacher} gives class ids without probabilities: leave it out"
+        )
 
 
 def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = None) -> tuple[Run, Plan]:
@@ -190,8 +206,9 @@ def new_run(request: Request, plan: str, folder: Path) -> Run:
     """A run that has not begun, with this plan (the name of a file in `folder`)."""
     job = request.job
     versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    teacher = job.teacher if job.teacher.places else None
     return Run(
-        folder, request.recipe, job.manifest, request.input_sha256, plan, job.teacher, "local", versions,
+        folder, request.recipe, job.manifest, request.input_sha256, plan, teacher, "local", versions,
         platform.machine(), state=PREPARING,
     )  # fmt: skip
 

@@ -128,7 +128,7 @@ def preview(job: LabelJob, *, teacher: Teacher | None = None, progress: Progress
         request, run = settle(teachers.job, teachers.sha256(), scratch)
         job, recipe = request.job, request.recipe
         if run is None:
-            require_fitting(request, teachers.load("cpu", recipe.precision))
+            require_fitting(request, teachers.load("cpu", recipe))
         plan = _plan(request, run, scratch)
         trial = new_run(request, plan.path.name, scratch)
         left = survey(run or trial, job.portion, plan)
@@ -169,7 +169,7 @@ def _probe(
         crew = replace(
             crew,
             device=request.device,
-            predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe),
+            predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe), recipe),
         )
         labeller = local_labeller(crew)
         rows, seconds = labeller.probe(samples, unit, progress=progress)
@@ -177,7 +177,7 @@ def _probe(
     else:
         from autolabel.pipeline.ray_engine import probe_ray
 
-        memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe.precision))
+        memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe))
         crew = replace(crew, predictor=teacher_predictor, worker_bytes=memory)
         rows, seconds, budget = probe_ray(crew, samples, unit, machine.address)
         if progress:

@@ -11,6 +11,7 @@ from autolabel.manifests.machine import cores
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
+from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.progress import Counters
 from autolabel.pipeline.run import Labelling, generate
@@ -37,12 +38,13 @@ def relabel(
             f"{source.input_manifest}, the manifest of {source.path}, is gone or has changed: put it back as it was"
         )
     if source.state != "complete":
-        raise ValueError(f"{source.path} is not complete: finish it with the same `autolabel generate` first")
+        raise ValueError(f"{source.path} is not complete: finish it first, with the command that began it")
     recipe = source.recipe
     job = LabelJob(
-        source.input_manifest, source.teacher, out, scales=recipe.scales, flip=recipe.flip, combine=recipe.combine,
-        policy=policy, store=recipe.store, device=recipe.device, precision=recipe.precision,
-        unit_size=recipe.unit_size, machine=Machine("local", workers or cores()),
+        source.input_manifest, source.teacher or TeacherName(()), out, scales=recipe.scales, flip=recipe.flip,
+        combine=recipe.combine, window=recipe.window, class_map=recipe.class_map, policy=policy, store=recipe.store,
+        device=recipe.device, precision=recipe.precision, unit_size=recipe.unit_size,
+        machine=Machine("local", workers or cores()),
     )  # fmt: skip
     return generate(job, source=source, on_progress=on_progress, on_note=on_note)
 

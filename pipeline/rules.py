@@ -31,7 +31,8 @@ _INSIDE, _NEAR, _PIECE, _BEYOND = range(len(_MARKS))
 class Outcome:
     """A label (H, W) uint8 and where its pixels come from. All counts are int64, by class.
 
-    fates (C, 6): what became of the pixels whose top class it is, in the order of FATES; they sum to H * W.
+    fates (C, 6): what became of the pixels whose top class it is, in the order of FATES; they sum to H * W, or less
+    where the teacher is silent.
     from_human (C,): pixels of the label that have this class because the coarse label decided.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
     the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; contradicted, another.
@@ -55,10 +56,11 @@ class Outcome:
 class Rules:
     """A policy ready for the images of one run.
 
-    edges: the confidences that the teacher's codes tell apart; every threshold of the policy is among them.
+    edges: the confidences that the teacher's codes tell apart; every threshold of the policy is among them. silent:
+    level 0 means that the teacher gives no class, whatever its code says, so no class's fates count such a pixel.
     """
 
-    def __init__(self, policy: Policy, space: LabelSpace, edges: Sequence[float]) -> None:
+    def __init__(self, policy: Policy, space: LabelSpace, edges: Sequence[float], *, silent: bool = False) -> None:
         self.policy = policy
         self.classes, self.levels = len(space), len(edges) + 1
         # From this level on a class is kept.
@@ -70,6 +72,7 @@ class Rules:
         shape = len(space) + 1, len(_MARKS) if self._around else 1, len(space), self.levels
         human, mark, top, level = (x.ravel() for x in np.indices(shape, np.uint8))
         self._shape, self._top, self._human = shape, top, human
+        self._spoken = level > 0 if silent else np.ones_like(level, np.bool_)
         self._teacher, self._fate = _teachers_own(mark, top, level, needed)
         without_union = ["ignore" if rule == "union" else rule for rule in rules]
         self._seen = self._table(rules, level, needed)
@@ -109,7 +112,8 @@ class Rules:
             keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
         keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
         asked = np.bincount(keys.ravel(), minlength=len(self._top))
-        labels, fate = self._tables(asked, coarse)
+        spoken = asked * self._spoken
+        labels, fate = self._tables(spoken, coarse)
         human, teacher = asked * (self._human < classes), self._teacher
 
         def by_class(of: Label, counts: Counts) -> Counts:
@@ -117,21 +121,21 @@ class Rules:
 
         return Outcome(
             label=labels[keys],
-            fates=np.bincount(self._top.astype(np.intp) * len(FATES) + fate, asked, minlength=classes * len(FATES))
+            fates=np.bincount(self._top.astype(np.intp) * len(FATES) + fate, spoken, minlength=classes * len(FATES))
             .astype(np.int64)
             .reshape(classes, len(FATES)),
             from_human=by_class(labels, asked * (fate == _HUMAN)),
             coarse=by_class(self._human, human),
             agreeing=by_class(self._human, human * (teacher == self._human)),
             contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
-            left_out=by_class(self._top, (asked - human) * (coarse is not None)),
+            left_out=by_class(self._top, spoken * (self._human == classes) * (coarse is not None)),
         )
 
-    def _tables(self, asked: Counts, coarse: Label | None) -> tuple[Label, Label]:
+    def _tables(self, spoken: Counts, coarse: Label | None) -> tuple[Label, Label]:
         """Label and fate of every case in an image: `union` waits for the teacher to see the class."""
         if coarse is None or not self._unions:
             return self._seen
-        inside = asked.reshape(self._shape)[:, :_BEYOND].sum(axis=(0, 1, 3))
+        inside = spoken.reshape(self._shape)[:, :_BEYOND].sum(axis=(0, 1, 3))
         absent = np.isin(self._human, [h for h in self._unions if not inside[h]])
         (label, fate), (label_then, fate_then) = self._seen, self._unseen
         return np.where(absent, label_then, label), np.where(absent, fate_then, fate)

@@ -91,14 +91,15 @@ def generate(
     with tempfile.TemporaryDirectory() as scratch:
         request, run = settle(teachers.job, digest, Path(scratch), source)
     job, recipe = request.job, request.recipe
-    in_process = teacher is not None or source is not None
+    known = bool(job.teacher.places)  # else predictions are adopted
+    in_process = teacher is not None or source is not None or not known
     engine, reason = choose_engine(request, in_process=in_process)
-    if run is None and source is None:
-        require_fitting(request, teachers.load(request.device if engine == "local" else "cpu", recipe.precision))
+    if run is None and source is None and known:
+        require_fitting(request, teachers.load(request.device if engine == "local" else "cpu", recipe))
     if source is not None:
         predictor = predictor or (lambda run, device: KeptPredictor(source))
     elif engine == "local":
-        predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe.precision), recipe))
+        predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe), recipe))
     with Lock(job.out, job.portion.part).held() as lock:
         if run is None and RunFolder(job.out).exists():  # another part has made it meanwhile
             request, run = settle(job, digest, job.out, source)
@@ -126,7 +127,7 @@ def generate(
                 from autolabel.pipeline.ray_engine import run_ray
 
                 if predictor is None:
-                    memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe.precision))
+                    memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe))
                     crew = replace(crew, worker_bytes=memory)
                 ended = run_ray(crew, left.work(), len(left.units), meter, job.machine.address)
         meter.tick(last=True)

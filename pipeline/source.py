@@ -8,31 +8,33 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.account import Account
-from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.label_space import BUILT_IN, LabelSpace
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, save_manifest
 from autolabel.manifests.scan import scan
+from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.lock import Lock
-from autolabel.teacher.checkpoints import read_checkpoint
+from autolabel.teacher.loading import classes_of
 
 
 def manifest_of(
     source: Path,
     out: Path,
     *,
-    teacher: Path,
+    teacher: TeacherName,
     label_space: LabelSpace | None = None,
+    mapped: bool = False,
     part: tuple[int, int] | None = None,
     progress: Progress | None = None,
     on_account: Callable[[Account], None] = lambda account: None,
 ) -> Path:
     """Return the manifest to label: `source` itself, or for a folder the manifest of its images, written into `out`.
 
-    The classes are `label_space`, or those that the teacher names. A folder is scanned again by every call, so that
-    images which it has gained are labelled too; but not while another part of the run is at work. on_account: called
-    with what the scan of a folder found and left aside. Raises ValueError for a source that does not exist, is a run,
-    or cannot be scanned, and if nobody names the classes.
+    The classes are `label_space`, or those that the teacher names, unless they are `mapped` onto others. A folder is
+    scanned again by every call, so that images which it has gained are labelled too; but not while another part of the
+    run is at work. on_account: called with what the scan of a folder found and left aside. Raises ValueError for a
+    source that does not exist, is a run, or cannot be scanned, and if nobody names the classes.
     """
     if storage.exists(source):
         if label_space is not None:
@@ -46,7 +48,7 @@ def manifest_of(
         )
     folder = RunFolder(out)
     folder.require_new_or_run()
-    space = label_space or _classes_of(teacher, source)
+    space = label_space or _classes_of(teacher, source, mapped=mapped)
     manifest, account = scan(source, label_space=space, progress=progress)
     on_account(account)
     with Lock(out, part).held() as lock:
@@ -56,11 +58,13 @@ def manifest_of(
     return folder.input_path
 
 
-def _classes_of(teacher: Path, source: Path) -> LabelSpace:
-    space = read_checkpoint(teacher).label_space
+def _classes_of(teacher: TeacherName, source: Path, *, mapped: bool) -> LabelSpace:
+    if mapped:
+        raise ValueError(f"--classes leads to a label space: name it with --label-space to label {source}")
+    space = classes_of(teacher)
     if space is None:
         raise ValueError(
-            f"{teacher} does not name its classes: give --label-space (cityscapes, camvid, or a JSON file) to label"
+            f"{teacher} does not name its classes: give --label-space ({', '.join(BUILT_IN)}, or a JSON file) to label"
             f" {source}"
         )
     return space

@@ -13,6 +13,7 @@ from autolabel.manifests.run.shards import DamagedLabel, create_zarr, damaged_me
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, Shown, counted
+from autolabel.pipeline.adopted import Adopted
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file
 from autolabel.pipeline.units import Plan, Unit, gained, write_plan
@@ -47,7 +48,7 @@ class Verification(Shown):
             f"labels read: {self.labels}, images: {self.images}, units: {self.units}, faults: {len(self.faults)}"
         )
         if self.repaired:
-            again = "run the same `autolabel generate` again to label them"
+            again = "run the same command again to label them"
             lines.append(f"units put back to undone: {self.undone}; {again}")
         return lines
 
@@ -75,12 +76,13 @@ def verify(path: Path, *, repair: bool = False, progress: Progress | None = None
                 if damaged and repair:
                     create_zarr(group, arrays, shard_rows=size, attributes=attributes)
         undone = []
+        adopted = _adopted(run, result)
         records = {file.name for file in storage.list(run.units, suffix=".parquet")}
         for number, unit in enumerate(plan, start=1):
             if unit.record in records:
                 records.discard(unit.record)
                 result.units += 1
-                faults = list(_faults(run, unit, result))
+                faults = list(_faults(run, unit, result, adopted))
                 result.faults += faults
                 undone += [unit.record] if faults else []
             if progress:
@@ -129,17 +131,28 @@ def _damaged_tables(run: Run) -> list[str]:
     ]
 
 
-def _faults(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
+def _adopted(run: Run, result: Verification) -> Adopted | None:
+    """The PNGs that the labels were adopted from, if they were; a table of them that is damaged is a fault."""
+    if run.teacher is not None or run.source is not None:
+        return None
+    try:
+        return Adopted.of(run)
+    except BadTable as error:
+        result.faults.append(str(error))
+        return None
+
+
+def _faults(run: Run, unit: Unit, result: Verification, adopted: Adopted | None) -> Iterator[str]:
     path = run.units / unit.record
     try:
-        yield from _differences(run, unit, result)
+        yield from _differences(run, unit, result, adopted)
     except BadTable as error:
         yield str(error)
     except ValueError as error:  # a link in the folder
         yield f"{path}: {error}"
 
 
-def _differences(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
+def _differences(run: Run, unit: Unit, result: Verification, adopted: Adopted | None) -> Iterator[str]:
     record, shards = read_unit(run, unit)
     rows = [Row(**row) for row in record.to_pylist()]
     result.samples += len(rows)
@@ -154,6 +167,8 @@ def _differences(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
             return
     if not result.unread:
         yield from _changed_images(unit, rows, result)
+    if adopted is not None:
+        yield from _changed_pngs(adopted, rows, result)
     for layer in run.zarr_layers():
         maps = RunLabels(
             stored_labels(run.path, map(vars, rows), layer=layer), run.label_space if layer == LABELS else None
@@ -164,6 +179,15 @@ def _differences(run: Run, unit: Unit, result: Verification) -> Iterator[str]:
                 maps[name]
             except DamagedLabel as error:
                 yield str(error)
+
+
+def _changed_pngs(adopted: Adopted, rows: list[Row], result: Verification) -> Iterator[str]:
+    """Every PNG behind a label that is another one now, by content."""
+    for path, there in adopted.changed([row.sample_id for row in rows if row.labelled], read_all=True).items():
+        if there:
+            yield f"{path} has changed since it was adopted"
+        else:
+            result.gone.append(path)
 
 
 def _changed_images(unit: Unit, rows: list[Row], result: Verification) -> Iterator[str]:

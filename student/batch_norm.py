@@ -140,7 +140,8 @@ def _format(x: Tensor) -> torch.memory_format:
 class SynchronisedBatchNorm(nn.BatchNorm2d):
     """Batch norm over the batches of all processes, which must have the same size.
 
-    It shares weights and running statistics with the plain batch norm that it replaces.
+    It shares weights and running statistics with the plain batch norm that it replaces, and does afterwards whatever
+    that has inside: a batch norm of timm holds its activation.
     """
 
     def __init__(self, plain: nn.BatchNorm2d) -> None:
@@ -148,16 +149,17 @@ class SynchronisedBatchNorm(nn.BatchNorm2d):
         self.weight, self.bias = plain.weight, plain.bias
         self.running_mean, self.running_var = plain.running_mean, plain.running_var
         self.num_batches_tracked = plain.num_batches_tracked
+        self.after = nn.Sequential(*plain.children())
         self.train(plain.training)
 
     @torch.compiler.disable  # type: ignore[untyped-decorator]
     def forward(self, x: Tensor) -> Tensor:
         if not self.training:
-            return super().forward(x)
+            return self.after(super().forward(x))  # type: ignore[no-any-return]
         assert self.running_mean is not None and self.running_var is not None and self.momentum is not None
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
         result: Tensor = _BatchNorm.apply(  # type: ignore[no-untyped-call]
             x, self.weight, self.bias, self.running_mean, self.running_var, self.momentum, self.eps
         )
-        return result
+        return self.after(result)  # type: ignore[no-any-return]

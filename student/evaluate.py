@@ -12,10 +12,12 @@ import numpy as np
 import torch
 
 from autolabel.manifests import notes, storage
+from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.documents import read_json
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import Shares
+from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Progress, Shown, Table, counted, percent
 from autolabel.student.data import ManifestDataset
 from autolabel.student.job import ScoreMachine
@@ -24,7 +26,8 @@ from autolabel.student.score_workers import count_by_workers
 from autolabel.student.scoring import ImageCounter, ScoreCounts
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
 from autolabel.teacher.checkpoints import overlap, silent
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.loading import load_teacher
+from autolabel.teacher.predict import Teacher
 
 ByClass = dict[str, float | None]
 
@@ -107,7 +110,7 @@ def score(
     the samples, and all get the same scores. Raises NotEnoughMemory.
     """
     team = team or Team(teacher.device)
-    scales = tuple(scales or teacher.network.scale_attn.training_scales)
+    scales = tuple(scales or teacher.network.training_scales)
     counter = ImageCounter(teacher, dataset, scales, flip)
     counts = _summed(counter, range(team.rank, len(dataset), team.size), progress)
     counts.confusion.matrix = team.sum(torch.from_numpy(counts.confusion.matrix)).cpu().numpy()
@@ -145,39 +148,45 @@ def _mean(values: ByClass) -> float | None:
 
 
 def evaluate(
-    checkpoint: Path,
+    checkpoint: AnyTeacher,
     manifest: Path,
     *,
     scales: Sequence[float] | None = None,
     flip: bool = False,
     combine: str = COMBINE[0],
+    window: tuple[int, int] | None = None,
+    class_map: ClassMap | None = None,
     pictures: Path | None = None,
     allow_overlap: bool = False,
     device: str = "auto",
     machine: ScoreMachine | None = None,
     progress: Progress | None = None,
 ) -> Scores:
-    """Score a checkpoint on a manifest, and draw the worst images into the folder `pictures`.
+    """Score a checkpoint, or any other teacher, on a manifest, and draw the worst images into the folder `pictures`.
 
-    The scores are the same for any number of workers on one kind of device. Raises ValueError for another label space,
-    for images it was trained on (unless `allow_overlap`), for labels without a class, or if `pictures` is not empty;
-    NotEnoughMemory; WorkersFailed and ClusterFailed with Ray.
+    window, class_map: see `load_teacher`. The scores are the same for any number of workers on one kind of device.
+    Raises ValueError for another label space, for images it was trained on (unless `allow_overlap`), for labels without
+    a class, or if `pictures` is not empty; NotEnoughMemory; WorkersFailed and ClusterFailed with Ray.
     """
     machine = machine or ScoreMachine()
     if pictures and storage.list(pictures):
         raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
-    teacher = load_teacher(checkpoint, device="cpu" if machine.uses_ray else device, combine=combine)
-    dataset = ManifestDataset(manifest)
-    teacher.require_space(dataset.label_space, checkpoint=str(checkpoint), manifest=str(manifest))
+    name, dataset = TeacherName.of(checkpoint), ManifestDataset(manifest)
+    teacher = load_teacher(
+        name, device="cpu" if machine.uses_ray else device, combine=combine, window=window, class_map=class_map,
+        space=dataset.label_space,
+    )  # fmt: skip
+    teacher.require_space(dataset.label_space, teacher=str(name), manifest=str(manifest))
     if teacher.trained_on is None:
-        notes.tell(silent(checkpoint))
+        notes.tell(silent(name))
     shared = [] if teacher.trained_on is None else overlap(teacher.trained_on, fingerprints(dataset.samples))
     if shared and not allow_overlap:
         raise ValueError(
-            f"{checkpoint} was trained on {len(shared)} of the {len(dataset)} images of {manifest} (the first is"
+            f"{name} was trained on {len(shared)} of the {len(dataset)} images of {manifest} (the first is"
             f" {dataset.samples[shared[0]].sample_id!r}): score it on others, or say --allow-overlap"
         )
-    scales = tuple(scales or teacher.network.scale_attn.training_scales)
+    scales = tuple(scales or teacher.network.training_scales)
+    teacher.network.require(scales, flip=flip)
     counter = ImageCounter(teacher, dataset, scales, flip, complete=True)
     if machine.uses_ray:
         counts = count_by_workers(counter, machine, device=device, progress=progress)
@@ -191,7 +200,7 @@ def evaluate(
         _write_pictures(pictures, dataset, worst)
     by_distance = zip(boundary.distances, boundary.f(), strict=True)
     boundary_f = {str(distance): _by_class(dataset, values) for distance, values in by_distance}
-    request = {"checkpoint": str(checkpoint), "sha256": teacher.sha256, "manifest": str(manifest)}
+    request = {"checkpoint": str(name), "sha256": teacher.sha256, "manifest": str(manifest)}
     return replace(
         scores,
         overlap=len(shared),

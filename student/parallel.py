@@ -68,8 +68,16 @@ class Team:
 def synchronised(network: nn.Module) -> nn.Module:
     """Return a twin that shares the network's tensors and whose batch norms span all processes.
 
-    The network itself keeps its plain batch norms, for prediction.
+    The network itself keeps its plain batch norms, for prediction. Raises ValueError for a batch norm that cannot span
+    several processes.
     """
+    for name, module in network.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not (
+            isinstance(module, nn.BatchNorm2d) and module.affine and module.track_running_stats
+        ):
+            raise ValueError(
+                f"{name} is a {type(module).__name__} that cannot span several processes: train with --workers 1"
+            )
     shared = {id(tensor): tensor for tensor in itertools.chain(network.parameters(), network.buffers())}
     twin = copy.deepcopy(network, shared)
     for parent in list(twin.modules()):

@@ -115,7 +115,7 @@ class TrainRequest:
         """
         height, width = self._crop()
         images = self.job.batch_size // self.job.accumulate
-        if images < 2 and architecture(self.job.arch).decoder not in ("ocr", "plain"):
+        if images < 2 and architecture(self.job.arch).pools:
             raise ValueError(f"{self.job.arch} pools the whole image: train it with a batch of 2 or more at once")
         values = images * math.ceil((height // 2) / 32) * math.ceil((width // 2) / 32)
         if values < 2:

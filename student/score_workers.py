@@ -17,24 +17,28 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import notes
+from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.cluster import cluster_address, ray_session
 from autolabel.manifests.machine import resident_memory
+from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import Progress, counted
 from autolabel.student.data import ManifestDataset
 from autolabel.student.distributed import FAILURES, QUIET_S, START_S, WorkersFailed
 from autolabel.student.job import ScoreMachine
 from autolabel.student.scoring import ImageCounter, ScoreCounts
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.loading import load_teacher
 
 _LOT = 32  # images that a GPU gets together; a CPU gets a quarter of them
 
 
 @dataclass(frozen=True)
 class ScoreRequest:
-    """All that a worker needs: checkpoint (a path that all machines have) and its sha256, images, and how to look."""
+    """All that a worker needs: teacher (with paths that all machines have) and its sha256, images, and how to look."""
 
-    checkpoint: Path
+    teacher: TeacherName
     sha256: str
+    window: tuple[int, int] | None
+    class_map: ClassMap | None
     dataset: ManifestDataset
     scales: tuple[float, ...]
     flip: bool
@@ -46,10 +50,10 @@ class ScoreRequest:
     def of(cls, counter: ImageCounter, device: str) -> ScoreRequest:
         """Return the request of what `counter` would count, on another device."""
         teacher = counter.teacher
-        assert teacher.path is not None
+        assert teacher.name is not None
         return cls(
-            teacher.path.absolute(), teacher.sha256, counter.dataset, counter.scales, counter.flip, teacher.combine,
-            device, _version(),
+            teacher.name.absolute(), teacher.sha256, teacher.window, teacher.class_map, counter.dataset,
+            counter.scales, counter.flip, teacher.combine, device, _version(),
         )  # fmt: skip
 
 
@@ -79,9 +83,12 @@ class Scorer:
             raise WorkersFailed(
                 f"a node has autolabel {_version()}, the driver {request.version}: install the same on all nodes"
             )
-        teacher = load_teacher(request.checkpoint, device=request.device, combine=request.combine)
+        teacher = load_teacher(
+            request.teacher, device=request.device, combine=request.combine, window=request.window,
+            class_map=request.class_map, space=request.dataset.label_space,
+        )  # fmt: skip
         if teacher.sha256 != request.sha256:
-            raise WorkersFailed(f"{request.checkpoint} is another file on a node than here: share one folder")
+            raise WorkersFailed(f"{request.teacher} is another file on a node than here: share one folder")
         return ImageCounter(teacher, request.dataset, request.scales, request.flip, complete=True)
 
     def count(self, request_at: list[Any], places: Sequence[int]) -> tuple[ScoreCounts, bool]:

@@ -3,7 +3,7 @@
 A checkpoint of ours is one `torch.save`d dictionary:
 
     format        "autolabel-checkpoint/1"
-    arch          a name in ARCHITECTURES
+    arch          the name of a network, see networks/build.py
     label_space   its JSON
     state_dict    tensors under the customary HRNet, OCR and DeepLab keys
     trained_on    (N,) int64, content fingerprints of the images it was trained on
@@ -40,14 +40,18 @@ from autolabel.teacher.container import (
     BadCheckpoint,
     read_container,
     require_few_values,
+    require_held,
     require_plain,
     sealed,
 )
-from autolabel.teacher.networks.build import ARCHITECTURES, Recognised, build, recognise
+from autolabel.teacher.networks.build import ARCHITECTURES, Recognised, architecture, build, recognise, weighed_scales
 from autolabel.teacher.networks.decoders import SegmentationNet
+from autolabel.teacher.state_dicts import tensors_of
+from autolabel.teacher.strangers import pickled_stranger
 
 _KIND = "autolabel-checkpoint/"
 FORMAT = f"{_KIND}2"
+_BORROWED = ("timm:", "smp:")  # names of networks of other packages
 _MAX_SCALES = 16  # that an explicit combination weighs at once
 DRAWN_STREETS = Path(__file__).with_name("drawn_streets.safetensors")  # the teacher of `autolabel demo`
 
@@ -82,9 +86,9 @@ def overlap(trained_on: Tensor, fingerprints: list[str]) -> list[int]:
     return np.flatnonzero(np.isin(marks, trained_on.numpy())).tolist()
 
 
-def silent(path: Path) -> str:
-    """The note on a checkpoint without `trained_on`: no leak can be noticed."""
-    return f"{path} does not say which images it has seen: nobody can tell whether it knows these"
+def silent(teacher: object) -> str:
+    """The note on a teacher without `trained_on`: no leak can be noticed."""
+    return f"{teacher} does not say which images it has seen: nobody can tell whether it knows these"
 
 
 def save_checkpoint(
@@ -187,19 +191,6 @@ class _Metadata:
     crc32c: str
 
 
-# Modules that the published code has under two names: (synonym, name here).
-_SYNONYMS = (("trunk.", "backbone."), ("seg_head.", "cls_head."))
-
-
-def _customary(key: str) -> str:
-    parts = [part for part in key.split(".") if part != "_orig_mod"]  # torch.compile, around a network or a part
-    key = ".".join(parts).removeprefix("module.")
-    for other, ours in _SYNONYMS:
-        if key.startswith(other):
-            return ours + key.removeprefix(other)
-    return key
-
-
 def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return the content of a file, and its tensors under customary keys. Raises BadCheckpoint, FileNotFoundError."""
     content = _content(path)
@@ -209,27 +200,10 @@ def read_state(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             f"{path} has format {version!r}, this program knows {FORMAT!r}: its marks of the images it was trained on"
             " are of another kind; train again, or use the version that wrote it"
         )
-    bare = isinstance(content, dict) and content and all(isinstance(v, Tensor) for v in content.values())
-    keys = ("state_dict", "model_dict")  # published weights of Xception-71 have the second
-    tensors = (
-        content
-        if bare
-        else next((content[k] for k in keys if k in content), None)
-        if isinstance(content, dict)
-        else None
-    )
-    if not isinstance(content, dict) or not isinstance(tensors, dict):
+    if not isinstance(content, dict):
         raise BadCheckpoint(f"{path} holds no 'state_dict': expected one of `autolabel train`, or a published one")
     require_few_values(path, content)
-    state: dict[str, Tensor] = {}
-    for name, value in tensors.items():
-        key = _customary(str(name))
-        if not isinstance(value, Tensor):
-            raise BadCheckpoint(f"{path}: {key} in its state_dict is no tensor")
-        require_plain(path, key, value)
-        if key in state:
-            raise BadCheckpoint(f"{path} holds {key} twice, under another prefix: expected the weights of one network")
-        state[key] = value
+    state = tensors_of(path, content, ours=version == FORMAT)
     return content, state
 
 
@@ -258,10 +232,7 @@ def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Te
     network = recognised(path, state, published=str(content.get("arch", "")))
     if content.get("format") != FORMAT:
         if network is None:
-            raise BadCheckpoint(
-                f"{path} is a checkpoint of another network: expected one of those in docs/teacher.md, such as"
-                " hrnet48_ocr_mscale"
-            )
+            raise BadCheckpoint(f"{path} is {_other_network(path, state)}")
         return Checkpoint(network.arch, network.classes, network.scales, None, state, None)
     missing = [key for key in ("arch", "label_space", "trained_on", "metrics") if key not in content]
     if missing:
@@ -273,10 +244,29 @@ def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Te
         shaped(dict[str, Any] | None, training, f"{path}, 'training'")
     except BadDocument as error:
         raise BadCheckpoint(str(error)) from error
-    if not isinstance(arch, str) or arch not in ARCHITECTURES:
+    if not isinstance(arch, str) or not (arch in ARCHITECTURES or (arch.startswith(_BORROWED) and len(arch) < 200)):
         raise BadCheckpoint(f"{path} holds an unknown architecture {str(arch)[:60]!r}: it comes from a newer version")
-    scales = network.scales if network else 3
+    try:
+        architecture(arch)
+    except ValueError as error:
+        raise BadCheckpoint(f"{path}: {error}") from error
+    scales = network.scales if network else weighed_scales(state)
     return Checkpoint(arch, len(space), scales, space, state, _seen(path, content["trained_on"]), metrics, training)
+
+
+def _other_network(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Say what a file is whose tensors belong to no network here, and what to type."""
+    other = pickled_stranger(path)
+    if other:
+        return other
+    if storage.exists(path.parent / "config.json") and path.suffix == ".safetensors":
+        return f"the weights of a model of transformers: give its folder, {path.parent}"
+    if {"encoder", "decoder", "segmentation_head"} <= {key.split(".")[0] for key in state}:
+        return (
+            "a state dict of smp, which does not say of which network: start a training with --arch smp:DECODER/ENCODER"
+            f" --init {path}, or give it in a class of your own (docs/teachers.md)"
+        )
+    return "a checkpoint of another network: expected one of those in docs/teacher.md, such as hrnet48_ocr_mscale"
 
 
 def _seen(path: Path, trained_on: object) -> Tensor | None:
@@ -320,11 +310,20 @@ def require_finite(path: Path, state: Mapping[str, Tensor]) -> None:
 
 def load_network(path: Path, checkpoint: Checkpoint) -> SegmentationNet:
     """Return the checkpoint's network with its weights. Raises BadCheckpoint if any tensor does not fit."""
-    with torch.device("meta"):  # draws no random weights
-        network = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales)
+    try:
+        with torch.device("meta"):  # draws no random weights
+            network = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales)
+    except ValueError as error:
+        raise BadCheckpoint(f"{path}: {error}") from error
     expected = network.state_dict()
     require_match(path, expected, state=checkpoint.state_dict, network=checkpoint.arch)
     require_finite(path, checkpoint.state_dict)
     counters = {k: torch.zeros((), dtype=torch.int64) for k in expected.keys() - checkpoint.state_dict.keys()}
-    network.to_empty(device="cpu").load_state_dict(checkpoint.state_dict | counters)
+    if network.borrowed:
+        require_held(path, checkpoint.state_dict)
+        with torch.random.fork_rng(devices=[]):  # numbers that are in no file have to be computed
+            network = build(checkpoint.arch, checkpoint.classes, scales=checkpoint.scales)
+    else:
+        network.to_empty(device="cpu")
+    network.load_state_dict(checkpoint.state_dict | counters)
     return network

@@ -52,7 +52,6 @@ class Feed:
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
-        self.normalise = Normaliser(device)
         self._bin_edges = bin_edges().to(device)
         self._on_cuda = device.type == "cuda"
         self._priors: dict[tuple[float, ...], Tensor] = {}
@@ -86,10 +85,10 @@ class Feed:
         coarse: Sequence[Image | None] = (),
         prior: Sequence[float] | None = None,
     ) -> tuple[Tensor, Undrawn | None]:
-        """Return images (H, W, 3) uint8, filled up to `batch` with the last one, as the network reads them.
+        """Return images (H, W, 3) uint8, filled up to `batch` with the last one, as (batch, 3, H, W) on the device.
 
-        That is (batch, 3, H, W) float32, normalised, on the device. With them come the pixels that people left
-        unlabelled, if there is a `prior`; images without a coarse label (H, W), and padding, have none.
+        With them come the pixels that people left unlabelled, if there is a `prior`; images without a coarse label
+        (H, W), and padding, have none.
         """
         masked = prior is not None and any(label is not None for label in coarse)
         together = masked and self._on_cuda  # the mask travels as a fourth channel
@@ -108,10 +107,9 @@ class Feed:
         channels = pixels.to(self.device, non_blocking=self._on_cuda).permute(0, 3, 1, 2)
         if together:
             where = channels[:, 3]
-        normalised = self.normalise(channels[:, :3]).contiguous(memory_format=torch.channels_last)
         if where is None or prior is None:
-            return normalised, None
-        return normalised, Undrawn(where.view(torch.bool), self.prior(prior))
+            return channels[:, :3], None
+        return channels[:, :3], Undrawn(where.view(torch.bool), self.prior(prior))
 
     def download(
         self, winners: Tensor, confidences: Tensor, *, classes: int, edges: Sequence[float]

@@ -7,7 +7,9 @@ from torch import Tensor, nn
 
 from autolabel.teacher.device import PRECISIONS
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv
+from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv, SamePadConv
+
+_CAST = (nn.Conv2d, SamePadConv, DepthwiseConv)
 
 
 @torch.no_grad()
@@ -16,7 +18,8 @@ def fold_batch_norm(network: SegmentationNet) -> int:
 
     One run on a small image finds these pairs, so that nothing is assumed about names. In evaluation a batch norm is a
     fixed scale and shift of each channel, which the convolution can apply itself: w' = w * g / sqrt(v + eps),
-    b' = (b - m) * g / sqrt(v + eps) + beta.
+    b' = (b - m) * g / sqrt(v + eps) + beta. Networks of other libraries may read a convolution elsewhere as well, or
+    make its weights anew for every image: one that predicts otherwise afterwards is put back as it was.
     """
     network.eval()
     wrote: dict[int, tuple[nn.Conv2d, Tensor]] = {}  # keeps the tensor, so that its id is not given to another
@@ -30,7 +33,7 @@ def fold_batch_norm(network: SegmentationNet) -> int:
     for name, module in network.named_modules():
         if isinstance(module, nn.Conv2d):
             hooks.append(module.register_forward_hook(after_conv))
-        elif isinstance(module, nn.BatchNorm2d):
+        elif isinstance(module, nn.BatchNorm2d) and module.track_running_stats and module.affine:
 
             def before_norm(_: nn.Module, inputs: tuple[Tensor], name: str = name) -> None:
                 if id(inputs[0]) in wrote:
@@ -41,13 +44,31 @@ def fold_batch_norm(network: SegmentationNet) -> int:
     network.parts(torch.zeros(1, 3, 64, 64, device=device), network.scale_attn.training_scales)
     for hook in hooks:
         hook.remove()
+    before = _predicted(network) if network.borrowed and pairs else None
+    undo: list[tuple[nn.Module, str, nn.Module, nn.Conv2d, dict[str, nn.Parameter | None]]] = []
     for name, conv in pairs.items():
         parent, _, own = name.rpartition(".")
         holder = network.get_submodule(parent)
         norm = getattr(holder, own)
+        undo.append((holder, own, norm, conv, dict(conv._parameters)))
         _fold(conv, norm)
-        setattr(holder, own, nn.Identity())
+        # A batch norm of timm has its activation inside.
+        setattr(holder, own, nn.Sequential(*norm.children()) if any(True for _ in norm.children()) else nn.Identity())
+    if before is not None and not torch.allclose(
+        before, _predicted(network), rtol=1e-3, atol=1e-3 * float(before.abs().max())
+    ):
+        for holder, own, norm, conv, parameters in reversed(undo):
+            setattr(holder, own, norm)
+            conv._parameters.update(parameters)
+        return 0
     return len(pairs)
+
+
+def _predicted(network: SegmentationNet) -> Tensor:
+    """Logits of a small image whose pixels all differ."""
+    device = next(network.parameters()).device
+    image = torch.linspace(-2, 2, 3 * 64 * 64, device=device).view(1, 3, 64, 64).sin().flip(1) * 2
+    return torch.cat([p.logits.flatten() for p in network.parts(image, network.scale_attn.training_scales)])
 
 
 def _fold(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> None:
@@ -67,5 +88,7 @@ def cast_convolutions(network: SegmentationNet, precision: str, *, device: str) 
     once, not again and again. A convolution that computes in the precision of its weights on a CPU keeps them there.
     """
     for module in network.modules():
+        if type(module) not in _CAST and network.borrowed:
+            continue  # it may compute with its weights before it convolves
         if isinstance(module, nn.Conv2d) and not (isinstance(module, DepthwiseConv) and device == "cpu"):
             module.to(PRECISIONS[precision])

@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import torch
@@ -62,7 +62,8 @@ class Budget:
     """The memory of a device, and the bytes that one pixel of an image needs, all scales included.
 
     device: name of the device; precision: a name in `device.PRECISIONS`; free_bytes: before the first image;
-    total_bytes: of the whole device; elements_per_pixel: of the largest tensor, 0 on a CPU, which can count them.
+    total_bytes: of the whole device; elements_per_pixel: of the largest tensor, 0 on a CPU, which can count them;
+    fixed_bytes: of any image, however small, as where a model resizes all images to one size.
     """
 
     device: str
@@ -71,6 +72,14 @@ class Budget:
     free_bytes: int
     total_bytes: int = 0
     elements_per_pixel: float = 0.0
+    fixed_bytes: float = 0.0
+
+    @classmethod
+    def of_two(cls, small: Budget, large: Budget, *, pixels: tuple[int, int]) -> Budget:
+        """Return the budget that follows from those of two images, of so many pixels."""
+        used = [budget.bytes_per_pixel * count for budget, count in zip((small, large), pixels, strict=True)]
+        slope = max(0.0, (used[1] - used[0]) / (pixels[1] - pixels[0]))
+        return replace(large, bytes_per_pixel=slope, fixed_bytes=max(used[0] - slope * pixels[0], 0.0) or max(used))
 
     def in_flight(self, height: int, width: int, *, batch: int = 1, most: int) -> int:
         """Return how many batches of so many images of this size fit at once, 1 to `most`."""
@@ -79,7 +88,7 @@ class Budget:
 
     def needs(self, height: int, width: int) -> float:
         """Return the bytes that one image of this size needs."""
-        return height * width * self.bytes_per_pixel
+        return self.fixed_bytes + height * width * self.bytes_per_pixel
 
     def require_countable(self, height: int, width: int, *, batch: int, at: str) -> None:
         """Raise NotEnoughMemory if a batch, `at` its largest scale, makes a tensor that kernels cannot count."""

@@ -11,34 +11,26 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests import storage
+from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
-from autolabel.teacher.checkpoints import load_network, read_checkpoint
+from autolabel.manifests.teachers import BadTeacher, TeacherName
+from autolabel.teacher.around import Network, OwnNetwork
 from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_classes
-from autolabel.teacher.device import (
-    DeviceMemory,
-    autocast,
-    device_memory,
-    exact_kernels,
-    pick_device,
-    pick_precision,
-    require_precision,
-)
+from autolabel.teacher.device import DeviceMemory, autocast, device_memory, exact_kernels
 from autolabel.teacher.feed import Feed, Image
-from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measure, planned_batch, too_little
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.networks.fields import Field, at_size, mean_with_mirrored
+from autolabel.teacher.networks.fields import Field, Size, at_size
 
+_LEAST = 1e-30  # probability that stands for 0, whose logarithm is no number
 _PROBE = (256, 512)  # height and width of the image that the budget is measured with
 
 
@@ -52,60 +44,67 @@ class ScaleView:
 
 
 class Teacher:
-    """A network that is ready to predict, on one device.
+    """A network that is ready to predict, on one device: one of ours, or whatever else scores images.
 
-    label_space and trained_on are those of its checkpoint: None if that does not say. precision: a name in
-    PRECISIONS. path, digest: the checkpoint and its sha256; None and "" for a network that was never in a file.
-    combine: "network" combines scales as the network has learnt to, "average" takes the mean of their logits.
+    label_space and trained_on are None if nobody says. precision: a name in PRECISIONS. name, digest: where it was
+    loaded from, and its sha256; None and "" for a network that was never in a file. combine: "network" combines scales
+    as the network has learnt to, "average" takes the mean of their logits. window, class_map: see `load_teacher`.
 
-    Images are (H, W, 3) uint8 RGB; `scales` contain 1; `flip` averages the logits with those of the mirrored image.
-    Methods raise ValueError for scales that the network cannot combine.
+    Images are (H, W, 3) uint8 RGB; `scales` contain 1; `flip` averages with the mirrored image. Methods raise
+    ValueError for scales that the network cannot combine.
     """
 
     def __init__(
         self,
-        network: SegmentationNet,
+        network: SegmentationNet | Network,
         label_space: LabelSpace | None = None,
         *,
         trained_on: Tensor | None = None,
         device: str = "cpu",
         precision: str = "float32",
-        path: Path | None = None,
+        name: TeacherName | None = None,
         digest: str = "",
         combine: str = COMBINE[0],
+        window: Size | None = None,
+        class_map: ClassMap | None = None,
     ) -> None:
         self.device = torch.device(device)
         exact_kernels(self.device)
-        self.network = network.eval()
-        if attempt(partial(network.to, self.device)) is None:
-            raise too_little(device, "the teacher", device_memory(self.device), needed=None, otherwise="")
-        self.network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.combination = Average() if combine == "average" else network.scale_attn
+        if isinstance(network, SegmentationNet):
+            network = own_network(network, self.device, combine=combine)
+        self.network = network
+        own = network if isinstance(network, OwnNetwork) else None
+        self.combination = own.combination if own else Average()
+        self.classes = self.network.classes
         self.feed = Feed(self.device)
         self.label_space = label_space
         self.trained_on = trained_on
         self.precision = precision
-        self.path, self.sha256, self.combine = path, digest, combine
+        self.name, self.sha256, self.combine, self.window, self.class_map = name, digest, combine, window, class_map
+        self._own = own
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
         self.gate = Gate(self.device)
 
-    def require_space(self, space: LabelSpace, *, checkpoint: str, manifest: str) -> None:
+    def require_space(self, space: LabelSpace, *, teacher: str, manifest: str) -> None:
         """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).
 
-        `checkpoint` and `manifest` are the names of the two in the message.
+        `teacher` and `manifest` are the names of the two in the message.
         """
-        classes = self.network.classes
-        if classes != len(space) or self.label_space not in (None, space):
+        if self.classes != len(space) or self.label_space not in (None, space):
             own = repr(self.label_space.name) if self.label_space else "an unnamed label space"
             raise ValueError(
-                f"{checkpoint} predicts {classes} classes of {own}, but {manifest} uses label space {space.name!r}"
-                f" with {len(space)}: use a checkpoint trained in that label space"
+                f"{teacher} predicts {self.classes} classes of {own}, but {manifest} uses label space {space.name!r}"
+                f" with {len(space)}: use a teacher of that label space, or map its classes onto it with --classes"
             )
 
     @torch.inference_mode()
     def logits(self, image: Image, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
-        """Return logits (C, H, W) float32, combined over scales and flip, before the softmax."""
-        return self._field(self.feed.upload([image])[0], scales, flip=flip).whole()[0]
+        """Return logits (C, H, W) float32, combined over scales and flip, before the softmax.
+
+        Those of probabilities are their logarithms, with one more channel for no class.
+        """
+        field = self._field(self.feed.upload([image])[0], scales, flip=flip)
+        return _as_logits(field.whole(), field)[0]
 
     @torch.inference_mode()
     def sampled_logits(
@@ -114,7 +113,7 @@ class Teacher:
         """Return (C, h, w) float32: `logits` at [:, ::every, ::every]; the others are not computed."""
         field = self._field(self.feed.upload([image])[0], scales, flip=flip)
         rows = [field.rows(row, row + 1)[0, :, :, ::every] for row in range(0, field.size[0], every)]
-        return torch.cat(rows, dim=1).float().cpu().numpy()
+        return _as_logits(torch.cat(rows, dim=1)[None], field)[0].float().cpu().numpy()
 
     @torch.inference_mode()
     def confidence(
@@ -133,41 +132,65 @@ class Teacher:
         """
         pixels, undrawn = self.feed.upload([image], coarse=[coarse], prior=prior)
         winners, confidences = top_classes(
-            self._field(pixels, scales, flip=flip), 1, classes=self.network.classes, device=self.device,
-            temperature=temperature, undrawn=undrawn,
+            self._field(pixels, scales, flip=flip), 1, classes=self.classes, device=self.device,
+            channels=self.network.channels, temperature=temperature, undrawn=undrawn,
         )  # fmt: skip
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
     @torch.inference_mode()
     def parts(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[Part]:
-        """Return the logits and the attention of every scale, at the network's own resolution."""
+        """Return the logits and the attention of every scale, at the resolution of one of our networks."""
+        assert self._own is not None
+        pixels = self._own.normalised(self.feed.upload([image])[0])
         with autocast(self.device, self.precision):
-            return self.network.parts(self.feed.upload([image])[0], check_scales(scales), combination=self.combination)
+            return self._own.network.parts(pixels, check_scales(scales), combination=self.combination)
 
     @torch.inference_mode()
     def views(self, image: Image, *, scales: Sequence[float] = SCALES) -> list[ScaleView]:
         """Return the prediction of every scale by itself and its share in the combined logits, by ascending scale."""
         size = image.shape[0], image.shape[1]
+        if self._own is None:
+            pixels = self.feed.upload([image])[0]
+            equal = np.full((len(scales), *size), 1 / len(scales), np.float32)
+            each = ((s, self._field(pixels, (s,), flip=False)) for s in sorted(check_scales(scales)))
+            return [self._view(scale, field, share) for (scale, field), share in zip(each, equal, strict=True)]
         parts = sorted(self.parts(image, scales=scales), key=lambda part: part.scale)
         shares = self.combination.shares(parts, size).whole()[0].cpu().numpy()
-        views = []
-        for part, share in zip(parts, shares, strict=True):
-            field = at_size(part.logits, part.size, size)
-            winners, _ = top_classes(field, 1, classes=self.network.classes, device=self.device)
-            views.append(ScaleView(part.scale, winners[0].cpu().numpy(), share))
-        return views
+        fields = (at_size(part.logits, part.size, size) for part in parts)
+        return [self._view(part.scale, field, share) for part, field, share in zip(parts, fields, shares, strict=True)]
+
+    def _view(self, scale: float, field: Field, share: NDArray[np.float32]) -> ScaleView:
+        winners, _ = top_classes(field, 1, classes=self.classes, device=self.device)
+        return ScaleView(scale, winners[0].cpu().numpy(), share)
+
+    def require_sound(self, scales: Sequence[float], *, flip: bool) -> None:
+        """Let a model of another library predict an image of noise. Raises BadTeacher unless it gives numbers."""
+        if self._own is not None:
+            return
+        noise = np.random.default_rng(0).integers(0, 256, (1, *_PROBE, 3), np.uint8)
+        (prediction,) = self.predict_in_batches(noise, 1, edges=(THRESHOLD,), scales=scales, flip=flip)
+        if not np.isfinite(prediction.confidence).all():
+            raise BadTeacher(f"{self.name} gives nan for an image of noise: expected numbers, mend its weights")
 
     def budget(self, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Budget:
         """Measure, once, the memory that one small image needs. Raises NotEnoughMemory if even that does not fit."""
         key = tuple(scales), flip
         if key not in self._budgets:
-            probe = np.zeros((1, *_PROBE, 3), np.uint8)
-            self._budgets[key] = measure(
-                self.device, self.precision, math.prod(_PROBE),
-                work=lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
-                network=torch.inference_mode()(lambda: self._field(self.feed.upload(probe)[0], scales, flip=False)),
-            )  # fmt: skip
+            budget = self._measured(*_PROBE, scales, flip=flip)
+            if self._own is None:  # it may resize any image to one size: a second image tells
+                pixels = math.prod(_PROBE), 4 * math.prod(_PROBE)
+                larger = self._measured(2 * _PROBE[0], 2 * _PROBE[1], scales, flip=flip)
+                budget = Budget.of_two(budget, larger, pixels=pixels)
+            self._budgets[key] = budget
         return self._budgets[key]
+
+    def _measured(self, height: int, width: int, scales: Sequence[float], *, flip: bool) -> Budget:
+        probe = np.zeros((1, height, width, 3), np.uint8)
+        return measure(
+            self.device, self.precision, height * width,
+            work=lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
+            network=torch.inference_mode()(lambda: self._field(self.feed.upload(probe)[0], scales, flip=False)),
+        )  # fmt: skip
 
     def label(
         self,
@@ -190,8 +213,8 @@ class Teacher:
             self.budget(scales=scales, flip=flip)
         labels, statistics = [], []
         for prediction in self.predict_in_batches(images, batch, edges=(threshold,), scales=scales, flip=flip):
-            label = keep(prediction.codes, self.network.classes)
-            pixels = np.bincount(label.ravel(), minlength=256)[: self.network.classes]
+            label = keep(prediction.codes, self.classes)
+            pixels = np.bincount(label.ravel(), minlength=256)[: self.classes]
             labels.append(label)
             statistics.append(LabelStatistics(pixels, prediction.histogram, prediction.confidence))
         return np.stack(labels), statistics
@@ -246,13 +269,8 @@ class Teacher:
             yield from self.gate.compute(partial(compute, start), size, alone=alone, error=lacking)
 
     def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
-        scales = check_scales(scales)
         with autocast(self.device, self.precision):
-            field = self.network.field(pixels, scales, combination=self.combination)
-            if flip:
-                mirrored = self.network.field(pixels.flip(-1), scales, combination=self.combination)
-                field = mean_with_mirrored(field, mirrored)
-        return field
+            return self.network.field(pixels, scales, flip=flip)
 
     @torch.inference_mode()
     def _predict_batch(
@@ -267,40 +285,30 @@ class Teacher:
         prior: Sequence[float] | None,
         coarse: Sequence[Image | None],
     ) -> list[Prediction]:
-        classes = self.network.classes
+        classes = self.classes
         with self.feed.stream():
             pixels, undrawn = self.feed.upload(images, batch=batch, coarse=coarse, prior=prior)
             field = self._field(pixels, scales, flip=flip)
             maps = top_classes(
-                field, batch, classes=classes, device=self.device, temperature=temperature, undrawn=undrawn
-            )
+                field, batch, classes=classes, device=self.device, channels=self.network.channels,
+                temperature=temperature, undrawn=undrawn,
+            )  # fmt: skip
             winners, confidences = (x[: len(images)] for x in maps)  # without the padding images
             return self.feed.download(winners, confidences, classes=classes, edges=edges)
 
 
-def load_teacher(
-    path: str | Path, *, device: str = "auto", precision: str = "float32", combine: str = COMBINE[0]
-) -> Teacher:
-    """Load a teacher from a checkpoint of ours or a published one, its batch norms folded, its weights cast.
+def _as_logits(values: Tensor, field: Field) -> Tensor:
+    """The logits of a field's values (B, C, H, W)."""
+    if not field.probable:
+        return values
+    total = values.sum(dim=1, keepdim=True)
+    known = values / total.clamp(min=1)
+    return torch.cat([known, 1 - total], dim=1).clamp_(min=_LEAST).log_()
 
-    device, precision: see `pick_device` and `pick_precision`; combine: see `Teacher`. Raises BadCheckpoint,
-    FileNotFoundError, ValueError.
-    """
-    path = Path(path)
-    device = pick_device(device)
-    precision = pick_precision(precision, device)
-    require_precision(precision, device)
-    checkpoint = read_checkpoint(path)
-    network = load_network(path, checkpoint)
-    fold_batch_norm(network)
-    cast_convolutions(network, precision, device=device)
-    return Teacher(
-        network,
-        checkpoint.label_space,
-        trained_on=checkpoint.trained_on,
-        device=device,
-        precision=precision,
-        path=path,
-        digest=storage.sha256(path),
-        combine=combine,
-    )
+
+def own_network(network: SegmentationNet, device: torch.device, *, combine: str) -> OwnNetwork:
+    """Move one of our networks to a device, and wrap it. Raises NotEnoughMemory, MemoryTaken."""
+    if attempt(partial(network.eval().to, device)) is None:
+        raise too_little(str(device), "the teacher", device_memory(device), needed=None, otherwise="")
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return OwnNetwork(network, Average() if combine == "average" else network.scale_attn, device=device)

@@ -20,6 +20,7 @@ from autolabel.teacher.checkpoints import (
     require_match,
 )
 from autolabel.teacher.container import BadCheckpoint
+from autolabel.teacher.networks import smp, timm
 from autolabel.teacher.networks.build import architecture, build
 
 
@@ -45,6 +46,8 @@ def read_start(path: Path, arch: str, *, space: LabelSpace) -> Start:
     content, state = read_state(path)
     if content.get("format") == FORMAT or recognised(path, state):
         return _start_from_network(path, checkpoint_of(path, content, state=state), arch, space)
+    if arch.startswith((smp.PREFIX, timm.PREFIX)):
+        return _start_from_library(path, state, arch, space)
     return _start_from_trunk(path, state, arch, space)
 
 
@@ -58,7 +61,7 @@ def _start_from_network(path: Path, checkpoint: Checkpoint, arch: str, space: La
     require_match(path, own, state=checkpoint.state_dict, network=checkpoint.arch)
     scales = checkpoint.scales if theirs == ours else 3
     expected, other = _shapes(arch, len(space), scales), _shapes(arch, len(space) + 1, scales)
-    shared = {"backbone"}
+    shared = {"backbone", "encoder"}
     if theirs.decoder == ours.decoder:
         shared |= {k.split(".")[0] for k in expected if not k.startswith("scale_attn.")}
     if theirs == ours:
@@ -66,7 +69,7 @@ def _start_from_network(path: Path, checkpoint: Checkpoint, arch: str, space: La
     names = checkpoint.label_space and checkpoint.label_space.names
     same = checkpoint.classes == len(space) and names in (None, space.names)
     class_keys = set() if same else {k for k, v in expected.items() if v.shape != other[k].shape}
-    keys = {k for k in expected if k.split(".")[0] in shared} - class_keys
+    keys = {k for k in expected if k.split(".")[0] in shared and k in own} - class_keys
     layers = {k.rpartition(".")[0] if k.split(".")[0] in shared else k.split(".")[0] for k in expected.keys() - keys}
     fresh = f"; {', '.join(sorted(layers))} start fresh" if layers else ""
     if not same:
@@ -108,6 +111,66 @@ def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space:
     unused = ", ".join(sorted({k.split(".")[1] for k in tensors.keys() - keys}))
     rest = f", the trunk; {fresh} start fresh" + (f"; not used: {unused}" if unused else "")
     return _start(path, expected, taken, 3, None, rest)
+
+
+# What old files of timm and of others hold beside the weights; networks compute it.
+_COMPUTED = ("relative_position_index", "attn_mask", "relative_coords_table")
+
+
+def _start_from_library(path: Path, state: Mapping[str, Tensor], arch: str, space: LabelSpace) -> Start:
+    """Start a network of smp or on a trunk of timm from a file of that library: the network, or its encoder alone."""
+    expected = _shapes(arch, len(space), scales=3)
+    root = "encoder." if arch.startswith(smp.PREFIX) else "backbone.model."
+    trunk = {k: v for k, v in expected.items() if k.startswith(root)}
+    modules = {_module(k, root) for k in trunk}
+    taken: dict[str, Tensor] = {}
+    unused = set()
+    for key, tensor in state.items():
+        places = _places(key, root)
+        # A tensor beside those of the same module belongs to a deeper trunk, and is found to be too much.
+        place = next((p for p in places if p in expected), None) or next(
+            (p for p in places if p.startswith(root) and _module(p, root) in modules), None
+        )
+        if place is None:
+            unused.add(key.split(".")[0])
+        elif not key.endswith(_COMPUTED):
+            taken[place] = tensor
+    if not any(k in trunk and v.shape == trunk[k].shape for k, v in taken.items() if v.ndim):
+        raise BadCheckpoint(
+            f"{path}: nothing in it fits {arch} (it begins with {', '.join(list(state)[:3])}): expected a checkpoint of"
+            f" ours, or one of {'smp' if root == 'encoder.' else 'timm'} with that encoder"
+        )
+    encoder = {k: v for k, v in taken.items() if k.startswith(root)}
+    require_match(path, trunk, state=encoder, network=f"the encoder of {arch}")
+    parts = {k.split(".")[0] for k in expected.keys() - trunk.keys()}
+    for part in sorted(parts):
+        own = {k for k in expected.keys() - trunk.keys() if k.split(".")[0] == part}
+        if not all(k in taken and taken[k].shape == expected[k].shape for k in own):
+            unused |= {part} if own & taken.keys() else set()
+            taken = {k: v for k, v in taken.items() if k not in own}
+    left = (k.split(".") for k in expected.keys() - taken.keys() - trunk.keys())
+    fresh = ", ".join(sorted({".".join(k[:2]) if k[0] == "backbone" else k[0] for k in left}))
+    rest = (f", the encoder; {fresh} start fresh" if fresh else "") + (
+        f"; not used: {', '.join(sorted(unused))}" if unused else ""
+    )
+    return _start(path, expected, taken, 3, None, rest)
+
+
+def _places(key: str, root: str) -> list[str]:
+    """The places that a tensor of smp or timm may have in a network here; timm joins the names of flattened lists."""
+    key = key.removeprefix("backbone.")
+    joined = key.replace(".", "_", 1)
+    inner = f"{root}model."
+    if root == "encoder.":
+        return [key, root + key, inner + key, inner + joined, f"{inner}model.{key}"]
+    return [root + key, root + joined, inner + key]
+
+
+def _module(key: str, root: str) -> str:
+    first, *others = key.removeprefix(root).split(".")
+    while first.endswith("model") and others:
+        first, others = f"{first}.{others[0]}", others[1:]
+    return first
 
 
 def _start(

@@ -48,10 +48,11 @@ from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import PRECISIONS
 from autolabel.teacher.feed import normalise
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import MemoryTaken
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.decoders import SegmentationNet
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 pytestmark = pytest.mark.thorough
 

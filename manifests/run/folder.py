@@ -2,6 +2,7 @@
 
 run.json            the recipe, where its inputs were, with which versions; and, at the end, the accounts
 input.parquet       the manifest of the images, where a folder was labelled (pipeline/source.py)
+adopted.parquet     the PNGs of another tool, where labels were adopted (pipeline/adopted.py)
 plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
 labels.zarr/ or labels/    the labels, see manifests/run/labels.py
 units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)
@@ -41,9 +42,10 @@ from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_o
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
+from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Shown
 
-FORMAT = f"{KIND}6"
+FORMAT = f"{KIND}7"
 _INPUT = "input.parquet"
 PREPARING = "preparing"
 _CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
@@ -185,9 +187,10 @@ class Accounts:
 class Run(RunFolder, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
-    input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: the
-    checkpoint's path at the time. source: the run whose kept confidence stood in for the teacher, if any. engine: who
-    labelled last. versions: of our packages. budgets: the memory that each kind of device had and needed. state:
+    input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: its
+    name at the time; None where predictions were adopted. source: the run whose kept confidence stood in for the
+    teacher, if any. engine: who labelled last. versions: of our packages. budgets: the memory that each kind of device
+    had and needed. state:
     "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
     table, by name; None until they are published.
     """
@@ -196,7 +199,7 @@ class Run(RunFolder, Shown):
     input_manifest: Path
     input_sha256: str
     plan: str
-    teacher: Path
+    teacher: TeacherName | None
     engine: str
     versions: Mapping[str, str]
     machine: str
@@ -241,12 +244,14 @@ class Run(RunFolder, Shown):
     @classmethod
     def _of(cls, path: Path, document: dict[str, Any]) -> Run:
         try:
-            shape = {name: kind for name, kind in get_type_hints(cls).items() if name != "path"} | {"recipe": dict}
+            shape = {name: kind for name, kind in get_type_hints(cls).items() if name != "path"}
+            shape |= {"recipe": dict, "teacher": list[str] | None}
             missing = [name for name in shape if name not in document]
             if missing:
                 raise BadDocument(f"it has no {missing[0]!r}")
             values = {name: shaped(kind, document[name], f"its {name!r}") for name, kind in shape.items()}
-            return cls(path, **{**values, "recipe": Recipe.of(values["recipe"])})
+            teacher = None if values["teacher"] is None else TeacherName.of(values["teacher"])
+            return cls(path, **{**values, "recipe": Recipe.of(values["recipe"]), "teacher": teacher})
         except ValueError as error:
             raise ValueError(f"{path / RUN} is damaged ({error}): restore it, or choose another --out") from error
 
@@ -258,7 +263,7 @@ class Run(RunFolder, Shown):
             **values,
             "recipe": self.recipe.to_dict(),
             "input_manifest": str(self.input_manifest),
-            "teacher": str(self.teacher),
+            "teacher": None if self.teacher is None else self.teacher.spellings,
             "source": None if self.source is None else str(self.source),
             "budgets": list(self.budgets),
             "accounts": None if self.accounts is None else asdict(self.accounts),
@@ -283,7 +288,7 @@ class Run(RunFolder, Shown):
         scales = ", ".join(f"{scale:g}" for scale in recipe.scales)
         return [
             f"{self.path}: {self.state}; {numbers}",
-            f"teacher {self.teacher}, scales {scales}, policy {recipe.policy.name!r},"
+            f"teacher {self.teacher or 'unknown'}, scales {scales}, policy {recipe.policy.name!r},"
             f" {len(recipe.label_space)} classes of label space {recipe.label_space.name!r}",
         ]
 
@@ -315,16 +320,21 @@ class Run(RunFolder, Shown):
         top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
         return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
 
-    def find_teacher(self, named: Path | None) -> tuple[Path | None, str]:
-        """The file of the teacher, or None and the reason. Raises ValueError if the user `named` another one."""
-        path = named or self.teacher
-        there = storage.exists(path)
-        if there and storage.sha256(path) == self.recipe.teacher_sha256:
-            return path, ""
+    def find_teacher(self, named: AnyTeacher | None = None) -> tuple[TeacherName | None, str]:
+        """The teacher where it is now, or None and the reason. Raises ValueError if the user `named` another one."""
+        name = self.teacher if named is None else TeacherName.of(named)
+        digest = self.recipe.teacher_sha256
+        if name is None or not digest:
+            if named:
+                raise ValueError(f"--teacher {named}: nobody knows the teacher of {self.path}, its labels were adopted")
+            return None, "no teacher is known"
+        there = name.exists()
+        if there and name.digest() == digest:
+            return name, ""
         reason = "is not the teacher of this run (its sha256 differs)" if there else "does not exist"
         if named:
-            raise ValueError(f"--teacher {path} {reason}: name a file whose sha256 is {self.recipe.teacher_sha256}")
-        return None, f"{path} {reason}"
+            raise ValueError(f"--teacher {name} {reason}: name the one whose sha256 is {digest}")
+        return None, f"{name} {reason}"
 
     def zarr_layers(self) -> dict[str, dict[str, Any]]:
         """The attributes of the Zarr group of every layer that the run holds."""

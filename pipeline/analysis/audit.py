@@ -27,6 +27,7 @@ from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_
 from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, shares
 from autolabel.manifests.tables import BadTable
+from autolabel.manifests.teachers import AnyTeacher
 from autolabel.manifests.wording import Progress, counted, percent
 from autolabel.pipeline.analysis.audit_record import (
     Audit,
@@ -48,9 +49,11 @@ from autolabel.pipeline.analysis.calibration import (
     TemperatureFit,
 )
 from autolabel.pipeline.analysis.confidences import Confidences, TeacherConfidences, kept_confidences
+from autolabel.pipeline.predictor import load_for
 from autolabel.pipeline.records import Row, read_rows
-from autolabel.teacher.checkpoints import overlap, read_checkpoint
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.checkpoints import overlap
+from autolabel.teacher.loading import seen_by
+from autolabel.teacher.predict import Teacher
 
 PRECISION = 0.95  # the target precision, unless the user names another
 _SAMPLED = 20_000  # pixels of an image to which a temperature is fitted
@@ -76,7 +79,7 @@ def audit(
     target_precision: float = PRECISION,
     fit_temperature: bool = False,
     allow_leak: bool = False,
-    teacher: Path | None = None,
+    teacher: AnyTeacher | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Audit a run; `audit.json` and `suggested.toml` are written into it.
@@ -230,27 +233,28 @@ def _originals(run: Run, matched: _Matched, *, needed: bool) -> tuple[dict[str, 
 
 
 def _unseen(
-    run: Run, named: Path | None, matched: _Matched, truth: Path, allow_leak: bool, *, look: bool
+    run: Run, named: AnyTeacher | None, matched: _Matched, truth: Path, allow_leak: bool, *, look: bool
 ) -> tuple[Teacher | None, int | None, list[str]]:
     """The run's teacher if it is to look, the truth images that it has seen (None if unknown), notes about that."""
-    path, reason = run.find_teacher(named)
-    if path is None:
+    found, reason = run.find_teacher(named)
+    if found is None:
         if not allow_leak:
+            name = "name it where it is now with --teacher, or " if run.teacher else ""
             raise ValueError(
-                f"{reason}, so nobody can tell whether it was trained on {truth}: name it where it is now with"
-                " --teacher, or say --allow-leak, which leaves out all that needs a teacher"
+                f"{reason}, so nobody can tell whether it was trained on {truth}: {name}say --allow-leak, which leaves"
+                " out all that needs a teacher"
             )
         return None, None, [f"A leak is possible: {reason}."]
     network = None
     if look:
-        network = load_teacher(path, precision=run.recipe.precision, combine=run.recipe.combine)
-    trained_on = network.trained_on if network else read_checkpoint(path).trained_on
+        network = load_for(found, run.recipe)
+    trained_on = network.trained_on if network else seen_by(found)
     if trained_on is None:
-        return network, None, ["The checkpoint does not say which images it has seen: a leak is possible."]
+        return network, None, ["The teacher does not say which images it has seen: a leak is possible."]
     leaked = len(overlap(trained_on, matched.fingerprints))
     if leaked and not allow_leak:
         raise ValueError(
-            f"{path} was trained on {leaked} of the {len(matched.fingerprints)} images of {truth} that this run has"
+            f"{found} was trained on {leaked} of the {len(matched.fingerprints)} images of {truth} that this run has"
             " labelled: audit with others, or say --allow-leak"
         )
     if leaked:
@@ -278,8 +282,9 @@ def _fit(network: Teacher, run: Run, matched: _Matched, count: Callable[[], None
             read_photograph(sample), every=step, scales=run.recipe.scales, flip=run.recipe.flip
         )
         fit.add(true, logits)
-        below = (logits - logits.max(axis=0)) / np.float32(now)
-        before.add(true, logits.argmax(axis=0).astype(np.uint8), confidence=1 / np.exp(below).sum(axis=0))
+        known = logits[: len(space)]  # one more channel may stand for none of them
+        below = (logits - known.max(axis=0)) / np.float32(now)
+        before.add(true, known.argmax(axis=0).astype(np.uint8), confidence=1 / np.exp(below).sum(axis=0))
         count()
     temperature, loss = fit.best()
     return FittedTemperature(

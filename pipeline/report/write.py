@@ -15,9 +15,11 @@ import pandas as pd
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Run
+from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.analysis.stats import summarise
+from autolabel.pipeline.predictor import load_for
 from autolabel.pipeline.progress import last_update
 from autolabel.pipeline.report.charts import ClassPlot, ConfidencePlot
 from autolabel.pipeline.report.facts import policy_facts, provenance, throughput
@@ -25,7 +27,6 @@ from autolabel.pipeline.report.gallery import Gallery, cards, choose
 from autolabel.pipeline.report.layers import Sources
 from autolabel.pipeline.report.page import Page
 from autolabel.pipeline.report.painter import Painter, weights
-from autolabel.teacher.predict import load_teacher
 
 _PICTURES = re.compile(r"pictures-[0-9a-f]{12}")
 _LOCK = f"{storage.LOCK}.report"  # another one than the run's: a report may be drawn while images are labelled
@@ -37,7 +38,7 @@ def write_report(
     *,
     images: int = 100,
     samples: Collection[str] = (),
-    teacher: Path | None = None,
+    teacher: AnyTeacher | None = None,
     attention: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -62,9 +63,9 @@ def write_report(
     wanted = [name for name in ranked.index if name in set(samples)] if samples else choose(list(ranked.index), images)
     sources = Sources(run, wanted, coarse=summary.has_coarse)
     several = attention and len(run.recipe.scales) > 1
-    file, note = _find_teacher(run, teacher, attention) if attention or not sources.has_confidence else (None, "")
+    found, note = _find_teacher(run, teacher, attention) if attention or not sources.has_confidence else (None, "")
     recipe = run.recipe
-    network = load_teacher(file, precision=recipe.precision, combine=recipe.combine) if file and wanted else None
+    network = load_for(found, recipe) if found and wanted else None
     notes = [note, sources.note, _ONE_SCALE if attention and not several else ""]
     pictures = run.report / f"pictures-{uuid.uuid4().hex[:12]}"
     painter = Painter(pictures, sources, teacher=network, attention=several)
@@ -111,8 +112,9 @@ def _require_labelled(run: Run, samples: Collection[str], ranked: pd.DataFrame, 
             raise ValueError(f"sample {sample_id!r} has no label in {run.path}: it is {reason}")
 
 
-def _find_teacher(run: Run, named: Path | None, attention: bool) -> tuple[Path | None, str]:
-    """The file of the run's teacher, or None and the reason. Raises ValueError if the user named another one."""
-    path, reason = run.find_teacher(named)
+def _find_teacher(run: Run, named: AnyTeacher | None, attention: bool) -> tuple[TeacherName | None, str]:
+    """The run's teacher, or None and the reason. Raises ValueError if the user named another one."""
+    found, reason = run.find_teacher(named)
     missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"
-    return path, reason and f"{missing}: {reason}. Name it where it is now: autolabel report … --teacher FILE"
+    advice = " Name it where it is now: autolabel report … --teacher FILE" if run.teacher else ""
+    return found, reason and f"{missing}: {reason}.{advice}"

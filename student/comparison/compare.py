@@ -20,7 +20,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from autolabel.manifests import storage
@@ -28,7 +27,7 @@ from autolabel.manifests.documents import read_json
 from autolabel.manifests.fuse import join
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
-from autolabel.manifests.teachers import CHECKPOINT, TeacherName
+from autolabel.manifests.teachers import TeacherName
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
 from autolabel.student.evaluate import Scores
@@ -36,7 +35,8 @@ from autolabel.student.job import TrainJob
 from autolabel.student.metrics import read_metrics
 from autolabel.student.steps import StepReport
 from autolabel.student.train import train
-from autolabel.teacher.checkpoints import overlap, read_checkpoint
+from autolabel.teacher.checkpoints import overlap
+from autolabel.teacher.loading import seen_by
 
 FINE = "fine"  # the first arm
 ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
@@ -227,7 +227,7 @@ def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[st
     notes: list[str] = []
     for arm, path in runs:
         run = Run.open(path)
-        teacher = None if run.teacher is None else TeacherName.of(run.teacher)
+        teacher = run.teacher
         digest = None if teacher is None else run.recipe.teacher_sha256
         names = {"arm": arm, "run": str(path), "policy": run.policy.name}
         labelled.append({**names, "teacher": None if teacher is None else str(teacher), "teacher_sha256": digest})
@@ -253,11 +253,8 @@ def _seen(teacher: TeacherName | None, digest: str | None, run: Path) -> tuple[T
         return None, f"the teacher {teacher} is gone"
     if teacher.digest() != digest:
         return None, f"{teacher} is no longer the teacher that labelled {run}"
-    seen = [read_checkpoint(p.path).trained_on if p.kind == CHECKPOINT else None for p in teacher.places]
-    known = [marks for marks in seen if marks is not None]
-    if len(known) < len(seen):
-        return None, f"the teacher {teacher} does not say which images it has seen"
-    return torch.cat(known), ""
+    seen = seen_by(teacher)
+    return seen, "" if seen is not None else f"the teacher {teacher} does not say which images it has seen"
 
 
 def _other_images(manifests: Mapping[str, Manifest]) -> list[str]:

@@ -40,7 +40,7 @@ class Sidecar:
     become before `mean` is subtracted and `std` divides; None where the user has yet to say it. mean, std: always for
     red, green, blue, whatever `channels` is. size: the only height and width that the network takes; None for any.
     multiple: what height and width of any size must be a multiple of; images are filled up to it with mean grey.
-    input, output: their names, "" if the network has one. output_layout: "" for that of the input.
+    output: its name, "" if the network has one. output_layout: "" for that of the input.
     trained_on: a manifest, or a text file with one fingerprint of an image a line; "" where nobody knows.
     """
 
@@ -51,7 +51,6 @@ class Sidecar:
     channels: str = CHANNELS[0]
     dtype: str = DTYPES[0]
     layout: str = LAYOUTS[0]
-    input: str = ""
     size: tuple[int, int] | None = None
     multiple: int = 1
     gives: str = GIVES[0]
@@ -67,7 +66,10 @@ class Sidecar:
                 expected = ", ".join(json.dumps(value) for value in allowed if value)
                 raise ValueError(f"{key} is {json.dumps(getattr(self, key))}: expected one of {expected}")
         if not isinstance(self.classes, str):
-            LabelSpace.named("classes", self.classes)  # refuses names that stand twice, none, or too many
+            twice = [name for place, name in enumerate(self.classes) if name in self.classes[:place]]
+            if twice or not self.classes:
+                raise ValueError(f"classes names {twice[0]!r} twice: give each its own name" if twice
+                                 else "classes is empty: expected names by channel")  # fmt: skip
         if min(self.std) <= 0:
             raise ValueError(f"std is {list(self.std)}: expected numbers above 0")
         if self.range and self.range[0] >= self.range[1]:

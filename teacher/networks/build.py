@@ -1,5 +1,7 @@
 """Named networks: TRUNK_DECODER for one scale, TRUNK_DECODER_COMBINATION for several.
 
+`timm:NAME[/DECODER[_COMBINATION]]` and `smp:DECODER/ENCODER` are networks of other packages, see timm.py and smp.py.
+
 hrnet48_ocr_mscale is the network of arXiv 2005.10821. Published networks under these names:
 
     hrnet48_ocr_mscale                ocrnet.HRNet_Mscale     {wrn38,xception71}_deeper          deeper.Deeper*
@@ -17,6 +19,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from autolabel.teacher.networks import smp, timm
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
@@ -49,7 +52,18 @@ class Architecture(NamedTuple):
     combination: str
 
     def __str__(self) -> str:
+        if self.trunk.startswith(smp.PREFIX):
+            return f"{smp.PREFIX}{self.decoder}/{self.trunk.removeprefix(smp.PREFIX)}"
+        if self.trunk.startswith(timm.PREFIX):
+            return f"{self.trunk}/{'_'.join(filter(None, self[1:]))}"
         return "_".join(filter(None, self))
+
+    @property
+    def pools(self) -> bool:
+        """True if the network pools the whole image into one value."""
+        return self.decoder not in ("ocr", "plain") and (
+            self.decoder in smp.POOLING or not self.trunk.startswith(smp.PREFIX)
+        )
 
 
 # One feature map at stride 4. The two small ones train on two CPU cores: 2 and 4 million parameters with `ocr_mscale`.
@@ -90,14 +104,33 @@ ARCHITECTURES: dict[str, Architecture] = {
 
 
 def architecture(name: str) -> Architecture:
-    """Return the pieces of a named network. Raises ValueError for an unknown name."""
+    """Return the pieces of a named network. Raises ValueError, one line, for an unknown name or a missing package."""
+    if name.startswith(smp.PREFIX):
+        trunk, decoder = smp.split(name)
+        return Architecture(trunk, decoder, "")
+    if name.startswith(timm.PREFIX):
+        return _timm_architecture(name)
     if name not in ARCHITECTURES:
         raise ValueError(
             f"unknown architecture {name!r}: expected TRUNK_DECODER[_COMBINATION] such as hrnet48_ocr_mscale, with"
             f" trunks {', '.join(_FLAT)} (decoders ocr, {', '.join(_FLAT_DECODERS)}) or {', '.join(_PYRAMIDS)}"
-            f" (decoders {', '.join(_PYRAMID_DECODERS)}); combinations {', '.join(filter(None, COMBINATIONS))}"
+            f" (decoders {', '.join(_PYRAMID_DECODERS)}); combinations {', '.join(filter(None, COMBINATIONS))}; or"
+            " timm:NAME, or smp:DECODER/ENCODER"
         )
     return ARCHITECTURES[name]
+
+
+def _timm_architecture(name: str) -> Architecture:
+    trunk, head = timm.split(name)
+    for decoder in (*timm.FLAT_DECODERS, *timm.PYRAMID_DECODERS):
+        for combination in COMBINATIONS:
+            if head == "_".join(filter(None, (decoder, combination))):
+                return Architecture(trunk, decoder, combination)
+    raise ValueError(
+        f"unknown architecture {name!r}: expected timm:NAME/DECODER[_COMBINATION], with decoders"
+        f" {', '.join((*timm.FLAT_DECODERS, *timm.PYRAMID_DECODERS))}; combinations"
+        f" {', '.join(filter(None, COMBINATIONS))}"
+    )
 
 
 def build(arch: str, classes: int, *, scales: int = 3) -> SegmentationNet:
@@ -107,6 +140,10 @@ def build(arch: str, classes: int, *, scales: int = 3) -> SegmentationNet:
     """
     pieces = architecture(arch)
     network: SegmentationNet
+    if pieces.trunk.startswith(smp.PREFIX):
+        return smp.SMPNet(pieces.trunk, pieces.decoder, classes)
+    if pieces.trunk.startswith(timm.PREFIX):
+        return _on_timm(pieces, classes, scales)
     if pieces.trunk in _PYRAMIDS:
         network = _PYRAMID_DECODERS[pieces.decoder](_PYRAMIDS[pieces.trunk](), classes)
     elif pieces.decoder == "ocr":
@@ -116,6 +153,24 @@ def build(arch: str, classes: int, *, scales: int = 3) -> SegmentationNet:
         network = _FLAT_DECODERS[pieces.decoder](_FLAT[pieces.trunk](), classes)
     attention = _ATTENTION.get(pieces.trunk, 256)
     network.scale_attn = _combination(pieces.combination, network.features, attention, scales)
+    return network
+
+
+def _on_timm(pieces: Architecture, classes: int, scales: int) -> SegmentationNet:
+    network: SegmentationNet
+    if pieces.decoder in timm.PYRAMID_DECODERS:
+        pyramid = timm.TimmPyramid(pieces.trunk)
+        large, multiple = pyramid.large, pyramid.multiple
+        network = _PYRAMID_DECODERS[pieces.decoder](pyramid, classes)
+    else:
+        flat = timm.TimmFlat(pieces.trunk)
+        large, multiple = flat.large, flat.multiple
+        if pieces.decoder == "ocr":
+            network = OCRNet(flat, classes, mid=256 if large else 128, key=128 if large else 64)
+        else:
+            network = _FLAT_DECODERS[pieces.decoder](flat, classes)
+    network.multiple, network.borrowed = multiple, True
+    network.scale_attn = _combination(pieces.combination, network.features, 128 if large else 64, scales)
     return network
 
 
@@ -175,6 +230,14 @@ def recognise(state: Mapping[str, Tensor], published: str = "") -> Recognised | 
     combination, scales = _recognise_combination(state, published)
     arch = str(Architecture(trunk, decoder, combination))
     return Recognised(arch, state[decoder_mark].shape[0], scales) if arch in ARCHITECTURES else None
+
+
+def weighed_scales(state: Mapping[str, Tensor]) -> int:
+    """Return the number of scales that a state dict's combination weighs at once; 3 where nothing tells."""
+    try:
+        return _recognise_combination(state, "")[1]
+    except IndexError:  # a tell-tale tensor has no dimension
+        return 3
 
 
 def _recognise_combination(state: Mapping[str, Tensor], published: str) -> tuple[str, int]:

@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolabel.teacher.networks.fields import Combined, Field, Size, add, at_size, mean, resized
-from autolabel.teacher.networks.hrnet import resize
+from autolabel.teacher.networks.hrnet import is_open, resize
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,26 @@ def _weighted_by_pairs(*values: Tensor) -> Tensor:
     return _weighted(*weights, *values[pairs:])
 
 
-def rescaled_size(size: Size, scale: float) -> Size:
-    """Return the size of an image at `scale`: rounded down, at least one pixel each way."""
-    return max(1, int(size[0] * scale)), max(1, int(size[1] * scale))
+def rescaled_size(size: Size, scale: float, *, nearest: bool = False) -> Size:
+    """Return the size of an image at `scale`: rounded down, or to the nearest and then even; at least one pixel.
+
+    A program under export leaves lengths open: there they are whole numbers, rounded as Python rounds, for scales whose
+    denominator is a small power of 2.
+    """
+    height, width = size
+    if is_open(size):
+        return _open_length(height, scale, nearest=nearest), _open_length(width, scale, nearest=nearest)
+    rounded = round if nearest else int
+    return max(1, rounded(height * scale)), max(1, rounded(width * scale))
+
+
+def _open_length(length: int, scale: float, *, nearest: bool) -> int:
+    part, whole = scale.as_integer_ratio()
+    if not nearest or whole == 1:
+        return length * part // whole
+    # Every second half is rounded up: the result counts those that go down, and those that go up.
+    down, up = length * part + 2 * whole - whole // 2 - 1, length * part + whole - whole // 2
+    return down // (2 * whole) + up // (2 * whole)
 
 
 Predict = Callable[[Size], ScaleOutput]
@@ -152,7 +169,7 @@ class Average(Combination):
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts = []
         for scale in sorted(scales, key=lambda s: (s != 1, s)):
-            own = max(1, round(size[0] * scale)), max(1, round(size[1] * scale))
+            own = rescaled_size(size, scale, nearest=True)
             now = predict(own)
             parts.append(Part(scale, own, now.logits, aux=now.aux))
             del now  # its features: the next scale needs the memory

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from autolabel.teacher.networks.combine import (
@@ -26,21 +27,26 @@ from autolabel.teacher.networks.efficientnet_lite import EfficientNetLite0
 from autolabel.teacher.networks.fields import Field, Size, at_size
 from autolabel.teacher.networks.hrnet import HRNet, resize
 from autolabel.teacher.networks.ocr import OCR
+from autolabel.teacher.networks.timm import TimmFlat, TimmPyramid
 from autolabel.teacher.networks.trunks import EfficientNetB4, Features, ResNet50, WideResNet38, Xception71
 
-FlatTrunk = HRNet | EfficientNetLite0
-PyramidTrunk = ResNet50 | WideResNet38 | Xception71 | EfficientNetB4
+FlatTrunk = HRNet | EfficientNetLite0 | TimmFlat
+PyramidTrunk = ResNet50 | WideResNet38 | Xception71 | EfficientNetB4 | TimmPyramid
+_COARSEST = 4  # stride at which a map is cut to the size of an image
 
 
 class SegmentationNet(nn.Module):
     """Normalised RGB (B, 3, H, W) float -> class logits, at one scale (`predict`) or combined (`field`).
 
-    classes: number of classes. features: number of channels that the attention reads.
+    classes: number of classes. features: number of channels that the attention reads. multiple: sides of the images
+    that `predict` takes are multiples of it; others are padded here. borrowed: its parts are those of another library.
     """
 
     classes: int
     features: int
     scale_attn: Combination
+    multiple: int = 1
+    borrowed: bool = False
 
     def predict(self, images: Tensor) -> ScaleOutput:
         """Predict at one scale; the output has the decoder's own resolution (stride 2 to 8)."""
@@ -50,13 +56,30 @@ class SegmentationNet(nn.Module):
         """Predict at every scale and weigh the scales. Raises ValueError for scales that cannot be weighed."""
 
         def predict(size: Size) -> ScaleOutput:
-            now = self.predict(resize(images, size))
+            now = self._predict_padded(resize(images, size))
             aux = None if now.aux is None else now.aux.float()
             return replace(now, logits=now.logits.float(), aux=aux)  # scales are always combined in float32
 
         combination = combination or self.scale_attn
         combination.require(scales)
         return combination.weigh(predict, _size(images), scales=scales)
+
+    def _predict_padded(self, images: Tensor) -> ScaleOutput:
+        """Predict images of any size: the last row and column are repeated up to a multiple, and cut off again."""
+        height, width = _size(images)
+        below, right = -height % self.multiple, -width % self.multiple
+        if not below and not right:
+            return self.predict(images)
+        now = self.predict(F.pad(images, (0, right, 0, below), mode="replicate"))
+
+        def cut(x: Tensor) -> Tensor:
+            stride = (height + below) // x.shape[-2]
+            if stride > _COARSEST:  # else a pixel of the map would lie half inside
+                stride = _COARSEST
+                x = resize(x, ((height + below) // stride, (width + right) // stride))
+            return x[..., : -(-height // stride), : -(-width // stride)]
+
+        return ScaleOutput(cut(now.logits), cut(now.features), None if now.aux is None else cut(now.aux))
 
     def field(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> Field:
         """Return the combined logits as a field (B, K, H, W), to be read in bands or whole."""

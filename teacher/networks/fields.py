@@ -15,15 +15,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolabel.teacher.networks.hrnet import resize
+from autolabel.teacher.networks.hrnet import is_open, resize, same_size
 
 Size = tuple[int, int]  # height, width
 
 
 class Field:
-    """A map (B, C, H, W) of `size` (H, W) that is computed where it is read."""
+    """A map (B, C, H, W) of `size` (H, W) that is computed where it is read.
+
+    probable: it holds probabilities, from 0 to 1, in place of logits. What those of a pixel lack to 1 belongs to no
+    class; where they sum to more, they count in proportion.
+    """
 
     size: Size
+    probable: bool = False
 
     def rows(self, top: int, bottom: int) -> Tensor:
         """Return the rows from `top` up to, but without, `bottom`: (B, C, bottom - top, W) float32."""
@@ -39,6 +44,7 @@ class InMemory(Field):
     """A map that is a tensor already."""
 
     tensor: Tensor
+    probable: bool = False
 
     @property
     def size(self) -> Size:  # type: ignore[override]
@@ -60,6 +66,10 @@ class Resized(Field):
 
     source: Field
     size: Size
+
+    @property
+    def probable(self) -> bool:  # type: ignore[override]
+        return self.source.probable
 
     def rows(self, top: int, bottom: int) -> Tensor:
         height = self.source.size[0]
@@ -108,7 +118,7 @@ def _widened(x: Tensor, width: int) -> Tensor:
 
 def resized(source: Field, size: Size) -> Field:
     """Return `source` resized to `size`, or `source` itself if it has that size."""
-    return source if source.size == size else Resized(source, size)
+    return source if same_size(source.size, size) else Resized(source, size)
 
 
 def at_size(tensor: Tensor, *sizes: Size) -> Field:
@@ -118,9 +128,13 @@ def at_size(tensor: Tensor, *sizes: Size) -> Field:
     the mean of two neighbours on one linear piece). In that case the detour over the largest map is skipped.
     """
     *before, via, size = ((tensor.shape[-2], tensor.shape[-1]), *sizes)
-    if len(before) == 1 and all(
-        large == 2 * final and large % (4 * start) == 0
-        for start, large, final in zip(before[0], via, size, strict=True)
+    if (
+        len(before) == 1
+        and not is_open(size)
+        and all(
+            large == 2 * final and large % (4 * start) == 0
+            for start, large, final in zip(before[0], via, size, strict=True)
+        )
     ):
         return Resized(InMemory(tensor), size)
     field: Field = InMemory(tensor)
@@ -135,6 +149,7 @@ class Combined(Field):
 
     formula: Callable[..., Tensor]
     fields: tuple[Field, ...]
+    probable: bool = False
 
     @property
     def size(self) -> Size:  # type: ignore[override]
@@ -160,10 +175,11 @@ def mean(*values: Tensor) -> Tensor:
     return add(values) / len(values)
 
 
-def mean_with_mirrored(field: Field, mirrored: Field) -> Field:
+def mean_with_mirrored(field: Field, other: Field) -> Field:
     """Return the mean of a field and of the field that was computed on the mirrored image."""
-    return Combined(mean, (field, Combined(_mirrored, (mirrored,))))
+    return Combined(mean, (field, Combined(mirrored, (other,))))
 
 
-def _mirrored(value: Tensor) -> Tensor:
+def mirrored(value: Tensor) -> Tensor:
+    """Return a map (B, C, H, W) with left and right exchanged."""
     return value.flip(-1)

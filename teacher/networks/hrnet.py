@@ -54,9 +54,23 @@ def conv3x3(inputs: int, outputs: int, *, stride: int = 1, dilation: int = 1) ->
     return nn.Conv2d(inputs, outputs, 3, stride=stride, padding=dilation, dilation=dilation, bias=False)
 
 
+def is_open(size: Sequence[int]) -> bool:
+    """True for a size that a program under export leaves open."""
+    return any(isinstance(length, torch.SymInt) for length in size)
+
+
+def same_size(one: Sequence[int], other: Sequence[int]) -> bool:
+    """True if two sizes (h, w) are equal; of open ones, if they are equal whatever the input's size."""
+    if is_open([*one, *other]):
+        from torch.fx.experimental.symbolic_shapes import statically_known_true
+
+        return all(statically_known_true(a == b) for a, b in zip(one, other, strict=True))
+    return tuple(one) == tuple(other)
+
+
 def resize(x: Tensor, size: Sequence[int]) -> Tensor:
     """Resize (B, C, H, W) to `size` = (h, w), bilinearly: corners not aligned, no antialiasing."""
-    if tuple(x.shape[-2:]) == tuple(size):
+    if same_size(x.shape[-2:], size):
         return x
     if x.is_cuda and not torch.is_grad_enabled():
         # A CPU resizes in the precision of x. A GPU's autocast would do so in float32, and go on with that for long:

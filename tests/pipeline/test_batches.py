@@ -32,8 +32,9 @@ from autolabel.pipeline.units import Plan
 from autolabel.teacher import memory
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import DeviceMemory
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import BATCH_PIXELS, Gate, MemoryTaken, planned_batch
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 NAMES = tuple(f"street{n}" for n in range(9))
 WIDE = ("bridge0", "bridge1")  # of another size, and between the others by name

@@ -40,8 +40,8 @@ from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import Labelling, generate
 from autolabel.pipeline.units import Unit
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import BATCH_PIXELS, MemoryTaken
-from autolabel.teacher.predict import load_teacher
 
 pytestmark = pytest.mark.thorough
 

@@ -23,8 +23,9 @@ from autolabel.pipeline.report.layers import Sources
 from autolabel.pipeline.report.painter import Painter
 from autolabel.pipeline.run import generate
 from autolabel.teacher.decide import Undrawn, top_classes
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.fields import InMemory
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 Map = NDArray[np.uint8]
 CPU = torch.device("cpu")

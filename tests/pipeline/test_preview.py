@@ -20,7 +20,8 @@ from autolabel.pipeline.predictor import Decoded, TeacherPredictor
 from autolabel.pipeline.prepare import TeacherSource
 from autolabel.pipeline.preview import preview
 from autolabel.teacher.decide import Prediction
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.loading import load_teacher
+from autolabel.teacher.predict import Teacher
 
 
 class Simulated(TeacherPredictor):

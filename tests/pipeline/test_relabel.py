@@ -18,7 +18,7 @@ from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import verify
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.loading import load_teacher
 
 OTHERS = {
     "another threshold": Policy(threshold=0.3),

@@ -43,8 +43,8 @@ from autolabel.pipeline.report.notebook import look
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
 from autolabel.teacher.checkpoints import save_checkpoint
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import build
-from autolabel.teacher.predict import load_teacher
 
 
 @pytest.fixture(scope="module")

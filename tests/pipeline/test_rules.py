@@ -236,3 +236,13 @@ def test_an_area_that_leaves_the_image_is_refused() -> None:
 def test_camvids_classes_fit_one_byte_with_eight_levels() -> None:
     rules = Rules(Policy(), CAMVID, Policy().edges(CAMVID, 8))
     assert rules.classes * rules.levels <= 256
+
+
+def test_a_pixel_of_which_the_teacher_says_nothing_counts_for_no_class_and_may_be_decided_by_a_human() -> None:
+    codes = np.array([[1 * 2 + 1, 1 * 2, 1 * 2]], np.uint8)  # one pixel of class 1, and two silent ones
+    coarse = np.array([[255, 2, 255]], np.uint8)
+    outcome = Rules(Policy(threshold=0.0, coarse="human-wins"), CAMVID, (0.0,), silent=True).apply(codes, coarse)
+    assert outcome.label.tolist() == [[1, 2, 255]]
+    assert (int(outcome.fates.sum()), int(outcome.fates[1, 0])) == (1, 1)
+    assert outcome.from_human.tolist() == [0, 0, 1, *[0] * 8]
+    assert outcome.left_out.tolist() == [0, 1, *[0] * 9]

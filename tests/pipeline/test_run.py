@@ -30,20 +30,24 @@ import autolabel as al
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import ClusterFailed
 from autolabel.manifests.policy import Policy
+from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import build_job
+from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline import engine, prepare
 from autolabel.pipeline.analysis.stats import coverage_at, summarise
 from autolabel.pipeline.job import LabelJob, Portion
+from autolabel.pipeline.predictor import load_for
 from autolabel.pipeline.prepare import settle
 from autolabel.pipeline.progress import Counters
 from autolabel.pipeline.records import write_record
 from autolabel.pipeline.run import choose_engine, generate
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.checkpoints import save_checkpoint
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import build
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 
 @pytest.fixture
@@ -231,6 +235,7 @@ def test_a_run_tells_how_many_images_it_computed_at_once(drive: Path, teacher: P
         "free_bytes",
         "total_bytes",
         "elements_per_pixel",
+        "fixed_bytes",
         "images_at_once",
         "batches_in_flight",
     }
@@ -289,18 +294,18 @@ def test_the_automatic_engine_takes_ray_where_several_workers_have_work(
 
 
 def test_a_local_run_loads_its_teacher_once(drive: Path, teacher: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    loaded: list[Path] = []
+    loaded: list[TeacherName] = []
 
-    def load(path: Path, *more: Any, **settings: Any) -> Teacher:
-        loaded.append(path)
-        return load_teacher(path, *more, **settings)
+    def load(name: TeacherName, recipe: Recipe, **more: Any) -> Teacher:
+        loaded.append(name)
+        return load_for(name, recipe, **more)
 
     for module in (prepare, engine):
-        monkeypatch.setattr(module, "load_teacher", load)
+        monkeypatch.setattr(module, "load_for", load)
     generate(job(drive, teacher, "new"))
-    assert loaded == [teacher]
+    assert loaded == [TeacherName.of(teacher)]
     generate(job(drive, teacher, "again"), teacher=load_teacher(teacher, device="cpu"))
-    assert loaded == [teacher]
+    assert loaded == [TeacherName.of(teacher)]
     assert labels_of(drive.parent / "again") == labels_of(drive.parent / "new")
 
 
@@ -317,7 +322,8 @@ def test_a_loaded_teacher_labels_with_its_own_precision_and_combination_or_not_a
         generate(job(drive, teacher, combine="average"), teacher=nameless)
     assert not (drive.parent / "run").exists()
     run = al.generate(drive.parent / "drive.parquet", teacher=loaded, out=drive.parent / "run", scales=(1.0,))
-    assert (run.recipe.combine, run.recipe.precision, run.teacher) == ("average", "float32", teacher)
+    assert (run.recipe.combine, run.recipe.precision) == ("average", "float32")
+    assert run.teacher == TeacherName.of(teacher)
     assert run.recipe.teacher_sha256 == storage.sha256(teacher)
 
 

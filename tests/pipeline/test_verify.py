@@ -259,9 +259,7 @@ def test_repair_has_exactly_the_damaged_unit_labelled_again(asked: LabelJob, dam
     DAMAGES[damage](run)
     result = autolabel("verify", run, "--repair")
     assert result.exit_code == 0
-    assert result.stdout.splitlines()[-1] == (
-        "units put back to undone: 1; run the same `autolabel generate` again to label them"
-    )
+    assert result.stdout.splitlines()[-1] == ("units put back to undone: 1; run the same command again to label them")
     assert json.loads((run / "run.json").read_text())["state"] == "partial"
     del written[SECOND]
     assert records(run) == written

@@ -23,7 +23,7 @@ from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import Scores, evaluate, score
 from autolabel.student.worst import Worst, draw_sheet, write_sheet
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.loading import load_teacher
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
 

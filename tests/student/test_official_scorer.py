@@ -21,7 +21,7 @@ from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.scores import Confusion
 from autolabel.student.data import ManifestDataset
 from autolabel.student.evaluate import evaluate
-from autolabel.teacher.predict import load_teacher
+from autolabel.teacher.loading import load_teacher
 
 EXACT = {"rel": 0, "abs": 1e-6}
 TRAIN_TO_ID = np.zeros(256, np.uint8)  # where nothing is predicted the benchmark wants an id that it ignores

@@ -23,7 +23,8 @@ from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import REFERENCE
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.loading import load_teacher
+from autolabel.teacher.predict import Teacher
 
 GOLDENS = Path(__file__).parents[3] / "shared/data/goldens"
 TRUCK, BUS, TRAIN = (CITYSCAPES.names.index(name) for name in ("truck", "bus", "train"))
@@ -82,7 +83,7 @@ def compare(teacher: Teacher, image: NDArray[np.uint8], scales: tuple[float, ...
 def sees_trucks(teacher: Teacher) -> Teacher:
     """Of a few steps on a small city it would see neither truck nor bus nor train."""
     with torch.no_grad():
-        for name, bias in teacher.network.named_parameters():
+        for name, bias in teacher.network.network.named_parameters():
             if name.endswith("cls_head.bias"):
                 bias[[TRUCK, BUS]] += 5.0
     return teacher

@@ -29,8 +29,9 @@ from autolabel.student.evaluate import evaluate
 from autolabel.student.job import ScoreMachine
 from autolabel.student.score_workers import count_by_workers
 from autolabel.student.scoring import ImageCounter, ScoreCounts
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import Budget
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers have no copy of this file
 torch.set_num_threads(1)

@@ -81,8 +81,7 @@ def test_pixels_and_mask_are_filled_up_to_the_batch() -> None:
     coarse = [None, np.array([[255, 0, 1], [2, 255, 255]], np.uint8)]
     for feed in (Feed(CPU), GPUsWay()):
         pixels, undrawn = feed.upload(images, batch=4, coarse=coarse, prior=[0.5, 1.0])
-        assert pixels.shape == (4, 3, 2, 3) and pixels.is_contiguous(memory_format=torch.channels_last)
-        assert torch.equal(pixels, normalise(torch.from_numpy(images[[0, 1, 1, 1]]).permute(0, 3, 1, 2)))
+        assert torch.equal(pixels, torch.from_numpy(images[[0, 1, 1, 1]]).permute(0, 3, 1, 2))
         assert undrawn is not None
         assert undrawn.where.tolist() == [
             [[False] * 3] * 2, [[True, False, False], [False, True, True]], [[False] * 3] * 2, [[False] * 3] * 2,

@@ -12,9 +12,10 @@ from torch import nn
 
 from autolabel.teacher.checkpoints import load_network, read_checkpoint
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.efficientnet_lite import DepthwiseConv
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 torch.set_num_threads(1)
 
@@ -112,7 +113,7 @@ def test_a_network_with_its_own_bias_or_another_epsilon_folds_too() -> None:
 def test_only_a_teacher_is_folded(teacher: Path) -> None:
     """A student that starts from a checkpoint trains its batch norms on."""
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82
-    assert norms(load_teacher(teacher, device="cpu").network) == []
+    assert norms(load_teacher(teacher, device="cpu").network.network) == []
     assert len(norms(load_network(teacher, read_checkpoint(teacher)))) == 82  # the file is as it was
 
 
@@ -133,6 +134,6 @@ def test_weights_that_are_cast_once_give_the_bits_of_autocast_alone(arch: str) -
 
 
 def test_a_teacher_of_half_precision_is_loaded_with_cast_weights(teacher: Path) -> None:
-    half, full = (load_teacher(teacher, device="cpu", precision=p).network for p in ("bfloat16", "float32"))
+    half, full = (load_teacher(teacher, device="cpu", precision=p).network.network for p in ("bfloat16", "float32"))
     assert {p.dtype for p in full.parameters()} == {torch.float32}
     assert {p.dtype for p in half.parameters()} == {torch.bfloat16}

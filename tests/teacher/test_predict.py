@@ -25,10 +25,11 @@ from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import pick_precision
 from autolabel.teacher.feed import normalise
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import Budget, NotEnoughMemory
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.fields import at_size
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 
 torch.set_num_threads(1)  # the small network is no slower with one, and never waits for a busy core
 
@@ -127,7 +128,7 @@ def test_confidence_is_the_softmax_of_the_combined_logits(seer: Teacher, images:
     logits = seer.logits(images[0])
     assert (logits.shape, logits.dtype) == ((19, 48, 96), torch.float32)
     with torch.inference_mode():
-        expected = seer.network.logits(
+        expected = seer.network.network.logits(
             normalise(torch.from_numpy(images[:1]).permute(0, 3, 1, 2)), scales=(0.5, 1.0, 2.0)
         )
     torch.testing.assert_close(logits, expected[0], rtol=0, atol=1e-4)
@@ -216,7 +217,7 @@ def test_a_batch_of_eight_is_eight_batches_of_one(seer: Teacher, eight: Image) -
 
 def test_every_batch_has_the_same_size(seer: Teacher, eight: Image) -> None:
     batches: list[int] = []
-    hook = seer.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    hook = seer.network.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     outcomes = list(seer.predict_in_batches(eight[:7], 3, edges=(0.5,), scales=(1,)))
     hook.remove()
     assert (len(outcomes), batches) == (7, [3, 3, 3])
@@ -225,7 +226,7 @@ def test_every_batch_has_the_same_size(seer: Teacher, eight: Image) -> None:
 def test_labels_come_as_they_are_made(seer: Teacher, eight: Image) -> None:
     """The first ones are to be had before the last image has been looked at."""
     batches: list[int] = []
-    hook = seer.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
+    hook = seer.network.network.backbone.register_forward_pre_hook(lambda _, inputs: batches.append(len(inputs[0])))
     outcomes = seer.predict_in_batches(eight, 2, edges=(0.5,), scales=(1,))
     next(outcomes)
     next(outcomes)
@@ -301,7 +302,7 @@ def with_memory_for(teacher: Path, most: int, error: Callable[[], Exception]) ->
             raise error()
 
     limited = load_teacher(teacher, device="cpu")
-    limited.network.backbone.register_forward_pre_hook(check)
+    limited.network.network.backbone.register_forward_pre_hook(check)
     return limited, asked
 
 
@@ -317,7 +318,7 @@ def test_a_batch_that_does_not_fit_is_tried_once_more_alone_and_whole(
         if asked[-1] > next(room):
             raise error()
 
-    limited.network.backbone.register_forward_pre_hook(shrink)
+    limited.network.network.backbone.register_forward_pre_hook(shrink)
     found = list(limited.predict_in_batches(eight, 4, edges=(0.5,), scales=(1,)))
     assert asked == [4, 4, 4]
     assert_same(found, list(seer.predict_in_batches(eight, 4, edges=(0.5,), scales=(1,))))
@@ -385,7 +386,7 @@ def test_an_image_above_the_budget_is_not_even_tried(teacher: Path, eight: Image
     def tried(*_: object) -> None:
         raise AssertionError("the network was run")
 
-    hook = planner.network.backbone.register_forward_pre_hook(tried)
+    hook = planner.network.network.backbone.register_forward_pre_hook(tried)
     too_large = np.broadcast_to(np.uint8(0), (1, pixels // 64 + 1, 64, 3))  # one pixel, seen as many
     message = r"^not enough memory on cpu .* at scale 1 \(about \d+\.\d GiB needed, \d+\.\d.* free\): leave"
     with pytest.raises(NotEnoughMemory, match=message):
@@ -482,16 +483,16 @@ def test_a_threshold_that_no_pixel_can_exceed_is_refused(threshold: float, given
 )
 def test_a_teacher_of_other_classes_is_refused(classes: int, own: LabelSpace | None, mine: str) -> None:
     message = (
-        f"t.pt predicts {mine}, but m.parquet uses label space 'camvid' with 11: use a checkpoint trained in that"
-        " label space"
+        f"t.pt predicts {mine}, but m.parquet uses label space 'camvid' with 11: use a teacher of that label"
+        " space, or map its classes onto it with --classes"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
-        teacher_that_says(*[0.0] * classes, space=own).require_space(CAMVID, checkpoint="t.pt", manifest="m.parquet")
+        teacher_that_says(*[0.0] * classes, space=own).require_space(CAMVID, teacher="t.pt", manifest="m.parquet")
 
 
 @pytest.mark.parametrize("own", [PAIR, None], ids=["named", "unnamed"])
 def test_a_teacher_of_the_same_classes_is_accepted(own: LabelSpace | None) -> None:
-    teacher_that_says(0.0, 0.0, space=own).require_space(PAIR, checkpoint="t.pt", manifest="m.parquet")
+    teacher_that_says(0.0, 0.0, space=own).require_space(PAIR, teacher="t.pt", manifest="m.parquet")
 
 
 # --- device, precision, loading ---------------------------------------------------------------------------------------
@@ -501,7 +502,7 @@ def test_a_loaded_teacher_knows_its_classes_its_images_and_its_file(teacher: Pat
     loaded = load_teacher(str(teacher), device="cpu")
     assert (loaded.label_space, loaded.sha256, loaded.precision) == (CITYSCAPES, storage.sha256(teacher), "float32")
     assert len(loaded.trained_on) == len(load_manifest(city / "fine.parquet").samples) == 6
-    assert not loaded.network.training
+    assert not loaded.network.network.training
 
 
 def test_a_device_that_no_machine_has_is_refused(teacher: Path, city: Path) -> None:

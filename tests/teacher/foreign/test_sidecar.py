@@ -26,7 +26,7 @@ def written(folder: Path, text: str) -> Path:
 def test_a_sidecar_that_was_written_reads_back_the_same(tmp_path: Path) -> None:
     sidecar = Sidecar(
         ("road", 'a "q"\\\x7fü\n'), range=(-1.0, 1.0), mean=(0.1, 0.2, 0.3), std=(0.5, 1.0, 1.0), channels="bgr",
-        layout="NHWC", input="x", size=(64, 96), gives="probabilities", output="y", output_layout="NCHW",
+        layout="NHWC", size=(64, 96), gives="probabilities", output="y", output_layout="NCHW",
     )  # fmt: skip
     write_sidecar(tmp_path / "net.pt2", sidecar, comment="Made by hand.\n\nTwice.")
     assert read_sidecar(tmp_path / "net.pt2").sidecar == sidecar
@@ -49,8 +49,8 @@ def test_classes_are_a_label_space_by_name_or_file_or_names_by_channel(tmp_path:
         ("range = [0, 1]", "net.toml has no classes: expected the name of a label space, or names by channel"),
         ('classes = "atlantis"\nrange = [0, 1]', "net.toml, classes: label space '"),
         ('classes = ["a"]', "net.toml has no range, the numbers that black and white become before mean and std"),
-        ('classes = ["a", "a"]', "net.toml: label space 'classes' names 'a' twice"),
-        ("classes = []", "net.toml: label space 'classes' has 0 classes: expected 1 to 255"),
+        ('classes = ["a", "a"]', "net.toml: classes names 'a' twice: give each its own name"),
+        ("classes = []", "net.toml: classes is empty: expected names by channel"),
         (MINIMAL + "means = [0, 0, 0]", "net.toml has an unknown key 'means': did you mean 'mean'?"),
         (MINIMAL + "mean = 0.5", "net.toml, 'mean' is 0.5: expected a list"),
         (MINIMAL + "mean = [1, 2]", "net.toml, 'mean' is [1, 2]: expected a list of 3"),

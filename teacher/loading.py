@@ -1,0 +1,192 @@
+"""Load a teacher by its name: a checkpoint, a model of another library, or several of them."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from autolabel.manifests import notes
+from autolabel.manifests.class_map import ClassMap
+from autolabel.manifests.label_space import MAX_CLASSES, LabelSpace
+from autolabel.manifests.policy import COMBINE
+from autolabel.manifests.teachers import (
+    CHECKPOINT,
+    EXPORTED,
+    ONNX,
+    PYTHON,
+    TRANSFORMERS,
+    AnyTeacher,
+    BadTeacher,
+    TeacherName,
+    TeacherPlace,
+)
+from autolabel.teacher.around import Ensemble, ForeignNetwork, MappedNetwork, Network
+from autolabel.teacher.checkpoints import load_network, read_checkpoint, silent
+from autolabel.teacher.device import pick_device, pick_precision, require_precision
+from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
+from autolabel.teacher.networks.fields import Size
+from autolabel.teacher.predict import Teacher, own_network
+
+_MODULES = {TRANSFORMERS: "transformers", EXPORTED: "exported", ONNX: "onnx", PYTHON: "python"}
+
+
+@dataclass(frozen=True)
+class _Member:
+    """One teacher, loaded. names, label_space and trained_on are None where nobody says them."""
+
+    place: TeacherPlace
+    network: Network
+    names: tuple[str, ...] | None
+    label_space: LabelSpace | None
+    trained_on: Tensor | None
+
+
+def load_teacher(
+    teacher: AnyTeacher,
+    *,
+    device: str = "auto",
+    precision: str = "float32",
+    combine: str = COMBINE[0],
+    window: Size | None = None,
+    class_map: ClassMap | None = None,
+    space: LabelSpace | None = None,
+) -> Teacher:
+    """Load a teacher: a checkpoint, another model of docs/teachers.md, or several, whose probabilities are averaged.
+
+    Batch norms of our networks are folded, their weights cast. device, precision: see `pick_device` and
+    `pick_precision`; combine: see `Teacher`. window: height and width of the overlapping windows that a model of
+    another library looks at, one after the other. space: the classes that the teacher is to name, or None for its own;
+    a `class_map` says how, and is needed only where the names differ. With several teachers it counts for those whose
+    classes are not these. Raises BadTeacher and BadCheckpoint (both ValueErrors), ValueError, FileNotFoundError.
+    """
+    name = TeacherName.of(teacher)
+    device = pick_device(device)
+    precision = pick_precision(precision, device)
+    require_precision(precision, device)
+    digest = name.digest()
+    members = [
+        _load(place, device=device, precision=precision, combine=combine, window=window) for place in name.places
+    ]
+    space = space or (members[0].label_space if len(members) > 1 else None)
+    networks, own = list[Network](), members[0].label_space
+    for member in members:
+        targets = _targets(member, space, class_map, several=len(members) > 1)
+        if targets is None or space is None:
+            networks.append(member.network)
+        else:
+            networks.append(MappedNetwork(member.network, targets, classes=len(space), device=torch.device(device)))
+            own = space
+    if own is None and members[0].names is not None:
+        raise BadTeacher(
+            f"{name} has {len(members[0].names)} classes, and a label holds {MAX_CLASSES}: map them with --classes"
+        )
+    return Teacher(
+        networks[0] if len(networks) == 1 else Ensemble(networks),
+        own,
+        trained_on=_seen(members),
+        device=device,
+        precision=precision,
+        name=name,
+        digest=digest,
+        combine=combine,
+        window=window,
+        class_map=class_map,
+    )
+
+
+def classes_of(teacher: TeacherName) -> LabelSpace | None:
+    """Return the classes that a teacher names, or None if it names none; weights are not loaded where that can be.
+
+    Those of the first teacher, if there are several. Raises BadTeacher, BadCheckpoint, FileNotFoundError.
+    """
+    place = teacher.places[0]
+    if place.kind == CHECKPOINT:
+        return read_checkpoint(place.path).label_space
+    classes = _module(place).classes(place)
+    return classes if isinstance(classes, LabelSpace) else _named(place, tuple(classes))
+
+
+def names_of(place: TeacherPlace) -> tuple[str, ...] | None:
+    """Return the names of a teacher's classes by channel, however many, or None. Raises as `classes_of`."""
+    if place.kind == CHECKPOINT:
+        space = read_checkpoint(place.path).label_space
+        return None if space is None else space.names
+    classes = _module(place).classes(place)
+    return classes.names if isinstance(classes, LabelSpace) else tuple(classes)
+
+
+def seen_by(teacher: TeacherName) -> Tensor | None:
+    """Return the marks of the images that a teacher has seen, or None where nobody knows. Raises as `load_teacher`."""
+    seen = []
+    for place in teacher.places:
+        if place.kind == CHECKPOINT:
+            seen.append(read_checkpoint(place.path).trained_on)
+        else:
+            seen.append(_module(place).load(place, device=torch.device("cpu")).trained_on)
+    return _joined(teacher.places, seen)
+
+
+def _load(place: TeacherPlace, *, device: str, precision: str, combine: str, window: Size | None) -> _Member:
+    if place.kind == CHECKPOINT:
+        if window is not None:
+            raise ValueError(
+                f"window {window[0]}x{window[1]}: {place} is a network of ours, which looks at whole images;"
+                " leave it out"
+            )
+        checkpoint = read_checkpoint(place.path)
+        network = load_network(place.path, checkpoint)
+        fold_batch_norm(network)
+        cast_convolutions(network, precision, device=device)
+        own, space = own_network(network, torch.device(device), combine=combine), checkpoint.label_space
+        return _Member(place, own, space.names if space else None, space, checkpoint.trained_on)
+    model = _module(place).load(place, device=torch.device(device))
+    around = ForeignNetwork(model, name=str(place), window=window)
+    space = model.classes if isinstance(model.classes, LabelSpace) else _named(place, around.names)
+    return _Member(place, around, around.names, space, model.trained_on)
+
+
+def _module(place: TeacherPlace) -> ModuleType:
+    return importlib.import_module(f"autolabel.teacher.foreign.{_MODULES[place.kind]}")
+
+
+def _named(place: TeacherPlace, names: tuple[str, ...]) -> LabelSpace | None:
+    return LabelSpace.named(place.path.stem, names) if len(names) <= MAX_CLASSES else None
+
+
+def _targets(
+    member: _Member, space: LabelSpace | None, class_map: ClassMap | None, *, several: bool
+) -> tuple[int, ...] | None:
+    """The train id in `space` of each class of a teacher; None if they are its own, or nobody can tell."""
+    if class_map is not None and not (several and space and member.names == space.names):
+        if space is None:
+            raise ValueError(f"{class_map.where}: name the label space that it leads to, with --label-space")
+        if member.names is None:
+            raise ValueError(f"{class_map.where}: {member.place} does not name its classes, so nobody can map them")
+        return class_map.indices(member.names, space, teacher=str(member.place))
+    if space is None or member.names in (None, space.names):
+        return None
+    if member.names is not None and sorted(member.names) == sorted(space.names):
+        return tuple(space.names.index(name) for name in member.names)
+    if several:
+        raise BadTeacher(
+            f"{member.place} predicts other classes than those of label space {space.name!r}: map them with --classes"
+        )
+    return None
+
+
+def _seen(members: Sequence[_Member]) -> Tensor | None:
+    return _joined([member.place for member in members], [member.trained_on for member in members])
+
+
+def _joined(places: Sequence[TeacherPlace], seen: Sequence[Tensor | None]) -> Tensor | None:
+    """The marks of all teachers that say what they have seen; None if none does. A note names the others."""
+    known = [marks for marks in seen if marks is not None]
+    for place, marks in zip(places, seen, strict=True):
+        if known and marks is None:
+            notes.tell(silent(place))
+    return torch.unique(torch.cat(known)) if len(known) > 1 else known[0] if known else None
