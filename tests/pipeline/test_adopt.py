@@ -304,7 +304,9 @@ def test_audit_and_report_say_that_no_teacher_is_known(drive: Path) -> None:
     page = (run.path / "report/index.html").read_text(encoding="utf-8")
     assert "No confidence maps: no teacher is known" in page
     assert "unknown: the labels were adopted" in page
-    assert "the teacher's" not in refused("report", run.path, "--teacher", drive / "x.pt")
+    assert "A tool whose teacher is not known labelled 3 images of" in page and "None" not in page
+    line = refused("report", run.path, "--teacher", drive / "x.pt")
+    assert line.endswith(f"nobody knows the teacher of {run.path}, its labels were adopted")
 
 
 @pytest.mark.thorough
