@@ -248,7 +248,7 @@ def train(**values: Any) -> None:
             on_note=update.say,
         )
     show(scores)
-    echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
+    echo(f"checkpoint {job.out / 'best.pt'}   metrics {job.out / 'metrics.jsonl'}   scores {job.out / 'scores.json'}")
 
 
 @main.command()
