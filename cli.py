@@ -248,7 +248,7 @@ def train(**values: Any) -> None:
             on_note=update.say,
         )
     show(scores)
-    echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
+    echo(f"checkpoint {job.out / 'best.pt'}   metrics {job.out / 'metrics.jsonl'}   scores {job.out / 'scores.json'}")
 
 
 @main.command()
@@ -422,10 +422,10 @@ def adopt(
     if threshold is not None and confidence is None:
         raise Failure(f"--threshold {threshold:g}: these PNGs hold class ids alone: name a folder for --confidence")
     job = adopting_job(manifest, out, _policy_of(policy, threshold), **values)
-    with progress("checking PNGs") as checking:
+    with progress("adopting") as update:
         result = adopt(
-            Pngs(pngs, confidence, label_ids, space, suffix), job, progress=checking,
-            on_progress=_counters(checking), on_note=checking.say,
+            Pngs(pngs, confidence, label_ids, space, suffix), job, progress=update,
+            on_progress=_counters(update), on_note=update.say,
         )  # fmt: skip
     _end(result, job.max_quarantined)
 

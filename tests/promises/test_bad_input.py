@@ -215,7 +215,7 @@ def test_a_class_without_a_pixel_anywhere_is_a_dash_and_never_nan(loss: str, cit
     assert {"road", "sky"}.isdisjoint(missing)
     rows = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.split()}
     assert rows[missing[0].split()[0]] == "–"
-    assert "nan" not in (done.output + (out / "curves.csv").read_text()).lower()
+    assert "nan" not in (done.output + (out / "metrics.jsonl").read_text()).lower()
     scored = autolabel("evaluate", out / "best.pt", manifests["val"],
                        "-o", tmp_path / "scores.json")  # fmt: skip
     assert scored.exit_code == 0, scored.output
