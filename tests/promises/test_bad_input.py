@@ -76,7 +76,7 @@ def test_other_classes_are_refused_wherever_they_come_from(
     )
     assert refused(autolabel("evaluate", teacher, camvid)) == (
         f"{teacher} predicts 19 classes of 'cityscapes', but {camvid} uses label space 'camvid' with 11: use a"
-        " checkpoint trained in that label space"
+        " teacher of that label space, or map its classes onto it with --classes"
     )
     other = load_manifest(camvid)
     for source in ("coarse", "auto"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -14,13 +15,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_networks import ANY, NAMES, Tiny, export, loaded, photographs, sidecar
 from torch import Tensor, nn
 
 from autolabel.manifests.samples import fingerprints, load_manifest
 from autolabel.manifests.teachers import BadTeacher
 from autolabel.teacher.checkpoints import fingerprint_tensor
 from autolabel.teacher.networks.fields import Field
-from tests.teacher.foreign.networks import ANY, NAMES, Tiny, export, loaded, photographs, sidecar
 
 EXAMPLE = torch.rand(2, 3, 32, 48)
 
@@ -153,18 +154,25 @@ def test_an_image_by_keyword_and_operators_under_no_grad_load(tmp_path: Path) ->
         assert torch.allclose(scores(sidecar(tmp_path / "net.pt2"), images), Tiny()(images / 255), rtol=0, atol=1e-6)
 
 
-def test_what_it_was_trained_on_becomes_marks_for_the_leak_guard(program: Path, city: Path) -> None:
+def test_what_it_was_trained_on_becomes_marks_for_the_leak_guard_when_asked(
+    program: Path, city: Path, tmp_path: Path
+) -> None:
     marks = fingerprint_tensor(fingerprints(load_manifest(city / "fine.parquet").samples))
-    seen = loaded(sidecar(program, trained_on=str(city / "fine.parquet"))).trained_on
-    sidecar(program)
+    path = sidecar(shutil.copy(program, tmp_path / "net.pt2"), trained_on=str(city / "fine.parquet"))
+    seen = loaded(path).trained_on
     assert seen is not None and torch.equal(seen, marks)
+    model = loaded(sidecar(path, trained_on="gone.parquet"))
+    with torch.inference_mode():
+        assert torch.equal(model.predict(photographs(16, 16)), scores(program, photographs(16, 16)))  # type: ignore[arg-type]
+    with pytest.raises(BadTeacher, match=r'net\.toml, trained_on = "gone\.parquet": '):
+        _ = model.trained_on
 
 
 @pytest.mark.parametrize(
     ("module", "values", "line"),
     [
         (Tiny(4), {}, r"net.pt2 takes images of 4 channels as NCHW \(2, 4, 32, 48\): expected 3, red, green and blue"),
-        (Tiny(), {"classes": ("a",)}, r"gives conv2d_1 \(2, 4, 16, 24\) of type float32, 4 classes: net.toml names 1"),
+        (Tiny(), {"classes": ("a",)}, r"gives mul \(2, 4, 16, 24\) of type float32, 4 classes: net.toml names 1"),
         (Tiny(), {"gives": "ids"}, 'of type float32: net.toml says gives = "ids", which are integers'),
         (Tiny(), {"size": (16, 16)}, r"net.pt2 takes images of 32 x 48: net.toml says \[16, 16\]"),
         (Tiny(), {"dtype": "float16"}, 'net.pt2 takes numbers of type float32: net.toml says dtype = "float16"'),
