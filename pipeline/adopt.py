@@ -136,8 +136,8 @@ def _require_confidences(job: LabelJob, *, known: bool) -> None:
         )
     if job.asks_of_confidence and not known:
         raise ValueError(
-            f"{job.asks_of_confidence} needs confidences, but these PNGs hold class ids alone, so each counts as 1: name"
-            " a folder of them with --confidence, or leave it out"
+            f"{job.asks_of_confidence} needs confidences, but these PNGs hold class ids alone, so each counts as 1:"
+            " name a folder of them with --confidence, or leave it out"
         )
 
 
