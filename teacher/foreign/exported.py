@@ -37,6 +37,10 @@ def load(place: TeacherPlace, *, device: torch.device) -> Model:
     from autolabel.teacher.foreign.network_file import NetworkFile
     from autolabel.teacher.memory import is_memory_error
 
+    if torch.__version__ < (2, 9):
+        raise BadTeacher(
+            f"{place.path} needs torch 2.9 or newer, whose files hold weights as bytes: pip install -U torch"
+        )
     described = read_sidecar(place.path)
     program = clean(place.path)
     settled = fit(place.path, described, program.inputs, program.outputs)
