@@ -69,6 +69,10 @@ def load_teacher(
     device = pick_device(device)
     precision = pick_precision(precision, device)
     require_precision(precision, device)
+    if window is not None and all(place.kind == CHECKPOINT for place in name.places):
+        raise ValueError(
+            f"window {window[0]}x{window[1]}: {name} is a network of ours, which looks at whole images; leave it out"
+        )
     digest = name.digest()
     members = [
         _load(place, device=device, precision=precision, combine=combine, window=window) for place in name.places
@@ -134,11 +138,6 @@ def seen_by(teacher: TeacherName) -> Tensor | None:
 
 def _load(place: TeacherPlace, *, device: str, precision: str, combine: str, window: Size | None) -> _Member:
     if place.kind == CHECKPOINT:
-        if window is not None:
-            raise ValueError(
-                f"window {window[0]}x{window[1]}: {place} is a network of ours, which looks at whole images;"
-                " leave it out"
-            )
         checkpoint = read_checkpoint(place.path)
         network = load_network(place.path, checkpoint)
         fold_batch_norm(network)
