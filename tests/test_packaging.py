@@ -46,7 +46,7 @@ def test_every_package_that_development_needs_is_pinned(extra: str) -> None:
     pinned = {plain(line) for line in lines if "==" in line and not line.startswith("#")}
     extras = CONFIG["options.extras_require"]
     needed = extras[extra].split() + CONFIG["options"]["install_requires"].split()
-    for name in [name for name in needed if name.startswith("autolabel[")]:
-        needed.remove(name)
-        needed += [package for other in name[10:-1].split(",") for package in extras[other].split()]
+    for own in [name for name in needed if name.startswith("autolabel[")]:  # the extras that an extra holds
+        needed.remove(own)
+        needed += [name for other in own[len("autolabel[") : -1].split(",") for name in extras[other].split()]
     assert {plain(name) for name in needed} - pinned == set()
