@@ -103,7 +103,7 @@ class LabelJob:
 
     @property
     def asks_of_confidence(self) -> str:
-        """What the job asks for that class ids without probabilities cannot give, in words; "" for nothing.
+        """The first wish that class ids without probabilities cannot grant, in words; "" for none.
 
         The one threshold of a preset asks for nothing: every id counts as sure.
         """

@@ -132,5 +132,5 @@ def _require_any_size(decoder: str, encoder: str) -> None:
         if reason:
             raise ValueError(
                 f"{PREFIX}{decoder}/{encoder} does not take images of any size ({reason}): choose another encoder;"
-                " docs/teacher.md says which are known to work"
+                " docs/networks.md says which are known to work"
             )
