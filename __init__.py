@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from autolabel.manifests.policy import Policy
     from autolabel.manifests.run.folder import Run
     from autolabel.manifests.samples import Manifest
-    from autolabel.manifests.teachers import TeacherName
+    from autolabel.manifests.teachers import AnyTeacher
     from autolabel.manifests.wording import Progress
     from autolabel.pipeline.analysis.audit_record import Audit
     from autolabel.pipeline.analysis.stats import Summary
@@ -45,7 +45,6 @@ if TYPE_CHECKING:
     __version__: str
 
 AnyPath = str | PathLike[str]
-AnyTeacher = AnyPath | Sequence[AnyPath]  # a checkpoint, or another model of docs/teachers.md; or several
 
 _CLASSES = {
     "LabelJob": "pipeline.job",
@@ -199,7 +198,7 @@ def load_teacher(teacher: AnyTeacher, *, device: str = "auto", precision: str = 
     """
     from autolabel.teacher.loading import load_teacher
 
-    return load_teacher(_teacher(teacher), device=device, precision=precision, **settings)
+    return load_teacher(teacher, device=device, precision=precision, **settings)
 
 
 def generate(
@@ -296,7 +295,7 @@ def audit(
 
     return audit(
         _folder(run), Path(truth), target_precision=target_precision, fit_temperature=fit_temperature,
-        allow_leak=allow_leak, teacher=None if teacher is None else _teacher(teacher), progress=progress,
+        allow_leak=allow_leak, teacher=teacher, progress=progress,
     )  # fmt: skip
 
 
@@ -315,7 +314,7 @@ def report(
         _folder(run),
         images=images,
         samples=samples,
-        teacher=None if teacher is None else _teacher(teacher),
+        teacher=teacher,
         attention=attention,
         progress=progress,
     )
@@ -323,12 +322,6 @@ def report(
 
 def _path(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path)
-
-
-def _teacher(teacher: AnyTeacher) -> TeacherName:
-    from autolabel.manifests.teachers import TeacherName
-
-    return TeacherName.of(teacher)
 
 
 def _folder(run: Run | AnyPath) -> Path:

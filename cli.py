@@ -248,7 +248,7 @@ def train(**values: Any) -> None:
             on_note=update.say,
         )
     show(scores)
-    echo(f"checkpoint {job.out / 'best.pt'}   curves {job.out / 'curves.csv'}   scores {job.out / 'scores.json'}")
+    echo(f"checkpoint {job.out / 'best.pt'}   metrics {job.out / 'metrics.jsonl'}   scores {job.out / 'scores.json'}")
 
 
 @main.command()
@@ -422,10 +422,10 @@ def adopt(
     if threshold is not None and confidence is None:
         raise Failure(f"--threshold {threshold:g}: these PNGs hold class ids alone: name a folder for --confidence")
     job = adopting_job(manifest, out, _policy_of(policy, threshold), **values)
-    with progress("checking PNGs") as checking:
+    with progress("adopting") as update:
         result = adopt(
-            Pngs(pngs, confidence, label_ids, space, suffix), job, progress=checking,
-            on_progress=_counters(checking), on_note=checking.say,
+            Pngs(pngs, confidence, label_ids, space, suffix), job, progress=update,
+            on_progress=_counters(update), on_note=update.say,
         )  # fmt: skip
     _end(result, job.max_quarantined)
 
@@ -475,7 +475,26 @@ def verify(run: Path, repair: bool) -> None:
 
 @main.group()
 def teacher() -> None:
-    """Look at models of other tools."""
+    """Look at teachers before they label."""
+
+
+@teacher.command("show")
+@click.argument("teacher_name", metavar="TEACHER")
+@option("--against", **text(load_label_space, "SPACE"), help="Draft a class map onto these classes, as TOML.")
+def show_teacher(teacher_name: str, against: LabelSpace | None) -> None:
+    """Print what a TEACHER says of itself: kind, classes, images that it has seen, sha256.
+
+    \b
+    autolabel teacher show teacher/best.pt
+    autolabel teacher show segformer/ --against cityscapes > map.toml
+    """
+    from autolabel.teacher.show import draft_map, show_teacher
+
+    card = show_teacher(teacher_name)
+    if against is None:
+        show(card)
+    else:
+        echo(*draft_map(card, against).splitlines())
 
 
 @teacher.command()

@@ -48,6 +48,7 @@ import autolabel.pipeline.preview
 import autolabel.pipeline.report.write
 import autolabel.student.evaluate
 import autolabel.student.train
+from autolabel.manifests.class_map import load_class_map
 from autolabel.manifests.images import decode_image, decode_label, read_size
 from autolabel.manifests.label_space import CITYSCAPES, load_label_space
 from autolabel.manifests.policy import REFERENCE, load_policy
@@ -56,6 +57,7 @@ from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.samples import load_manifest, open_manifest
 from autolabel.manifests.scenes import draw_scene
 from autolabel.manifests.wording import Table
+from autolabel.pipeline.adopted import TABLE, Adopted
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.records import read_record
@@ -109,6 +111,8 @@ def draw_world(root: Path) -> None:
             Image.fromarray(array).save(root / (v + name) / f"d_{k}.{end}")
     (root / "policy.toml").write_text(REFERENCE.to_toml())
     (root / "space.json").write_text(CITYSCAPES.to_json())
+    own = "".join(f'"{name}" = ["{name}"]\n' for name in CITYSCAPES.names)
+    (root / "classes.toml").write_text(f"[classes]\n{own}")
     known = read_checkpoint(DRAWN_STREETS)
     save_checkpoint(root / "teacher.pt", load_network(DRAWN_STREETS, known), arch=known.arch, space=CITYSCAPES)
     shutil.copy(DRAWN_STREETS, root / "teacher.safetensors")
@@ -120,6 +124,7 @@ def draw_world(root: Path) -> None:
         command(*run, "--out", "run", "--keep-confidence", 6)
         command(*run, "--out", "png", "--store", "png")
         command("audit", "run", "--truth", "m.parquet")
+        command(*ADOPT.split())
 
 
 def picture_files() -> list[bytes]:
@@ -228,6 +233,7 @@ def kinds(root: Path) -> list[Kind]:
         return table.to_pylist(), shards
 
     files = {name: (root / name).read_bytes() for name in ("m.parquet", "policy.toml", "space.json", "run/run.json")}
+    files["classes.toml"], adopted = (root / "classes.toml").read_bytes(), root / "adopted" / TABLE
     files |= {name: (root / name).read_bytes() for name in ("teacher.pt", "teacher.safetensors", "run/audit.json")}
     note = b'{"attempt": "0123456789ab"}\n{"attempt": "0123456789ab", "sample": "d_0"}\n'
     return [
@@ -240,6 +246,10 @@ def kinds(root: Path) -> list[Kind]:
              lambda data: False),
         Kind("label space", 6, [files["space.json"]], by_name("s.json", lambda p: load_label_space(str(p))),
              [mutators.json_text], lambda data: False),
+        Kind("class map", 4, [files["classes.toml"]], by_name("c.toml", lambda p: load_class_map(str(p))),
+             [mutators.toml], lambda data: False),
+        Kind("adopted PNGs", 3, [adopted.read_bytes()],
+             at(adopted, lambda: Adopted.of(RunFolder(root / "adopted"))), [mutators.parquet]),
         Kind("run.json", 4, [files["run/run.json"]], at(root / "run/run.json", lambda: Run.open(root / "run")),
              [mutators.json_text]),
         Kind("record", 4, [record.read_bytes()], by_name("r.parquet", record_of), [mutators.parquet]),
@@ -312,6 +322,10 @@ def fuzz_reads(kind: Kind, cases: int, seed: int, keep: Path | None, counted: Co
 
 # --- whole commands ---------------------------------------------------------------------------------------------------
 
+ADOPT = (
+    "adopt l --manifest m.parquet --out adopted --label-space cityscapes --label-ids source --classes classes.toml"
+    " --max-quarantined 1"
+)
 GENERATE = "generate m.parquet --teacher teacher.pt --scales 1 --unit-size 2 --engine local --max-quarantined 1"
 SCAN = "manifest scan i --label-space space.json --labels l --coarse c --label-ids source -o new.parquet"
 # A command, how often, and the files that may be broken for it.
@@ -329,6 +343,8 @@ COMMANDS = (
     (f"{GENERATE} --out new --dry-run", 1, ("m.parquet", "teacher.pt", "i/d_0.png")),
     ("stats run", 3, ("run/stats/*", "run/manifest.parquet", "run/run.json")),
     ("verify run", 4, ("run/**/*",)),
+    (ADOPT, 4, ("adopted/**/*", "l/d_0.png", "classes.toml", "m.parquet", "i/d_0.png")),
+    ("verify adopted --repair", 2, ("adopted/**/*", "l/d_1.png")),
     ("verify png --repair", 3, ("png/**/*",)),
     ("report run --images 2", 2,
      ("run/stats/*", "run/run.json", "run/progress.json", "run/audit.json", "run/units/*", "i/d_0.png",

@@ -174,8 +174,8 @@ def content(path: Path) -> object:
         return without_rates(json.loads(path.read_bytes()))
     if path.suffix == ".pt":
         return without_rates(torch.load(path, weights_only=True))
-    if path.name == "curves.csv":
-        return [line.split(",")[:4] + line.split(",")[5:] for line in path.read_text().splitlines()]
+    if path.suffix == ".jsonl":
+        return [without_rates(json.loads(line)) for line in path.read_text().splitlines()]
     if path.suffix == ".html":
         return re.sub(r"[\d.,]+ (images/s|s\b)", r"\1", SEVERAL.sub("pictures", path.read_text()))
     return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -42,6 +42,19 @@ def read_json(path: Path, kind: Any = Any, *, advice: str = "", at_most: int = M
     return _advised(advice, lambda: json_of(_content(path, at_most), kind, name=str(path), at_most=at_most))
 
 
+def read_lines(path: Path, kind: Any = Any, *, advice: str = "", at_most: int = MOST_BYTES) -> list[Any]:
+    """Read a file of one JSON value a line as values of a type; a last line that has no end is left out.
+
+    Raises BadDocument, which names the line.
+    """
+
+    def values() -> list[Any]:
+        lines = _text(_content(path, at_most), str(path), at_most).split("\n")[:-1]
+        return [json_of(line, kind, name=f"{path}, line {place}") for place, line in enumerate(lines, 1)]
+
+    return list(_advised(advice, values))
+
+
 def read_toml(path: Path, *, at_most: int = POLICY_BYTES) -> dict[str, Any]:
     """Read a TOML file. Raises BadDocument."""
     return toml_of(_content(path, at_most), name=str(path))

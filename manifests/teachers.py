@@ -110,7 +110,7 @@ class TeacherName:
     places: tuple[TeacherPlace, ...]
 
     @classmethod
-    def of(cls, teacher: TeacherName | str | PathLike[str] | Iterable[str | PathLike[str]]) -> TeacherName:
+    def of(cls, teacher: AnyTeacher) -> TeacherName:
         """The name that a person has typed: one spelling, or several."""
         if isinstance(teacher, TeacherName):
             return teacher
@@ -188,6 +188,9 @@ def _weights(network: Path) -> list[Path]:
         return [storage.inside(network.parent, name) for name in read_onnx(network).external]
     except (ValueError, OSError):
         return []
+
+
+AnyTeacher = TeacherName | str | PathLike[str] | Iterable[str | PathLike[str]]  # what a person or a caller may name
 
 
 def _joint(lines: Iterable[str]) -> str:

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import json_of
+from autolabel.manifests.documents import BadDocument, json_of
 from autolabel.manifests.images import BadImage, decode_label, require_size
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
@@ -86,7 +86,7 @@ class PngSource:
     confidence: Path | None = None
 
     def terms(self) -> dict[str, Any]:
-        """What the labels depend on beside the files, as JSON values."""
+        """Return, as JSON values, everything but the files that the labels depend on."""
         return {
             "label_ids": self.label_ids, "label_space": self.space.to_dict(), "confidence": self.confidence is not None,
         }  # fmt: skip
@@ -142,6 +142,15 @@ def write_entries(run: RunFolder, source: PngSource, entries: Sequence[Entry]) -
 
 
 @dataclass(frozen=True)
+class _Header:
+    """The metadata of the table."""
+
+    folder: Path
+    confidence_folder: Path | None
+    terms: dict[str, Any]
+
+
+@dataclass(frozen=True)
 class Adopted:
     """The table of a run: the samples by id, the two folders, and what the labels depend on beside the files."""
 
@@ -157,13 +166,15 @@ class Adopted:
         if not storage.exists(path):
             raise BadTable(f"{path} does not exist: run the same `autolabel adopt` again")
         table = read_sealed(path, schema=_SCHEMA)
-        header = json_of((table.schema.metadata or {}).get(_KEY, b""), dict[str, Any], name=str(path))
+        try:
+            header = json_of((table.schema.metadata or {}).get(_KEY, b""), _Header, name="its header")
+        except BadDocument as error:
+            raise BadTable(f"{path} is damaged ({error}): adopt into a new --out") from error
         entries = (
             Entry(row["sample_id"], _file(row["png"]), _file(row["confidence"]), row["reason"] or "")
             for row in table.to_pylist()
         )
-        other = header["confidence_folder"]
-        return cls({e.sample_id: e for e in entries}, Path(header["folder"]), other and Path(other), header["terms"])
+        return cls({e.sample_id: e for e in entries}, header.folder, header.confidence_folder, header.terms)
 
     def changed(self, sample_ids: Iterable[str], *, read_all: bool) -> dict[Path, bool]:
         """The files of these samples that are others now, by path; False for one that is gone."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.account import Account
-from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.label_space import BUILT_IN, LabelSpace
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, save_manifest
 from autolabel.manifests.scan import scan
@@ -64,7 +64,7 @@ def _classes_of(teacher: TeacherName, source: Path, *, mapped: bool) -> LabelSpa
     space = classes_of(teacher)
     if space is None:
         raise ValueError(
-            f"{teacher} does not name its classes: give --label-space (cityscapes, camvid, or a JSON file) to label"
+            f"{teacher} does not name its classes: give --label-space ({', '.join(BUILT_IN)}, or a JSON file) to label"
             f" {source}"
         )
     return space

@@ -17,7 +17,7 @@ from autolabel.manifests.documents import read_json
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import Shares
-from autolabel.manifests.teachers import TeacherName
+from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Progress, Shown, Table, counted, percent
 from autolabel.student.data import ManifestDataset
 from autolabel.student.job import ScoreMachine
@@ -148,7 +148,7 @@ def _mean(values: ByClass) -> float | None:
 
 
 def evaluate(
-    checkpoint: TeacherName | Path | str | Sequence[Path | str],
+    checkpoint: AnyTeacher,
     manifest: Path,
     *,
     scales: Sequence[float] | None = None,

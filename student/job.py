@@ -13,6 +13,7 @@ ARCH = "hrnet18s_ocr_mscale"
 LOSSES = ("cross-entropy", "balanced", "image-weighted", "rmi")
 LEARNING_RATES = {"adamw": 0.003, "sgd": 0.01}  # highest learning rate by optimizer
 WEIGHT_DECAYS = {"adamw": 0.01, "sgd": 5e-4}
+TRACKERS = ("csv", "tensorboard", "wandb", "mlflow")
 FINE_TUNING = 3  # a training that starts from a checkpoint divides its learning rate by this
 SCHEDULES = ("poly", "cosine")
 POWER = 0.9  # exponent of poly
@@ -194,6 +195,13 @@ class TrainJob:
         group="rarely",
         unset=", ".join(f"{decay:g} for {name}" for name, decay in WEIGHT_DECAYS.items()),
     )
+    log: tuple[str, ...] = setting(
+        (),
+        f"Trackers that follow the training, beside metrics.jsonl: {', '.join(TRACKERS)}, separated by commas.",
+        group="machine",
+        metavar="NAMES",
+        parse=parse_names,
+    )
     device: str = setting("auto", "auto, cpu, cuda, cuda:N or mps.", group="machine")
     machine: TrainMachine = field(default_factory=TrainMachine)
 
@@ -204,6 +212,8 @@ class TrainJob:
         if not 0 <= self.seed < 1 << 32:
             raise ValueError(f"seed is {self.seed}: expected 0 to {(1 << 32) - 1}")
         require_choices(self)
+        if isinstance(self.log, str) or not set(self.log) <= set(TRACKERS) or len(set(self.log)) < len(self.log):
+            raise ValueError(f"log {self.log!r}: expected names of {', '.join(TRACKERS)}, every name once")
         if self.learning_rate is not None and not 0 < self.learning_rate < 10:
             raise ValueError(f"learning rate {self.learning_rate:g}: expected a number in (0, 10)")
         if self.crop is not None and min(self.crop) < 32:
@@ -248,8 +258,10 @@ class TrainJob:
         return WEIGHT_DECAYS[self.optimizer] if self.weight_decay is None else self.weight_decay
 
     def recipe(self) -> dict[str, Any]:
-        """The settings that decide the result, as JSON values: all but the folder, and where it is computed."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("out", "device", "machine")}
+        """The settings that decide the result, as JSON values: all but the folder, who follows, and the machine."""
+        values = {
+            f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("out", "log", "device", "machine")
+        }
         return {name: _plain(value) for name, value in values.items()}
 
 

@@ -16,6 +16,7 @@ from autolabel.manifests.wording import Progress
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.job import LARGEST_CROP, TrainJob
 from autolabel.student.sampling import Draws
+from autolabel.student.trackers import require_packages
 from autolabel.teacher.checkpoints import Checkpoint, fingerprint_tensor, load_network, overlap, read_checkpoint
 from autolabel.teacher.networks.build import architecture, build
 from autolabel.teacher.networks.decoders import SegmentationNet
@@ -34,6 +35,7 @@ class TrainRequest:
 
     def __init__(self, job: TrainJob, manifest: Manifest | None = None, *, progress: Progress | None = None) -> None:
         require_outside_runs(job.out)
+        require_packages(job.log)
         self.job = job
         self.data, self.val = ManifestDataset(manifest or job.manifest), ManifestDataset(job.val)
         self.space = self.data.label_space

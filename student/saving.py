@@ -1,29 +1,28 @@
-"""Saves of a training that no step waits for, and curves that grow line by line.
+"""Saves of a training that no step waits for.
 
 The state is copied, and a thread writes the copy. What a killed training lacks, the next one does again: within a save
-`last.pt` comes last, and a training that goes on from it first cuts the curves back to its step.
+`last.pt` comes last, and a training that goes on from it first cuts metrics.jsonl back to its step.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
-from autolabel.manifests import storage
 from autolabel.student.evaluate import Scores
-from autolabel.student.steps import CURVES, StepReport
+from autolabel.student.metrics import Metrics, Work
+from autolabel.student.steps import StepReport
+from autolabel.student.trackers import Trackers
 from autolabel.teacher.checkpoints import write_content
 
 _SECONDS = 60.0  # between saves without a validation, at least
 _PAUSE = 50  # times as long as a save takes, nothing more is saved
-
-Work = Callable[[], object]
 
 
 def copied(value: Any) -> Any:
@@ -38,20 +37,23 @@ def copied(value: Any) -> Any:
 class Saves:
     """The files of a training, written by a thread. Its errors are raised here, in the next call of any method.
 
-    folder: the training's. last: the path of its last.pt, which has `step` steps.
+    folder: the training's. last: the path of its last.pt, which has `step` steps. trackers: get every step at once.
     """
 
-    def __init__(self, folder: Path, last: Path, *, step: int) -> None:
+    def __init__(self, folder: Path, last: Path, *, step: int, trackers: Trackers) -> None:
         self._folder, self._last, self._done = folder, last, step
-        self._curves = Curves(folder / "curves.csv", CURVES, step=step)
+        self._metrics = Metrics(folder, step=step)
+        self.trackers = trackers
+        self.trackers.start(step=step)
         self._waiting: list[Work] = []  # for the next write
         self._thread: threading.Thread | None = None
         self._error: BaseException | None = None
         self._saved, self._took, self._any = time.monotonic(), 0.0, False
 
     def add(self, report: StepReport) -> None:
-        """Remember a row of the curves."""
-        self._curves.add(report.cells())
+        """Remember a step of the metrics, and give it to the trackers."""
+        self._metrics.add(report)
+        self.trackers.add(report)
 
     def keep(self, scores: Scores, best: Mapping[str, Any] | None, *, last: bool) -> None:
         """Remember the scores of a validation, and the checkpoint if it is the best; last: after the last step."""
@@ -72,12 +74,12 @@ class Saves:
     def save_last(self, content: Mapping[str, Any], *, step: int) -> None:
         """Write everything that was remembered, then last.pt."""
         last = partial(write_content, self._last, content)
-        self._start([*self._waiting, self._curves.append(), last, partial(setattr, self, "_done", step)], timed=True)
+        self._start([*self._waiting, self._metrics.append(), last, partial(setattr, self, "_done", step)], timed=True)
 
-    def write(self, *, curves: bool = False) -> None:
-        """Write what was remembered of a validation, with the curves; curves: even if there is nothing else."""
-        if self._waiting or curves:
-            self._start([*self._waiting, self._curves.append()], timed=False)
+    def write(self, *, metrics: bool = False) -> None:
+        """Write what was remembered of a validation, with the metrics; metrics: even if there is nothing else."""
+        if self._waiting or metrics:
+            self._start([*self._waiting, self._metrics.append()], timed=False)
 
     def finish(self) -> int:
         """Wait until everything is written; return the step of last.pt, 0 if there is none."""
@@ -86,6 +88,13 @@ class Saves:
             self._thread = None
         self._raise()
         return self._done
+
+    def close(self, on_note: Callable[[str], None]) -> None:
+        """Wait until everything is written, then for the trackers; `on_note` hears which of them have failed."""
+        try:
+            self.finish()
+        finally:
+            self.trackers.close(on_note)
 
     def _start(self, works: list[Work], *, timed: bool) -> None:
         self.finish()
@@ -108,46 +117,3 @@ class Saves:
         error, self._error = self._error, None
         if error is not None:
             raise error
-
-
-class Curves:
-    """A CSV file of numbers whose first column is the step; rows are appended to it.
-
-    A training that goes on from `step` cuts the rest off: later rows, and a line that was not written to its end.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str], *, step: int) -> None:
-        self.path, self.columns = path, len(columns)
-        self._new = [",".join(columns)]
-        old = storage.read(path) if storage.exists(path) else b""
-        kept = self._kept(old.decode(errors="replace").split("\n")[:-1], step)
-        if kept:
-            self._new = []
-        data = "".join(f"{line}\n" for line in kept).encode()
-        if not kept and old:
-            storage.remove(path)
-        elif data != old:
-            storage.write(path, data)
-
-    def _kept(self, lines: Sequence[str], step: int) -> list[str]:
-        if not step or not lines or lines[0] != self._new[0]:
-            return []
-        kept, before = [lines[0]], 0
-        for line in lines[1:]:
-            cells = line.split(",")
-            number = int(cells[0]) if cells[0].isdecimal() else 0
-            if len(cells) != self.columns or not before < number <= step:
-                break
-            kept.append(line)
-            before = number
-        return kept
-
-    def add(self, cells: Sequence[str]) -> None:
-        """Remember a row."""
-        self._new.append(",".join(cells))
-
-    def append(self) -> Work:
-        """Return the work of writing the rows that were remembered since the last call."""
-        data = "".join(f"{line}\n" for line in self._new).encode()
-        self._new = []
-        return lambda: storage.append(self.path, data) if data else None

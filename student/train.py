@@ -15,7 +15,7 @@ from seed and step (for dropout also from the process's rank), so they are not s
     last.pt            the place to go on from, written behind all others (`saving.py`); as a checkpoint it holds the
                        averaged weights, if there are any
     best.pt            the checkpoint for everybody else: the highest validation mIoU so far
-    curves.csv         loss, gradient norm, learning rate and speed by step; mIoU of the validations
+    metrics.jsonl      loss, gradient norm, learning rate and speed by step; IoU of the validations
     scores.json        per-class IoU of best.pt
     last_scores.json   per-class IoU after the last step
 
@@ -49,6 +49,7 @@ from autolabel.student.placement import described, loaders_here, told, training_
 from autolabel.student.request import TrainRequest
 from autolabel.student.saving import Saves, copied
 from autolabel.student.steps import Skips, StepReport
+from autolabel.student.trackers import Trackers
 from autolabel.teacher.checkpoints import content_of
 from autolabel.teacher.device import PRECISIONS, autocast, fast_kernels, pick_device
 from autolabel.teacher.feed import Normaliser
@@ -99,7 +100,7 @@ def train(
             training = Training(request, Team(device, loaders=loaders_here(device, gpus, loaders=job.machine.loaders)))
             if request.crops is not None:
                 on_note(training.place)
-            training.run(tell)
+            training.run(tell, on_note)
         elif request.crops is not None:
             from autolabel.student.distributed import run_workers
 
@@ -124,11 +125,11 @@ def _train_in(request: TrainRequest, team: Team, on_step: Callable[[StepReport |
     training = Training(request, team)
     if team.rank == 0:
         on_step(training.place)
-    training.run(on_step)
+    training.run(on_step, on_step)
 
 
 class Training:
-    """State of one training in one process: network, optimizer, position, curves."""
+    """State of one training in one process: network, optimizer, position, metrics."""
 
     def __init__(self, request: TrainRequest, team: Team) -> None:
         self.request, self.job, self.team = request, request.job, team
@@ -164,7 +165,8 @@ class Training:
         if team.rank == 0:
             storage.remove_leftovers(self.job.out)
             storage.write_json(self.job.out / "train.json", self.recipe)
-            self.saves = Saves(self.job.out, self.request.last, step=self.step)
+            trackers = Trackers(self.job.log, self.job.out, recipe=self.recipe)
+            self.saves = Saves(self.job.out, self.request.last, step=self.step, trackers=trackers)
 
     def _go_on(self, state: dict[str, Any]) -> None:
         self.updater.load_state_dict(state)
@@ -188,7 +190,7 @@ class Training:
             pin_memory=on_gpu,
         )
 
-    def run(self, on_step: OnStep) -> None:
+    def run(self, on_step: OnStep, on_note: Callable[[str], None]) -> None:
         """Do the steps that are left. The first process of a team calls `on_step` after each, and writes the files."""
         if self.team.rank > 0:
             for _ in self._reports():
@@ -197,6 +199,7 @@ class Training:
         try:
             for report in self._reports():
                 on_step(report)
+                self.saves.trackers.tell(on_note)
                 if self.step == self.job.steps or self.saves.due(validated=report.miou is not None):
                     self._save()
                 else:
@@ -206,10 +209,10 @@ class Training:
                 self._save()
             raise
         except TrainingStopped:
-            self.saves.write(curves=True)  # they tell how it came
+            self.saves.write(metrics=True)  # they tell how it came
             raise
         finally:
-            self.saves.finish()
+            self.saves.close(on_note)
 
     def _reports(self) -> Iterator[StepReport]:
         """Do the steps that are left, and report each."""
@@ -222,10 +225,9 @@ class Training:
             loss, length, rate = self._train_step(batch)
             self.step += 1
             speed = (self.step - first) * job.batch_size / (time.monotonic() - started)
-            miou = self._validate() if self.step in validate_at else None
-            report = StepReport(
-                self.step, loss, length, rate, speed, miou, skipped=self.skips.number, first_skipped=self.skips.first
-            )
+            scores = self._validate() if self.step in validate_at else None
+            miou, iou = (scores.miou, scores.iou) if scores else (None, None)
+            report = StepReport(self.step, loss, length, rate, speed, miou, iou, self.skips.number, self.skips.first)
             if self.team.rank == 0:
                 self.saves.add(report)
             self.between_steps = True
@@ -308,7 +310,7 @@ class Training:
                 if tensor.is_floating_point() and not torch.isfinite(tensor).all():
                     self._stop(f"{name} became infinite or nan", self.step - 1, together=together)
 
-    def _validate(self) -> float:
+    def _validate(self) -> Scores:
         self._require_finite(together=True)
         request = self.request
         teacher = Teacher(self._result, request.space, trained_on=request.trained_on, device=str(self.team.device))
@@ -320,7 +322,7 @@ class Training:
         self.best = max(self.best, scores.miou)
         if self.team.rank == 0:
             self.saves.keep(scores, self._content(scores.miou) if better else None, last=self.step == self.job.steps)
-        return scores.miou
+        return scores
 
     def _content(self, miou: float, training: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """A copy of the checkpoint of this step."""

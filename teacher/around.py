@@ -1,15 +1,14 @@
 """Everything between a model and the decision: scales, mirrored images, windows, class maps, ensembles.
 
-A `Network` turns RGB images into a field of logits (B, K, H, W) whose softmax is the probability. K is the number of
-classes, or one more: the last channel then stands for none of them. Our own networks combine scales as they have learnt
-to; of all other models, and of several models, the mean of the probabilities is taken.
+A `Network` turns RGB images into a field of logits or probabilities (B, C, H, W). Our own networks combine scales as
+they have learnt to; of all other models, and of several models, the mean of the probabilities is taken.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -27,26 +26,27 @@ from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import (
     Combined,
     Field,
+    InMemory,
     Size,
-    add,
-    at_size,
+    mean,
     mean_with_mirrored,
     mirrored,
     resized,
 )
 
-_LEAST = 1e-30  # probability that stands for 0, whose logarithm is no number
 _OVERLAP = 0.25  # share of a window that its neighbour sees too, at least
 
 
 class Network(Protocol):
-    """Logits of images at given scales.
+    """Logits or probabilities of images at given scales.
 
-    classes: number of classes. confident: False if the model gives class ids only. training_scales: the scales at which
-    it is scored unless others are named; scales: those at which it labels.
+    classes: number of classes; channels: of the numbers that a pixel takes while it is computed. confident: False if
+    the model gives class ids only. training_scales: the scales at which it is scored unless others are named; scales:
+    those at which it labels.
     """
 
     classes: int
+    channels: int
     confident: bool
     scales: tuple[float, ...]
     training_scales: tuple[float, ...]
@@ -55,7 +55,7 @@ class Network(Protocol):
         """Raise ValueError for scales, or mirrored images, with which the model can do nothing."""
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
-        """Return the logits (B, K, H, W) of RGB images (B, 3, H, W) uint8 on the device."""
+        """Return the field (B, C, H, W) of RGB images (B, 3, H, W) uint8 on the device."""
 
 
 class OwnNetwork:
@@ -65,7 +65,8 @@ class OwnNetwork:
     scales: tuple[float, ...] = SCALES
 
     def __init__(self, network: SegmentationNet, combination: Combination, *, device: torch.device) -> None:
-        self.network, self.combination, self.classes = network, combination, network.classes
+        self.network, self.combination = network, combination
+        self.classes = self.channels = network.classes
         self.training_scales = network.scale_attn.training_scales
         self.normalise = Normaliser(device)
 
@@ -100,7 +101,8 @@ class ForeignNetwork:
     def __init__(self, model: Model, *, name: str, window: Size | None = None) -> None:
         self.model, self.name, self.window = model, name, window
         self.names = tuple(model.classes.names if isinstance(model.classes, LabelSpace) else model.classes)
-        self.classes, self.confident = len(self.names), model.gives != "ids"
+        self.classes = self.channels = len(self.names)
+        self.confident = model.gives != "ids"
 
     def require(self, scales: Sequence[float], *, flip: bool) -> None:
         """Raise ValueError if other scales would show a model of one input size nothing more, or it gives ids only."""
@@ -118,20 +120,16 @@ class ForeignNetwork:
             )
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
-        """Return the logits of one view, or the logarithm of the mean probabilities of several."""
+        """Return what the model gives of one view, or the mean probabilities of several."""
         size = images.shape[-2], images.shape[-1]
         views = []
         for scale in scales:
             sized = _rescaled(images, rescaled_size(size, scale))
-            views.append(self._view(sized, size))
+            views.append(resized(self._in_windows(sized), size))
             if flip:
-                views.append(Combined(mirrored, (self._view(sized.flip(-1), size),)))
+                other = resized(self._in_windows(sized.flip(-1)), size)
+                views.append(Combined(mirrored, (other,), other.probable))
         return mean_of_probabilities(views)
-
-    def _view(self, images: Tensor, size: Size) -> Field:
-        """Return the logits of images at one scale, resized to `size`."""
-        scores = resized(self._in_windows(images), size)
-        return Combined(_logits_of_scores, (scores,)) if self.model.gives == "probabilities" else scores
 
     def _in_windows(self, images: Tensor) -> Field:
         """Return the scores of images, predicted whole or window by window."""
@@ -142,9 +140,9 @@ class ForeignNetwork:
         tiles = []
         for top in _starts(height, across[0]):
             for left in _starts(width, across[1]):
-                tile = self._scores(images[..., top : top + across[0], left : left + across[1]])
-                tiles.append(_Tile(top, left, tile))
-        return Tiled(tuple(tiles), (height, width), logits=self.model.gives == "logits")
+                window = self._scores(images[..., top : top + across[0], left : left + across[1]])
+                tiles.append(_Tile(top, left, _probable(window)))
+        return Tiled(tuple(tiles), (height, width))
 
     def _scores(self, images: Tensor) -> Field:
         """Return the scores of images from one call of the model. Raises BadTeacher unless they are as it says."""
@@ -153,9 +151,11 @@ class ForeignNetwork:
         if isinstance(scores, Field):
             if scores.size != size:
                 raise BadTeacher(f"{self.name} returned a field of size {scores.size} for images of size {size}")
-            return scores
+            given = self.model.gives == "probabilities"
+            return scores if scores.probable == given else Combined(_same, (scores,), probable=given)
         if self.confident:
-            return at_size(self._checked(scores, images, dimensions=4), size)
+            checked = self._checked(scores, images, dimensions=4)
+            return resized(InMemory(checked, self.model.gives == "probabilities"), size)
         return OneHot(self._checked(scores, images, dimensions=3), self.classes, size)
 
     def _predict(self, images: Tensor) -> Tensor | Field:
@@ -196,31 +196,29 @@ class ForeignNetwork:
 
 
 class MappedNetwork:
-    """Scores of other classes: the probabilities of all that mean the same are summed.
+    """Probabilities of other classes: those of all that mean the same are summed.
 
-    targets: for each class of the source its train id, or `IGNORE` for those that have none: they become "none".
+    targets: for each class of the source its train id, or `IGNORE` for those whose probability belongs to no class.
     """
 
     def __init__(self, source: Network, targets: Sequence[int], *, classes: int, device: torch.device) -> None:
         self.source, self.classes, self.confident = source, classes, source.confident
+        self.channels = max(classes, source.channels)
         self.scales, self.training_scales = source.scales, source.training_scales
-        rows = [classes if target == IGNORE else target for target in targets]
-        # One more column: the source may have a channel for none of its classes.
-        self._sums = F.one_hot(torch.tensor([*rows, classes]), classes + 1).T.float().contiguous().to(device)
+        rows = torch.tensor([classes if target == IGNORE else target for target in targets])
+        self._sums = F.one_hot(rows, classes + 1)[:, :classes].T.float().contiguous().to(device)
 
     def require(self, scales: Sequence[float], *, flip: bool) -> None:
         """Raise ValueError as the source does."""
         self.source.require(scales, flip=flip)
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
-        """Return the logarithms of the summed probabilities, with a channel for none."""
-        return Combined(self._summed, (self.source.field(images, scales, flip=flip),))
+        """Return the summed probabilities."""
+        return Combined(self._summed, (_probable(self.source.field(images, scales, flip=flip)),), probable=True)
 
-    def _summed(self, logits: Tensor) -> Tensor:
-        images, channels, height, width = logits.shape
-        probabilities = logits.softmax(dim=1).flatten(2)
-        summed = self._sums[:, :channels] @ probabilities
-        return summed.clamp_(min=_LEAST).log_().view(images, self.classes + 1, height, width)
+    def _summed(self, probabilities: Tensor) -> Tensor:
+        images, _, height, width = probabilities.shape
+        return (self._sums @ probabilities.flatten(2)).view(images, self.classes, height, width)
 
 
 class Ensemble:
@@ -228,6 +226,7 @@ class Ensemble:
 
     def __init__(self, members: Sequence[Network]) -> None:
         self.members, self.classes = members, members[0].classes
+        self.channels = max(member.channels for member in members)
         self.confident = all(member.confident for member in members)
         same = {member.scales for member in members}
         self.scales: tuple[float, ...] = same.pop() if len(same) == 1 else (1.0,)
@@ -239,38 +238,40 @@ class Ensemble:
             member.require(scales, flip=flip)
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
-        """Return the logarithms of the mean probabilities."""
+        """Return the mean probabilities."""
         return mean_of_probabilities([member.field(images, scales, flip=flip) for member in self.members])
 
 
 def mean_of_probabilities(fields: Sequence[Field]) -> Field:
-    """Return the logarithms of the mean probabilities of fields of logits; one field alone is returned as it is."""
-    return fields[0] if len(fields) == 1 else Combined(_log_of_mean, tuple(fields))
+    """Return the mean probabilities of fields; one field alone is returned as it is."""
+    return fields[0] if len(fields) == 1 else Combined(mean, tuple(map(_probable, fields)), probable=True)
 
 
-def _log_of_mean(*logits: Tensor) -> Tensor:
-    most = max(values.shape[1] for values in logits)
-    # A field without a channel for "none" gives it the probability 0.
-    probabilities = [F.pad(z.softmax(dim=1), (0, 0, 0, 0, 0, most - z.shape[1])) for z in logits]
-    return (add(probabilities) / len(probabilities)).clamp_(min=_LEAST).log_()
+def _probable(field: Field) -> Field:
+    """The probabilities of a field, with a sum of at most 1."""
+    return Combined(_proportioned if field.probable else _softmax, (field,), probable=True)
 
 
-def _logits_of_scores(scores: Tensor) -> Tensor:
-    """Return logits of scores (B, C, h, w) from 0 to 1, with a channel for none: what they lack to a sum of 1.
+def _same(values: Tensor) -> Tensor:
+    return values
 
-    The softmax of the result is the score itself, or where their sum exceeds 1, the score divided by it.
-    """
-    none = 1 - scores.sum(dim=1, keepdim=True)
-    return torch.cat([scores, none], dim=1).clamp_(min=_LEAST).log_()
+
+def _softmax(logits: Tensor) -> Tensor:
+    return logits.softmax(dim=1)
+
+
+def _proportioned(scores: Tensor) -> Tensor:
+    return scores / scores.sum(dim=1, keepdim=True).clamp_(min=1)
 
 
 @dataclass(frozen=True)
 class OneHot(Field):
-    """Class ids (B, h, w) as logits of certain classes: each pixel that of the nearest id; other numbers mean none."""
+    """Class ids (B, h, w) as probabilities of 0 and 1; each pixel takes the nearest id, other numbers are no class."""
 
     ids: Tensor
     classes: int
     size: Size
+    probable: bool = True
 
     def rows(self, top: int, bottom: int) -> Tensor:
         sides = zip(((top, bottom), (0, self.size[1])), self.ids.shape[-2:], self.size, strict=True)
@@ -279,9 +280,8 @@ class OneHot(Field):
         )
         ids = self.ids.index_select(-2, row).index_select(-1, column).long()
         ids = torch.where((ids < 0) | (ids >= self.classes), self.classes, ids)
-        least = torch.tensor(_LEAST).log().item()
-        shape = (len(ids), self.classes + 1, *ids.shape[1:])
-        return torch.full(shape, least, device=ids.device).scatter_(1, ids.unsqueeze(1), 0.0)
+        shape = len(ids), self.classes + 1, *ids.shape[1:]
+        return torch.zeros(shape, device=ids.device).scatter_(1, ids.unsqueeze(1), 1.0)[:, : self.classes]
 
     def whole(self) -> Tensor:
         return self.rows(0, self.size[0])
@@ -289,38 +289,35 @@ class OneHot(Field):
 
 @dataclass(frozen=True)
 class _Tile:
-    """The scores of a window, and the place of its upper left corner."""
+    """The probabilities of a window, and the place of its upper left corner."""
 
     top: int
     left: int
-    scores: Field
+    field: Field
 
 
 @dataclass(frozen=True)
 class Tiled(Field):
-    """Windows that cover a map; where several lie, the mean of their probabilities counts. logits: what they hold."""
+    """Windows that cover a map; where several lie, the mean of their probabilities counts."""
 
     tiles: tuple[_Tile, ...]
     size: Size
-    logits: bool
+    probable: bool = True
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        total, seen = cast(Tensor, None), torch.zeros(())
+        total, seen = list[Tensor](), torch.zeros(bottom - top, self.size[1])
         for tile in self.tiles:
-            height, width = tile.scores.size
+            height, width = tile.field.size
             first, last = max(top, tile.top), min(bottom, tile.top + height)
             if first >= last:
                 continue
-            own = tile.scores.rows(first - tile.top, last - tile.top)
-            own = own.softmax(dim=1) if self.logits else own
-            if total is None:
-                shape = (*own.shape[:2], bottom - top, self.size[1])
-                total, seen = own.new_zeros(shape), own.new_zeros(shape[-2:])
+            own = tile.field.rows(first - tile.top, last - tile.top)
+            if not total:
+                total.append(own.new_zeros(*own.shape[:2], *seen.shape))
             place = slice(first - top, last - top), slice(tile.left, tile.left + width)
-            total[..., place[0], place[1]] += own
+            total[0][..., place[0], place[1]] += own
             seen[place] += 1
-        total = total.div_(seen)
-        return total.clamp_(min=_LEAST).log_() if self.logits else total
+        return total[0].div_(seen.to(total[0].device))
 
     def whole(self) -> Tensor:
         return self.rows(0, self.size[0])

@@ -47,6 +47,7 @@ from autolabel.teacher.container import (
 from autolabel.teacher.networks.build import ARCHITECTURES, Recognised, architecture, build, recognise, weighed_scales
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.state_dicts import tensors_of
+from autolabel.teacher.strangers import pickled_stranger
 
 _KIND = "autolabel-checkpoint/"
 FORMAT = f"{_KIND}2"
@@ -231,10 +232,7 @@ def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Te
     network = recognised(path, state, published=str(content.get("arch", "")))
     if content.get("format") != FORMAT:
         if network is None:
-            raise BadCheckpoint(
-                f"{path} is a checkpoint of another network: expected one of those in docs/teacher.md, such as"
-                " hrnet48_ocr_mscale"
-            )
+            raise BadCheckpoint(f"{path} is {_other_network(path, state)}")
         return Checkpoint(network.arch, network.classes, network.scales, None, state, None)
     missing = [key for key in ("arch", "label_space", "trained_on", "metrics") if key not in content]
     if missing:
@@ -254,6 +252,21 @@ def checkpoint_of(path: Path, content: Mapping[str, Any], *, state: dict[str, Te
         raise BadCheckpoint(f"{path}: {error}") from error
     scales = network.scales if network else weighed_scales(state)
     return Checkpoint(arch, len(space), scales, space, state, _seen(path, content["trained_on"]), metrics, training)
+
+
+def _other_network(path: Path, state: Mapping[str, Tensor]) -> str:
+    """Say what a file is whose tensors belong to no network here, and what to type."""
+    other = pickled_stranger(path)
+    if other:
+        return other
+    if storage.exists(path.parent / "config.json") and path.suffix == ".safetensors":
+        return f"the weights of a model of transformers: give its folder, {path.parent}"
+    if {"encoder", "decoder", "segmentation_head"} <= {key.split(".")[0] for key in state}:
+        return (
+            "a state dict of smp, which does not say of which network: start a training with --arch smp:DECODER/ENCODER"
+            f" --init {path}, or give it in a class of your own (docs/teachers.md)"
+        )
+    return "a checkpoint of another network: expected one of those in docs/teacher.md, such as hrnet48_ocr_mscale"
 
 
 def _seen(path: Path, trained_on: object) -> Tensor | None:

@@ -25,6 +25,7 @@ from torch import Tensor
 from autolabel.manifests import notes, storage
 from autolabel.manifests.documents import BadDocument, json_of, shaped
 from autolabel.manifests.wording import reason
+from autolabel.teacher.strangers import pickled_stranger, stranger
 
 # In the metadata of a safetensors file of ours, which is JSON within JSON; zeros while the checksum is computed.
 CHECKSUM = "crc32c"
@@ -52,6 +53,9 @@ def read_container(path: Path) -> tuple[object, dict[str, str]]:
     start = storage.read_range(path, 0, 9)
     if not start:
         raise BadCheckpoint(f"{path} is empty (0 bytes): it was cut off while it was written or copied")
+    other = stranger(path)
+    if other:
+        raise BadCheckpoint(f"{path} is {other}")
     try:
         if start[8:9] == b"{":  # eight bytes of length, then JSON
             return _read_safetensors(path, storage.read(path))
@@ -59,7 +63,10 @@ def read_container(path: Path) -> tuple[object, dict[str, str]]:
     except BadCheckpoint:
         raise
     except Exception as error:  # a damaged file can raise anything
-        raise BadCheckpoint(f"{path} is not a loadable checkpoint: {_why(error)}") from error
+        other = pickled_stranger(path)
+        raise BadCheckpoint(
+            f"{path} is {other}" if other else f"{path} is not a loadable checkpoint: {_why(error)}"
+        ) from error
 
 
 def sealed(data: bytes) -> bytes:

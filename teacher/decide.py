@@ -13,7 +13,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -28,6 +27,7 @@ _GPU_BAND_BYTES = 256 << 20
 # Pixels that are counted at once, for the same reasons.
 _COUNTED_AT_ONCE = 1 << 16
 _GPU_COUNTED_AT_ONCE = 1 << 26
+_ROUNDING = 1e-6  # of a sum of probabilities
 _COPIES = 64  # of a table that a GPU counts into
 
 
@@ -73,29 +73,52 @@ def bands(size: Size, classes: int, *, device: torch.device) -> Iterator[tuple[i
     return ((top, min(top + rows, height)) for top in range(0, height, rows))
 
 
-def top_class(logits: Tensor, temperature: float = 1.0, *, classes: int | None = None) -> tuple[Tensor, Tensor]:
-    """Return the top class (B, h, w) uint8 of logits (B, K, h, w) float32, the lowest of equals, and its probability.
+def top_class(logits: Tensor, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
+    """Return the top class (B, h, w) uint8 of logits (B, C, h, w) float32, the lowest of equals, and its probability.
 
     The probability (B, h, w) float32 is the softmax of logits / temperature (Guo et al., arXiv 1706.04599, section
-    4.2): 1 / sum(exp(z - max)). There are at most 255 classes. If K is one more than `classes`, the last channel stands
-    for none of them: it lowers the probability of all, and where it is likelier than each, the probability is 0.
+    4.2): 1 / sum(exp(z - max)). C is at most 255.
     """
-    classes = classes or logits.shape[1]
-    known = logits[:, :classes]
-    peak = known.amax(dim=1, keepdim=True)
-    below = known - peak
-    # argmax over an outer axis is slow. Here the lower a class is, the higher its rank; a huge multiple of `below`
-    # pushes every rank but those at the maximum, where `below` is 0, far down.
-    rank = torch.arange(classes, 0, -1, device=logits.device, dtype=logits.dtype).view(-1, 1, 1)
-    winner = (classes - torch.add(rank, below, alpha=3e38).amax(dim=1)).to(torch.uint8)
-    winner.clamp_(max=classes - 1)  # where a logit is not finite, this may be anything, and the confidence is nan
+    below = logits - logits.amax(dim=1, keepdim=True)
+    winner = _winner(below)
     if temperature != 1:
         below.div_(temperature)
-    total = below.exp_().sum(dim=1)
-    if classes == logits.shape[1]:
-        return winner, total.reciprocal_()
-    none = (logits[:, classes] - peak[:, 0]).div_(temperature).exp_()
-    return winner, total.add_(none).reciprocal_().masked_fill_(none > 1, 0)
+    return winner, below.exp_().sum(dim=1).reciprocal_()
+
+
+def top_probability(scores: Tensor) -> tuple[Tensor, Tensor]:
+    """Do the same for the probabilities (B, C, h, w) float32 of a `Field` that is probable.
+
+    What they lack to 1 is the probability of no class. Where that is the largest, the result's probability is 0.
+    """
+    largest, total = scores.amax(dim=1), scores.sum(dim=1)
+    winner = _winner(scores - largest.unsqueeze(1))
+    none = 1 - total
+    return winner, (largest / total.clamp_(min=1)).masked_fill_(none > largest, 0)
+
+
+def _winner(below: Tensor) -> Tensor:
+    """The lowest class (B, h, w) uint8 where `below`, (B, C, h, w) of values minus their maximum, is 0."""
+    # argmax over an outer axis is slow. Here the lower a class is, the higher its rank; a huge multiple of `below`
+    # pushes every rank but those at the maximum, where `below` is 0, far down.
+    classes = below.shape[1]
+    rank = torch.arange(classes, 0, -1, device=below.device, dtype=below.dtype).view(-1, 1, 1)
+    winner = (classes - torch.add(rank, below, alpha=3e38).amax(dim=1)).to(torch.uint8)
+    return winner.clamp_(max=classes - 1)  # where a value is not finite, this may be anything, and the confidence nan
+
+
+def tempered(scores: Tensor, temperature: float, prior: Tensor | None, where: Tensor | None) -> Tensor:
+    """Return probabilities (B, C, h, w), that of no class included, to the power of 1 / temperature, times a prior.
+
+    Their sum with that of no class is 1. prior: (C,), which counts at the pixels `where`, (B, 1, h, w) bool.
+    """
+    total = scores.sum(dim=1, keepdim=True)
+    power = 1 / temperature
+    known = (scores / total.clamp(min=1)).pow_(power)
+    none = (1 - total - _ROUNDING).clamp_(min=0).pow_(power)  # a root would make much of what rounding has left over
+    if prior is not None and where is not None:
+        known = torch.where(where, known * prior.view(-1, 1, 1), known)
+    return known / (known.sum(dim=1, keepdim=True) + none)
 
 
 def top_classes(
@@ -104,19 +127,29 @@ def top_classes(
     *,
     classes: int,
     device: torch.device,
+    channels: int | None = None,
     temperature: float = 1.0,
     undrawn: Undrawn | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return top classes (B, H, W) uint8 and their probabilities (B, H, W) float32 of a field of B `images`."""
+    """Return top classes (B, H, W) uint8 and their probabilities (B, H, W) float32 of a field of B `images`.
+
+    channels: the numbers that a pixel takes while it is computed, if those are more than its classes.
+    """
     winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
     confidences = torch.empty(images, *field.size, device=device)
-    for top, bottom in bands(field.size, classes, device=device):
-        logits = field.rows(top, bottom)
-        if undrawn is not None:
+    for top, bottom in bands(field.size, channels or classes, device=device):
+        values = field.rows(top, bottom)
+        where = None if undrawn is None else undrawn.where[:, None, top:bottom]
+        if field.probable:
+            if undrawn is not None or temperature != 1:
+                values = tempered(values, temperature, None if undrawn is None else undrawn.prior, where)
+            winners[:, top:bottom], confidences[:, top:bottom] = top_probability(values)
+            continue
+        if undrawn is not None and where is not None:
             # A factor of the probability is a term of the logit; the temperature still divides both.
-            terms = F.pad(temperature * undrawn.prior.log(), (0, logits.shape[1] - classes)).view(-1, 1, 1)
-            logits = torch.where(undrawn.where[:, None, top:bottom], logits + terms, logits)
-        winners[:, top:bottom], confidences[:, top:bottom] = top_class(logits, temperature, classes=classes)
+            terms = temperature * undrawn.prior.log().view(-1, 1, 1)
+            values = torch.where(where, values + terms, values)
+        winners[:, top:bottom], confidences[:, top:bottom] = top_class(values, temperature)
     return winners, confidences
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
 
 import torch
@@ -21,6 +20,7 @@ from autolabel.manifests.teachers import (
     ONNX,
     PYTHON,
     TRANSFORMERS,
+    AnyTeacher,
     BadTeacher,
     TeacherName,
     TeacherPlace,
@@ -47,7 +47,7 @@ class _Member:
 
 
 def load_teacher(
-    teacher: TeacherName | Path | str | Sequence[Path | str],
+    teacher: AnyTeacher,
     *,
     device: str = "auto",
     precision: str = "float32",
@@ -111,6 +111,15 @@ def classes_of(teacher: TeacherName) -> LabelSpace | None:
         return read_checkpoint(place.path).label_space
     classes = _module(place).classes(place)
     return classes if isinstance(classes, LabelSpace) else _named(place, tuple(classes))
+
+
+def names_of(place: TeacherPlace) -> tuple[str, ...] | None:
+    """Return the names of a teacher's classes by channel, however many, or None. Raises as `classes_of`."""
+    if place.kind == CHECKPOINT:
+        space = read_checkpoint(place.path).label_space
+        return None if space is None else space.names
+    classes = _module(place).classes(place)
+    return classes.names if isinstance(classes, LabelSpace) else tuple(classes)
 
 
 def seen_by(teacher: TeacherName) -> Tensor | None:

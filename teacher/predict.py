@@ -30,6 +30,7 @@ from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Field, Size, at_size
 
+_LEAST = 1e-30  # probability that stands for 0, whose logarithm is no number
 _PROBE = (256, 512)  # height and width of the image that the budget is measured with
 
 
@@ -98,8 +99,12 @@ class Teacher:
 
     @torch.inference_mode()
     def logits(self, image: Image, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
-        """Return logits (C, H, W) float32, combined over scales and flip, before the softmax."""
-        return self._field(self.feed.upload([image])[0], scales, flip=flip).whole()[0]
+        """Return logits (C, H, W) float32, combined over scales and flip, before the softmax.
+
+        Those of probabilities are their logarithms, with one more channel for no class.
+        """
+        field = self._field(self.feed.upload([image])[0], scales, flip=flip)
+        return _as_logits(field.whole(), field)[0]
 
     @torch.inference_mode()
     def sampled_logits(
@@ -108,7 +113,7 @@ class Teacher:
         """Return (C, h, w) float32: `logits` at [:, ::every, ::every]; the others are not computed."""
         field = self._field(self.feed.upload([image])[0], scales, flip=flip)
         rows = [field.rows(row, row + 1)[0, :, :, ::every] for row in range(0, field.size[0], every)]
-        return torch.cat(rows, dim=1).float().cpu().numpy()
+        return _as_logits(torch.cat(rows, dim=1)[None], field)[0].float().cpu().numpy()
 
     @torch.inference_mode()
     def confidence(
@@ -128,7 +133,7 @@ class Teacher:
         pixels, undrawn = self.feed.upload([image], coarse=[coarse], prior=prior)
         winners, confidences = top_classes(
             self._field(pixels, scales, flip=flip), 1, classes=self.classes, device=self.device,
-            temperature=temperature, undrawn=undrawn,
+            channels=self.network.channels, temperature=temperature, undrawn=undrawn,
         )  # fmt: skip
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
@@ -285,10 +290,20 @@ class Teacher:
             pixels, undrawn = self.feed.upload(images, batch=batch, coarse=coarse, prior=prior)
             field = self._field(pixels, scales, flip=flip)
             maps = top_classes(
-                field, batch, classes=classes, device=self.device, temperature=temperature, undrawn=undrawn
-            )
+                field, batch, classes=classes, device=self.device, channels=self.network.channels,
+                temperature=temperature, undrawn=undrawn,
+            )  # fmt: skip
             winners, confidences = (x[: len(images)] for x in maps)  # without the padding images
             return self.feed.download(winners, confidences, classes=classes, edges=edges)
+
+
+def _as_logits(values: Tensor, field: Field) -> Tensor:
+    """The logits of a field's values (B, C, H, W)."""
+    if not field.probable:
+        return values
+    total = values.sum(dim=1, keepdim=True)
+    known = values / total.clamp(min=1)
+    return torch.cat([known, 1 - total], dim=1).clamp_(min=_LEAST).log_()
 
 
 def own_network(network: SegmentationNet, device: torch.device, *, combine: str) -> OwnNetwork:

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import copy
-import csv
 import itertools
 import math
 import subprocess
@@ -40,6 +39,7 @@ from autolabel.pipeline.run import generate
 from autolabel.student.distributed import run_workers
 from autolabel.student.evaluate import evaluate
 from autolabel.student.job import TrainJob, TrainMachine
+from autolabel.student.metrics import read_metrics
 from autolabel.student.parallel import Team, synchronised
 from autolabel.student.request import TrainRequest
 from autolabel.student.steps import StepReport
@@ -316,7 +316,7 @@ def test_a_training_learns_in_every_precision_and_goes_on_after_a_stop(
         loss=loss, precision=precision, device=device, ema=0.9, validations=2, arch="hrnet18s_ocr_mscale",
     )  # fmt: skip
     train(job)
-    losses = [float(row["loss"]) for row in curves(job.out)]
+    losses = [step.loss for step in read_metrics(job.out)]
     assert len(losses) == 12 and all(map(math.isfinite, losses))
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     stopped = replace(job, out=tmp_path / "stopped")
@@ -329,7 +329,7 @@ def test_a_training_learns_in_every_precision_and_goes_on_after_a_stop(
         train(stopped, stop)
     train(stopped)
     near = {"rel": 1e-6} if device == "cpu" else {"rel": 0.2, "abs": 0.1}  # a GPU's kernels are chosen by their speed
-    assert [float(row["loss"]) for row in curves(stopped.out)] == pytest.approx(losses, **near)
+    assert [step.loss for step in read_metrics(stopped.out)] == pytest.approx(losses, **near)
     assert read_checkpoint(stopped.out / "best.pt").metrics["step"] in (6, 12)
 
 
@@ -381,7 +381,7 @@ def test_one_worker_of_ray_trains_as_this_process_does(device: str, city: Path, 
         )  # fmt: skip
     name = torch.cuda.get_device_name() if device == "cuda" else "CPU"
     assert notes == [f"trains on {name} in bfloat16"]
-    found, expected = ([float(row["loss"]) for row in curves(path)] for path in (shared.out, job.out))
+    found, expected = ([step.loss for step in read_metrics(path)] for path in (shared.out, job.out))
     assert found == pytest.approx(expected, rel=1e-2)
 
 
@@ -395,11 +395,5 @@ def test_two_gpus_give_what_one_gives(gpu: torch.device, city: Path, tmp_path: P
     )  # fmt: skip
     train(job)
     train(replace(job, out=tmp_path / "two", machine=TrainMachine(workers=2)))
-    found, expected = ([float(row["loss"]) for row in curves(tmp_path / name)] for name in ("two", "one"))
+    found, expected = ([step.loss for step in read_metrics(tmp_path / name)] for name in ("two", "one"))
     assert found == pytest.approx(expected, rel=1e-2)
-
-
-def curves(folder: Path) -> list[dict[str, str]]:
-    """The rows of curves.csv."""
-    with open(folder / "curves.csv", newline="") as file:
-        return list(csv.DictReader(file))

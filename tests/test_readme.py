@@ -34,11 +34,12 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(
     line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     command: click.Command = main
-    words = shlex.split(line.partition(" > ")[0])[1:]
+    words = shlex.split(re.sub(r" > [\w./]+$", "", line.strip()))[1:]
     monkeypatch.chdir(tmp_path)
-    for policy in (Path(word) for word in words if word.endswith(".toml")):
-        policy.parent.mkdir(parents=True, exist_ok=True)
-        policy.touch()  # an empty one is one that changes nothing
+    for before, word in zip(["", *words], words, strict=False):
+        if word.endswith(".toml"):  # an empty policy is one that changes nothing
+            Path(word).parent.mkdir(parents=True, exist_ok=True)
+            Path(word).write_text('classes.road = ["road"]' if before == "--classes" else "")
     Path("classes.json").write_text(CAMVID.to_json())
     context = click.Context(command, info_name="autolabel", **command.context_settings)
     while isinstance(command, click.Group):

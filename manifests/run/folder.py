@@ -42,7 +42,7 @@ from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_o
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
-from autolabel.manifests.teachers import TeacherName
+from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Shown
 
 FORMAT = f"{KIND}7"
@@ -320,9 +320,10 @@ class Run(RunFolder, Shown):
         top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
         return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
 
-    def find_teacher(self, named: TeacherName | None = None) -> tuple[TeacherName | None, str]:
+    def find_teacher(self, named: AnyTeacher | None = None) -> tuple[TeacherName | None, str]:
         """The teacher where it is now, or None and the reason. Raises ValueError if the user `named` another one."""
-        name, digest = named or self.teacher, self.recipe.teacher_sha256
+        name = self.teacher if named is None else TeacherName.of(named)
+        digest = self.recipe.teacher_sha256
         if name is None or not digest:
             if named:
                 raise ValueError(f"--teacher {named}: nobody knows the teacher of {self.path}, its labels were adopted")

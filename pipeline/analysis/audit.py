@@ -27,7 +27,7 @@ from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_
 from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, shares
 from autolabel.manifests.tables import BadTable
-from autolabel.manifests.teachers import TeacherName
+from autolabel.manifests.teachers import AnyTeacher
 from autolabel.manifests.wording import Progress, counted, percent
 from autolabel.pipeline.analysis.audit_record import (
     Audit,
@@ -79,7 +79,7 @@ def audit(
     target_precision: float = PRECISION,
     fit_temperature: bool = False,
     allow_leak: bool = False,
-    teacher: TeacherName | None = None,
+    teacher: AnyTeacher | None = None,
     progress: Progress | None = None,
 ) -> Audit:
     """Audit a run; `audit.json` and `suggested.toml` are written into it.
@@ -233,7 +233,7 @@ def _originals(run: Run, matched: _Matched, *, needed: bool) -> tuple[dict[str, 
 
 
 def _unseen(
-    run: Run, named: TeacherName | None, matched: _Matched, truth: Path, allow_leak: bool, *, look: bool
+    run: Run, named: AnyTeacher | None, matched: _Matched, truth: Path, allow_leak: bool, *, look: bool
 ) -> tuple[Teacher | None, int | None, list[str]]:
     """The run's teacher if it is to look, the truth images that it has seen (None if unknown), notes about that."""
     found, reason = run.find_teacher(named)

@@ -29,8 +29,7 @@ def policy_facts(run: Run) -> Facts:
     own = ", ".join(f"{name} {threshold:g}" for name, threshold in policy.thresholds.items())
     facts = [
         ("Name", policy.name),
-        ("Scales", scales(run)),
-        ("Combined", "mean of the logits" if run.recipe.combine == "average" else "as the network has learnt"),
+        *(_looks(run) if run.teacher else []),
         ("Threshold", f"{policy.threshold:g}: a pixel keeps its most likely class if the confidence is above it"),
         ("By class", own or "the same threshold for all"),
     ]
@@ -56,6 +55,11 @@ def policy_facts(run: Run) -> Facts:
     return [*facts, ("Human labels", "; ".join(rules))]
 
 
+def _looks(run: Run) -> Facts:
+    combined = "mean of the logits" if run.recipe.combine == "average" else "as the network has learnt"
+    return [("Scales", scales(run)), ("Combined", combined)]
+
+
 def throughput(images: pd.DataFrame, run: Run) -> Facts:
     """The time of an image and the devices; `images` is `stats/images.parquet`."""
     if images.empty:
@@ -64,8 +68,9 @@ def throughput(images: pd.DataFrame, run: Run) -> Facts:
     workers = images.groupby("worker").size()
     slowest = max(infer, decode, encode)
     pixels = float((images["height"].astype("int64") * images["width"]).mean())
+    where = "in the teacher" if run.teacher else "for what was adopted"
     facts = [
-        ("An image", f"{decode:.1f} ms to decode, {infer:.1f} ms in the teacher, {encode:.1f} ms to encode"),
+        ("An image", f"{decode:.1f} ms to decode, {infer:.1f} ms {where}, {encode:.1f} ms to encode"),
         ("One worker", f"about {1000 / slowest:.2g} images/s, {pixels / slowest / 1000:.2g} megapixels/s"),
         ("Workers", f"{len(workers)}, with {_range(workers)} images each" if len(workers) > 1 else "1"),
     ]

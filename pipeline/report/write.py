@@ -15,7 +15,7 @@ import pandas as pd
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.teachers import TeacherName
+from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.analysis.stats import summarise
@@ -38,7 +38,7 @@ def write_report(
     *,
     images: int = 100,
     samples: Collection[str] = (),
-    teacher: TeacherName | None = None,
+    teacher: AnyTeacher | None = None,
     attention: bool = False,
     progress: Progress | None = None,
 ) -> Path:
@@ -112,7 +112,7 @@ def _require_labelled(run: Run, samples: Collection[str], ranked: pd.DataFrame, 
             raise ValueError(f"sample {sample_id!r} has no label in {run.path}: it is {reason}")
 
 
-def _find_teacher(run: Run, named: TeacherName | None, attention: bool) -> tuple[TeacherName | None, str]:
+def _find_teacher(run: Run, named: AnyTeacher | None, attention: bool) -> tuple[TeacherName | None, str]:
     """The run's teacher, or None and the reason. Raises ValueError if the user named another one."""
     found, reason = run.find_teacher(named)
     missing = "No confidence maps, no predictions by scale and no attention" if attention else "No confidence maps"

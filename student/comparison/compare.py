@@ -23,7 +23,7 @@ import numpy as np
 from torch import Tensor
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import BadDocument, read_csv, read_json
+from autolabel.manifests.documents import read_json
 from autolabel.manifests.fuse import join
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
@@ -32,7 +32,8 @@ from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
-from autolabel.student.steps import CURVES, StepReport
+from autolabel.student.metrics import read_metrics
+from autolabel.student.steps import StepReport
 from autolabel.student.train import train
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.loading import seen_by
@@ -40,7 +41,6 @@ from autolabel.teacher.loading import seen_by
 FINE = "fine"  # the first arm
 ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
 _AGAIN = "choose another --out"
-_MOST_BYTES = 1 << 28  # of curves: four million steps
 _SETTING = (
     "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "clip",
     "weight_decay", "ema",
@@ -165,9 +165,8 @@ def compare(
         job = replace(template, manifest=path, out=path.with_name(f"{path.stem}-seed{seed}"), seed=seed)
         now = ArmProgress(arm, seed, 0, place * job.steps, len(trainings) * job.steps, "")
         _train(job, now, on_progress, once)
-        curve = read_curve(job.out / "curves.csv")
         scores[arm].append(last_scores(job))
-        curves[arm].append(curve)
+        curves[arm].append(read_metrics(job.out))
     first = read_json(template.out / f"{FINE}-seed{seeds[0]}" / "train.json", dict[str, Any], advice=_AGAIN)
     setting = {
         **{name: first[name] for name in _SETTING},
@@ -291,25 +290,6 @@ def _require_same(path: Path, manifest: Manifest) -> None:
 
 
 # --- the trainings ----------------------------------------------------------------------------------------------------
-
-
-def read_curve(path: Path) -> list[StepReport]:
-    """Read the `curves.csv` of a training. Raises BadDocument."""
-    rows = read_csv(path, CURVES, advice=_AGAIN, at_most=_MOST_BYTES)
-    try:
-        return [
-            StepReport(
-                step=int(step),
-                loss=float(loss),
-                gradient_norm=float(norm),
-                learning_rate=float(rate),
-                images_per_s=float(speed),
-                miou=float(miou) if miou else None,
-            )
-            for step, loss, norm, rate, speed, miou in rows
-        ]
-    except ValueError as error:
-        raise BadDocument(f"{path}: {error}; {_AGAIN}") from error
 
 
 def last_scores(job: TrainJob) -> Scores:

@@ -21,9 +21,14 @@ Size = tuple[int, int]  # height, width
 
 
 class Field:
-    """A map (B, C, H, W) of `size` (H, W) that is computed where it is read."""
+    """A map (B, C, H, W) of `size` (H, W) that is computed where it is read.
+
+    probable: it holds probabilities, from 0 to 1, in place of logits. What those of a pixel lack to 1 belongs to no
+    class; where they sum to more, they count in proportion.
+    """
 
     size: Size
+    probable: bool = False
 
     def rows(self, top: int, bottom: int) -> Tensor:
         """Return the rows from `top` up to, but without, `bottom`: (B, C, bottom - top, W) float32."""
@@ -39,6 +44,7 @@ class InMemory(Field):
     """A map that is a tensor already."""
 
     tensor: Tensor
+    probable: bool = False
 
     @property
     def size(self) -> Size:  # type: ignore[override]
@@ -60,6 +66,10 @@ class Resized(Field):
 
     source: Field
     size: Size
+
+    @property
+    def probable(self) -> bool:  # type: ignore[override]
+        return self.source.probable
 
     def rows(self, top: int, bottom: int) -> Tensor:
         height = self.source.size[0]
@@ -139,6 +149,7 @@ class Combined(Field):
 
     formula: Callable[..., Tensor]
     fields: tuple[Field, ...]
+    probable: bool = False
 
     @property
     def size(self) -> Size:  # type: ignore[override]

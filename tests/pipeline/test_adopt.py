@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,7 @@ from PIL import Image
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.tables import read_sealed, table_bytes
 from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 from autolabel.pipeline.adopted import TABLE
 from autolabel.pipeline.analysis.stats import summarise
@@ -210,6 +212,16 @@ def test_a_damaged_table_of_pngs_is_a_fault(drive: Path) -> None:
     assert any(TABLE in fault for fault in verify(run.path).faults)
 
 
+def test_a_table_of_pngs_that_another_program_has_sealed_is_checked_all_the_same(drive: Path) -> None:
+    path = adopted(drive).path / TABLE
+    table = read_sealed(path)
+    fine = {"folder": "x", "confidence_folder": None, "terms": {}}
+    for header, why in (({}, " has no 'folder'"), ({**fine, "folder": 3}, ", 'folder' is 3: expected a path")):
+        path.write_bytes(table_bytes(table.replace_schema_metadata({b"adopted": json.dumps(header)})))
+        line = f"{path} is damaged (its header{why}): adopt into a new --out"
+        assert (verify(drive / "run").faults, refusal(drive)) == ([line], line)
+
+
 @pytest.fixture
 def sure(drive: Path) -> Path:
     """The drive with confidences: 255 in the left half, 102 (0.4) in the right half, 0 in one row."""
@@ -304,7 +316,9 @@ def test_audit_and_report_say_that_no_teacher_is_known(drive: Path) -> None:
     page = (run.path / "report/index.html").read_text(encoding="utf-8")
     assert "No confidence maps: no teacher is known" in page
     assert "unknown: the labels were adopted" in page
-    assert "the teacher's" not in refused("report", run.path, "--teacher", drive / "x.pt")
+    assert "A tool whose teacher is not known labelled 3 images of" in page and "None" not in page
+    line = refused("report", run.path, "--teacher", drive / "x.pt")
+    assert line.endswith(f"nobody knows the teacher of {run.path}, its labels were adopted")
 
 
 @pytest.mark.thorough

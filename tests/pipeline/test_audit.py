@@ -26,6 +26,7 @@ from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scores import BoundaryF
+from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import percent
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit, PixelAudit
@@ -222,7 +223,7 @@ def test_an_audit_of_kept_confidences_equals_one_by_the_teacher_but_for_the_fine
     relabel(Run.open(tmp_path / "run"), Policy(threshold=0.7), out=tmp_path / "re")
     looked = audit(tmp_path / "run", val, target_precision=0.7, teacher=teacher)
     with monkeypatch.context() as patch:
-        patch.setattr("autolabel.pipeline.analysis.audit.load_teacher", None)
+        patch.setattr("autolabel.pipeline.analysis.audit.load_for", None)
         kept, relabelled = (audit(tmp_path / name, val, target_precision=0.7) for name in ("run", "re"))
 
     def chosen(found: Audit) -> list[tuple[object, ...]]:
@@ -345,7 +346,7 @@ def test_a_checkpoint_that_does_not_say_what_it_has_seen(city: Path, teacher: Pa
     generate(LabelJob(val, tmp_path / "published.pth", tmp_path / "run", scales=(1.0,)))
     found = audit(tmp_path / "run", val)
     assert found.leaked is None and found.reliability
-    assert found.notes[0] == "The checkpoint does not say which images it has seen: a leak is possible."
+    assert found.notes[0] == "The teacher does not say which images it has seen: a leak is possible."
 
 
 def test_statistics_that_are_gone_or_damaged_are_named(run: Path, city: Path) -> None:
@@ -361,7 +362,7 @@ def test_a_teacher_that_has_moved_is_found_where_the_caller_says(
     run: Path, city: Path, teacher: Path, tmp_path: Path
 ) -> None:
     expected = audit(run, city / "val.parquet")
-    replace(Run.open(run), teacher=tmp_path / "gone.pt").save()
+    replace(Run.open(run), teacher=TeacherName.of(tmp_path / "gone.pt")).save()
     val = city / "val.parquet"
     line = refused("audit", run, "--truth", val)
     assert f"{tmp_path}/gone.pt does not exist" in line and "--teacher" in line

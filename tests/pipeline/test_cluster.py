@@ -273,7 +273,7 @@ def test_the_job_runs_a_command_of_ours_on_as_many_gpus_as_it_may_have() -> None
     assert asked.params["workers"] == workers["maxReplicas"]
     containers = workers["template"]["spec"]["containers"]
     assert [c["resources"]["limits"]["nvidia.com/gpu"] for c in containers] == ["1"]
-    paths = [asked.params[name] for name in ("source", "teacher", "out")]
+    paths = [asked.params["source"], *map(Path, asked.params["teachers"]), asked.params["out"]]
     mounts = [mount["mountPath"] for mount in containers[0]["volumeMounts"]]
     assert all(any(path.is_relative_to(mount) for mount in mounts) for path in paths)
 

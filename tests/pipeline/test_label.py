@@ -129,8 +129,9 @@ def test_numbers_too_large_for_float16_cost_their_images_and_the_reason_says_wha
     job: LabelJob, precision: str, advice: str
 ) -> None:
     """Logits of a million are infinite in float16, whose largest number is 65504; bfloat16 has them."""
-    quiet = read_checkpoint(job.teacher)
-    network = load_network(job.teacher, quiet)
+    (place,) = job.teacher.places
+    quiet = read_checkpoint(place.path)
+    network = load_network(place.path, quiet)
     with torch.no_grad():
         for module in network.modules():
             if isinstance(module, nn.Conv2d) and module.out_channels == network.classes:

@@ -26,6 +26,7 @@ from autolabel.manifests.policy import PAPER, Area, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import FATES
+from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.analysis.audit_record import (
     Audit,
     ClassAudit,
@@ -168,7 +169,7 @@ def test_a_report_that_is_interrupted_leaves_the_old_one_as_it_was(run: Path) ->
 
 
 def test_without_its_teacher_the_page_says_what_is_missing(run: Path, tmp_path: Path) -> None:
-    replace(Run.open(run), teacher=tmp_path / "gone.pt").save()
+    replace(Run.open(run), teacher=TeacherName.of(tmp_path / "gone.pt")).save()
     page = write_report(run, images=1)
     rest = [kind for kind in LAYERS if kind != "confidence"]
     assert gallery(page)["cards"][0]["kinds"] == rest and "No confidence maps: " in page.read_text(encoding="utf-8")

@@ -19,6 +19,7 @@ from browser import CHROMIUM, FAINT, playwright
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.tables import table_bytes
+from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
@@ -242,7 +243,7 @@ def multiplied(run: Path, out: Path, times: int) -> Path:
 
 def test_two_thousand_images_stay_usable(visit: Callable[..., Any], run: Path, tmp_path: Path) -> None:
     many = multiplied(run, tmp_path / "run", 200)
-    replace(Run.open(many), teacher=tmp_path / "gone.pt").save()
+    replace(Run.open(many), teacher=TeacherName.of(tmp_path / "gone.pt")).save()
     write_report(many, images=5000)
     page = visit(many)
     page.evaluate("document.getElementById('images').scrollIntoView()")

@@ -10,6 +10,7 @@ import torch
 from conftest import autolabel, labels_of, photograph, refused
 from PIL import Image
 
+from autolabel.manifests.label_space import BUILT_IN
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
 from autolabel.teacher.checkpoints import read_checkpoint
@@ -136,7 +137,7 @@ def test_a_teacher_that_does_not_name_its_classes_needs_a_label_space(
     torch.save({"state_dict": read_checkpoint(teacher).state_dict}, published)
     line = refused("generate", tmp_path / "drive", "--teacher", published, "--out", tmp_path / "run")
     assert line == (
-        f"{published} does not name its classes: give --label-space (cityscapes, camvid, or a JSON file) to label"
+        f"{published} does not name its classes: give --label-space ({', '.join(BUILT_IN)}, or a JSON file) to label"
         f" {tmp_path}/drive"
     )
     run = label(tmp_path / "drive", published, tmp_path / "run", "--label-space", "cityscapes")

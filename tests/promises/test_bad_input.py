@@ -76,7 +76,7 @@ def test_other_classes_are_refused_wherever_they_come_from(
     )
     assert refused(autolabel("evaluate", teacher, camvid)) == (
         f"{teacher} predicts 19 classes of 'cityscapes', but {camvid} uses label space 'camvid' with 11: use a"
-        " checkpoint trained in that label space"
+        " teacher of that label space, or map its classes onto it with --classes"
     )
     other = load_manifest(camvid)
     for source in ("coarse", "auto"):
@@ -215,7 +215,7 @@ def test_a_class_without_a_pixel_anywhere_is_a_dash_and_never_nan(loss: str, cit
     assert {"road", "sky"}.isdisjoint(missing)
     rows = {line.split()[0]: line.split()[-1] for line in done.stdout.splitlines() if line.split()}
     assert rows[missing[0].split()[0]] == "–"
-    assert "nan" not in (done.output + (out / "curves.csv").read_text()).lower()
+    assert "nan" not in (done.output + (out / "metrics.jsonl").read_text()).lower()
     scored = autolabel("evaluate", out / "best.pt", manifests["val"],
                        "-o", tmp_path / "scores.json")  # fmt: skip
     assert scored.exit_code == 0, scored.output

@@ -31,6 +31,7 @@ from autolabel.pipeline.run import generate
 from autolabel.pipeline.source import manifest_of
 from autolabel.pipeline.verify import verify
 from autolabel.student.job import TrainJob
+from autolabel.student.metrics import read_metrics
 from autolabel.student.train import train
 
 STRICT = Policy(name="strict", threshold=0.7)
@@ -287,7 +288,7 @@ def test_a_report_that_was_killed_while_it_replaced_its_pictures_is_made_again(
         ("replace", r"/best\.pt$"),
         ("create", r"/\.scores\.json"),
         ("create", r"/\.last_scores\.json"),
-        ("append", r"/curves\.csv$"),
+        ("append", r"/metrics\.jsonl$"),
         ("create", r"/\.last\.pt"),
         ("replace", r"/last\.pt$"),
     ],
@@ -297,7 +298,7 @@ def test_a_training_that_was_killed_between_its_files_ends_with_the_same(
     city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: tuple[str, str],
     trained: dict[str, object],
 ) -> None:  # fmt: skip
-    """last.pt comes behind best.pt, scores and curves: it never promises what is not there."""
+    """last.pt comes behind best.pt, scores and metrics: it never promises what is not there."""
     asked = small_training(city, tmp_path / "student")
     with dying(monkeypatch, where=where) as process:
         train(asked)
@@ -325,7 +326,7 @@ def training(folder: Path) -> dict[str, object]:
     found: dict[str, object] = {
         name: len(data) if name.endswith(".pt") else data for name, data in contents(folder).items()
     }
-    found["curves.csv"] = [line.split(b",")[:4] for line in contents(folder)["curves.csv"].splitlines()]
+    found["metrics.jsonl"] = [replace(step, images_per_s=0.0) for step in read_metrics(folder)]
     return {name: data for name, data in found.items() if not name.startswith(".lock")}
 
 

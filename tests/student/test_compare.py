@@ -18,9 +18,10 @@ from conftest import autolabel
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, save_manifest
+from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.student.comparison.compare import ArmProgress, all_arms, compare, last_scores, read_curve
+from autolabel.student.comparison.compare import ArmProgress, all_arms, compare, last_scores
 from autolabel.student.comparison.intervals import (
     Chance,
     Estimate,
@@ -35,6 +36,7 @@ from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Compariso
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob
+from autolabel.student.metrics import read_metrics
 from autolabel.student.sampling import Draws
 from autolabel.student.steps import StepReport
 
@@ -508,7 +510,7 @@ def test_compare_json_holds_what_the_curves_hold(
     record = json.loads((template.out / "compare.json").read_text())
     for arm, slug in zip(ARMS, ("fine", "fine-coarse", "fine-auto"), strict=True):
         for seed in (0, 1):
-            curve = read_curve(template.out / f"{slug}-seed{seed}" / "curves.csv")
+            curve = read_metrics(template.out / f"{slug}-seed{seed}")
             assert record["curves"][arm][seed] == [[row.step, row.loss, row.miou] for row in curve]
             assert record["arms"][arm][seed]["miou"] == pytest.approx(curve[-1].miou, abs=1e-3)  # of the last step
     (run,) = record["runs"]
@@ -527,7 +529,7 @@ def test_the_last_step_counts_even_where_an_earlier_one_was_better(
     for arm, slug in (("fine", "fine"), ("fine + coarse", "fine-coarse"), ("fine + auto", "fine-auto")):
         for seed, scores in enumerate(comparison[0].scores[arm]):
             folder = template.out / f"{slug}-seed{seed}"
-            *_, last = read_curve(folder / "curves.csv")
+            *_, last = read_metrics(folder)
             assert last.miou == pytest.approx(scores.miou, abs=1e-6)
             assert last_scores(replace(template, out=folder)) == scores == Scores.read(folder / "last_scores.json")
 
@@ -601,10 +603,10 @@ def test_a_teacher_that_is_gone_or_another_gives_a_note_and_a_damaged_run_is_ref
     record, run = auto / "run.json", Run.open(auto)
     before = record.read_bytes()
     try:
-        replace(run, teacher=Path("gone.pt")).save()
+        replace(run, teacher=TeacherName.of("gone.pt")).save()
         (note,) = again(template, city, auto).notes
         assert note.startswith("fine + auto: the teacher gone.pt is gone")
-        replace(run, teacher=template.out / "fine-seed0" / "best.pt").save()
+        replace(run, teacher=TeacherName.of(template.out / "fine-seed0" / "best.pt")).save()
         (note,) = again(template, city, auto).notes
         assert "is no longer the teacher that labelled" in note
         record.write_bytes(before[:100])

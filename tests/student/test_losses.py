@@ -8,7 +8,6 @@ numbers, and those of the full network; the tolerances are those of its README.
 from __future__ import annotations
 
 import copy
-import csv
 import json
 import math
 import runpy
@@ -38,6 +37,7 @@ from autolabel.student.losses import (
     region_mutual_information,
     segmentation_loss,
 )
+from autolabel.student.metrics import read_metrics
 from autolabel.teacher.feed import normalise
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Hierarchical, TrainingOutput
@@ -532,7 +532,6 @@ def test_a_few_steps_lower_each_loss(name: str, city: Path, tmp_path: Path) -> N
     result = autolabel(*asked, "--loss", name, "--steps", 12, "--batch-size", 2, "--crop", "64x128", "--device", "cpu")
     assert result.exit_code == 0, result.output
     assert json.loads((tmp_path / "train.json").read_text())["loss"] == name
-    with open(tmp_path / "curves.csv", newline="") as file:
-        losses = [float(row["loss"]) for row in csv.DictReader(file)]
+    losses = [step.loss for step in read_metrics(tmp_path)]
     first, last = np.mean(losses[:4]), np.mean(losses[-4:])
     assert last < first - 0.2 * abs(first)  # rmi begins below 0: classes that do not occur are easily known

@@ -25,9 +25,9 @@ from torch.multiprocessing import ProcessExitedException, spawn
 from torch.nn.parallel import DistributedDataParallel
 
 from autolabel.student.batch_norm import SynchronisedBatchNorm
-from autolabel.student.comparison.compare import read_curve
 from autolabel.student.job import LOSSES, TrainJob, TrainMachine
 from autolabel.student.losses import FORMULAS, BatchCounts
+from autolabel.student.metrics import read_metrics
 from autolabel.student.parallel import DrawSampler, Team, synchronised
 from autolabel.student.request import TrainRequest
 from autolabel.student.steps import StepReport
@@ -195,7 +195,7 @@ def train_in(team: Team, job: TrainJob, die_at: int = 0) -> None:
                 time.sleep(0.01)
             os.kill(os.getpid(), signal.SIGKILL)
 
-    Training(TrainRequest(job), team).run(on_step)
+    Training(TrainRequest(job), team).run(on_step, print)
 
 
 def assert_close(folder: Path, expected: Path) -> None:
@@ -210,7 +210,7 @@ def assert_close(folder: Path, expected: Path) -> None:
     ):
         for key, tensor in other.items():
             torch.testing.assert_close(state[key], tensor, rtol=1e-2, atol=1e-3, msg=key)
-    rows = [[(r.step, r.loss, r.learning_rate) for r in read_curve(path / "curves.csv")] for path in (folder, expected)]
+    rows = [[(r.step, r.loss, r.learning_rate) for r in read_metrics(path)] for path in (folder, expected)]
     assert rows[0] == [(step, pytest.approx(loss, rel=1e-3), rate) for step, loss, rate in rows[1]]
 
 
@@ -249,7 +249,7 @@ def train_with_one_that_breaks(team: Team, job: TrainJob) -> None:
 
     assert isinstance(training.model, DistributedDataParallel)
     training.model.module.backbone.register_forward_hook(break_down)
-    training.run(lambda report: None)
+    training.run(lambda report: None, print)
     assert (training.skips.number, training.skips.first, training.updater.updates) == (1, 2, 2)
     for tensor in training.network.state_dict().values():
         if tensor.is_floating_point():
@@ -262,7 +262,7 @@ def test_a_batch_that_breaks_in_one_process_is_skipped_in_both(job: TrainJob, tm
     (tmp_path / "out").mkdir()
     asked = replace(asked, out=tmp_path / "out", machine=TrainMachine(workers=2))
     in_processes(2, tmp_path / "out", train_with_one_that_breaks, asked)
-    losses = [row.loss for row in read_curve(tmp_path / "out" / "curves.csv")]
+    losses = [row.loss for row in read_metrics(tmp_path / "out")]
     assert [math.isfinite(loss) for loss in losses] == [True, False, True]
 
 

@@ -14,14 +14,19 @@ from conftest import names_in
 
 from autolabel.student import saving
 from autolabel.student.evaluate import Scores
-from autolabel.student.saving import Curves, Saves, copied
+from autolabel.student.saving import Saves, copied
 from autolabel.student.steps import StepReport
+from autolabel.student.trackers import Trackers
 
 SCORES = Scores({"road": 0.5}, 0.5, 0.5, 3)
 
 
 def row(step: int, miou: float | None = None) -> StepReport:
     return StepReport(step, 1.5, 2.0, 0.001, 9.0, miou)
+
+
+def saves_of(folder: Path) -> Saves:
+    return Saves(folder, folder / "last.pt", step=0, trackers=Trackers((), folder, recipe={}))
 
 
 class Clock:
@@ -45,7 +50,7 @@ def test_a_save_that_takes_long_keeps_the_next_one_away_for_fifty_times_as_long(
 ) -> None:
     clock = Clock(monkeypatch)
     monkeypatch.setattr(saving, "write_content", lambda path, content: setattr(clock, "now", clock.now + 2.0))
-    saves = Saves(tmp_path, tmp_path / "last.pt", step=0)
+    saves = saves_of(tmp_path)
     assert saves.due(validated=True)  # the first one
     clock.now += 59
     assert not saves.due(validated=False)
@@ -63,7 +68,7 @@ def test_a_quick_save_is_made_again_after_a_validation_or_a_minute(
     tmp_path: Path, writes: list[tuple[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock = Clock(monkeypatch)
-    saves = Saves(tmp_path, tmp_path / "last.pt", step=0)
+    saves = saves_of(tmp_path)
     saves.save_last({}, step=1)
     saves.finish()
     clock.now += 1
@@ -83,7 +88,7 @@ def test_nobody_waits_for_a_save_and_files_come_in_the_order_that_a_kill_allows(
         seen.append((path.name, names_in(tmp_path)))
 
     monkeypatch.setattr(saving, "write_content", write)
-    saves = Saves(tmp_path, tmp_path / "last.pt", step=0)
+    saves = saves_of(tmp_path)
     saves.add(row(1, 0.5))
     saves.keep(SCORES, {"of": "step 1"}, last=True)
     saves.save_last({}, step=1)
@@ -91,8 +96,8 @@ def test_nobody_waits_for_a_save_and_files_come_in_the_order_that_a_kill_allows(
     assert names_in(tmp_path) == []
     answer.set()
     assert saves.finish() == 1
-    assert seen == [("best.pt", []), ("last.pt", ["curves.csv", "last_scores.json", "scores.json"])]
-    assert (tmp_path / "curves.csv").read_text().count("\n") == 2  # the second step belongs to the next save
+    assert seen == [("best.pt", []), ("last.pt", ["last_scores.json", "metrics.jsonl", "scores.json"])]
+    assert (tmp_path / "metrics.jsonl").read_text().count("\n") == 1  # the second step belongs to the next save
 
 
 def test_an_error_of_the_disk_is_raised_at_the_next_step_and_again_for_nobody(
@@ -102,7 +107,7 @@ def test_an_error_of_the_disk_is_raised_at_the_next_step_and_again_for_nobody(
         raise OSError(errno.ENOSPC, "No space left on device", str(path))
 
     monkeypatch.setattr(saving, "write_content", full)
-    saves = Saves(tmp_path, tmp_path / "last.pt", step=0)
+    saves = saves_of(tmp_path)
     saves.save_last({}, step=1)
     saves._thread.join()  # type: ignore[union-attr]
     with pytest.raises(OSError, match=r"No space left on device: .*last\.pt"):
@@ -118,28 +123,3 @@ def test_a_copy_does_not_change_with_what_it_was_made_from() -> None:
     assert torch.equal(copy["a"], torch.ones(2, 3, 4, 5))
     assert copy["a"].is_contiguous(memory_format=torch.channels_last)
     assert copy["b"] == [torch.zeros(1), 3]
-
-
-@pytest.mark.parametrize(
-    ("step", "text", "kept"),
-    [
-        (2, "step,a\n1,x\n2,x\n3,x\n", "step,a\n1,x\n2,x\n"),
-        (3, "step,a\n1,x\n2,x\n3,x", "step,a\n1,x\n2,x\n"),  # the last line is torn
-        (9, "step,a\n1,x\n2\n3,x\n", "step,a\n1,x\n"),
-        (9, "step,a\n1,x\n1,x\n", "step,a\n1,x\n"),
-        (9, "step,b\n1,x\n", ""),
-        (9, "step,a", ""),
-        (9, "\0\0", ""),
-        (0, "step,a\n1,x\n", ""),
-        (5, "", ""),
-    ],
-)
-def test_curves_keep_whole_lines_up_to_the_step(step: int, text: str, kept: str, tmp_path: Path) -> None:
-    path = tmp_path / "curves.csv"
-    path.write_text(text)
-    curves = Curves(path, ("step", "a"), step=step)
-    assert (path.read_text() if path.exists() else "") == kept
-    curves.add([str(step + 1), "y"])
-    curves.append()()
-    curves.append()()
-    assert path.read_text() == f"{kept or 'step,a' + chr(10)}{step + 1},y\n"

@@ -61,7 +61,7 @@ def train_and_wait_once(request: TrainRequest, mark: Path | None, team: Team, on
         if waits:
             time.sleep(600)
 
-    Training(request, team).run(step)
+    Training(request, team).run(step, on_step)
 
 
 def test_the_weights_are_those_of_a_training_that_lost_no_machine(

@@ -80,7 +80,7 @@ def train_and_die_once(request: TrainRequest, mark: Path, team: Team, on_step: O
     training = Training(request, team)
     if team.rank == 0:
         on_step(training.place)
-    training.run(step)
+    training.run(step, on_step)
 
 
 def test_a_killed_worker_costs_the_steps_since_the_last_save_and_nothing_else(

@@ -16,7 +16,7 @@ from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE, LabelSpace
 from autolabel.manifests.teachers import BadTeacher, TeacherName
 from autolabel.teacher.around import Ensemble, ForeignNetwork, MappedNetwork
-from autolabel.teacher.decide import top_class
+from autolabel.teacher.decide import tempered, top_classes, top_probability
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import Budget
 from autolabel.teacher.model import Gives, Model
@@ -83,7 +83,7 @@ def test_one_view_is_the_logits_of_the_model_at_the_size_of_the_image(images: Te
 
 def test_scales_and_mirrored_images_count_by_the_mean_of_their_probabilities(images: Tensor) -> None:
     toy = Toy()
-    found = around(toy).field(images, (0.5, 1.0, 2.0), flip=True).whole().exp()
+    found = around(toy).field(images, (0.5, 1.0, 2.0), flip=True).whole()
     views = []
     for height, width in ((12, 20), (24, 40), (48, 80)):
         one = scaled(images, height, width)
@@ -95,17 +95,28 @@ def test_scales_and_mirrored_images_count_by_the_mean_of_their_probabilities(ima
 
 
 def test_what_probabilities_lack_to_one_belongs_to_no_class(images: Tensor) -> None:
-    found = around(Toy("probabilities", probabilities)).field(images, (1.0,), flip=False)
+    field = around(Toy("probabilities", probabilities)).field(images, (1.0,), flip=False)
     own = resized(probabilities(images))
-    total = own.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(field.whole(), own)
+    total = own.sum(dim=1)
     assert 0 < (total > 1).sum() < total.numel(), "both kinds of pixels occur"
-    expected = torch.cat([own, (1 - total).clamp(min=0)], dim=1) / total.clamp(min=1)
-    torch.testing.assert_close(found.whole().softmax(dim=1), expected, rtol=1e-5, atol=1e-6)
-    winner, confidence = top_class(found.whole(), classes=3)
+    winner, confidence = top_probability(field.whole())
     assert torch.equal(winner.long(), own.argmax(dim=1)), "the label is that of the scores themselves"
-    sure = expected[:, :3].amax(dim=1)
-    torch.testing.assert_close(confidence, sure.where(sure >= expected[:, 3], 0), rtol=1e-5, atol=1e-6)
+    sure = own.amax(dim=1) / total.clamp(min=1)
+    torch.testing.assert_close(confidence, sure.where(own.amax(dim=1) >= 1 - total, 0))
     assert 0 < (confidence == 0).sum() < confidence.numel()
+
+
+def test_temperature_and_prior_count_for_probabilities_as_they_do_for_logits(images: Tensor) -> None:
+    logits = resized(scores(images))
+    prior, where = torch.tensor([0.2, 1.0, 0.7]), torch.rand(2, 1, HEIGHT, WIDTH) < 0.5
+    factor = torch.where(where, prior.view(-1, 1, 1), torch.ones(()))
+    found = tempered(logits.softmax(dim=1), 1.7, prior, where)
+    torch.testing.assert_close(found, (logits / 1.7 + factor.log()).softmax(dim=1), rtol=1e-4, atol=1e-5)
+    known = resized(probabilities(images)) / 4  # "no class" has a share everywhere
+    whole = torch.cat([known, 1 - known.sum(dim=1, keepdim=True)], dim=1).pow(1 / 1.7)
+    expected = known.pow(1 / 1.7) / whole.sum(dim=1, keepdim=True)
+    torch.testing.assert_close(tempered(known, 1.7, None, None), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_class_ids_are_sure_and_a_number_that_is_no_class_is_never_a_label(images: Tensor) -> None:
@@ -114,8 +125,8 @@ def test_class_ids_are_sure_and_a_number_that_is_no_class_is_never_a_label(image
         found[:, 0, 0], found[:, 0, 1] = 255, -1
         return found
 
-    logits = around(Toy("ids", strange)).field(images, (1.0,), flip=False).whole()
-    winner, confidence = top_class(logits, classes=3)
+    field = around(Toy("ids", strange)).field(images, (1.0,), flip=False)
+    winner, confidence = top_classes(field, 2, classes=3, device=CPU)
     expected = strange(images).repeat_interleave(4, -2).repeat_interleave(4, -1)
     known = (expected >= 0) & (expected < 3)
     assert torch.equal(winner[known].int(), expected[known])
@@ -133,10 +144,11 @@ def test_windows_overlap_by_a_quarter_at_least_and_their_probabilities_are_avera
     for top in (0, 8):
         for left in (0, 12, 24):
             own = resized(raw(images[..., top : top + 16, left : left + 16]), (16, 16))
-            total[..., top : top + 16, left : left + 16] += own.softmax(dim=1) if gives == "logits" else own
+            own = own.softmax(dim=1) if gives == "logits" else own / own.sum(dim=1, keepdim=True).clamp(min=1)
+            total[..., top : top + 16, left : left + 16] += own
             seen[top : top + 16, left : left + 16] += 1
     assert toy.seen == [(2, 3, 16, 16)] * 6
-    torch.testing.assert_close(field.whole()[:, :3].exp(), total / seen, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(field.whole(), total / seen, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(field.rows(7, 11), field.whole()[:, :, 7:11])
 
 
@@ -150,9 +162,9 @@ def test_a_class_map_sums_probabilities_before_the_largest_is_taken(images: Tens
     mapped = MappedNetwork(around(Toy()), (1, 0, 1), classes=2, device=CPU)
     own = resized(scores(images)).softmax(dim=1)
     expected = torch.stack([own[:, 1], own[:, 0] + own[:, 2]], dim=1)
-    logits = mapped.field(images, (1.0,), flip=False).whole()
-    torch.testing.assert_close(logits.exp()[:, :2], expected, rtol=1e-5, atol=1e-6)
-    winner, confidence = top_class(logits, classes=2)
+    found = mapped.field(images, (1.0,), flip=False).whole()
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
+    winner, confidence = top_probability(found)
     assert torch.equal(winner.long(), expected.argmax(dim=1))
     torch.testing.assert_close(confidence, expected.amax(dim=1), rtol=1e-5, atol=1e-6)
     assert not torch.equal(winner.long(), torch.tensor([1, 0, 1])[own.argmax(dim=1)]), "mapping labels is not the same"
@@ -161,7 +173,7 @@ def test_a_class_map_sums_probabilities_before_the_largest_is_taken(images: Tens
 def test_ignored_classes_take_their_probability_along_and_where_they_win_nothing_is_labelled(images: Tensor) -> None:
     mapped = MappedNetwork(around(Toy()), (0, IGNORE, 1), classes=2, device=CPU)
     own = resized(scores(images)).softmax(dim=1)
-    _, confidence = top_class(mapped.field(images, (1.0,), flip=False).whole(), classes=2)
+    _, confidence = top_classes(mapped.field(images, (1.0,), flip=False), 2, classes=2, device=CPU)
     lost = own[:, 1] > torch.maximum(own[:, 0], own[:, 2])
     assert 0 < lost.sum() < lost.numel()
     assert torch.equal(confidence == 0, lost)
@@ -170,9 +182,9 @@ def test_ignored_classes_take_their_probability_along_and_where_they_win_nothing
 
 def test_several_teachers_count_by_the_mean_of_their_probabilities(images: Tensor) -> None:
     members = around(Toy()), around(Toy("probabilities", probabilities))
-    found = Ensemble(members).field(images, (1.0,), flip=False).whole().exp()
-    first, second = (one.field(images, (1.0,), flip=False).whole().softmax(dim=1) for one in members)
-    expected = (F.pad(first, (0, 0, 0, 0, 0, 1)) + second) / 2
+    found = Ensemble(members).field(images, (1.0,), flip=False).whole()
+    first, second = (one.field(images, (1.0,), flip=False).whole() for one in members)
+    expected = (first.softmax(dim=1) + second / second.sum(dim=1, keepdim=True).clamp(min=1)) / 2
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6)
 
 
@@ -300,12 +312,12 @@ def test_windows_are_for_models_of_other_libraries(teacher: Path) -> None:
         load_teacher(teacher, device="cpu", window=(64, 64))
 
 
-def test_a_field_of_probabilities_is_resized_before_its_logarithm_is_taken(images: Tensor) -> None:
+def test_probabilities_are_resized_before_they_are_brought_to_one(images: Tensor) -> None:
     field = around(Toy("probabilities", probabilities)).field(images, (0.5, 1.0), flip=False)
     assert isinstance(field, Combined)
     small = resized(resized(probabilities(scaled(images, 12, 20)), (12, 20)))
     both = [values / values.sum(1, keepdim=True).clamp(min=1) for values in (small, resized(probabilities(images)))]
-    torch.testing.assert_close(field.whole()[:, :3].exp(), sum(both) / 2, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(field.whole(), sum(both) / 2, rtol=1e-5, atol=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -69,10 +69,10 @@ def pictures(number: int, height: int, width: int) -> Tensor:
 def works(arch: str, tmp_path: Path) -> None:
     """Saved, read, folded: the same numbers, for images of any size, whatever else is in the batch."""
     network, path = made(arch), tmp_path / "best.pt"
-    images = pictures(2, 75, 130)
+    images = pictures(2, 43, 70)
     with torch.inference_mode():
         logits = network.logits(images, (0.5, 1.0))
-        assert logits.shape == (2, CLASSES, 75, 130)
+        assert logits.shape == (2, CLASSES, 43, 70)
         scale = float(logits.abs().max())
         alone = network.logits(images[1:], (0.5, 1.0))
         assert float((alone[0] - logits[1]).abs().max()) <= 2e-4 * scale
@@ -82,12 +82,12 @@ def works(arch: str, tmp_path: Path) -> None:
         assert torch.equal(again.logits(images, (0.5, 1.0)), logits)
         fold_batch_norm(again)
         assert float((again.logits(images, (0.5, 1.0)) - logits).abs().max()) <= 2e-3 * scale
-    photograph = np.random.default_rng(1).integers(0, 256, (75, 130, 3), np.uint8)
+    photograph = np.random.default_rng(1).integers(0, 256, (43, 70, 3), np.uint8)
     teacher = load_teacher(path, device="cpu", precision="bfloat16")
-    assert teacher.label(photograph[None], scales=(0.5, 1.0))[0].shape == (1, 75, 130)
+    assert teacher.label(photograph[None], scales=(0.5, 1.0))[0].shape == (1, 43, 70)
     network.train()
     output = network(images)
-    assert output.joint.shape == (2, CLASSES, 75, 130)
+    assert output.joint.shape == (2, CLASSES, 43, 70)
     output.joint.square().mean().backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
 

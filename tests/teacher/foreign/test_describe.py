@@ -8,12 +8,12 @@ from typing import Any
 import onnx
 import pytest
 import torch
+from conftest import autolabel, refused
 from onnx import TensorProto, helper
+from small_networks import Tiny, export, graph, loaded, tiny_graph
 
 from autolabel.manifests.teachers import BadTeacher
 from autolabel.teacher.foreign.sidecar import Sidecar, read_sidecar
-from tests.conftest import autolabel, refused
-from tests.teacher.foreign.networks import Tiny, export, graph, loaded, tiny_graph
 
 
 def described(network: Path, *options: str, add: str = "") -> Sidecar:

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from small_networks import ANY, NAMES, Tiny, export, loaded, photographs, sidecar
 from torch import Tensor, nn
 
 from autolabel.manifests.samples import fingerprints, load_manifest
 from autolabel.manifests.teachers import BadTeacher
 from autolabel.teacher.checkpoints import fingerprint_tensor
 from autolabel.teacher.networks.fields import Field
-from tests.teacher.foreign.networks import ANY, NAMES, Tiny, export, loaded, photographs, sidecar
 
 EXAMPLE = torch.rand(2, 3, 32, 48)
 
@@ -164,7 +164,7 @@ def test_what_it_was_trained_on_becomes_marks_for_the_leak_guard(program: Path, 
     ("module", "values", "line"),
     [
         (Tiny(4), {}, r"net.pt2 takes images of 4 channels as NCHW \(2, 4, 32, 48\): expected 3, red, green and blue"),
-        (Tiny(), {"classes": ("a",)}, r"gives conv2d_1 \(2, 4, 16, 24\) of type float32, 4 classes: net.toml names 1"),
+        (Tiny(), {"classes": ("a",)}, r"gives mul \(2, 4, 16, 24\) of type float32, 4 classes: net.toml names 1"),
         (Tiny(), {"gives": "ids"}, 'of type float32: net.toml says gives = "ids", which are integers'),
         (Tiny(), {"size": (16, 16)}, r"net.pt2 takes images of 32 x 48: net.toml says \[16, 16\]"),
         (Tiny(), {"dtype": "float16"}, 'net.pt2 takes numbers of type float32: net.toml says dtype = "float16"'),

@@ -13,12 +13,12 @@ import pytest
 import torch
 import torch.nn.functional as F
 from onnx import TensorProto, helper
+from small_networks import NAMES, Tiny, graph, loaded, photographs, sidecar, tiny_graph
 from torch import Tensor
 
 from autolabel.manifests.onnx_file import parse_onnx
 from autolabel.manifests.teachers import BadTeacher, TeacherName
 from autolabel.teacher.networks.fields import Field
-from tests.teacher.foreign.networks import NAMES, Tiny, graph, loaded, photographs, sidecar, tiny_graph
 
 FLOAT, IMAGES = TensorProto.FLOAT, ("b", 3, "h", "w")
 

@@ -23,18 +23,18 @@ CPU = torch.device("cpu")
 
 
 class Tiny(nn.Module):
-    """Logits of four classes at stride 2, of images (B, 3, H, W) float32."""
+    """Logits at stride 2, of images (B, 3, H, W) float32."""
 
-    def __init__(self, channels: int = 3) -> None:
+    def __init__(self, channels: int = 3, *, classes: int = len(NAMES), scale: float = 1.0) -> None:
         super().__init__()
         torch.manual_seed(3)
         self.stem = nn.Conv2d(channels, 6, 3, stride=2, padding=1)
         self.norm = nn.BatchNorm2d(6)
-        self.head = nn.Conv2d(6, len(NAMES), 1)
+        self.head, self.scale = nn.Conv2d(6, classes, 1), scale
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        logits: Tensor = self.head(torch.relu(self.norm(self.stem(images))))
+        logits: Tensor = self.head(torch.relu(self.norm(self.stem(images)))) * self.scale
         return logits
 
 
