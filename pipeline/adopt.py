@@ -79,7 +79,7 @@ def adopt(
     entries, note = _checked(pngs, source, manifest, job, before.entries if before else {}, progress)
     if before is not None:
         _require_unchanged(Run.open(job.out), before, entries)
-        if any(e.sample_id in before.entries and before.entries[e.sample_id].reason and not e.reason for e in entries):
+        if any(_mended(before.entries.get(entry.sample_id), entry) for entry in entries):
             job = replace(job, portion=replace(job.portion, retry_quarantined=True))
     with Lock(job.out, None).held():
         folder.claim()
@@ -276,6 +276,11 @@ def _require_unchanged(run: Run, before: Adopted, entries: Sequence[Entry]) -> N
             raise ValueError(
                 f"{before.folder / name} {what} since it was adopted: put the old one back, or adopt into a new --out"
             )
+
+
+def _mended(before: Entry | None, now: Entry) -> bool:
+    """True if a sample that may have been quarantined for its PNG can be labelled now."""
+    return before is not None and not now.reason and (bool(before.reason) or _marks(before) != _marks(now))
 
 
 def _marks(entry: Entry) -> list[str | None]:

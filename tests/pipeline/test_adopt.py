@@ -6,6 +6,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,13 +15,16 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests.label_space import CAMVID
+from autolabel.manifests.policy import PAPER
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.tables import read_sealed, table_bytes
 from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
-from autolabel.pipeline.adopted import TABLE
+from autolabel.pipeline.adopted import TABLE, AdoptedPredictor
 from autolabel.pipeline.analysis.stats import summarise
 from autolabel.pipeline.verify import verify
+
+pytestmark = pytest.mark.thorough
 
 NAMES = ("a/1", "a/2", "b/1")
 SIZE = 20, 30
@@ -321,7 +325,6 @@ def test_audit_and_report_say_that_no_teacher_is_known(drive: Path) -> None:
     assert line.endswith(f"nobody knows the teacher of {run.path}, its labels were adopted")
 
 
-@pytest.mark.thorough
 def test_a_call_that_is_stopped_anywhere_is_made_good_by_the_next(drive: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every write is the last one once: what another call then makes is the whole run, with the same labels."""
     from autolabel.manifests import local_storage
@@ -351,3 +354,33 @@ def test_a_call_that_is_stopped_anywhere_is_made_good_by_the_next(drive: Path, m
         assert Run.open(out).state == "complete"
         place += 3
     assert place > 5
+
+
+def test_a_photograph_that_cannot_be_read_is_quarantined_for_itself(drive: Path) -> None:
+    (drive / "images/a/2.png").write_bytes(b"no picture")
+    scan = ("manifest", "scan", drive / "images", "--label-space", "camvid", "-o", drive / "drive.parquet")
+    assert autolabel(*scan).exit_code == 0
+    adopting = ("adopt", drive / "pngs", "--manifest", drive / "drive.parquet", "--out", drive / "run")
+    assert autolabel(*adopting).exit_code == 3
+    assert list(quarantined(drive / "run")) == ["a/2"] and "png" not in quarantined(drive / "run")["a/2"]
+    assert autolabel(*adopting).exit_code == 3
+    assert sorted(Run.open(drive / "run").labels) == ["a/1", "b/1"]
+
+
+def test_a_png_that_changes_while_it_is_adopted_costs_its_image_until_the_next_call(
+    drive: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = adopting_job(drive / "drive.parquet", drive / "run", PAPER, 1, max_quarantined=1.0)
+    check = AdoptedPredictor.predict
+
+    def late(self: AdoptedPredictor, batch: Any) -> Any:
+        if batch[0].row.sample_id == "a/2":
+            save(drive / "pngs/a/2.png", label_of(8))
+        return check(self, batch)
+
+    monkeypatch.setattr(AdoptedPredictor, "predict", late)
+    adopt(Pngs(drive / "pngs"), job)
+    assert "has changed since it was checked: run the same again" in quarantined(drive / "run")["a/2"]
+    monkeypatch.undo()
+    assert adopt(Pngs(drive / "pngs"), job).run.labels["a/2"].tolist() == label_of(8).tolist()
+    assert quarantined(drive / "run") == {} and verify(drive / "run").faults == []
