@@ -17,6 +17,7 @@ from typing import Any
 
 from autolabel.manifests import notes
 from autolabel.manifests.machine import cores
+from autolabel.manifests.wording import counted
 
 _A_LITTLE = 0.001  # of a GPU, for a question
 _LONGEST = 36  # characters of a private folder: sockets lie up to 67 deeper, and their path may have 103
@@ -29,6 +30,16 @@ class ClusterFailed(RuntimeError):
 def cluster_address(address: str | None) -> str | None:
     """Return the address of the cluster to use: the given one, else $RAY_ADDRESS (set inside a Ray job), else None."""
     return address or os.environ.get("RAY_ADDRESS") or None
+
+
+def require_gpus(workers: int, gpus: int) -> None:
+    """Raise ValueError if this machine has fewer GPUs than workers; only a cluster could bring more."""
+    if workers > gpus:
+        fewer = f"--workers {gpus}, " if gpus else ""
+        raise ValueError(
+            f"workers {workers}: this machine has {counted(gpus, 'GPU')}, and each needs one; give {fewer}the --address"
+            " of a cluster, or --device cpu"
+        )
 
 
 @contextlib.contextmanager

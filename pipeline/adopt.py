@@ -108,6 +108,8 @@ def _source(pngs: Pngs, job: LabelJob, manifest: ManifestFile) -> PngSource:
             raise ValueError(f"{path} is not a folder" + ("" if path.exists() else " that exists"))
     if pngs.label_ids not in LABEL_IDS:
         raise ValueError(f"label ids {pngs.label_ids!r}: expected {', '.join(LABEL_IDS)}")
+    if job.class_map is not None and pngs.space is None:
+        raise ValueError(f"{job.class_map.where} maps the classes of the PNGs: say with --label-space which they are")
     target, space = manifest.label_space, pngs.space or manifest.label_space
     if job.class_map is not None:
         train_ids = job.class_map.indices(space.names, target, teacher=f"label space {space.name!r}")

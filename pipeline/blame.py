@@ -8,6 +8,7 @@ import numpy as np
 
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.tables import BadTable
+from autolabel.manifests.teachers import BadTeacher
 from autolabel.manifests.wording import kind_and_reason
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.memory import MemoryTaken
@@ -28,8 +29,8 @@ def require_of_image(error: Exception, *, on_gpu: bool) -> None:
 
 
 def in_words(error: Exception) -> str:
-    """The type of an error and its text, on one line of moderate length."""
-    return kind_and_reason(error)[:_REASON]
+    """The type of an error and its text, on one line of moderate length; the text alone if it is one of ours."""
+    return (str(error) if isinstance(error, BadTeacher) else kind_and_reason(error))[:_REASON]
 
 
 def overflow(prediction: Prediction, precision: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from autolabel.manifests import storage
-from autolabel.manifests.cluster import cluster_address, is_connected
+from autolabel.manifests.cluster import cluster_address, is_connected, require_gpus
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
@@ -158,11 +158,8 @@ def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, s
         return "local", f"{one}; --engine ray uses all of them, --device cuda:N another" if gpus > 1 else ""
     address = cluster_address(machine.address)
     private = not (address or is_connected())
-    if device == "cuda" and private and (machine.workers or 1) > max(1, gpus):
-        raise ValueError(
-            f"workers {machine.workers}: expected at most {counted(gpus, 'GPU')} of this machine, one for each;"
-            " give fewer, or the --address of a cluster"
-        )
+    if device == "cuda" and private and machine.workers and machine.workers > 1:
+        require_gpus(machine.workers, gpus)
     if machine.engine != "auto":
         return machine.engine, ""
     if address:

@@ -198,11 +198,11 @@ def _follow(
             if over:
                 break
             waited = 0.0 if starts else time.monotonic() - began
-            if waited > START_S:
-                raise WorkersFailed(f"no worker started in {START_S:.0f} s: {needs}, the cluster has {_has(ray)}")
             if waited > QUIET_S and not noted:
                 noted = True
                 on_note(f"waiting: {needs}, the cluster has {_has(ray)}; giving up after {START_S / 60:.0f} min")
+            if waited > START_S:
+                raise WorkersFailed(f"no worker started in {START_S:.0f} s: {needs}, the cluster has {_has(ray)}")
             fitting.over.wait(0.3)  # join() would take the thread for ended after a Ctrl-C
         except KeyboardInterrupt:
             if stopping or not starts:

@@ -120,7 +120,12 @@ class TrainJob:
     val: Path
     out: Path
     _: KW_ONLY
-    arch: str = setting(ARCH, "TRUNK_DECODER[_COMBINATION]; docs/teacher.md lists them.", group="what")
+    arch: str = setting(
+        ARCH,
+        "TRUNK_DECODER[_COMBINATION], timm:NAME such as timm:convnext_tiny, or smp:DECODER/ENCODER such as"
+        " smp:Segformer/mit_b2; docs/teacher.md lists them.",
+        group="what",
+    )
     init: Path | None = setting(  # noqa: RUF009
         None, "Start from this checkpoint, or from weights of the trunk; docs/teacher.md.", group="what"
     )

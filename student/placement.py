@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 
 from autolabel.manifests import machine
-from autolabel.manifests.wording import counted
+from autolabel.manifests.cluster import require_gpus
 from autolabel.teacher.device import pick_precision
 
 _LOADERS = 8  # processes that read crops for one GPU: more have nothing to do
@@ -47,10 +47,8 @@ def place(
     """
     gpus = sum(node.get("GPU", 0) for node in nodes)
     on_gpu = device.startswith("cuda") or (device == "auto" and gpus > 0)
-    if on_gpu and not cluster and gpus < workers:
-        there = f"this machine has {counted(int(gpus), 'GPU')}"
-        fewer = f"--workers {int(gpus)}, or " if gpus else ""
-        raise ValueError(f"workers {workers}: {there}, and each needs one; give {fewer}--device cpu")
+    if on_gpu and not cluster:
+        require_gpus(workers, int(gpus))
     wanted = 1 + ((_LOADERS if on_gpu else 0) if loaders is None else loaders)
     if not on_gpu:
         fitting = (n for n in range(wanted, 1, -1) if sum(node.get("CPU", 0) // n for node in nodes) >= workers)

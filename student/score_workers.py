@@ -18,7 +18,7 @@ from typing import Any
 
 from autolabel.manifests import notes
 from autolabel.manifests.class_map import ClassMap
-from autolabel.manifests.cluster import cluster_address, ray_session
+from autolabel.manifests.cluster import cluster_address, ray_session, require_gpus
 from autolabel.manifests.machine import resident_memory
 from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import Progress, counted
@@ -144,8 +144,8 @@ def _kind(ray: Any, machine: ScoreMachine, device: str) -> str:
         if not private and device == "auto":
             notes.tell("the cluster has no GPU: its workers score on CPUs; --device cuda would wait for GPUs")
         return "cpu"
-    if private and machine.workers > gpus:
-        raise ValueError(f"workers {machine.workers}: this machine has {counted(gpus, 'GPU')}, give at most as many")
+    if private:
+        require_gpus(machine.workers, gpus)
     return "cuda"
 
 

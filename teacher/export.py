@@ -139,13 +139,14 @@ def export_model(
     subject, agreement = f"{checkpoint} ({read.arch})", Agreement()
     with _quiet():
         program = _traced(made, subject, size=size, batch=batch, least=least)
-        steps.next()
+    steps.next()
+    with _quiet():
         data = _onnx(program, subject, gives=gives, space=space) if output.suffix == ONNX else _pt2(program)
-        steps.next()
         run = runner(data, output.suffix)
-        for one in compare(run, teacher, scales, gives=gives, size=size, batch=batch, least=least):
-            agreement += one
-            steps.next()
+    steps.next()
+    for one in compare(run, teacher, scales, gives=gives, size=size, batch=batch, least=least):
+        agreement += one
+        steps.next()
     storage.remove(output)  # an older network never stands beside the sidecar of this one
     for path, content in beside.items():
         storage.write(path, content)
@@ -293,7 +294,7 @@ def _quiet() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.ERROR)
     try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+        with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import ModuleType
 
 import torch
@@ -37,13 +38,13 @@ _MODULES = {TRANSFORMERS: "transformers", EXPORTED: "exported", ONNX: "onnx", PY
 
 @dataclass(frozen=True)
 class _Member:
-    """One teacher, loaded. names, label_space and trained_on are None where nobody says them."""
+    """One teacher, loaded. names, label_space and the marks of trained_on are None where nobody says them."""
 
     place: TeacherPlace
     network: Network
     names: tuple[str, ...] | None
     label_space: LabelSpace | None
-    trained_on: Tensor | None
+    trained_on: Callable[[], Tensor | None]  # it may read many images, which no label needs
 
 
 def load_teacher(
@@ -68,6 +69,10 @@ def load_teacher(
     device = pick_device(device)
     precision = pick_precision(precision, device)
     require_precision(precision, device)
+    if window is not None and all(place.kind == CHECKPOINT for place in name.places):
+        raise ValueError(
+            f"window {window[0]}x{window[1]}: {name} is a network of ours, which looks at whole images; leave it out"
+        )
     digest = name.digest()
     members = [
         _load(place, device=device, precision=precision, combine=combine, window=window) for place in name.places
@@ -90,7 +95,7 @@ def load_teacher(
     return Teacher(
         networks[0] if len(networks) == 1 else Ensemble(networks),
         own,
-        trained_on=_seen(members),
+        trained_on=partial(_seen, members),
         device=device,
         precision=precision,
         name=name,
@@ -135,21 +140,17 @@ def seen_by(teacher: TeacherName) -> Tensor | None:
 
 def _load(place: TeacherPlace, *, device: str, precision: str, combine: str, window: Size | None) -> _Member:
     if place.kind == CHECKPOINT:
-        if window is not None:
-            raise ValueError(
-                f"window {window[0]}x{window[1]}: {place} is a network of ours, which looks at whole images;"
-                " leave it out"
-            )
         checkpoint = read_checkpoint(place.path)
         network = load_network(place.path, checkpoint)
         fold_batch_norm(network)
         cast_convolutions(network, precision, device=device)
         own, space = own_network(network, torch.device(device), combine=combine), checkpoint.label_space
-        return _Member(place, own, space.names if space else None, space, checkpoint.trained_on)
+        seen = checkpoint.trained_on
+        return _Member(place, own, space.names if space else None, space, lambda: seen)
     model = _module(place).load(place, device=torch.device(device))
     around = ForeignNetwork(model, name=str(place), window=window)
     space = model.classes if isinstance(model.classes, LabelSpace) else _named(place, around.names)
-    return _Member(place, around, around.names, space, model.trained_on)
+    return _Member(place, around, around.names, space, lambda: model.trained_on)
 
 
 def _module(place: TeacherPlace) -> ModuleType:
@@ -182,7 +183,7 @@ def _targets(
 
 
 def _seen(members: Sequence[_Member]) -> Tensor | None:
-    return _joined([member.place for member in members], [member.trained_on for member in members])
+    return _joined([member.place for member in members], [member.trained_on() for member in members])
 
 
 def _joined(places: Sequence[TeacherPlace], seen: Sequence[Tensor | None]) -> Tensor | None:

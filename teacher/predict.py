@@ -8,9 +8,9 @@ beside the others is tried again alone. Only uint8 labels and small tables of co
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import numpy as np
 import torch
@@ -59,7 +59,7 @@ class Teacher:
         network: SegmentationNet | Network,
         label_space: LabelSpace | None = None,
         *,
-        trained_on: Tensor | None = None,
+        trained_on: Tensor | Callable[[], Tensor | None] | None = None,
         device: str = "cpu",
         precision: str = "float32",
         name: TeacherName | None = None,
@@ -78,12 +78,17 @@ class Teacher:
         self.classes = self.network.classes
         self.feed = Feed(self.device)
         self.label_space = label_space
-        self.trained_on = trained_on
+        self._trained_on = trained_on
         self.precision = precision
         self.name, self.sha256, self.combine, self.window, self.class_map = name, digest, combine, window, class_map
         self._own = own
         self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
         self.gate = Gate(self.device)
+
+    @cached_property
+    def trained_on(self) -> Tensor | None:
+        """The marks of the images that it has seen, (N,) int64. Raises BadTeacher if they cannot be read."""
+        return self._trained_on() if callable(self._trained_on) else self._trained_on
 
     def require_space(self, space: LabelSpace, *, teacher: str, manifest: str) -> None:
         """Raise ValueError unless the network predicts the classes of `space` (or as many, if it does not name them).

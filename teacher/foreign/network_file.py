@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import cast
 
 import torch
@@ -39,11 +40,10 @@ class NetworkFile(Model):
     """
 
     def __init__(self, fit: Fit, run: Callable[[Tensor], Tensor], *, device: torch.device) -> None:
-        sidecar, marks = fit.described.sidecar, fit.described.marks()
+        sidecar = fit.described.sidecar
         self.classes: Sequence[str] | LabelSpace = fit.described.classes
         self.gives = cast(Gives, sidecar.gives)
         self.fixed_size = fit.size
-        self.trained_on = None if marks is None else fingerprint_tensor(marks)
         self._fit, self._run, self._sidecar = fit, run, sidecar
         self._batch = fit.batch or (1 if device.type == "cpu" else None)
         black, white = sidecar.range or (0.0, 255.0)
@@ -54,6 +54,12 @@ class NetworkFile(Model):
         self._mean, self._std = (
             torch.tensor(value, device=device).view(1, 3, 1, 1) for value in (sidecar.mean, sidecar.std)
         )
+
+    @cached_property
+    def trained_on(self) -> Tensor | None:  # type: ignore[override]
+        """The marks of the images that it has seen, read when they are asked for: each of them may have to be."""
+        marks = self._fit.described.marks()
+        return None if marks is None else fingerprint_tensor(marks)
 
     def predict(self, images: Tensor) -> Tensor | Field:
         """Return the scores of images (B, 3, H, W) uint8 as `Model.predict` says. Raises BadTeacher for its output."""

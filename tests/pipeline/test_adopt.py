@@ -270,7 +270,10 @@ def test_kept_confidence_can_be_relabelled_and_gives_what_adopting_would_have(su
         (("--policy", "temperature = 2.0"), "policy 'p' asks for a temperature, which needs the probabilities of all"),
         (("--policy", "[outlined]\nroad = 0.9"), "policy 'p' asks for what people outline, which needs"),
         (("--label-space", "cityscapes"), "the PNGs are of label space 'cityscapes', {d}/drive.parquet of 'camvid':"),
-        (("--classes", "cityscapes-to-camvid"), "'wall' is no class of label space 'camvid'"),
+        (
+            ("--classes", "cityscapes-to-camvid"),
+            "class map 'cityscapes-to-camvid' maps the classes of the PNGs: say with --label-space",
+        ),
         (("--confidence", "nowhere"), "nowhere is not a folder that exists"),
     ],
 )

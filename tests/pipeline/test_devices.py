@@ -93,11 +93,15 @@ def test_one_gpu_of_several_is_named_and_the_recipe_keeps_its_kind(settled: Call
             " --engine ray, --workers and --address",
         ),
         (
-            2, {"workers": 3}, "workers 3: expected at most 2 GPUs of this machine, one for each; give fewer, or the"
-            " --address of a cluster",
+            2, {"workers": 3},
+            "workers 3: this machine has 2 GPUs, and each needs one; give --workers 2, the --address of a cluster, or"
+            " --device cpu",
         ),
-        (1, {"workers": 2, "engine": "ray"}, "workers 2: expected at most 1 GPU of this machine, one for each; give"
-         " fewer, or the --address of a cluster"),
+        (
+            1, {"workers": 2, "engine": "ray"},
+            "workers 2: this machine has 1 GPU, and each needs one; give --workers 1, the --address of a cluster, or"
+            " --device cpu",
+        ),
     ],
     ids=str,
 )  # fmt: skip

@@ -32,7 +32,7 @@ from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.settings import build_job
-from autolabel.pipeline import prepare, ray_engine
+from autolabel.pipeline import label, prepare, ray_engine
 from autolabel.pipeline.attempts import Attempt, excuse
 from autolabel.pipeline.engine import EngineFailed, Limits, Work
 from autolabel.pipeline.job import LabelJob
@@ -66,6 +66,12 @@ class Fragile(TeacherPredictor):
 
 def fragile(run: Run, device: str) -> Fragile:
     return Fragile(load_teacher(run.teacher, device=device), run.recipe)
+
+
+def fragile_and_judged_early(run: Run, device: str) -> Fragile:
+    """In a worker where two deaths convict an image; every further one would be a new process."""
+    label.DEATHS = 2
+    return fragile(run, device)
 
 
 @pytest.fixture(scope="module")
@@ -143,9 +149,9 @@ def test_images_that_kill_or_hang_their_process_are_found_and_cost_only_themselv
     manifest = drive(*names(7), "kill-it", "hang-it")  # in three units of three
     asked = job(manifest, teacher, address=cluster.address)
     notes: list[str] = []
-    result = generate(asked, on_note=notes.append, predictor=fragile, limits=Limits(stall_s=4))
+    result = generate(asked, on_note=notes.append, predictor=fragile_and_judged_early, limits=Limits(stall_s=4))
     assert outcome(result) == (Accounts(asked=9, labelled=7, quarantined=2, left=0), 9, {}, False)
-    why = "4 worker processes died or hung while they labelled it"
+    why = "2 worker processes died or hung while they labelled it"
     assert quarantined(asked.out) == {"hang-it": why, "kill-it": why}
     assert any("no image finished in 4 s" in note for note in notes)
     assert any("ActorDiedError" in note for note in notes)
@@ -161,13 +167,18 @@ def test_images_that_kill_or_hang_their_process_are_found_and_cost_only_themselv
 def test_without_ray_the_next_call_goes_on_carefully(drive: Callable[..., Path], teacher: Path) -> None:
     """The image kills the whole command; called again, it finds out which one it was."""
     asked = job(drive(*names(4), "kill-it"), teacher, engine="local", unit_size=64)
-    code = (
-        "import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/pipeline']; from test_engine import *;"
-        "generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', unit_size=64), predictor=fragile)"
-    )
+    code = """
+import sys; sys.path[:0] = [sys.argv[1], sys.argv[1] + '/pipeline']; from test_engine import *
+for _ in range(5):
+    child = os.fork()  # nothing but imports has happened yet, so that it is like a new process
+    if not child:
+        generate(job(Path(sys.argv[2]), Path(sys.argv[3]), engine='local', unit_size=64), predictor=fragile)
+        os._exit(0)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+"""
     command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(asked.manifest), str(asked.teacher)]
-    for _ in range(5):  # once nobody looked, four times it was seen
-        assert subprocess.run(command, capture_output=True, check=False).returncode == -signal.SIGKILL
+    told = subprocess.run(command, capture_output=True, check=True, text=True).stdout
+    assert told.split() == [str(-signal.SIGKILL)] * 5  # once nobody looked, four times it was seen
     assert generate(asked, predictor=fragile).accounts == Accounts(5, 4, 1, 0)
     assert list(quarantined(asked.out)) == ["kill-it"]
 

@@ -28,19 +28,21 @@ def test_a_cluster_with_too_few_gpus_is_waited_for(device: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("device", "node", "message"),
+    ("device", "node", "there", "fewer"),
     [
-        (
-            "auto",
-            {"CPU": 8, "GPU": 3},
-            "this machine has 3 GPUs, and each needs one; give --workers 3, or --device cpu",
-        ),
-        ("cuda", {"CPU": 8, "GPU": 1}, "this machine has 1 GPU, and each needs one; give --workers 1, or --device cpu"),
-        ("cuda", {"CPU": 8}, "this machine has 0 GPUs, and each needs one; give --device cpu"),
+        ("auto", {"CPU": 8, "GPU": 3}, "3 GPUs", "--workers 3, "),
+        ("cuda", {"CPU": 8, "GPU": 1}, "1 GPU", "--workers 1, "),
+        ("cuda", {"CPU": 8}, "0 GPUs", ""),
     ],
 )
-def test_more_workers_than_gpus_on_one_machine_are_refused(device: str, node: dict[str, float], message: str) -> None:
-    with pytest.raises(ValueError, match=f"^workers 4: {re.escape(message)}$"):
+def test_more_workers_than_gpus_on_one_machine_are_refused(
+    device: str, node: dict[str, float], there: str, fewer: str
+) -> None:
+    message = (
+        f"workers 4: this machine has {there}, and each needs one; give {fewer}the --address of a cluster, or"
+        " --device cpu"
+    )
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         place(4, device, loaders=None, nodes=[node], cluster=False)
 
 

@@ -241,7 +241,7 @@ def test_workers_that_cannot_be_had_are_refused(
     with pytest.raises(ValueError, match=r"^device cuda:1 with workers: expected auto, cpu or cuda"):
         count_by_workers(counter, ScoreMachine(2), device="cuda:1")
     kind = score_workers._kind
-    with pytest.raises(ValueError, match=r"^workers 3: this machine has 2 GPUs, give at most as many$"):
+    with pytest.raises(ValueError, match=r"^workers 3: this machine has 2 GPUs, and each needs one; give"):
         kind(gpus(2), ScoreMachine(3), "auto")
     with pytest.raises(ValueError, match=r"^device 'cuda' was asked for, but Ray finds no GPU on this machine"):
         kind(gpus(0), ScoreMachine(2), "cuda")

@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 import torch
 from conftest import names_in
 from ray import cloudpickle
@@ -100,12 +101,15 @@ def test_gpus_that_do_not_come_are_waited_for_and_never_replaced_by_cpus(
     cluster.add_node(num_cpus=1, num_gpus=1, **SMALL)
     monkeypatch.setattr(distributed, "START_S", 8.0)
     monkeypatch.setattr(distributed, "QUIET_S", 2.0)
+    monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "900")  # Ray's own patience must not end first
     notes: list[str] = []
     needs = r"2 workers need 1 GPU and 1 CPU each, the cluster has 1 GPU and 3 CPU"
     with (
         ray_session(cluster.address, tmp_path),
         pytest.raises(WorkersFailed, match=rf"^no worker started in 8 s: {needs}$"),
     ):
+        while (ray.cluster_resources().get("GPU"), ray.cluster_resources().get("CPU")) != (1, 3):
+            time.sleep(0.1)  # a lost machine is still counted for a while
         run_workers(
             train_and_wait_once, 2, device="auto", folder=tmp_path, on_step=print, on_note=notes.append, final=(),
             address=cluster.address,

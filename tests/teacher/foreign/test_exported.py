@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import shutil
 import warnings
 import zipfile
 from collections.abc import Callable
@@ -153,11 +154,18 @@ def test_an_image_by_keyword_and_operators_under_no_grad_load(tmp_path: Path) ->
         assert torch.allclose(scores(sidecar(tmp_path / "net.pt2"), images), Tiny()(images / 255), rtol=0, atol=1e-6)
 
 
-def test_what_it_was_trained_on_becomes_marks_for_the_leak_guard(program: Path, city: Path) -> None:
+def test_what_it_was_trained_on_becomes_marks_for_the_leak_guard_when_asked(
+    program: Path, city: Path, tmp_path: Path
+) -> None:
     marks = fingerprint_tensor(fingerprints(load_manifest(city / "fine.parquet").samples))
-    seen = loaded(sidecar(program, trained_on=str(city / "fine.parquet"))).trained_on
-    sidecar(program)
+    path = sidecar(shutil.copy(program, tmp_path / "net.pt2"), trained_on=str(city / "fine.parquet"))
+    seen = loaded(path).trained_on
     assert seen is not None and torch.equal(seen, marks)
+    model = loaded(sidecar(path, trained_on="gone.parquet"))
+    with torch.inference_mode():
+        assert torch.equal(model.predict(photographs(16, 16)), scores(program, photographs(16, 16)))  # type: ignore[arg-type]
+    with pytest.raises(BadTeacher, match=r'net\.toml, trained_on = "gone\.parquet": '):
+        _ = model.trained_on
 
 
 @pytest.mark.parametrize(
