@@ -28,7 +28,7 @@ from autolabel.teacher.agreement import BadExport
 from autolabel.teacher.checkpoints import DRAWN_STREETS, save_checkpoint
 from autolabel.teacher.export import Exported, export_model
 from autolabel.teacher.loading import load_teacher
-from autolabel.teacher.networks.build import ARCHITECTURES
+from autolabel.teacher.networks.build import ARCHITECTURES, build
 from autolabel.teacher.networks.combine import rescaled_size
 
 torch.set_num_threads(1)
@@ -165,6 +165,18 @@ def test_every_network_leaves_as_a_program_of_torch(arch: str, tmp_path: Path) -
 def test_small_networks_leave_as_onnx_for_any_size(arch: str, tmp_path: Path) -> None:
     exported = export_model(by_formula(tmp_path, arch), tmp_path / "student.onnx", gives="classes")
     assert exported.agreement.images == 4 and exported.size is None
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arch", ["timm:mobilenetv3_small_050/plain", "smp:Segformer/mit_b0"])
+def test_networks_of_other_libraries_leave_for_images_of_one_size(arch: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "best.pt", build(arch, len(FIVE)), arch=arch, space=FIVE)
+    exported = export_model(tmp_path / "best.pt", tmp_path / "student.pt2", size=(50, 70))  # no multiple of the stride
+    assert agreed(exported) == (4, 4 * 50 * 70)
+    with pytest.raises(BadExport, match="cannot be traced for any height and width: give --size HxW"):
+        export_model(tmp_path / "best.pt", tmp_path / "any.pt2")
+    assert not (tmp_path / "any.pt2").exists()
 
 
 # --- nothing is written -----------------------------------------------------------------------------------------------
