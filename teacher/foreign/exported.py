@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.teachers import BadTeacher, TeacherPlace
+from autolabel.manifests.wording import reason
 from autolabel.teacher.foreign.archive import clean
 from autolabel.teacher.foreign.ports import fit
 from autolabel.teacher.foreign.sidecar import read_sidecar
@@ -37,6 +38,8 @@ def load(place: TeacherPlace, *, device: torch.device) -> Model:
     from autolabel.teacher.foreign.network_file import NetworkFile
     from autolabel.teacher.memory import is_memory_error
 
+    if torch.torch_version.TorchVersion(torch.__version__) < "2.9":
+        raise BadTeacher(f"{place.path} needs torch 2.9 or newer, whose files hold weights as bytes: install that")
     described = read_sidecar(place.path)
     program = clean(place.path)
     settled = fit(place.path, described, program.inputs, program.outputs)
@@ -110,4 +113,4 @@ def _quiet() -> Iterator[None]:
 
 def _briefly(error: Exception) -> str:
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return (lines[0] if lines else type(error).__name__)[:300]
+    return lines[0][:300] if lines and not isinstance(error, KeyError) else reason(error)

@@ -10,6 +10,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.onnx_file import BadOnnxFile, OnnxFile, parse_onnx
 from autolabel.manifests.teachers import BadTeacher, TeacherPlace
+from autolabel.manifests.wording import reason
 from autolabel.teacher.foreign.ports import fit
 from autolabel.teacher.foreign.sidecar import read_sidecar
 
@@ -121,5 +122,5 @@ def _session(path: Path, data: bytes, file: OnnxFile, device: torch.device) -> A
 
 def _briefly(error: Exception) -> str:
     """Return what onnxruntime says, without codes and places in its sources."""
-    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()))
-    return (re.sub(r"^\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", text) or type(error).__name__)[:300]
+    text = re.sub(r"^\[ONNXRuntimeError\] : \d+ : \w+ : ", "", " ".join(str(error).split()) or reason(error))
+    return re.sub(r"^\S+\.(cc|h):\d+ .*?\) (?=[A-Z])", "", text)[:300]

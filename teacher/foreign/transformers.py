@@ -22,6 +22,7 @@ from autolabel.teacher.foreign.queries import Box, placed, query_scores, window_
 from autolabel.teacher.model import Gives
 from autolabel.teacher.networks.fields import Field, InMemory, Size
 from autolabel.teacher.optional import require_package
+from autolabel.teacher.strangers import stranger
 
 _PIXELS = "ForSemanticSegmentation"  # the end of the names of all networks with logits for pixels
 _QUERIES = (
@@ -184,6 +185,9 @@ def _config(place: TeacherPlace) -> dict[str, Any]:
     """Read config.json and refuse what cannot label images, or would run code. Raises BadTeacher."""
     config = _document(place, "config.json")
     if config is None:
+        other = stranger(place.folder())
+        if other:
+            raise BadTeacher(f"{place} is {other}")
         raise BadTeacher(f"{place} has no config.json: expected a folder that save_pretrained of transformers wrote")
     for name in ("config.json", _PROCESSOR, _PROCESSOR_WITH_WORDS):
         if "auto_map" in ((_document(place, name) or {}) if name != "config.json" else config):

@@ -331,6 +331,7 @@ def test_interrupted_anywhere_and_resumed_gives_the_same_bits(
         ),
         pytest.param({"precision": "float16"}, id="float16", marks=pytest.mark.slow),  # a CPU emulates it
         pytest.param({"precision": "bfloat16", "power": 2.0}, id="bfloat16, power 2"),
+        pytest.param({"arch": "timm:test_efficientnet"}, id="a trunk of timm"),
     ],
 )
 def test_every_way_to_train_resumes_to_the_same_bits(change: dict[str, Any], short: TrainJob, tmp_path: Path) -> None:

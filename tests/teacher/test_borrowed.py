@@ -19,10 +19,11 @@ from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.student.parallel import synchronised
 from autolabel.teacher.checkpoints import BadCheckpoint, load_network, read_checkpoint, save_checkpoint
 from autolabel.teacher.fold import fold_batch_norm
+from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import architecture, build
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.optional import require_package
-from autolabel.teacher.predict import Teacher, load_teacher
+from autolabel.teacher.predict import Teacher
 from autolabel.teacher.start import read_start
 
 torch.set_num_threads(1)
