@@ -83,6 +83,8 @@ def load_teacher(
         targets = _targets(member, space, class_map, several=len(members) > 1)
         if targets is None or space is None:
             networks.append(member.network)
+            if space is not None and member.names == space.names and member.place.kind != CHECKPOINT:
+                own = space  # the same names: its ids and colours count
         else:
             networks.append(MappedNetwork(member.network, targets, classes=len(space), device=torch.device(device)))
             own = space
