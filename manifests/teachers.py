@@ -26,6 +26,7 @@ from autolabel.manifests.documents import BadDocument, read_toml
 from autolabel.manifests.label_space import BUILT_IN
 from autolabel.manifests.onnx_file import read_onnx
 from autolabel.manifests.policy import SCALES
+from autolabel.manifests.wording import reason
 
 CHECKPOINT, TRANSFORMERS, EXPORTED, ONNX, PYTHON = "checkpoint", "transformers", "torch.export", "onnx", "python"
 _HUB = "hf:"
@@ -185,10 +186,9 @@ def _snapshot(name: str, revision: str) -> Path:
         wanted = [*(f"*{end}" for end in _READ), _WORDS]
         return Path(hub.snapshot_download(name, revision=revision, allow_patterns=wanted))
     except Exception as error:  # no network, no such name, no permission, a full disk: each has errors of its own
-        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         raise BadTeacher(
             f"{where}: there is no folder {name}, and the hub of Hugging Face does not give a model of that name:"
-            f" {reason}"
+            f" {reason(error)}"
         ) from error
     finally:
         if shown:

@@ -270,7 +270,12 @@ def test_no_reason_is_only_the_class_of_an_error() -> None:
     assert found == {
         ("manifests/wording.py", "type(error).__name__"),
         ("pipeline/ray_engine.py", "type(error).__name__"),  # with the first or the last line of Ray's own
-        ("teacher/checkpoints.py", "type(trained_on).__name__"),  # the type of a value
+        # The types of values.
+        ("student/parallel.py", "type(module).__name__"),
+        ("teacher/around.py", "type(scores).__name__"),
+        ("teacher/checkpoints.py", "type(trained_on).__name__"),
+        ("teacher/foreign/python.py", "type(value).__name__"),
+        ("teacher/foreign/transformers.py", "type(network).__name__"),
     }
 
 

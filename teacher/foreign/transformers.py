@@ -18,6 +18,7 @@ from torch import Tensor
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.teachers import BadTeacher, TeacherPlace
+from autolabel.manifests.wording import reason
 from autolabel.teacher.foreign.queries import Box, placed, query_scores, window_scores
 from autolabel.teacher.model import Gives
 from autolabel.teacher.networks.fields import Field, InMemory, Size
@@ -290,7 +291,7 @@ def _processor(place: TeacherPlace, library: Any, config: dict[str, Any]) -> Any
             place.folder(), local_files_only=True, backend="torchvision", **without_table
         )
     except Exception as error:  # whatever is wrong in the file
-        raise BadTeacher(f"{place}: its {_PROCESSOR} cannot be used: {_first_line(error)}") from error
+        raise BadTeacher(f"{place}: its {_PROCESSOR} cannot be used: {reason(error)}") from error
     if getattr(processor, "do_center_crop", False):
         processor.do_center_crop = False
     return processor
@@ -308,7 +309,7 @@ def _network(place: TeacherPlace, library: Any, config: dict[str, Any]) -> tuple
             output_loading_info=True, ignore_mismatched_sizes=True,
         )  # fmt: skip
     except Exception as error:  # a damaged file, a package that it needs: anything
-        raise BadTeacher(f"{place} cannot be loaded by transformers: {_first_line(error)}") from error
+        raise BadTeacher(f"{place} cannot be loaded by transformers: {reason(error)}") from error
     for tensor, there, wanted in sorted(report["mismatched_keys"]):
         raise BadTeacher(
             f"{place}: tensor {tensor} has shape {tuple(there)}, and config.json, with {network.config.num_labels}"
@@ -328,7 +329,7 @@ def _task(place: TeacherPlace, library: Any, config: Any) -> dict[str, Tensor]:
         tokenizer = library.AutoTokenizer.from_pretrained(place.folder(), local_files_only=True)
         words = tokenizer([_TASK], padding="max_length", max_length=config.task_seq_len, truncation=True)
     except Exception as error:
-        raise BadTeacher(f"{place}: its tokenizer cannot be used: {_first_line(error)}") from error
+        raise BadTeacher(f"{place}: its tokenizer cannot be used: {reason(error)}") from error
     return {"task_inputs": torch.tensor(words["input_ids"]) * torch.tensor(words["attention_mask"])}
 
 
@@ -343,7 +344,3 @@ def _require_unread(place: TeacherPlace, model: TransformersModel, missing: list
         for name, tensor in model.network.state_dict().items():
             if name in missing:
                 tensor.zero_()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)
