@@ -83,6 +83,8 @@ def load_teacher(
         targets = _targets(member, space, class_map, several=len(members) > 1)
         if targets is None or space is None:
             networks.append(member.network)
+            if space is not None and member.names == space.names and member.place.kind != CHECKPOINT:
+                own = space  # the same names: its ids and colours count
         else:
             networks.append(MappedNetwork(member.network, targets, classes=len(space), device=torch.device(device)))
             own = space
@@ -110,6 +112,7 @@ def classes_of(teacher: TeacherName) -> LabelSpace | None:
     Those of the first teacher, if there are several. Raises BadTeacher, BadCheckpoint, FileNotFoundError.
     """
     place = teacher.places[0]
+    place.require_files()
     if place.kind == CHECKPOINT:
         return read_checkpoint(place.path).label_space
     classes = _module(place).classes(place)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ _DETR = {
 _EOMT = {"hidden_size": 32, "num_hidden_layers": 3, "num_blocks": 1, "num_upscale_blocks": 1, "num_queries": 8}
 _FIXED, _SHORT = {"height": 64, "width": 64}, {"shortest_edge": 64, "longest_edge": 160}
 _WINDOWS = {"size": {"shortest_edge": 64, "longest_edge": None}, "do_split_image": True, "do_pad": True}
+NAMES = tuple(f"class {number}" for number in range(5))
 _TASK = ("the", "task", "is", "semantic")
 
 
@@ -185,24 +186,22 @@ ARCHITECTURES: dict[str, tuple[str, Callable[[], dict[str, Any]], str, dict[str,
 }  # fmt: skip
 
 
-def network_and_processor(architecture: str, classes: int = 5, **settings: Any) -> tuple[Any, Any]:
+def network_and_processor(architecture: str, names: Sequence[str] = NAMES, **settings: Any) -> tuple[Any, Any]:
     """Return a network whose labels vary, and its processor with other settings than those above."""
     network_name, config, processor_name, own = ARCHITECTURES[architecture]
     kind = getattr(transformers, network_name)
-    names = {number: f"class {number}" for number in range(classes)}
     torch.manual_seed(1)
-    network = kind(
-        kind.config_class(**config(), id2label=names, label2id={name: number for number, name in names.items()})
-    )
+    numbers = {name: number for number, name in enumerate(names)}
+    network = kind(kind.config_class(**config(), id2label=dict(enumerate(names)), label2id=numbers))
     processor = getattr(transformers, processor_name)(**{**own, **settings})
-    spread(network.eval(), processor, classes)
+    spread(network.eval(), processor, len(names))
     return network, processor
 
 
-def save(folder: Path, architecture: str, classes: int = 5, **settings: Any) -> Path:
+def save(folder: Path, architecture: str, names: Sequence[str] = NAMES, **settings: Any) -> Path:
     """Save such a network and its processor in a folder, as `save_pretrained` does."""
     transformers.utils.logging.disable_progress_bar()
-    network, processor = network_and_processor(architecture, classes, **settings)
+    network, processor = network_and_processor(architecture, names, **settings)
     network.save_pretrained(folder)
     processor.save_pretrained(folder)
     if architecture == "oneformer":
@@ -224,6 +223,20 @@ def task_tokenizer() -> Any:
     tokens = [*dict.fromkeys(tokens), "<|startoftext|>", "<|endoftext|>"]
     vocabulary = {token: number for number, token in enumerate(tokens)}
     return transformers.CLIPTokenizer(vocab=vocabulary, merges=list(dict.fromkeys(merges)))
+
+
+def post_processed(architecture: str, network: Any, processor: Any, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the labels (H, W) and scores (C, H, W) of transformers itself."""
+    shown = {"images": [image], "return_tensors": "pt", "input_data_format": "channels_first"}
+    if architecture == "oneformer":
+        both = transformers.OneFormerProcessor(processor, task_tokenizer(), max_seq_length=12, task_seq_length=12)
+        inputs = both(task_inputs=["semantic"], **shown)
+    else:
+        inputs = processor(**shown)
+    (made,) = processor.post_process_semantic_segmentation(
+        network(**inputs), [tuple(image.shape[-2:])], return_segmentation_scores=True
+    )
+    return made["segmentation"], made["segmentation_scores"]
 
 
 def picture(seed: int, height: int, width: int) -> Tensor:

@@ -67,6 +67,7 @@ SCRIPTS = {
     "scale_combination": Script(tables=1),
     "store": Script(tables=1, lines=("2 workers by fork: ",), dashes=8),
     "teacher": Script(tables=5, lines=("labels differ in 0 of ",)),
+    "teachers": Script(tables=1),
     "training_step": Script(tables=1),
 }
 

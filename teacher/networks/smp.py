@@ -138,7 +138,7 @@ def _unread(decoder: str, encoder: str) -> tuple[str, ...]:
         if reason:
             raise ValueError(
                 f"{PREFIX}{decoder}/{encoder} does not take images of any size ({reason}): choose another encoder;"
-                " docs/teacher.md says which are known to work"
+                " docs/networks.md says which are known to work"
             )
     logits.sum().backward()
     return tuple(name for name, parameter in model.named_parameters() if parameter.grad is None)

@@ -36,7 +36,7 @@ SMALL = (
     "timm:test_vit/deeplabv3plus_mscale",
     "smp:FPN/tu-test_efficientnet",
 )
-# The families that docs/teacher.md calls known to work.
+# The families that docs/networks.md calls known to work.
 FAMILIES = (
     "timm:convnext_atto", "timm:convnext_atto/deeplabv3plus_mscale",
     "timm:convnextv2_atto", "timm:resnet18", "timm:resnet18/deeplabv3plus_mscale",

@@ -13,7 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
-from small_transformers import ARCHITECTURES, network_and_processor, picture, save, task_tokenizer, transformers
+from small_transformers import ARCHITECTURES, network_and_processor, picture, post_processed, save, transformers
 from torch import Tensor
 
 from autolabel.manifests.teachers import BadTeacher, TeacherPlace
@@ -31,20 +31,6 @@ def field(model: TransformersModel, images: Tensor) -> Field:
         assert scores.size == images.shape[-2:]
         return scores
     return resized(InMemory(scores), (images.shape[-2], images.shape[-1]))
-
-
-def post_processed(architecture: str, network: Any, processor: Any, image: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the labels (H, W) and scores (C, H, W) of transformers itself."""
-    shown = {"images": [image], "return_tensors": "pt", "input_data_format": "channels_first"}
-    if architecture == "oneformer":
-        both = transformers.OneFormerProcessor(processor, task_tokenizer(), max_seq_length=12, task_seq_length=12)
-        inputs = both(task_inputs=["semantic"], **shown)
-    else:
-        inputs = processor(**shown)
-    (made,) = processor.post_process_semantic_segmentation(
-        network(**inputs), [tuple(image.shape[-2:])], return_segmentation_scores=True
-    )
-    return made["segmentation"], made["segmentation_scores"]
 
 
 @pytest.mark.parametrize(
