@@ -96,6 +96,7 @@ def works(arch: str, tmp_path: Path) -> None:
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", SMALL)
 def test_a_network_is_saved_read_folded_and_labels_images_of_any_size(arch: str, tmp_path: Path) -> None:
     works(arch, tmp_path)
@@ -115,6 +116,7 @@ def test_parameters_on_which_no_logit_depends_are_not_trained() -> None:
     assert {name.split(".")[1] for name in fixed} == {"layer3", "layer4"}
 
 
+@pytest.mark.thorough
 def test_the_logits_of_smp_are_those_of_smps_own_network() -> None:
     network = made("smp:Segformer/resnet18")
     theirs = smp.Segformer("resnet18", encoder_weights=None, classes=CLASSES).eval()
@@ -277,6 +279,7 @@ def test_weights_of_timm_fill_the_trunk(name: str, form: str, tmp_path: Path) ->
     )
 
 
+@pytest.mark.thorough
 def test_a_deeper_trunk_of_timm_is_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "resnet34.pth")
     message = r"does not fit the encoder of timm:resnet18: backbone\.model\.layer1\.2\.bn1\.bias is not in the network"
@@ -290,6 +293,7 @@ def test_weights_of_another_trunk_are_refused(tmp_path: Path) -> None:
         read_start(tmp_path / "vit.pth", "timm:test_resnet", space=CAMVID)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("made_by", "fresh"),
     [
