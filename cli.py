@@ -419,8 +419,6 @@ def adopt(
     """
     from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 
-    if threshold is not None and confidence is None:
-        raise Failure(f"--threshold {threshold:g}: these PNGs hold class ids alone: name a folder for --confidence")
     job = adopting_job(manifest, out, _policy_of(policy, threshold), **values)
     with progress("adopting") as update:
         result = adopt(

@@ -62,7 +62,7 @@ i { display: inline-block; width: 11px; height: 11px; border-radius: 2px; margin
 class Extent:
     """How much is drawn and learnt: images of the city and their height, seeds, steps, crops of a step and their size.
 
-    hero, attention: numbers of the samples of coarse.parquet that README.md and docs/teacher.md show.
+    hero, attention: numbers of the samples of coarse.parquet that README.md and docs/networks.md show.
     """
 
     fine: int = 24

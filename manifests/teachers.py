@@ -69,7 +69,7 @@ class TeacherPlace:
         return cls({".pt2": EXPORTED, ".onnx": ONNX, ".py": PYTHON}.get(path.suffix, CHECKPOINT), path)
 
     def __str__(self) -> str:
-        if self.kind == PYTHON:
+        if self.kind == PYTHON and self.name:
             return f"{self.path}:{self.name}"
         if self.revision:
             return f"{_HUB}{self.path.as_posix()}@{self.revision}"
@@ -93,11 +93,24 @@ class TeacherPlace:
         weights = _weights(self.path) if self.kind == ONNX else []
         return [path for path in sorted({self.path, *beside, *weights}) if storage.exists(path)]
 
-    def digest(self) -> str:
-        """The sha256 of its file, or of the names and sha256 of its files. Raises BadTeacher if there are none."""
+    def require_files(self) -> list[Path]:
+        """Return `files`. Raises BadTeacher if there are none."""
         files = self.files()
         if not files:
-            raise BadTeacher(f"{self} does not exist: expected a checkpoint, or another teacher of docs/teachers.md")
+            if storage.is_folder(self.path):
+                raise BadTeacher(
+                    f"{self} has no config.json: expected a folder that save_pretrained of transformers wrote"
+                )
+            like_on_hub = self.kind == CHECKPOINT and len(self.path.parts) == 2
+            on_hub = f"; a model on the hub of Hugging Face is hf:{self}" if like_on_hub else ""
+            raise BadTeacher(
+                f"{self} does not exist: expected a checkpoint, or another teacher of docs/teachers.md{on_hub}"
+            )
+        return files
+
+    def digest(self) -> str:
+        """The sha256 of its file, or of the names and sha256 of its files. Raises BadTeacher if there are none."""
+        files = self.require_files()
         if self.kind in (CHECKPOINT, PYTHON):
             return storage.sha256(files[0])
         return _joint(f"{path.name} {storage.sha256(path)}" for path in files)
@@ -133,6 +146,11 @@ class TeacherName:
     def scales(self) -> tuple[float, ...]:
         """The scales at which it labels unless others are asked for; only our own networks are made for several."""
         return SCALES if all(place.kind == CHECKPOINT for place in self.places) else (1.0,)
+
+    @property
+    def runs_code(self) -> bool:
+        """True if it has a class of one's own, which runs only where a person names it."""
+        return any(place.kind == PYTHON for place in self.places)
 
     def exists(self) -> bool:
         """True if all of its files and folders are there."""

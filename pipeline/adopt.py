@@ -134,11 +134,10 @@ def _require_confidences(job: LabelJob, *, known: bool) -> None:
             f"policy {policy.name!r} asks for {asked}, which needs the probabilities of all classes: leave it out, the"
             " PNGs do not hold them"
         )
-    asked = "--keep-confidence" if job.keep_confidence else f"policy {policy.name!r}" if policy.thresholds else ""
-    if asked and not known:
+    if job.asks_of_confidence and not known:
         raise ValueError(
-            f"{asked} needs confidences, but these PNGs hold class ids alone, so each counts as 1: name a folder of"
-            " them with --confidence, or leave it out"
+            f"{job.asks_of_confidence} needs confidences, but these PNGs hold class ids alone, so each counts as 1:"
+            " name a folder of them with --confidence, or leave it out"
         )
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autolabel.manifests.class_map import ClassMap, load_class_map
-from autolabel.manifests.policy import COMBINE, LEVELS, PAPER, SCALES, Policy, check_scales
+from autolabel.manifests.policy import COMBINE, LEVELS, PAPER, PRESETS, SCALES, Policy, check_scales
 from autolabel.manifests.recipe import STORES, Machine
 from autolabel.manifests.settings import parse_numbers, parse_pair, require_choices, setting
 from autolabel.manifests.teachers import TeacherName
@@ -100,6 +100,21 @@ class LabelJob:
             raise ValueError(f"unit size {self.unit_size}: expected 1 to 4096")
         if not 0 <= self.max_quarantined <= 1:
             raise ValueError(f"max quarantined {self.max_quarantined:g}: expected a share in [0, 1]")
+
+    @property
+    def asks_of_confidence(self) -> str:
+        """The first wish that class ids without probabilities cannot grant, in words; "" for none.
+
+        The one threshold of a preset asks for nothing: every id counts as sure.
+        """
+        policy = self.policy
+        if self.keep_confidence:
+            return "--keep-confidence"
+        if policy.thresholds or (policy.threshold != PAPER.threshold and policy not in PRESETS.values()):
+            return f"policy {policy.name!r}, which has thresholds,"
+        if policy.temperature != 1 or policy.outlined:
+            return f"policy {policy.name!r}, which needs the probabilities of all classes,"
+        return ""
 
     @property
     def one_gpu(self) -> bool:

@@ -13,7 +13,6 @@ import torch
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import ask_gpus, cluster_address, cluster_gpus, is_connected
 from autolabel.manifests.machine import resident_memory
-from autolabel.manifests.policy import PAPER
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
 from autolabel.manifests.run.shards import create_zarr
@@ -149,21 +148,12 @@ def require_fitting(request: Request, teacher: Teacher) -> None:
     job, recipe = request.job, request.recipe
     teacher.require_space(request.manifest.label_space, teacher=str(job.teacher), manifest=str(job.manifest))
     teacher.network.require(recipe.scales, flip=recipe.flip)
-    if not teacher.network.confident:
-        _require_no_thresholds(job)
-    teacher.require_sound(recipe.scales, flip=recipe.flip)
-
-
-def _require_no_thresholds(job: LabelJob) -> None:
-    """Raise ValueError if a job asks for confidences of a teacher that gives class ids only."""
-    policy = job.policy
-    thresholds = policy.thresholds or policy.threshold != PAPER.threshold
-    asked = "--keep-confidence" if job.keep_confidence else "a threshold" if thresholds else ""
-    asked = asked or ("a temperature" if policy.temperature != 1 else "")
-    if asked:
+    if not teacher.network.confident and job.asks_of_confidence:
         raise ValueError(
-            f"{asked} was asked for, but {job.teacher} gives class ids without probabilities: leave it out"
+            f"{job.asks_of_confidence} was asked for, but {job.teacher} gives class ids without probabilities: leave it"
+            " out"
         )
+    teacher.require_sound(recipe.scales, flip=recipe.flip)
 
 
 def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = None) -> tuple[Run, Plan]:

@@ -123,11 +123,11 @@ class TrainJob:
     arch: str = setting(
         ARCH,
         "TRUNK_DECODER[_COMBINATION], timm:NAME such as timm:convnext_tiny, or smp:DECODER/ENCODER such as"
-        " smp:Segformer/mit_b2; docs/teacher.md lists them.",
+        " smp:Segformer/mit_b2; docs/networks.md lists them.",
         group="what",
     )
     init: Path | None = setting(  # noqa: RUF009
-        None, "Start from this checkpoint, or from weights of the trunk; docs/teacher.md.", group="what"
+        None, "Start from this checkpoint, or from weights of the trunk; docs/networks.md.", group="what"
     )
     steps: int = setting(1000, "Changes of the weights.", group="what")
     seed: int = setting(0, "Start of every random number; another one gives another training.", group="rarely")

@@ -266,7 +266,7 @@ def _other_network(path: Path, state: Mapping[str, Tensor]) -> str:
             "a state dict of smp, which does not say of which network: start a training with --arch smp:DECODER/ENCODER"
             f" --init {path}, or give it in a class of your own (docs/teachers.md)"
         )
-    return "a checkpoint of another network: expected one of those in docs/teacher.md, such as hrnet48_ocr_mscale"
+    return "a checkpoint of another network: expected one of those in docs/networks.md, such as hrnet48_ocr_mscale"
 
 
 def _seen(path: Path, trained_on: object) -> Tensor | None:

@@ -112,6 +112,7 @@ def classes_of(teacher: TeacherName) -> LabelSpace | None:
     Those of the first teacher, if there are several. Raises BadTeacher, BadCheckpoint, FileNotFoundError.
     """
     place = teacher.places[0]
+    place.require_files()
     if place.kind == CHECKPOINT:
         return read_checkpoint(place.path).label_space
     classes = _module(place).classes(place)

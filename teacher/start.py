@@ -102,7 +102,7 @@ def _start_from_trunk(path: Path, state: Mapping[str, Tensor], arch: str, space:
     if not any(k in trunk and v.shape == trunk[k].shape for k, v in tensors.items() if v.ndim):
         raise BadCheckpoint(
             f"{path}: nothing in it fits {arch} (it begins with {', '.join(list(state)[:3])}): expected a checkpoint of"
-            " docs/teacher.md with that trunk, or weights of the trunk alone"
+            " docs/networks.md with that trunk, or weights of the trunk alone"
         )
     require_match(
         path, trunk, state=taken, network=f"the trunk of {arch}"

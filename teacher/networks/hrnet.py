@@ -74,7 +74,7 @@ def resize(x: Tensor, size: Sequence[int]) -> Tensor:
         return x
     if x.is_cuda and not torch.is_grad_enabled():
         # A CPU resizes in the precision of x. A GPU's autocast would do so in float32, and go on with that for long:
-        # twice the bytes, for labels that are hardly nearer to those of float32 (docs/teacher.md).
+        # twice the bytes, for labels that are hardly nearer to those of float32 (docs/networks.md).
         with torch.autocast("cuda", enabled=False):
             return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
     return F.interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)

@@ -91,7 +91,7 @@ def _plan(name: str, dilated: bool) -> _Plan:
     about = f" ({str(reason).splitlines()[0]})" if reason and "unexpected keyword" not in str(reason) else ""
     raise ValueError(
         f"{PREFIX}{name} does not give maps of images of any size{about}: expected a trunk such as convnext_tiny,"
-        " resnet50 or mobilenetv3_large_100; docs/teacher.md says which are known to work"
+        " resnet50 or mobilenetv3_large_100; docs/networks.md says which are known to work"
     )
 
 

@@ -264,9 +264,12 @@ def test_kept_confidence_can_be_relabelled_and_gives_what_adopting_would_have(su
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (("--threshold", "0.7"), "--threshold 0.7: these PNGs hold class ids alone: name a folder for --confidence"),
+        (("--threshold", "0.7"), "policy 'threshold 0.7', which has thresholds, needs confidences, but these PNGs"),
         (("--keep-confidence", "8"), "--keep-confidence needs confidences, but these PNGs hold class ids alone"),
-        (("--policy", "threshold = 0.5\n[thresholds]\nroad = 0.9"), "policy 'p' needs confidences, but these PNGs"),
+        (
+            ("--policy", "threshold = 0.5\n[thresholds]\nroad = 0.9"),
+            "policy 'p', which has thresholds, needs confidences, but these PNGs",
+        ),
         (("--policy", "temperature = 2.0"), "policy 'p' asks for a temperature, which needs the probabilities of all"),
         (("--policy", "[outlined]\nroad = 0.9"), "policy 'p' asks for what people outline, which needs"),
         (("--label-space", "cityscapes"), "the PNGs are of label space 'cityscapes', {d}/drive.parquet of 'camvid':"),

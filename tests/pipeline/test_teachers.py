@@ -15,7 +15,7 @@ from PIL import Image
 import autolabel as al
 from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
-from autolabel.manifests.policy import Policy
+from autolabel.manifests.policy import PRESETS, Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.settings import build_job
 from autolabel.manifests.teachers import BadTeacher, TeacherName
@@ -178,19 +178,23 @@ def test_an_image_that_the_class_cannot_bear_is_quarantined_alone(place: Path, c
 
 @pytest.mark.parametrize(
     ("asked", "what"),
-    [({"keep_confidence": 8}, "--keep-confidence"), ({"policy": Policy(threshold=0.7)}, "a threshold")],
+    [
+        ({"keep_confidence": 8}, "--keep-confidence"),
+        ({"policy": Policy(threshold=0.7)}, "policy 'threshold 0.7', which has thresholds,"),
+    ],
     ids=["kept", "threshold"],
 )
 def test_of_class_ids_nobody_can_ask_how_sure_they_are(place: Path, asked: dict[str, Any], what: str) -> None:
     with pytest.raises(
-        ValueError, match=f"^{what} was asked for, but .*mine.py:Ids gives class ids without probabilities"
+        ValueError, match=f"^{what}.* was asked for, but .*mine.py:Ids gives class ids without probabilities"
     ):
         generate(job(place, "ids", "Ids", **asked))
     assert not (place / "ids").exists()
 
 
-def test_class_ids_are_labels_as_they_are(place: Path, whole: Run) -> None:
-    run = generate(job(place, "sure", "Ids", class_map=None, manifest=_own_space(place))).run
+def test_class_ids_are_labels_as_they_are_under_a_preset_too(place: Path, whole: Run) -> None:
+    asked = job(place, "sure", "Ids", class_map=None, manifest=_own_space(place), policy=PRESETS["human-first"])
+    run = generate(asked).run
     confidences = run.statistics("images", ["mean_confidence"]).column("mean_confidence").to_pylist()
     assert set(confidences) == {1.0}
     assert all((label != IGNORE).all() for label in run.labels.values())

@@ -36,7 +36,7 @@ SMALL = (
     "timm:test_vit/deeplabv3plus_mscale",
     "smp:FPN/tu-test_efficientnet",
 )
-# The families that docs/teacher.md calls known to work.
+# The families that docs/networks.md calls known to work.
 FAMILIES = (
     "timm:convnext_atto", "timm:convnext_atto/deeplabv3plus_mscale",
     "timm:convnextv2_atto", "timm:resnet18", "timm:resnet18/deeplabv3plus_mscale",
@@ -89,8 +89,11 @@ def works(arch: str, tmp_path: Path) -> None:
     network.train()
     output = network(images)
     assert output.joint.shape == (2, CLASSES, 43, 70)
-    output.joint.square().mean().backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
+    output.joint.square().mean().backward(retain_graph=True)
+    if output.aux is not None:
+        output.aux.square().mean().backward()
+    # Processes that train together wait for the gradient of every parameter.
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
 
 
 @pytest.mark.parametrize("arch", SMALL)
@@ -102,6 +105,14 @@ def test_a_network_is_saved_read_folded_and_labels_images_of_any_size(arch: str,
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_each_family_that_the_page_names_works(arch: str, tmp_path: Path) -> None:
     works(arch, tmp_path)
+
+
+def test_parameters_on_which_no_logit_depends_are_not_trained() -> None:
+    """PSPNet reads the first stages of its encoder alone."""
+    fixed = {
+        name.rsplit(".", 3)[0] for name, p in build("smp:PSPNet/resnet18", 2).named_parameters() if not p.requires_grad
+    }
+    assert {name.split(".")[1] for name in fixed} == {"layer3", "layer4"}
 
 
 def test_the_logits_of_smp_are_those_of_smps_own_network() -> None:

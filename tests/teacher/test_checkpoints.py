@@ -44,7 +44,7 @@ from autolabel.teacher.networks.decoders import SegmentationNet
 ARCH = "hrnet18s_ocr_mscale"
 PRINTS = ["00000000000000ff", "ffffffffffffffff", "8000000000000000", "00000000000000ff"]
 
-ANOTHER = " is a checkpoint of another network: expected one of those in docs/teacher.md, such as hrnet48_ocr_mscale"
+ANOTHER = " is a checkpoint of another network: expected one of those in docs/networks.md, such as hrnet48_ocr_mscale"
 
 Content = dict[str, Any]
 

@@ -253,7 +253,7 @@ def trunk_of(arch: str) -> dict[str, Tensor]:
         pytest.param(
             lambda: torch.nn.Linear(2, 2).state_dict(),
             ": nothing in it fits hrnet18s_ocr_mscale (it begins with weight, bias): expected a checkpoint of"
-            " docs/teacher.md with that trunk, or weights of the trunk alone",
+            " docs/networks.md with that trunk, or weights of the trunk alone",
             id="nothing fits",
         ),
         pytest.param(
