@@ -148,6 +148,11 @@ class TeacherName:
         """The scales at which it labels unless others are asked for; only our own networks are made for several."""
         return SCALES if all(place.kind == CHECKPOINT for place in self.places) else (1.0,)
 
+    @property
+    def runs_code(self) -> bool:
+        """True if it has a class of one's own, which runs only where a person names it."""
+        return any(place.kind == PYTHON for place in self.places)
+
     def exists(self) -> bool:
         """True if all of its files and folders are there."""
         return all(place.files() for place in self.places)

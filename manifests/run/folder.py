@@ -328,6 +328,8 @@ class Run(RunFolder, Shown):
             if named:
                 raise ValueError(f"--teacher {named}: nobody knows the teacher of {self.path}, its labels were adopted")
             return None, "no teacher is known"
+        if named is None and name.runs_code:  # a run may come from a stranger
+            return None, f"{name} is code, which runs only if you name it"
         there = name.exists()
         if there and name.digest() == digest:
             return name, ""

@@ -253,6 +253,8 @@ def _seen(teacher: TeacherName | None, digest: str | None, run: Path) -> tuple[T
         return None, f"the teacher {teacher} is gone"
     if teacher.digest() != digest:
         return None, f"{teacher} is no longer the teacher that labelled {run}"
+    if teacher.runs_code:  # a run may come from a stranger
+        return None, f"the teacher {teacher} is code, which runs only where you name it"
     seen = seen_by(teacher)
     return seen, "" if seen is not None else f"the teacher {teacher} does not say which images it has seen"
 

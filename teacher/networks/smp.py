@@ -94,7 +94,8 @@ class SMPNet(SegmentationNet):
         self.encoder, self.decoder, self.segmentation_head = model.encoder, model.decoder, model.segmentation_head
         self.scale_attn = Average()
         self.multiple = _MULTIPLE.get(decoder, 32)
-        _require_any_size(decoder, encoder)
+        for name in _unread(decoder, encoder):  # processes that train together wait for every gradient
+            self.get_parameter(name).requires_grad_(False)
 
     def predict(self, images: Tensor) -> ScaleOutput:
         maps = self.encoder(images)
@@ -117,15 +118,20 @@ def _create(decoder: str, encoder: str, classes: int) -> Any:
 
 
 @cache
-@torch.no_grad()
-def _require_any_size(decoder: str, encoder: str) -> None:
-    """Raise ValueError unless a network, made without content, takes images of any size."""
+@torch.inference_mode(False)
+@torch.enable_grad()
+def _unread(decoder: str, encoder: str) -> tuple[str, ...]:
+    """Return the parameters on which no logit depends. Raises ValueError unless a network takes images of any size.
+
+    Both are found out on a network without content.
+    """
     side = _MULTIPLE.get(decoder, 32)
     with torch.device("meta"):
         model = _create(decoder, encoder, 2).eval()
     for size in ((2 * side, 3 * side), (side, 5 * side)):
         try:
-            given = tuple(model(torch.empty(1, 3, *size, device="meta")).shape[-2:])
+            logits = model(torch.empty(2, 3, *size, device="meta"))
+            given = tuple(logits.shape[-2:])
             reason = "" if given == size else f"logits of {given[0]}x{given[1]} for {size[0]}x{size[1]}"
         except (RuntimeError, ValueError, AssertionError, TypeError, IndexError) as error:
             reason = str(error).splitlines()[0]
@@ -134,3 +140,5 @@ def _require_any_size(decoder: str, encoder: str) -> None:
                 f"{PREFIX}{decoder}/{encoder} does not take images of any size ({reason}): choose another encoder;"
                 " docs/networks.md says which are known to work"
             )
+    logits.sum().backward()
+    return tuple(name for name, parameter in model.named_parameters() if parameter.grad is None)

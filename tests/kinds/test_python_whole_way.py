@@ -117,13 +117,14 @@ def test_the_whole_way(kind: str, city: Path, tmp_path: Path) -> None:
         assert "teacher" in refused(*command, "--teacher", elsewhere, "--out", killed)
 
     # Audited; scored, but not on what it has seen; verified, and shown.
-    audit = autolabel("audit", here, "--truth", city / f"{target}.parquet")
+    named = ("--teacher", made) if own else ()  # code runs only where it is named
+    audit = autolabel("audit", here, "--truth", city / f"{target}.parquet", *named)
     assert audit.exit_code == 0, audit.output
     assert "trained on" in refused("evaluate", made, city / f"{seen}.parquet")
     scored = autolabel("evaluate", made, city / f"{target}.parquet")
     assert scored.exit_code == 0, scored.output
     assert autolabel("verify", ray).exit_code == 0
-    assert autolabel("report", here).exit_code == 0
+    assert autolabel("report", here, *named).exit_code == 0
     if CHROMIUM is None:
         pytest.skip("needs Chromium on the PATH to look at the report")
     with playwright.sync_playwright() as tools:

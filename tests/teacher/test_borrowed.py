@@ -89,10 +89,14 @@ def works(arch: str, tmp_path: Path) -> None:
     network.train()
     output = network(images)
     assert output.joint.shape == (2, CLASSES, 43, 70)
-    output.joint.square().mean().backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in network.parameters())
+    output.joint.square().mean().backward(retain_graph=True)
+    if output.aux is not None:
+        output.aux.square().mean().backward()
+    # Processes that train together wait for the gradient of every parameter.
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in network.parameters() if p.requires_grad)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize("arch", SMALL)
 def test_a_network_is_saved_read_folded_and_labels_images_of_any_size(arch: str, tmp_path: Path) -> None:
     works(arch, tmp_path)
@@ -104,6 +108,15 @@ def test_each_family_that_the_page_names_works(arch: str, tmp_path: Path) -> Non
     works(arch, tmp_path)
 
 
+def test_parameters_on_which_no_logit_depends_are_not_trained() -> None:
+    """PSPNet reads the first stages of its encoder alone."""
+    fixed = {
+        name.rsplit(".", 3)[0] for name, p in build("smp:PSPNet/resnet18", 2).named_parameters() if not p.requires_grad
+    }
+    assert {name.split(".")[1] for name in fixed} == {"layer3", "layer4"}
+
+
+@pytest.mark.thorough
 def test_the_logits_of_smp_are_those_of_smps_own_network() -> None:
     network = made("smp:Segformer/resnet18")
     theirs = smp.Segformer("resnet18", encoder_weights=None, classes=CLASSES).eval()
@@ -266,6 +279,7 @@ def test_weights_of_timm_fill_the_trunk(name: str, form: str, tmp_path: Path) ->
     )
 
 
+@pytest.mark.thorough
 def test_a_deeper_trunk_of_timm_is_refused(tmp_path: Path) -> None:
     torch.save(timm.create_model("resnet34").state_dict(), tmp_path / "resnet34.pth")
     message = r"does not fit the encoder of timm:resnet18: backbone\.model\.layer1\.2\.bn1\.bias is not in the network"
@@ -279,6 +293,7 @@ def test_weights_of_another_trunk_are_refused(tmp_path: Path) -> None:
         read_start(tmp_path / "vit.pth", "timm:test_resnet", space=CAMVID)
 
 
+@pytest.mark.thorough
 @pytest.mark.parametrize(
     ("made_by", "fresh"),
     [

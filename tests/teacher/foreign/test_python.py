@@ -10,6 +10,7 @@ import pytest
 import torch
 from conftest import autolabel, refused
 
+from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import fingerprints, load_manifest
 from autolabel.manifests.teachers import BadTeacher, TeacherPlace
 from autolabel.teacher.checkpoints import fingerprint_tensor
@@ -192,3 +193,19 @@ def test_an_exception_of_the_users_code_ends_the_command_with_its_file_and_line(
         assert message.endswith(
             f"cannot predict an image: KeyError: there is no 'mine' ({tmp_path / 'my_teacher.py'}, line 15)"
         )
+
+
+def test_a_run_from_a_stranger_runs_no_code(city: Path, tmp_path: Path) -> None:
+    """Its run.json names a class, and the file lies there with the sha256 that it records."""
+    marker = tmp_path / "ran"
+    teacher = own_teacher(tmp_path, city, f"open({str(marker)!r}, 'w')")
+    made = autolabel(
+        "generate", city / "fine.parquet", "--teacher", teacher, "--out", tmp_path / "run", "--limit", 1,
+        "--device", "cpu", "--engine", "local",
+    )  # fmt: skip
+    assert made.exit_code == 0, made.output
+    marker.unlink()
+    line = f"{teacher} is code, which runs only if you name it"
+    assert Run.open(tmp_path / "run").find_teacher() == (None, line)
+    assert line in refused("audit", tmp_path / "run", "--truth", city / "fine.parquet")
+    assert not marker.exists()
