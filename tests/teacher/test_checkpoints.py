@@ -567,7 +567,8 @@ def test_a_teacher_of_18_classes_is_refused_for_a_manifest_of_19(city: Path, tmp
     assert result.exit_code == 2
     assert result.stderr.splitlines() == [
         f"autolabel: {path} predicts 18 classes of an unnamed label space, but {manifest} uses"
-        " label space 'cityscapes' with 19: use a teacher of that label space, or map its classes onto it with --classes"
+        " label space 'cityscapes' with 19: use a teacher of that label space, or map its classes onto it with"
+        " --classes"
     ]
 
 
