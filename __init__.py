@@ -40,6 +40,8 @@ if TYPE_CHECKING:
     from autolabel.student.data import ManifestDataset
     from autolabel.student.evaluate import Scores
     from autolabel.student.job import TrainJob
+    from autolabel.teacher.export import Exported
+    from autolabel.teacher.model import Model
     from autolabel.teacher.predict import Teacher
 
     __version__: str
@@ -50,6 +52,7 @@ _CLASSES = {
     "LabelJob": "pipeline.job",
     "LabelSpace": "manifests.label_space",
     "Manifest": "manifests.samples",
+    "Model": "teacher.model",
     "ManifestDataset": "student.data",
     "Policy": "manifests.policy",
     "Run": "manifests.run.folder",
@@ -58,9 +61,9 @@ _CLASSES = {
 }
 
 __all__ = [
-    "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Policy", "Run", "Teacher", "TrainJob", "__version__",
-    "audit", "compare", "evaluate", "fuse", "generate", "load_manifest", "load_teacher", "look", "open_run",
-    "relabel", "report", "scan", "summarise", "train",
+    "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
+    "__version__", "adopt", "audit", "compare", "evaluate", "export_model", "fuse", "generate", "load_manifest",
+    "load_teacher", "look", "open_run", "relabel", "report", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
@@ -248,6 +251,42 @@ def relabel(
     return relabel(
         open_run(run), _policy(policy), out=Path(out), workers=workers, on_progress=_counting(progress)
     ).require_success()
+
+
+def adopt(
+    pngs: AnyPath, *, manifest: AnyPath, out: AnyPath, confidence: AnyPath | None = None, label_ids: str = "train",
+    label_space: LabelSpace | str | None = None, policy: Policy | str = "paper", progress: Progress | None = None,
+    **settings: Any,
+) -> Run:  # fmt: skip
+    """Take PNGs of class ids that any other tool has made over as a run whose teacher is not known.
+
+    pngs: a folder of 8-bit PNGs with the relative paths and stems of the manifest's images. confidence: a folder of
+    8-bit PNGs of their probabilities, 0 to 255; None for 1 everywhere. label_ids: "train", "source" or "color", what
+    the PNGs hold; label_space: their classes, if class_map= maps them onto the manifest's. settings: class_map,
+    keep_confidence, store, unit_size, max_quarantined and workers. Raises ValueError.
+    """
+    from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
+
+    source = Pngs(Path(pngs), _path(confidence), label_ids, _space(label_space))
+    job = adopting_job(Path(manifest), Path(out), _policy(policy), **settings)
+    return adopt(source, job, progress=progress).require_success()
+
+
+def export_model(
+    checkpoint: AnyPath, output: AnyPath, *, size: tuple[int, int] | None = None, scales: Sequence[float] | None = None,
+    gives: str = "logits", progress: Progress | None = None, **settings: Any,
+) -> Exported:  # fmt: skip
+    """Write a checkpoint as `.onnx` or `.pt2` for other programs, after comparing the two on images.
+
+    size: the only height and width that the file takes; None for any. scales: those inside it; None for those of the
+    training. gives: "logits", "probabilities" or "classes". settings: batch= and label_space= of
+    `teacher.export.export_model`. Raises BadExport (a ValueError).
+    """
+    from autolabel.teacher.export import export_model
+
+    return export_model(
+        Path(checkpoint), Path(output), size=size, scales=scales, gives=gives, progress=progress, **settings
+    )
 
 
 def open_run(run: Run | AnyPath) -> Run:

@@ -274,11 +274,13 @@ def evaluate(
     autolabel evaluate teacher/best.pt val.parquet -o scores.json
     autolabel evaluate teacher/best.pt val.parquet --scales 0.5,1,2 --flip --pictures worst
     """
+    name = familiar([checkpoint])
+
     from autolabel.student.evaluate import evaluate
 
     with progress("scoring") as update:
         machine = ScoreMachine(workers, address)
-        scores = evaluate(checkpoint, manifest, pictures=pictures, machine=machine, progress=update, **options)
+        scores = evaluate(name, manifest, pictures=pictures, machine=machine, progress=update, **options)
     if output:
         scores.write(output)
     show(scores)
@@ -336,12 +338,13 @@ def generate(
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy human-first
     autolabel generate drive/ --teacher segformer/ --label-space cityscapes --classes ade20k.toml --out runs/auto
     """
+    teacher = familiar(teachers)
+
     from autolabel.pipeline.preview import preview
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
 
     policy = _policy_of(policy, threshold)
-    teacher = TeacherName.of(teachers)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
         accounts: list[Account] = []
@@ -361,6 +364,15 @@ def generate(
         with progress("labelling") as update:
             result = generate(job, on_progress=_counters(update), on_note=update.say)
     _end(result, job.max_quarantined)
+
+
+def familiar(teachers: Sequence[str]) -> TeacherName:
+    """Return the name of a teacher that may be used, before torch is loaded."""
+    from autolabel.teacher.strangers import require_familiar
+
+    name = TeacherName.of(teachers)
+    require_familiar(name)
+    return name
 
 
 def _policy_of(policy: Policy | None, threshold: float | None) -> Policy:

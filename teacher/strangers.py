@@ -5,6 +5,7 @@ Nothing in a file is executed: a zip's list of names, the first bytes, and the n
 
 from __future__ import annotations
 
+import importlib.util
 import io
 import pickletools
 import zipfile
@@ -12,12 +13,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.teachers import CHECKPOINT, ONNX, TRANSFORMERS, BadTeacher, TeacherName
 
 _HEAD = 64  # bytes
 _PICKLE = 1 << 22  # bytes of a pickle that are looked at
 _NAMES = 20_000  # names in it
 _LEGACY = bytes.fromhex("80028a0a6cfc9c46f9206aa850192e")  # torch's format before 1.6 begins with this pickle
 _IMAGE = "(torch.zeros(1, 3, 512, 1024),)"  # an example for exporters
+_PACKAGES = {TRANSFORMERS: ("transformers", "hf"), ONNX: ("onnxruntime", "onnx")}  # and their extras
 _PLAIN = ("torch", "collections", "numpy", "builtins", "__builtin__", "_codecs")
 
 
@@ -169,3 +172,18 @@ def _protobuf(path: Path, head: bytes) -> str:
 
 def _is_text(data: bytes) -> bool:
     return bool(data) and all(32 <= byte < 127 for byte in data)
+
+
+def require_familiar(teacher: TeacherName) -> None:
+    """Raise BadTeacher for a teacher that is not there, belongs to another program, or needs a package that is missing.
+
+    Others may be refused when they are loaded; this takes no time, and no torch.
+    """
+    for place in teacher.places:
+        place.require_files()
+        other = stranger(place.path) if place.kind == CHECKPOINT else ""
+        if other:
+            raise BadTeacher(f"{place.path} is {other}")
+        package, extra = _PACKAGES.get(place.kind, ("", ""))
+        if package and importlib.util.find_spec(package) is None:
+            raise BadTeacher(f"{place}: needs the package {package}: pip install 'autolabel[{extra}]'")

@@ -18,10 +18,10 @@ from autolabel.manifests.samples import load_manifest, save_manifest
 
 # A later issue extends this list on purpose; a name that goes, or changes its meaning, goes into CHANGELOG.md.
 FUNCTIONS = [
-    "audit", "compare", "evaluate", "fuse", "generate", "load_manifest", "load_teacher", "look", "open_run",
-    "relabel", "report", "scan", "summarise", "train",
+    "adopt", "audit", "compare", "evaluate", "export_model", "fuse", "generate", "load_manifest", "load_teacher",
+    "look", "open_run", "relabel", "report", "scan", "summarise", "train",
 ]  # fmt: skip
-CLASSES = ["LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Policy", "Run", "Teacher", "TrainJob"]
+CLASSES = ["LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
