@@ -29,7 +29,7 @@ from autolabel.pipeline.prepare import (
     survey,
     worker_bytes,
 )
-from autolabel.pipeline.progress import at_once
+from autolabel.pipeline.progress import at_once, memory_needed
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import choose_engine
 from autolabel.pipeline.units import Plan, Unit, extend_plan, write_plan
@@ -92,10 +92,7 @@ class Preview(Shown):
             return lines
         budget = probe.budget
         together = ", ".join(f"{images} of {name}" for name, images in at_once(budget).items()) or "none"
-        lines.append(
-            f"memory  {size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free;"
-            f" images at once: {together}"
-        )
+        lines.append(f"memory  {memory_needed(budget)}, {size(budget['free_bytes'])} free; images at once: {together}")
         if probe.label_bytes is not None and probe.milliseconds is not None:
             steps = ", ".join(f"{name} {ms:.0f} ms" for name, ms in probe.milliseconds.items())
             refused = f"; {probe.refused} would be quarantined" if probe.refused else ""

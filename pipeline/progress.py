@@ -12,7 +12,7 @@ from typing import Any
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.run.folder import RunFolder
-from autolabel.manifests.wording import counted, percent
+from autolabel.manifests.wording import counted, percent, size
 from autolabel.pipeline.units import Tally
 
 _WINDOW = 60.0  # the rate is taken over so many seconds
@@ -168,3 +168,9 @@ def at_once(budget: Mapping[str, Any]) -> dict[str, str]:
     """The images that a budget lets be computed at once, by size: "4" on a CPU, "2 x 8" for two batches of eight."""
     images, batches = budget["images_at_once"], budget["batches_in_flight"]
     return {name: f"{batches[name]}" + (f" x {n}" if n > 1 else "") for name, n in images.items()}
+
+
+def memory_needed(budget: Mapping[str, Any]) -> str:
+    """The memory that an image needs under a budget: for each pixel, and whatever its size."""
+    fixed = f"{size(budget['fixed_bytes'])} an image and " if budget["fixed_bytes"] else ""
+    return f"{fixed}{size(budget['bytes_per_pixel'])} a pixel"

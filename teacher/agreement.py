@@ -56,11 +56,10 @@ class Agreement:
     def line(self, gives: str) -> str:
         """One line on a file that gives logits, probabilities or classes."""
         difference = "" if gives == CLASSES else f"largest difference {self.difference:.1e}, "
-        return (
-            f"checked against the checkpoint on {counted(self.images, 'image')}: {difference}another class at"
-            f" {number(self.differing)} of {number(self.pixels)} pixels, all of them ties"
-            f" ({number(self.ties)} pixels are)"
-        )
+        same = f"the same class at all {number(self.pixels)} pixels, of which {number(self.ties)} are ties"
+        other = f"another class at {number(self.differing)} of {number(self.pixels)} pixels, which are ties"
+        checked = f"checked against the checkpoint on {counted(self.images, 'image')}"
+        return f"{checked}: {difference}{other if self.differing else same}"
 
 
 def runner(data: bytes, suffix: str) -> Run:

@@ -7,7 +7,7 @@ import pandas as pd
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import counted, dimensions, listed, percent, size
-from autolabel.pipeline.progress import at_once
+from autolabel.pipeline.progress import at_once, memory_needed
 
 Facts = list[tuple[str, str]]  # a term, and the text about it
 
@@ -79,7 +79,7 @@ def throughput(images: pd.DataFrame, run: Run) -> Facts:
             facts.append((budget["device"], budget["precision"]))
             continue
         together = ", ".join(f"{images} of {_dimensions(name)}" for name, images in at_once(budget).items())
-        memory = f"{size(budget['bytes_per_pixel'])} a pixel, {size(budget['free_bytes'])} free"
+        memory = f"{memory_needed(budget)}, {size(budget['free_bytes'])} free"
         facts.append((budget["device"], f"{budget['precision']}; {memory}; {together} at once"))
     return facts
 

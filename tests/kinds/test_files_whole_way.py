@@ -1,20 +1,14 @@
-"""The whole way with files of torch.export and ONNX: labelled here and by Ray, killed, resumed, audited, shown."""
+"""Files of torch.export and ONNX go the whole way, and the labels are the module's own."""
 
 from __future__ import annotations
 
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from browser import CHROMIUM, playwright
-from conftest import autolabel, labels_of, refused
+import way
 from small_networks import ANY, Tiny, export, sidecar
 
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
@@ -55,16 +49,8 @@ def expected(image: torch.Tensor) -> tuple[np.ndarray, np.ndarray]:  # type: ign
 @pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_the_whole_way(suffix: str, city: Path, tmp_path: Path) -> None:
-    net = written(tmp_path / "net", suffix, seen=city / "val.parquet")
-    command = ("generate", city / "fine.parquet", "--unit-size", 1)
-    here, killed, ray = (tmp_path / name for name in ("here", "killed", "ray"))
-
-    # Here, and by two workers of Ray: the same bytes, and the module's own labels.
-    local = autolabel(*command, "--teacher", net, "--out", here, "--engine", "local")
-    assert local.exit_code == 0, local.output
-    assert autolabel(*command, "--teacher", net, "--out", ray, "--workers", 2).exit_code == 0
-    assert len(labels_of(here)) == 6
-    assert labels_of(ray) == labels_of(here)
+    net = written(tmp_path / way.OWN, suffix, seen=city / "val.parquet")
+    here = way.go(str(net), city / "fine.parquet", tmp_path, seen=city / "val.parquet", changed="net.toml")
     labels, kept = Run.open(here).labels, 0
     for sample in load_manifest(city / "fine.parquet").samples:
         own, clear = expected(torch.tensor(read_photograph(sample)).permute(2, 0, 1))
@@ -72,37 +58,3 @@ def test_the_whole_way(suffix: str, city: Path, tmp_path: Path) -> None:
         assert np.array_equal(labels[sample.sample_id][clear], own[clear])
         kept += int((own != IGNORE).sum())
     assert kept > 0
-
-    # Killed in the middle, and resumed with the network elsewhere: its files decide which it is.
-    words = [sys.executable, "-m", "autolabel", *map(str, command), "--teacher", str(net), "--out", str(killed)]
-    process = subprocess.Popen([*words, "--engine", "local"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(killed.glob("units/*.parquet")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() in (-signal.SIGKILL, 0)
-    elsewhere = shutil.copytree(net.parent, tmp_path / "elsewhere") / net.name
-    again = autolabel(*command, "--teacher", elsewhere, "--out", killed, "--engine", "local")
-    assert again.exit_code == 0, again.output
-    assert labels_of(killed) == labels_of(here)
-    with elsewhere.with_suffix(".toml").open("a") as file:
-        file.write("std = [1, 1, 0.5]\n")
-    assert "teacher" in refused(*command, "--teacher", elsewhere, "--out", killed)
-
-    # Audited, but not against what it has seen; verified, and shown.
-    audit = autolabel("audit", here, "--truth", city / "fine.parquet")
-    assert audit.exit_code == 0, audit.output
-    assert "trained on" in refused("evaluate", net, city / "val.parquet")
-    assert autolabel("verify", ray).exit_code == 0
-    assert autolabel("report", here).exit_code == 0
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium on the PATH to look at the report")
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page()
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto((here / "report" / "index.html").as_uri())
-        assert str(net) in page.inner_text("body")
-        assert page.locator("img").count() >= 6
-        browser.close()
-    assert complaints == []

@@ -1,20 +1,15 @@
-"""The whole way with models of transformers: labelled here and by Ray, killed, resumed, audited, shown in a browser."""
+"""A run holds the labels of transformers itself, and its models go the whole way."""
 
 from __future__ import annotations
 
-import shutil
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from browser import CHROMIUM, playwright
-from conftest import autolabel, labels_of
+import way
+from conftest import autolabel
 from small_transformers import network_and_processor, post_processed, save
 
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
@@ -59,48 +54,5 @@ def test_a_run_holds_the_labels_that_transformers_gives(architecture: str, city:
 @pytest.mark.slow
 @pytest.mark.parametrize("architecture", BOTH)
 def test_the_whole_way(architecture: str, city: Path, tmp_path: Path) -> None:
-    net = save(tmp_path / "net", architecture, CITYSCAPES.names)
-    command = ("generate", city / "fine.parquet", "--teacher", net, "--unit-size", 1)
-    here, killed, ray = (tmp_path / name for name in ("here", "killed", "ray"))
-
-    # Here, and by two workers of Ray: the same bytes.
-    local = autolabel(*command, "--out", here, "--engine", "local")
-    assert local.exit_code == 0, local.output
-    assert autolabel(*command, "--out", ray, "--workers", 2).exit_code == 0
-    assert len(labels_of(here)) == 6
-    assert labels_of(ray) == labels_of(here)
-
-    # Killed in the middle, and resumed from a folder elsewhere, because the files decide which teacher it is.
-    words = [sys.executable, "-m", "autolabel", *map(str, command), "--out", str(killed), "--engine", "local"]
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while process.poll() is None and not list(killed.glob("units/*.parquet")):
-        time.sleep(0.02)
-    process.send_signal(signal.SIGKILL)
-    assert process.wait() in (-signal.SIGKILL, 0)
-    elsewhere = shutil.copytree(net, tmp_path / "elsewhere")
-    again = autolabel("generate", city / "fine.parquet", "--teacher", f"hf:{elsewhere}", "--unit-size", 1,
-                      "--out", killed, "--engine", "local")  # fmt: skip
-    assert again.exit_code == 0, again.output
-    assert labels_of(killed) == labels_of(here)
-    (elsewhere / "preprocessor_config.json").write_text((net / "preprocessor_config.json").read_text() + " ")
-    changed = autolabel("generate", city / "fine.parquet", "--teacher", elsewhere, "--out", killed)
-    assert (changed.exit_code, "teacher" in changed.stderr) == (2, True)
-
-    # Audited, verified, compared, and shown.
-    audit = autolabel("audit", here, "--truth", city / "fine.parquet")
-    assert audit.exit_code == 0, audit.output
-    assert autolabel("verify", ray).exit_code == 0
-    assert autolabel("diff", here, ray).exit_code == 0
-    assert autolabel("report", here).exit_code == 0
-    if CHROMIUM is None:
-        pytest.skip("needs Chromium on the PATH to look at the report")
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
-        page = browser.new_page()
-        complaints: list[str] = []
-        page.on("pageerror", lambda error: complaints.append(str(error)))
-        page.goto((here / "report" / "index.html").as_uri())
-        assert str(net) in page.inner_text("body")
-        assert page.locator("img").count() >= 6
-        browser.close()
-    assert complaints == []
+    net = save(tmp_path / way.OWN, architecture, CITYSCAPES.names)
+    way.go(f"hf:{net}", city / "fine.parquet", tmp_path, changed="preprocessor_config.json")
