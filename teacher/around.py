@@ -305,19 +305,20 @@ class Tiled(Field):
     probable: bool = True
 
     def rows(self, top: int, bottom: int) -> Tensor:
-        total, seen = list[Tensor](), torch.zeros(bottom - top, self.size[1])
+        shared: Tensor | None = None
         for tile in self.tiles:
             height, width = tile.field.size
             first, last = max(top, tile.top), min(bottom, tile.top + height)
             if first >= last:
                 continue
             own = tile.field.rows(first - tile.top, last - tile.top)
-            if not total:
-                total.append(own.new_zeros(*own.shape[:2], *seen.shape))
-            place = slice(first - top, last - top), slice(tile.left, tile.left + width)
-            total[0][..., place[0], place[1]] += own
-            seen[place] += 1
-        return total[0].div_(seen.to(total[0].device))
+            if shared is None:  # the sums, and in one more channel their number
+                shared = own.new_zeros(len(own), own.shape[1] + 1, bottom - top, self.size[1])
+            part = shared[..., first - top : last - top, tile.left : tile.left + width]
+            part[:, :-1] += own
+            part[:, -1] += 1
+        assert shared is not None, "windows cover every row"
+        return shared[:, :-1] / shared[:, -1:]
 
     def whole(self) -> Tensor:
         return self.rows(0, self.size[0])

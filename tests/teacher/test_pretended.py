@@ -13,15 +13,17 @@ import numpy as np
 import pytest
 import torch
 from pretended import Copy, HostWaits, PretendedGPU, Record
-from torch import nn
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
 
 from autolabel.teacher import fold
+from autolabel.teacher.around import Ensemble, ForeignNetwork, MappedNetwork
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
+from autolabel.teacher.model import Gives, Model
 from autolabel.teacher.networks.build import ARCHITECTURES, COMBINATIONS, build
 from autolabel.teacher.predict import Teacher
 
-SIZE, CLASSES = (1024, 2048), 19
+SIZE, CLASSES, CUDA = (1024, 2048), 19, torch.device("cuda")
 SCALES = (0.5, 1.0, 2.0)
 
 
@@ -105,6 +107,56 @@ def assert_sound(record: Record, precision: torch.dtype) -> None:
     assert record.inputs["relu_"] <= {precision}  # what is resized on the way is no wider
     assert record.inputs["exp_"] == record.inputs["reciprocal_"] == {torch.float32}
     assert record.outputs["index_add_"] == {torch.int32, torch.float64}
+    assert record.largest[0] < 2**31
+
+
+# --- models of other libraries ----------------------------------------------------------------------------------------
+
+
+class Foreign(Model):
+    """A network of two layers, at a quarter of the resolution."""
+
+    def __init__(self, gives: Gives = "logits", classes: int = CLASSES) -> None:
+        self.gives, self.classes = gives, tuple(f"class {number}" for number in range(classes))
+        self.layers = nn.Sequential(nn.Conv2d(3, 8, 7, 4, 3), nn.ReLU(True), nn.Conv2d(8, classes, 1)).to("cuda")
+
+    def predict(self, images: Tensor) -> Tensor:
+        scores = self.layers(images.float() / 255)
+        return {"logits": scores, "probabilities": scores.sigmoid(), "ids": scores.argmax(dim=1)}[self.gives]
+
+
+def foreign(gives: Gives = "logits", classes: int = CLASSES, window: tuple[int, int] | None = None) -> ForeignNetwork:
+    return ForeignNetwork(Foreign(gives, classes), name="foreign", window=window)
+
+
+@pytest.mark.parametrize(
+    ("network", "options"),
+    [
+        (lambda: foreign(), {"flip": True}),
+        (lambda: foreign(window=(512, 512)), {"scales": (1.0,)}),
+        (lambda: foreign("probabilities"), {"prior": [0.5] * CLASSES, "temperature": 1.5}),
+        (lambda: foreign("ids"), {"scales": (1.0,)}),
+        (lambda: MappedNetwork(foreign(classes=150), [c % 20 for c in range(150)], classes=19, device=CUDA), {}),
+        (lambda: Ensemble([foreign(), foreign("probabilities")]), {"prior": [0.5] * CLASSES}),
+    ],
+    ids=["scales and flip", "windows", "probabilities", "ids", "class map", "ensemble"],
+)
+def test_a_model_of_another_library_labels_on_a_gpu(network: Any, options: dict[str, Any]) -> None:
+    """One copy in, one out, one wait, whatever lies around the model."""
+    options = {"scales": SCALES, **options}
+    coarse = [np.full(SIZE, 255, np.uint8)] if "prior" in options else []
+    with PretendedGPU() as gpu:
+        teacher = Teacher(network(), device="cuda", precision="bfloat16")
+        if "prior" in options:
+            teacher.feed.prior(options["prior"])  # copied once
+        with gpu.recorded() as record:
+            (one,) = teacher.predict_in_batches(
+                [np.zeros((*SIZE, 3), np.uint8)], 1, edges=(0.5,), coarse=coarse, **options
+            )
+    assert (one.codes.shape, one.codes.dtype) == (SIZE, np.uint8)
+    assert [copy.pinned for copy in record.into + record.out] == [True, True]
+    assert record.waits == 1
+    assert record.inputs["convolution"] == {torch.bfloat16}
     assert record.largest[0] < 2**31
 
 
