@@ -24,11 +24,13 @@ import torch.distributed as dist
 from conftest import labels_of, photograph, quarantined, scanned
 from numpy.typing import NDArray
 from PIL import Image
+from small_transformers import save
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.images import read_image
+from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.policy import SCALES
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
@@ -162,6 +164,19 @@ def test_labels_in_float32_are_those_of_the_cpu(
     half = predicted(Teacher(network, device=device, precision="bfloat16"), streets[:3], temperature, **how)
     record_property("bfloat16", differing(half, expected))
     assert differing(half, expected) < 0.3
+
+
+@pytest.mark.parametrize("architecture", ["segformer", "mask2former"])
+def test_a_model_of_another_library_labels_as_on_the_cpu(
+    device: str, architecture: str, streets: Pixels, tmp_path: Path
+) -> None:
+    place = save(tmp_path / "net", architecture, CITYSCAPES.names)
+    expected, found = (
+        predicted(load_teacher(place, device=name), streets[:3], 1.0, scales=(1.0,), flip=True)
+        for name in ("cpu", device)
+    )
+    assert float(np.mean([np.mean(one.codes % one.levels > 0) for one in expected])) > 0
+    assert differing(found, expected) < 0.001
 
 
 @pytest.mark.gpu
