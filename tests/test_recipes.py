@@ -34,7 +34,7 @@ SMALL = "hrnet18s_ocr_mscale"
 SIZES = {"--arch": SMALL, "--steps": "2", "--crop": "64x64", "--batch-size": "2", "--workers": "1",
          "--precision": "float32", "--device": "cpu", "--validations": "1"}  # fmt: skip
 NO_SETTINGS = (
-    {"manifest", "val", "out", "seed"} | {f.name for f in job_fields(TrainMachine)} - {"workers"} | {"device"}
+    {"manifest", "val", "out", "seed"} | {f.name for f in job_fields(TrainMachine)} - {"workers"} | {"device", "log"}
 )  # data and machine
 # Images of an epoch, GPUs, crops of a step on each, epochs.
 EPOCHS = {

@@ -291,16 +291,16 @@ def _describe(path: Path, document: dict[str, Any], program: Program) -> None:
     for spec in signature["input_specs"]:
         if "user_input" in spec or "constant_input" in spec:
             program.inputs.append(_port(spec, graph, program))
-    positional, keywords = json.loads(top["in_spec"])[1]["children_spec"]
+    positional, keywords = json_of(top["in_spec"], name="its tree of inputs")[1]["children_spec"]
     if len(program.inputs) == 1:
-        names = json.loads(keywords["context"])
+        names = json_of(keywords["context"], name="its tree of inputs")
         direct = (positional["children_spec"] or keywords["children_spec"])[:1]
         if direct != [{"type": None, "context": None, "children_spec": []}]:
             raise BadTeacher(f"{path} takes its image within a list or dictionary: expected the image itself")
         program.keyword = names[0] if names else ""
         name = program.keyword or (top.get("forward_arg_names") or [program.inputs[0].name])[0]
         program.inputs[0] = replace(program.inputs[0], name=name)
-    names = _leaves(json.loads(top["out_spec"])[1])
+    names = _leaves(json_of(top["out_spec"], name="its tree of outputs")[1])
     user = [spec["user_output"] for spec in signature["output_specs"] if "user_output" in spec]
     if len(user) != len(signature["output_specs"]):
         raise BadTeacher(
@@ -333,7 +333,7 @@ def _leaves(tree: dict[str, Any], name: str = "") -> list[str]:
     if tree["type"] is None:
         return [name]
     children = tree["children_spec"]
-    keys = json.loads(tree["context"]) or range(len(children))
+    keys = json_of(tree["context"], name="its tree of outputs") or range(len(children))
     return [
         leaf
         for key, child in zip(keys, children, strict=True)

@@ -83,8 +83,9 @@ def test_other_classes_are_refused_wherever_they_come_from(
         (tmp_path / source).mkdir()
         path = tmp_path / source / "manifest.parquet"
         save_manifest(path, replace(other, samples=tuple(replace(s, source=source) for s in other.samples)))
-        given = {"auto": run, source: path if source == "coarse" else path.parent}
-        assert refused(comparison(city, out, **given)) == (
+        arm = () if source == "coarse" else ("--arm", f"other={path}")
+        given = {"coarse": path} if source == "coarse" else {}
+        assert refused(comparison(city, out, *arm, auto=run, **given)) == (
             f"{path} uses label space 'camvid' (11 classes) but the fine manifest 'cityscapes' (19): fuse only one"
             " label space"
         )

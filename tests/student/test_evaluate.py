@@ -212,7 +212,7 @@ def test_a_manifest_in_another_label_space_is_refused(teacher: Path, tmp_path: P
     )
     message = (
         f"{teacher} predicts 19 classes of 'cityscapes', but {manifest} uses label space 'camvid' with 11: use a"
-        " checkpoint trained in that label space"
+        " teacher of that label space, or map its classes onto it with --classes"
     )
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         evaluate(teacher, manifest)
