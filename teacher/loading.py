@@ -88,6 +88,8 @@ def load_teacher(
         else:
             networks.append(MappedNetwork(member.network, targets, classes=len(space), device=torch.device(device)))
             own = space
+    if len({network.classes for network in networks}) > 1:
+        raise BadTeacher(f"{name} predict different numbers of classes: map them onto one label space with --classes")
     if own is None and members[0].names is not None:
         raise BadTeacher(
             f"{name} has {len(members[0].names)} classes, and a label holds {MAX_CLASSES}: map them with --classes"

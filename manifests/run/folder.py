@@ -1,16 +1,7 @@
 """A run folder: the name of every file in it, and the run that `run.json` describes.
 
-run.json            the recipe, where its inputs were, with which versions; and, at the end, the accounts
-input.parquet       the manifest of the images, where a folder was labelled (pipeline/source.py)
-adopted.parquet     the PNGs of another tool, where labels were adopted (pipeline/adopted.py)
-plan-*.arrow        which sample belongs to which unit (pipeline/units.py)
-labels.zarr/ or labels/    the labels, see manifests/run/labels.py
-units/*.parquet     the commit records: the only truth about what is done (pipeline/records.py)
-attempts/*.jsonl    units under way
-stats/*.parquet, manifest.parquet, quarantine.parquet    derived from the records when the run ends
-progress.json       live counters
-audit.json, suggested.toml    the worth of the labels, and a policy from it (pipeline/analysis/audit.py)
-report/             the page of `autolabel report`
+docs/words-and-files.md lists the files. The commit records, units/*.parquet, are the only truth about what is done; the
+tables, the manifest and the quarantine list are derived from them when the run ends.
 """
 
 from __future__ import annotations
