@@ -246,6 +246,7 @@ def test_a_run_tells_how_many_images_it_computed_at_once(drive: Path, teacher: P
     assert 1 <= plan["batches_in_flight"]["96x192"] <= max(8, os.cpu_count() or 1)
 
 
+@pytest.mark.thorough
 def test_a_teacher_that_cannot_weigh_the_scales_is_refused_before_anything_is_done(drive: Path, city: Path) -> None:
     space = load_manifest(city / "coarse.parquet").label_space
     path, arch = drive.parent / "explicit.pt", "hrnet18s_plain_explicit"

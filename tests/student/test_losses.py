@@ -496,6 +496,7 @@ def test_a_training_step_with_one_crop_a_gpu_is_the_published_one() -> None:
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6, msg=name)
 
 
+@pytest.mark.thorough
 @recorded
 @pytest.mark.parametrize("name", RECORDED_AS)
 def test_the_full_network_is_pulled_as_the_reference_pulled_it(name: str, trained: Trained) -> None:

@@ -98,6 +98,7 @@ def test_a_small_teachers_labels_are_those_of_the_published_loader(city: Path, t
     assert human > 1000 and rounded > 0  # the union and the rounding were put to the test
 
 
+@pytest.mark.thorough
 @pytest.mark.skipif(not GOLDENS.is_dir(), reason="the reference's recorded outputs are not here")
 def test_the_published_networks_labels_are_those_of_the_published_loader() -> None:
     """The recorded case: 512 x 256, weights by formula, scales 0.5, 1, 2. Rounding explains 371 of 131,072 pixels."""

@@ -41,6 +41,8 @@ from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import Average
 from autolabel.teacher.networks.decoders import SegmentationNet
 
+pytestmark = pytest.mark.thorough
+
 ARCH = "hrnet18s_ocr_mscale"
 PRINTS = ["00000000000000ff", "ffffffffffffffff", "8000000000000000", "00000000000000ff"]
 

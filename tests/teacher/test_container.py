@@ -38,6 +38,8 @@ from autolabel.teacher.container import BadCheckpoint, read_container, require_f
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.start import read_start
 
+pytestmark = pytest.mark.thorough
+
 ARCH = "hrnet18s_plain"
 Content = dict[str, Any]
 

@@ -110,6 +110,7 @@ def test_no_published_network_is_forgotten() -> None:
     assert set(PUBLISHED.values()) <= ARCHITECTURES.keys()
 
 
+@pytest.mark.thorough
 def test_every_named_network_can_be_built_and_told_by_its_tensors() -> None:
     """Of the larger HRNet one will do: only its width tells it from the smaller."""
     for arch in [arch for arch in ARCHITECTURES if not arch.startswith("hrnet48") or arch == "hrnet48_aspp_mscale2"]:
@@ -202,6 +203,7 @@ def assert_recorded(name: str, network: SegmentationNet, images: Tensor) -> None
             assert differs(single if key.startswith("single") else logits, array, stride) < LOGITS, key
 
 
+@pytest.mark.thorough
 @recorded
 @pytest.mark.parametrize("arch", ["ocrnet.HRNet_Mscale", "deepv3.DeepV3R50"])
 def test_the_full_network_gives_what_the_reference_gave(arch: str, photograph: Tensor) -> None:
@@ -209,6 +211,7 @@ def test_the_full_network_gives_what_the_reference_gave(arch: str, photograph: T
     assert_recorded(f"{arch}_512x256_{how}", network_by_formula(PUBLISHED[arch], 19), photograph)
 
 
+@pytest.mark.thorough
 @recorded
 def test_one_network_with_each_way_to_combine_gives_what_the_reference_gave(photograph: Tensor) -> None:
     """All four have the same trunk and decoder, hence the same predictions of single scales: made once."""
