@@ -27,6 +27,7 @@ from autolabel.teacher.networks.fields import (
     Combined,
     Field,
     InMemory,
+    Mosaic,
     Size,
     mean,
     mean_with_mirrored,
@@ -137,12 +138,9 @@ class ForeignNetwork:
         if self.window is None or (height <= self.window[0] and width <= self.window[1]):
             return self._scores(images)
         across = min(height, self.window[0]), min(width, self.window[1])
-        tiles = []
-        for top in _starts(height, across[0]):
-            for left in _starts(width, across[1]):
-                window = self._scores(images[..., top : top + across[0], left : left + across[1]])
-                tiles.append(_Tile(top, left, _probable(window)))
-        return Tiled(tuple(tiles), (height, width))
+        places = tuple((top, left) for top in _starts(height, across[0]) for left in _starts(width, across[1]))
+        windows = (images[..., top : top + across[0], left : left + across[1]] for top, left in places)
+        return Mosaic(tuple(_probable(self._scores(one)) for one in windows), places, (height, width), probable=True)
 
     def _scores(self, images: Tensor) -> Field:
         """Return the scores of images from one call of the model. Raises BadTeacher unless they are as it says."""
@@ -282,43 +280,6 @@ class OneHot(Field):
         ids = torch.where((ids < 0) | (ids >= self.classes), self.classes, ids)
         shape = len(ids), self.classes + 1, *ids.shape[1:]
         return torch.zeros(shape, device=ids.device).scatter_(1, ids.unsqueeze(1), 1.0)[:, : self.classes]
-
-    def whole(self) -> Tensor:
-        return self.rows(0, self.size[0])
-
-
-@dataclass(frozen=True)
-class _Tile:
-    """The probabilities of a window, and the place of its upper left corner."""
-
-    top: int
-    left: int
-    field: Field
-
-
-@dataclass(frozen=True)
-class Tiled(Field):
-    """Windows that cover a map; where several lie, the mean of their probabilities counts."""
-
-    tiles: tuple[_Tile, ...]
-    size: Size
-    probable: bool = True
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        shared: Tensor | None = None
-        for tile in self.tiles:
-            height, width = tile.field.size
-            first, last = max(top, tile.top), min(bottom, tile.top + height)
-            if first >= last:
-                continue
-            own = tile.field.rows(first - tile.top, last - tile.top)
-            if shared is None:  # the sums, and in one more channel their number
-                shared = own.new_zeros(len(own), own.shape[1] + 1, bottom - top, self.size[1])
-            part = shared[..., first - top : last - top, tile.left : tile.left + width]
-            part[:, :-1] += own
-            part[:, -1] += 1
-        assert shared is not None, "windows cover every row"
-        return shared[:, :-1] / shared[:, -1:]
 
     def whole(self) -> Tensor:
         return self.rows(0, self.size[0])

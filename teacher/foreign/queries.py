@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from autolabel.teacher.networks.fields import Combined, Field, InMemory, Size, resized
+from autolabel.teacher.networks.fields import Combined, Field, InMemory, Mosaic, Size, resized
 
 _ROWS_AT_ONCE = 64
 
@@ -64,37 +64,6 @@ class Remembered(Field):
 
     def whole(self) -> Tensor:
         return self.source.whole()
-
-
-@dataclass(frozen=True)
-class Mosaic(Field):
-    """Windows of one size side by side, with the row and the column at which each begins; where they overlap, the mean.
-
-    What of a window lies beyond `size` is left out, and what no window covers is 0.
-    """
-
-    windows: tuple[Field, ...]
-    places: tuple[tuple[int, int], ...]
-    size: Size
-
-    def rows(self, top: int, bottom: int) -> Tensor:
-        total: Tensor | None = None
-        counts = torch.zeros(bottom - top, self.size[1])
-        for window, (row, column) in zip(self.windows, self.places, strict=True):
-            first, last = max(top, row), min(bottom, row + window.size[0])
-            right = min(self.size[1], column + window.size[1])
-            if first >= last:
-                continue
-            scores = window.rows(first - row, last - row)[..., : right - column]
-            if total is None:
-                total = scores.new_zeros(*scores.shape[:2], bottom - top, self.size[1])
-            total[:, :, first - top : last - top, column:right] += scores
-            counts[first - top : last - top, column:right] += 1
-        assert total is not None, "a row that no window covers"
-        return total.div_(counts.clamp_(min=1).to(total.device))
-
-    def whole(self) -> Tensor:
-        return self.rows(0, self.size[0])
 
 
 def query_scores(classes: Tensor, masks: Tensor, *, size: Size | None = None) -> Field:

@@ -162,6 +162,38 @@ class Combined(Field):
         return self.formula(*(field.whole() for field in self.fields))
 
 
+@dataclass(frozen=True)
+class Mosaic(Field):
+    """Windows side by side, with the row and the column at which each begins; where they overlap, the mean.
+
+    What of a window lies beyond `size` is left out, and what no window covers is 0.
+    """
+
+    windows: tuple[Field, ...]
+    places: tuple[tuple[int, int], ...]
+    size: Size
+    probable: bool = False
+
+    def rows(self, top: int, bottom: int) -> Tensor:
+        shared: Tensor | None = None
+        for window, (row, column) in zip(self.windows, self.places, strict=True):
+            first, last = max(top, row), min(bottom, row + window.size[0])
+            right = min(self.size[1], column + window.size[1])
+            if first >= last:
+                continue
+            values = window.rows(first - row, last - row)[..., : right - column]
+            if shared is None:  # the sums, and in one more channel their number
+                shared = values.new_zeros(len(values), values.shape[1] + 1, bottom - top, self.size[1])
+            part = shared[..., first - top : last - top, column:right]
+            part[:, :-1] += values
+            part[:, -1] += 1
+        assert shared is not None, "a row that no window covers"
+        return shared[:, :-1] / shared[:, -1:].clamp(min=1)
+
+    def whole(self) -> Tensor:
+        return self.rows(0, self.size[0])
+
+
 def add(terms: Iterable[Tensor]) -> Tensor:
     """Return the sum of tensors of one shape, added in their order."""
     first, *others = terms
