@@ -144,9 +144,14 @@ class TeacherName:
         return TeacherName(tuple(place.absolute() for place in self.places))
 
     @property
+    def all_ours(self) -> bool:
+        """True if all of its networks are ours."""
+        return all(place.kind == CHECKPOINT for place in self.places)
+
+    @property
     def scales(self) -> tuple[float, ...]:
         """The scales at which it labels unless others are asked for; only our own networks are made for several."""
-        return SCALES if all(place.kind == CHECKPOINT for place in self.places) else (1.0,)
+        return SCALES if self.all_ours else (1.0,)
 
     @property
     def runs_code(self) -> bool:

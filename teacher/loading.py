@@ -69,7 +69,7 @@ def load_teacher(
     device = pick_device(device)
     precision = pick_precision(precision, device)
     require_precision(precision, device)
-    if window is not None and all(place.kind == CHECKPOINT for place in name.places):
+    if window is not None and name.all_ours:
         raise ValueError(
             f"window {window[0]}x{window[1]}: {name} is a network of ours, which looks at whole images; leave it out"
         )

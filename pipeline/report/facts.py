@@ -56,8 +56,13 @@ def policy_facts(run: Run) -> Facts:
 
 
 def _looks(run: Run) -> Facts:
-    combined = "mean of the logits" if run.recipe.combine == "average" else "as the network has learnt"
-    return [("Scales", scales(run)), ("Combined", combined)]
+    recipe, teacher = run.recipe, run.teacher
+    combined = "mean of the logits" if recipe.combine == "average" else "as the network has learnt"
+    if teacher and not (teacher.all_ours and len(teacher.places) == 1):
+        combined = "mean of the probabilities"
+    window = [("Windows", dimensions(recipe.window[1], recipe.window[0]))] if recipe.window else []
+    mapped = [("Classes", "the teacher's, mapped as run.json says")] if recipe.class_map else []
+    return [("Scales", scales(run)), ("Combined", combined), *window, *mapped]
 
 
 def throughput(images: pd.DataFrame, run: Run) -> Facts:

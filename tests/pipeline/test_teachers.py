@@ -22,6 +22,7 @@ from autolabel.manifests.teachers import BadTeacher, TeacherName
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.predictor import Decoded, Predictor, TeacherPredictor
 from autolabel.pipeline.relabel import relabel
+from autolabel.pipeline.report.facts import policy_facts
 from autolabel.pipeline.run import generate
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.loading import load_teacher
@@ -232,3 +233,9 @@ def test_the_line_says_what_a_teacher_of_other_classes_needs(place: Path) -> Non
     )  # fmt: skip
     assert line == f"--classes leads to a label space: name it with --label-space to label {place / 'drive'}"
     assert not (place / "no").exists()
+
+
+def test_the_report_says_how_probabilities_were_combined_and_classes_mapped(place: Path, whole: Run) -> None:
+    facts = dict(policy_facts(replace(whole, recipe=replace(whole.recipe, window=(64, 96)))))
+    assert facts["Combined"] == "mean of the probabilities"
+    assert (facts["Windows"], facts["Classes"]) == ("96 × 64", "the teacher's, mapped as run.json says")
