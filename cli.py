@@ -604,16 +604,24 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 @option("--images", type=click.IntRange(min=1), default=100, help="Number of images, worst first.")
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
+@option("--specks", type=click.IntRange(min=1), default=64, metavar="PX",
+        help="Mark pieces of fewer pixels, unless the policy has dropped small pieces: then these are marked.")  # fmt: skip
 @moved_teacher
-def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool) -> None:
-    """Write RUN/report/index.html: plots and a gallery.
+def report(
+    run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool, specks: int
+) -> None:
+    """Write RUN/report/index.html: a gallery to decide in, then plots.
+
+    Zoom, layers, marks and notes: docs/report.md.
 
     autolabel report runs/auto
     """
     from autolabel.pipeline.report.write import write_report
 
     with progress("drawing") as update:
-        page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
+        page = write_report(
+            run, images=images, samples=chosen, teacher=teacher, attention=attention, specks=specks, progress=update
+        )
     echo(f"open {page}")
 
 
