@@ -193,17 +193,21 @@ def scan(folder: Path, output: Path, strict: bool, **options: Any) -> None:
 @option("--weight", "weights", **pairs("SOURCE=NUMBER", float),
         help="Draw the samples of a source so often, such as auto=0.5; may be given several times.")  # fmt: skip
 @option("--leak-check", type=MANIFEST, help="Refuse if an image is also in this (validation) manifest.")
+@option("--drop", type=FILE, metavar="FILE", help="Leave out the samples whose ids FILE lists, one a line.")
+@option("--only", type=FILE, metavar="FILE", help="Take only the samples whose ids FILE lists, one a line.")
 @option("--drop-worst", **text(parse_share, "SHARE"), help="Leave out the least trusted, such as 5%.")
 @option("--keep-if", metavar="CONDITION", help="Leave out images that do not meet it; see docs/statistics.md.")
 def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
     """Join the labelled samples of several MANIFESTS to train on.
 
-    --drop-worst and --keep-if leave out images of runs, by their statistics.
+    Where they share an image, a fine label stands before a corrected one, and that before an automatic one; of one
+    source, the one given later. --drop-worst and --keep-if leave out images of runs, by their statistics.
 
     \b
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --leak-check val.parquet
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --drop-worst 5%
        --keep-if 'agreement_with_coarse > 0.8'
+    autolabel manifest fuse runs/auto/manifest.parquet fixed.parquet -o fused.parquet --drop rejected.txt
     """
     from autolabel.manifests.fuse import fuse
 
