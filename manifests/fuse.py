@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from autolabel.manifests.condition import parse_condition
+from autolabel.manifests.metadata import CORRECTS
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.manifests.schemas import SOURCES
@@ -138,10 +139,12 @@ def join(
     samples = tuple(
         replace(s, weight=weights.get(s.source, s.weight)) for _, manifest in manifests for s in manifest.labelled
     )
+    corrects = sorted({str(run) for _, manifest in manifests for run in manifest.corrects})
     provenance = {
         "fused": [name for name, _ in manifests],
         "weights": weights,
         "leak_check": leak_check[0] if leak_check else None,
+        **({CORRECTS: corrects} if corrects else {}),
     }
     return Manifest.of(first.label_space, samples, provenance=provenance)
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.metadata import METADATA_KEY, metadata_bytes, parse_metadata
+from autolabel.manifests.metadata import CORRECTS, METADATA_KEY, metadata_bytes, parse_metadata
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SOURCES
 from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
 from autolabel.manifests.wording import Shown, Table
@@ -104,6 +104,11 @@ class Manifest(Shown):
     def runs(self) -> tuple[Path, ...]:
         """The folders of the runs that made labels of this manifest."""
         return tuple(dict.fromkeys(s.run for s in self.samples if s.run is not None))
+
+    @property
+    def corrects(self) -> tuple[Path, ...]:
+        """The folders of the runs whose labels people have corrected: their teachers still speak in most pixels."""
+        return tuple(map(Path, self.provenance.get(CORRECTS, ())))
 
     def lines(self) -> list[str]:
         """Size, classes and roots for a terminal; `tables` has the samples."""

@@ -141,7 +141,7 @@ def compare(
     manifests = {FINE: fine_manifest}
     for (arm, path), name in zip(paths.items(), arms, strict=True):
         manifests[arm] = _joined(fine_manifest, name, path, added_share)
-    runs = [(arm, run) for arm, manifest in manifests.items() for run in sorted(manifest.runs)]
+    runs = [(arm, run, run in m.runs) for arm, m in manifests.items() for run in sorted({*m.runs, *m.corrects})]
     labelled, notes = _teachers(runs, template.val)
     notes += _other_images(manifests)
     for arm, manifest in manifests.items():
@@ -219,13 +219,22 @@ def _slug(arm: str) -> str:
 # --- the arms ---------------------------------------------------------------------------------------------------------
 
 
-def _teachers(runs: Sequence[tuple[str, Path]], val: Path) -> tuple[list[dict[str, str | None]], list[str]]:
-    """The teachers of the arms' runs, and notes on what is unknown. Raises ValueError if one has seen validation."""
+def _teachers(runs: Sequence[tuple[str, Path, bool]], val: Path) -> tuple[list[dict[str, str | None]], list[str]]:
+    """The teachers of the arms' runs, and notes on what is unknown. Raises ValueError if one has seen validation.
+
+    `runs` are arm, folder, and False for a run of which only corrected labels are left.
+    """
     held_out = load_manifest(val).labelled
     marks = fingerprints(held_out)
     labelled: list[dict[str, str | None]] = []
     notes: list[str] = []
-    for arm, path in runs:
+    for arm, path, own in runs:
+        if not own and not RunFolder(path).exists():
+            notes.append(
+                f"{arm}: the run {path}, whose labels were corrected, is gone, so nobody can tell whether its teacher"
+                " has seen validation images."
+            )
+            continue
         run = Run.open(path)
         teacher = run.teacher
         digest = None if teacher is None else run.recipe.teacher_sha256

@@ -134,6 +134,6 @@ def test_a_weight_that_is_none_is_refused(tmp_path: Path, source: str, weight: f
     with pytest.raises(ValueError) as refusal:
         fuse([fine], tmp_path / "fused.parquet", weights={source: weight})
     assert str(refusal.value) == (
-        f"weight {source}={weight:g}: expected a source (fine, coarse, auto, none) and a number, 0 or more"
+        f"weight {source}={weight:g}: expected a source (fine, corrected, coarse, auto, none) and a number, 0 or more"
     )
     assert not (tmp_path / "fused.parquet").exists()

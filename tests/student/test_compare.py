@@ -596,6 +596,15 @@ def test_a_teacher_that_has_seen_validation_images_is_refused(
     refused = autolabel(*asked)
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert refused.stderr.startswith(f"autolabel: fine + auto: the teacher {teacher} of {auto} was trained on 6")
+    fixed = load_manifest(auto / "manifest.parquet")  # the teacher's word in most pixels, and none of its run's labels
+    fixed = replace(
+        fixed,
+        samples=tuple(replace(s, source="corrected", run=None) for s in fixed.samples),
+        provenance={"corrects": [str(auto)]},
+    )
+    save_manifest(tmp_path / "fixed.parquet", fixed)
+    with pytest.raises(ValueError, match=r"^fine \+ fixed: the teacher .* was trained on 6 of the 6 validation images"):
+        compare(city / "val.parquet", {"fixed": tmp_path / "fixed.parquet"}, template=job, seeds=(0,))
     assert not (tmp_path / "out").exists()
 
 
