@@ -23,6 +23,7 @@ from autolabel.manifests.settings import JobField, build_job, job_fields, parse_
 from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.review.effort import Effort, Pace
 from autolabel.student.job import ScoreMachine, TrainJob
 from autolabel.terminal import (
     QUARANTINED,
@@ -615,6 +616,32 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName
     with progress("drawing") as update:
         page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
     echo(f"open {page}")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@option("--budget", **text(Effort.of, "BUDGET"), required=True,
+        help="A number of images, such as 50, or a time for regions, such as 30min.")  # fmt: skip
+@option("-o", "--out", type=FOLDER, required=True, help="Folder for the lists.")
+@option("--seconds", "pace", **text(Pace.of, "S,S,S"), default=Pace(),
+        help="Time to open an image, for a region, and for each pixel of its boundary. [default: 10,5,0.1]",
+        show_default=False)  # fmt: skip
+@option("--audit", type=FILE, help="Another run's audit.json of the same teacher. [default: the run's own, if any]")
+@option("--student", type=FILE, help="Scores that `evaluate -o` wrote: what the student gets wrong counts for more.")
+def review(run: Path, budget: Effort, out: Path, **options: Any) -> None:
+    """Choose what in a RUN is worth a person's time.
+
+    Writes ids.txt and review.parquet: the images or regions whose correction is expected to gain most label IoU.
+
+    \b
+    autolabel review runs/auto --budget 50 -o fix
+    autolabel review runs/auto --budget 30min -o fix --seconds 10,5,0.1
+    """
+    from autolabel.pipeline.review.review import review
+
+    with progress("reading confidence") as update:
+        result = review(run, budget, out=out, progress=update, **options)
+    show(result)
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

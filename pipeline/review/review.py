@@ -139,9 +139,8 @@ def _notes(found: Prospects, effort: Effort, rows: pa.Table, spent: float, frame
     elif not found.audit.confusion:
         notes.append("The audit has counted no confusions: audit again, and the choice knows what is mixed up.")
     if effort.images is not None and len(rows) < effort.images:
-        notes.append(
-            f"{counted(effort.images - len(rows), 'image')} less than asked for: the rest repeats those chosen."
-        )
+        less = counted(effort.images - len(rows), "image")
+        notes.append(f"{less} less than asked for: the others repeat those that were chosen, or gain nothing.")
     if effort.seconds is not None and spent < 0.9 * effort.seconds:
         notes.append(f"{duration(spent)} are enough: no other region gains anything in the time that is left.")
     if found.found.dropped:
