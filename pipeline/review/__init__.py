@@ -1,1 +1,1 @@
-"""What is worth a person's time: the images or regions of a run whose correction gains most."""
+"""Choose the images or regions of a run whose correction is worth most of a person's time."""

@@ -38,7 +38,7 @@ class Prospects:
     seconds: float
 
     def worth(self) -> Worth:
-        """What the labels are expected to be worth before any correction."""
+        """Return the expected worth of the labels before any correction."""
         return _worth(self.run, self.found, self.audit, self.weights)
 
     def expected(self, items: Items, opening: float, budget: float) -> float:

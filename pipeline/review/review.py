@@ -30,7 +30,7 @@ _SHOWN = 12  # rows in the terminal
 
 @dataclass(frozen=True)
 class Review(Shown):
-    """What was chosen. rows: as in `WORTH_SCHEMA`. iou: the expected mean IoU of the labels before.
+    """The choice. rows: as in `WORTH_SCHEMA`. iou: the expected mean IoU of the labels before.
 
     gain: expected of all rows. by_chance: of as many images at random, or as much time for regions at random. unit:
     "image" or "region". images: that the run has labelled. seconds: that the regions take. rate: images that were read

@@ -1,4 +1,4 @@
-"""The doubts of every image from the statistics of a run alone: what is left where no confidence was kept by pixel."""
+"""The doubts of every image from the statistics of a run alone, for runs that have kept no confidence."""
 
 from __future__ import annotations
 
@@ -44,6 +44,6 @@ def survey_statistics(run: Run, audit: Audit | None) -> Survey:
 
 
 def _filled(counts: NDArray[np.int64], amount: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Of bins (N, B), as many as `amount` (N,), from the first bin on."""
+    """Take `amount` (N,) of what is in bins (N, B), from the first bin on."""
     before = counts.cumsum(axis=1) - counts
     return np.asarray(np.clip(amount[:, None] - before, 0, counts))

@@ -36,7 +36,7 @@ _RECORD = ["sample_id", "status", "height", "width", "label", "label_index",
 
 @dataclass(frozen=True)
 class Items:
-    """What can be chosen: images, or regions of them. N items, in the order of images.
+    """N things that can be chosen, images or regions of them, in the order of images.
 
     image (N,): place in `Survey.ids`. doubt (N, 3, C) float32. seconds (N,): of the correction alone. box (N, 4): top,
     left, height, width. region (N,): number in its image, -1 for a whole image. pixels, boundary (N,).

@@ -1,4 +1,4 @@
-"""What a correction gains: the mean IoU of the labels, as it is expected now and after pixels are corrected.
+"""The mean IoU of the labels, as it is expected now and after corrections: what a correction gains.
 
 For a class there are, over all images of the run, expected pixels that are hits (labelled and true), truth (true), and
 union (labelled or true). A corrected pixel that was wrongly labelled c and is t takes one pixel from the union of c,
