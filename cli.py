@@ -17,12 +17,15 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autolabel.manifests.formats.known import WRITTEN
+from autolabel.manifests.formats.style import IMAGES, Style
 from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_pair, parse_share
 from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.review.effort import Effort, Pace
 from autolabel.student.job import ScoreMachine, TrainJob
 from autolabel.terminal import (
     QUARANTINED,
@@ -548,6 +551,38 @@ def stats(run: Path, threshold: float | None) -> None:
 
 
 @main.command()
+@click.argument("source", metavar="RUN_OR_MANIFEST", type=Path)
+@option("--to", type=click.Choice(WRITTEN), required=True, group="what", help="The format; see docs/export-labels.md.")
+@option("-o", "--output", type=FOLDER, required=True, group="what", help="Folder to write; asked again, it goes on.")
+@option("--worst", type=click.IntRange(min=1), group="what", help="So many images of runs, the least trusted first.")
+@option("--ids", type=FILE, group="what", help="The images that a file names: one id a line, or a CSV.")
+@option("--keep-if", metavar="CONDITION", group="what",
+        help="The images that meet it, such as 'mean_confidence < 0.8 and split == \"val\"'.")  # fmt: skip
+@option("--label-ids", type=click.Choice(("train", "source", "color")), default="train", group="how",
+        help="PNGs of train ids, of source ids, or of train ids with a palette of the classes' colours.")  # fmt: skip
+@option("--flat", is_flag=True, group="how", help="Put all images into one folder.")
+@option("--images", type=click.Choice(IMAGES), default="copy", group="how",
+        help="Copy the photographs, link to them, or send labels alone.")  # fmt: skip
+def export(source: Path, to: str, output: Path, label_ids: str, flat: bool, images: str, **selection: Any) -> None:
+    """Send labels out in the form of another tool.
+
+    Ends with the account of all samples, and what the format cannot say.
+
+    \b
+    autolabel export runs/auto --to png -o to_train
+    autolabel export runs/auto --to cvat --worst 50 -o to_fix
+    autolabel export fused.parquet --to hf -o dataset
+    """
+    from autolabel.pipeline.export import export
+
+    with progress("exporting") as update:
+        exported = export(source, to, output, style=Style(label_ids, flat, images), progress=update, **selection)
+    show(exported)
+    if exported.faults:
+        click.get_current_context().exit(QUARANTINED)
+
+
+@main.command()
 @click.argument("run_a", type=FOLDER)
 @click.argument("run_b", type=FOLDER)
 def diff(run_a: Path, run_b: Path) -> None:
@@ -619,6 +654,32 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName
     with progress("drawing") as update:
         page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
     echo(f"open {page}")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@option("--budget", **text(Effort.of, "BUDGET"), required=True,
+        help="A number of images, such as 50, or a time for regions, such as 30min.")  # fmt: skip
+@option("-o", "--out", type=FOLDER, required=True, help="Folder for the lists.")
+@option("--seconds", "pace", **text(Pace.of, "S,S,S"), default=Pace(),
+        help="Time to open an image, for a region, and for each pixel of its boundary. [default: 10,5,0.1]",
+        show_default=False)  # fmt: skip
+@option("--audit", type=FILE, help="Another run's audit.json of the same teacher. [default: the run's own, if any]")
+@option("--student", type=FILE, help="Scores that `evaluate -o` wrote: what the student gets wrong counts for more.")
+def review(run: Path, budget: Effort, out: Path, **options: Any) -> None:
+    """Choose what in a RUN is worth a person's time.
+
+    Writes ids.txt and review.parquet: the images or regions whose correction is expected to gain most label IoU.
+
+    \b
+    autolabel review runs/auto --budget 50 -o fix
+    autolabel review runs/auto --budget 30min -o fix --seconds 10,5,0.1
+    """
+    from autolabel.pipeline.review.review import review
+
+    with progress("reading confidence") as update:
+        result = review(run, budget, out=out, progress=update, **options)
+    show(result)
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------
