@@ -239,7 +239,7 @@ class Imported(Shown):
         return lines
 
     def tables(self) -> list[Table]:
-        """The pixels by what became of them, the largest changes of class, and how right the teacher was by its confidence."""
+        """The pixels by their fate, the largest changes of class, and how right the teacher was by its confidence."""
         tally, words = self.tally, _WORDS_PARTIAL if self.found.partial else _WORDS
         total, means = sum(tally.fates.values()), tally.confidence()
         rows = [
