@@ -25,6 +25,7 @@ from autolabel.manifests.settings import JobField, build_job, job_fields, parse_
 from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import duration
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.review.effort import Effort, Pace
 from autolabel.student.job import ScoreMachine, TrainJob
 from autolabel.terminal import (
     QUARANTINED,
@@ -195,17 +196,21 @@ def scan(folder: Path, output: Path, strict: bool, **options: Any) -> None:
 @option("--weight", "weights", **pairs("SOURCE=NUMBER", float),
         help="Draw the samples of a source so often, such as auto=0.5; may be given several times.")  # fmt: skip
 @option("--leak-check", type=MANIFEST, help="Refuse if an image is also in this (validation) manifest.")
+@option("--drop", type=FILE, metavar="FILE", help="Leave out the samples whose ids FILE lists, one a line.")
+@option("--only", type=FILE, metavar="FILE", help="Take only the samples whose ids FILE lists, one a line.")
 @option("--drop-worst", **text(parse_share, "SHARE"), help="Leave out the least trusted, such as 5%.")
 @option("--keep-if", metavar="CONDITION", help="Leave out images that do not meet it; see docs/statistics.md.")
 def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
     """Join the labelled samples of several MANIFESTS to train on.
 
-    --drop-worst and --keep-if leave out images of runs, by their statistics.
+    Where they share an image, a fine label stands before a corrected one, and that before an automatic one; of one
+    source, the one given later. --drop-worst and --keep-if leave out images of runs, by their statistics.
 
     \b
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --leak-check val.parquet
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --drop-worst 5%
        --keep-if 'agreement_with_coarse > 0.8'
+    autolabel manifest fuse runs/auto/manifest.parquet fixed.parquet -o fused.parquet --drop rejected.txt
     """
     from autolabel.manifests.fuse import fuse
 
@@ -649,6 +654,32 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName
     with progress("drawing") as update:
         page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
     echo(f"open {page}")
+
+
+@main.command()
+@click.argument("run", type=FOLDER)
+@option("--budget", **text(Effort.of, "BUDGET"), required=True,
+        help="A number of images, such as 50, or a time for regions, such as 30min.")  # fmt: skip
+@option("-o", "--out", type=FOLDER, required=True, help="Folder for the lists.")
+@option("--seconds", "pace", **text(Pace.of, "S,S,S"), default=Pace(),
+        help="Time to open an image, for a region, and for each pixel of its boundary. [default: 10,5,0.1]",
+        show_default=False)  # fmt: skip
+@option("--audit", type=FILE, help="Another run's audit.json of the same teacher. [default: the run's own, if any]")
+@option("--student", type=FILE, help="Scores that `evaluate -o` wrote: what the student gets wrong counts for more.")
+def review(run: Path, budget: Effort, out: Path, **options: Any) -> None:
+    """Choose what in a RUN is worth a person's time.
+
+    Writes ids.txt and review.parquet: the images or regions whose correction is expected to gain most label IoU.
+
+    \b
+    autolabel review runs/auto --budget 50 -o fix
+    autolabel review runs/auto --budget 30min -o fix --seconds 10,5,0.1
+    """
+    from autolabel.pipeline.review.review import review
+
+    with progress("reading confidence") as update:
+        result = review(run, budget, out=out, progress=update, **options)
+    show(result)
 
 
 # --- compare ----------------------------------------------------------------------------------------------------------

@@ -162,6 +162,7 @@ def audit(
         temperature=fitted,
         coarse=coarse,
         notes=notes + _verdicts(classes, suggestion, target_precision),
+        confusion=confusion.matrix.tolist(),
     )
     with storage.hold(run.path, name=_LOCK, wait=_PATIENCE):  # both files are of one audit
         if suggestion:
