@@ -14,7 +14,7 @@ for split, samples in load_dataset(folder).items():
         for column in ("image", "label", "confidence"):
             if row[column] is not None:
                 pictures[f"{column}:{row['sample_id']}"] = np.asarray(row[column])
-for split, samples in load_dataset(folder, streaming=True).items():
+for samples in load_dataset(folder, streaming=True).values():
     for row in samples:
         streamed[row["sample_id"]] = bool((np.asarray(row["label"]) == pictures[f"label:{row['sample_id']}"]).all())
 np.savez(arrays, **pictures)

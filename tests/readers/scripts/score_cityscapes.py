@@ -1,4 +1,4 @@
-"""Usage: ARRAYS TRUTH PREDICTIONS. Score the PNGs below one folder against those below another, as the benchmark does."""
+"""Usage: ARRAYS TRUTH PREDICTIONS. Score the PNGs below PREDICTIONS against those below TRUTH, as benchmarks do."""
 
 import json
 import sys
