@@ -470,6 +470,34 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
     _end(result, LabelJob.max_quarantined)
 
 
+@main.command("import")
+@click.argument("reads", metavar="FORMAT")
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@option("--run", type=FOLDER, required=True, help="The run whose labels were corrected.")
+@option("-o", "--output", "out", type=FILE, required=True, help="Manifest to write; labels go into a folder beside it.")
+@option("--partial", is_flag=True, help="Pixels without a class were not looked at: the machine's stay there.")
+@option("--only-changed", is_flag=True, help="Leave out images that came back as they were; else they are confirmed.")
+@option("--label-ids", type=click.Choice(("train", "source", "color")),
+        help="The PNGs hold train ids, source ids, or colours. [default: what they look like]")  # fmt: skip
+def import_(reads: str, paths: tuple[Path, ...], **options: Any) -> None:
+    """Take labels back that people have corrected: PATHS in one FORMAT, png, cvat, coco or label-studio.
+
+    Prints what was changed, and how sure the machine had been. Where two PATHS change a pixel, the later one stands.
+
+    \b
+    autolabel import png masks/ --run runs/auto -o fixed.parquet
+    autolabel import cvat anna.zip ben.zip --run runs/auto -o fixed.parquet
+    autolabel import png runs/auto/labels --run runs/auto -o fixed.parquet
+    """
+    from autolabel.pipeline.corrections import import_corrections
+
+    with progress("importing") as update:
+        imported = import_corrections(reads, paths, progress=update, **options)
+    show(imported)
+    if imported.new:
+        echo("", f"wrote {imported.path}, labels and their origin in {imported.path.with_suffix('')}")
+
+
 @main.command()
 @click.argument("run", type=FOLDER)
 @option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
