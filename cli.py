@@ -622,6 +622,7 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 @option("-o", "--output", type=FOLDER, required=True, help="Folder for errors.parquet, errors.csv and ids.txt.")
 @option("--coarse", is_flag=True, help="Judge the coarse labels, also where there are fine ones.")
 @option("--worst", type=int, help="List so many images at most. [default: all]")
+@option("--pictures", type=int, default=0, help="Draw so many regions: photograph, human label, teacher.")
 @option("--border", type=int, help="Pixels so near to the class that the teacher says do not count."
         " [default: 0.5 % of the diagonal]")  # fmt: skip
 @option("--min-pixels", type=int, help="Size of the smallest region. [default: 0.03 % of the image]")

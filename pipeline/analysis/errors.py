@@ -22,15 +22,17 @@ from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.machine import cores
-from autolabel.manifests.reading import read_coarse
+from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
-from autolabel.manifests.wording import Progress, number
+from autolabel.manifests.tables import read_pieces
+from autolabel.manifests.wording import Progress, counted, number
 from autolabel.pipeline.analysis.doubt import Doubts, Floats, Gathered, look
-from autolabel.pipeline.analysis.errors_table import CSV, IDS, TABLE, LabelErrors, rank, write_ranking
+from autolabel.pipeline.analysis.errors_pictures import FOLDER, clear, draw_region, write_region
+from autolabel.pipeline.analysis.errors_table import CSV, ERRORS_SCHEMA, IDS, TABLE, LabelErrors, rank, write_ranking
 from autolabel.pipeline.analysis.judges import SEEN, UNKNOWN, Judge, judge_of, require_one_space
 
 BORDER = 0.005  # of an image's diagonal: so far from the class that the teacher names, a border is no mistake
@@ -58,6 +60,7 @@ def find_errors(
     runs: Sequence[Path] = (),
     coarse: bool = False,
     worst: int | None = None,
+    pictures: int = 0,
     border: int | None = None,
     min_pixels: int | None = None,
     workers: int | None = None,
@@ -66,13 +69,19 @@ def find_errors(
     """Rank the regions and images whose human label is likely wrong; write the ranking into the folder `out`.
 
     source: a run, whose input manifest has the human labels, or a manifest whose labels `runs` judge. coarse: judge
-    coarse labels also where there are fine ones. worst: list so many images at most. border: rows and columns from the
-    class that the teacher names in which a pixel does not count, BORDER of the diagonal by default. min_pixels: of the
-    smallest piece, SMALLEST of the image by default. Neither order nor digits depend on `workers`.
+    coarse labels also where there are fine ones. worst: list so many images at most. pictures: draw so many regions.
+    border: rows and columns from the class that the teacher names in which a pixel does not count, BORDER of the
+    diagonal by default. min_pixels: of the smallest piece, SMALLEST of the image by default. Neither order nor digits
+    depend on `workers`.
     Raises ValueError for runs without kept confidence or of another label space, if no image has a human label or none
     is in the runs, and for a folder that holds something else; BadTable.
     """
-    for name, value, least in (("worst", worst, 1), ("border", border, 0), ("min-pixels", min_pixels, 1)):
+    for name, value, least in (
+        ("worst", worst, 1),
+        ("pictures", pictures, 0),
+        ("border", border, 0),
+        ("min-pixels", min_pixels, 1),
+    ):
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}: expected {least} or more")
     manifest, judges, own = _opened(Path(source), runs)
@@ -102,6 +111,9 @@ def find_errors(
     notes = _notes(judges, knows) + ([f"left out, the first of {left_out['unreadable']}: {bad}"] if bad else [])
     ranked = rank(found, np.array(sizes, np.int64), judges, worst)
     likely = write_ranking(out, ranked, ids, space)
+    if pictures or storage.is_folder(out / FOLDER):
+        clear(out / FOLDER)
+    notes += _draw(out, manifest, judges, own=own, coarse=coarse, most=pictures)
     images, regions = len(set(ranked["image"].tolist())), len(ranked)
     return LabelErrors(out, total, len(ids), dict(left_out), images, regions, likely, notes)
 
@@ -125,7 +137,7 @@ def _opened(source: Path, runs: Sequence[Path]) -> tuple[ManifestFile, list[Judg
 def _require_place(out: Path) -> None:
     """Raise ValueError if the folder holds anything but an earlier ranking, or lies in a run."""
     require_outside_runs(out.absolute())
-    others = [path for path in storage.list(out) if path.name not in (TABLE, CSV, IDS, "pictures")]
+    others = [path for path in storage.list(out) if path.name not in (TABLE, CSV, IDS, FOLDER)]
     if others:
         raise ValueError(f"{out} holds {others[0].name}, which is no ranking of label errors: choose another -o")
 
@@ -145,7 +157,7 @@ def _require_any(manifest: ManifestFile, judges: Sequence[Judge], left: Counter[
 
 
 def _notes(judges: Sequence[Judge], knows: Counter[tuple[int, int]]) -> list[str]:
-    """What the judges have seen of the images that they judged."""
+    """Say which judges have seen images that they judged, and of which nobody knows."""
     notes = []
     for place, judge in enumerate(judges):
         seen, unknown = knows[place, SEEN], knows[place, UNKNOWN]
@@ -216,3 +228,31 @@ def _human_label(sample: Sample, space: LabelSpace, *, coarse: bool) -> Label:
     label = read_coarse(sample, space)
     assert label is not None
     return label
+
+
+def _draw(
+    out: Path, manifest: ManifestFile, judges: Sequence[Judge], *, own: bool, coarse: bool, most: int
+) -> list[str]:
+    """Draw the likeliest regions; return a note about those that cannot be drawn."""
+    if not most:
+        return []
+    first = next(read_pieces(out / TABLE, ERRORS_SCHEMA), None)
+    if first is None:
+        return []
+    rows = first.slice(0, most).to_pandas()
+    samples, missing = manifest.find(set(rows["sample_id"])), list[str]()
+    for _, row in rows.iterrows():
+        sample = samples[row["sample_id"]]
+        try:
+            judge = judge_of(sample, judges, own=own)
+            if judge is None:
+                raise BadImage(f"image {sample.image} has changed")
+            top, _ = judges[judge[0]].kept[judge[1]]
+            human = _human_label(sample, manifest.label_space, coarse=coarse)
+            box = int(row["top"]), int(row["left"]), int(row["height"]), int(row["width"])
+            picture = draw_region(read_photograph(sample), human, top, box=box, space=manifest.label_space)
+        except (BadImage, DamagedLabel, OSError) as error:
+            missing.append(str(error))
+            continue
+        write_region(out / FOLDER, row, picture)
+    return [f"{counted(len(missing), 'region')} not drawn, the first: {missing[0]}"] if missing else []

@@ -42,7 +42,7 @@ _MOST_PAIRS = 15  # pairs of classes that are printed
 
 @dataclass(frozen=True)
 class LabelErrors(Shown):
-    """Where the ranking was written, and its account: images = judged + left out, by reason.
+    """A ranking in the folder `out`, and its account: images = judged + left out, by reason.
 
     likely: the numbers of regions and pixels with a score above LIKELY, by (human class, suggested class). doubtful:
     images with any doubt. regions: all that are listed. first_bad: the first label that could not be read.
