@@ -162,6 +162,7 @@ def audit(
         temperature=fitted,
         coarse=coarse,
         notes=notes + _verdicts(classes, suggestion, target_precision),
+        confusion=confusion.matrix.tolist(),
     )
     with storage.hold(run.path, name=_LOCK, wait=_PATIENCE):  # both files are of one audit
         if suggestion:
@@ -190,7 +191,9 @@ def _match(run: Run, truth: Path) -> _Matched:
         )
     fine = [sample for sample in manifest.labelled if sample.source == "fine"]
     if not fine:
-        raise ValueError(f"{truth} lists no image with a fine label: expected a manifest such as fine.parquet")
+        corrected = any(sample.source == "corrected" for sample in manifest.labelled)
+        why = "; corrected ones began as a run's own, so the audit would flatter it" if corrected else ""
+        raise ValueError(f"{truth} lists no image with a fine label{why}: expected a manifest such as fine.parquet")
     known: dict[str, Sample] = {}
     for sample, mark in zip(fine, fingerprints(fine), strict=True):
         if mark in known:

@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE
-from autolabel.manifests.pieces import pieces
 from autolabel.manifests.run.shards import Label
+from autolabel.pipeline.rules import pieces
 
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int32]
@@ -102,38 +102,40 @@ def look(
     counted = (human < classes) & ~(other & beside(human, top, reach))
     if spoken is not None:
         counted &= spoken
-    regions = pieces(human)
-    by_run = np.add.reduceat(counted.ravel(), regions.starts, dtype=np.int64)
-    region_pixels = np.bincount(regions.piece, by_run, minlength=len(regions.starts)).astype(np.int64)
-    weight = 1 / np.sqrt(np.maximum(region_pixels, 1))[regions.piece]
+    lengths, _, region = pieces(human, IGNORE)
+    starts = np.cumsum(lengths) - lengths
+    by_run = np.add.reduceat(counted.ravel(), starts, dtype=np.int64)
+    region_pixels = np.bincount(region, by_run, minlength=len(starts)).astype(np.int64)
+    weight = 1 / np.sqrt(np.maximum(region_pixels, 1))[region]
     where = np.flatnonzero(counted)
     told, levels_there = top.ravel()[where].astype(np.int32), level.ravel()[where]
     said = human.ravel()[where].astype(np.int32)
     cells = (said * np.int32(classes) + told) * np.int32(levels) + levels_there
-    weights = np.repeat(weight, regions.lengths)[where]
+    weights = np.repeat(weight, lengths)[where]
     counts: Floats = np.bincount(cells, weights, minlength=classes * classes * levels).astype(np.float64)
 
     pairs: Ints = np.full(human.shape, -1, np.int32)
     pairs.ravel()[where] = np.where(said == told, np.int32(-1), said * np.int32(classes) + told)
-    found = pieces(pairs)
-    pixels = found.pixels()
-    chosen = np.flatnonzero((pixels >= smallest) & (found.values >= 0))
+    lengths, pair, piece = pieces(pairs, -1)
+    run_starts = np.cumsum(lengths) - lengths
+    pixels = np.bincount(piece, lengths, minlength=len(lengths)).astype(np.int64)  # at the place of the first run
+    chosen = np.flatnonzero((pixels >= smallest) & (pair >= 0))
     chosen = chosen[np.argsort(-pixels[chosen], kind="stable")][:MOST]
-    rank = np.full(len(found.starts), -1, np.int64)
+    rank = np.full(len(lengths), -1, np.int64)
     rank[chosen] = np.arange(len(chosen))
-    ranks, count = rank[found.piece], len(chosen)
+    ranks, count = rank[piece], len(chosen)
     runs = np.flatnonzero(ranks >= 0)
-    box = _boxes(ranks[runs], found.starts[runs], found.lengths[runs], width=human.shape[1], count=count)
-    by_pixel = np.repeat(ranks, found.lengths)
+    box = _boxes(ranks[runs], run_starts[runs], lengths[runs], width=human.shape[1], count=count)
+    by_pixel = np.repeat(ranks, lengths)
     inside = np.flatnonzero(by_pixel >= 0)
     by_level = np.bincount(by_pixel[inside] * levels + level.ravel()[inside], minlength=count * levels)
-    at = np.searchsorted(regions.starts, found.starts[chosen], "right") - 1
+    at = np.searchsorted(starts, run_starts[chosen], "right") - 1
     return counts.reshape(classes, classes, levels), Doubts(
         box=box.astype(np.int32),
-        human=(found.values[chosen] // classes).astype(np.int32),
-        suggested=(found.values[chosen] % classes).astype(np.int32),
+        human=(pair[chosen] // classes).astype(np.int32),
+        suggested=(pair[chosen] % classes).astype(np.int32),
         pixels=pixels[chosen].astype(np.int32),
-        region_pixels=region_pixels[regions.piece[at]].astype(np.int32),
+        region_pixels=region_pixels[region[at]].astype(np.int32),
         levels=by_level.reshape(count, levels).astype(np.int32),
     )
 

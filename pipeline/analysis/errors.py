@@ -41,7 +41,7 @@ _NO_LABEL, _NOT_LABELLED = "without a human label", "not in these runs"
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Verdict:
     """One image: who judged it, what is known of that teacher, its counts and doubts; or why it was left out."""
 
     sample_id: str
@@ -182,14 +182,14 @@ def _look(
     space: LabelSpace,
     coarse: bool,
     limits: tuple[int | None, int | None],
-) -> _Look:
+) -> _Verdict:
     """Hold the human label of one image against what its judge has kept."""
     try:
         if not _has_human_label(sample, coarse=coarse):
-            return _Look(sample.sample_id, why=_NO_LABEL)
+            return _Verdict(sample.sample_id, why=_NO_LABEL)
         judge = judge_of(sample, judges, own=own)
         if judge is None:
-            return _Look(sample.sample_id, why=_NOT_LABELLED)
+            return _Verdict(sample.sample_id, why=_NOT_LABELLED)
         place, sample_id, knows = judge
         human = _human_label(sample, space, coarse=coarse)
         top, level = judges[place].kept[sample_id]
@@ -199,7 +199,7 @@ def _look(
                 f" {judges[place].run.path} has labelled {top.shape[1]} x {top.shape[0]}"
             )
     except (BadImage, DamagedLabel, OSError) as error:
-        return _Look(sample.sample_id, why=str(error))
+        return _Verdict(sample.sample_id, why=str(error))
     height, width = human.shape
     border, min_pixels = limits
     counts, doubts = look(
@@ -211,7 +211,7 @@ def _look(
         smallest=max(1, round(SMALLEST * height * width)) if min_pixels is None else min_pixels,
         spoken=level > 0 if judges[place].silent else None,
     )
-    return _Look(sample.sample_id, place, knows, (height, width), counts, doubts)
+    return _Verdict(sample.sample_id, place, knows, (height, width), counts, doubts)
 
 
 def _has_human_label(sample: Sample, *, coarse: bool) -> bool:
