@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,10 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan
+from autolabel.manifests.wording import percent
 from autolabel.pipeline import corrections
 from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
+from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.corrections import import_corrections
 from autolabel.pipeline.imported import Imported
 
@@ -292,6 +295,35 @@ def test_nothing_edited_in_place_is_nothing_to_import(place: Path) -> None:
         assert not (place / "fixed").exists()
 
 
+# --- the audit learns -------------------------------------------------------------------------------------------------
+
+
+def test_corrections_are_truth_for_an_audit(place: Path) -> None:
+    run, before = place / "zarr", labels_of(place / "zarr")
+    labels, _ = edited(run, share=0.1)
+    labels["a/one"][30:, :] = IGNORE
+    import_corrections("png", [write_masks(place / "masks", labels)], run=run, out=place / "fixed.parquet")
+    found = audit(run, place / "fixed.parquet", allow_leak=True)
+    assert found.images == 4
+    true, given = (np.concatenate([both[name].ravel() for name in NAMES]) for both in (labels, before))
+    both = (true != IGNORE) & (given != IGNORE)
+    assert found.auto is not None and found.auto.right == (true == given)[both].mean()
+    left = np.concatenate([((labels[n] == before[n]) & (labels[n] != IGNORE)).ravel() for n in NAMES])
+    share = percent(left.sum() / (true != IGNORE).sum())
+    (note,) = [note for note in found.notes if "Corrections are the truth of 4 images" in note]
+    assert "no random sample" in note and f"{share} % of their pixels with a class are a machine's" in note
+    assert found.reliability is not None and (run / "suggested.toml").exists()
+    assert sum(found.reliability.all.pixels) == (true != IGNORE).sum()
+
+
+def test_partial_corrections_are_no_truth(place: Path) -> None:
+    run = place / "zarr"
+    masks = write_masks(place / "masks", edited(run)[0])
+    import_corrections("png", [masks], run=run, out=place / "part.parquet", partial=True)
+    message = refused("audit", run, "--truth", place / "part.parquet", "--allow-leak")
+    assert "holds 4 images imported with --partial: nobody has looked at all of their pixels" in message
+
+
 # --- again, and killed ------------------------------------------------------------------------------------------------
 
 
@@ -407,6 +439,27 @@ def test_masks_that_cannot_be_used_are_one_line_and_nothing_is_written(
     if spoil is strange:
         assert "'x/1', 'x/2' and 'x/3' and 1 more" in message
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks"]
+
+
+def test_a_zip_is_read_as_its_folder_and_a_dangerous_one_is_refused(runs: Path, masks: Path, tmp_path: Path) -> None:
+    run, out = runs / "zarr", tmp_path / "fixed.parquet"
+    save(masks / "a" / "one.png", np.full((HEIGHT, WIDTH), 3, np.uint8))
+    shutil.make_archive(str(tmp_path / "masks"), "zip", tmp_path, "masks")
+    import_corrections("png", [tmp_path / "masks.zip"], run=run, out=out)
+    import_corrections("png", [masks], run=run, out=tmp_path / "other.parquet")
+    zipped, plain = given(out), given(tmp_path / "other.parquet")
+    assert list(zipped) == list(plain) == sorted(NAMES)
+    assert all(np.array_equal(zipped[name], plain[name]) for name in NAMES)
+    small = (masks / "four.png").read_bytes()
+    for name, content, message in (
+        ("../four.png", small, "a name that leads out of the archive"),
+        ("/four.png", small, "a name that leads out of the archive"),
+        ("four.png", b"\0" * (1 << 25), "a zip bomb"),
+    ):
+        with zipfile.ZipFile(tmp_path / "bad.zip", "w", zipfile.ZIP_DEFLATED) as file:
+            file.writestr(name, content)
+        assert message in refused("import", "png", tmp_path / "bad.zip", "--run", run, "-o", tmp_path / "bad.parquet")
+        assert not (tmp_path / "bad").exists()
 
 
 def test_a_place_that_cannot_be_written_to_is_refused(runs: Path, masks: Path, tmp_path: Path) -> None:
