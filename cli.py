@@ -217,6 +217,22 @@ def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
     show(fuse(manifests, output, **options))
 
 
+@manifest.command()
+@click.argument("path", metavar="MANIFEST", type=MANIFEST)
+@option("--folds", type=int, default=2, help="Number of parts; groups stay whole.")
+@option("-o", "--output", type=FOLDER, required=True, help="Folder for the manifests part-N and rest-N.")
+def fold(path: Path, folds: int, output: Path) -> None:
+    """Cut a MANIFEST into parts, to label each by a teacher that has not seen it.
+
+    A teacher that is trained on rest-N labels part-N; see docs/errors.md.
+
+    autolabel manifest fold fine.parquet --folds 3 -o folds
+    """
+    from autolabel.manifests.fold import fold
+
+    show(fold(path, output, folds=folds))
+
+
 @manifest.command("show")
 @click.argument("path", metavar="MANIFEST", type=MANIFEST)
 def show_manifest(path: Path) -> None:
@@ -664,6 +680,35 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
         result = audit(run, truth, progress=update, **options)
     show(result)
     echo("", f"wrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
+
+
+@main.command()
+@click.argument("source", metavar="RUN_OR_MANIFEST", type=Path)
+@option("--run", "runs", type=FOLDER, multiple=True,
+        help="A run that has labelled images of the manifest; may be given several times.")  # fmt: skip
+@option("-o", "--output", type=FOLDER, required=True, help="Folder for errors.parquet, errors.csv and ids.txt.")
+@option("--coarse", is_flag=True, help="Judge the coarse labels, also where there are fine ones.")
+@option("--worst", type=int, help="List so many images at most. [default: all]")
+@option("--pictures", type=int, default=0, help="Draw so many regions: photograph, human label, teacher.")
+@option("--border", type=int, help="Pixels so near to the class that the teacher says do not count."
+        " [default: 0.5 % of the diagonal]")  # fmt: skip
+@option("--min-pixels", type=int, help="Size of the smallest region. [default: 0.03 % of the image]")
+@option("--workers", type=int, help="Number of threads. [default: one per core]")
+def errors(source: Path, output: Path, **options: Any) -> None:
+    """Find likely mistakes in human labels, fine or coarse.
+
+    Runs judge them that have kept their confidence, best those of teachers that have not seen the images.
+
+    \b
+    autolabel errors runs/auto -o errors
+    autolabel errors fine.parquet --run runs/part-1 --run runs/part-2 -o errors
+    """
+    from autolabel.pipeline.analysis.errors import find_errors
+
+    with progress("looking for mistakes") as update:
+        ranking = find_errors(source, output, progress=update, **options)
+    show(ranking)
+    echo("", f"wrote {output}: errors.parquet, errors.csv, ids.txt")
 
 
 @main.command()
