@@ -11,6 +11,7 @@ import csv
 import dataclasses
 import difflib
 import functools
+import io
 import json
 import math
 import re
@@ -69,11 +70,8 @@ def read_csv(
     """
 
     def rows() -> list[list[str]]:
-        text, name = _text(_content(path, at_most), str(path)), str(path)
-        try:
-            header, *body = csv.reader(text.splitlines() or [""])
-        except (csv.Error, ValueError) as error:
-            raise BadDocument(f"{name} is no table: {error}") from error
+        name = str(path)
+        header, *body = _cells(path, at_most) or [[]]
         missing = [column for column in columns if column not in header]
         if missing:
             raise BadDocument(f"{name} has no column {missing[0]!r}: expected {', '.join(columns)}")
@@ -85,6 +83,28 @@ def read_csv(
 
     table: list[list[str]] = _advised(advice, rows)
     return table
+
+
+def read_names(path: Path, *, headers: Sequence[str], at_most: int = MOST_BYTES) -> list[str]:
+    """The names that a file lists, in order: one a line, without empty lines and those that begin with "#".
+
+    Of a CSV (its file is called so) they are the first cells of the rows; the first row may be a header, whose first
+    cell is one of `headers`. Raises BadDocument.
+    """
+    if path.suffix.lower() == ".csv":
+        lines = [row[0] if row else "" for row in _cells(path, at_most)]
+        lines = lines[1:] if lines and lines[0].strip() in headers else lines
+    else:
+        lines = _text(_content(path, at_most), str(path), at_most).split("\n")
+    return [line.strip() for line in lines if line.strip() and not line.lstrip().startswith("#")]
+
+
+def _cells(path: Path, at_most: int) -> list[list[str]]:
+    text = _text(_content(path, at_most), str(path), at_most)
+    try:
+        return list(csv.reader(io.StringIO(text, newline="")))  # a quoted cell may have several lines
+    except (csv.Error, ValueError) as error:
+        raise BadDocument(f"{path} is no table: {error}") from error
 
 
 def json_of(data: bytes | str, kind: Any = Any, *, name: str, at_most: int = MOST_BYTES) -> Any:

@@ -15,6 +15,7 @@ from autolabel.manifests.schemas import SCHEMA_VERSION
 from autolabel.manifests.tables import BadTable
 
 METADATA_KEY = b"autolabel"
+CORRECTS = "corrects"  # key of a provenance: the folders of the runs whose labels people have corrected, as texts
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def metadata_bytes(
     """The metadata of a manifest that is to be written at `path`; roots and runs become relative to its folder."""
     base = path.absolute().parent
     named = {"runs": [_relative(run, base) for run in runs]} if runs else {}
+    if CORRECTS in provenance:
+        named[CORRECTS] = [_relative(Path(run), base) for run in provenance[CORRECTS]]
     header = {
         "kind": "manifest",
         "schema_version": SCHEMA_VERSION,
@@ -84,11 +87,14 @@ def parse_metadata(path: Path, metadata: Mapping[bytes, bytes]) -> ManifestMetad
         stored: _Stored = shaped(_Stored, document, where)
         space = LabelSpace.of(stored.label_space, where=f"{where}, 'label_space'")
         named = shaped(list[Path], stored.provenance.pop("runs", []), f"{where}, 'provenance', 'runs'")
+        corrected = shaped(list[Path], stored.provenance.get(CORRECTS, []), f"{where}, 'provenance', {CORRECTS!r}")
     except BadDocument as error:
         raise BadTable(str(error)) from error
     base = path.absolute().parent
     folders = (stored.image_root, stored.label_root, *named)
     image_root, label_root, *runs = (Path(os.path.normpath(base / folder)) for folder in folders)
+    if corrected:
+        stored.provenance[CORRECTS] = [os.path.normpath(base / run) for run in corrected]
     return ManifestMetadata(space, image_root, label_root, stored.provenance, tuple(runs))
 
 

@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.metadata import METADATA_KEY, metadata_bytes, parse_metadata
+from autolabel.manifests.metadata import CORRECTS, METADATA_KEY, metadata_bytes, parse_metadata
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SOURCES
 from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
 from autolabel.manifests.wording import Shown, Table
@@ -53,6 +53,11 @@ class Sample:
     run: Path | None = None
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Source and id: what tells a sample from the others of its manifest."""
+        return (self.source, self.sample_id)
+
+    @property
     def readable(self) -> bool:
         """False when the image's header could not be read at scan time (its size is then recorded as 0 x 0)."""
         return self.height > 0
@@ -72,7 +77,7 @@ class Manifest(Shown):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = Counter((s.source, s.sample_id) for s in self.samples)
+        counts = Counter(s.key for s in self.samples)
         twice = [key for key, n in counts.items() if n > 1]
         if twice:
             source, sample_id = twice[0]
@@ -104,6 +109,11 @@ class Manifest(Shown):
     def runs(self) -> tuple[Path, ...]:
         """The folders of the runs that made labels of this manifest."""
         return tuple(dict.fromkeys(s.run for s in self.samples if s.run is not None))
+
+    @property
+    def corrects(self) -> tuple[Path, ...]:
+        """The folders of the runs whose labels people have corrected: their teachers still speak in most pixels."""
+        return tuple(map(Path, self.provenance.get(CORRECTS, ())))
 
     def lines(self) -> list[str]:
         """Size, classes and roots for a terminal; `tables` has the samples."""

@@ -6,7 +6,8 @@ import pyarrow as pa
 
 SCHEMA_VERSION = 1
 ROWS_AT_ONCE = 16_384  # rows of a table in memory, and in one of its row groups
-SOURCES = ("fine", "coarse", "auto", "none")
+SOURCES = ("fine", "corrected", "coarse", "auto", "none")
+EXACT = ("fine", "corrected")  # labels that a person has looked at pixel by pixel, drawn or taken over and put right
 LABEL_IDS = ("train", "source", "color")  # a label file holds train ids, source ids, or the classes' colours
 
 

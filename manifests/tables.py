@@ -114,8 +114,9 @@ def table_bytes(table: pa.Table) -> bytes:
 
 # --- reading ----------------------------------------------------------------------------------------------------------
 #
-# Nothing is read in pyarrow's own threads. Such a thread may still hold Python's bytes when the interpreter ends, and
-# then ends the process by SIGABRT: one in five of the commands that read a record last did, on two busy cores.
+# Nothing is read by pyarrow's own threads, neither ahead (pre_buffer) nor in parallel (use_threads). Such a thread may
+# still hold Python's bytes when the interpreter ends, and then ends the process by SIGABRT: one in five of the commands
+# that read a record last did, on two busy cores.
 
 
 def read_table(path: Path, schema: pa.Schema, *, sealed: bool = False) -> pa.Table:
@@ -150,7 +151,7 @@ def read_sealed(path: Path, columns: list[str] | None = None, *, schema: pa.Sche
         data = storage.read(path)
         if not _seal_holds(path, io.BytesIO(data), len(data)):
             raise BadTable(f"{path} is damaged: it has no checksum")
-        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True)
+        file = _parquet(pa.BufferReader(data))
         if schema is not None and not file.schema_arrow.equals(schema):
             raise OtherVersion(f"{path} was written by another version of this program: start a new run folder")
         return file.read(columns, use_threads=False)
@@ -177,6 +178,10 @@ def _seal_holds(path: Path, file: BinaryIO, size: int) -> bool:
     return True
 
 
+def _parquet(source: pa.BufferReader | BinaryIO) -> pq.ParquetFile:
+    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
+
+
 def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
     metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
     return {key: value for key, value in metadata.items() if key != _SEAL_KEY}
@@ -190,7 +195,7 @@ def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> I
         size = source.seek(0, io.SEEK_END)
         sealed = _seal_holds(path, source, size)
         source.seek(0)
-        file = pq.ParquetFile(source, page_checksum_verification=True)
+        file = _parquet(source)
         missing = [name for name in schema.names if name not in file.schema_arrow.names]
         if missing:
             raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.centroids import Centroids, find_centroids
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.schemas import EXACT
 from autolabel.manifests.wording import Progress
 from autolabel.student.job import Mix
 
@@ -43,6 +44,8 @@ class Draw(NamedTuple):
 
 class Draws(Sequence[Draw]):
     """The draws of a training of `length` crops. Draw n depends on the arguments and n alone.
+
+    Corrected labels count as fine ones here: only their weights tell them apart.
 
     An epoch has as many draws as there are samples; in the last part, on fine samples alone, as many as there are fine
     samples. In an epoch every source gets a share of the draws, by the weights of its samples or as `mix.auto_share`
@@ -73,7 +76,7 @@ class Draws(Sequence[Draw]):
         allowed = _class_ids(mix.auto_classes, space)
         self.mix, self.seed, self.length = mix, seed, length
         self.rows = find_centroids(samples, space, progress=progress) if mix.class_uniform else None
-        source_of = np.array([s.source for s in samples])
+        source_of = np.array(["fine" if s.source in EXACT else s.source for s in samples])
         sources = {
             str(name): _Source(
                 str(name),
@@ -255,7 +258,7 @@ def _require_sources(samples: Sequence[Sample], weights: Weights, mix: Mix) -> N
             raise ValueError(f"{option}: the manifest has no automatic labels (with a weight above 0)")
     if mix.auto_share is not None and mix.auto_share < 1 and sources == {"auto"}:
         raise ValueError(f"auto-share {mix.auto_share:g}: the manifest has only automatic labels to draw from")
-    if mix.fine_only_last and "fine" not in sources:
+    if mix.fine_only_last and sources.isdisjoint(EXACT):
         raise ValueError(
             f"fine-only-last {mix.fine_only_last:g}: the manifest has no fine labels (with a weight above 0)"
         )

@@ -56,8 +56,9 @@ def find_specks(layers: Layers, policy: Policy, fewest: int) -> Specks | None:
         label, limit = layers.auto, fewest
     else:
         return None
-    found = pieces(label, limit)
-    starts, lengths, piece = (values[found.small] for values in (found.starts, found.lengths, found.piece))
+    lengths, classes, piece = pieces(label, IGNORE)
+    small = (np.bincount(piece, lengths)[piece] < limit) & (classes != IGNORE)
+    starts, lengths, piece = ((np.cumsum(lengths) - lengths)[small], lengths[small], piece[small])
     _, which, runs = np.unique(piece, return_inverse=True, return_counts=True)
     pixels = np.bincount(which, lengths, minlength=len(runs))
     rows, columns = np.divmod(starts, label.shape[1])

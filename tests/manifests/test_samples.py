@@ -173,9 +173,24 @@ def test_a_manifest_that_is_moved_with_its_run_names_the_run_in_its_new_place(tm
     assert load_manifest(tmp_path / "new/run/manifest.parquet").runs == (tmp_path / "new/run",)
 
 
+def test_the_runs_that_people_have_corrected_are_found_again_where_the_manifest_was_moved_with_them(
+    tmp_path: Path,
+) -> None:
+    run = tmp_path / "old/run"
+    fixed = replace(manifest(sample(tmp_path / "old", "a", source="corrected")), provenance={"corrects": [str(run)]})
+    assert fixed.corrects == (run,)
+    save_manifest(tmp_path / "old/fixed.parquet", fixed)
+    header = json.loads(pq.read_schema(tmp_path / "old/fixed.parquet").metadata[b"autolabel"])
+    assert header["provenance"] == {"corrects": ["run"]}
+    assert load_manifest(tmp_path / "old/fixed.parquet") == fixed
+    (tmp_path / "old").rename(tmp_path / "new")
+    assert load_manifest(tmp_path / "new/fixed.parquet").corrects == (tmp_path / "new/run",)
+
+
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
+        ({"provenance": {"corrects": [7]}}, "'provenance', 'corrects'[0] is 7: expected a path"),
         ({"provenance": {"runs": 7}}, "'provenance', 'runs' is 7: expected a list"),
         ({"provenance": {"runs": ["a", 7]}}, "'provenance', 'runs'[1] is 7: expected a path"),
         ({"provenance": {"runs": ["a\0"]}}, "'provenance', 'runs'[0] is \"a\\u0000\": expected a path"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import random
 import re
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import google_crc32c
@@ -190,6 +193,25 @@ def test_a_seal_is_found_before_a_schema_of_any_length(tmp_path: Path) -> None:
     table = rows(2).replace_schema_metadata({b"about": random.Random(1).randbytes(1_000_000)})
     (tmp_path / "m.parquet").write_bytes(table_bytes(table))
     assert told(tmp_path / "m.parquet") == []
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="only Linux counts threads in /proc")
+def test_no_thread_of_pyarrow_reads_a_table_which_could_abort_the_end_of_the_interpreter(tmp_path: Path) -> None:
+    path = tmp_path / "m.parquet"
+    written(path, 40_000)
+    code = f"""
+        import os
+        from pathlib import Path
+        from autolabel.manifests.schemas import MANIFEST_SCHEMA
+        from autolabel.manifests.tables import read_metadata, read_pieces, read_sealed, read_table
+        path, threads = Path({str(path)!r}), lambda: len(os.listdir("/proc/self/task"))
+        before = threads()
+        read_metadata(path, MANIFEST_SCHEMA), read_table(path, MANIFEST_SCHEMA), read_sealed(path)
+        rows = sum(map(len, read_pieces(path, MANIFEST_SCHEMA)))
+        print(rows, threads() - before)
+    """
+    printed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, check=True)
+    assert printed.stdout == "40000 0\n"
 
 
 def test_nothing_appears_where_writing_fails(tmp_path: Path) -> None:

@@ -259,6 +259,20 @@ def test_the_last_crops_are_fine_only(tail: float, first: int, fused: Manifest) 
     assert sum(d.around is not None for d in six) == 3
 
 
+def test_corrected_labels_are_drawn_as_fine_ones_are(fused: Manifest) -> None:
+    renamed = {s.sample_id for s in only(fused, "fine")[::2]}
+    mixed = replace(
+        fused,
+        samples=tuple(replace(s, source="corrected") if s.sample_id in renamed else s for s in fused.samples),
+    )
+    mix = Mix(auto_share=0.5, fine_only_last=0.5)
+    before, after = draws(fused, mix), draws(mixed, mix)
+    assert [after[n] for n in range(len(after))] == [before[n] for n in range(len(before))]
+    assert sources(mixed, after, 80).keys() == {"fine", "corrected"}
+    people = replace(mixed, samples=tuple(s for s in mixed.samples if s.source == "corrected"))
+    assert sources(people, draws(people, Mix(fine_only_last=0.5))) == {"corrected": 160}
+
+
 # --- the n-th crop is the n-th crop -----------------------------------------------------------------------------------
 
 
