@@ -17,6 +17,8 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autolabel.manifests.formats.known import WRITTEN
+from autolabel.manifests.formats.style import IMAGES, Style
 from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_pair, parse_share
@@ -541,6 +543,38 @@ def stats(run: Path, threshold: float | None) -> None:
     if not summary.images:
         raise Failure(f"{run} has no labelled image: nothing to show; reasons may be in {run / 'quarantine.parquet'}")
     show(summary if threshold is None else at_threshold(summary, threshold))
+
+
+@main.command()
+@click.argument("source", metavar="RUN_OR_MANIFEST", type=Path)
+@option("--to", type=click.Choice(WRITTEN), required=True, group="what", help="The format; see docs/export-labels.md.")
+@option("-o", "--output", type=FOLDER, required=True, group="what", help="Folder to write; asked again, it goes on.")
+@option("--worst", type=click.IntRange(min=1), group="what", help="So many images of runs, the least trusted first.")
+@option("--ids", type=FILE, group="what", help="The images that a file names: one id a line, or a CSV.")
+@option("--keep-if", metavar="CONDITION", group="what",
+        help="The images that meet it, such as 'mean_confidence < 0.8 and split == \"val\"'.")  # fmt: skip
+@option("--label-ids", type=click.Choice(("train", "source", "color")), default="train", group="how",
+        help="PNGs of train ids, of source ids, or of train ids with a palette of the classes' colours.")  # fmt: skip
+@option("--flat", is_flag=True, group="how", help="Put all images into one folder.")
+@option("--images", type=click.Choice(IMAGES), default="copy", group="how",
+        help="Copy the photographs, link to them, or send labels alone.")  # fmt: skip
+def export(source: Path, to: str, output: Path, label_ids: str, flat: bool, images: str, **selection: Any) -> None:
+    """Send labels out in the form of another tool.
+
+    Ends with the account of all samples, and what the format cannot say.
+
+    \b
+    autolabel export runs/auto --to png -o to_train
+    autolabel export runs/auto --to cvat --worst 50 -o to_fix
+    autolabel export fused.parquet --to hf -o dataset
+    """
+    from autolabel.pipeline.export import export
+
+    with progress("exporting") as update:
+        exported = export(source, to, output, style=Style(label_ids, flat, images), progress=update, **selection)
+    show(exported)
+    if exported.faults:
+        click.get_current_context().exit(QUARANTINED)
 
 
 @main.command()

@@ -246,8 +246,8 @@ def colourise(label: NDArray[np.uint8], space: LabelSpace) -> NDArray[np.uint8]:
     return np.frombuffer(space.palette, np.uint8).reshape(256, 3)[label]
 
 
-def encode_label(label: NDArray[np.uint8]) -> bytes:
-    """(H, W) uint8 -> the bytes of an 8-bit grey PNG.
+def encode_label(label: NDArray[np.uint8], *, palette: bytes | None = None) -> bytes:
+    """(H, W) uint8 -> the bytes of an 8-bit grey PNG, or of one with a palette of 256 RGB colours.
 
     Every row is stored as its difference from the row above, and compressed by run lengths alone: on labels that is
     smaller than Pillow's file, in a third of its time.
@@ -257,9 +257,12 @@ def encode_label(label: NDArray[np.uint8]) -> bytes:
     rows[0, 1:] = label[0]
     np.subtract(label[1:], label[:-1], out=rows[1:, 1:])
     deflate = zlib.compressobj(6, zlib.DEFLATED, 15, 9, zlib.Z_RLE)
-    header = struct.pack(">IIBBBBB", label.shape[1], label.shape[0], 8, 0, 0, 0, 0)
+    header = struct.pack(">IIBBBBB", label.shape[1], label.shape[0], 8, 3 if palette else 0, 0, 0, 0)
+    colours = _png_chunk(b"PLTE", palette) if palette else b""
     pixels = deflate.compress(rows.data) + deflate.flush()
-    return PNG_SIGNATURE + _png_chunk(b"IHDR", header) + _png_chunk(b"IDAT", pixels) + _png_chunk(b"IEND", b"")
+    return (
+        PNG_SIGNATURE + _png_chunk(b"IHDR", header) + colours + _png_chunk(b"IDAT", pixels) + _png_chunk(b"IEND", b"")
+    )
 
 
 def _png_chunk(kind: bytes, data: bytes) -> bytes:

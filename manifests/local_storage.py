@@ -152,6 +152,11 @@ class LocalStorage:
     def is_link(self, path: Path) -> bool:
         return os.path.islink(path)
 
+    def link(self, target: Path, path: Path) -> None:
+        with _temporary(path) as temporary:
+            os.symlink(os.path.abspath(target), temporary)
+            os.replace(temporary, path)
+
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         if recursive:
             found = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]

@@ -34,9 +34,14 @@ def read_file(path: Path) -> bytes:
     except IsADirectoryError as error:
         raise BadImage("not a regular file") from error
     except OSError as error:
-        if error.errno not in _BLAMES_FILE:
+        if not blames_file(error):
             raise
         raise BadImage(f"the file cannot be read ({error.strerror})") from error
+
+
+def blames_file(error: OSError) -> bool:
+    """True if trying again will not help: the file is gone, or the system will never give it."""
+    return error.errno in _BLAMES_FILE
 
 
 def decode_photograph(sample: Sample, data: bytes) -> NDArray[np.uint8]:

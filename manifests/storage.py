@@ -99,6 +99,9 @@ class Storage(Protocol):
     def is_link(self, path: Path) -> bool:
         """Return True if the name stands for something elsewhere; a storage without links says False."""
 
+    def link(self, target: Path, path: Path) -> None:
+        """Make a name that stands for a file elsewhere, over whatever is there. Raises OSError where none can be."""
+
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         """List the content of a folder, sorted; nothing if there is no folder. recursive: the files at any depth.
 
@@ -219,6 +222,11 @@ def create(path: Path, data: bytes) -> bool:
 def replace(path: Path, data: bytes, *, unchanged: Stat) -> bool:
     """Write over a file if it is the version `unchanged`, and return True; else return False."""
     return storage_of(path).replace(path, data, unchanged=unchanged)
+
+
+def link(target: Path, path: Path) -> None:
+    """Make `path` a symbolic link to a file elsewhere, over whatever is there. Raises OSError where none can be."""
+    storage_of(path).link(target, path)
 
 
 def list(folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:

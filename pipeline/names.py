@@ -46,7 +46,7 @@ def require_png_names(run: Path, images: Callable[[], Iterable[list[str]]]) -> N
         _labels(images), lambda name: f"two images would both write {name}: use --store zarr, or rename one of them"
     )
     require_distinct(
-        ([_folded(name) for name in some] for some in _labels(images)),
+        ([folded(name) for name in some] for some in _labels(images)),
         lambda name: (
             f"two images would write labels that many disks take for one, {name}, as they differ in the case"
             " or the composition of letters alone: use --store zarr, or rename one of them"
@@ -84,5 +84,5 @@ def unusable(path: str, *, windows: bool = _WINDOWS) -> str:
     return ""
 
 
-def _folded(name: str) -> str:
+def folded(name: str) -> str:
     return unicodedata.normalize("NFC", name).casefold()

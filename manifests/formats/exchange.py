@@ -10,11 +10,13 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests.formats.portable import portable
+from autolabel.manifests.formats.style import Style as Style
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
@@ -24,9 +26,9 @@ from autolabel.manifests.samples import Sample
 class Outgoing:
     """One labelled image on its way out.
 
-    name: what other tools call it: its sample id, a relative path without a suffix. label: (H, W) uint8 train ids, 255
-    where it is ignored. confidence: (H, W) uint8, 255 times the probability of the teacher's top class; None if nobody
-    knows it. score: mean confidence of the image in 0..1, None if nobody knows it.
+    name: what other tools call it: its sample id as `portable` spells it, a relative path without a suffix. label:
+    (H, W) uint8 train ids, 255 where it is ignored. confidence: (H, W) uint8, 255 times the probability of the
+    teacher's top class; None if nobody knows it. score: mean confidence of the image in 0..1, None if nobody knows it.
     """
 
     sample: Sample
@@ -34,18 +36,6 @@ class Outgoing:
     label: Label
     confidence: NDArray[np.uint8] | None = None
     score: float | None = None
-
-
-@dataclass(frozen=True)
-class Style:
-    """The choices that a format may offer; one that does not know a choice refuses another value than the default.
-
-    label_ids: "train", "source" or "color" (a palette). flat: all files in one folder. images: "copy" or "link".
-    """
-
-    label_ids: str = "train"
-    flat: bool = False
-    images: str = "copy"
 
 
 class Format(Protocol):
@@ -69,6 +59,18 @@ class Format(Protocol):
         """Write the files that list all images, from what `write` has returned, in the order of the samples.
 
         They appear whole or not at all. It may be called again.
+        """
+        ...
+
+
+@runtime_checkable
+class Packing(Format, Protocol):
+    """A format that packs several images into one file."""
+
+    def pack(self, folder: Path, number: int, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+        """Pack the images of the n-th chunk of an export, and return what `finish` needs of each, as JSON values.
+
+        entries: what `write` has returned, in the order of the samples. It may be called again with the same ones.
         """
         ...
 
@@ -97,17 +99,19 @@ class Names:
     """
 
     def __init__(self, sample_ids: Iterable[str]) -> None:
-        self._ids = dict.fromkeys(sample_ids)
-        self._by_flat = _unique((flat(name), name) for name in self._ids)
-        self._by_stem = _unique((PurePosixPath(name).name, name) for name in self._ids)
+        listed = list(dict.fromkeys(sample_ids))
+        spelt = [(portable(sample_id), sample_id) for sample_id in listed]
+        self._by_name = dict(spelt) | dict(zip(listed, listed, strict=True))
+        self._by_flat = _unique((flat(name), sample_id) for name, sample_id in spelt)
+        self._by_stem = _unique((PurePosixPath(name).name, sample_id) for name, sample_id in spelt)
 
     def find(self, name: str) -> str:
         """The sample id that `name` means, a path with or without folders before it, without a suffix."""
         parts = PurePosixPath(name).parts
         ends = ["/".join(parts[start:]) for start in range(len(parts))]
         for end in ends:
-            if end in self._ids:
-                return end
+            if end in self._by_name:
+                return self._by_name[end]
         for known in (self._by_flat, self._by_stem):
             for end in ends:
                 if known.get(end) is not None:

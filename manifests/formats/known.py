@@ -6,11 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
-from autolabel.manifests.formats.exchange import Format, Returned, Style
+from autolabel.manifests.formats.style import Style
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.wording import listed
+
+if TYPE_CHECKING:
+    from autolabel.manifests.formats.exchange import Format, Returned
 
 _FOLDER = "autolabel.manifests.formats"
 
@@ -31,13 +34,13 @@ class KnownFormat:
         if not self.writes:
             raise ValueError(f"labels cannot be written as {self.name}: expected {listed(WRITTEN)}")
         module, _, name = self.writes.partition(":")
-        return cast(Format, getattr(import_module(f"{_FOLDER}.{module}"), name)(space, style))
+        return cast("Format", getattr(import_module(f"{_FOLDER}.{module}"), name)(space, style))
 
     def read(self, path: Path, space: LabelSpace) -> Iterator[Returned]:
         """Yield the labels of a file or folder in this format. Raises BadReturn; ValueError if it is only written."""
         if not self.reads:
             raise ValueError(f"labels cannot be read from {self.name}: expected {listed(READ)}")
-        return cast(Iterator[Returned], import_module(f"{_FOLDER}.{self.reads}").read(path, space))
+        return cast("Iterator[Returned]", import_module(f"{_FOLDER}.{self.reads}").read(path, space))
 
 
 FORMATS = (

@@ -1,0 +1,144 @@
+"""The labels that may leave in an export, from a run or any manifest, with confidence and scores where a run has them.
+
+A label of a run is read as its commit record says, so that one which has changed since is noticed; a label that people
+made is read as its manifest says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from autolabel.manifests import storage
+from autolabel.manifests.images import BadImage
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.reading import blames_file
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.labels import RunConfidence, RunLabels, read_sample_label
+from autolabel.manifests.run.shards import DamagedLabel, Label
+from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
+from autolabel.manifests.wording import reason
+
+Confidence = NDArray[np.uint8]
+
+
+class BadLabel(ValueError):
+    """A label cannot be read as it was written; the message says why."""
+
+
+class RunMaps:
+    """The labels, confidence and statistics of one run, by sample id."""
+
+    def __init__(self, run: Run) -> None:
+        self.run = run
+        self.labels: RunLabels = run.labels
+        self._kept: RunConfidence | None = run.confidence if run.recipe.confidence_edges is not None else None
+        self._shades = shades(run.recipe.confidence_edges or ())
+
+    @cached_property
+    def statistics(self) -> pa.Table:
+        """The columns of the images and review tables, a row for each image, the least trusted first."""
+        return self.run.by_trust()
+
+    @cached_property
+    def rows(self) -> dict[str, int]:
+        """The row of every sample in `statistics`."""
+        return {name: row for row, name in enumerate(self.statistics["sample_id"].to_pylist())}
+
+    @cached_property
+    def trusts(self) -> list[float | None]:
+        """The trust of every row of `statistics`."""
+        trusts: list[float | None] = self.statistics["trust"].to_pylist()
+        return trusts
+
+    @cached_property
+    def _scores(self) -> list[float | None]:
+        scores: list[float | None] = self.statistics["mean_confidence"].to_pylist()
+        return scores
+
+    def load(self, sample_id: str) -> tuple[Label, Confidence | None, float | None]:
+        """Label (H, W) uint8, confidence (H, W) uint8 and mean confidence of a sample. Raises BadLabel."""
+        try:
+            label = self.labels[sample_id]
+            confidence = None if self._kept is None else self._shades[self._kept[sample_id][1]]
+        except KeyError as error:
+            raise BadLabel(f"run {self.run.path} holds no label of it any more") from error
+        except DamagedLabel as error:
+            raise BadLabel(
+                f"{error}: `autolabel verify {self.run.path}` says what is damaged and what a person changed"
+            ) from error
+        row = self.rows.get(sample_id)
+        return label, confidence, None if row is None else self._scores[row]
+
+
+def shades(edges: tuple[float, ...]) -> Confidence:
+    """255 times the probability that each level between ascending edges stands for: (256,) uint8.
+
+    That is the middle of a level; 0 and 1 are the outermost edges.
+    """
+    whole = np.array([0.0, *edges, 1.0])
+    table = np.full(256, 255, np.uint8)
+    table[: len(whole) - 1] = np.rint(255 * (whole[:-1] + whole[1:]) / 2)
+    return table
+
+
+@dataclass(frozen=True)
+class LabelSource:
+    """A run or manifest whose labels are to leave. `manifest` lists its samples; `run` is None for a manifest."""
+
+    path: Path
+    manifest: ManifestFile
+    run: Run | None = None
+
+    @classmethod
+    def open(cls, source: Run | str | Path) -> LabelSource:
+        """Open a run, by its folder, or a manifest. Raises ValueError, also for a run that has published no label."""
+        if not isinstance(source, Run) and not storage.is_folder(Path(source)):
+            return cls(Path(source), open_manifest(source))
+        run = Run.open(source)
+        if run.accounts is None:
+            raise ValueError(f"{run.path} has published no label yet: finish it first with `autolabel generate`")
+        return cls(run.path, run.manifest, run)
+
+    @property
+    def space(self) -> LabelSpace:
+        """The classes of the labels."""
+        return self.manifest.label_space
+
+    @cached_property
+    def maps(self) -> dict[Path, RunMaps]:
+        """The maps of every run that made labels, by its folder."""
+        return {path: RunMaps(Run.open(path)) for path in self.manifest.runs}
+
+    def unlabelled(self) -> Iterator[tuple[str, str]]:
+        """The samples of a run that are in quarantine, with their reasons; a manifest lists its own."""
+        if self.run is not None:
+            for row in self.run.quarantine().to_pylist():
+                yield row["sample_id"], row["reason"]
+
+    @property
+    def left(self) -> int:
+        """The number of a run's samples that are not labelled yet."""
+        return self.run.accounts.left if self.run is not None and self.run.accounts is not None else 0
+
+    def load(self, sample: Sample) -> tuple[Label, Confidence | None, float | None]:
+        """Label (H, W) uint8, confidence (H, W) uint8 and mean confidence of a sample; the last two where known.
+
+        Raises BadLabel, and OSError for trouble of the disk.
+        """
+        if sample.run is not None:
+            return self.maps[sample.run].load(sample.sample_id)
+        try:
+            return read_sample_label(sample, self.space), None, None
+        except (BadImage, DamagedLabel) as error:
+            raise BadLabel(str(error)) from error
+        except OSError as error:
+            if not blames_file(error):
+                raise
+            raise BadLabel(f"{sample.label}: {reason(error)}") from error
