@@ -1,8 +1,8 @@
 """CVAT's "Segmentation mask 1.1": one PNG of classes and one of objects for every image, in the manner of Pascal VOC.
 
-SegmentationClass/ shows every pixel in the colour that labelmap.txt gives its class, SegmentationObject/ every object in
-a colour of its own, from the 256 of Pascal VOC; black is nobody's in both (docs.cvat.ai, format-smask). CVAT makes one
-mask of every object, so every connected piece is an object here.
+SegmentationClass/ shows every pixel in the colour that labelmap.txt gives its class, SegmentationObject/ every object
+in a colour of its own, from the 256 of Pascal VOC; black is nobody's in both (docs.cvat.ai, format-smask). CVAT makes
+one mask of every object, so every connected piece is an object here.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import numpy as np
 from autolabel.manifests import storage
 from autolabel.manifests.formats import archive
 from autolabel.manifests.formats.exchange import BadReturn, Outgoing, Returned
-from autolabel.manifests.formats.naming import Unknown, distinct_colours, train_id, voc_colour
+from autolabel.manifests.formats.naming import Unknown, by_colour, distinct_colours, train_id, voc_colour
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import IMAGES, Style
-from autolabel.manifests.images import BadImage, encode_label, packed_colours
+from autolabel.manifests.images import BadImage, encode_label
 from autolabel.manifests.label_space import IGNORE, Colour, LabelSpace
 from autolabel.manifests.pieces import pieces
 from autolabel.manifests.run.shards import Label
@@ -31,6 +31,7 @@ CLASSES, OBJECTS, LABELMAP, LIST, ARCHIVE = (
     "SegmentationClass", "SegmentationObject", "labelmap.txt", "ImageSets/Segmentation/default.txt", "masks.zip"
 )  # fmt: skip
 _MOST_OBJECTS = 255  # of one image: CVAT knows no more colours
+_FIRST_STRANGER = 256  # stands for a label that is no class, behind all train ids
 _MOST_BYTES = 1 << 20  # of labelmap.txt
 _OBJECT_COLOURS = bytes(chain.from_iterable(map(voc_colour, range(256))))
 
@@ -77,16 +78,15 @@ class CvatWriter:
         for entry in entries:
             names.append(entry["name"])
             crowded += entry["crowded"]
-        for file, text in ((LABELMAP, lines), (LIST, names)):
-            storage.write(folder / file, "".join(f"{line}\n" for line in text).encode(errors="backslashreplace"))
+        for listing, text in ((LABELMAP, lines), (LIST, names)):
+            storage.write(folder / listing, "".join(f"{line}\n" for line in text).encode(errors="backslashreplace"))
         with storage.writing(folder / ARCHIVE) as file, zipfile.ZipFile(file, "w") as zipped:
             for member in (LABELMAP, LIST, *(f"{kind}/{name}.png" for name in names for kind in (CLASSES, OBJECTS))):
                 zipped.writestr(zipfile.ZipInfo(member), storage.read(folder / member))
         if crowded:
-            self.notes = tuple(note for note in self.notes if "more pieces" not in note) + (
-                f"{counted(crowded, 'image')} with more pieces than CVAT reads ({_MOST_OBJECTS}): the smallest ones of a"
-                " class are one mask there",
-            )
+            shown = counted(crowded, "image")
+            note = f"{shown} with more pieces than CVAT reads ({_MOST_OBJECTS}): the smallest of a class are one mask"
+            self.notes = (*(old for old in self.notes if "pieces" not in old), note)
 
 
 def _objects(label: Label, classes: int) -> tuple[Label, bool]:
@@ -121,23 +121,25 @@ def read(path: Path, space: LabelSpace) -> Iterator[Returned]:
         if not masks:
             raise BadReturn(f"{path} has no PNG in {CLASSES}: expected CVAT's export 'Segmentation mask 1.1'")
         unknown = Unknown(path, space, "pixel")
-        known = np.array(sorted(labels), np.int64)
-        ids = [train_id(labels[colour], space) for colour in known.tolist()]
-        table = np.array([256 + place if found is None else found for place, found in enumerate(ids)], np.int64)
+        strangers = [label for label in labels.values() if train_id(label, space) is None]
+        owners = {
+            colour: _FIRST_STRANGER + strangers.index(label) if found is None else found
+            for colour, label in labels.items()
+            for found in [train_id(label, space)]
+        }
         for name in masks:
             try:
-                colours = packed_colours(files.read(name))
+                label, others = by_colour(files.read(name), owners)
             except BadImage as error:
                 raise BadReturn(f"{files.shown(name)}: {error}") from error
-            places = np.searchsorted(known, colours).clip(max=len(known) - 1)
-            values, counts = np.unique(colours[known[places] != colours], return_counts=True)
-            for value, count in zip(values.tolist(), counts.tolist(), strict=True):
-                unknown.add(f"colour {(value >> 16, value >> 8 & 255, value & 255)}", count)
-            others = np.bincount(places[known[places] == colours], minlength=len(known))
-            for place in np.flatnonzero((table > IGNORE) & (others > 0)).tolist():
-                unknown.add(repr(labels[int(known[place])]), int(others[place]))
-            if not len(values) and not (others[table > IGNORE] > 0).any():
-                yield Returned(archive.stem(name.removeprefix(f"{way}{CLASSES}/")), table[places].astype(np.uint8))
+            for colour, count in others.items():
+                unknown.add(f"colour {colour}", count)
+            strange = np.bincount(label[label >= _FIRST_STRANGER] - _FIRST_STRANGER, minlength=len(strangers))
+            for stranger, count in zip(strangers, strange.tolist(), strict=True):
+                if count:
+                    unknown.add(repr(stranger), count)
+            if not others and not strange.any():
+                yield Returned(archive.stem(name.removeprefix(f"{way}{CLASSES}/")), label.astype(np.uint8))
         unknown.require_none()
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autolabel.manifests.formats.exchange import BadReturn
+from autolabel.manifests.images import packed_colours
 from autolabel.manifests.label_space import IGNORE, Colour, LabelSpace
-from autolabel.manifests.wording import counted, listed
+from autolabel.manifests.wording import counted, dimensions, listed
 
 _NO_CLASS = {"background", "ignore", "ignored", "unlabeled", "unlabelled", "void"}
+_COMMONEST = 16  # unknown colours of one PNG that are counted one by one
 _KEPT = 4096  # unknown names and colours that are counted one by one
 
 
@@ -39,6 +45,28 @@ def distinct_colours(space: LabelSpace) -> tuple[Colour, ...]:
     return tuple(voc_colour(number) for number in range(1, len(own) + 1))
 
 
+def by_colour(data: bytes, owners: Mapping[int, int]) -> tuple[NDArray[np.int16], Mapping[Colour, int]]:
+    """Read an RGB or palette PNG whose colours have meanings; owners: the number of each, packed into 24 bits.
+
+    Returns (H, W) int16, and how many pixels have each of the commonest colours without a meaning; the numbers of these
+    pixels are of no use. Raises BadImage.
+    """
+    colours = packed_colours(data)
+    known = np.array(sorted(owners), np.int32)
+    places = np.searchsorted(known, colours).clip(max=len(known) - 1)
+    values, counts = np.unique(colours[known[places] != colours], return_counts=True)
+    commonest = np.argsort(-counts, kind="stable")[:_COMMONEST]
+    others = {
+        (int(values[k]) >> 16, int(values[k]) >> 8 & 255, int(values[k]) & 255): int(counts[k]) for k in commonest
+    }
+    return np.array([owners[colour] for colour in known.tolist()], np.int16)[places], others
+
+
+def shown_size(size: Sequence[int]) -> str:
+    """(height, width) for messages, in the order that people use."""
+    return f"{dimensions(size[-1], size[0])} pixels"
+
+
 class Unknown:
     """Counts names or colours that mean no class, so that one line can tell of all of them.
 
@@ -62,10 +90,10 @@ class Unknown:
         if not self._counts:
             return
         frequent = [f"{name} ({counted(count, self._what)})" for name, count in self._counts.most_common(3)]
-        more = len(self._counts) - len(frequent)
+        more = ["others"] if len(self._counts) > len(frequent) else []
         raise BadReturn(
             f"{self._path}: {counted(self._total, self._what)} of what label space {self._space.name!r} does not have:"
-            f" {listed([*frequent, *([counted(more, 'other')] if more else [])])}: expected"
+            f" {listed([*frequent, *more])}: expected"
             f" {_some(self._space)}; is it of another project?"
         )
 

@@ -1,10 +1,10 @@
 """Masks as run lengths, as COCO and Label Studio store them, by array operations.
 
-COCO runs down the columns: counts of pixels outside, inside, outside, …, as a list or as a text in which every count is
-the difference from the one before the last, in groups of five bits (pycocotools' maskApi). Label Studio runs along the
-rows of an RGBA image, in a stream of bits: the number of bytes (32 bits), the size of a word less one (5), four sizes of
-counts less one (4 each), then packets: a bit that is 1 for a run and 0 for single words, two bits that choose the size
-of the count, the count less one, and one word or as many as the count (thi.ng's rle-pack).
+COCO runs down the columns: counts of pixels outside, inside, outside, …, as a list or as a text in which every count
+is the difference from the one before the last, in groups of five bits (pycocotools' maskApi). Label Studio runs along
+the rows of an RGBA image, in a stream of bits: the number of bytes (32 bits), the size of a word less one (5), four
+sizes of counts less one (4 each), then packets: a bit that is 1 for a run and 0 for single words, two bits that choose
+the size of the count, the count less one, and one word or as many as the count (thi.ng's rle-pack).
 """
 
 from __future__ import annotations
@@ -84,17 +84,20 @@ def coco_text(counts: Counts) -> str:
 
 def counts_of_coco(counts: str | Sequence[int], pixels: int, where: str) -> Counts:
     """Counts from either form. Raises BadReturn unless they sum to the number of pixels."""
-    values = _from_text(counts, where) if isinstance(counts, str) else np.array(counts, np.int64)
+    try:
+        values = _from_text(counts, where) if isinstance(counts, str) else np.array(counts, np.int64)
+    except OverflowError:
+        values = np.array([-1])
     if (values < 0).any() or (values > pixels).any() or values.sum() != pixels:
-        shown = "a negative count" if (values < 0).any() else f"{values.sum()} pixels"
-        raise BadReturn(f"{where}: its run lengths give {shown}, expected {pixels}: the mask is of another image or cut")
+        shown = f"{values.sum()} pixels" if (values >= 0).all() and (values <= pixels).all() else "other numbers"
+        raise BadReturn(f"{where}: its run lengths give {shown}, expected {pixels}: it is of another image, or cut")
     return values
 
 
 def _from_text(text: str, where: str) -> Counts:
     codes = np.frombuffer(text.encode("utf-8"), np.uint8).astype(np.int64) - 48
     if not len(codes) or codes.min() < 0 or codes.max() > 63 or codes[-1] & 32:
-        raise BadReturn(f"{where}: {text[:20]!r} is no compressed run length: expected the counts of pycocotools, whole")
+        raise BadReturn(f"{where}: {text[:20]!r} is no mask in run lengths, or cut: expected those of pycocotools")
     starts = np.append(0, np.flatnonzero(codes & 32 == 0)[:-1] + 1)
     groups = np.diff(np.append(starts, len(codes)))
     if groups.max() > 12:
@@ -166,7 +169,7 @@ def counts_of_brush(data: bytes, pixels: int, where: str) -> Counts:
 
 
 def _packets(data: bytes, sizes: Counts, number: int) -> tuple[NDArray[np.bool_], Counts, Counts]:
-    """Whether each packet is a run, its count of words, and the bit where its first word begins.
+    """For each packet: True if it is a run, its count of words, and the bit where its first word begins.
 
     Where a packet ends is known when it has been read. So every bit is taken for the start of a packet, a block of bits
     at once, and the chain of those that follow each other is picked.
@@ -204,4 +207,5 @@ def _words(data: bytes, places: Counts) -> NDArray[np.uint8]:
     """The 8 bits from each place on."""
     padded = np.frombuffer(data + bytes(2), np.uint8).astype(np.uint16)
     pairs = padded[places >> 3] << 8 | padded[(places >> 3) + 1]
-    return (pairs >> 8 - (places & 7) & 255).astype(np.uint8)
+    words: NDArray[np.uint8] = (pairs >> 8 - (places & 7) & 255).astype(np.uint8)
+    return words
