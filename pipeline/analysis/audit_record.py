@@ -197,7 +197,8 @@ class Audit(Shown):
 
     `leaked` counts those that the teacher was trained on, None if nobody can tell. `human` and `auto` sum up the coarse
     and the automatic labels, None where there is none. `reliability` is None without the teacher, `temperature` unless
-    a fit was asked for. `notes` are sentences about what is bad or unknown.
+    a fit was asked for. `notes` are sentences about what is bad or unknown. `confusion` counts pixels by true class and
+    label, in the order of `classes`; its last column counts ignored ones. An earlier audit has none.
     """
 
     truth: str
@@ -213,8 +214,12 @@ class Audit(Shown):
     temperature: FittedTemperature | None
     coarse: Sequence[CoarseAudit]
     notes: Sequence[str]
+    confusion: Sequence[Sequence[int]] = ()
 
     def __post_init__(self) -> None:
+        rows = [len(row) for row in self.confusion]
+        if self.confusion and rows != [len(self.classes) + 1] * len(self.classes):
+            raise ValueError(f"its confusion is no table of {len(self.classes)} classes, and ignored pixels")
         diagram = self.reliability.classes if self.reliability else {}
         strange = {name for name, bins in diagram.items() if any(bins.pixels)} - {row.name for row in self.classes}
         if strange:

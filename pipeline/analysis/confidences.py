@@ -66,14 +66,19 @@ def kept_confidences(run: Run, sample_ids: Collection[str]) -> KeptConfidences |
 
     Raises BadTable for damaged records.
     """
-    if run.recipe.confidence_edges is not None:
-        source = run
-    elif run.source is not None and RunFolder(run.source).exists():
-        source = Run.open(run.source)
-        same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
-        if not same or source.recipe.confidence_edges is None:
-            return None
-    else:
+    source = kept_in(run)
+    if source is None:
         return None
     kept = source.confidence
     return KeptConfidences(kept) if set(sample_ids) <= set(kept) else None
+
+
+def kept_in(run: Run) -> Run | None:
+    """The run that has kept the confidence of this one: itself, or the one that it was relabelled from; else None."""
+    if run.recipe.confidence_edges is not None:
+        return run
+    if run.source is None or not RunFolder(run.source).exists():
+        return None
+    source = Run.open(run.source)
+    same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
+    return source if same and source.recipe.confidence_edges is not None else None

@@ -18,11 +18,11 @@ from conftest import autolabel
 
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.samples import load_manifest, save_manifest
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.run import generate
-from autolabel.student.comparison.compare import ArmProgress, _teachers, all_arms, compare, last_scores
+from autolabel.student.comparison.compare import ArmProgress, _teachers, all_arms, compare, joined_arm, last_scores
 from autolabel.student.comparison.intervals import (
     Chance,
     Estimate,
@@ -627,6 +627,11 @@ def test_a_teacher_that_is_gone_another_or_unknown_gives_a_note_and_a_damaged_ru
     assert notes() == [f"fine + mine: {shipped} is no longer the teacher that labelled {run.path}, {unknown}"]
     replace(run, teacher=None).save()
     assert notes() == [f"fine + mine: no teacher is known of the labels of {run.path}, {unknown}"]
+    gone = tmp_path / "gone"
+    assert _teachers([("fine + mine", gone)], city / "val.parquet", {gone}) == ([], [
+        f"fine + mine: the run {gone}, whose labels were corrected, is gone, so nobody can tell whether its teacher has"
+        " seen validation images."
+    ])  # fmt: skip
     record = tmp_path / "run" / "run.json"
     record.write_bytes(record.read_bytes()[:100])
     with pytest.raises(ValueError, match=r"run\.json is no JSON, or cut off: .*; restore it"):
@@ -690,6 +695,35 @@ def test_an_arm_that_cannot_be_used_is_refused_before_any_training(city: Path, t
         assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1), refused.stderr
         assert expected in refused.stderr and str(tmp_path / place if place else "") in refused.stderr
         assert not (tmp_path / "out").exists()
+
+
+def test_an_arm_of_corrected_labels_keeps_its_weights_and_gives_way_to_fine_labels_of_the_same_images(
+    city: Path, tmp_path: Path
+) -> None:
+    fine, coarse = load_manifest(city / "fine.parquet"), load_manifest(city / "coarse.parquet")
+    auto = tuple(replace(s, source="auto") for s in coarse.samples[:6])
+    corrected = tuple(replace(s, source="corrected", weight=4.0) for s in coarse.samples[6:])
+    again = tuple(replace(s, source="corrected", label=coarse.samples[0].label) for s in fine.samples[:2])
+    fused = Manifest.of(fine.label_space, (*fine.samples, *auto, *corrected))
+    save_manifest(tmp_path / "fused.parquet", fused)
+    arm, notes = joined_arm(fine, "fixed", tmp_path / "fused.parquet", 0.5)
+    weights = Counter((s.source, s.weight) for s in arm.samples)
+    assert weights == {("fine", 1.0): 6, ("auto", 6 / 22): 6, ("corrected", 24 / 22): 4} and notes == []
+
+    save_manifest(tmp_path / "again.parquet", replace(fused, samples=(*auto, *again)))
+    arm, notes = joined_arm(fine, "again", tmp_path / "again.parquet", 0.5)
+    assert Counter((s.source, s.weight) for s in arm.samples) == {("fine", 1.0): 6, ("auto", 1.0): 6}
+    (note,) = notes
+    assert note.startswith(
+        "fine + again: 2 fine labels stand before corrected labels of the same images; people differ"
+    )
+
+    for samples in (again, tuple(replace(s, weight=0.0) for s in auto)):
+        save_manifest(tmp_path / "nothing.parquet", replace(fused, samples=samples))
+        with pytest.raises(
+            ValueError, match=r"nothing\.parquet adds no label to the fine ones: their images are the same"
+        ):
+            joined_arm(fine, "nothing", tmp_path / "nothing.parquet", 0.5)
 
 
 def test_two_arms_of_runs_alone_are_compared_without_coarse_labels(
