@@ -141,6 +141,25 @@ def test_masks_with_some_pixels_edited_change_exactly_those(runs: Path, tmp_path
     assert result.changed_pixels == sum(int(mask.sum()) for mask in where.values())
 
 
+@pytest.mark.parametrize("store", ["zarr", "png"])
+@pytest.mark.parametrize("ids", ["train", "source", "color"])
+def test_an_export_that_was_edited_comes_back_whole(runs: Path, tmp_path: Path, store: str, ids: str) -> None:
+    """The folder that went out, with photographs and confidence beside the labels, one of them edited, as a zip too."""
+    out, run = tmp_path / "out", runs / store
+    assert autolabel("export", run, "--to", "png", "-o", out, "--label-ids", ids).exit_code == 0
+    label = labels_of(run)["a/two"]
+    label[4:7, 5:9] = 13
+    palette = CITYSCAPES.palette if ids == "color" else None
+    save(out / "labels" / "a" / "two.png", SOURCE_IDS[label] if ids == "source" else label, palette)
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "out")
+    for name in ("out", "zipped.zip"):
+        fixed = tmp_path / f"back-{name}.parquet"
+        result = import_corrections("png", [tmp_path / name], run=run, out=fixed)
+        changed = label != labels_of(run)["a/two"]
+        assert (result.tally.images, result.unchanged, result.changed_pixels) == (4, 3, int(changed.sum()))
+        assert np.array_equal(given(fixed)["a/two"][1], changed)
+
+
 def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> None:
     labels = labels_of(runs / "zarr")
     before = labels_of(runs / "zarr")
@@ -173,10 +192,13 @@ def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> N
     assert Imported.read(tmp_path / "fixed.parquet").tally.fates == fates
 
 
-def test_the_manifest_says_where_its_labels_come_from(runs: Path, tmp_path: Path) -> None:
+def test_the_manifest_says_where_its_labels_come_from(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels, _ = edited(runs / "zarr")
     masks = write_masks(tmp_path / "masks", labels)
-    result = autolabel("import", "png", masks, "--run", runs / "zarr", "-o", tmp_path / "fixed.parquet")
+    monkeypatch.chdir(tmp_path)
+    result = autolabel("import", "png", "masks", "--run", runs / "zarr", "-o", "fixed.parquet")
     assert result.exit_code == 0, result.stderr
     assert f"wrote {tmp_path / 'fixed.parquet'}" in result.stdout
     manifest, original = load_manifest(tmp_path / "fixed.parquet"), load_manifest(runs / "images.parquet")
