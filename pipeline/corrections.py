@@ -47,7 +47,7 @@ def import_corrections(
     images, other sizes or unknown classes, and for an image that comes twice in one path; BadReturn for files that the
     format cannot read; DamagedLabel.
     """
-    run, out, folder = Run.open(run), out.absolute(), CorrectedFolder.of(out)
+    run, folder = Run.open(run), CorrectedFolder.of(out := out.absolute())
     _require_readable(reads, label_ids)
     if run.state != "complete":
         raise ValueError(f"{run.path} is not complete: finish it first, with the command that began it")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -47,11 +48,11 @@ def photograph(path: Path, size: tuple[int, int], seed: int) -> Path:
 def people(folder: Path, drawn: Mapping[str, Map], *, space: LabelSpace = CAMVID, suffix: str = ".png") -> Path:
     """A manifest of fine labels in FOLDER/fine.parquet; the first part of a name is its split, the next its group."""
     samples = []
-    for seed, (name, label) in enumerate(drawn.items()):
+    for name, label in drawn.items():
         path = folder / "labels" / f"{name}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(label).save(path)
-        image = photograph(folder / "images" / f"{name}{suffix}", label.shape, seed)
+        image = photograph(folder / "images" / f"{name}{suffix}", label.shape, zlib.crc32(name.encode()))
         split, *groups = name.split("/")
         samples.append(
             Sample(name, image, *label.shape, split=split, group="/".join(groups[:-1]), source="fine", label=path)

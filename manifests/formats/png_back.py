@@ -40,7 +40,7 @@ from autolabel.manifests.schemas import LABEL_IDS
 from autolabel.manifests.wording import counted, listed, number
 
 Like = Callable[[str], Label | None]  # the label that went out under a name, (H, W) uint8 train ids; None if unknown
-_LABELS, _IMAGES = "labels", "images"  # folders of an export
+_LABELS, _BESIDE = "labels", ("images", "confidence")  # folders of an export
 _UNKNOWN = -1  # in a table of train ids
 _COMPARED = 8  # masks that are compared with what went out
 _CLEARLY = 2  # times as many pixels agree as under any other meaning
@@ -97,13 +97,15 @@ def _read(
 
 
 def _mask_names(files: Files) -> list[str]:
-    """The PNGs of a folder or zip; of one that was exported, with images beside labels, the labels alone."""
+    """The PNGs of a folder or zip; of one that was exported, the labels alone."""
     names = [name for name in files.names if PurePosixPath(name).suffix.lower() in LABEL_SUFFIXES]
     labels = [name for name in names if f"/{_LABELS}/" in f"/{name}"]
     ways = {f"/{name}".partition(f"/{_LABELS}/")[0] for name in labels}
     others = [name for name in names if f"/{_LABELS}/" not in f"/{name}"]
-    beside = len(ways) == 1 and all(f"/{name}".startswith(f"{min(ways)}/{_IMAGES}/") for name in others)
-    return labels if beside else names
+    if len(ways) != 1:
+        return names
+    beside = tuple(f"{min(ways)}/{folder}/" for folder in _BESIDE)
+    return labels if all(f"/{name}".startswith(beside) for name in others) else names
 
 
 def decode_edited(data: bytes, space: LabelSpace) -> Label:
@@ -150,7 +152,7 @@ def _tables(palette: tuple[Colour, ...] | None, space: LabelSpace) -> dict[str, 
     source = np.full(256, _UNKNOWN, np.int16)
     known = sorted(space.known_source_ids)
     source[known] = np.frombuffer(space.train_ids, np.uint8)[known]
-    train[IGNORE] = source[IGNORE] = IGNORE
+    train[IGNORE] = IGNORE
     tables = {"train": train, "source": source}
     if palette is not None:
         try:
