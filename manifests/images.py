@@ -232,6 +232,16 @@ def colour_table(space: LabelSpace) -> tuple[NDArray[np.int32], NDArray[np.uint8
     return np.array(sorted(owners), np.int32), np.array([owners[c] for c in sorted(owners)], np.uint8)
 
 
+def packed_colours(data: bytes) -> NDArray[np.int32]:
+    """The colours of an RGB or palette PNG: (H, W) int32, 65536 red + 256 green + blue. Raises BadImage."""
+    header = _header(io.BytesIO(data))
+    if header.format != "PNG" or header.mode not in ("RGB", "RGBA", "P") or (header.bits != 8 and header.mode != "P"):
+        raise BadImage(f"a {header.format} of mode {header.mode}, {header.bits} bits: expected an RGB or palette PNG")
+    picture = _decode(data, header, upright=False)
+    colours = np.asarray(picture.convert("RGB") if header.mode == "P" else _as_rgb(picture), np.int32)
+    return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
+
+
 def _unknown_ids(stored: NDArray[np.uint8], space: LabelSpace, *, ids: str) -> list[int]:
     """The values of a stored label map (H, W) uint8 that mean nothing in the label space, ascending."""
     meaningful = set(range(len(space))) | {IGNORE} if ids == "train" else set(space.known_source_ids)

@@ -21,7 +21,7 @@ from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import read_png
+from autolabel.manifests.run.labels import LABELS, read_png
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.tables import writing_table
 from autolabel.manifests.wording import Progress, counted, listed
@@ -35,13 +35,13 @@ _NAMED = 3  # images that a message names
 
 def items_of(reads: str, path: Path, merging: Merging) -> Iterator[Returned]:
     """The labels of a path, whatever its format. Raises BadReturn, ValueError."""
-    run, terms = merging.machine.run, merging.terms
-    inside = path.resolve().is_relative_to(run.path.resolve())
+    run, place = merging.run, path.resolve()
+    labels = run.path.resolve() / LABELS
     if reads != PNG:
         return known_format(reads).read(path, run.label_space)
-    if inside:
-        return merging.edited(run.path / path.resolve().relative_to(run.path.resolve()))
-    return png_back.read(path, run.label_space, like=merging.like, label_ids=terms.label_ids)
+    if place == labels.parent or place.is_relative_to(labels):
+        return merging.edited(run.path / LABELS / ("" if place == labels.parent else place.relative_to(labels)))
+    return png_back.read(path, run.label_space, like=merging.like, label_ids=merging.terms.label_ids)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Merging:
         machine = self.machine
         names = machine.pngs_below(path)
         if not names:
-            raise ValueError(f"{path} lies in the run {self.run.path} and holds none of its labels as PNGs")
+            raise ValueError(f"{path} holds no label of {self.run.path} as a PNG: export them first")
         some = False
         with ThreadPoolExecutor(cores()) as pool:
             for one in ahead(pool, machine.edited, names, 2 * cores()):

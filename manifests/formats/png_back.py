@@ -152,7 +152,7 @@ def _tables(palette: tuple[Colour, ...] | None, space: LabelSpace) -> dict[str, 
     source = np.full(256, _UNKNOWN, np.int16)
     known = sorted(space.known_source_ids)
     source[known] = np.frombuffer(space.train_ids, np.uint8)[known]
-    train[IGNORE] = source[IGNORE] = IGNORE
+    train[IGNORE] = IGNORE
     tables = {"train": train, "source": source}
     if palette is not None:
         try:

@@ -310,9 +310,24 @@ def test_without_confidence_nobody_knows_what_was_written_over(place: Path) -> N
     assert both.found.disagreeing_pixels == 7
 
 
+def test_labels_that_a_run_has_set_aside_are_masks_like_any_others(place: Path) -> None:
+    run, before = place / "bare", labels_of(place / "bare")
+    one = before["a/one"].copy()
+    one[5, 5:20] = 12
+    write_masks(run / "by-hand", {"a/one": one})
+    import_corrections("png", [run / "by-hand"], run=run, out=place / "fixed.parquet")
+    ((_, (label, origin)),) = given(place / "fixed.parquet").items()
+    assert np.array_equal(label, one) and np.array_equal(origin, one != before["a/one"])
+
+
 def test_nothing_edited_in_place_is_nothing_to_import(place: Path) -> None:
-    for run, message in (("png", "differs from what the run has written"), ("zarr", "holds none of its labels")):
-        path = place / run / ("labels" if run == "png" else "labels.zarr")
+    for run, name, message in (
+        ("png", "labels", "differs from what the run has written"),
+        ("png", "labels/a/one.png", "differs from what the run has written"),
+        ("zarr", "", "as a PNG: export them first"),
+        ("zarr", "labels.zarr", "no PNGs under"),
+    ):
+        path = place / run / name
         assert message in refused("import", "png", path, "--run", place / run, "-o", place / "fixed.parquet")
         assert not (place / "fixed").exists()
 
@@ -533,5 +548,4 @@ def test_masks_that_may_be_train_ids_or_source_ids_need_a_word(runs: Path, tmp_p
 def test_the_folder_knows_its_names() -> None:
     folder = CorrectedFolder(Path("fixed"))
     assert folder.label("a.png/b.c") == Path("fixed/labels/a.png_/b.c.png")
-    with pytest.raises(ValueError, match="leaves its root"):
-        folder.label("../a")
+    assert folder.origin("../a:b") == Path("fixed/origin/%2E%2E/a%3Ab.png")
