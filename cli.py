@@ -717,7 +717,7 @@ def errors(source: Path, output: Path, **options: Any) -> None:
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
 @option("--specks", type=click.IntRange(min=1), default=64, metavar="PX",
-        help="Mark pieces of fewer pixels, unless the policy has dropped small pieces: then these are marked.")  # fmt: skip
+        help="Mark pieces of fewer pixels, or what the policy's smallest_piece has dropped.")  # fmt: skip
 @moved_teacher
 def report(
     run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool, specks: int
