@@ -495,6 +495,7 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
 @option("--only-changed", is_flag=True, help="Leave out images that came back as they were; else they are confirmed.")
 @option("--label-ids", type=click.Choice(("train", "source", "color")),
         help="The PNGs hold train ids, source ids, or colours. [default: what they look like]")  # fmt: skip
+@option("--suffix", default="", metavar="TEXT", show_default=False, help="The PNGs' names are longer by this.")
 def import_(reads: str, paths: tuple[Path, ...], **options: Any) -> None:
     """Take labels back that people have corrected: PATHS in one FORMAT, png, cvat, coco or label-studio.
 
