@@ -73,9 +73,7 @@ def disagreement(reference: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDAr
     return np.where(reference == IGNORE, 3, kinds).astype(np.uint8)
 
 
-def draw_disagreement(
-    reference: NDArray[np.uint8], label: NDArray[np.uint8], longest: int = LONGEST
-) -> Image.Image:
+def draw_disagreement(reference: NDArray[np.uint8], label: NDArray[np.uint8], longest: int = LONGEST) -> Image.Image:
     """Draw the comparison of two labels (H, W) uint8 as RGBA in the colours of DISAGREEMENT."""
     kinds = disagreement(shrink_label(reference, longest), shrink_label(label, longest))
     return draw_kinds(kinds, list(DISAGREEMENT.values()))
