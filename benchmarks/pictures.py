@@ -158,6 +158,10 @@ def open_viewer(page: Any, layer: str) -> None:
 def photograph_report(browser: Any, report: Path, docs: Path) -> None:
     """Photograph gallery, viewer, plots, and four places on a phone."""
     page = visit(browser, report, 1400)
+    for place, key in ((0, "r"), (2, "f"), (3, "k")):
+        page.locator(".shot a").nth(place).focus()
+        page.keyboard.press(key)
+    page.evaluate("document.activeElement.blur()")
     scroll(page, "header")
     webp(page, docs / "report.webp")
     page = visit(browser, report, 1400, "dark")
