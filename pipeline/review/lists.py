@@ -41,7 +41,7 @@ WORTH_SCHEMA = pa.schema(
 
 
 @dataclass(frozen=True)
-class Request:
+class Wish:
     """A review that was asked for, as `review.json` keeps it."""
 
     run: str

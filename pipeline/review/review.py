@@ -22,7 +22,7 @@ from autolabel.pipeline.analysis.confidences import kept_in
 from autolabel.pipeline.review.choose import choose
 from autolabel.pipeline.review.effort import Effort, Pace
 from autolabel.pipeline.review.frames import Frames
-from autolabel.pipeline.review.lists import Request, number, region_maps, table, write
+from autolabel.pipeline.review.lists import Wish, number, region_maps, table, write
 from autolabel.pipeline.review.prospects import Prospects, prospects
 
 _SHOWN = 12  # rows in the terminal
@@ -107,7 +107,7 @@ def review(
     if effort.images is not None and effort.images > labelled:
         raise ValueError(f"a budget of {effort.images} images: {run.path} has {counted(labelled, 'labelled image')}")
     seen, scores = (None if path is None else str(path.absolute()) for path in (audit, student))
-    request = Request(str(run.path.absolute()), effort, pace, seen, scores, to)
+    request = Wish(str(run.path.absolute()), effort, pace, seen, scores, to)
     request.require_free(out)
     found = prospects(run, pace=pace if by_region else None, audit=audit, student=student, progress=progress)
     request.claim(out)
