@@ -15,7 +15,7 @@ PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 NUMERIC := tests/manifests/test_scores.py tests/teacher tests/student/test_losses.py tests/student/test_evaluate.py \
 	tests/pipeline/test_audit.py tests/pipeline/test_calibration.py tests/pipeline/test_outlined.py
 
-.PHONY: help demo dev quick test kinds plain lint types format docs clean
+.PHONY: help demo dev quick test kinds readers plain lint types format docs clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' Makefile | expand -t 16
@@ -33,6 +33,9 @@ test: .venv/tested  ## all tests but the slow ones, against the normal install; 
 
 kinds: .venv/tested  ## every kind of teacher the whole way: labelled, killed, resumed, audited, looked at
 	$(PYTEST) -m slow tests/kinds
+
+readers: .venv/tested  ## exports read by the real readers of other tools, each in an environment of its own
+	$(BIN)/python -m pytest -m slow tests/readers
 
 plain: .venv/tested  ## the tests of numbers once more, with the oldest instructions that torch knows
 	$(PLAIN) $(PYTEST) $(NUMERIC)

@@ -112,12 +112,15 @@ def load_manifest(path: AnyPath) -> Manifest:
 
 def fuse(
     manifests: Sequence[AnyPath], out: AnyPath, *, weights: Mapping[str, float] | None = None,
-    leak_check: AnyPath | None = None, drop_worst: float | None = None, keep_if: str | None = None,
+    leak_check: AnyPath | None = None, drop: AnyPath | None = None, only: AnyPath | None = None,
+    drop_worst: float | None = None, keep_if: str | None = None,
 ) -> Manifest:  # fmt: skip
     """Join the labelled samples of several manifests, write them to the manifest `out`, and return it.
 
-    weights: by source ("fine", "coarse", "auto"), how often its samples are drawn in a training. leak_check: a
-    validation manifest that must share no image. drop_worst: share of each run's images to leave out, the least
+    Where they share an image, a fine label stands before a corrected one, and that before an automatic one; of one
+    source, the one given later. weights: by source ("fine", "corrected", "coarse", "auto"), how often its samples are
+    drawn in a training. leak_check: a validation manifest that must share no image. drop, only: files of the sample ids
+    to leave out, or to take alone, one a line. drop_worst: share of each run's images to leave out, the least
     trusted. keep_if: a condition on the statistics of a run's images, such as "agreement_with_coarse > 0.8". Raises
     ValueError for different label spaces, an image that is listed twice, or a leak.
     """
@@ -125,7 +128,7 @@ def fuse(
 
     fused = fuse(
         [Path(path) for path in manifests], Path(out), weights=dict(weights or {}), leak_check=_path(leak_check),
-        drop_worst=drop_worst, keep_if=keep_if,
+        drop=_path(drop), only=_path(only), drop_worst=drop_worst, keep_if=keep_if,
     )  # fmt: skip
     return fused.manifest
 

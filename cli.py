@@ -196,21 +196,41 @@ def scan(folder: Path, output: Path, strict: bool, **options: Any) -> None:
 @option("--weight", "weights", **pairs("SOURCE=NUMBER", float),
         help="Draw the samples of a source so often, such as auto=0.5; may be given several times.")  # fmt: skip
 @option("--leak-check", type=MANIFEST, help="Refuse if an image is also in this (validation) manifest.")
+@option("--drop", type=FILE, metavar="FILE", help="Leave out the samples whose ids FILE lists, one a line.")
+@option("--only", type=FILE, metavar="FILE", help="Take only the samples whose ids FILE lists, one a line.")
 @option("--drop-worst", **text(parse_share, "SHARE"), help="Leave out the least trusted, such as 5%.")
 @option("--keep-if", metavar="CONDITION", help="Leave out images that do not meet it; see docs/statistics.md.")
 def fuse(manifests: tuple[Path, ...], output: Path, **options: Any) -> None:
     """Join the labelled samples of several MANIFESTS to train on.
 
-    --drop-worst and --keep-if leave out images of runs, by their statistics.
+    Where they share an image, a fine label stands before a corrected one, and that before an automatic one; of one
+    source, the one given later. --drop-worst and --keep-if leave out images of runs, by their statistics.
 
     \b
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --leak-check val.parquet
     autolabel manifest fuse fine.parquet runs/auto/manifest.parquet -o fused.parquet --drop-worst 5%
        --keep-if 'agreement_with_coarse > 0.8'
+    autolabel manifest fuse runs/auto/manifest.parquet fixed.parquet -o fused.parquet --drop rejected.txt
     """
     from autolabel.manifests.fuse import fuse
 
     show(fuse(manifests, output, **options))
+
+
+@manifest.command()
+@click.argument("path", metavar="MANIFEST", type=MANIFEST)
+@option("--folds", type=int, default=2, help="Number of parts; groups stay whole.")
+@option("-o", "--output", type=FOLDER, required=True, help="Folder for the manifests part-N and rest-N.")
+def fold(path: Path, folds: int, output: Path) -> None:
+    """Cut a MANIFEST into parts, to label each by a teacher that has not seen it.
+
+    A teacher that is trained on rest-N labels part-N; see docs/errors.md.
+
+    autolabel manifest fold fine.parquet --folds 3 -o folds
+    """
+    from autolabel.manifests.fold import fold
+
+    show(fold(path, output, folds=folds))
 
 
 @manifest.command("show")
@@ -466,6 +486,35 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
     _end(result, LabelJob.max_quarantined)
 
 
+@main.command("import")
+@click.argument("reads", metavar="FORMAT")
+@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@option("--run", type=FOLDER, required=True, help="The run whose labels were corrected.")
+@option("-o", "--output", "out", type=FILE, required=True, help="Manifest to write; labels go into a folder beside it.")
+@option("--partial", is_flag=True, help="Pixels without a class were not looked at: the machine's stay there.")
+@option("--only-changed", is_flag=True, help="Leave out images that came back as they were; else they are confirmed.")
+@option("--label-ids", type=click.Choice(("train", "source", "color")),
+        help="The PNGs hold train ids, source ids, or colours. [default: what they look like]")  # fmt: skip
+@option("--suffix", default="", metavar="TEXT", show_default=False, help="The PNGs' names are longer by this.")
+def import_(reads: str, paths: tuple[Path, ...], **options: Any) -> None:
+    """Take labels back that people have corrected: PATHS in one FORMAT, png, cvat, coco or label-studio.
+
+    Prints what was changed, and how sure the machine had been. Where two PATHS change a pixel, the later one stands.
+
+    \b
+    autolabel import png masks/ --run runs/auto -o fixed.parquet
+    autolabel import cvat anna.zip ben.zip --run runs/auto -o fixed.parquet
+    autolabel import png runs/auto/labels --run runs/auto -o fixed.parquet
+    """
+    from autolabel.pipeline.corrections import import_corrections
+
+    with progress("importing") as update:
+        imported = import_corrections(reads, paths, progress=update, **options)
+    show(imported)
+    if imported.new:
+        echo("", f"wrote {imported.path}, labels and their origin in {imported.path.with_suffix('')}")
+
+
 @main.command()
 @click.argument("run", type=FOLDER)
 @option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
@@ -635,20 +684,57 @@ def audit(run: Path, truth: Path, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("source", metavar="RUN_OR_MANIFEST", type=Path)
+@option("--run", "runs", type=FOLDER, multiple=True,
+        help="A run that has labelled images of the manifest; may be given several times.")  # fmt: skip
+@option("-o", "--output", type=FOLDER, required=True, help="Folder for errors.parquet, errors.csv and ids.txt.")
+@option("--coarse", is_flag=True, help="Judge the coarse labels, also where there are fine ones.")
+@option("--worst", type=int, help="List so many images at most. [default: all]")
+@option("--pictures", type=int, default=0, help="Draw so many regions: photograph, human label, teacher.")
+@option("--border", type=int, help="Pixels so near to the class that the teacher says do not count."
+        " [default: 0.5 % of the diagonal]")  # fmt: skip
+@option("--min-pixels", type=int, help="Size of the smallest region. [default: 0.03 % of the image]")
+@option("--workers", type=int, help="Number of threads. [default: one per core]")
+def errors(source: Path, output: Path, **options: Any) -> None:
+    """Find likely mistakes in human labels, fine or coarse.
+
+    Runs judge them that have kept their confidence, best those of teachers that have not seen the images.
+
+    \b
+    autolabel errors runs/auto -o errors
+    autolabel errors fine.parquet --run runs/part-1 --run runs/part-2 -o errors
+    """
+    from autolabel.pipeline.analysis.errors import find_errors
+
+    with progress("looking for mistakes") as update:
+        ranking = find_errors(source, output, progress=update, **options)
+    show(ranking)
+    echo("", f"wrote {output}: errors.parquet, errors.csv, ids.txt")
+
+
+@main.command()
 @click.argument("run", type=FOLDER)
 @option("--images", type=click.IntRange(min=1), default=100, help="Number of images, worst first.")
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
+@option("--specks", type=click.IntRange(min=1), default=64, metavar="PX",
+        help="Mark pieces of fewer pixels, or what the policy's smallest_piece has dropped.")  # fmt: skip
 @moved_teacher
-def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool) -> None:
-    """Write RUN/report/index.html: plots and a gallery.
+def report(
+    run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool, specks: int
+) -> None:
+    """Write RUN/report/index.html: a gallery to decide in, then plots.
+
+    Zoom, layers, marks and notes: docs/report.md.
 
     autolabel report runs/auto
     """
     from autolabel.pipeline.report.write import write_report
 
     with progress("drawing") as update:
-        page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
+        page = write_report(
+            run, images=images, samples=chosen, teacher=teacher, attention=attention, specks=specks, progress=update
+        )
     echo(f"open {page}")
 
 
@@ -656,7 +742,8 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName
 @click.argument("run", type=FOLDER)
 @option("--budget", **text(Effort.of, "BUDGET"), required=True,
         help="A number of images, such as 50, or a time for regions, such as 30min.")  # fmt: skip
-@option("-o", "--out", type=FOLDER, required=True, help="Folder for the lists.")
+@option("-o", "--output", "out", type=FOLDER, required=True, help="Folder for the lists, and for the export.")
+@option("--to", type=click.Choice(WRITTEN), help="Export these images too, as `export --to` does.")
 @option("--seconds", "pace", **text(Pace.of, "S,S,S"), default=Pace(),
         help="Time to open an image, for a region, and for each pixel of its boundary. [default: 10,5,0.1]",
         show_default=False)  # fmt: skip
@@ -669,7 +756,7 @@ def review(run: Path, budget: Effort, out: Path, **options: Any) -> None:
 
     \b
     autolabel review runs/auto --budget 50 -o fix
-    autolabel review runs/auto --budget 30min -o fix --seconds 10,5,0.1
+    autolabel review runs/auto --budget 30min -o fix --to cvat --audit runs/audited/audit.json
     """
     from autolabel.pipeline.review.review import review
 

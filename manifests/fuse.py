@@ -1,7 +1,7 @@
 """Join the labelled samples of several manifests into one to train on.
 
-Automatic labels can be left out by the statistics of the runs that made them: the least trusted, and those that fail a
-condition. A manifest's provenance names its runs.
+Where manifests share an image, one label stands: a person's before a machine's. Samples can be left out by their ids,
+and automatic labels by the statistics of the runs that made them; a manifest's provenance names its runs.
 """
 
 from __future__ import annotations
@@ -11,42 +11,47 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
-import pyarrow as pa
-import pyarrow.compute as pc
-
-from autolabel.manifests.condition import parse_condition
+from autolabel.manifests.contests import Contest, Images, settle
+from autolabel.manifests.ids import read_ids
 from autolabel.manifests.metadata import CORRECTS
-from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.manifests.schemas import SOURCES
-from autolabel.manifests.wording import Shown
-
-NamedManifest = tuple[str, Manifest]  # messages and provenance call the manifest by this name
+from autolabel.manifests.selection import DropCounts, NamedManifest, listed_only, select
+from autolabel.manifests.wording import Shown, counted
 
 
 @dataclass(frozen=True)
-class DropCounts:
-    """The numbers of automatic labels that were dropped from one manifest.
+class PartAccount:
+    """The account of one manifest: listed = taken + unlabelled + dropped + unlisted + selected + gave_way.
 
-    worst: the least trusted ones. failed: those that fail the condition. missing: those without a value that the
-    condition names.
+    unlabelled: samples without a label or a readable image. dropped: those that --drop names. unlisted: those that
+    --only does not name. selected: automatic labels left out by their statistics. gave_way: those whose image has
+    another label, in another manifest, that stands.
     """
 
-    worst: int
-    failed: int
-    missing: int
+    name: str
+    listed: int
+    taken: int
+    unlabelled: int
+    dropped: int
+    unlisted: int
+    selected: int
+    gave_way: int
 
 
 @dataclass(frozen=True)
 class Fused(Shown):
-    """A joined manifest, and its account: for every part the name, the samples taken, and the samples without a label.
+    """A joined manifest and its account.
 
-    drops: the numbers of automatic labels that `drop_worst` and `keep_if` left out, by the name of the part.
+    contests: which labels stand where manifests share images. notes: sentences about ids that nobody has. drops: the
+    numbers of automatic labels that `drop_worst` and `keep_if` left out, by the name of the part.
     """
 
     path: Path
     manifest: Manifest
-    parts: tuple[tuple[str, int, int], ...]
+    parts: tuple[PartAccount, ...]
+    contests: tuple[Contest, ...]
+    notes: tuple[str, ...]
     drops: Mapping[str, DropCounts]
     drop_worst: float | None = None
     keep_if: str | None = None
@@ -54,15 +59,20 @@ class Fused(Shown):
     def lines(self) -> list[str]:
         """The account for a terminal."""
         lines = []
-        for name, taken, unlabelled in self.parts:
-            remark = f", {unlabelled} without a label left out" if unlabelled else ""
-            lines.append(f"{name}: {taken} samples{remark}")
-            if name in self.drops:
-                count = self.drops[name]
-                reasons = [f"{count.worst} by --drop-worst"] if self.drop_worst is not None else []
+        for part in self.parts:
+            reasons = {
+                "without a label": part.unlabelled, "by --drop": part.dropped, "not in --only": part.unlisted,
+                "that give way": part.gave_way,
+            }  # fmt: skip
+            left = ", ".join(f"{count} {reason}" for reason, count in reasons.items() if count)
+            lines.append(f"{part.name}: {part.taken} samples{f'; left out: {left}' if left else ''}")
+            if part.name in self.drops:
+                count = self.drops[part.name]
+                reasons_of_run = [f"{count.worst} by --drop-worst"] if self.drop_worst is not None else []
                 if self.keep_if is not None:
-                    reasons.append(f"{count.failed} by --keep-if, {count.missing} because the value is missing")
-                lines.append(f"  dropped: {', '.join(reasons)}")
+                    reasons_of_run.append(f"{count.failed} by --keep-if, {count.missing} because the value is missing")
+                lines.append(f"  dropped: {', '.join(reasons_of_run)}")
+        lines += [*map(str, self.contests), *self.notes]
         return [*lines, f"wrote {self.path}: {len(self.manifest.samples)} samples"]
 
 
@@ -72,15 +82,18 @@ def fuse(
     *,
     weights: Mapping[str, float] | None = None,
     leak_check: str | Path | None = None,
+    drop: str | Path | None = None,
+    only: str | Path | None = None,
     drop_worst: float | None = None,
     keep_if: str | None = None,
 ) -> Fused:
     """Join the labelled samples of `manifests`, and write them to `out`.
 
     weights: by source ("auto": 0.5), how often its samples are drawn, in place of their own weights. leak_check: a
-    validation manifest with which no image may be shared. drop_worst: share of every run's images that is left out,
-    the least trusted first; the number is rounded down. keep_if: a condition that images of runs must meet, see
-    `parse_condition`. Raises ValueError, also where `join` and `select` do, and BadTable.
+    validation manifest with which no image may be shared. drop, only: files of sample ids (`read_ids`), which are left
+    out first, or alone taken, from all manifests. drop_worst: share of every run's images that is left out, the least
+    trusted first; the number is rounded down. keep_if: a condition that images of runs must meet, see
+    `parse_condition`. Raises ValueError, also where `joined` and `select` do, BadIds and BadTable.
     """
     for source, weight in (weights or {}).items():
         if source not in SOURCES or not 0 <= weight < math.inf:
@@ -89,23 +102,55 @@ def fuse(
             )
     parts = [(str(path), load_manifest(path)) for path in manifests]
     held_out = None if leak_check is None else (str(leak_check), load_manifest(leak_check))
+    stages = [parts]  # after --drop, --only, and the statistics
+    notes: list[str] = []
     drops: dict[str, DropCounts] = {}
+    for option, path in (("drop", drop), ("only", only)):
+        if path is not None:
+            parts, unknown = listed_only(parts, **{option: read_ids(path)}, known=stages[0])
+            notes += unknown
+        stages.append(parts)
     if drop_worst is not None or keep_if is not None:
         parts, drops = select(parts, drop_worst=drop_worst or 0.0, keep_if=keep_if)
-    manifest = join(parts, weights=weights, leak_check=held_out)
-    if not manifest.samples:
-        reason = " after --drop-worst and --keep-if" if drops else ""
-        raise ValueError(f"no labelled sample in these manifests{reason}: nothing to fuse")
+    stages.append(parts)
+    result = joined(parts, weights=weights, leak_check=held_out)
+    if not result.manifest.samples:
+        options = {"--drop": drop, "--only": only, "--drop-worst": drop_worst, "--keep-if": keep_if}
+        given = " and ".join(name for name, value in options.items() if value is not None)
+        raise ValueError(f"no labelled sample in these manifests{given and f' after {given}'}: nothing to fuse")
+    accounts = tuple(map(_account, zip(*stages, strict=True), result.gave_way))
+    manifest, selection = result.manifest, dict[str, object]()
     if drops:
         counts = {name: asdict(count) for name, count in drops.items()}
         selection = {"drop_worst": drop_worst, "keep_if": keep_if, "dropped": counts}
-        manifest = replace(manifest, provenance={**manifest.provenance, "selection": selection})
+    selection |= {name: str(path) for name, path in (("drop", drop), ("only", only)) if path is not None}
+    told = {"parts": [asdict(account) for account in accounts], **({"selection": selection} if selection else {})}
+    manifest = replace(manifest, provenance={**manifest.provenance, **told})
     save_manifest(Path(out), manifest)
-    counted = tuple((name, len(part.labelled), len(part.samples) - len(part.labelled)) for name, part in parts)
-    return Fused(Path(out), manifest, counted, drops, drop_worst, keep_if)
+    return Fused(Path(out), manifest, accounts, result.contests, tuple(notes), drops, drop_worst, keep_if)
+
+
+def _account(stages: Sequence[NamedManifest], gave_way: int) -> PartAccount:
+    """The account of a part that has gone through --drop, --only and the statistics."""
+    name, last = stages[-1]
+    listed, dropped, unlisted, selected = (len(manifest.samples) for _, manifest in stages)
+    labelled = len(last.labelled)
+    return PartAccount(
+        name, listed, labelled - gave_way, selected - labelled, listed - dropped, dropped - unlisted,
+        unlisted - selected, gave_way,
+    )  # fmt: skip
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Joined:
+    """A joined manifest, which labels stand where manifests share images, and how many of each part give way."""
+
+    manifest: Manifest
+    contests: tuple[Contest, ...]
+    gave_way: tuple[int, ...]
 
 
 def join(
@@ -114,10 +159,21 @@ def join(
     weights: Mapping[str, float] | None = None,
     leak_check: NamedManifest | None = None,
 ) -> Manifest:
+    """Join the labelled samples of manifests, as `joined` does."""
+    return joined(manifests, weights=weights, leak_check=leak_check).manifest
+
+
+def joined(
+    manifests: Sequence[NamedManifest],
+    *,
+    weights: Mapping[str, float] | None = None,
+    leak_check: NamedManifest | None = None,
+) -> Joined:
     """Join the labelled samples of manifests; `weights` and `leak_check` as for `fuse`.
 
-    Raises ValueError for different label spaces, for an image that is listed twice (by content, not by name), and for
-    one that is also in the manifest of `leak_check`.
+    Images are the same if their content is, whatever they are called; `settle` says which label stands. Raises
+    ValueError for different label spaces, for an image that one manifest lists twice, for one that is also in the
+    manifest of `leak_check`, for two images of one source that share an id, and where `settle` does.
     """
     (first_name, first), *rest = manifests
     for name, manifest in [*rest, *([leak_check] if leak_check else [])]:
@@ -127,29 +183,33 @@ def join(
                 f" {first_name} {first.label_space.name!r} ({len(first.label_space)}): fuse only one label space"
             )
     by_content = [(name, _by_content(name, manifest)) for name, manifest in manifests]
-    for place, (name, images) in enumerate(by_content):
-        for other, earlier in by_content[:place]:
-            _refuse_shared(other, name, earlier, images, "leave them out of one manifest")
     if leak_check:
         name, manifest = leak_check
         held_out = dict(zip(fingerprints(manifest.samples), manifest.samples, strict=True))
         for other, images in by_content:
-            _refuse_shared(other, name, images, held_out, "a network trained on them cannot be scored on them")
+            _require_held_out(other, images, name, held_out)
+    losing, contests = settle(by_content, first.label_space)
+    given_way = [{images[mark].key for mark in marks} for (_, images), marks in zip(by_content, losing, strict=True)]
     weights = dict(weights or {})
-    samples = tuple(
-        replace(s, weight=weights.get(s.source, s.weight)) for _, manifest in manifests for s in manifest.labelled
-    )
+    standing = [
+        (name, [s for s in manifest.labelled if s.key not in keys] if keys else manifest.labelled)
+        for (name, manifest), keys in zip(manifests, given_way, strict=True)
+    ]
+    _require_ids(standing)
+    samples = tuple(replace(s, weight=weights.get(s.source, s.weight)) for _, of_part in standing for s in of_part)
     corrects = sorted({str(run) for _, manifest in manifests for run in manifest.corrects})
     provenance = {
         "fused": [name for name, _ in manifests],
         "weights": weights,
         "leak_check": leak_check[0] if leak_check else None,
+        **({"contests": [asdict(contest) for contest in contests]} if contests else {}),
         **({CORRECTS: corrects} if corrects else {}),
     }
-    return Manifest.of(first.label_space, samples, provenance=provenance)
+    manifest = Manifest.of(first.label_space, samples, provenance=provenance)
+    return Joined(manifest, tuple(contests), tuple(map(len, losing)))
 
 
-def _by_content(name: str, manifest: Manifest) -> dict[str, Sample]:
+def _by_content(name: str, manifest: Manifest) -> Images:
     """The labelled samples by the fingerprint of their image. Raises ValueError where two share one."""
     images: dict[str, Sample] = {}
     for sample, mark in zip(manifest.labelled, fingerprints(manifest.labelled), strict=True):
@@ -162,64 +222,24 @@ def _by_content(name: str, manifest: Manifest) -> dict[str, Sample]:
     return images
 
 
-def _refuse_shared(a: str, b: str, in_a: dict[str, Sample], in_b: dict[str, Sample], advice: str) -> None:
-    shared = sorted(in_a.keys() & in_b.keys(), key=lambda mark: in_a[mark].sample_id)
+def _require_held_out(name: str, images: Images, held_out: str, validation: Images) -> None:
+    shared = sorted(images.keys() & validation.keys(), key=lambda mark: images[mark].sample_id)
     if shared:
-        first = in_a[shared[0]]
         raise ValueError(
-            f"{len(shared)} images are in both {a} and {b} (same content; the first is {first.sample_id!r}): {advice}"
+            f"{len(shared)} images are in both {name} and {held_out} (same content; the first is"
+            f" {images[shared[0]].sample_id!r}): a network trained on them cannot be scored on them"
         )
 
 
-# --- selecting by statistics ------------------------------------------------------------------------------------------
-
-
-def select(
-    manifests: Sequence[NamedManifest], *, drop_worst: float = 0.0, keep_if: str | None = None
-) -> tuple[list[NamedManifest], dict[str, DropCounts]]:
-    """Leave out automatic labels by the statistics of their runs; all other samples stay.
-
-    Parameters as for `fuse`. Returns the manifests, and the numbers dropped from those that have labels of a run.
-    Raises ValueError if none has any, BadTable if a run lacks its statistics.
-    """
-    condition = None if keep_if is None else parse_condition(keep_if)
-    remaining: list[NamedManifest] = []
-    drops: dict[str, DropCounts] = {}
-    for name, manifest in manifests:
-        if manifest.runs:
-            manifest, drops[name] = _select(manifest, drop_worst, condition)
-        remaining.append((name, manifest))
-    if not drops:
-        raise ValueError(
-            f"nothing is known about the images of {', '.join(name for name, _ in manifests)}: to leave some out, give"
-            " the manifest.parquet of a run, or a manifest that was fused from one"
-        )
-    return remaining, drops
-
-
-def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -> tuple[Manifest, DropCounts]:
-    passed: set[tuple[Path | None, str]] = set()
-    worst = failed = missing = 0
-    for run in manifest.runs:
-        ids = pa.array([s.sample_id for s in manifest.labelled if s.run == run], pa.string())
-        ranked = _ranked(run)
-        ranked = ranked.filter(pc.is_in(ranked["sample_id"], ids))
-        least = math.floor(share * len(ids) + 1e-9)  # 0.29 * 100 is 28.999…
-        trusted = ranked.slice(least)
-        passing = trusted if condition is None else trusted.filter(condition)
-        unknown = 0 if condition is None else len(trusted.filter(condition.is_null()))
-        worst, missing = worst + least, missing + unknown
-        failed += len(trusted) - len(passing) - unknown
-        passed |= {(run, sample_id) for sample_id in passing["sample_id"].to_pylist()}
-    samples = tuple(s for s in manifest.samples if s.run is None or (s.run, s.sample_id) in passed)
-    return replace(manifest, samples=samples), DropCounts(worst, failed, missing)
-
-
-def _ranked(run: Path) -> pa.Table:
-    """The columns that a condition may name, one row per image of a run, the least trusted first."""
-    review, images = RunFolder(run).statistics("review"), RunFolder(run).statistics("images")
-    images = images.take(pc.index_in(review["sample_id"], images["sample_id"]))
-    for name in review.schema.names:
-        if name not in images.schema.names:
-            images = images.append_column(name, review[name])
-    return images
+def _require_ids(parts: Sequence[tuple[str, Sequence[Sample]]]) -> None:
+    """Raise ValueError where two parts call two images of one source the same."""
+    for place, (name, samples) in enumerate(parts[1:], 1):
+        keys = {sample.key for sample in samples}
+        for other, earlier in parts[:place]:
+            twice = [sample.key for sample in earlier if sample.key in keys]
+            if twice:
+                raise ValueError(
+                    f"{other} and {name} use {counted(len(twice), 'id')} for different images (the first is"
+                    f" {twice[0][1]!r}, {twice[0][0]}): scan the folder above both, so that ids tell them apart, or"
+                    " leave them out"
+                )

@@ -10,7 +10,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -20,7 +20,7 @@ from PIL import Image
 
 from autolabel.manifests import storage
 from autolabel.manifests.headers import PNG_SIGNATURE, BadImage, Header, pixels_only, read_header
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE, Colour, LabelSpace
 from autolabel.manifests.orientation import UPRIGHT
 from autolabel.manifests.wording import reason
 
@@ -29,6 +29,7 @@ __all__ = ["BadImage"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
+_COMMONEST = 16  # unknown colours of a label that an error counts one by one
 _MANY = 1 << 18  # pixels from which on values are counted in pairs, in 40 % of the time
 _UP = 2  # the PNG filter that subtracts the row above
 _TURNS = {
@@ -51,6 +52,14 @@ class UnknownIds(BadImage):
     def __init__(self, message: str, ids: Sequence[int]) -> None:
         super().__init__(message)
         self.ids = frozenset(ids)
+
+
+class UnknownColours(BadImage):
+    """A label shows colours that its label space does not know. `pixels`: how many have each of the commonest."""
+
+    def __init__(self, message: str, pixels: Mapping[Colour, int], total: int) -> None:
+        super().__init__(message)
+        self.pixels, self.total = dict(pixels), total
 
 
 # Pillow warns of what it can live with. A warning would reach the terminal as a line of Python source.
@@ -131,23 +140,48 @@ def decode_label(data: bytes, space: LabelSpace | None, *, ids: str = "train") -
     it shows the "color" of every class. Without a label space the bytes are taken as they are. Raises BadImage, also
     for ids and colours that the label space does not know.
     """
-    header = _header(io.BytesIO(data))
-    if header.format != "PNG":  # JPEG changes ids, GIF renumbers them
-        raise BadImage(f"a {header.format} file: expected a PNG holding one class id a pixel")
+    header = _png_header(data)
     if ids == "color" and space is not None:
         return _from_colours(data, header, space)
-    if header.mode not in ("L", "P") or (header.bits != 8 and header.mode == "L"):  # Pillow would stretch 4 bits to 8
-        coloured = header.mode in ("RGB", "RGBA") and header.bits == 8
-        advice = "colours are read with --label-ids color" if coloured else "convert the file first"
-        expected = f"expected 8-bit grey or palette PNG holding one class id a pixel; {advice}"
-        raise BadImage(f"mode {header.mode}, {header.bits} bits: {expected}")
-    stored = np.asarray(_decode(data, header, upright=False))
+    stored = np.asarray(_stored(data, header))
     if space is None:
         return stored
     unknown = _unknown_ids(stored, space, ids=ids)
     if unknown:
         raise UnknownIds(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)", unknown)
     return np.frombuffer(space.train_ids, np.uint8)[stored] if ids == "source" else stored
+
+
+def stored_ids(data: bytes) -> tuple[NDArray[np.uint8], tuple[Colour, ...] | None]:
+    """The bytes of a grey or palette PNG (H, W) uint8 as they are, and the colour of each where it has a palette.
+
+    Raises BadImage for any other file.
+    """
+    picture = _stored(data, _png_header(data))
+    palette = iter((picture.getpalette("RGB") or []) if picture.mode == "P" else [])
+    return np.asarray(picture), tuple(zip(palette, palette, palette, strict=False)) if picture.mode == "P" else None
+
+
+def is_coloured(data: bytes) -> bool:
+    """True for an RGB label, False for one of grey values or of a palette. Raises BadImage for what is no PNG."""
+    return _png_header(data).mode in ("RGB", "RGBA")
+
+
+def _png_header(data: bytes) -> Header:
+    header = _header(io.BytesIO(data))
+    if header.format != "PNG":  # JPEG changes ids, GIF renumbers them
+        raise BadImage(f"a {header.format} file: expected a PNG holding one class id a pixel")
+    return header
+
+
+def _stored(data: bytes, header: Header) -> Image.Image:
+    """A PNG of one 8-bit channel. Raises BadImage for any other."""
+    if header.mode not in ("L", "P") or (header.bits != 8 and header.mode == "L"):  # Pillow would stretch 4 bits to 8
+        coloured = header.mode in ("RGB", "RGBA") and header.bits == 8
+        advice = "colours are read with --label-ids color" if coloured else "convert the file first"
+        expected = f"expected 8-bit grey or palette PNG holding one class id a pixel; {advice}"
+        raise BadImage(f"mode {header.mode}, {header.bits} bits: {expected}")
+    return _decode(data, header, upright=False)
 
 
 def _from_colours(data: bytes, header: Header, space: LabelSpace) -> NDArray[np.uint8]:
@@ -162,22 +196,29 @@ def _from_colours(data: bytes, header: Header, space: LabelSpace) -> NDArray[np.
     picture = _decode(data, header, upright=False)
     colours = np.asarray(picture.convert("RGB") if header.mode == "P" else _as_rgb(picture), np.int32)
     packed = colours @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    known, train_ids = _colour_table(space)
+    known, train_ids = colour_table(space)
     places = np.searchsorted(known, packed).clip(max=len(known) - 1)
     others = packed[known[places] != packed]
     if others.size:
         values, counts = np.unique(others, return_counts=True)
-        most = int(values[counts.argmax()])
-        shown = (most >> 16, most >> 8 & 255, most & 255)
-        raise BadImage(
-            f"{others.size} pixels have colours that are not in label space {space.name!r}, {counts.max()} of them"
-            f" {shown}: expected the colours of its classes alone"
-            + ("" if (0, 0, 0) in {c.colour for c in space.classes} else ", and black for ignored pixels")
-        )
+        order = np.argsort(-counts, kind="stable")[:_COMMONEST]
+        commonest = {(v >> 16, v >> 8 & 255, v & 255): int(counts[k]) for k in order for v in [int(values[k])]}
+        shown, most = next(iter(commonest.items()))
+        raise UnknownColours(
+            f"{others.size} pixels have colours that are not in label space {space.name!r}, {most} of them"
+            f" {shown}: expected {expected_colours(space)}",
+            commonest, int(others.size),
+        )  # fmt: skip
     return np.take(train_ids, places)
 
 
-def _colour_table(space: LabelSpace) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+def expected_colours(space: LabelSpace) -> str:
+    """The colours that a label may show, in words."""
+    black = (0, 0, 0) in {c.colour for c in space.classes}
+    return "the colours of its classes alone" + ("" if black else ", and black for ignored pixels")
+
+
+def colour_table(space: LabelSpace) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
     """The colours of a label space, packed into numbers, ascending; and the train id of each."""
     owners: dict[int, int] = {}
     for train_id, c in enumerate(space.classes):
@@ -189,6 +230,16 @@ def _colour_table(space: LabelSpace) -> tuple[NDArray[np.int32], NDArray[np.uint
         owners[packed] = train_id
     owners.setdefault(0, IGNORE)
     return np.array(sorted(owners), np.int32), np.array([owners[c] for c in sorted(owners)], np.uint8)
+
+
+def packed_colours(data: bytes) -> NDArray[np.int32]:
+    """The colours of an RGB or palette PNG: (H, W) int32, 65536 red + 256 green + blue. Raises BadImage."""
+    header = _header(io.BytesIO(data))
+    if header.format != "PNG" or header.mode not in ("RGB", "RGBA", "P") or (header.bits != 8 and header.mode != "P"):
+        raise BadImage(f"a {header.format} of mode {header.mode}, {header.bits} bits: expected an RGB or palette PNG")
+    picture = _decode(data, header, upright=False)
+    colours = np.asarray(picture.convert("RGB") if header.mode == "P" else _as_rgb(picture), np.int32)
+    return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]
 
 
 def _unknown_ids(stored: NDArray[np.uint8], space: LabelSpace, *, ids: str) -> list[int]:

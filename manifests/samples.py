@@ -53,6 +53,11 @@ class Sample:
     run: Path | None = None
 
     @property
+    def key(self) -> tuple[str, str]:
+        """Source and id: what tells a sample from the others of its manifest."""
+        return (self.source, self.sample_id)
+
+    @property
     def readable(self) -> bool:
         """False when the image's header could not be read at scan time (its size is then recorded as 0 x 0)."""
         return self.height > 0
@@ -72,7 +77,7 @@ class Manifest(Shown):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = Counter((s.source, s.sample_id) for s in self.samples)
+        counts = Counter(s.key for s in self.samples)
         twice = [key for key, n in counts.items() if n > 1]
         if twice:
             source, sample_id = twice[0]

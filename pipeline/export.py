@@ -10,7 +10,7 @@ import contextlib
 import csv
 import io
 from collections import Counter
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -55,7 +55,7 @@ class Export(Shown):
     written: int
     not_selected: Mapping[str, int] = field(default_factory=dict)
     left_out: Mapping[str, int] = field(default_factory=dict)
-    notes: Sequence[str] = ()
+    notes: tuple[str, ...] = ()
     repeated: bool = False
 
     def balanced(self) -> bool:
@@ -114,9 +114,9 @@ def export(
         account = _claimed(folder, request)
         if account is None:
             storage.remove_leftovers(folder, recursive=True)
-            result = _write(_Work(folder, labels, choice, writer), to, request, progress)
+            result = _write(_Work(folder, labels, choice, writer, style.images != "none"), to, request, progress)
         else:
-            result = Export(folder, to, **account, repeated=True)
+            result = Export(folder, to, **account | {"notes": tuple(account["notes"])}, repeated=True)
         storage.remove(folder / _CHUNKS)
     return result
 
@@ -174,6 +174,7 @@ class _Work:
     source: LabelSource
     choice: Choice
     writer: Format
+    photographs: bool  # are sent too
 
     def record(self, number: int) -> Path:
         """The record of the n-th chunk."""
@@ -188,6 +189,8 @@ class _Work:
         """Write one sample: its id with what the format says of it, or with the reason why it is left out."""
         try:
             label, confidence, score = self.source.load(sample)
+            if self.photographs and sample.run is not None:
+                self.source.maps[sample.run].require_same_photograph(sample)
             item = Outgoing(sample, self.choice.name(sample), label, confidence, score)
             return {"id": sample.sample_id, "entry": self.writer.write(item, self.folder)}
         except BadLabel as error:
@@ -212,6 +215,7 @@ class _Entries:
 
 
 def _write(work: _Work, to: str, request: dict[str, Any], progress: Progress | None) -> Export:
+    work.source.prepare()
     undone = {number for number, path in enumerate(work.records) if not storage.exists(path)}
     done = work.choice.count - sum(min(_CHUNK, work.choice.count - _CHUNK * number) for number in undone)
 
@@ -236,7 +240,7 @@ def _write(work: _Work, to: str, request: dict[str, Any], progress: Progress | N
         )
     work.writer.finish(work.folder, _Entries(work))
     account = _account(work)
-    result = Export(work.folder, to, **account)
+    result = Export(work.folder, to, **account | {"notes": tuple(account["notes"])})
     assert result.balanced(), account
     storage.write_json(
         work.folder / RECORD, {"format": FORMAT, "request": request, "state": "complete", "account": account}

@@ -24,8 +24,10 @@ from autolabel.manifests.run.labels import RunConfidence, RunLabels, read_sample
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.wording import reason
+from autolabel.pipeline.records import Row, changed_images, read_rows
 
 Confidence = NDArray[np.uint8]
+_IDENTITY = ["sample_id", "image_bytes", "image_mtime_ns", "image_version", "image_fingerprint"]
 
 
 class BadLabel(ValueError):
@@ -61,6 +63,22 @@ class RunMaps:
     def _scores(self) -> list[float | None]:
         scores: list[float | None] = self.statistics["mean_confidence"].to_pylist()
         return scores
+
+    @cached_property
+    def _images(self) -> dict[str, Row]:
+        """The identity of every image file that was labelled, by sample id."""
+        records = storage.list(self.run.units, suffix=".parquet")
+        return {row.sample_id: row for record in records for row in read_rows(record, _IDENTITY)}
+
+    def prepare(self) -> None:
+        """Read the tables that `load` and `require_same_photograph` look into; they are cached."""
+        assert self.rows is not None and self._scores is not None and self._images is not None
+
+    def require_same_photograph(self, sample: Sample) -> None:
+        """Raise BadImage if the photograph is another one than was labelled."""
+        row = self._images.get(sample.sample_id)
+        if row is not None and row.image_fingerprint and changed_images([(sample.image, row)]).get(sample.sample_id):
+            raise BadImage(f"image {sample.image} has changed since it was labelled: its label belongs to another one")
 
     def load(self, sample_id: str) -> tuple[Label, Confidence | None, float | None]:
         """Label (H, W) uint8, confidence (H, W) uint8 and mean confidence of a sample. Raises BadLabel."""
@@ -121,6 +139,11 @@ class LabelSource:
         if self.run is not None:
             for row in self.run.quarantine().to_pylist():
                 yield row["sample_id"], row["reason"]
+
+    def prepare(self) -> None:
+        """Read what threads will look up, before they start."""
+        for maps in self.maps.values():
+            maps.prepare()
 
     @property
     def left(self) -> int:

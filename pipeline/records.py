@@ -253,7 +253,7 @@ def changed_images(images: Sequence[tuple[Path, Row]], *, read_all: bool = False
     A file with the same stat is surely the same. Any other one is read whole and compared by content, so a copied data
     set is recognised; `read_all` trusts no stat.
     """
-    unsure = [(image, row) for image, row in images if read_all or not _surely_same(image, row)]
+    unsure = [(image, row) for image, row in images if read_all or not surely_same(image, row)]
     if not unsure:
         return {}
     with ThreadPoolExecutor(8) as pool:
@@ -261,7 +261,8 @@ def changed_images(images: Sequence[tuple[Path, Row]], *, read_all: bool = False
     return {row.sample_id: mark for (_, row), mark in zip(unsure, now, strict=True) if mark != row.image_fingerprint}
 
 
-def _surely_same(image: Path, row: Row) -> bool:
+def surely_same(image: Path, row: Row) -> bool:
+    """True if the file has the stat that its row names: then it is the same, and need not be read."""
     try:
         now = storage.stat(image)
     except OSError:

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing
+from autolabel.manifests.formats.exchange import Outgoing, split_of
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import IMAGES, Style
 from autolabel.manifests.images import encode_label
@@ -59,7 +59,7 @@ class CityscapesWriter:
     def write(self, item: Outgoing, folder: Path) -> dict[str, Any]:
         """Write the files of one image; return its row of names.csv."""
         stem = stem_of(item.name)
-        split = re.sub(r"[^A-Za-z0-9_-]+", "-", item.sample.split) or "train"
+        split = re.sub(r"[^A-Za-z0-9_-]+", "-", split_of(item.sample))
         place = f"{split}/{stem.split('_')[0]}/{stem}"
         label = f"gtFine/{place}_gtFine_labelIds.png"
         image = ""

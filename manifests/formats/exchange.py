@@ -87,6 +87,18 @@ class BadReturn(ValueError):
     """A file of a labelling tool cannot be taken over; the message names file, value and what was expected."""
 
 
+SPLITS = {
+    "train": "train", "training": "train", "val": "val", "valid": "val", "validation": "val", "test": "test",
+    "testing": "test",
+}  # fmt: skip
+
+
+def split_of(sample: Sample) -> str:
+    """The split of a sample; without one, that by which the first folder of its id is called, else "train"."""
+    folder, slash, _ = sample.sample_id.partition("/")
+    return sample.split or SPLITS.get(folder if slash else "", "train")
+
+
 def flat(name: str) -> str:
     """A sample id as the name of a file in one folder: "a/b" becomes "a__b"."""
     return name.replace("/", "__")

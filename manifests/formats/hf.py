@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing
+from autolabel.manifests.formats.exchange import Outgoing, split_of
 from autolabel.manifests.formats.photographs import photograph
 from autolabel.manifests.formats.style import Style
 from autolabel.manifests.images import encode_label
@@ -62,7 +62,7 @@ class HfWriter:
             storage.write(storage.under(folder / _PARTS, f"{column}/{name}"), data, durable=False)
         sample = item.sample
         return {
-            "split": re.sub(r"\W", "_", sample.split) or "train",
+            "split": re.sub(r"\W", "_", split_of(sample)),
             "files": {column: name for column, (name, _) in files.items()},
             "row": {"sample_id": sample.sample_id, "group": sample.group, "source": sample.source,
                     "mean_confidence": item.score},

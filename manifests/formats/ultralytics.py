@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing, flat
+from autolabel.manifests.formats.exchange import SPLITS, Outgoing, flat, split_of
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import Style
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.wording import listed
-
-_SPLITS = {"val": "val", "valid": "val", "validation": "val", "test": "test", "testing": "test"}
 
 
 class UltralyticsWriter:
@@ -32,18 +30,19 @@ class UltralyticsWriter:
 
     def write(self, item: Outgoing, folder: Path) -> dict[str, Any]:
         """Write photograph and mask of one image; return its split."""
-        split = _SPLITS.get(item.sample.split, "train")
+        given = split_of(item.sample)
+        split = SPLITS.get(given, "train")
         name = f"{split}/{flat(item.name) if self._style.flat else item.name}"
         send_photograph(item.sample, folder / "images", name, style=self._style)
         storage.write(storage.under(folder, f"masks/{name}.png"), encode_label(item.label))
-        return {"split": split, "given": item.sample.split}
+        return {"split": split, "given": given}
 
     def finish(self, folder: Path, entries: Iterable[dict[str, Any]]) -> None:
         """Write data.yaml."""
         splits, others = set(), set()
         for entry in entries:
             splits.add(entry["split"])
-            others |= {entry["given"]} - {"train", "training", "", *_SPLITS}
+            others |= {entry["given"]} - set(SPLITS)
         notes = list(self.notes[:1])
         if others:
             notes.append(f"samples of split {listed(sorted(others))} are in train")

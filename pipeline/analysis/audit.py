@@ -12,7 +12,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,10 +23,8 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
-from autolabel.manifests.samples import Sample, fingerprints, load_manifest, open_manifest
+from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, shares
-from autolabel.manifests.tables import BadTable
 from autolabel.manifests.teachers import AnyTeacher
 from autolabel.manifests.wording import Progress, counted, percent
 from autolabel.pipeline.analysis.audit_record import (
@@ -49,8 +47,8 @@ from autolabel.pipeline.analysis.calibration import (
     TemperatureFit,
 )
 from autolabel.pipeline.analysis.confidences import Confidences, TeacherConfidences, kept_confidences
+from autolabel.pipeline.analysis.truth import MatchedTruth, match_truth, originals
 from autolabel.pipeline.predictor import load_for
-from autolabel.pipeline.records import Row, read_rows
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.loading import seen_by
 from autolabel.teacher.predict import Teacher
@@ -59,17 +57,6 @@ PRECISION = 0.95  # the target precision, unless the user names another
 _SAMPLED = 20_000  # pixels of an image to which a temperature is fitted
 _BAD = 0.5  # a class whose precision is below this is pointed out
 _LOCK, _PATIENCE = f"{storage.LOCK}.audit", 60.0  # seconds
-_RECORD = ["sample_id", "status", "height", "width", "label", "label_index", "label_crc32c", "image_fingerprint"]
-
-
-@dataclass(frozen=True)
-class _Matched:
-    """Truth by sample id of the run, the run's labels of these samples, and notes about the other samples."""
-
-    truth: dict[str, Sample]
-    fingerprints: list[str]
-    labels: RunLabels
-    notes: list[str]
 
 
 def audit(
@@ -96,7 +83,7 @@ def audit(
         )
     run = Run.open(run)
     space, policy = run.label_space, run.policy
-    matched = _match(run, truth)
+    matched = match_truth(run, truth)
     coarse = _coarse(run)
     kept = None if teacher or fit_temperature else kept_confidences(run, matched.truth)
     network, leaked, notes = _unseen(run, teacher, matched, truth, allow_leak, look=kept is None)
@@ -127,7 +114,7 @@ def audit(
     edges = None if fit_temperature else kept.edges if kept else run.recipe.confidence_edges
     calibration = Calibration(len(space), edges or GRID) if source else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
-    known, gone = _originals(run, matched, needed=prior is not None and network is not None)
+    known, gone = originals(run, matched, needed=prior is not None and network is not None)
     notes += gone
     for sample_id, sample in matched.truth.items():
         true, label = read_sample_label(sample, space), matched.labels[sample_id]
@@ -183,61 +170,8 @@ def _counter(progress: Progress | None, total: int) -> Callable[[], None]:
 # --- which images, and which teacher ----------------------------------------------------------------------------------
 
 
-def _match(run: Run, truth: Path) -> _Matched:
-    manifest, space = load_manifest(truth), run.label_space
-    if manifest.label_space != space:
-        raise ValueError(
-            f"{truth} uses label space {manifest.label_space.name!r} ({len(manifest.label_space)} classes) but"
-            f" {run.path} {space.name!r} ({len(space)}): audit with truth of the run's own label space"
-        )
-    fine = [sample for sample in manifest.labelled if sample.source == "fine"]
-    if not fine:
-        corrected = any(sample.source == "corrected" for sample in manifest.labelled)
-        why = "; corrected ones began as a run's own, so the audit would flatter it" if corrected else ""
-        raise ValueError(f"{truth} lists no image with a fine label{why}: expected a manifest such as fine.parquet")
-    known: dict[str, Sample] = {}
-    for sample, mark in zip(fine, fingerprints(fine), strict=True):
-        if mark in known:
-            raise ValueError(
-                f"{truth}: {known[mark].sample_id!r} and {sample.sample_id!r} are the same image (same content):"
-                " leave one of them out"
-            )
-        known[mark] = sample
-    labelled, rows = 0, list[Row]()
-    for path in storage.list(run.units, suffix=".parquet"):
-        for row in read_rows(path, _RECORD):
-            labelled += row.labelled
-            rows += [row] if row.labelled and row.image_fingerprint in known else []
-    if not labelled:
-        raise ValueError(f"{run.path} holds no labelled image: nothing to audit; go on with `autolabel generate`")
-    if not rows:
-        raise ValueError(
-            f"none of the {len(known)} fine images of {truth} is among the {labelled} labelled images of {run.path}"
-            " (compared by content): label some of them too, in this run or in one of their own"
-        )
-    found = {str(row.image_fingerprint) for row in rows}
-    notes = []
-    if len(found) < len(known):
-        notes.append(f"{len(known) - len(found)} of {len(known)} images of {truth} are not labelled in this run.")
-    truths = {row.sample_id: known[str(row.image_fingerprint)] for row in rows}
-    return _Matched(truths, sorted(found), RunLabels(stored_labels(run.path, map(vars, rows)), space), notes)
-
-
-def _originals(run: Run, matched: _Matched, *, needed: bool) -> tuple[dict[str, Sample], list[str]]:
-    """The matched samples in the input manifest, which lists their coarse labels; a note if it is gone.
-
-    Raises BadTable if they are `needed`.
-    """
-    try:
-        return open_manifest(run.input_manifest).find(matched.truth), []
-    except BadTable as error:
-        if needed:
-            raise
-        return {}, [f"Nobody can tell how much people outlined of these images: {error}."]
-
-
 def _unseen(
-    run: Run, named: AnyTeacher | None, matched: _Matched, truth: Path, allow_leak: bool, *, look: bool
+    run: Run, named: AnyTeacher | None, matched: MatchedTruth, truth: Path, allow_leak: bool, *, look: bool
 ) -> tuple[Teacher | None, int | None, list[str]]:
     """The run's teacher if it is to look, the truth images that it has seen (None if unknown), notes about that."""
     found, reason = run.find_teacher(named)
@@ -274,7 +208,7 @@ def _step(label: NDArray[np.uint8]) -> int:
     return max(1, math.isqrt(label.size // _SAMPLED))
 
 
-def _fit(network: Teacher, run: Run, matched: _Matched, count: Callable[[], None]) -> FittedTemperature:
+def _fit(network: Teacher, run: Run, matched: MatchedTruth, count: Callable[[], None]) -> FittedTemperature:
     """The temperature, and both losses of the sampled pixels; of their ECE only the one before."""
     now, space = run.policy.temperature, run.label_space
     fit, before = TemperatureFit(now), Calibration(len(space))

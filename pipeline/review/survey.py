@@ -85,7 +85,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Seen:
     row: Row
     doubt: Doubt
     labelled: NDArray[np.int64]
@@ -166,13 +166,13 @@ def survey(
     run, belief = looking.run, looking.belief
     classes = belief.classes
 
-    def look(rows: tuple[Row, Row]) -> _Look:
+    def look(rows: tuple[Row, Row]) -> _Seen:
         label, top, keys = looking.maps(*rows)
         found = None
         if pace is not None and rates is not None:
             found = _best(looking, top, keys, pace, rates)
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:classes]
-        return _Look(rows[0], belief.doubt(keys), counts, neighbours(top, classes), found)
+        return _Seen(rows[0], belief.doubt(keys), counts, neighbours(top, classes), found)
 
     total = run.accounts.labelled if run.accounts else 0
     ids: list[str] = []

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import read_json
-from autolabel.manifests.fuse import join
+from autolabel.manifests.fuse import joined
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.manifests.teachers import TeacherName
@@ -101,19 +101,29 @@ def manifest_of(name: str, path: Path) -> Path:
     return run.manifest_path
 
 
-def _joined(fine: Manifest, name: str, path: Path, share: float) -> Manifest:
-    """Join the fine samples with an arm's as `share` of the draws: one source, or all that the fine ones lack."""
+def joined_arm(fine: Manifest, name: str, path: Path, share: float) -> tuple[Manifest, list[str]]:
+    """Join the fine samples with an arm's as `share` of the draws: one source, or all that the fine ones lack.
+
+    Among the arm's own samples their weights hold. Also gives notes on images of which both have a label.
+    """
     source, other = name if name in _OF_ONE_SOURCE else None, load_manifest(path)
-    known = {(s.source, s.sample_id) for s in fine.labelled}
-    chosen = tuple(
-        s for s in other.labelled if (s.source == source if source else (s.source, s.sample_id) not in known)
-    )
+    known = {s.key for s in fine.labelled}
+    chosen = tuple(s for s in other.labelled if (s.source == source if source else s.key not in known))
     if not chosen:
         what = f"samples with {source} labels" if source else "labelled samples beside the fine ones"
         raise ValueError(f"{path} has no {what}: this arm would only repeat the first")
-    weight = share / (1 - share) * sum(s.weight for s in fine.labelled) / len(chosen)
-    weighted = replace(other, samples=tuple(replace(s, weight=weight) for s in chosen))
-    return join([("the fine manifest", fine), (str(path), weighted)])
+    result = joined([("the fine manifest", fine), (str(path), replace(other, samples=chosen))])
+    of_arm = {s.key for s in chosen}
+    added, first = (sum(s.weight for s in result.manifest.samples if (s.key in of_arm) is own) for own in (True, False))
+    if not added:
+        raise ValueError(
+            f"{path} adds no label to the fine ones: their images are the same, and fine labels stand, or the weights"
+            " are 0"
+        )
+    factor = share / (1 - share) * first / added
+    samples = tuple(replace(s, weight=factor * s.weight) if s.key in of_arm else s for s in result.manifest.samples)
+    notes = [f"{FINE} + {name}: {contest}." for contest in result.contests]
+    return replace(result.manifest, samples=samples), notes
 
 
 def compare(
@@ -138,12 +148,16 @@ def compare(
         raise ValueError(f"added-share {added_share:g}: expected a number between 0 and 1, such as {ADDED_SHARE}")
     paths = {f"{FINE} + {name}": manifest_of(name, path) for name, path in arms.items()}
     fine_manifest = load_manifest(fine)
-    manifests = {FINE: fine_manifest}
+    manifests, met = {FINE: fine_manifest}, list[str]()
     for (arm, path), name in zip(paths.items(), arms, strict=True):
-        manifests[arm] = _joined(fine_manifest, name, path, added_share)
-    runs = [(arm, run, run in m.runs) for arm, m in manifests.items() for run in sorted({*m.runs, *m.corrects})]
-    labelled, notes = _teachers(runs, template.val)
-    notes += _other_images(manifests)
+        manifests[arm], same_images = joined_arm(fine_manifest, name, path, added_share)
+        met += same_images
+    runs = [(arm, run) for arm, m in manifests.items() for run in sorted({*m.runs, *m.corrects})]
+    corrected = {run for m in manifests.values() for run in m.corrects}.difference(
+        *(m.runs for m in manifests.values())
+    )
+    labelled, notes = _teachers(runs, template.val, corrected)
+    notes += [*met, *_other_images(manifests)]
     for arm, manifest in manifests.items():
         path = template.out / f"{_slug(arm)}.parquet"
         _require_same(path, manifest)
@@ -179,7 +193,7 @@ def compare(
     comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
     storage.write_json(template.out / "compare.json", comparison.record())
     with storage.writing(template.out / "index.html") as file:
-        file.write(render(comparison, template.out).encode())
+        file.write(render(comparison).encode())
     return comparison
 
 
@@ -219,17 +233,19 @@ def _slug(arm: str) -> str:
 # --- the arms ---------------------------------------------------------------------------------------------------------
 
 
-def _teachers(runs: Sequence[tuple[str, Path, bool]], val: Path) -> tuple[list[dict[str, str | None]], list[str]]:
+def _teachers(
+    runs: Sequence[tuple[str, Path]], val: Path, corrected: Collection[Path] = ()
+) -> tuple[list[dict[str, str | None]], list[str]]:
     """The teachers of the arms' runs, and notes on what is unknown. Raises ValueError if one has seen validation.
 
-    `runs` are arm, folder, and False for a run of which only corrected labels are left.
+    Of the runs that are `corrected` no label may be left, so they may be gone.
     """
     held_out = load_manifest(val).labelled
     marks = fingerprints(held_out)
     labelled: list[dict[str, str | None]] = []
     notes: list[str] = []
-    for arm, path, own in runs:
-        if not own and not RunFolder(path).exists():
+    for arm, path in runs:
+        if path in corrected and not RunFolder(path).exists():
             notes.append(
                 f"{arm}: the run {path}, whose labels were corrected, is gone, so nobody can tell whether its teacher"
                 " has seen validation images."

@@ -200,7 +200,7 @@ def test_manifests_without_statistics_cannot_be_chosen_from(city: Path, tmp_path
 
 def test_a_condition_that_nothing_meets_leaves_nothing_to_fuse(run: Path, tmp_path: Path) -> None:
     line = refused(run / "manifest.parquet", "-o", tmp_path / "f.parquet", "--keep-if", "trust > 1")
-    assert line == "no labelled sample in these manifests after --drop-worst and --keep-if: nothing to fuse"
+    assert line == "no labelled sample in these manifests after --keep-if: nothing to fuse"
     assert not (tmp_path / "f.parquet").exists()
 
 

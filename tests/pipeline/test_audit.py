@@ -392,7 +392,7 @@ def test_an_audit_that_is_impossible_is_refused_in_one_line(
     save_manifest(tmp_path / "c.parquet", replace(load_manifest(val), label_space=CAMVID))
     assert "uses label space 'camvid' (11 classes) but" in refused("audit", run, "--truth", tmp_path / "c.parquet")
     line = refused("audit", run, "--truth", city / "coarse.parquet")
-    assert "lists no image with a fine label" in line
+    assert "lists no image with a fine or corrected label" in line
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "broken.png").write_bytes(b"not a picture")
     save_manifest(tmp_path / "p.parquet", scan(tmp_path / "photos", layout="folder", label_space=CITYSCAPES)[0])

@@ -1,0 +1,146 @@
+"""The ranking of likely mistakes in human labels: its table, its files, and what it shows."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.csv
+
+from autolabel.manifests import storage
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.schemas import ROWS_AT_ONCE
+from autolabel.manifests.tables import read_table, writing_table
+from autolabel.manifests.wording import Shown, Table, counted, number
+from autolabel.pipeline.analysis.doubt import LIKELY, Gathered, Longs, scores
+from autolabel.pipeline.analysis.judges import Judge
+
+TABLE, CSV, IDS = "errors.parquet", "errors.csv", "ids.txt"
+ERRORS_SCHEMA = pa.schema(
+    [
+        ("rank", pa.int64()),
+        ("sample_id", pa.string()),
+        ("top", pa.int32()),
+        ("left", pa.int32()),
+        ("height", pa.int32()),
+        ("width", pa.int32()),
+        ("human", pa.string()),
+        ("suggested", pa.string()),
+        ("score", pa.float64()),
+        ("pixels", pa.int64()),
+        ("region_pixels", pa.int64()),
+        ("confidence", pa.float64()),
+    ]
+)
+_MOST_PAIRS = 15  # pairs of classes that are printed
+
+
+@dataclass(frozen=True)
+class LabelErrors(Shown):
+    """A ranking in the folder `out`, and its account: images = judged + left out, by reason.
+
+    likely: the numbers of regions and pixels with a score above LIKELY, by (human class, suggested class). doubtful:
+    images with any doubt. regions: all that are listed. first_bad: the first label that could not be read.
+    """
+
+    out: Path
+    images: int
+    judged: int
+    left_out: dict[str, int]
+    doubtful: int
+    regions: int
+    likely: dict[tuple[str, str], tuple[int, int]]
+    notes: list[str]
+
+    @property
+    def table(self) -> pd.DataFrame:
+        """The ranked regions, one row each; docs/errors.md has the columns."""
+        rows: pd.DataFrame = read_table(self.out / TABLE, ERRORS_SCHEMA).to_pandas()
+        return rows
+
+    def lines(self) -> list[str]:
+        """The account, and what is likely."""
+        out = "".join(f", {number(count)} {why}" for why, count in self.left_out.items() if count)
+        likely = sum(regions for regions, _ in self.likely.values())
+        return [
+            *self.notes,
+            f"{counted(self.images, 'image')}: {number(self.judged)} judged{out}",
+            f"{counted(self.regions, 'doubtful region')} in {counted(self.doubtful, 'image')},"
+            f" {number(likely)} of them likely mistakes (score above {LIKELY:g})",
+        ]
+
+    def tables(self) -> list[Table]:
+        """Likely mistakes by class pair, the most frequent first."""
+        if not self.likely:
+            return []
+        ranked = sorted(self.likely.items(), key=lambda item: (-item[1][0], -item[1][1], item[0]))
+        rows = [
+            [human, suggested, number(regions), number(pixels)]
+            for (human, suggested), (regions, pixels) in ranked[:_MOST_PAIRS]
+        ]
+        more = len(ranked) - len(rows)
+        notes = [f"and {counted(more, 'more pair')} of classes"] if more else []
+        return [Table("likely mistakes", ["people say", "the teacher says", "regions", "pixels"], rows, notes=notes)]
+
+
+def rank(found: Sequence[Gathered], sizes: Longs, judges: Sequence[Judge], worst: int | None) -> pd.DataFrame:
+    """All doubts that speak against people, the likeliest first, of the `worst` images; ties by image, then by size."""
+    parts = []
+    for one, judge in zip(found, judges, strict=True):
+        image, doubts = one.all()
+        top, left, height, width = doubts.box.T
+        parts.append(
+            pd.DataFrame(
+                {
+                    "image": image, "top": top, "left": left, "height": height, "width": width, "human": doubts.human,
+                    "suggested": doubts.suggested, "score": scores(doubts, one.counts, sizes[image]),
+                    "pixels": doubts.pixels, "region_pixels": doubts.region_pixels,
+                    "confidence": (doubts.levels * judge.middles).sum(axis=1) / np.maximum(doubts.pixels, 1),
+                }
+            )
+        )  # fmt: skip
+    whole = pd.concat(parts, ignore_index=True)
+    whole = whole[whole["score"] > 0]
+    whole = whole.iloc[np.lexsort((whole["image"], -whole["score"]))]
+    if worst is not None:
+        whole = whole[whole["image"].isin(whole["image"].drop_duplicates()[:worst])]
+    return whole.reset_index(drop=True)
+
+
+def write_ranking(
+    out: Path, ranked: pd.DataFrame, ids: Sequence[str], space: LabelSpace
+) -> dict[tuple[str, str], tuple[int, int]]:
+    """Write the table, the CSV and the ids; return the likely mistakes by class pair."""
+    names = pa.array(space.names, pa.string())
+    with writing_table(out / TABLE, ERRORS_SCHEMA) as write, storage.writing(out / CSV) as file:
+        header = True
+        for rows in _tables(ranked, ids, names):
+            write(rows)
+            text = io.BytesIO()
+            pyarrow.csv.write_csv(rows, text, pyarrow.csv.WriteOptions(include_header=header))
+            file.write(text.getvalue())
+            header = False
+    order = ranked["image"].drop_duplicates()
+    storage.write(out / IDS, "".join(f"{ids[place]}\n" for place in order).encode())
+    likely = ranked[ranked["score"] > LIKELY].groupby(["human", "suggested"])["pixels"].agg(["size", "sum"])
+    return {
+        (space.names[human], space.names[suggested]): (int(regions), int(pixels))
+        for (human, suggested), (regions, pixels) in zip(likely.index, likely.to_numpy().tolist(), strict=True)
+    }
+
+
+def _tables(ranked: pd.DataFrame, ids: Sequence[str], names: pa.Array) -> Iterator[pa.Table]:
+    for first in range(0, max(len(ranked), 1), ROWS_AT_ONCE):
+        rows = ranked.iloc[first : first + ROWS_AT_ONCE]
+        columns = {name: rows[name].to_numpy() for name in rows.columns if name != "image"}
+        columns |= {
+            "rank": np.arange(first + 1, first + 1 + len(rows)),
+            "sample_id": pa.array([ids[place] for place in rows["image"]], pa.string()),
+            **{name: names.take(pa.array(rows[name].to_numpy())) for name in ("human", "suggested")},
+        }
+        yield pa.table({name: columns[name] for name in ERRORS_SCHEMA.names}).cast(ERRORS_SCHEMA)

@@ -1,0 +1,117 @@
+"""The machine's own label of an image, and how sure the teacher was: what corrections are compared with."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from autolabel.manifests.formats.exchange import Returned
+from autolabel.manifests.formats.png_back import decode_edited
+from autolabel.manifests.images import BadImage, require_size
+from autolabel.manifests.reading import read_coarse, read_file
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.labels import LABELS, StoredLabel, committed_labels
+from autolabel.manifests.run.shards import DamagedLabel, Label, crc32c
+from autolabel.manifests.samples import open_manifest
+from autolabel.manifests.tables import BadTable
+from autolabel.pipeline.rules import Rules
+
+
+@dataclass(frozen=True)
+class Before:
+    """One image as the run left it. All maps are (H, W) uint8.
+
+    label: train ids, None where somebody has written over it and it cannot be decided again. top, level: the teacher's
+    top class and its level of confidence, None where the run keeps none.
+    """
+
+    label: Label | None
+    top: Label | None = None
+    level: Label | None = None
+
+
+class MachineSays:
+    """The labels and confidences of a run, by sample id."""
+
+    def __init__(self, run: Run) -> None:
+        """Raises BadTable for damaged records."""
+        self.run, self.labels = run, committed_labels(run.path, LABELS)
+        source = kept_run(run)
+        self._kept = source.confidence if source else None
+        self.edges = self._kept.edges if self._kept else None
+        self._rules = Rules(run.policy, run.label_space, self.edges, silent=run.teacher is None) if self.edges else None
+
+    def before(self, sample_id: str) -> Before:
+        """The label and confidence of an image. Raises KeyError for one that is unknown, DamagedLabel."""
+        top, level = self._kept[sample_id] if self._kept and sample_id in self._kept else (None, None)
+        return Before(self.label(sample_id, top, level), top, level)
+
+    def label(self, sample_id: str, top: Label | None = None, level: Label | None = None) -> Label | None:
+        """The label as it was committed: read, or decided again by the run's policy; None if it is gone."""
+        stored = self.labels[sample_id]
+        try:
+            return stored.read(sample_id, self.run.label_space)
+        except DamagedLabel:
+            if stored.index is not None:
+                raise
+        if top is None and self._kept and sample_id in self._kept:
+            top, level = self._kept[sample_id]
+        return None if top is None or level is None else self._decided(sample_id, stored, top, level)
+
+    def _decided(self, sample_id: str, stored: StoredLabel, top: Label, level: Label) -> Label | None:
+        """The label that the policy gives again; None unless its checksum is the committed one."""
+        if self._rules is None:
+            return None
+        codes = top.astype(np.int16) * np.int16(self._rules.levels) + level
+        label = self._rules.apply(codes, self._coarse(sample_id)).label
+        return label if crc32c(label) == stored.crc32c else None
+
+    def _coarse(self, sample_id: str) -> Label | None:
+        try:
+            sample = open_manifest(self.run.input_manifest).find([sample_id])[sample_id]
+            return read_coarse(sample, self.run.label_space)
+        except (BadTable, BadImage, KeyError, OSError):  # without it the checksum will differ, if it mattered
+            return None
+
+    def size(self, sample_id: str) -> tuple[int, int]:
+        """Height and width of an image."""
+        stored = self.labels[sample_id]
+        return stored.height, stored.width
+
+    def pngs_below(self, path: Path) -> list[str]:
+        """The samples whose labels are PNGs at or below a path in the run."""
+        return [
+            sample_id for sample_id, stored in self.labels.items()
+            if stored.index is None and (stored.path == path or stored.path.is_relative_to(path))
+        ]  # fmt: skip
+
+    def edited(self, sample_id: str) -> Returned | Path | None:
+        """The label of a PNG that is another one than was committed; None if it is the same.
+
+        A file that is no label of the right size is returned as its path: it is damaged, or not saved as a label.
+        """
+        stored, space = self.labels[sample_id], self.run.label_space
+        try:
+            stored.read(sample_id, space)
+            return None
+        except DamagedLabel:
+            pass
+        try:
+            label = decode_edited(read_file(stored.path), space)
+            require_size(label, (stored.height, stored.width))
+        except (BadImage, OSError):
+            return stored.path
+        return None if crc32c(label) == stored.crc32c else Returned(sample_id, label)  # the same, saved in another form
+
+
+def kept_run(run: Run) -> Run | None:
+    """The run that has kept the confidence behind these labels: itself, the one it was relabelled from, or None."""
+    if run.recipe.confidence_edges is not None:
+        return run
+    if run.source is None or not RunFolder(run.source).exists():
+        return None
+    source = Run.open(run.source)
+    same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
+    return source if same and source.recipe.confidence_edges is not None else None
