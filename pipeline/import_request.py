@@ -31,11 +31,13 @@ class Terms:
 
     partial: pixels without a class are as the machine had them; only the others are a person's. only_changed: images in
     which nothing was changed are left out; else they are confirmed. label_ids: what PNGs hold, None to find out.
+    suffix: the end of their names that is no part of the images'.
     """
 
     partial: bool = False
     only_changed: bool = False
     label_ids: str | None = None
+    suffix: str = ""
 
 
 def require_place(out: Path, paths: Sequence[Path]) -> None:

@@ -478,6 +478,23 @@ def test_masks_that_cannot_be_used_are_one_line_and_nothing_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks"]
 
 
+def test_names_that_are_longer_take_a_suffix(runs: Path, tmp_path: Path) -> None:
+    labels, _ = edited(runs / "zarr")
+    masks = write_masks(tmp_path / "masks", {f"{name}_mask": label for name, label in labels.items()})
+    write_masks(masks, {f"{name}_colour": label for name, label in labels.items()}, "rgb")
+    command = "import", "png", masks, "--run", runs / "zarr", "-o", tmp_path / "fixed.parquet"
+    assert "8 labels of images that" in refused(*command)
+    shutil.rmtree(masks / "b")
+    for path in masks.rglob("*_colour.png"):
+        path.unlink()
+    assert refused(*command).endswith("; try --suffix _mask")
+    assert autolabel(*command, "--suffix", "_mask").exit_code == 0
+    assert list(given(tmp_path / "fixed.parquet")) == ["a/one", "a/two", "four"]
+    assert "--suffix _x is for png" in refused(
+        "import", "cvat", *command[2:-1], tmp_path / "b.parquet", "--suffix", "_x"
+    )
+
+
 def test_a_zip_is_read_as_its_folder_and_a_dangerous_one_is_refused(runs: Path, masks: Path, tmp_path: Path) -> None:
     run, out = runs / "zarr", tmp_path / "fixed.parquet"
     save(masks / "a" / "one.png", np.full((HEIGHT, WIDTH), 3, np.uint8))
