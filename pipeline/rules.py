@@ -107,11 +107,7 @@ class Rules:
 
         Raises ValueError if the policy's area leaves the image.
         """
-        classes, cases = self.classes, self._shape[1] * self._shape[2] * self._shape[3]
-        keys = codes.astype(np.intp)
-        if self._around:
-            keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
-        keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
+        classes, keys = self.classes, self._keys(codes, coarse)
         asked = np.bincount(keys.ravel(), minlength=len(self._top))
         spoken = asked * self._spoken
         labels, fate = self._tables(spoken, coarse)
@@ -131,6 +127,22 @@ class Rules:
             contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
             left_out=by_class(self._top, spoken * (self._human == classes) * (coarse is not None)),
         )
+
+    def fates(self, codes: Codes, coarse: Label | None) -> Label:
+        """The fate of every pixel (H, W) uint8, places in FATES; the arguments are those of `apply`."""
+        keys = self._keys(codes, coarse)
+        asked = np.bincount(keys.ravel(), minlength=len(self._top))
+        _, fate = self._tables(asked * self._spoken, coarse)
+        return fate.astype(np.uint8)[keys]
+
+    def _keys(self, codes: Codes, coarse: Label | None) -> NDArray[np.intp]:
+        """The case of every pixel, its place in the tables (H, W)."""
+        classes, cases = self.classes, self._shape[1] * self._shape[2] * self._shape[3]
+        keys = codes.astype(np.intp)
+        if self._around:
+            keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
+        keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
+        return keys
 
     def _tables(self, spoken: Counts, coarse: Label | None) -> tuple[Label, Label]:
         """Label and fate of every case in an image: `union` waits for the teacher to see the class."""

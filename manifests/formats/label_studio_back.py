@@ -31,8 +31,8 @@ _SHAPES = re.compile(r"(rectangle|ellipse|keypoint|vector|bitmask|magicwand|cubo
 def read(path: Path, space: LabelSpace) -> Iterator[Returned]:
     """Yield the labels of an export "JSON" of Label Studio: a file, or a folder or zip of such files.
 
-    A task that people have annotated has the latest annotation that is complete; one that they have only skipped is
-    left out; one without annotations has its latest prediction. Brush strokes and polygons are drawn, later ones over
+    A task has its latest annotation that is complete. One that people have only skipped, or not looked at, is left out;
+    predictions are read from tasks that have never been exported. Brush strokes and polygons are drawn, later ones over
     earlier ones. Regions of labels that the label space does not have are counted over all tasks; then BadReturn is
     raised. Raises BadReturn also for regions of other shapes, and for an image that stands in two tasks.
     """
@@ -86,17 +86,14 @@ def _name(data: Mapping[str, Any], where: str) -> str:
 
 
 def _result(task: Mapping[str, Any], where: str) -> list[dict[str, Any]] | None:
-    """The regions of the latest complete annotation, else of the latest prediction; None if there are none to take."""
-    if "annotations" not in task and "predictions" not in task:
+    """The regions of the latest complete annotation, or prediction of a task to be imported; None if there is none."""
+    kind = next((key for key in ("annotations", "predictions") if key in task), None)
+    if kind is None:
         raise BadReturn(f"{where} has no annotations: expected an export 'JSON' of Label Studio, not 'JSON-MIN'")
-    for kind in ("annotations", "predictions"):
-        given = shaped(list[dict[str, Any]], task.get(kind) or [], f"{where}, {kind!r}")
-        if given:
-            complete = [one for one in given if not one.get("was_cancelled")]
-            latest = max(complete, key=_time, default=None)  # the first of equals
-            shape = list[dict[str, Any]]
-            return None if latest is None else shaped(shape, latest.get("result") or [], f"{where}, 'result'")
-    return None
+    several = list[dict[str, Any]]
+    complete = [one for one in shaped(several, task[kind], f"{where}, {kind!r}") if not one.get("was_cancelled")]
+    latest = max(reversed(complete), key=_time, default=None)  # the last of equals
+    return None if latest is None else shaped(several, latest.get("result") or [], f"{where}, 'result'")
 
 
 def _time(annotation: Mapping[str, Any]) -> datetime:

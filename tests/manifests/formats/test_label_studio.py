@@ -116,12 +116,20 @@ def test_the_latest_complete_annotation_stands(tmp_path: Path) -> None:
             [1],
         ),
         ([theirs], [ours], [1]),
-        ([], [theirs, {**ours, "created_at": "2025-01-01T00:00:00Z"}], [0]),
+        ([theirs, ours], [theirs], [0]),  # nobody knows when
+        ([], [ours], []),  # nobody has looked at it
         ([{**ours, "was_cancelled": True}], [theirs], []),  # skipped by everybody
         ([{"result": []}], [theirs], []),  # nobody knows its size
     ):
         path = save(tmp_path / "a.json", task(annotations=given, predictions=predictions))
         assert [label[0, 0] for label in returned("label-studio", path).values()] == expected
+
+
+def test_predictions_are_read_from_tasks_that_were_never_exported(tmp_path: Path) -> None:
+    newer = {"result": [brush([[1]], "road")], "created_at": "2026-01-01"}
+    older = {"result": [brush([[1]], "Straße")], "created_at": "2025-01-01"}
+    path = save(tmp_path / "a.json", {"data": {"image": "a.jpg"}, "predictions": [newer, older]})
+    assert returned("label-studio", path)["a"].tolist() == [[0]]
 
 
 def test_an_annotation_that_is_empty_ignores_all_if_the_size_is_known(tmp_path: Path) -> None:
