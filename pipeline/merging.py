@@ -26,6 +26,7 @@ from autolabel.manifests.run.shards import Label
 from autolabel.manifests.tables import writing_table
 from autolabel.manifests.wording import Progress, counted, listed
 from autolabel.pipeline.before import MachineSays
+from autolabel.pipeline.by_hand import is_set_aside
 from autolabel.pipeline.import_request import Terms
 from autolabel.pipeline.imported import BY_PEOPLE, Found, changes_of
 
@@ -39,7 +40,7 @@ def items_of(reads: str, path: Path, merging: Merging) -> Iterator[Returned]:
     inside = path.resolve().is_relative_to(run.path.resolve())
     if reads != PNG:
         return known_format(reads).read(path, run.label_space)
-    if inside:
+    if inside and not is_set_aside(run, path):
         return merging.edited(run.path / path.resolve().relative_to(run.path.resolve()))
     return png_back.read(path, run.label_space, like=merging.like, label_ids=terms.label_ids)
 
