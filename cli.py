@@ -495,6 +495,7 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
 @option("--only-changed", is_flag=True, help="Leave out images that came back as they were; else they are confirmed.")
 @option("--label-ids", type=click.Choice(("train", "source", "color")),
         help="The PNGs hold train ids, source ids, or colours. [default: what they look like]")  # fmt: skip
+@option("--suffix", default="", metavar="TEXT", show_default=False, help="The PNGs' names are longer by this.")
 def import_(reads: str, paths: tuple[Path, ...], **options: Any) -> None:
     """Take labels back that people have corrected: PATHS in one FORMAT, png, cvat, coco or label-studio.
 
@@ -722,16 +723,24 @@ def errors(source: Path, output: Path, **options: Any) -> None:
 @option("--images", type=click.IntRange(min=1), default=100, help="Number of images, worst first.")
 @option("--sample", "chosen", multiple=True, metavar="ID", help="Show this sample too; may be given several times.")
 @option("--attention", is_flag=True, help="Draw what the teacher sees at each scale, and how much it counts.")
+@option("--specks", type=click.IntRange(min=1), default=64, metavar="PX",
+        help="Mark pieces of fewer pixels, or what the policy's smallest_piece has dropped.")  # fmt: skip
 @moved_teacher
-def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool) -> None:
-    """Write RUN/report/index.html: plots and a gallery.
+def report(
+    run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName | None, attention: bool, specks: int
+) -> None:
+    """Write RUN/report/index.html: a gallery to decide in, then plots.
+
+    Zoom, layers, marks and notes: docs/report.md.
 
     autolabel report runs/auto
     """
     from autolabel.pipeline.report.write import write_report
 
     with progress("drawing") as update:
-        page = write_report(run, images=images, samples=chosen, teacher=teacher, attention=attention, progress=update)
+        page = write_report(
+            run, images=images, samples=chosen, teacher=teacher, attention=attention, specks=specks, progress=update
+        )
     echo(f"open {page}")
 
 
@@ -739,7 +748,8 @@ def report(run: Path, images: int, chosen: tuple[str, ...], teacher: TeacherName
 @click.argument("run", type=FOLDER)
 @option("--budget", **text(Effort.of, "BUDGET"), required=True,
         help="A number of images, such as 50, or a time for regions, such as 30min.")  # fmt: skip
-@option("-o", "--out", type=FOLDER, required=True, help="Folder for the lists.")
+@option("-o", "--output", "out", type=FOLDER, required=True, help="Folder for the lists, and for the export.")
+@option("--to", type=click.Choice(WRITTEN), help="Export these images too, as `export --to` does.")
 @option("--seconds", "pace", **text(Pace.of, "S,S,S"), default=Pace(),
         help="Time to open an image, for a region, and for each pixel of its boundary. [default: 10,5,0.1]",
         show_default=False)  # fmt: skip
@@ -752,7 +762,7 @@ def review(run: Path, budget: Effort, out: Path, **options: Any) -> None:
 
     \b
     autolabel review runs/auto --budget 50 -o fix
-    autolabel review runs/auto --budget 30min -o fix --seconds 10,5,0.1
+    autolabel review runs/auto --budget 30min -o fix --to cvat --audit runs/audited/audit.json
     """
     from autolabel.pipeline.review.review import review
 

@@ -9,11 +9,12 @@ import.json        what was imported, and when
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pyarrow as pa
 
 from autolabel.manifests import storage
+from autolabel.manifests.formats.portable import portable
 from autolabel.manifests.images import decode_label, require_size
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
@@ -78,7 +79,7 @@ class CorrectedFolder:
 
 def _png_name(sample_id: str) -> str:
     """A relative path of its own for every sample id: a folder called "q.png" becomes "q.png_"."""
-    *folders, name = PurePosixPath(sample_id).parts or ("",)
+    *folders, name = portable(sample_id).split("/")
     return "/".join([*(f"{folder}_" if folder.endswith(".png") else folder for folder in folders), f"{name}.png"])
 
 

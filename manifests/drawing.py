@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,14 +52,14 @@ def shrink(image: Image.Image, longest: int, *, how: Image.Resampling) -> Image.
     return image.resize((max(1, round(image.width * factor)), max(1, round(image.height * factor))), how)
 
 
-def shrink_label(label: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def shrink_label(label: NDArray[np.uint8], longest: int = LONGEST) -> NDArray[np.uint8]:
     """Resize a label (H, W) uint8 to the size of its picture; every pixel keeps the id of some pixel."""
-    return np.asarray(shrink(Image.fromarray(label), LONGEST, how=Image.Resampling.NEAREST))
+    return np.asarray(shrink(Image.fromarray(label), longest, how=Image.Resampling.NEAREST))
 
 
-def draw_label(label: NDArray[np.uint8], space: LabelSpace) -> Image.Image:
+def draw_label(label: NDArray[np.uint8], space: LabelSpace, longest: int = LONGEST) -> Image.Image:
     """Draw (H, W) uint8 train ids in the label space's colours. Ignore is hatched: some classes are nearly black."""
-    small = shrink_label(label)
+    small = shrink_label(label, longest)
     colours = colourise(small, space)
     y, x = np.indices(small.shape)
     period = max(8, max(small.shape) // 40)
@@ -72,10 +73,15 @@ def disagreement(reference: NDArray[np.uint8], label: NDArray[np.uint8]) -> NDAr
     return np.where(reference == IGNORE, 3, kinds).astype(np.uint8)
 
 
-def draw_disagreement(reference: NDArray[np.uint8], label: NDArray[np.uint8]) -> Image.Image:
+def draw_disagreement(reference: NDArray[np.uint8], label: NDArray[np.uint8], longest: int = LONGEST) -> Image.Image:
     """Draw the comparison of two labels (H, W) uint8 as RGBA in the colours of DISAGREEMENT."""
-    colours = np.array(list(DISAGREEMENT.values()), np.uint8)
-    return Image.fromarray(colours[disagreement(shrink_label(reference), shrink_label(label))], "RGBA")
+    kinds = disagreement(shrink_label(reference, longest), shrink_label(label, longest))
+    return draw_kinds(kinds, list(DISAGREEMENT.values()))
+
+
+def draw_kinds(kinds: NDArray[np.uint8], colours: Sequence[tuple[int, int, int, int]]) -> Image.Image:
+    """Draw (H, W) uint8 places in a list of colours as RGBA."""
+    return Image.fromarray(np.array(colours, np.uint8)[kinds], "RGBA")
 
 
 def encode_smooth(image: Image.Image) -> bytes:

@@ -9,7 +9,7 @@ from pathlib import Path
 from autolabel.manifests.samples import Sample, load_manifest, save_manifest
 from autolabel.manifests.wording import Shown, Table, counted
 
-BLOCK = 16  # consecutive samples that stay together where there are fewer groups than folds
+BLOCK = 16  # consecutive samples that stay together, at most, where there are fewer groups than folds
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ def fold(manifest: str | Path, out: Path, *, folds: int) -> Fold:
     """Cut the labelled samples of a manifest into `folds` parts; write each, and the rest without it, into `out`.
 
     Groups stay whole, the largest first into the smallest part; frames of one drive are no independent witnesses. Where
-    there are fewer groups than folds, blocks of BLOCK consecutive samples stay together instead. Raises ValueError for
-    fewer than two folds and for fewer blocks than folds, BadTable.
+    there are fewer groups than folds, blocks of BLOCK consecutive samples, or fewer of a small manifest, stay together
+    instead. Raises ValueError for fewer than two folds and for fewer samples than folds, BadTable.
     """
     if folds < 2:
         raise ValueError(f"--folds {folds}: expected 2 or more")
@@ -57,11 +57,12 @@ def fold(manifest: str | Path, out: Path, *, folds: int) -> Fold:
     samples, note = whole.labelled, ""
     blocks = [s.group for s in samples]
     if len(set(blocks)) < folds:
+        block = max(1, min(BLOCK, len(samples) // folds))
         note = (
-            f"{manifest} has {counted(len(set(blocks)), 'group')}, fewer than folds: {BLOCK} consecutive samples stay"
+            f"{manifest} has {counted(len(set(blocks)), 'group')}, fewer than folds: {block} consecutive samples stay"
             " together, so a teacher may know neighbours of an image"
         )
-        blocks = [str(place // BLOCK) for place in range(len(samples))]
+        blocks = [str(place // block) for place in range(len(samples))]
     if len(set(blocks)) < folds:
         raise ValueError(
             f"--folds {folds}: {manifest} has {counted(len(samples), 'labelled sample')}, too few for that"

@@ -6,11 +6,24 @@ A page is one file that opens from disk; nothing in it comes from the network.
 from __future__ import annotations
 
 import importlib.resources
+import re
+from pathlib import Path
 from typing import Any
 
 import jinja2
 
 from autolabel.manifests import wording
+
+# The folders of an absolute path, of any system, that ends in a name; no address of the web.
+_FOLDERS = re.compile(r"(?<![\w./\\])(?:[A-Za-z]:[\\/]|\\\\|~?/)(?:[^\s\\/'\"<>|,;:]+[\\/])*(?=[^\s\\/'\"<>|,;:])")
+
+
+def without_folders(text: object) -> str:
+    """The text with every absolute path cut down to its last name: a page that is sent tells nothing of its machine."""
+    words, home = str(text), str(Path.home())
+    if len(home) > 1:  # its name may hold spaces, where a path seems to end
+        words = re.sub(re.escape(home) + r"(?=[\\/])", "~", words)
+    return _FOLDERS.sub("", words)
 
 
 def render(template: str, **values: Any) -> str:
@@ -28,7 +41,7 @@ def render(template: str, **values: Any) -> str:
     )
     for function in (
         wording.percent, wording.points, wording.probability, wording.duration, wording.size, wording.number,
-        wording.counted, wording.dimensions, wording.listed,
+        wording.counted, wording.dimensions, wording.listed, without_folders,
     ):  # fmt: skip
         environment.filters[function.__name__] = function
     environment.globals["resource"] = resource

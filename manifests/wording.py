@@ -26,10 +26,14 @@ def percent(share: float | None, digits: int = 1) -> str:
 
 
 def points(change: float | None, digits: int = 1) -> str:
-    """A change of a share in percentage points, with its sign: 0.021 -> "+2.1", -0.021 -> "−2.1"."""
+    """A change of a share in percentage points, with its sign: 0.021 -> "+2.1", -0.021 -> "−2.1".
+
+    What rounds to 0 has no sign: -0.0001 -> "0.0".
+    """
     if change is None or math.isnan(change):
         return MISSING
-    return f"{100 * change:+.{digits}f}".replace("-", MINUS) if change else f"{0:.{digits}f}"
+    text = f"{100 * change:+.{digits}f}"
+    return text.replace("-", MINUS) if float(text) else text[1:]
 
 
 def probability(value: float | None) -> str:

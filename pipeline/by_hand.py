@@ -89,12 +89,6 @@ def _set_aside(run: RunFolder, place: str, data: bytes) -> None:
             return
 
 
-def is_set_aside(run: RunFolder, path: Path) -> bool:
-    """True if a path lies where labels are set aside in a run."""
-    path, folder = path.resolve(), run.path.resolve()
-    return path.is_relative_to(folder) and _FOLDER.fullmatch("/".join(path.relative_to(folder).parts[:1])) is not None
-
-
 def set_aside(run: RunFolder) -> str:
     """A sentence about the labels that were set aside in a run, empty if there are none."""
     folders = [path for path in storage.list(run.path) if _FOLDER.fullmatch(path.name)]

@@ -33,6 +33,7 @@ def import_corrections(
     partial: bool = False,
     only_changed: bool = False,
     label_ids: str | None = None,
+    suffix: str = "",
     progress: Progress | None = None,
 ) -> Imported:
     """Take over what people made of a run's labels, as the manifest `out` and the folder beside it.
@@ -40,19 +41,20 @@ def import_corrections(
     reads: name of the format. paths: files and folders of it; where two of them change a pixel differently, the later
     one stands. partial: pixels without a class are as the machine had them; only the others are a person's.
     only_changed: images in which nothing was changed are left out; else they are confirmed. label_ids: "train",
-    "source" or "color", what PNGs hold; None to find out. `progress(done, total)` counts labels.
+    "source" or "color", what PNGs hold; None to find out. suffix: the end of their names that is no part of the
+    images'. `progress(done, total)` counts labels.
 
     Where `out` holds these corrections already, nothing is written. Raises ValueError, and then leaves nothing behind,
     for an `out` of other corrections or inside the run or a path, for a run that is not complete, for labels of unknown
     images, other sizes or unknown classes, and for an image that comes twice in one path; BadReturn for files that the
     format cannot read; DamagedLabel.
     """
-    run, out, folder = Run.open(run), out.absolute(), CorrectedFolder.of(out)
-    _require_readable(reads, label_ids)
+    run, folder = Run.open(run), CorrectedFolder.of(out := out.absolute())
+    _require_readable(reads, label_ids, suffix)
     if run.state != "complete":
         raise ValueError(f"{run.path} is not complete: finish it first, with the command that began it")
     require_place(out, paths)
-    terms = Terms(partial, only_changed, label_ids)
+    terms = Terms(partial, only_changed, label_ids, suffix)
     request = request_of(reads, paths, run=run, terms=terms)
     if storage.exists(out):
         return done_before(out, request)
@@ -69,13 +71,14 @@ def import_corrections(
     return Imported.read(out, new=True)
 
 
-def _require_readable(reads: str, label_ids: str | None) -> None:
-    """Raise ValueError for a format that nobody reads, and for ids of one that has none."""
+def _require_readable(reads: str, label_ids: str | None, suffix: str) -> None:
+    """Raise ValueError for a format that nobody reads, and for what only PNGs have."""
     known_format(reads)
     if reads not in READ:
         raise ValueError(f"labels do not come back as {reads}: expected {listed(READ)}")
-    if reads != PNG and label_ids is not None:
-        raise ValueError(f"--label-ids {label_ids}: only PNGs hold ids, not {reads}")
+    if reads != PNG and (label_ids is not None or suffix):
+        shown = f"--suffix {suffix}" if suffix else f"--label-ids {label_ids}"
+        raise ValueError(f"{shown} is for png: leave it out, {reads} names its images and classes itself")
 
 
 def _write_manifest(

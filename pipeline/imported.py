@@ -55,27 +55,37 @@ def changes_of(sample_id: str, before: Before, after: Label, origin: Label, spac
     after: the corrected label (H, W) uint8. origin: (H, W) uint8.
     """
     known = before.label is not None and not (origin == NOBODY).any()
-    old = before.label if known and before.label is not None else np.zeros_like(after)
-    level = np.zeros_like(after) if before.level is None else before.level
-    right = np.zeros(after.shape, np.bool_) if before.top is None else (before.top == after) & (after != IGNORE)
-    keys = (old.astype(np.int64) << 16 | after.astype(np.int64) << 8 | level).ravel()
-    places, values = pd.factorize(keys, sort=True)
-    pixels, rights = np.bincount(places), np.bincount(places, right.ravel())
+    old = before.label if known and before.label is not None else after
+    now = after.ravel().astype(np.uint16) << 8  # class and level: most pixels are as they were, and counted by these
+    if before.level is not None:
+        now |= before.level.ravel()
+    right = np.zeros(after.size, np.bool_)
+    if before.top is not None:
+        right = ((before.top == after) & (after != IGNORE)).ravel()
+    differ = np.flatnonzero(old != after)
+    same, same_right = (
+        np.bincount(some, minlength=1 << 16) - np.bincount(changed, minlength=1 << 16)
+        for some, changed in ((now, now[differ]), (now[right], now[differ][right[differ]]))
+    )
+    counts = [(int(k) >> 8 << 16 | int(k), int(same[k]), int(same_right[k])) for k in np.flatnonzero(same)]
+    places, keys = pd.factorize(old.ravel()[differ].astype(np.uint32) << 16 | now[differ])
+    moved = (np.bincount(some, minlength=len(keys)).tolist() for some in (places, places[right[differ]]))
+    counts += zip(keys.tolist(), *moved, strict=True)
     names = dict(enumerate(space.names)) | {IGNORE: _IGNORED}
     rows = []
-    for value, count, true in zip(values.tolist(), pixels.tolist(), rights.tolist(), strict=True):
-        was, now, at = value >> 16, value >> 8 & 255, value & 255
+    for value, count, true in sorted(counts):
+        was, then, at = value >> 16, value >> 8 & 255, value & 255
         rows.append(
             {
                 "sample_id": sample_id,
-                "fate": _fate(was, now) if known else UNKNOWN,
+                "fate": _fate(was, then) if known else UNKNOWN,
                 "from_id": was if known else None,
                 "from_class": names[was] if known else None,
-                "to_id": now,
-                "to_class": names[now],
+                "to_id": then,
+                "to_class": names[then],
                 "level": None if before.level is None else at,
                 "pixels": count,
-                "right_pixels": None if before.top is None else int(true),
+                "right_pixels": None if before.top is None else true,
             }
         )
     return pa.Table.from_pylist(rows, schema=CHANGES_SCHEMA)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial as bound
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 import numpy as np
 import pyarrow as pa
@@ -15,18 +14,18 @@ from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.corrected import CHANGES_SCHEMA, MACHINE, NOBODY, PERSON, CorrectedFolder
 from autolabel.manifests.formats import png_back
-from autolabel.manifests.formats.exchange import Names, Returned
+from autolabel.manifests.formats.exchange import Names, Returned, flat
 from autolabel.manifests.formats.known import known_format
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import read_png
+from autolabel.manifests.run.labels import LABELS, read_png
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.tables import writing_table
+from autolabel.manifests.walk import common_end
 from autolabel.manifests.wording import Progress, counted, listed
 from autolabel.pipeline.before import MachineSays
-from autolabel.pipeline.by_hand import is_set_aside
 from autolabel.pipeline.import_request import Terms
 from autolabel.pipeline.imported import BY_PEOPLE, Found, changes_of
 
@@ -36,13 +35,14 @@ _NAMED = 3  # images that a message names
 
 def items_of(reads: str, path: Path, merging: Merging) -> Iterator[Returned]:
     """The labels of a path, whatever its format. Raises BadReturn, ValueError."""
-    run, terms = merging.machine.run, merging.terms
-    inside = path.resolve().is_relative_to(run.path.resolve())
+    run, place = merging.run, path.resolve()
+    labels = run.path.resolve() / LABELS
     if reads != PNG:
         return known_format(reads).read(path, run.label_space)
-    if inside and not is_set_aside(run, path):
-        return merging.edited(run.path / path.resolve().relative_to(run.path.resolve()))
-    return png_back.read(path, run.label_space, like=merging.like, label_ids=terms.label_ids)
+    if place == labels.parent or place.is_relative_to(labels):
+        return merging.edited(run.path / LABELS / ("" if place == labels.parent else place.relative_to(labels)))
+    terms = merging.terms
+    return png_back.read(path, run.label_space, like=merging.like, label_ids=terms.label_ids, suffix=terms.suffix)
 
 
 @dataclass
@@ -64,11 +64,11 @@ class Merging:
         self._done = 0
 
     def like(self, name: str) -> Label | None:
-        """The label that went out under a name, None if nobody knows."""
+        """The label that went out under a name, None if it is gone. Raises KeyError for a name that no image has."""
         try:
             sample_id = self._names.find(name)
-        except ValueError:
-            return None
+        except ValueError as error:
+            raise KeyError(name) from error
         label = self.machine.label(sample_id)
         return read_png(self.folder.label(sample_id)) if label is None and sample_id in self.touched else label
 
@@ -77,7 +77,7 @@ class Merging:
         machine = self.machine
         names = machine.pngs_below(path)
         if not names:
-            raise ValueError(f"{path} lies in the run {self.run.path} and holds none of its labels as PNGs")
+            raise ValueError(f"{path} holds no label of {self.run.path} as a PNG: export them first")
         some = False
         with ThreadPoolExecutor(cores()) as pool:
             for one in ahead(pool, machine.edited, names, 2 * cores()):
@@ -92,11 +92,10 @@ class Merging:
 
     def add(self, path: Path, items: Iterator[Returned]) -> None:
         """Merge all labels of a path. Raises ValueError, after all were read, if some cannot be used."""
-        faults = _Faults(path, self.run)
+        faults = _Faults(path, self.run, self.machine.labels)
         with ThreadPoolExecutor(cores()) as pool:
-            work = bound(self._merge, faults=faults)
             here: dict[str, None] = {}
-            for sample_id, pixels in ahead(pool, work, self._resolved(items, faults, here), 2 * cores()):
+            for sample_id, pixels in ahead(pool, self._merge, self._resolved(items, faults, here), 2 * cores()):
                 if pixels:
                     self.disagreeing[sample_id] = self.disagreeing.get(sample_id, 0) + pixels
                 self._done += 1
@@ -125,7 +124,7 @@ class Merging:
             if faults.fits(sample_id, item.label, self.machine.size(sample_id)):
                 yield sample_id, item.label
 
-    def _merge(self, item: tuple[str, Label], *, faults: _Faults) -> tuple[str, int]:
+    def _merge(self, item: tuple[str, Label]) -> tuple[str, int]:
         """Write the label and the origins of one image; return the pixels in which people disagree."""
         sample_id, label = item
         base = self.machine.label(sample_id)
@@ -178,6 +177,7 @@ class _Faults:
 
     path: Path
     run: Run
+    images: Collection[str]
     strangers: list[str] = field(default_factory=list)
     sizes: list[str] = field(default_factory=list)
 
@@ -191,6 +191,11 @@ class _Faults:
         self.sizes.append(f"{sample_id!r} is {label.shape[1]} x {label.shape[0]}, its image {size[1]} x {size[0]}")
         return False
 
+    def _advice(self) -> str:
+        images = {PurePosixPath(name).name: None for sample_id in self.images for name in (sample_id, flat(sample_id))}
+        end = common_end(images, [PurePosixPath(name).name for name in self.strangers])
+        return f"try --suffix {end}" if end else "name the run that they were exported from, or remove them"
+
     def require_none(self) -> None:
         """Raise ValueError, naming the first, if there are any."""
         if self.strangers:
@@ -198,7 +203,7 @@ class _Faults:
             more = f" and {len(self.strangers) - _NAMED} more" if len(self.strangers) > _NAMED else ""
             raise ValueError(
                 f"{self.path}: {counted(len(self.strangers), 'label')} of images that {self.run.path} has not labelled:"
-                f" {some}{more}; name the run that they were exported from, or remove them"
+                f" {some}{more}; {self._advice()}"
             )
         if self.sizes:
             more = f" (and {len(self.sizes) - 1} more)" if self.sizes[1:] else ""

@@ -9,12 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.pieces import pieces as pieces
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.schemas import FATES
@@ -107,11 +107,7 @@ class Rules:
 
         Raises ValueError if the policy's area leaves the image.
         """
-        classes, cases = self.classes, self._shape[1] * self._shape[2] * self._shape[3]
-        keys = codes.astype(np.intp)
-        if self._around:
-            keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
-        keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
+        classes, keys = self.classes, self._keys(codes, coarse)
         asked = np.bincount(keys.ravel(), minlength=len(self._top))
         spoken = asked * self._spoken
         labels, fate = self._tables(spoken, coarse)
@@ -131,6 +127,22 @@ class Rules:
             contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
             left_out=by_class(self._top, spoken * (self._human == classes) * (coarse is not None)),
         )
+
+    def fates(self, codes: Codes, coarse: Label | None) -> Label:
+        """The fate of every pixel (H, W) uint8, places in FATES; the arguments are those of `apply`."""
+        keys = self._keys(codes, coarse)
+        asked = np.bincount(keys.ravel(), minlength=len(self._top))
+        _, fate = self._tables(asked * self._spoken, coarse)
+        return fate.astype(np.uint8)[keys]
+
+    def _keys(self, codes: Codes, coarse: Label | None) -> NDArray[np.intp]:
+        """The case of every pixel, its place in the tables (H, W)."""
+        classes, cases = self.classes, self._shape[1] * self._shape[2] * self._shape[3]
+        keys = codes.astype(np.intp)
+        if self._around:
+            keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
+        keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
+        return keys
 
     def _tables(self, spoken: Counts, coarse: Label | None) -> tuple[Label, Label]:
         """Label and fate of every case in an image: `union` waits for the teacher to see the class."""
@@ -191,30 +203,3 @@ def small_pieces(label: Label, fewest: int) -> NDArray[np.bool_]:
     lengths, classes, piece = pieces(label, IGNORE)
     few = (np.bincount(piece, lengths)[piece] < fewest) & (classes != IGNORE)
     return np.repeat(few, lengths).reshape(label.shape)
-
-
-def pieces(values: NDArray[Any], nothing: int) -> tuple[Counts, NDArray[Any], Counts]:
-    """The 4-connected pieces of one value in (H, W); those of the value `nothing` are not joined.
-
-    A row is cut into runs of one value. Given for every run, in reading order: its length, value and piece. Runs that
-    touch in neighbouring rows join their pieces until all of them agree; a piece goes by the number of its first run.
-    """
-    width = values.shape[1]
-    begins = np.ones(values.shape, np.bool_)
-    np.not_equal(values[:, 1:], values[:, :-1], out=begins[:, 1:])
-    starts = np.flatnonzero(begins)
-    lengths, ids, piece = np.diff(starts, append=values.size), values.ravel()[starts], np.arange(len(starts))
-    # Two runs touch in the column where the one or the other begins.
-    second, last = np.searchsorted(starts, (width, values.size - width))
-    above = np.concatenate([piece[:last], np.searchsorted(starts, starts[second:] - width, "right") - 1])
-    below = np.concatenate([np.searchsorted(starts, starts[:last] + width, "right") - 1, piece[second:]])
-    same = (ids[above] == ids[below]) & (ids[above] != nothing)
-    first, other = above[same], below[same]
-    while len(first):
-        piece[other] = first  # take one of several; the next turn joins the rest
-        while not np.array_equal(piece, further := piece[piece]):
-            piece = further
-        first, other = piece[first], piece[other]
-        differ = first != other
-        first, other = np.minimum(first, other)[differ], np.maximum(first, other)[differ]
-    return lengths, ids, piece

@@ -130,7 +130,7 @@ def verify(
 
 
 def _advice(run: Run, result: Verification, imported: Sequence[Path] | None = None) -> str:
-    """One line about the next step; of a repair, given what was `imported`, the reason to refuse it, if there is one."""
+    """One line about the next step; of a repair, given what was `imported`, the reason to refuse it, or nothing."""
     repair = f"autolabel verify {run.path} --repair"
     if result.foreign:
         first, count = next(iter(result.foreign.values())), counted(len(result.foreign), "picture")

@@ -55,6 +55,7 @@ SCRIPTS = {
     "camvid_policies": Script(("out",), "camvid", lines=("means over classes", "IoU kept", "precision", "coverage")),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
+    "errors": Script(("camvid", "errors"), tables=2),
     "export": Script(tables=1, dashes=2),
     "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
     "pictures": Script(
@@ -64,6 +65,7 @@ SCRIPTS = {
     "policy": Script(("out/runs/kept-coarse",), "camvid", lines=("policy ", "8 levels kept ", "two 8-bit PNGs ")),
     "recipes": Script(tables=2),
     "resizing": Script(tables=1),
+    "review": Script(("camvid", "reviewed"), tables=2, dashes=12),
     "scale_combination": Script(tables=1),
     "store": Script(tables=1, lines=("2 workers by fork: ",), dashes=8),
     "teacher": Script(tables=5, lines=("labels differ in 0 of ",)),

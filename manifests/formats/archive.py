@@ -23,6 +23,7 @@ from autolabel.manifests.wording import reason, size
 
 MOST_FILES = 1_000_000
 MOST_BYTES = 1 << 28  # of one file: a label of 16,384 x 16,384 pixels that is not compressed
+MOST_JSON = 1 << 30  # of JSON in a zip, which is taken into memory; a file is read a piece at a time
 _MOST_IN_ALL = 1 << 40
 _RATIO = 200  # bytes for one compressed byte; masks and JSON stay below 60, deflate gets to 1,032
 _SMALL = 1 << 24  # bytes below which an archive may be as compressible as it likes
@@ -110,9 +111,16 @@ def opened(path: Path) -> Iterator[Files]:
             yield Files(path, {name: info for name, info in entries.items() if _is_shown(name)}, zipped)
 
 
+def of_file(path: Path) -> Files:
+    """A file, and what lies in the folder of its name without the suffix."""
+    beside = {f"{path.stem}/{name}": file for name, file in _in_folder(path.parent / path.stem)}
+    return Files(path.parent, {path.name: path, **beside}, None)
+
+
 def stem(name: str) -> str:
     """A file's name without its suffix, folders kept, in Unicode NFC as sample ids are."""
-    return composed(str(PurePosixPath(name).with_suffix("")))
+    path = PurePosixPath(name)
+    return composed(str(path.parent / path.stem))
 
 
 def _in_folder(folder: Path) -> Iterator[tuple[str, Path]]:

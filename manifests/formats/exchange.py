@@ -95,7 +95,8 @@ SPLITS = {
 
 def split_of(sample: Sample) -> str:
     """The split of a sample; without one, that by which the first folder of its id is called, else "train"."""
-    return sample.split or SPLITS.get(PurePosixPath(sample.sample_id).parts[0], "train")
+    folder, slash, _ = sample.sample_id.partition("/")
+    return sample.split or SPLITS.get(folder if slash else "", "train")
 
 
 def flat(name: str) -> str:

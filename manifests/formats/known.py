@@ -48,9 +48,9 @@ FORMATS = (
     KnownFormat("cityscapes", writes="cityscapes:CityscapesWriter"),
     KnownFormat("ultralytics", writes="ultralytics:UltralyticsWriter"),
     KnownFormat("hf", writes="hf:HfWriter"),
-    KnownFormat("coco"),
-    KnownFormat("cvat"),
-    KnownFormat("label-studio"),
+    KnownFormat("coco", writes="coco:CocoWriter", reads="coco_back"),
+    KnownFormat("cvat", writes="cvat:CvatWriter", reads="cvat"),
+    KnownFormat("label-studio", writes="label_studio:LabelStudioWriter", reads="label_studio_back"),
 )
 WRITTEN = tuple(f.name for f in FORMATS if f.writes)
 READ = tuple(f.name for f in FORMATS if f.reads)

@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
+from autolabel.manifests.colours import UnknownColours, colour_table, expected_colours
 from autolabel.manifests.formats.archive import Files, opened, stem
 from autolabel.manifests.formats.exchange import BadReturn, Returned
 from autolabel.manifests.images import (
     LABEL_SUFFIXES,
     BadImage,
-    UnknownColours,
-    colour_table,
     decode_label,
-    expected_colours,
     id_counts,
     is_coloured,
     stored_ids,
@@ -39,8 +37,9 @@ from autolabel.manifests.run.shards import Label
 from autolabel.manifests.schemas import LABEL_IDS
 from autolabel.manifests.wording import counted, listed, number
 
-Like = Callable[[str], Label | None]  # the label that went out under a name, (H, W) uint8 train ids; None if unknown
-_LABELS, _IMAGES = "labels", "images"  # folders of an export
+# The label that went out under a name, (H, W) uint8 train ids; None if it is gone. Raises KeyError for another name.
+Like = Callable[[str], Label | None]
+_LABELS, _BESIDE = "labels", ("images", "confidence")  # folders of an export
 _UNKNOWN = -1  # in a table of train ids
 _COMPARED = 8  # masks that are compared with what went out
 _CLEARLY = 2  # times as many pixels agree as under any other meaning
@@ -58,24 +57,30 @@ class MaskFile:
 
 
 def read(
-    path: Path, space: LabelSpace, *, like: Like | None = None, label_ids: str | None = None
+    path: Path, space: LabelSpace, *, like: Like | None = None, label_ids: str | None = None, suffix: str = ""
 ) -> Iterator[Returned]:
     """Yield the masks of a folder, a zip, or one PNG file; all are looked at before the first one is yielded.
 
     like: gives what went out, to tell train ids from source ids. label_ids: "train", "source" or "color", if the user
-    says which. Raises BadReturn, with the values that no class has, for masks that are no labels of `space`, and for
+    says which. suffix: the end of the masks' names that is no part of them; others are left aside. Raises BadReturn,
+    with the values that no class has, for masks that are no labels of `space`, and for
     those with several meanings.
     """
     if label_ids not in (None, *LABEL_IDS):
         raise ValueError(f"--label-ids {label_ids}: expected {', '.join(LABEL_IDS)}")
     if path.suffix.lower() in LABEL_SUFFIXES and storage.exists(path):
-        file = MaskFile(stem(path.name), str(path), lambda: read_file(path))
+        file = MaskFile(stem(path.name).removesuffix(suffix), str(path), lambda: read_file(path))
         yield from _read([file], path, space, like=like, label_ids=label_ids)
         return
     with opened(path) as files:
-        masks = [MaskFile(stem(name), files.shown(name), bound(files.read, name)) for name in _mask_names(files)]
+        masks = [
+            MaskFile(stem(name).removesuffix(suffix), files.shown(name), bound(files.read, name))
+            for name in _mask_names(files)
+            if stem(name).endswith(suffix)
+        ]
         if not masks:
-            raise BadReturn(f"no PNGs under {path}: expected masks whose names are those of the images")
+            ends = f" that end in {suffix}.png" if suffix else ""
+            raise BadReturn(f"no PNGs{ends} under {path}: expected masks whose names are those of the images")
         yield from _read(masks, path, space, like=like, label_ids=label_ids)
 
 
@@ -97,13 +102,15 @@ def _read(
 
 
 def _mask_names(files: Files) -> list[str]:
-    """The PNGs of a folder or zip; of one that was exported, with images beside labels, the labels alone."""
+    """The PNGs of a folder or zip; of one that was exported, the labels alone."""
     names = [name for name in files.names if PurePosixPath(name).suffix.lower() in LABEL_SUFFIXES]
     labels = [name for name in names if f"/{_LABELS}/" in f"/{name}"]
     ways = {f"/{name}".partition(f"/{_LABELS}/")[0] for name in labels}
     others = [name for name in names if f"/{_LABELS}/" not in f"/{name}"]
-    beside = len(ways) == 1 and all(f"/{name}".startswith(f"{min(ways)}/{_IMAGES}/") for name in others)
-    return labels if beside else names
+    if len(ways) != 1:
+        return names
+    beside = tuple(f"{min(ways)}/{folder}/" for folder in _BESIDE)
+    return labels if all(f"/{name}".startswith(beside) for name in others) else names
 
 
 def decode_edited(data: bytes, space: LabelSpace) -> Label:
@@ -121,7 +128,7 @@ def decode_edited(data: bytes, space: LabelSpace) -> Label:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _MaskLook:
     """The content of a grey or palette mask: pixels by stored byte (256,), and the tables that may be meant."""
 
     palette: bool
@@ -130,7 +137,7 @@ class _Look:
     colours: tuple[Colour, ...] = ()
 
 
-def _look(file: MaskFile, space: LabelSpace) -> _Look | None:
+def _look(file: MaskFile, space: LabelSpace) -> _MaskLook | None:
     """None for a mask in RGB, which can hold nothing but colours. Raises BadReturn."""
     try:
         data = file.read()
@@ -140,7 +147,7 @@ def _look(file: MaskFile, space: LabelSpace) -> _Look | None:
         stored, palette = stored_ids(data)
     except BadImage as error:
         raise BadReturn(f"{file.where}: {error}") from error
-    return _Look(palette is not None, id_counts(stored), _tables(palette, space), palette or ())
+    return _MaskLook(palette is not None, id_counts(stored), _tables(palette, space), palette or ())
 
 
 def _tables(palette: tuple[Colour, ...] | None, space: LabelSpace) -> dict[str, Table]:
@@ -150,7 +157,7 @@ def _tables(palette: tuple[Colour, ...] | None, space: LabelSpace) -> dict[str, 
     source = np.full(256, _UNKNOWN, np.int16)
     known = sorted(space.known_source_ids)
     source[known] = np.frombuffer(space.train_ids, np.uint8)[known]
-    train[IGNORE] = source[IGNORE] = IGNORE
+    train[IGNORE] = IGNORE
     tables = {"train": train, "source": source}
     if palette is not None:
         try:
@@ -230,7 +237,7 @@ class _Meanings:
         self._strange: dict[tuple[bool, str], _Strange] = {}
         self._differ: set[tuple[bool, str, str]] = set()
 
-    def add(self, file: MaskFile, look: _Look | None) -> None:
+    def add(self, file: MaskFile, look: _MaskLook | None) -> None:
         """Count a mask. Raises BadReturn for one in RGB where the user has said that ids are meant."""
         if look is None:
             if self._named in ("train", "source"):
@@ -285,11 +292,15 @@ class _Meanings:
 
     def _likeliest(self, kinds: Sequence[str], files: Iterable[MaskFile], like: Like | None, *, palette: bool) -> str:
         """The meaning under which the masks show most of what went out. Raises BadReturn unless one clearly does."""
-        agreeing, compared = Counter[str](), 0
+        agreeing, compared, known = Counter[str](), 0, False
         for file in files:
             if like is None or compared == _COMPARED:
                 break
-            out, data = like(file.name), file.read()
+            try:
+                out, data = like(file.name), file.read()
+            except KeyError:
+                continue
+            known = True
             if out is None or is_coloured(data):
                 continue
             stored, colours = stored_ids(data)
@@ -299,6 +310,8 @@ class _Meanings:
             for kind in kinds:
                 label = _tables(colours, self._space)[kind][stored]
                 agreeing[kind] += int(((label == out) & (out != IGNORE)).sum())
+        if like is not None and not known:
+            return kinds[0]  # these masks belong to no image, which is the greater fault
         best, *others = sorted(kinds, key=lambda kind: -agreeing[kind])
         if agreeing[best] > _CLEARLY * max(agreeing[other] for other in others):
             return best

@@ -41,7 +41,8 @@ class ClassPlot:
 
     Bars are on a square-root scale. Shares span four orders of magnitude and may be 0: a linear scale hides the rare
     ones, a logarithm has no 0. `lost` classes are in the coarse labels but not in the auto labels. `doubtful` ones are
-    those of whose coarse pixels the teacher gives a large share, the number, to other classes.
+    those of whose coarse pixels the teacher gives a large share, the number, to other classes. `bad` has the cells of
+    the table that are to stand out: class and column.
     """
 
     table: Table
@@ -49,6 +50,7 @@ class ClassPlot:
     ticks: list[tuple[float, float]]  # a share, and its place on the axis in per cent
     lost: list[str]
     doubtful: dict[str, float]
+    bad: list[tuple[str, str]]
 
     @classmethod
     def of(cls, summary: Summary) -> ClassPlot:
@@ -67,12 +69,11 @@ class ClassPlot:
             ticks=[(tick, place(tick)) for tick in _TICKS if tick <= widest],
             lost=[str(name) for name in lost.index],
             doubtful={str(name): float(share) for name, share in doubtful.items()},
+            bad=[
+                *((str(name), column) for name in lost.index for column in ("auto %", "agrees %")),
+                *((str(name), "contradicted %") for name in rows.index[rows["contradicted"] > _DOUBTFUL]),
+            ],
         )
-
-    @property
-    def bad(self) -> list[tuple[str, str]]:
-        """The cells of the table that are to stand out: class and column."""
-        return [(name, "auto %") for name in self.lost] + [(name, "contradicted %") for name in self.doubtful]
 
 
 # --- confidence -------------------------------------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from autolabel.manifests.pages import without_folders
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import counted, dimensions, listed, percent, size
@@ -78,6 +79,7 @@ def throughput(images: pd.DataFrame, run: Run) -> Facts:
         ("An image", f"{decode:.1f} ms to decode, {infer:.1f} ms {where}, {encode:.1f} ms to encode"),
         ("One worker", f"about {1000 / slowest:.2g} images/s, {pixels / slowest / 1000:.2g} megapixels/s"),
         ("Workers", f"{len(workers)}, with {_range(workers)} images each" if len(workers) > 1 else "1"),
+        ("Engine", run.engine),
     ]
     for budget in run.budgets:
         if "images_at_once" not in budget:  # no teacher took part
@@ -90,15 +92,15 @@ def throughput(images: pd.DataFrame, run: Run) -> Facts:
 
 
 def provenance(run: Run) -> Facts:
-    """The origin of everything in the run."""
+    """The origin of everything in the run; of paths the names alone, because the page is meant to be sent."""
     recipe = run.recipe
     return [
-        ("Teacher", str(run.teacher or "unknown: the labels were adopted")),
+        ("Teacher", without_folders(run.teacher or "unknown: the labels were adopted")),
         *([("its sha256", recipe.teacher_sha256)] if recipe.teacher_sha256 else []),
-        ("Manifest", str(run.input_manifest)),
-        ("Run folder", str(run.path.absolute())),
+        ("Manifest", without_folders(run.input_manifest)),
+        ("its sha256", run.input_sha256),
         ("Labels", f"{recipe.store} store, units of {counted(recipe.unit_size, 'image')}"),
-        ("Computed", f"{recipe.precision} on {recipe.device} ({run.machine}), {run.engine} engine"),
+        ("Computed", f"{recipe.precision} on {recipe.device} ({run.machine})"),
         ("Versions", ", ".join(f"{name} {version}" for name, version in run.versions.items())),
     ]
 

@@ -12,11 +12,15 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from autolabel.manifests.drawing import DISAGREEMENT
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.pages import without_folders
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.schemas import FATES
+from autolabel.pipeline.analysis.stats import FATE_NAMES
 from autolabel.pipeline.report.painter import Painted, ScalePicture
-from autolabel.pipeline.report.pictures import KINDS, Drawn
+from autolabel.pipeline.report.pictures import FATE_OVERLAY, KINDS, Drawn
 
 _WORST = 0.75  # share of the images shown that are the least trusted; the others are spread over the rest
 
@@ -37,7 +41,7 @@ def choose(ranked: Sequence[str], count: int) -> list[str]:
 class Card:
     """One image: its rank and statistics, its classes as (id, auto pixels, coarse pixels), and its pictures.
 
-    A number that does not exist is None.
+    A number that does not exist is None. fates: pixels by fate, of those that occur.
     """
 
     sample_id: str
@@ -50,6 +54,7 @@ class Card:
     agreement: float | None
     ignored: float | None
     classes: list[tuple[int, int, int]]
+    fates: dict[str, int]
     pictures: Drawn
     by_scale: list[ScalePicture]
 
@@ -67,7 +72,10 @@ class Card:
             "ignored": self.ignored,
             "stem": self.pictures.stem,
             "kinds": self.pictures.kinds,
-            "missing": self.pictures.missing,
+            "missing": {kind: without_folders(reason) for kind, reason in self.pictures.missing.items()},
+            "full": self.pictures.size,
+            "fates": [[fate, round(count / pixels, 6)] for fate, count in self.fates.items()],
+            "specks": self.pictures.specks and self.pictures.specks.data(),
             "disagreement": [round(share, 4) for share in self.pictures.disagreement.values()],
             "classes": [(i, round(auto / pixels, 6), round(coarse / pixels, 6)) for i, auto, coarse in self.classes],
         }
@@ -75,12 +83,17 @@ class Card:
 
 @dataclass(frozen=True)
 class Gallery:
-    """The cards, the name of the folder with their pictures, and the number of images in the run."""
+    """The cards, the name of the folder with their pictures, and the number of images in the run.
+
+    key: the name under which a browser keeps the marks of this run; title: the name of the run.
+    """
 
     cards: list[Card]
     folder: str
     images: int
     space: LabelSpace
+    key: str
+    title: str
 
     @property
     def kinds(self) -> list[str]:
@@ -98,12 +111,31 @@ class Gallery:
         counts = Counter(i for card in self.cards for i, auto, _ in card.classes if auto)
         return [(i, name, counts[i]) for i, name in enumerate(self.space.names) if counts[i]]
 
+    @property
+    def legend(self) -> list[tuple[str, str]]:
+        """Name and colour of the classes in the labels of the images shown, those with most pixels first."""
+        pixels: Counter[int] = Counter()
+        for card in self.cards:
+            pixels.update({i: auto + coarse for i, auto, coarse in card.classes})
+        return [(self.space.classes[i].name, f"rgb{self.space.classes[i].colour}") for i, _ in pixels.most_common()]
+
+    @property
+    def reduced(self) -> int:
+        """The number of images whose pictures are smaller than they are."""
+        return sum(
+            card.pictures.size != (card.width, card.height) for card in self.cards if "auto" in card.pictures.kinds
+        )
+
     def data(self) -> dict[str, Any]:
         """The gallery as JSON values, for the script of the page."""
         return {
+            "key": self.key,
+            "title": self.title,
             "folder": self.folder,
             "images": self.images,
-            "classes": [[c.name, f"rgb{c.colour}"] for c in self.space.classes],
+            "classes": [[c.name, list(c.colour)] for c in self.space.classes],
+            "fates": [[fate, FATE_NAMES[fate], colour] for fate, colour in FATE_OVERLAY.items()],
+            "comparison": list(DISAGREEMENT.values()),
             "cards": [card.data() for card in self.cards],
         }
 
@@ -114,11 +146,15 @@ def cards(
     """The cards of the painted samples; `ranked` has their statistics and ranks, by sample id."""
     ids = pa.array(list(painted), pa.string())
     classes: dict[str, list[tuple[int, int, int]]] = {}
-    for rows in run.stream_statistics("classes", ["sample_id", "class_id", "pixels", "coarse_pixels"]):
+    fates: dict[str, Counter[str]] = {}
+    columns = ["sample_id", "class_id", "pixels", "coarse_pixels", *(f"{fate}_pixels" for fate in FATES)]
+    for rows in run.stream_statistics("classes", columns):
         for row in rows.filter(pc.is_in(rows["sample_id"], ids)).to_pylist():
             if row["pixels"] or row["coarse_pixels"]:
                 counts = row["class_id"], row["pixels"], row["coarse_pixels"]
                 classes.setdefault(row["sample_id"], []).append(counts)
+            counted = {fate: row[f"{fate}_pixels"] for fate in FATES if row[f"{fate}_pixels"]}
+            fates.setdefault(row["sample_id"], Counter()).update(counted)
 
     def number(value: float) -> float | None:
         return None if math.isnan(value) else round(float(value), 6)
@@ -135,6 +171,7 @@ def cards(
             agreement=number(row["agreement_with_coarse"]),
             ignored=number(row["ignored_fraction"]),
             classes=sorted(classes.get(sample_id, []), key=lambda c: -c[1]),
+            fates={fate: count for fate in FATES if (count := fates.get(sample_id, Counter())[fate])},
             pictures=painted[sample_id].pictures,
             by_scale=painted[sample_id].by_scale,
         )

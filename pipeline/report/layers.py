@@ -1,4 +1,4 @@
-"""Read the layers of a run's samples: photograph, coarse and auto label, confidence.
+"""Read the layers of a run's samples: photograph, coarse and auto label, confidence, fates.
 
 A layer that cannot be read is no error: a `Missing` with the reason takes its place, because a report is also for runs
 that were moved or whose photographs are gone.
@@ -7,7 +7,7 @@ that were moved or whose photographs are gone.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
+from autolabel.pipeline.rules import Rules
 
 Photograph = NDArray[np.uint8]
 Confidence = NDArray[np.float32]
@@ -34,13 +35,15 @@ class Missing(str):
 class Layers:
     """The layers of one sample. A layer that no sample of the run has is None.
 
-    photograph (H, W, 3) uint8; coarse and auto (H, W) uint8 train ids; confidence (H, W) float32 in 0..1.
+    photograph (H, W, 3) uint8; coarse and auto (H, W) uint8 train ids; confidence (H, W) float32 in 0..1; fates (H, W)
+    uint8, places in FATES.
     """
 
     photograph: Photograph | Missing
     auto: Label | Missing
     coarse: Label | Missing | None
     confidence: Confidence | Missing | None
+    fates: Label | Missing | None = None
 
 
 class Sources:
@@ -55,6 +58,7 @@ class Sources:
         self.samples = run.manifest.find(sample_ids)
         self._labels = run.labels
         self._kept = run.confidence if run.recipe.confidence_edges else None
+        self._rules: dict[Sequence[float], Rules] = {}  # by the edges of confidence that they tell apart
         self._originals = None  # the samples of the input manifest: it alone lists the coarse labels
         if coarse:
             try:
@@ -68,13 +72,41 @@ class Sources:
         return self._kept is not None
 
     def read(self, sample_id: str) -> Layers:
-        """All layers of a sample; the confidence is None unless the run has kept it."""
-        return Layers(
+        """All layers of a sample; confidence and fates are None unless the run has kept its confidence."""
+        layers = Layers(
             _attempt(lambda: read_photograph(self.samples[sample_id])),
             _attempt(lambda: self._labels[sample_id]),
             None if self._originals is None else _attempt(lambda: self._coarse(sample_id)),
-            _attempt(lambda: self._confidence(sample_id)),
+            None,
         )
+        if self._kept is None:
+            return layers
+        kept, edges = self._kept, self._kept.edges
+        found = _attempt(lambda: kept[sample_id])
+        if isinstance(found, Missing):
+            return replace(layers, confidence=found, fates=found)
+        top, level = found
+        fates = self.fates(sample_id, top, level, edges=edges, coarse=layers.coarse)
+        return replace(layers, confidence=from_levels(level, edges), fates=fates)
+
+    def fates(
+        self, sample_id: str, top: Label, level: Label, *, edges: Sequence[float], coarse: Label | Missing | None
+    ) -> Label | Missing:
+        """The fate of every pixel, decided again from top class, level of confidence and coarse label.
+
+        Missing if the image had a coarse label that cannot be read now.
+        """
+        if isinstance(coarse, Missing):
+            sample = (self._originals or {}).get(sample_id)
+            if sample is None or sample.coarse_label is not None:
+                return coarse
+            coarse = None
+        elif coarse is None and self.note:
+            return Missing(self.note)
+        if edges not in self._rules:
+            self._rules[edges] = Rules(self.run.policy, self.run.label_space, edges, silent=self.run.teacher is None)
+        rules = self._rules[edges]
+        return rules.fates(top.astype(np.int16) * np.int16(rules.levels) + level, coarse)
 
     def _coarse(self, sample_id: str) -> Label:
         sample = (self._originals or {}).get(sample_id)
@@ -82,9 +114,6 @@ class Sources:
         if label is None:
             raise BadImage("this image has no coarse label" if sample else "the input manifest no longer lists it")
         return label
-
-    def _confidence(self, sample_id: str) -> Confidence | None:
-        return None if self._kept is None else from_levels(self._kept[sample_id][1], self._kept.edges)
 
 
 def _attempt(read: Callable[[], T]) -> T | Missing:

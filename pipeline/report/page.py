@@ -15,6 +15,22 @@ from autolabel.pipeline.report.facts import Facts, has_more_rules
 from autolabel.pipeline.report.gallery import Gallery
 from autolabel.pipeline.report.pictures import KINDS
 
+# The keys of the viewer, as it explains them.
+KEYS = (
+    ("← →", "image before, image after"),
+    ("1 … 6", "layer"),
+    ("K R F", "keep, reject, fix; once more: no mark; with Shift: mark and next image"),
+    ("U", "no mark"),
+    ("N", "note; Enter or Esc leaves it"),
+    ("Z", "full size, one image pixel on one of the screen; or the whole image"),
+    ("+ − 0", "larger, smaller, whole image"),
+    ("Shift ← → ↑ ↓", "move the picture"),
+    (", .", "less, more opacity"),
+    ("O S", "outlines in place of areas; rings around specks"),
+    ("?", "these keys"),
+    ("Esc", "close"),
+)
+
 
 @dataclass(frozen=True)
 class Page:
@@ -38,6 +54,7 @@ class Page:
     weights: str
     quarantine: list[tuple[str, str]]
     kinds: tuple[str, ...] = field(default=KINDS, init=False)
+    keys: tuple[tuple[str, str], ...] = field(default=KEYS, init=False)
 
     @property
     def space(self) -> LabelSpace:

@@ -10,18 +10,20 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from autolabel.manifests import machine
-from autolabel.manifests.drawing import draw_label, encode_flat, encode_smooth, write_picture
+from autolabel.manifests.drawing import LONGEST, draw_label, encode_flat, encode_smooth, write_picture
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.report.layers import Confidence, Layers, Missing, Photograph, Sources
-from autolabel.pipeline.report.pictures import Drawn, draw_share, write_pictures
+from autolabel.pipeline.report.pictures import FULL, Drawn, draw_share, write_pictures
 from autolabel.teacher.networks.combine import Average, Combination, Explicit, ExplicitPairs
 from autolabel.teacher.predict import Teacher
 
 _MOST_THREADS = 8  # each holds one image
+FULL_SIZED = 200  # images that are drawn at full size; the others at LONGEST
 WITH_TEACHER = 24  # images for which the teacher runs again; to run it for all would be to label anew
 
 
@@ -54,8 +56,12 @@ class Painter:
     for them what it sees at every scale.
     """
 
-    def __init__(self, folder: Path, sources: Sources, *, teacher: Teacher | None, attention: bool) -> None:
+    def __init__(
+        self, folder: Path, sources: Sources, *, teacher: Teacher | None, attention: bool, specks: int
+    ) -> None:
+        """`specks`: pieces of fewer pixels are marked."""
         self._folder, self._sources, self._teacher, self._attention = folder, sources, teacher, attention
+        self._specks = specks
         self._run = sources.run
         self._one_at_a_time = threading.Lock()
 
@@ -76,29 +82,38 @@ class Painter:
     def paint(self, place: int, sample_id: str) -> Painted:
         """Paint the sample that is shown at this place, from 0."""
         stem = f"{place:05}-{re.sub('[^A-Za-z0-9]+', '_', sample_id)[-60:]}"
-        layers, top = self.see(place, self._sources.read(sample_id))
+        layers, top = self.see(place, sample_id, self._sources.read(sample_id))
         by_scale: list[ScalePicture] = []
         if self._attention and self._teacher and top is not None and not isinstance(layers.photograph, Missing):
             with self._one_at_a_time:
                 by_scale = self._by_scale(self._teacher, stem, layers.photograph, top)
-        return Painted(write_pictures(self._folder, layers, stem=stem, space=self._run.label_space), by_scale)
+        longest = FULL if place < FULL_SIZED else LONGEST
+        drawn = write_pictures(self._folder, layers, stem=stem, run=self._run, longest=longest, specks=self._specks)
+        return Painted(drawn, by_scale)
 
-    def see(self, place: int, layers: Layers) -> tuple[Layers, Label | None]:
-        """Add the teacher's confidence to the layers of a sample, if it is to look at this one; and its top classes."""
+    def see(self, place: int, sample_id: str, layers: Layers) -> tuple[Layers, Label | None]:
+        """Add the teacher's confidence, and the fates that follow from it, if it is to look at this sample.
+
+        Returns the layers, and the top classes if it has looked.
+        """
         if self._teacher is None or not (layers.confidence is None or self._attention):
             return layers, None
         confidence: Confidence | Missing
+        fates: Label | Missing
         top = None
         if isinstance(layers.photograph, Missing):
-            confidence = layers.photograph
+            confidence = fates = layers.photograph
         elif place >= WITH_TEACHER:
-            confidence = Missing(
+            confidence = fates = Missing(
                 f"the teacher runs again for the first {WITH_TEACHER} images only; --keep-confidence would have kept it"
             )
         else:
             with self._one_at_a_time:
                 top, confidence = self._predict(self._teacher, layers.photograph, layers.coarse)
-        return (replace(layers, confidence=confidence) if layers.confidence is None else layers), top
+            edges = self._run.policy.edges(self._run.label_space)
+            level = np.searchsorted(np.array(edges, np.float32), confidence).astype(np.uint8)  # edges that it exceeds
+            fates = self._sources.fates(sample_id, top, level, edges=edges, coarse=layers.coarse)
+        return (replace(layers, confidence=confidence, fates=fates) if layers.confidence is None else layers), top
 
     def _predict(self, teacher: Teacher, image: Photograph, coarse: Label | Missing | None) -> tuple[Label, Confidence]:
         recipe = self._run.recipe

@@ -1,8 +1,10 @@
-"""Draw the layers of a sample small and write them as WebP: photograph, labels, confidence and disagreement."""
+"""Draw the layers of a sample and write them as WebP: photograph, labels, confidence, disagreement and fates."""
 
 from __future__ import annotations
 
 import base64
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,34 +17,46 @@ from autolabel.manifests.drawing import (
     VIRIDIS,
     disagreement,
     draw_disagreement,
+    draw_kinds,
     draw_label,
     encode_flat,
     encode_smooth,
+    rgba,
     shrink,
     shrink_label,
     write_picture,
 )
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.shards import Label
+from autolabel.pipeline.report.charts import FATE_COLOURS
 from autolabel.pipeline.report.layers import Confidence, Layers, Missing
+from autolabel.pipeline.report.specks import Specks, find_specks
 
-THUMB = 320  # longer side of a thumbnail, pixels
+THUMB = 480  # longer side of the pictures on a card, pixels
+FULL = 4096  # longer side of the largest pictures; a browser holds four bytes for each of their pixels
 _FEW_COLOURS = 64  # a picture of at most so many colours is small without loss
-KINDS = ("photograph", "coarse", "auto", "confidence", "disagreement")  # the layers that the viewer shows
+KINDS = ("photograph", "coarse", "auto", "confidence", "disagreement", "fates")  # the layers that the viewer shows
+# Where a pixel is kept, the photograph shows through.
+FATE_OVERLAY = {fate: (0, 0, 0, 0) if fate == "kept" else rgba(colour) for fate, colour in FATE_COLOURS.items()}
+_NO_FATES = "the run has kept no confidence: --keep-confidence shows the fate of every pixel; the shares are beside"
 
 
 @dataclass(frozen=True)
 class Drawn:
-    """The pictures of one sample on disk: `kinds` lie at `stem`-KIND.webp; `missing` has the reasons for the others.
+    """The pictures of one sample on disk; `missing` has the reasons for the `kinds` that are not there.
 
-    disagreement: the shares of all pixels that the auto label confirms, drops, or gives to another class, and of those
-    without a coarse label.
+    size: width and height of its full pictures. disagreement: the shares of all pixels that the auto label confirms,
+    drops, or gives to another class, and of those without a coarse label. specks: None if they cannot be told.
     """
 
     stem: str
     kinds: tuple[str, ...]
     thumb: tuple[int, int] | None  # width, height of `stem`-thumb.webp
+    size: tuple[int, int] = (0, 0)
     missing: dict[str, str] = field(default_factory=dict)
     disagreement: dict[str, float] = field(default_factory=dict)
+    specks: Specks | None = None
 
 
 def draw_share(share: Confidence) -> Image.Image:
@@ -53,53 +67,64 @@ def draw_share(share: Confidence) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
-def write_pictures(folder: Path, layers: Layers, *, stem: str, space: LabelSpace) -> Drawn:
-    """Draw every layer of a sample and its thumbnail into `folder`.
+def write_pictures(folder: Path, layers: Layers, *, stem: str, run: Run, longest: int, specks: int) -> Drawn:
+    """Draw every layer of a sample into `folder`.
 
-    Beside them lies `stem`-ids.js, a picture of the class ids as a script: a page opened from disk may run a script
-    but not read the pixels of a file, and the viewer names the class under the pointer.
+    The photograph has `longest` pixels at most. All others are small, for the cards of the gallery, because the viewer
+    draws its layers from `stem`-ids.js: a picture of ids as large as the photograph, and the specks, as a script. A
+    page opened from disk may run a script but not read the pixels of a file.
     """
     missing: dict[str, str] = {}
     files: dict[str, bytes] = {}
     thumb = None
     shares: dict[str, float] = {}
+    coarse, auto, fates, space = layers.coarse, layers.auto, layers.fates, run.label_space
     if isinstance(layers.photograph, Missing):
         missing["photograph"] = layers.photograph
     else:
-        picture = shrink(Image.fromarray(layers.photograph), LONGEST, how=Image.Resampling.LANCZOS)
+        picture = shrink(Image.fromarray(layers.photograph), longest, how=Image.Resampling.LANCZOS)
         small = shrink(picture, THUMB, how=Image.Resampling.LANCZOS)
         files |= {"photograph": encode_smooth(picture), "thumb": encode_smooth(small)}
         thumb = small.size
-    for kind, label in (("coarse", layers.coarse), ("auto", layers.auto)):
+    for kind, label in (("coarse", coarse), ("auto", auto)):
         if isinstance(label, Missing):
             missing[kind] = label
         elif label is not None:
-            files[kind] = encode_flat(draw_label(label, space))
+            files[kind] = encode_flat(draw_label(label, space, THUMB))
     if isinstance(layers.confidence, Missing):
         missing["confidence"] = layers.confidence
     elif layers.confidence is not None:
         picture = draw_share(layers.confidence)
         few = picture.getcolors(_FEW_COLOURS) is not None  # levels, not a smooth field
         files["confidence"] = encode_flat(picture) if few else encode_smooth(picture)
-    if isinstance(layers.coarse, np.ndarray) and isinstance(layers.auto, np.ndarray):
-        files["disagreement"] = encode_flat(draw_disagreement(layers.coarse, layers.auto))
-        counts = np.bincount(disagreement(layers.coarse, layers.auto).ravel(), minlength=len(DISAGREEMENT))
+    if isinstance(coarse, np.ndarray) and isinstance(auto, np.ndarray):
+        files["disagreement"] = encode_flat(draw_disagreement(coarse, auto, THUMB))
+        counts = np.bincount(disagreement(coarse, auto).ravel(), minlength=len(DISAGREEMENT))
         shares = dict(zip(DISAGREEMENT, (counts / counts.sum()).tolist(), strict=True))
-    elif layers.coarse is not None:
-        missing["disagreement"] = str(layers.coarse if isinstance(layers.coarse, Missing) else layers.auto)
+    elif coarse is not None:
+        missing["disagreement"] = str(coarse if isinstance(coarse, Missing) else auto)
+    if isinstance(fates, np.ndarray):
+        files["fates"] = encode_flat(draw_kinds(shrink_label(fates, THUMB), list(FATE_OVERLAY.values())))
+    else:
+        missing["fates"] = fates or _NO_FATES
+    found = find_specks(layers, run.policy, specks)
     for kind, data in files.items():
         write_picture(folder / f"{stem}-{kind}.webp", data)
-    write_picture(folder / f"{stem}-ids.js", _ids_script(stem, layers))
-    return Drawn(stem, tuple(kind for kind in KINDS if kind in files), thumb, missing, shares)
+    ids, size = _ids_script(stem, [auto, coarse, fates], found, longest)
+    write_picture(folder / f"{stem}-ids.js", ids)
+    return Drawn(stem, tuple(kind for kind in KINDS if kind in files), thumb, size, missing, shares, found)
 
 
-def _ids_script(stem: str, layers: Layers) -> bytes:
-    """`classIds(stem, url)`: a lossless picture whose red is the auto label and whose green the coarse one."""
-    labels = [shrink_label(x) if isinstance(x, np.ndarray) else None for x in (layers.auto, layers.coarse)]
-    shape = next((label.shape for label in labels if label is not None), (1, 1))
+def _ids_script(
+    stem: str, labels: Sequence[Label | Missing | None], specks: Specks | None, longest: int
+) -> tuple[bytes, tuple[int, int]]:
+    """`classIds(stem, url, specks)`: a lossless picture of auto label, coarse label and fates; its width and height."""
+    small = [shrink_label(label, longest) if isinstance(label, np.ndarray) else None for label in labels]
+    shape = next((label.shape for label in small if label is not None), (1, 1))
     ids = np.full((*shape, 3), IGNORE, np.uint8)
-    for channel, label in enumerate(labels):
+    for channel, label in enumerate(small):
         if label is not None:
             ids[..., channel] = label
     url = "data:image/webp;base64," + base64.b64encode(encode_flat(Image.fromarray(ids))).decode()
-    return f'classIds("{stem}", "{url}")\n'.encode()
+    places = [] if specks is None else specks.places.tolist()
+    return f'classIds("{stem}", "{url}", {json.dumps(places, separators=(",", ":"))})\n'.encode(), (shape[1], shape[0])

@@ -6,6 +6,7 @@ report/pictures-*/    its pictures, in a folder that no other page uses, so that
 
 from __future__ import annotations
 
+import hashlib
 import re
 import uuid
 from collections.abc import Collection
@@ -27,8 +28,10 @@ from autolabel.pipeline.report.gallery import Gallery, cards, choose
 from autolabel.pipeline.report.layers import Sources
 from autolabel.pipeline.report.page import Page
 from autolabel.pipeline.report.painter import Painter, weights
+from autolabel.pipeline.report.specks import SPECKS
 
 _PICTURES = re.compile(r"pictures-[0-9a-f]{12}")
+_KEY = re.compile(r'<main data-marks="([0-9a-f]{16})">')
 _LOCK = f"{storage.LOCK}.report"  # another one than the run's: a report may be drawn while images are labelled
 _ONE_SCALE = "Nothing by scale: this run looks at one scale only, so there is nothing to combine."
 
@@ -40,6 +43,7 @@ def write_report(
     samples: Collection[str] = (),
     teacher: AnyTeacher | None = None,
     attention: bool = False,
+    specks: int = SPECKS,
     progress: Progress | None = None,
 ) -> Path:
     """Write `report/` of a finished run and return its page. `progress(done, total)` follows the images.
@@ -47,7 +51,8 @@ def write_report(
     The page shows the named `samples`, or `images` that `choose` picks, least trusted first. Confidence is what the run
     has kept of it. If it has kept none, the run's teacher computes it for the first few; it is read from `teacher`, or
     from its place at the time of the run. With `attention` the teacher also shows for the first few what it sees at
-    every scale, and how much each counts. The page says what is missing.
+    every scale, and how much each counts. Pieces of fewer than `specks` pixels are marked; if the policy drops small
+    pieces, those that it has dropped. The page says what is missing.
     Raises BadTable if the run is not finished, ValueError for an unknown sample, a `teacher` that is not the run's, and
     while another report of the run is being written.
     """
@@ -68,8 +73,9 @@ def write_report(
     network = load_for(found, recipe) if found and wanted else None
     notes = [note, sources.note, _ONE_SCALE if attention and not several else ""]
     pictures = run.report / f"pictures-{uuid.uuid4().hex[:12]}"
-    painter = Painter(pictures, sources, teacher=network, attention=several)
+    painter = Painter(pictures, sources, teacher=network, attention=several, specks=specks)
     with storage.hold(run.path, name=_LOCK):
+        key = _marks_key(run)
         try:
             painted = dict(zip(wanted, painter.paint_all(wanted, progress=progress), strict=True))
             page = Page(
@@ -88,6 +94,8 @@ def write_report(
                     pictures.name,
                     len(ranked),
                     run.label_space,
+                    key,
+                    run.path.absolute().name,
                 ),
                 weights=weights(network.combination) if several and network else "",
                 quarantine=quarantine,
@@ -101,6 +109,14 @@ def write_report(
                 storage.remove(path)
         storage.remove_leftovers(run.report)
     return run.report / "index.html"
+
+
+def _marks_key(run: Run) -> str:
+    """The name under which browsers keep the marks of a run: that of its last report, so that marks outlive it."""
+    page = run.report / "index.html"
+    if storage.exists(page) and (found := _KEY.search(storage.read(page).decode(errors="replace"))):
+        return found[1]
+    return hashlib.sha256(f"{run.recipe.to_dict()} {run.input_sha256}".encode()).hexdigest()[:16]
 
 
 def _require_labelled(run: Run, samples: Collection[str], ranked: pd.DataFrame, quarantine: dict[str, str]) -> None:

@@ -193,7 +193,7 @@ def compare(
     comparison = Comparison(tuple(seeds), scores, curves, template.batch_size, tuple(notes), setting)
     storage.write_json(template.out / "compare.json", comparison.record())
     with storage.writing(template.out / "index.html") as file:
-        file.write(render(comparison, template.out).encode())
+        file.write(render(comparison).encode())
     return comparison
 
 

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from autolabel.manifests import pages
 from autolabel.manifests.drawing import OKABE_ITO
-from autolabel.manifests.wording import Table
+from autolabel.manifests.wording import Table, listed
 from autolabel.student.comparison.intervals import Estimate
 from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison
 from autolabel.student.steps import StepReport
@@ -18,6 +17,7 @@ from autolabel.student.steps import StepReport
 _COLOURS = (*(OKABE_ITO[c] for c in ("blue", "orange", "green", "purple", "sky", "vermilion", "yellow")), "var(--ink)")
 _MARKS = ("circle", "square", "diamond", "ring")
 _DASHES = ("none", "7 3", "2 3", "9 3 2 3")
+_NARROWEST = 0.02  # an axis of differences is cut no nearer to 0 than two points
 _POINTS = 80  # points of a curve; more could not be told apart
 
 
@@ -33,11 +33,18 @@ class Arm:
 
 @dataclass(frozen=True)
 class Interval:
-    """A dot and its whisker on an axis, in per cent of it."""
+    """A dot and its whisker on an axis, in per cent of it.
+
+    `off` is "left" or "right" if the mean lies beyond that end of the axis, where an arrow takes the dot's place;
+    `cut_left`, `cut_right`: the whisker goes on beyond that end.
+    """
 
     dot: float
     left: float
     width: float
+    off: str = ""
+    cut_left: bool = False
+    cut_right: bool = False
 
 
 @dataclass(frozen=True)
@@ -74,7 +81,7 @@ class ComparisonPage:
     """The values of the page."""
 
     comparison: Comparison
-    out: Path
+    title: str
     arms: list[Arm]
     scores: Lanes
     verdicts: list[Verdicts]
@@ -82,21 +89,30 @@ class ComparisonPage:
     mean: str = MEAN
 
 
-def render(comparison: Comparison, out: Path) -> str:
-    """The page as HTML; `out` is the folder that it is written to."""
+def render(comparison: Comparison) -> str:
+    """The page as HTML. It names no folder of this machine, because it is meant to be sent."""
+    return pages.render("student/comparison/page.html.j2", page=page_of(comparison))
+
+
+def page_of(comparison: Comparison) -> ComparisonPage:
+    """Everything that the page shows, as typed values."""
     arms = {
         name: Arm(name, *(kinds[place % len(kinds)] for kinds in (_COLOURS, _MARKS, _DASHES)))
         for place, name in enumerate(comparison.arms)
     }
-    page = ComparisonPage(
+    return ComparisonPage(
         comparison,
-        out.absolute(),
+        title(comparison.arms),
         list(arms.values()),
         _scores(comparison, arms),
         _verdicts(comparison, arms),
         _curves(comparison.curves, arms),
     )
-    return pages.render("student/comparison/page.html.j2", page=page)
+
+
+def title(arms: Sequence[str]) -> str:
+    """ "fine + auto against fine", or "fine + a and fine + b against fine"."""
+    return f"{listed(arms[1:])} against {arms[0]}" if len(arms) > 1 else arms[0]
 
 
 def _axis(longest: float) -> tuple[float, int]:
@@ -106,40 +122,61 @@ def _axis(longest: float) -> tuple[float, int]:
     return step, math.ceil(longest / step - 1e-9)
 
 
-def _reach(values: Iterable[Estimate | ArmDifference]) -> list[float]:
-    """The distances from 0 that means and whiskers reach."""
-    return [abs(v.mean) + (v.half or 0.0) for v in values if v.mean is not None]
+def _reach(values: Iterable[Estimate | ArmDifference]) -> float:
+    """The distance from 0 that an axis shows: that of the farthest mean or whisker, unless few go far beyond the rest.
+
+    Four times what half of them reach is enough for all but a wild class, which gets an arrow.
+    """
+    ends = sorted(abs(v.mean) + (v.half or 0.0) for v in values if v.mean is not None)
+    if not ends:
+        return 0.0
+    return min(1.0, ends[-1], max(4 * ends[len(ends) // 2], _NARROWEST))
 
 
-def _interval(value: Estimate | ArmDifference, low: float, high: float) -> Interval | None:
-    """The place of a number on an axis from `low` to `high`; None if there is no number."""
+def _interval(value: Estimate | ArmDifference, low: float, high: float, *, least: float) -> Interval | None:
+    """The place of a number on an axis from `low` to `high`; None if there is no number.
+
+    What no IoU can be, below `least` or above 1, is cut off without an arrow.
+    """
     if value.mean is None:
         return None
     half = value.half or 0.0
+    left, right = max(value.mean - half, least), min(value.mean + half, 1.0)
 
     def place(x: float) -> float:
         return 100 * (min(max(x, low), high) - low) / (high - low)
 
-    left, right = place(value.mean - half), place(value.mean + half)
-    return Interval(place(value.mean), left, right - left)
+    return Interval(
+        place(value.mean),
+        place(left),
+        place(right) - place(left),
+        off="left" if value.mean < low else "right" if value.mean > high else "",
+        cut_left=bool(half) and left < low,
+        cut_right=bool(half) and right > high,
+    )
 
 
 def _scores(comparison: Comparison, arms: Mapping[str, Arm]) -> Lanes:
     """IoU by class and arm, on an axis from 0."""
     rows = {name: [(arm, comparison.estimate(arm, name)) for arm in comparison.arms] for name in comparison.names}
-    step, count = _axis(min(1.0, max([0.01, *_reach(e for row in rows.values() for _, e in row)])))
+    # IoUs are plain numbers between 0 and 1: nothing but a whisker may leave the axis.
+    means = [e.mean for row in rows.values() for _, e in row if e.mean is not None]
+    step, count = _axis(max([0.01, _reach(e for row in rows.values() for _, e in row), *means]))
     return Lanes(
         comparison.score_table(),
         [(k * step, 100 * k / count) for k in range(count + 1)],
-        {name: [(arms[arm], _interval(e, 0.0, step * count)) for arm, e in row] for name, row in rows.items()},
+        {
+            name: [(arms[arm], _interval(e, 0.0, step * count, least=0.0)) for arm, e in row]
+            for name, row in rows.items()
+        },
     )
 
 
 def _verdicts(comparison: Comparison, arms: Mapping[str, Arm]) -> list[Verdicts]:
-    """Differences for each arm and baseline, all on one axis around 0."""
+    """Differences for each arm and baseline, all on one axis around 0, which a few wild classes cannot stretch."""
     pairs = [(arm, baseline) for arm in comparison.arms for baseline in comparison.baselines(arm)]
     parts = {pair: [comparison.difference(*pair, name) for name in comparison.names] for pair in pairs}
-    step, count = _axis(max([0.005, *_reach(d for part in parts.values() for d in part)]))
+    step, count = _axis(max(0.005, _reach(d for part in parts.values() for d in part)))
     top, ticks = step * count, [(k * step, 50 + 50 * k / count) for k in range(-count, count + 1)]
     return [
         Verdicts(
@@ -148,7 +185,7 @@ def _verdicts(comparison: Comparison, arms: Mapping[str, Arm]) -> list[Verdicts]
             Lanes(
                 comparison.verdict_table(arm, baseline),
                 ticks,
-                {d.name: [(arms[arm], _interval(d, -top, top))] for d in parts[arm, baseline]},
+                {d.name: [(arms[arm], _interval(d, -top, top, least=-1.0))] for d in parts[arm, baseline]},
             ),
         )
         for arm, baseline in pairs

@@ -52,7 +52,7 @@ def test_fewer_groups_than_folds_are_cut_into_blocks_of_16_and_the_command_says_
 
 @pytest.mark.parametrize(
     ("folds", "message"),
-    [(1, "--folds 1: expected 2 or more"), (2, "--folds 2: {manifest} has 9 labelled samples, too few for that")],
+    [(1, "--folds 1: expected 2 or more"), (10, "--folds 10: {manifest} has 9 labelled samples, too few for that")],
 )
 def test_folds_that_cannot_be_made_are_refused_and_nothing_is_written(folds: int, message: str, tmp_path: Path) -> None:
     manifest = listed(tmp_path, {"a": 9})

@@ -38,7 +38,7 @@ def test_percent_writes_0_only_for_a_share_of_0(share: float | None, digits: int
 
 def test_points_writes_a_change_with_its_sign() -> None:
     assert [points(x) for x in (0.021, -0.021, 0.0, None, NAN)] == ["+2.1", "−2.1", "0.0", "–", "–"]
-    assert (points(-0.00004), points(0.01234, 2)) == ("−0.0", "+1.23")
+    assert (points(-0.00004), points(0.00004), points(0.01234, 2)) == ("0.0", "0.0", "+1.23")
 
 
 def test_durations_bytes_and_counts_have_one_form() -> None:

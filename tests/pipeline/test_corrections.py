@@ -141,6 +141,44 @@ def test_masks_with_some_pixels_edited_change_exactly_those(runs: Path, tmp_path
     assert result.changed_pixels == sum(int(mask.sum()) for mask in where.values())
 
 
+@pytest.mark.parametrize("store", ["zarr", "png"])
+@pytest.mark.parametrize("ids", ["train", "source", "color"])
+def test_an_export_that_was_edited_comes_back_whole(runs: Path, tmp_path: Path, store: str, ids: str) -> None:
+    """The folder that went out, with photographs and confidence beside the labels, one of them edited, as a zip too."""
+    out, run = tmp_path / "out", runs / store
+    assert autolabel("export", run, "--to", "png", "-o", out, "--label-ids", ids).exit_code == 0
+    label = labels_of(run)["a/two"]
+    label[4:7, 5:9] = 13
+    palette = CITYSCAPES.palette if ids == "color" else None
+    save(out / "labels" / "a" / "two.png", SOURCE_IDS[label] if ids == "source" else label, palette)
+    shutil.make_archive(str(tmp_path / "zipped"), "zip", tmp_path, "out")
+    for name in ("out", "zipped.zip"):
+        fixed = tmp_path / f"back-{name}.parquet"
+        result = import_corrections("png", [tmp_path / name], run=run, out=fixed)
+        changed = label != labels_of(run)["a/two"]
+        assert (result.tally.images, result.unchanged, result.changed_pixels) == (4, 3, int(changed.sum()))
+        assert np.array_equal(given(fixed)["a/two"][1], changed)
+
+
+@pytest.mark.parametrize("store", ["zarr", "png"])
+@pytest.mark.parametrize(
+    ("tool", "file"),
+    [("coco", "panoptic.json"), ("coco", "stuff.json"), ("cvat", ""), ("cvat", "masks.zip"), ("label-studio", "")],
+)
+def test_labels_that_went_through_a_tool_unchanged_are_confirmed(
+    runs: Path, tmp_path: Path, store: str, tool: str, file: str
+) -> None:
+    """Each format by the commands that a person types; its own tests edit."""
+    out, run = tmp_path / "out", runs / store
+    assert autolabel("export", run, "--to", tool, "-o", out).exit_code == 0
+    result = autolabel("import", tool, out / file, "--run", run, "-o", tmp_path / "fixed.parquet")
+    assert result.exit_code == 0, result.stderr
+    assert "4 images came back: 0 changed, 4 confirmed as they were" in result.stdout
+    assert {name: both[0].tobytes() for name, both in given(tmp_path / "fixed.parquet").items()} == {
+        name: label.tobytes() for name, label in labels_of(run).items()
+    }
+
+
 def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> None:
     labels = labels_of(runs / "zarr")
     before = labels_of(runs / "zarr")
@@ -173,10 +211,13 @@ def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> N
     assert Imported.read(tmp_path / "fixed.parquet").tally.fates == fates
 
 
-def test_the_manifest_says_where_its_labels_come_from(runs: Path, tmp_path: Path) -> None:
+def test_the_manifest_says_where_its_labels_come_from(
+    runs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     labels, _ = edited(runs / "zarr")
     masks = write_masks(tmp_path / "masks", labels)
-    result = autolabel("import", "png", masks, "--run", runs / "zarr", "-o", tmp_path / "fixed.parquet")
+    monkeypatch.chdir(tmp_path)
+    result = autolabel("import", "png", "masks", "--run", runs / "zarr", "-o", "fixed.parquet")
     assert result.exit_code == 0, result.stderr
     assert f"wrote {tmp_path / 'fixed.parquet'}" in result.stdout
     manifest, original = load_manifest(tmp_path / "fixed.parquet"), load_manifest(runs / "images.parquet")
@@ -288,9 +329,24 @@ def test_without_confidence_nobody_knows_what_was_written_over(place: Path) -> N
     assert both.found.disagreeing_pixels == 7
 
 
+def test_labels_that_a_run_has_set_aside_are_masks_like_any_others(place: Path) -> None:
+    run, before = place / "bare", labels_of(place / "bare")
+    one = before["a/one"].copy()
+    one[5, 5:20] = 12
+    write_masks(run / "by-hand", {"a/one": one})
+    import_corrections("png", [run / "by-hand"], run=run, out=place / "fixed.parquet")
+    ((_, (label, origin)),) = given(place / "fixed.parquet").items()
+    assert np.array_equal(label, one) and np.array_equal(origin, one != before["a/one"])
+
+
 def test_nothing_edited_in_place_is_nothing_to_import(place: Path) -> None:
-    for run, message in (("png", "differs from what the run has written"), ("zarr", "holds none of its labels")):
-        path = place / run / ("labels" if run == "png" else "labels.zarr")
+    for run, name, message in (
+        ("png", "labels", "differs from what the run has written"),
+        ("png", "labels/a/one.png", "differs from what the run has written"),
+        ("zarr", "", "as a PNG: export them first"),
+        ("zarr", "labels.zarr", "no PNGs under"),
+    ):
+        path = place / run / name
         assert message in refused("import", "png", path, "--run", place / run, "-o", place / "fixed.parquet")
         assert not (place / "fixed").exists()
 
@@ -341,6 +397,18 @@ def test_the_same_import_again_changes_no_byte_and_another_one_is_refused(runs: 
     assert "choose another name" in refused(*command)
     assert "choose another name" in refused("import", "png", moved, *command[3:], "--partial")
     assert (contents(tmp_path / "fixed"), out.read_bytes()) == (was, manifest)
+
+
+def test_masks_beside_a_file_of_coco_belong_to_it(runs: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", runs / "zarr"
+    assert autolabel("export", run, "--to", "coco", "-o", out).exit_code == 0
+    command = "import", "coco", out / "panoptic.json", "--run", run, "-o", tmp_path / "fixed.parquet"
+    assert autolabel(*command).exit_code == 0
+    (files,) = load_manifest(tmp_path / "fixed.parquet").provenance["corrections"]["files"]
+    assert files["number"] == 5
+    mask = next((out / "panoptic").rglob("*.png"))
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert "holds corrections of other files" in refused(*command)
 
 
 @pytest.mark.parametrize("at", ["manifest", "mask"])
@@ -441,6 +509,23 @@ def test_masks_that_cannot_be_used_are_one_line_and_nothing_is_written(
     assert sorted(p.name for p in tmp_path.iterdir()) == ["masks"]
 
 
+def test_names_that_are_longer_take_a_suffix(runs: Path, tmp_path: Path) -> None:
+    labels, _ = edited(runs / "zarr")
+    masks = write_masks(tmp_path / "masks", {f"{name}_mask": label for name, label in labels.items()})
+    write_masks(masks, {f"{name}_colour": label for name, label in labels.items()}, "rgb")
+    command = "import", "png", masks, "--run", runs / "zarr", "-o", tmp_path / "fixed.parquet"
+    assert "8 labels of images that" in refused(*command)
+    shutil.rmtree(masks / "b")
+    for path in masks.rglob("*_colour.png"):
+        path.unlink()
+    assert refused(*command).endswith("; try --suffix _mask")
+    assert autolabel(*command, "--suffix", "_mask").exit_code == 0
+    assert list(given(tmp_path / "fixed.parquet")) == ["a/one", "a/two", "four"]
+    assert "--suffix _x is for png" in refused(
+        "import", "cvat", *command[2:-1], tmp_path / "b.parquet", "--suffix", "_x"
+    )
+
+
 def test_a_zip_is_read_as_its_folder_and_a_dangerous_one_is_refused(runs: Path, masks: Path, tmp_path: Path) -> None:
     run, out = runs / "zarr", tmp_path / "fixed.parquet"
     save(masks / "a" / "one.png", np.full((HEIGHT, WIDTH), 3, np.uint8))
@@ -511,5 +596,4 @@ def test_masks_that_may_be_train_ids_or_source_ids_need_a_word(runs: Path, tmp_p
 def test_the_folder_knows_its_names() -> None:
     folder = CorrectedFolder(Path("fixed"))
     assert folder.label("a.png/b.c") == Path("fixed/labels/a.png_/b.c.png")
-    with pytest.raises(ValueError, match="leaves its root"):
-        folder.label("../a")
+    assert folder.origin("../a:b") == Path("fixed/origin/%2E%2E/a%3Ab.png")

@@ -8,6 +8,8 @@ import io
 import json
 import re
 import shutil
+import socket
+import tempfile
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
@@ -39,8 +41,9 @@ from autolabel.pipeline.analysis.stats import FATE_NAMES, summarise
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.report import charts, facts, painter, pictures
 from autolabel.pipeline.report.gallery import choose
-from autolabel.pipeline.report.layers import from_levels
+from autolabel.pipeline.report.layers import Layers, Missing, from_levels
 from autolabel.pipeline.report.notebook import look
+from autolabel.pipeline.report.specks import find_specks
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.run import generate
 from autolabel.teacher.checkpoints import save_checkpoint
@@ -60,7 +63,7 @@ def run(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "run"))
 
 
-LAYERS = ["photograph", "coarse", "auto", "confidence", "disagreement"]
+LAYERS = ["photograph", "coarse", "auto", "confidence", "disagreement", "fates"]
 
 
 def gallery(page: Path) -> dict[str, Any]:
@@ -171,7 +174,7 @@ def test_a_report_that_is_interrupted_leaves_the_old_one_as_it_was(run: Path) ->
 def test_without_its_teacher_the_page_says_what_is_missing(run: Path, tmp_path: Path) -> None:
     replace(Run.open(run), teacher=TeacherName.of(tmp_path / "gone.pt")).save()
     page = write_report(run, images=1)
-    rest = [kind for kind in LAYERS if kind != "confidence"]
+    rest = [kind for kind in LAYERS if kind not in ("confidence", "fates")]
     assert gallery(page)["cards"][0]["kinds"] == rest and "No confidence maps: " in page.read_text(encoding="utf-8")
     page = write_report(run, images=1, attention=True)
     assert gallery(page)["cards"][0]["kinds"] == rest and by_scale(page) == []
@@ -209,8 +212,135 @@ def test_a_missing_or_damaged_picture_is_named_in_its_place(run: Path, city: Pat
     (shard,) = (run / "labels.zarr").rglob("c.*")
     shard.write_bytes(b"no labels")
     (card,) = gallery(write_report(run, images=1))["cards"]
-    assert card["kinds"] == ["photograph", "coarse", "confidence"]
+    assert card["kinds"] == ["photograph", "coarse", "confidence", "fates"]
     assert "damaged" in card["missing"]["auto"] and "damaged" in card["missing"]["disagreement"]
+
+
+# --- fates, specks, sizes ---------------------------------------------------------------------------------------------
+
+
+def ids_of(page: Path, card: dict[str, Any]) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What the viewer draws its layers from: (H, W, 3), auto label, coarse label and fates."""
+    script = (page.parent / gallery(page)["folder"] / f"{card['stem']}-ids.js").read_text()
+    return np.asarray(Image.open(io.BytesIO(base64.b64decode(script.split("base64,")[1].split('"')[0]))))
+
+
+@pytest.mark.parametrize("kept", [None, 6])
+def test_the_drawn_fates_are_those_that_the_statistics_count(
+    city: Path, teacher: Path, tmp_path: Path, kept: int | None
+) -> None:
+    """With kept confidence, and with a teacher that runs again."""
+    policy = Policy("careful", 0.6, boundary=1, smallest_piece=9, coarse="agree")
+    run = tmp_path / "run"
+    portion = Portion(limit=2)
+    generate(
+        LabelJob(city / "coarse.parquet", teacher, run, (1.0,), policy=policy, portion=portion, keep_confidence=kept)
+    )
+    page = write_report(run)
+    classes = (
+        RunFolder(run).statistics("classes").to_pandas().groupby("sample_id")[[f"{f}_pixels" for f in FATES]].sum()
+    )
+    for card in gallery(page)["cards"]:
+        counted = classes.loc[card["id"]].tolist()
+        fates = ids_of(page, card)[..., 2]
+        assert np.bincount(fates.ravel(), minlength=len(FATES)).tolist() == counted and min(counted[:3]) > 0
+        assert {fate: round(share * fates.size) for fate, share in card["fates"]} == {
+            fate: n for fate, n in zip(FATES, counted, strict=True) if n
+        }
+        specks = card["specks"]
+        assert (
+            specks["dropped"] and specks["fewest"] == 9 and specks["pixels"] == counted[FATES.index("in_small_piece")]
+        )
+
+
+def test_without_the_teacher_the_shares_of_the_fates_are_still_there(run: Path, tmp_path: Path) -> None:
+    replace(Run.open(run), teacher=TeacherName.of(tmp_path / "gone.pt")).save()
+    (card,) = gallery(write_report(run, images=1))["cards"]
+    assert "fates" not in card["kinds"] and "--keep-confidence" in card["missing"]["fates"]
+    assert sum(share for _, share in card["fates"]) == pytest.approx(1, abs=1e-5)
+
+
+def test_specks_are_the_small_pieces_of_a_label_and_lie_where_they_are() -> None:
+    label = np.full((6, 9), 3, np.uint8)
+    label[1, 1:4], label[4, 6], label[0, 8] = 5, 7, IGNORE
+    layers = Layers(Missing("no photograph"), label, None, None)
+    found = find_specks(layers, Policy(), 4)
+    assert found and (found.count, found.pixels, found.dropped) == (2, 4, False)
+    assert found.places.tolist() == [[2, 1, 3], [6, 4, 1]]  # the largest first
+    assert (none := find_specks(layers, Policy(), 1)) and none.count == 0 and none.places.shape == (0, 3)
+    dropping = Policy(smallest_piece=4)
+    assert find_specks(layers, dropping, 9) is None  # nobody knows what it has dropped
+    fates = np.where(label == 5, FATES.index("in_small_piece"), 0).astype(np.uint8)
+    found = find_specks(replace(layers, fates=fates), dropping, 9)
+    assert found and (found.count, found.pixels, found.dropped, found.fewest) == (1, 3, True, 4)
+
+
+def test_the_first_images_are_drawn_at_full_size_and_further_ones_smaller(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(painter, "FULL_SIZED", 1)
+    monkeypatch.setattr(painter, "LONGEST", 96)
+    page = write_report(run, images=2)
+    full, small = gallery(page)["cards"]
+    folder = page.parent / gallery(page)["folder"]
+    assert (full["full"], small["full"]) == ([192, 96], [96, 48])
+    assert opened(folder / f"{full['stem']}-photograph.webp").shape == (96, 192, 3) == ids_of(page, full).shape
+    assert opened(folder / f"{small['stem']}-photograph.webp").shape == (48, 96, 3) == ids_of(page, small).shape
+    assert "(1 image of these is drawn smaller" in page.read_text(encoding="utf-8")
+
+
+# --- a page that is sent ----------------------------------------------------------------------------------------------
+
+
+def test_the_page_tells_nothing_of_the_machine_that_made_it(run: Path, tmp_path: Path) -> None:
+    """Missing files are named, in notes and in pictures' places: by their names alone."""
+    AUDIT.write(run / "audit.json")
+    moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
+    replace(
+        Run.open(moved), teacher=TeacherName.of(tmp_path / "gone.pt"), input_manifest=tmp_path / "gone.parquet"
+    ).save()
+    page = write_report(moved, images=2)
+    text = "".join(path.read_text(encoding="utf-8") for path in (page, *page.parent.rglob("*.js")))
+    assert "gone.pt does not exist" in text and "gone.parquet" in text and "the file is missing" in text
+    for place in (tmp_path, tmp_path.parent, Path(tempfile.gettempdir()), Path.home(), Path.cwd()):
+        assert len(str(place)) < 3 or f"{place}/" not in text, place
+    assert not re.search(rf"\b{re.escape(socket.gethostname())}\b", text)
+
+
+def test_marks_outlive_the_next_report_of_a_run_and_are_not_those_of_another(
+    run: Path, city: Path, teacher: Path, tmp_path: Path
+) -> None:
+    key = gallery(write_report(run, images=1))["key"]
+    replace(Run.open(run), input_sha256="0" * 64).save()  # the manifest has grown
+    assert gallery(write_report(run, images=2))["key"] == key
+    shutil.rmtree(run / "report")
+    assert gallery(write_report(run, images=1))["key"] != key
+    other = tmp_path / "other"
+    generate(
+        LabelJob(
+            city / "coarse.parquet",
+            teacher,
+            other,
+            scales=(1.0,),
+            policy=Policy(threshold=0.9),
+            portion=Portion(limit=1),
+        )
+    )
+    assert gallery(write_report(other, images=1))["key"] != key
+
+
+def test_a_class_that_is_lost_stands_out_in_each_of_its_bad_numbers(run: Path) -> None:
+    """All pixels of a lost class go to others: that stands out as much as a share of a doubtful one."""
+    summary = summarise(run)
+    rows = summary.classes.copy()
+    rows.loc["road", ["coarse_pixels", "auto_pixels", "agreement", "contradicted"]] = [100, 0, 0.0, 1.0]
+    rows.loc["sky", ["coarse_pixels", "auto_pixels", "agreement", "contradicted"]] = [100, 50, 0.7, 0.3]
+    plot = charts.ClassPlot.of(replace(summary, classes=rows))
+    assert plot.lost == ["road"] and list(plot.doubtful) == ["sky"]
+    assert {cell for cell in plot.bad if cell[0] == "road"} == {
+        ("road", "auto %"), ("road", "agrees %"), ("road", "contradicted %"),
+    }  # fmt: skip
+    assert [cell for cell in plot.bad if cell[0] == "sky"] == [("sky", "contradicted %")]
 
 
 def test_an_unknown_sample_is_named(run: Path) -> None:

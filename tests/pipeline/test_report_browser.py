@@ -1,6 +1,6 @@
 """The page works in a browser: nothing from the network, by mouse, by keyboard, on a phone, with thousands of images.
 
-If this fails, a report looks fine in its tests and is of no use to whoever opens it.
+If this fails, a report looks fine in its tests and is of no use to whoever opens it: nobody can decide there.
 """
 
 from __future__ import annotations
@@ -11,17 +11,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from browser import CHROMIUM, FAINT, playwright
+from PIL import Image
 
+from autolabel.manifests.drawing import DISAGREEMENT, disagreement
+from autolabel.manifests.ids import read_ids
+from autolabel.manifests.images import colourise
+from autolabel.manifests.label_space import CITYSCAPES, IGNORE
+from autolabel.manifests.policy import PAPER
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.samples import load_manifest, open_manifest, save_manifest
+from autolabel.manifests.scan import scan
 from autolabel.manifests.tables import table_bytes
 from autolabel.manifests.teachers import TeacherName
+from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.report.write import write_report
+from autolabel.pipeline.rules import near_boundary
 from autolabel.pipeline.run import generate
 
 pytestmark = pytest.mark.skipif(
@@ -51,8 +62,12 @@ def visit(chromium: Any, run: Path) -> Iterator[Callable[..., Any]]:
     complaints: list[str] = []
     contexts = []
 
-    def opened(run: Path = run, width: int = 1400, scheme: str = "light", anchor: str = "", **more: Any) -> Any:
-        context = chromium.new_context(viewport={"width": width, "height": 900}, color_scheme=scheme, **more)
+    def opened(
+        run: Path = run, width: int = 1400, scheme: str = "light", anchor: str = "", among: Any = None, **more: Any
+    ) -> Any:
+        """`among`: a page whose browser remembers what this one will; else the browser is a new one."""
+        size = {"width": width, "height": 900}
+        context = among.context if among else chromium.new_context(viewport=size, color_scheme=scheme, **more)
         contexts.append(context)
         page = context.new_page()
         page.on("console", lambda message: complaints.append(f"{message.type}: {message.text}"))
@@ -61,7 +76,7 @@ def visit(chromium: Any, run: Path) -> Iterator[Callable[..., Any]]:
             "requestfailed", lambda r: None if "ABORTED" in r.failure else complaints.append(f"{r.failure}: {r.url}")
         )
         local = (run / "report").as_uri()
-        page.on("request", lambda r: None if r.url.startswith((local, "data:")) else complaints.append(r.url))
+        page.on("request", lambda r: None if r.url.startswith((local, "data:", "blob:")) else complaints.append(r.url))
         page.goto(f"{local}/index.html{anchor}")
         return page
 
@@ -77,7 +92,37 @@ def shown(page: Any) -> list[str]:
 
 
 def opacity(page: Any) -> float:
-    return float(page.locator("#over").evaluate("image => Number(getComputedStyle(image).opacity)"))
+    return float(page.locator("#drawn").evaluate("canvas => Number(getComputedStyle(canvas).opacity)"))
+
+
+# What the viewer has drawn over the photograph, RGBA row by row. It is copied: reading a canvas would slow it down.
+DRAWN = """() => {
+  const drawn = document.getElementById("drawn"), copy = document.createElement("canvas");
+  [copy.width, copy.height] = [drawn.width, drawn.height];
+  const context = copy.getContext("2d", { willReadFrequently: true });
+  context.drawImage(drawn, 0, 0);
+  return [...context.getImageData(0, 0, copy.width, copy.height).data];
+}"""
+
+
+def drawn(page: Any) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """What lies over the photograph in the viewer, (H, W, 4) uint8 RGBA."""
+    width, height = page.evaluate("[ids.width, ids.height]")
+    return np.array(page.evaluate(DRAWN), np.uint8).reshape(height, width, 4)
+
+
+def open_card(page: Any, place: int = 0) -> None:
+    page.locator(".shot a").nth(place).click()
+    page.wait_for_function("ids !== null")
+
+
+def saved(page: Any, button: str, to: Path) -> Path:
+    """The file that a button saves, under the name that the page gives it, in a folder."""
+    with page.expect_download() as download:
+        page.click(button)
+    path = to / str(download.value.suggested_filename)
+    download.value.save_as(path)
+    return path
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -85,13 +130,15 @@ def opacity(page: Any) -> float:
 def test_the_page_fits_and_can_be_read(visit: Callable[..., Any], width: int, scheme: str) -> None:
     page = visit(width=width, scheme=scheme)
     assert page.evaluate("document.documentElement.scrollWidth") == width
+    first = page.locator(".shot .thumb").first.bounding_box()
+    assert first["y"] + first["height"] < 667  # the screen of a small phone; pictures come before all numbers
     assert page.evaluate(FAINT) == []
     page.locator(".shot a").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") == width
-    for key in "12345":
+    for key in "123456?":
         page.keyboard.press(key)
         assert page.evaluate(FAINT) == []
-    for part in ("#stage", "#close", "#opacity", "[data-kind=disagreement]"):
+    for part in ("#stage", "#close", "#opacity", "[data-kind=disagreement]", "[data-mark=fix]", "#note", "#zoom-in"):
         box = page.locator(part).bounding_box()
         assert box["x"] >= 0 and box["x"] + box["width"] <= width and box["y"] + box["height"] <= 900, part
     assert all(page.locator("img:visible").evaluate_all("images => images.map(i => i.hasAttribute('alt'))"))
@@ -166,13 +213,15 @@ def test_the_viewer_works_by_keyboard_alone(visit: Callable[..., Any]) -> None:
     page.keyboard.press("ArrowLeft")
     page.keyboard.press("ArrowLeft")  # there is nothing before the first
     assert title.inner_text() == names[0]
-    for key, kind in enumerate(("photograph", "coarse", "auto", "confidence", "disagreement"), 1):
+    page.wait_for_function("ids !== null")
+    for key, kind in enumerate(("photograph", "coarse", "auto", "confidence", "disagreement", "fates"), 1):
         page.keyboard.press(str(key))
-        pressed = page.locator(".layers [aria-pressed=true]")
+        pressed = page.locator("[data-kind][aria-pressed=true]")
         assert pressed.count() == 1 and pressed.get_attribute("data-kind") == kind
-        assert page.locator("#over").is_visible() == (kind != "photograph")
-        if kind != "photograph":
-            assert page.get_attribute("#over", "src").endswith(f"-{kind}.webp")
+        assert page.locator("#over").is_visible() == (kind == "confidence")
+        assert page.locator("#drawn").is_visible() == (kind not in ("photograph", "confidence"))
+        if kind == "confidence":
+            assert page.get_attribute("#over", "src").endswith("-confidence.webp")
         page.wait_for_function("[...document.querySelectorAll('#stage img:not([hidden])')].every(i => i.naturalWidth)")
     page.focus("#opacity")
     before = opacity(page)
@@ -192,7 +241,9 @@ def test_the_viewer_works_by_mouse_and_names_the_class_under_the_pointer(visit: 
     name = page.inner_text("#viewer-name")
     page.click("[data-kind=auto]")
     page.fill("#opacity", "20")
-    assert opacity(page) == 0.2
+    assert opacity(page) == 0.2 and page.input_value("#opacity-of-cards") == "20"
+    page.keyboard.press(".")
+    assert opacity(page) == 0.3
     page.wait_for_function("ids !== null")
     label, box = Run.open(run).labels[name], page.locator("#picture").bounding_box()
     names = load_manifest(run / "manifest.parquet").label_space.names
@@ -204,6 +255,94 @@ def test_the_viewer_works_by_mouse_and_names_the_class_under_the_pointer(visit: 
     assert page.inner_text("#viewer-name") == shown(page)[3]
     page.click("#close")
     assert not page.locator("#viewer").is_visible()
+
+
+def test_layers_are_drawn_to_the_pixel(visit: Callable[..., Any], run: Path) -> None:
+    page = visit()
+    open_card(page)
+    name, opened = page.inner_text("#viewer-name"), Run.open(run)
+    auto, space = opened.labels[name], opened.label_space
+    coarse = read_coarse(open_manifest(opened.input_manifest).find([name])[name], space)
+    assert coarse is not None
+    for key, label in (("3", auto), ("2", coarse)):
+        page.keyboard.press(key)
+        named, over = label != IGNORE, drawn(page)
+        assert (over[named][:, :3] == colourise(label, space)[named]).all() and (over[named][:, 3] == 255).all()
+        assert 0 < (over[~named][:, 3] == 0).mean() < 1  # hatched, the photograph between
+    page.keyboard.press("5")
+    there = coarse != IGNORE
+    assert (drawn(page) == np.array(list(DISAGREEMENT.values()), np.uint8)[disagreement(coarse, auto)])[there].all()
+    page.keyboard.press("3")
+    page.keyboard.press("o")  # outlines: inside an area the photograph alone
+    lines = drawn(page)[..., 3] > 0
+    inner = ~near_boundary(auto, 4)
+    edge = np.zeros_like(lines)
+    edge[:, :-1] = (auto[:, 1:] != auto[:, :-1]) & (auto[:, :-1] != IGNORE)
+    assert inner.any() and not lines[inner].any() and edge.any() and lines[edge].all()
+
+
+def test_zoom_shows_single_pixels_and_stays_at_the_pointer(visit: Callable[..., Any]) -> None:
+    page = visit()
+    open_card(page)
+    stage = page.locator("#stage").bounding_box()
+    fit = page.locator("#picture").bounding_box()
+    assert fit["width"] == pytest.approx(min(stage["width"], 2 * stage["height"]), abs=1)
+    x, y = fit["x"] + 0.25 * fit["width"], fit["y"] + 0.5 * fit["height"]
+    page.mouse.move(x, y)
+    page.mouse.wheel(0, -400)  # e times larger
+    page.wait_for_function("view.zoom > 2.7")
+    now = page.locator("#picture").bounding_box()
+    assert now["width"] == pytest.approx(2.71828 * fit["width"], rel=1e-3)
+    assert (x - now["x"]) / now["width"] == pytest.approx(0.25, abs=0.01)
+    for _ in range(20):
+        page.keyboard.press("+")
+    assert page.inner_text("#zoom") == "1600 %"  # no closer
+    assert page.locator("#drawn").evaluate("canvas => getComputedStyle(canvas).imageRendering") == "pixelated"
+    before = page.locator("#picture").bounding_box()
+    page.keyboard.press("Shift+ArrowRight")
+    assert page.locator("#picture").bounding_box()["x"] == pytest.approx(before["x"] - 80, abs=1)
+    page.mouse.down()
+    page.mouse.move(x + 50, y)
+    page.mouse.up()
+    assert page.locator("#picture").bounding_box()["x"] == pytest.approx(before["x"] - 30, abs=1)
+    page.keyboard.press("0")
+    assert page.locator("#picture").bounding_box() == fit
+    page.keyboard.press("ArrowRight")  # images, even after a zoom
+    assert page.inner_text("#viewer-place") == "2 of 10"
+
+
+def test_a_large_image_is_shown_pixel_by_pixel(visit: Callable[..., Any], tmp_path: Path) -> None:
+    """2048 x 1024, whose poles must be judged."""
+    folder, dice = tmp_path / "images", np.random.default_rng(0)
+    folder.mkdir()
+    Image.fromarray(dice.integers(0, 255, (64, 128, 3), np.uint8)).resize((2048, 1024)).save(folder / "a.jpg")
+    label = np.zeros((1024, 2048), np.uint8)
+    label[:, 1000:1003] = 5  # a pole
+    (tmp_path / "labels").mkdir()
+    Image.fromarray(label).save(tmp_path / "labels" / "a.png")
+    manifest = tmp_path / "images.parquet"
+    save_manifest(manifest, scan(folder, label_space=CITYSCAPES)[0])
+    adopt(Pngs(tmp_path / "labels"), adopting_job(manifest, tmp_path / "run", PAPER, 1))
+    write_report(tmp_path / "run")
+    page = visit(tmp_path / "run")
+    open_card(page)
+    assert page.locator("#photograph").evaluate("image => [image.naturalWidth, image.naturalHeight]") == [2048, 1024]
+    assert page.evaluate("[ids.width, ids.height]") == [2048, 1024]
+    assert page.evaluate("[999, 1000, 1002, 1003].map(x => ids.data[4 * (500 * 2048 + x)])") == [0, 5, 5, 0]
+    page.keyboard.press("z")
+    assert page.inner_text("#zoom") == "100 %" and page.locator("#picture").bounding_box()["width"] == 2048
+
+
+def test_specks_are_counted_and_ringed(visit: Callable[..., Any]) -> None:
+    page = visit()
+    page.select_option("#order", "specks")
+    open_card(page)
+    specks = page.evaluate("current.specks")
+    assert specks["count"] == specks["marked"] > 0 and not specks["dropped"]
+    assert page.inner_text("#of-specks").startswith(f"Specks: {specks['count']} piece")
+    assert not page.locator("#rings").is_visible()
+    page.keyboard.press("s")
+    assert page.locator("#rings circle").count() == specks["count"]
 
 
 def test_an_image_can_be_linked(visit: Callable[..., Any]) -> None:
@@ -223,6 +362,105 @@ def test_without_script_every_image_still_opens(visit: Callable[..., Any]) -> No
     assert not page.locator("#tools").is_visible() and page.locator("noscript p").is_visible()
     page.locator(".shot a").first.click()
     page.wait_for_url("**/*-auto.webp")
+
+
+# --- marks ------------------------------------------------------------------------------------------------------------
+
+
+def test_marks_are_set_by_keys_kept_through_a_reload_and_saved(visit: Callable[..., Any], tmp_path: Path) -> None:
+    page = visit()
+    names = shown(page)
+    page.locator(".shot a").first.focus()
+    page.keyboard.press("r")
+    page.keyboard.press("Shift+K")  # keep takes the place of reject, and the next image follows
+    page.keyboard.press("f")
+    page.keyboard.press("Enter")
+    assert page.inner_text("#viewer-name") == names[1]
+    assert page.get_attribute("#viewer [data-mark=fix]", "aria-pressed") == "true"
+    page.keyboard.press("n")
+    page.keyboard.type('pole, "bent"; k r f 1')  # letters of a note mark nothing
+    page.keyboard.press("Enter")
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("Shift+R")
+    assert page.inner_text("#viewer-name") == names[3] and page.input_value("#note") == ""
+    page.click("#viewer [data-mark=reject]")
+    page.keyboard.press("r")  # once more: no mark
+    page.keyboard.press("Escape")
+    for again in (page, visit(among=page)):
+        again.reload()
+        badges = again.locator(".shot .badge").all_text_contents()
+        assert badges[:4] == ["✓ keep", "✎ fix · note", "✕ reject", ""]
+        assert again.inner_text("#marked") == "1 keep, 1 reject, 1 fix, 1 with a note"
+    rows = [f"{names[0]},keep,", f'{names[1]},fix,"pole, ""bent""; k r f 1"', f"{names[2]},reject,"]
+    csv = saved(page, "#save-csv", tmp_path)
+    assert csv.name == "marks.csv" and csv.read_text() == "\n".join(["sample_id,mark,note", *rows, ""])
+    assert read_ids(csv).names == tuple(names[:3])
+
+
+def test_ids_are_those_of_the_images_shown(visit: Callable[..., Any], tmp_path: Path) -> None:
+    """And the commands read them: `fuse --drop`, `export --ids`."""
+    page = visit(permissions=["clipboard-read", "clipboard-write"])
+    names = shown(page)
+    for place, key in ((1, "f"), (4, "f"), (2, "k")):
+        page.locator(".shot a").nth(place).focus()
+        page.keyboard.press(key)
+    for mark, expected in {
+        "fix": [names[1], names[4]],
+        "any": [names[1], names[2], names[4]],
+        "none": [name for place, name in enumerate(names) if place not in (1, 2, 4)],
+        "": names,
+    }.items():
+        page.select_option("#by-mark", mark)
+        assert shown(page) == expected
+        ids = saved(page, "#save-ids", tmp_path)
+        assert ids.name == "ids.txt" and read_ids(ids).names == tuple(expected)
+    page.select_option("#by-mark", "fix")
+    page.click("#copy-ids")
+    page.wait_for_function(
+        "document.getElementById('said').textContent === 'The ids of 2 images are in the clipboard.'"
+    )
+    assert page.evaluate("navigator.clipboard.readText()") == f"{names[1]}\n{names[4]}\n"
+    page.select_option("#by-mark", "reject")
+    assert page.locator("#nothing").is_visible() and page.is_disabled("#save-ids")
+
+
+def test_marks_survive_the_next_report_and_are_removed_only_if_that_is_confirmed(
+    visit: Callable[..., Any], run: Path, tmp_path: Path
+) -> None:
+    mine = Path(shutil.copytree(run, tmp_path / "mine"))
+    page = visit(mine)
+    names = shown(page)
+    page.locator(".shot a").first.focus()
+    page.keyboard.press("r")
+    page.locator(".shot a").nth(1).focus()
+    page.keyboard.press("k")
+    write_report(mine, samples=names[:1])
+    page.reload()
+    assert page.locator(".shot .badge").all_text_contents() == ["✕ reject"]
+    assert page.inner_text("#marked") == "1 keep, 1 reject, 1 of them not on this page"
+    csv = saved(page, "#save-csv", tmp_path)
+    assert csv.read_text() == f"sample_id,mark,note\n{names[0]},reject,\n{names[1]},keep,\n"
+    asked: list[str] = []
+    page.once("dialog", lambda dialog: (asked.append(dialog.message), dialog.dismiss()))
+    page.click("#clear-marks")
+    assert page.is_enabled("#clear-marks")
+    page.once("dialog", lambda dialog: dialog.accept())
+    page.click("#clear-marks")
+    assert page.is_disabled("#clear-marks")
+    assert asked[0].startswith("Remove the marks and notes of 2 images?")
+    page.reload()
+    assert page.inner_text("#marked") == "no marks yet"
+
+
+def test_a_browser_that_keeps_nothing_says_so_and_still_saves_marks(visit: Callable[..., Any], tmp_path: Path) -> None:
+    page = visit()
+    page.context.add_init_script("Object.defineProperty(window, 'localStorage', { get() { throw new Error('no') } })")
+    page.reload()
+    name = shown(page)[0]
+    page.locator(".shot a").first.focus()
+    page.keyboard.press("f")
+    assert "save them before you leave" in page.inner_text("#marked")
+    assert saved(page, "#save-csv", tmp_path).read_text() == f"sample_id,mark,note\n{name},fix,\n"
 
 
 def multiplied(run: Path, out: Path, times: int) -> Path:

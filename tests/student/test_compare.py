@@ -32,7 +32,7 @@ from autolabel.student.comparison.intervals import (
     t_quantile,
     two_sided,
 )
-from autolabel.student.comparison.page import render
+from autolabel.student.comparison.page import Interval, page_of, render
 from autolabel.student.comparison.verdicts import MEAN, ArmDifference, Comparison
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.evaluate import Scores
@@ -201,7 +201,7 @@ def test_a_class_that_loses_is_said_first(three_seeds: Comparison) -> None:
     ]
     assert three_seeds.names == ("pole", "road", "sky", MEAN) and three_seeds.absent == ("train",)
     assert three_seeds.record()["losses"] == ["fine + auto: pole loses 2.1 ± 0.8 points against fine + coarse"]
-    page = render(three_seeds, Path("out"))
+    page = render(three_seeds)
     assert page.index("pole loses</b> 2.1 ± 0.8 points against fine + coarse") < page.index('<dl class="tiles"')
     rows = re.findall(r'<th scope="row">(.*?)</th>', page)
     assert rows[:4] == ["pole", "road", "sky", MEAN]
@@ -220,7 +220,7 @@ def test_one_seed_gives_no_verdict() -> None:
     found = made_up({arm: [{"road": v, "train": None}] for arm, v in values.items()})
     assert {d.verdict for d in found.differences() if d.name != "train"} == {"undecided (one seed)"}
     assert found.losses() == [] and found.estimate("fine", "road") == Estimate(0.5, None)
-    assert "undecided (one seed)" in (page := render(found, Path("out"))) and "One seed has no interval" in page
+    assert "undecided (one seed)" in (page := render(found)) and "One seed has no interval" in page
 
 
 def with_commonest(found: Comparison, miou: float) -> Comparison:
@@ -245,7 +245,7 @@ def test_an_arm_no_better_than_the_commonest_class_everywhere_is_not_judged() ->
     )
     assert found.lines()[0] == refusal
     assert str(found.difference("fine + auto", "fine")) == "mean IoU is not judged against fine"
-    page = render(found, Path("out"))
+    page = render(found)
     assert f"<li>{refusal}</li>" in page and ">not judged</span>" in page
 
 
@@ -254,7 +254,7 @@ def test_students_that_have_all_learnt_nothing_leave_no_verdict_and_no_loss() ->
     found = with_commonest(made_up({arm: [{"road": v} for v in of_arm] for arm, of_arm in values.items()}), 0.06)
     assert {d.verdict for d in found.differences()} == {"not judged"} and found.losses() == []
     assert [line.partition(":")[0] for line in found.lines()] == [*values, "note"] and found.chance.intervals == 0
-    assert "is shown to lose" not in render(found, Path("out"))
+    assert "is shown to lose" not in render(found)
 
 
 def test_an_interval_that_no_iou_can_have_is_marked(three_seeds: Comparison) -> None:
@@ -262,7 +262,7 @@ def test_an_interval_that_no_iou_can_have_is_marked(three_seeds: Comparison) -> 
     assert str(three_seeds.estimate("fine", "road")) == "50.0 ± 74.5*"
     assert str(three_seeds.estimate("fine", "sky")) == "50.0 ± 0.0"
     note = "* The interval leaves 0 to 100 %: 3 seeds say little here; more seeds or more steps say more."
-    assert note in three_seeds.score_table().notes and note in render(three_seeds, Path("out"))
+    assert note in three_seeds.score_table().notes and note in render(three_seeds)
     assert not any("leaves" in note for note in three_seeds.verdict_table("fine + auto", "fine").notes)
     assert ArmDifference("a", "b", "road", -0.4, 0.7).change == "\N{MINUS SIGN}40.0 ± 70.0*"
 
@@ -280,7 +280,7 @@ def test_verdicts_stand_beside_those_that_chance_would_give(three_seeds: Compari
     assert all(d["p"] < 0.05 for d in decided) and all(d["p"] > 0.05 for d in tested if d not in decided)
     sentence = f"{len(decided)} of 12 intervals exclude 0, 1 of them as losses. By chance about 0.6 would"
     assert any(line.startswith(sentence) for line in three_seeds.lines())
-    assert f'<li id="chance">{sentence}' in render(three_seeds, Path("out"))
+    assert f'<li id="chance">{sentence}' in render(three_seeds)
 
 
 def test_a_verdict_that_holds_among_all_is_marked(three_seeds: Comparison) -> None:
@@ -292,7 +292,7 @@ def test_a_verdict_that_holds_among_all_is_marked(three_seeds: Comparison) -> No
     }  # fmt: skip
     assert not three_seeds.holds(replace(three_seeds.losses()[0], p=0.04))
     assert "† This verdict also holds at a false discovery rate of 5 %." in table.notes
-    assert '<td class=" better" data-name="verdict">better †</td>' in render(three_seeds, Path("out"))
+    assert '<td class=" better" data-name="verdict">better †</td>' in render(three_seeds)
 
 
 def test_differences_that_chance_cannot_make_are_not_counted() -> None:
@@ -302,7 +302,7 @@ def test_differences_that_chance_cannot_make_are_not_counted() -> None:
     assert found.chance.intervals == 6  # road and the mean, of three pairs
     assert with_commonest(found, 0.01).chance.intervals == 2
     one = made_up({arm: [{"road": v} for v in of_arm[:1]] for arm, of_arm in values.items()})
-    assert one.chance.intervals == 0 and "By chance" not in render(one, Path("out")) + str(one)
+    assert one.chance.intervals == 0 and "By chance" not in render(one) + str(one)
     assert one.limits() == []
 
 
@@ -315,14 +315,14 @@ def test_one_teacher_and_seeds_added_later_are_told_as_limits(three_seeds: Compa
     )
     assert seeds.startswith("Verdicts in this folder were looked at with 2 and 3 seeds. Whoever adds seeds until")
     assert three_seeds.limits() == [] and found.record()["limits"] == [teacher, seeds]
-    assert f"{teacher} {seeds}" in render(found, Path("out")) and f"note: {seeds}" in found.lines()
+    assert f"{teacher} {seeds}" in render(found) and f"note: {seeds}" in found.lines()
 
 
 def test_a_class_that_never_occurs_has_no_number_anywhere(three_seeds: Comparison) -> None:
     record = json.loads(json.dumps(three_seeds.record(), allow_nan=False))
     assert record["summary"]["fine"]["train"] == {"mean": None, "half": None}
     assert [d["verdict"] for d in record["differences"] if d["name"] == "train"] == ["undecided"] * 3
-    assert "nan" not in re.sub(r"<style>.*</style>", "", render(three_seeds, Path("out")), flags=re.DOTALL).lower()
+    assert "nan" not in re.sub(r"<style>.*</style>", "", render(three_seeds), flags=re.DOTALL).lower()
 
 
 def test_the_cost_of_an_arm_is_its_images_divided_by_its_speed(three_seeds: Comparison) -> None:
@@ -753,6 +753,44 @@ def test_two_arms_of_runs_alone_are_compared_without_coarse_labels(
 # --- the page ---------------------------------------------------------------------------------------------------------
 
 
+def test_one_wild_class_gets_an_arrow_and_leaves_the_axis_to_the_others() -> None:
+    steady = {name: (0.50, 0.51, 0.52) for name in ("road", "sky", "car", "tree", "sign", "fence")}
+    own = {name: (0.52, 0.53, 0.54) for name in steady} | {"pole": (0.1, 0.9, 0.8)}
+    base = {**steady, "pole": (0.8, 0.1, 0.1)}
+    found = made_up(
+        {
+            arm: [{name: values[seed] for name, values in of_arm.items()} for seed in range(3)]
+            for arm, of_arm in {"fine": base, "fine + auto": own}.items()
+        }
+    )
+    wild = found.difference("fine + auto", "fine", "pole")
+    assert wild.mean == pytest.approx(0.2667, abs=1e-4) and wild.half is not None and wild.half > 1
+    (part,) = page_of(found).verdicts
+    assert part.plot.ticks[-1][0] <= 0.2  # points of the others: 2
+    (lane,) = (place for _, place in part.plot.lanes["pole"])
+    assert lane == Interval(100, 0, 100, off="right", cut_left=True, cut_right=True)
+    (lane,) = (place for _, place in part.plot.lanes["road"])
+    assert lane is not None and not lane.off and not lane.cut_left and not lane.cut_right and 50 < lane.dot < 100
+    text = render(found)
+    assert text.count('<i class="off right"') == 1 and "-0.0" not in text and "\N{MINUS SIGN}0.0" not in text
+
+
+def test_no_interval_is_drawn_beyond_what_an_iou_can_be(three_seeds: Comparison) -> None:
+    lanes = page_of(three_seeds).scores.lanes["road"]  # fine: 0.5 ± 0.745, on an axis that ends at 1 at most
+    place = next(place for arm, place in lanes if arm.name == "fine")
+    assert place is not None and place.left == 0 and place.left + place.width <= 100 and not place.cut_left
+
+
+def test_the_title_says_what_is_compared_and_the_page_names_no_folder(three_seeds: Comparison, tmp_path: Path) -> None:
+    runs = [{"arm": "fine + auto", "run": f"{tmp_path}/runs/auto", "policy": "paper", "teacher": f"{tmp_path}/net.pt",
+             "teacher_sha256": "0" * 64}]  # fmt: skip
+    setting = {**three_seeds.setting, "val": f"{tmp_path}/val.parquet", "runs": runs,
+               "manifests": {arm: f"{tmp_path}/{arm}.parquet" for arm in three_seeds.arms}}  # fmt: skip
+    text = render(replace(three_seeds, setting=setting, notes=(f"{tmp_path}/net.pt does not exist",)))
+    assert "<h1>fine + coarse and fine + auto against fine</h1>" in text
+    assert str(tmp_path) not in text and ">net.pt does not exist<" in text and "<dd>val.parquet, " in text
+
+
 @pytest.mark.thorough
 @pytest.mark.parametrize("kind", ["three seeds", "one seed", "six arms, long names"])
 def test_the_page_works_in_a_browser(three_seeds: Comparison, kind: str, tmp_path: Path) -> None:
@@ -767,7 +805,7 @@ def test_the_page_works_in_a_browser(three_seeds: Comparison, kind: str, tmp_pat
     elif kind == "six arms, long names":
         more = {f"fine + {'automatic-' * 4}{k}": [s.iou for s in found.scores["fine + auto"]] for k in range(3)}
         found = made_up({**{arm: [s.iou for s in found.scores[arm]] for arm in found.arms}, **more})
-    (tmp_path / "index.html").write_text(render(found, tmp_path), encoding="utf-8")
+    (tmp_path / "index.html").write_text(render(found), encoding="utf-8")
     complaints: list[str] = []
     with playwright.sync_playwright() as tools:
         browser = tools.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox", "--disable-dev-shm-usage"])
