@@ -11,7 +11,8 @@ from autolabel.manifests.formats.exchange import Returned
 from autolabel.manifests.formats.png_back import decode_edited
 from autolabel.manifests.images import BadImage, require_size
 from autolabel.manifests.reading import read_coarse, read_file
-from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.kept import kept_in
 from autolabel.manifests.run.labels import LABELS, StoredLabel, committed_labels
 from autolabel.manifests.run.shards import DamagedLabel, Label, crc32c
 from autolabel.manifests.samples import open_manifest
@@ -38,7 +39,7 @@ class MachineSays:
     def __init__(self, run: Run) -> None:
         """Raises BadTable for damaged records."""
         self.run, self.labels = run, committed_labels(run.path, LABELS)
-        source = kept_run(run)
+        source = kept_in(run)
         self._kept = source.confidence if source else None
         self.edges = self._kept.edges if self._kept else None
         self._rules = Rules(run.policy, run.label_space, self.edges, silent=run.teacher is None) if self.edges else None
@@ -104,14 +105,3 @@ class MachineSays:
         except (BadImage, OSError):
             return stored.path
         return None if crc32c(label) == stored.crc32c else Returned(sample_id, label)  # the same, saved in another form
-
-
-def kept_run(run: Run) -> Run | None:
-    """The run that has kept the confidence behind these labels: itself, the one it was relabelled from, or None."""
-    if run.recipe.confidence_edges is not None:
-        return run
-    if run.source is None or not RunFolder(run.source).exists():
-        return None
-    source = Run.open(run.source)
-    same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
-    return source if same and source.recipe.confidence_edges is not None else None
