@@ -742,7 +742,8 @@ def report(
 @click.argument("run", type=FOLDER)
 @option("--budget", **text(Effort.of, "BUDGET"), required=True,
         help="A number of images, such as 50, or a time for regions, such as 30min.")  # fmt: skip
-@option("-o", "--out", type=FOLDER, required=True, help="Folder for the lists.")
+@option("-o", "--output", "out", type=FOLDER, required=True, help="Folder for the lists, and for the export.")
+@option("--to", type=click.Choice(WRITTEN), help="Export these images too, as `export --to` does.")
 @option("--seconds", "pace", **text(Pace.of, "S,S,S"), default=Pace(),
         help="Time to open an image, for a region, and for each pixel of its boundary. [default: 10,5,0.1]",
         show_default=False)  # fmt: skip
@@ -755,7 +756,7 @@ def review(run: Path, budget: Effort, out: Path, **options: Any) -> None:
 
     \b
     autolabel review runs/auto --budget 50 -o fix
-    autolabel review runs/auto --budget 30min -o fix --seconds 10,5,0.1
+    autolabel review runs/auto --budget 30min -o fix --to cvat --audit runs/audited/audit.json
     """
     from autolabel.pipeline.review.review import review
 

@@ -65,6 +65,7 @@ SCRIPTS = {
     "policy": Script(("out/runs/kept-coarse",), "camvid", lines=("policy ", "8 levels kept ", "two 8-bit PNGs ")),
     "recipes": Script(tables=2),
     "resizing": Script(tables=1),
+    "review": Script(("camvid", "reviewed"), tables=2, dashes=12),
     "scale_combination": Script(tables=1),
     "store": Script(tables=1, lines=("2 workers by fork: ",), dashes=8),
     "teacher": Script(tables=5, lines=("labels differ in 0 of ",)),

@@ -150,6 +150,7 @@ def audit(
         coarse=coarse,
         notes=notes + _verdicts(classes, suggestion, target_precision),
         confusion=confusion.matrix.tolist(),
+        unknown=dict(zip(space.names, calibration.unknown().tolist(), strict=True)) if calibration else {},
     )
     with storage.hold(run.path, name=_LOCK, wait=_PATIENCE):  # both files are of one audit
         if suggestion:

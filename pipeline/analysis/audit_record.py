@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +198,8 @@ class Audit(Shown):
     `leaked` counts those that the teacher was trained on, None if nobody can tell. `human` and `auto` sum up the coarse
     and the automatic labels, None where there is none. `reliability` is None without the teacher, `temperature` unless
     a fit was asked for. `notes` are sentences about what is bad or unknown. `confusion` counts pixels by true class and
-    label, in the order of `classes`; its last column counts ignored ones. An earlier audit has none.
+    label, in the order of `classes`; its last column counts ignored ones. `unknown` counts pixels without truth in the
+    bins of `reliability`, by top class. An earlier audit has neither.
     """
 
     truth: str
@@ -215,8 +216,12 @@ class Audit(Shown):
     coarse: Sequence[CoarseAudit]
     notes: Sequence[str]
     confusion: Sequence[Sequence[int]] = ()
+    unknown: Mapping[str, Sequence[int]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        bins = len(self.reliability.edges) - 1 if self.reliability else 0
+        if any(len(counts) != bins for counts in self.unknown.values()):
+            raise ValueError("its pixels without truth are in other bins than its reliability diagram")
         rows = [len(row) for row in self.confusion]
         if self.confusion and rows != [len(self.classes) + 1] * len(self.classes):
             raise ValueError(f"its confusion is no table of {len(self.classes)} classes, and ignored pixels")

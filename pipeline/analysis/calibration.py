@@ -49,7 +49,7 @@ class Suggestion(NamedTuple):
 class Calibration:
     """Counts confidences by top class, before any threshold, in memory that does not grow with the images.
 
-    `grid` holds the thresholds to choose from, ascending. Pixels whose truth is ignored count nowhere.
+    `grid` holds the thresholds to choose from, ascending. Pixels whose truth is ignored are counted apart.
     """
 
     def __init__(self, classes: int, grid: Sequence[float] = GRID) -> None:
@@ -58,13 +58,15 @@ class Calibration:
         self._edges = np.array(sorted({*self._grid, *self._twentieths}))  # bin k holds edge k < p <= edge k + 1
         shape = classes, len(self._edges)
         self._counts = Reliability(np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape))
+        self._unknown = np.zeros(shape, np.int64)
 
     def add(self, truth: NDArray[np.uint8], top: NDArray[np.uint8], *, confidence: NDArray[np.float32]) -> None:
         """Count an image: truth and top class (H, W) uint8, and the probability of the top class (H, W) float32."""
-        known = truth != IGNORE
-        truth, top, confidence = truth[known], top[known], confidence[known]
         bins = np.searchsorted(self._edges[1:].astype(np.float32), confidence, side="left")
         place = top.astype(np.intp) * len(self._edges) + bins
+        known = truth != IGNORE
+        self._unknown += np.bincount(place[~known], minlength=self._unknown.size).reshape(self._unknown.shape)
+        truth, top, confidence, place = truth[known], top[known], confidence[known], place[known]
         for table, counted in zip(
             self._counts,
             (np.bincount(place, minlength=self._counts.pixels.size),
@@ -77,6 +79,10 @@ class Calibration:
     def reliability(self) -> Reliability:
         """The counts by class, (C, 20)."""
         return Reliability(*(np.add.reduceat(t, self._places(self._twentieths), axis=1) for t in self._counts))
+
+    def unknown(self) -> Counts:
+        """Pixels whose truth is ignored, by class and bin (C, 20)."""
+        return np.asarray(np.add.reduceat(self._unknown, self._places(self._twentieths), axis=1))
 
     def overall(self) -> Reliability:
         """The counts of all classes together, (20,)."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +15,6 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.images import encode_label
-from autolabel.manifests.run.folder import Run
 from autolabel.manifests.tables import writing_table
 from autolabel.pipeline.review.choose import Chosen
 from autolabel.pipeline.review.effort import Effort, Pace
@@ -41,22 +40,35 @@ WORTH_SCHEMA = pa.schema(
 )
 
 
-def claim(out: Path, run: Run, effort: Effort, pace: Pace, *, to: str | None) -> None:
-    """Make a folder that of this request. Raises ValueError if it holds something else."""
-    asked = {"run": str(run.path.absolute()), "budget": asdict(effort), "seconds": asdict(pace), "to": to}
-    record = out / RECORD
-    if storage.exists(record):
-        try:
-            same = read_json(record) == asked
-        except BadDocument:
-            same = False
-        if not same:
-            raise ValueError(f"{out} holds a review that was asked for differently: choose another folder")
+@dataclass(frozen=True)
+class Wish:
+    """A review that was asked for, as `review.json` keeps it."""
+
+    run: str
+    budget: Effort
+    pace: Pace
+    audit: str | None = None
+    student: str | None = None
+    to: str | None = None
+
+    def require_free(self, out: Path) -> None:
+        """Raise ValueError if a folder holds anything but this same review, finished or not."""
+        record = out / RECORD
+        if storage.exists(record):
+            try:
+                same = read_json(record) == asdict(self)
+            except BadDocument:
+                same = False
+            if not same:
+                raise ValueError(f"{out} holds a review that was asked for differently: choose another folder")
+        elif storage.exists(out) or storage.list(out):
+            raise ValueError(f"{out} is not empty and holds no review: choose another folder")
+
+    def claim(self, out: Path) -> None:
+        """Make the folder that of this review, without the maps of an earlier call."""
+        storage.write_json(out / RECORD, asdict(self))
         for old in storage.list(out / "regions", suffix=".png", recursive=True):
             storage.remove(old)
-    elif storage.exists(out) or storage.list(out):
-        raise ValueError(f"{out} is not empty and holds no review: choose another folder")
-    storage.write_json(record, asked)
 
 
 def table(prospects: Prospects, items: Items, chosen: Chosen, numbers: NDArray[np.int64]) -> pa.Table:

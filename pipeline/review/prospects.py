@@ -16,9 +16,9 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.analysis.confidences import kept_in
-from autolabel.pipeline.review.belief import Belief, Floats, confusions
+from autolabel.pipeline.review.belief import Belief, Floats, confusions, shift
 from autolabel.pipeline.review.effort import Pace
-from autolabel.pipeline.review.statistics import survey_statistics
+from autolabel.pipeline.review.statistics import survey_statistics, top_pixels
 from autolabel.pipeline.review.survey import Items, Looking, Survey, survey
 from autolabel.pipeline.review.worth import Worth
 
@@ -27,19 +27,21 @@ from autolabel.pipeline.review.worth import Worth
 class Prospects:
     """A survey, what it was made with, and the seconds that it took.
 
-    looking: reads an image again; None where no confidence was kept. weights (C,): of the classes, None if all are 1.
+    looking: reads an image again; None where no confidence was kept. top (C,): pixels by top class.
+    weights (C,): of the classes, None if all are 1.
     """
 
     run: Run
     found: Survey
     looking: Looking | None
     audit: Audit | None
+    top: Floats
     weights: Floats | None
     seconds: float
 
     def worth(self) -> Worth:
         """Return the expected worth of the labels before any correction."""
-        return _worth(self.run, self.found, self.audit, self.weights)
+        return _worth(self.run, self.found, self.audit, self.top, self.weights)
 
     def expected(self, items: Items, opening: float, budget: float) -> float:
         """The gain that images or regions chosen at random are expected to bring for a budget of seconds."""
@@ -67,20 +69,25 @@ def prospects(
     known = _audit_of(run, audit)
     weights = None if student is None else _weights(student, run.label_space)
     started = time.monotonic()
-    found, kept, looking = survey_statistics(run, known), kept_in(run), None
+    top = top_pixels(run)
+    found, kept, looking = survey_statistics(run, known, top), kept_in(run), None
     if kept is not None and kept.recipe.confidence_edges is not None:
-        belief = Belief.of(run, kept.recipe.confidence_edges, known)
+        belief = Belief.of(run, kept.recipe.confidence_edges, known, top)
         looking = Looking(run, kept, belief)
-        rates = _worth(run, found, known, weights).rates()  # the first estimate, by which the pool of regions is ranked
+        rates = _worth(
+            run, found, known, top, weights
+        ).rates()  # the first estimate, by which the pool of regions is ranked
         found = survey(looking, pace=pace, rates=rates, progress=progress)
-    return Prospects(run, found, looking, known, weights, time.monotonic() - started)
+    return Prospects(run, found, looking, known, top, weights, time.monotonic() - started)
 
 
-def _worth(run: Run, found: Survey, audit: Audit | None, weights: Floats | None) -> Worth:
+def _worth(run: Run, found: Survey, audit: Audit | None, top: Floats, weights: Floats | None) -> Worth:
     doubt = found.images.doubt.sum(axis=0, dtype=float)
     even = np.zeros((len(run.label_space), len(run.label_space)))
     truth = Worth(found.labelled, doubt, even, weights).truth  # without the pixels that are mistaken for another class
-    return Worth(found.labelled, doubt, confusions(found.around, truth, audit, run.label_space.names), weights)
+    names = run.label_space.names
+    confused = confusions(found.around, truth, audit, names, shift(audit, names, top))
+    return Worth(found.labelled, doubt, confused, weights)
 
 
 def _audit_of(run: Run, path: Path | None) -> Audit | None:

@@ -16,13 +16,16 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from autolabel.manifests.formats.exchange import Style
+from autolabel.manifests.formats.known import known_format
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import Progress, Shown, Table, counted, duration, percent, points
 from autolabel.pipeline.analysis.confidences import kept_in
+from autolabel.pipeline.export import export
 from autolabel.pipeline.review.choose import choose
 from autolabel.pipeline.review.effort import Effort, Pace
 from autolabel.pipeline.review.frames import Frames
-from autolabel.pipeline.review.lists import claim, number, region_maps, table, write
+from autolabel.pipeline.review.lists import IDS, Wish, number, region_maps, table, write
 from autolabel.pipeline.review.prospects import Prospects, prospects
 
 _SHOWN = 12  # rows in the terminal
@@ -91,7 +94,8 @@ def review(
     """Choose the images (a number) or regions (a time) whose correction is expected to gain most; write them to `out`.
 
     pace: how long people take. audit: of this teacher, by default the run's own if there is one. student: scores that
-    `evaluate` wrote; a class counts by what the student gets wrong. to: export the images in this format as well.
+    `evaluate` wrote; a class counts by what the student gets wrong. to: export the images in this format too, into the
+    folder of its name.
     Raises ValueError for a budget that cannot be met, for regions where no confidence was kept, and for a folder that
     holds something else; BadTable until the run has published its tables, DamagedLabel for a label that has changed.
     """
@@ -103,11 +107,16 @@ def review(
             f"{run.path} has kept no confidence, so nobody knows its regions: ask for a number of images, or generate"
             " anew with --keep-confidence 8"
         )
+    if to is not None:
+        known_format(to).writer(run.label_space, Style())
     labelled = run.accounts.labelled if run.accounts else 0
     if effort.images is not None and effort.images > labelled:
         raise ValueError(f"a budget of {effort.images} images: {run.path} has {counted(labelled, 'labelled image')}")
+    seen, scores = (None if path is None else str(path.absolute()) for path in (audit, student))
+    request = Wish(str(run.path.absolute()), effort, pace, seen, scores, to)
+    request.require_free(out)
     found = prospects(run, pace=pace if by_region else None, audit=audit, student=student, progress=progress)
-    claim(out, run, effort, pace, to=to)
+    request.claim(out)
     items = found.found.regions if by_region else found.found.images
     frames, worth = Frames(run, found.found.ids), found.worth()
     iou, amount, opening = worth.mean_iou(), float(effort.seconds or effort.images or 0), pace.image * by_region
@@ -117,6 +126,8 @@ def review(
     rows = table(found, some, chosen, numbers)
     write(out, rows, region_maps(found, some, numbers) if by_region else {})
     notes = _notes(found, effort, rows, float(chosen.seconds.sum()), frames)
+    if to is not None and len(rows):
+        notes += export(run, to, out / to, ids=out / IDS, progress=progress).lines()
     return Review(
         out, rows, "region" if by_region else "image", len(found.found.ids), iou, chosen.gain,
         found.expected(items, opening, amount), float(chosen.seconds.sum()),

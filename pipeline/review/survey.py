@@ -1,6 +1,6 @@
 """One pass over the kept confidence of a run: the doubts of every image, and the regions that may be worth a look.
 
-Memory: 24 bytes a class for each image, and at most `POOL` regions, of about as many bytes. Images are read by threads,
+Memory: 16 bytes a class for each image, and at most `POOL` regions, of about as many bytes. Images are read by threads,
 a bounded number ahead, in the order of the run.
 """
 
@@ -16,14 +16,19 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
+from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.machine import cores
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
+from autolabel.manifests.run.shards import Label
+from autolabel.manifests.samples import Sample, open_manifest
+from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.predictor import read_layer
 from autolabel.pipeline.records import Row, read_rows
-from autolabel.pipeline.review.belief import Belief, Doubt, Floats
+from autolabel.pipeline.review.belief import KINDS, Belief, Doubt, Floats
 from autolabel.pipeline.review.effort import Pace
 from autolabel.pipeline.review.regions import UNSURE, Regions, find_regions
 
@@ -38,7 +43,7 @@ _RECORD = ["sample_id", "status", "height", "width", "label", "label_index",
 class Items:
     """N things that can be chosen, images or regions of them, in the order of images.
 
-    image (N,): place in `Survey.ids`. doubt (N, 3, C) float32. seconds (N,): of the correction alone. box (N, 4): top,
+    image (N,): place in `Survey.ids`. doubt (N, 4, C) float32. seconds (N,): of the correction alone. box (N, 4): top,
     left, height, width. region (N,): number in its image, -1 for a whole image. pixels, boundary (N,).
     """
 
@@ -80,7 +85,7 @@ class Survey:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _Seen:
     row: Row
     doubt: Doubt
     labelled: NDArray[np.int64]
@@ -94,9 +99,14 @@ class Looking:
     def __init__(self, run: Run, kept: Run, belief: Belief) -> None:
         self.run, self.kept, self.belief = run, kept, belief
         self._unsure = belief.unsure >= UNSURE
+        self._outlined = _outlined(run)
+        self.unread = 0  # coarse labels that are gone
 
     def maps(self, row: Row, kept: Row) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.intp]]:
-        """Label, top class and keys of an image (H, W). Pixels outside the policy's area have the key of no doubt."""
+        """Label, top class and keys of an image (H, W).
+
+        Pixels outside the policy's area, and those of which a person's coarse label says the same, have no doubt.
+        """
         label, top, level = (
             read_layer(run, of, layer)
             for run, of, layer in ((self.run, row, LABELS), (self.kept, kept, TOP), (self.kept, kept, CONFIDENCE))
@@ -105,8 +115,20 @@ class Looking:
         if self.run.policy.area is not None:
             beyond = np.ones(label.shape, np.bool_)
             beyond[self.run.policy.area.box(*label.shape)] = False
-            keys[beyond] = self.belief.chances.shape[1] - 1  # a person decided
+            keys[beyond] = self.belief.decided
+        coarse = self._coarse(row.sample_id)
+        if coarse is not None:
+            keys[(coarse == label) & (label != IGNORE)] = self.belief.decided
         return label, top, keys
+
+    def _coarse(self, sample_id: str) -> Label | None:
+        if sample_id not in self._outlined:
+            return None
+        try:
+            return read_coarse(self._outlined[sample_id], self.run.label_space)
+        except (BadImage, OSError):
+            self.unread += 1
+            return None
 
     def regions(self, keys: NDArray[np.intp]) -> Regions:
         """The regions of an image."""
@@ -129,20 +151,28 @@ class Looking:
                 yield row.sample_id, self.regions(self.maps(row, kept)[2])
 
 
+def _outlined(run: Run) -> dict[str, Sample]:
+    """The samples that have a coarse label; none if the manifest that lists them is gone."""
+    try:
+        return {s.sample_id: s for s in open_manifest(run.input_manifest).samples() if s.coarse_label is not None}
+    except BadTable:
+        return {}
+
+
 def survey(
     looking: Looking, *, pace: Pace | None = None, rates: Doubt | None = None, progress: Progress | None = None
 ) -> Survey:
-    """Look at every labelled image once. With a `pace`, regions too, ranked by the first estimate `rates` (3, C)."""
+    """Look at every labelled image once. With a `pace`, regions too, ranked by the first estimate `rates` (4, C)."""
     run, belief = looking.run, looking.belief
     classes = belief.classes
 
-    def look(rows: tuple[Row, Row]) -> _Look:
+    def look(rows: tuple[Row, Row]) -> _Seen:
         label, top, keys = looking.maps(*rows)
         found = None
         if pace is not None and rates is not None:
             found = _best(looking, top, keys, pace, rates)
         counts = np.bincount(label.ravel(), minlength=IGNORE + 1)[:classes]
-        return _Look(rows[0], belief.doubt(keys), counts, neighbours(top, classes), found)
+        return _Seen(rows[0], belief.doubt(keys), counts, neighbours(top, classes), found)
 
     total = run.accounts.labelled if run.accounts else 0
     ids: list[str] = []
@@ -162,7 +192,7 @@ def survey(
             if progress:
                 progress(place + 1, max(total, place + 1))
     sizes = np.array(whole, np.int64).reshape(-1, 2)
-    doubt = np.array(doubts, np.float32).reshape(len(ids), 3, classes)
+    doubt = np.array(doubts, np.float32).reshape(len(ids), KINDS, classes)
     regions = pool.items(classes)
     return Survey(
         pa.array(ids, pa.string()), images_of(sizes, doubt), regions, labelled.astype(float), around, pool.dropped
@@ -197,7 +227,7 @@ def _best(looking: Looking, top: NDArray[np.uint8], keys: NDArray[np.intp], pace
     asked, key = regions.places[inside].astype(np.intp) * belief.classes + top[inside], keys[inside]
     size = len(regions) * belief.classes
     kinds = [np.bincount(asked, chances[key], minlength=size) for chances in belief.chances]
-    doubt = np.array(kinds, np.float32).reshape(3, len(regions), belief.classes).swapaxes(0, 1)
+    doubt = np.array(kinds, np.float32).reshape(KINDS, len(regions), belief.classes).swapaxes(0, 1)
     seconds = pace.region + pace.boundary_pixel * regions.boundary.astype(float)
     gain = (doubt * rates).sum(axis=(1, 2)) / seconds
     best = np.sort(np.argsort(-gain, kind="stable")[:FROM_ONE])
@@ -234,5 +264,5 @@ class _Pool:
         """All that are left, in the order of images."""
         if self._count > POOL:
             self._shrink()
-        nothing = images_of(np.empty((0, 2), np.int64), np.empty((0, 3, classes), np.float32))
+        nothing = images_of(np.empty((0, 2), np.int64), np.empty((0, KINDS, classes), np.float32))
         return Items.joined([nothing, *self._parts])

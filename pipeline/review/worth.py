@@ -11,7 +11,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.pipeline.review.belief import MISSED, OTHER, WRONG, Doubt, Floats
+from autolabel.pipeline.review.belief import MISSED, OTHER, VOID, WRONG, Doubt, Floats
 
 _RAREST = 1e-4  # classes with a smaller share of the pixels weigh as if they had it: nobody can tell that they exist
 
@@ -19,12 +19,13 @@ _RAREST = 1e-4  # classes with a smaller share of the pixels weigh as if they ha
 class Worth:
     """Expected counts of all labels of a run; `correct` moves them.
 
-    labelled (C,): pixels of the labels. doubt (3, C): of the whole run. confused (C, C): see `confusions`. weights
+    labelled (C,): pixels of the labels. doubt (4, C): of the whole run. confused (C, C): see `confusions`. weights
     (C,): of the classes in the mean; only classes that are expected to be labelled or true at all count.
     """
 
     def __init__(self, labelled: Floats, doubt: Doubt, confused: Floats, weights: Floats | None = None) -> None:
         self._confused = confused
+        labelled = labelled - doubt[VOID]
         self._hits = labelled - doubt[WRONG]
         missing = doubt[MISSED] + (doubt[WRONG] + doubt[OTHER]) @ confused
         self._union = labelled + missing
@@ -44,15 +45,15 @@ class Worth:
         return float(self._weights @ (hits / union))
 
     def rates(self) -> Doubt:
-        """The gain in mean IoU of correcting one expected pixel of each kind (3, C)."""
+        """The gain in mean IoU of correcting one expected pixel of each kind (4, C), 0 of pixels that have no truth."""
         hits, union = self._parts()
         hit = self._weights / union
         vanished = self._weights * hits / union**2
         found = self._confused @ hit
-        return np.array([found + vanished, hit, found])
+        return np.array([found + vanished, hit, found, np.zeros_like(hit)])
 
     def by_class(self, doubt: NDArray[np.float32]) -> Floats:
-        """The gain of correcting items with these doubts (N, 3, C), by the class whose IoU it is (N, C)."""
+        """The gain of correcting items with these doubts (N, 4, C), by the class whose IoU it is (N, C)."""
         hits, union = self._parts()
         found = doubt[:, MISSED] + (doubt[:, WRONG] + doubt[:, OTHER]) @ self._confused
         return np.asarray(self._weights * (found / union + doubt[:, WRONG] * hits / union**2))

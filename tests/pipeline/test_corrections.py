@@ -160,6 +160,25 @@ def test_an_export_that_was_edited_comes_back_whole(runs: Path, tmp_path: Path, 
         assert np.array_equal(given(fixed)["a/two"][1], changed)
 
 
+@pytest.mark.parametrize("store", ["zarr", "png"])
+@pytest.mark.parametrize(
+    ("tool", "file"),
+    [("coco", "panoptic.json"), ("coco", "stuff.json"), ("cvat", ""), ("cvat", "masks.zip"), ("label-studio", "")],
+)
+def test_labels_that_went_through_a_tool_unchanged_are_confirmed(
+    runs: Path, tmp_path: Path, store: str, tool: str, file: str
+) -> None:
+    """Each format by the commands that a person types; its own tests edit."""
+    out, run = tmp_path / "out", runs / store
+    assert autolabel("export", run, "--to", tool, "-o", out).exit_code == 0
+    result = autolabel("import", tool, out / file, "--run", run, "-o", tmp_path / "fixed.parquet")
+    assert result.exit_code == 0, result.stderr
+    assert "4 images came back: 0 changed, 4 confirmed as they were" in result.stdout
+    assert {name: both[0].tobytes() for name, both in given(tmp_path / "fixed.parquet").items()} == {
+        name: label.tobytes() for name, label in labels_of(run).items()
+    }
+
+
 def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> None:
     labels = labels_of(runs / "zarr")
     before = labels_of(runs / "zarr")
@@ -378,6 +397,18 @@ def test_the_same_import_again_changes_no_byte_and_another_one_is_refused(runs: 
     assert "choose another name" in refused(*command)
     assert "choose another name" in refused("import", "png", moved, *command[3:], "--partial")
     assert (contents(tmp_path / "fixed"), out.read_bytes()) == (was, manifest)
+
+
+def test_masks_beside_a_file_of_coco_belong_to_it(runs: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", runs / "zarr"
+    assert autolabel("export", run, "--to", "coco", "-o", out).exit_code == 0
+    command = "import", "coco", out / "panoptic.json", "--run", run, "-o", tmp_path / "fixed.parquet"
+    assert autolabel(*command).exit_code == 0
+    (files,) = load_manifest(tmp_path / "fixed.parquet").provenance["corrections"]["files"]
+    assert files["number"] == 5
+    mask = next((out / "panoptic").rglob("*.png"))
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert "holds corrections of other files" in refused(*command)
 
 
 @pytest.mark.parametrize("at", ["manifest", "mask"])
