@@ -194,6 +194,7 @@ def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> N
     ignored = sum(int((before[name] == IGNORE).sum()) for name in labels)
     assert fates["left"] == ignored - 5
     assert sum(fates.values()) == 3 * HEIGHT * WIDTH
+    assert result.tally.dropped == {"below_threshold": [ignored - 5, 5]}
     assert (result.tally.images, result.unchanged, result.changed_pixels) == (3, 2, changed + 9)
     tops = {name: np.asarray(Image.open(runs / "top" / f"{name}.png")) for name in labels}
     confidence = {name: top_level[1] for name, top_level in Run.open(runs / "zarr").confidence.items()}
@@ -203,12 +204,21 @@ def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> N
         assert row.right == sum(int((tops[name] == labels[name])[mask].sum()) for name, mask in looked.items())
         assert row.changed == sum(int(((labels[n] != before[n]) & (confidence[n] == level)).sum()) for n in labels)
     rows = pq.read_table(tmp_path / "fixed" / "changes.parquet").to_pandas()
+    (only,) = [key for key, _ in rows.groupby(["fate", "from_class", "to_class", "rule"]) if key[0] == "given"]
+    assert only == ("given", "ignored", "traffic sign", "below_threshold")
     road = rows[(rows["fate"] == "erased") & (rows["to_class"] == "ignored")]
     assert road["pixels"].sum() == 4 and set(road["sample_id"]) == {"a/one"}
     text = str(result)
     assert "3 images came back: 1 changed, 2 confirmed as they were" in text
-    assert "ignored → truck" not in text and "ignored → traffic sign" in text
+    assert "below threshold" in text and "ignored → truck" not in text and "ignored → traffic sign" in text
     assert Imported.read(tmp_path / "fixed.parquet").tally.fates == fates
+
+
+def test_labels_of_another_run_are_suspected(runs: Path, tmp_path: Path) -> None:
+    others = {name: (label + 3) % 19 for name, label in labels_of(runs / "zarr").items()}
+    masks = write_masks(tmp_path / "masks", others)
+    result = import_corrections("png", [masks], run=runs / "zarr", out=tmp_path / "a.parquet", label_ids="train")
+    assert f"that is most of them: were these labels exported from {runs / 'zarr'}?" in result.lines()
 
 
 def test_the_manifest_says_where_its_labels_come_from(
