@@ -31,6 +31,7 @@ CHANGES_SCHEMA = pa.schema(
         ("from_class", pa.string()),
         ("to_id", pa.int32()),
         ("to_class", pa.string()),
+        ("rule", pa.string()),  # that decided the pixel, one of FATES; null where no confidence was kept
         ("level", pa.int32()),  # of the teacher's confidence; null where none was kept
         ("pixels", pa.int64()),
         ("right_pixels", pa.int64()),  # those in which the teacher's top class is the class now

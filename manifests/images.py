@@ -10,7 +10,7 @@ import io
 import struct
 import warnings
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests import storage
+from autolabel.manifests.colours import train_ids_of
 from autolabel.manifests.headers import PNG_SIGNATURE, BadImage, Header, pixels_only, read_header
 from autolabel.manifests.label_space import IGNORE, Colour, LabelSpace
 from autolabel.manifests.orientation import UPRIGHT
@@ -29,7 +30,6 @@ __all__ = ["BadImage"]
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jfif", ".jpe", ".webp", ".bmp", ".tif", ".tiff")
 LABEL_SUFFIXES = (".png",)
 PNG_END = b"\0\0\0\0IEND\xaeB`\x82"
-_COMMONEST = 16  # unknown colours of a label that an error counts one by one
 _MANY = 1 << 18  # pixels from which on values are counted in pairs, in 40 % of the time
 _UP = 2  # the PNG filter that subtracts the row above
 _TURNS = {
@@ -52,14 +52,6 @@ class UnknownIds(BadImage):
     def __init__(self, message: str, ids: Sequence[int]) -> None:
         super().__init__(message)
         self.ids = frozenset(ids)
-
-
-class UnknownColours(BadImage):
-    """A label shows colours that its label space does not know. `pixels`: how many have each of the commonest."""
-
-    def __init__(self, message: str, pixels: Mapping[Colour, int], total: int) -> None:
-        super().__init__(message)
-        self.pixels, self.total = dict(pixels), total
 
 
 # Pillow warns of what it can live with. A warning would reach the terminal as a line of Python source.
@@ -193,43 +185,7 @@ def _from_colours(data: bytes, header: Header, space: LabelSpace) -> NDArray[np.
         raise BadImage(f"mode {header.mode}, {header.bits} bits: expected the colours of the classes with 8 bits")
     if header.mode not in ("RGB", "RGBA", "P"):
         raise BadImage(f"mode {header.mode}: expected an RGB or palette PNG that shows every class in its colour")
-    picture = _decode(data, header, upright=False)
-    colours = np.asarray(picture.convert("RGB") if header.mode == "P" else _as_rgb(picture), np.int32)
-    packed = colours @ np.array([1 << 16, 1 << 8, 1], np.int32)
-    known, train_ids = colour_table(space)
-    places = np.searchsorted(known, packed).clip(max=len(known) - 1)
-    others = packed[known[places] != packed]
-    if others.size:
-        values, counts = np.unique(others, return_counts=True)
-        order = np.argsort(-counts, kind="stable")[:_COMMONEST]
-        commonest = {(v >> 16, v >> 8 & 255, v & 255): int(counts[k]) for k in order for v in [int(values[k])]}
-        shown, most = next(iter(commonest.items()))
-        raise UnknownColours(
-            f"{others.size} pixels have colours that are not in label space {space.name!r}, {most} of them"
-            f" {shown}: expected {expected_colours(space)}",
-            commonest, int(others.size),
-        )  # fmt: skip
-    return np.take(train_ids, places)
-
-
-def expected_colours(space: LabelSpace) -> str:
-    """The colours that a label may show, in words."""
-    black = (0, 0, 0) in {c.colour for c in space.classes}
-    return "the colours of its classes alone" + ("" if black else ", and black for ignored pixels")
-
-
-def colour_table(space: LabelSpace) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
-    """The colours of a label space, packed into numbers, ascending; and the train id of each."""
-    owners: dict[int, int] = {}
-    for train_id, c in enumerate(space.classes):
-        red, green, blue = c.colour
-        packed = red << 16 | green << 8 | blue
-        if packed in owners:
-            twin = space.names[owners[packed]]
-            raise BadImage(f"classes {twin!r} and {c.name!r} of label space {space.name!r} have one colour, {c.colour}")
-        owners[packed] = train_id
-    owners.setdefault(0, IGNORE)
-    return np.array(sorted(owners), np.int32), np.array([owners[c] for c in sorted(owners)], np.uint8)
+    return train_ids_of(_packed(data, header), space)
 
 
 def packed_colours(data: bytes) -> NDArray[np.int32]:
@@ -237,6 +193,10 @@ def packed_colours(data: bytes) -> NDArray[np.int32]:
     header = _header(io.BytesIO(data))
     if header.format != "PNG" or header.mode not in ("RGB", "RGBA", "P") or (header.bits != 8 and header.mode != "P"):
         raise BadImage(f"a {header.format} of mode {header.mode}, {header.bits} bits: expected an RGB or palette PNG")
+    return _packed(data, header)
+
+
+def _packed(data: bytes, header: Header) -> NDArray[np.int32]:
     picture = _decode(data, header, upright=False)
     colours = np.asarray(picture.convert("RGB") if header.mode == "P" else _as_rgb(picture), np.int32)
     return colours[..., 0] << 16 | colours[..., 1] << 8 | colours[..., 2]

@@ -36,7 +36,7 @@ RECORD, LEFT_OUT = "export.json", "left_out.csv"
 _CHUNKS = ".export"  # the records of the chunks, until all are done
 _CHUNK = 64  # images
 _MOST_BYTES = 1 << 30  # of a record: 64 images of many pieces in run lengths
-DAMAGED, WAITING = "damaged label", "not labelled yet"
+DAMAGED, WAITING = "changed or damaged label", "not labelled yet"
 _KINDS_OF_FAULT = (DAMAGED, UNREADABLE)
 
 

@@ -60,16 +60,19 @@ def request_of(reads: str, paths: Sequence[Path], *, run: Run, terms: Terms) -> 
 
 
 def _digest(path: Path) -> dict[str, Any]:
-    """Number of files, and sha256: of the file, or of the lines of sha256sum for all files in a folder, by name."""
-    if not storage.is_folder(path):
+    """Number of files, and sha256: of a file, or of the lines of sha256sum for several files, in order of their names.
+
+    Masks lie in a folder beside a panoptic file of COCO, under its name.
+    """
+    beside = path.with_suffix("") if path.suffix.lower() == ".json" else path
+    if not storage.is_folder(beside):
         return {"number": 1, "sha256": storage.sha256(path)}
-    digest, number = hashlib.sha256(), 0
+    digest, files = hashlib.sha256(), [*([path] if beside != path else []), *files_under(beside)]
+    root = path if beside == path else path.parent
     with ThreadPoolExecutor(cores()) as pool:
-        files = list(files_under(path))
         for file, sha256 in zip(files, ahead(pool, storage.sha256, files, 4 * cores()), strict=True):
-            digest.update(f"{sha256}  {file.relative_to(path).as_posix()}\n".encode(errors="surrogateescape"))
-            number += 1
-    return {"number": number, "sha256": digest.hexdigest()}
+            digest.update(f"{sha256}  {file.relative_to(root).as_posix()}\n".encode(errors="surrogateescape"))
+    return {"number": len(files), "sha256": digest.hexdigest()}
 
 
 def _comparable(record: dict[str, Any]) -> dict[str, Any]:

@@ -148,6 +148,7 @@ class Merging:
         """Write the table of changes, and remove the images that do not count; `kept` has the others."""
         left_out = 0
         order = [sample_id for sample_id in self.machine.labels if sample_id in self.touched]
+        self.machine.look_up(order)
         with ThreadPoolExecutor(cores()) as pool, writing_table(self.folder.changes, CHANGES_SCHEMA) as add:
             for sample_id, rows in zip(order, ahead(pool, self._changes, order, 2 * cores()), strict=True):
                 changed = any(fate in BY_PEOPLE for fate in rows["fate"].to_pylist())

@@ -19,15 +19,13 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
+from autolabel.manifests.colours import UnknownColours, colour_table, expected_colours
 from autolabel.manifests.formats.archive import Files, opened, stem
 from autolabel.manifests.formats.exchange import BadReturn, Returned
 from autolabel.manifests.images import (
     LABEL_SUFFIXES,
     BadImage,
-    UnknownColours,
-    colour_table,
     decode_label,
-    expected_colours,
     id_counts,
     is_coloured,
     stored_ids,
@@ -130,7 +128,7 @@ def decode_edited(data: bytes, space: LabelSpace) -> Label:
 
 
 @dataclass(frozen=True)
-class _Look:
+class _MaskLook:
     """The content of a grey or palette mask: pixels by stored byte (256,), and the tables that may be meant."""
 
     palette: bool
@@ -139,7 +137,7 @@ class _Look:
     colours: tuple[Colour, ...] = ()
 
 
-def _look(file: MaskFile, space: LabelSpace) -> _Look | None:
+def _look(file: MaskFile, space: LabelSpace) -> _MaskLook | None:
     """None for a mask in RGB, which can hold nothing but colours. Raises BadReturn."""
     try:
         data = file.read()
@@ -149,7 +147,7 @@ def _look(file: MaskFile, space: LabelSpace) -> _Look | None:
         stored, palette = stored_ids(data)
     except BadImage as error:
         raise BadReturn(f"{file.where}: {error}") from error
-    return _Look(palette is not None, id_counts(stored), _tables(palette, space), palette or ())
+    return _MaskLook(palette is not None, id_counts(stored), _tables(palette, space), palette or ())
 
 
 def _tables(palette: tuple[Colour, ...] | None, space: LabelSpace) -> dict[str, Table]:
@@ -239,7 +237,7 @@ class _Meanings:
         self._strange: dict[tuple[bool, str], _Strange] = {}
         self._differ: set[tuple[bool, str, str]] = set()
 
-    def add(self, file: MaskFile, look: _Look | None) -> None:
+    def add(self, file: MaskFile, look: _MaskLook | None) -> None:
         """Count a mask. Raises BadReturn for one in RGB where the user has said that ids are meant."""
         if look is None:
             if self._named in ("train", "source"):

@@ -160,6 +160,25 @@ def test_an_export_that_was_edited_comes_back_whole(runs: Path, tmp_path: Path, 
         assert np.array_equal(given(fixed)["a/two"][1], changed)
 
 
+@pytest.mark.parametrize("store", ["zarr", "png"])
+@pytest.mark.parametrize(
+    ("tool", "file"),
+    [("coco", "panoptic.json"), ("coco", "stuff.json"), ("cvat", ""), ("cvat", "masks.zip"), ("label-studio", "")],
+)
+def test_labels_that_went_through_a_tool_unchanged_are_confirmed(
+    runs: Path, tmp_path: Path, store: str, tool: str, file: str
+) -> None:
+    """Each format by the commands that a person types; its own tests edit."""
+    out, run = tmp_path / "out", runs / store
+    assert autolabel("export", run, "--to", tool, "-o", out).exit_code == 0
+    result = autolabel("import", tool, out / file, "--run", run, "-o", tmp_path / "fixed.parquet")
+    assert result.exit_code == 0, result.stderr
+    assert "4 images came back: 0 changed, 4 confirmed as they were" in result.stdout
+    assert {name: both[0].tobytes() for name, both in given(tmp_path / "fixed.parquet").items()} == {
+        name: label.tobytes() for name, label in labels_of(run).items()
+    }
+
+
 def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> None:
     labels = labels_of(runs / "zarr")
     before = labels_of(runs / "zarr")
@@ -175,6 +194,7 @@ def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> N
     ignored = sum(int((before[name] == IGNORE).sum()) for name in labels)
     assert fates["left"] == ignored - 5
     assert sum(fates.values()) == 3 * HEIGHT * WIDTH
+    assert result.tally.dropped == {"below_threshold": [ignored - 5, 5]}
     assert (result.tally.images, result.unchanged, result.changed_pixels) == (3, 2, changed + 9)
     tops = {name: np.asarray(Image.open(runs / "top" / f"{name}.png")) for name in labels}
     confidence = {name: top_level[1] for name, top_level in Run.open(runs / "zarr").confidence.items()}
@@ -184,12 +204,21 @@ def test_the_account_is_what_a_slow_count_gives(runs: Path, tmp_path: Path) -> N
         assert row.right == sum(int((tops[name] == labels[name])[mask].sum()) for name, mask in looked.items())
         assert row.changed == sum(int(((labels[n] != before[n]) & (confidence[n] == level)).sum()) for n in labels)
     rows = pq.read_table(tmp_path / "fixed" / "changes.parquet").to_pandas()
+    (only,) = [key for key, _ in rows.groupby(["fate", "from_class", "to_class", "rule"]) if key[0] == "given"]
+    assert only == ("given", "ignored", "traffic sign", "below_threshold")
     road = rows[(rows["fate"] == "erased") & (rows["to_class"] == "ignored")]
     assert road["pixels"].sum() == 4 and set(road["sample_id"]) == {"a/one"}
     text = str(result)
     assert "3 images came back: 1 changed, 2 confirmed as they were" in text
-    assert "ignored → truck" not in text and "ignored → traffic sign" in text
+    assert "below threshold" in text and "ignored → truck" not in text and "ignored → traffic sign" in text
     assert Imported.read(tmp_path / "fixed.parquet").tally.fates == fates
+
+
+def test_labels_of_another_run_are_suspected(runs: Path, tmp_path: Path) -> None:
+    others = {name: (label + 3) % 19 for name, label in labels_of(runs / "zarr").items()}
+    masks = write_masks(tmp_path / "masks", others)
+    result = import_corrections("png", [masks], run=runs / "zarr", out=tmp_path / "a.parquet", label_ids="train")
+    assert f"that is most of them: were these labels exported from {runs / 'zarr'}?" in result.lines()
 
 
 def test_the_manifest_says_where_its_labels_come_from(
@@ -378,6 +407,18 @@ def test_the_same_import_again_changes_no_byte_and_another_one_is_refused(runs: 
     assert "choose another name" in refused(*command)
     assert "choose another name" in refused("import", "png", moved, *command[3:], "--partial")
     assert (contents(tmp_path / "fixed"), out.read_bytes()) == (was, manifest)
+
+
+def test_masks_beside_a_file_of_coco_belong_to_it(runs: Path, tmp_path: Path) -> None:
+    out, run = tmp_path / "out", runs / "zarr"
+    assert autolabel("export", run, "--to", "coco", "-o", out).exit_code == 0
+    command = "import", "coco", out / "panoptic.json", "--run", run, "-o", tmp_path / "fixed.parquet"
+    assert autolabel(*command).exit_code == 0
+    (files,) = load_manifest(tmp_path / "fixed.parquet").provenance["corrections"]["files"]
+    assert files["number"] == 5
+    mask = next((out / "panoptic").rglob("*.png"))
+    mask.write_bytes(mask.read_bytes() + b"\0")
+    assert "holds corrections of other files" in refused(*command)
 
 
 @pytest.mark.parametrize("at", ["manifest", "mask"])

@@ -88,13 +88,15 @@ def test_what_cannot_be_sent_is_left_out_by_name_and_reason_and_the_command_ends
     assert result.exit_code == 3
     assert result.stdout.splitlines()[:2] == [
         "7 samples: 1 written, 0 not asked for, 6 left out",
-        f"  left out: no label 1; unreadable photograph 2; damaged label 3 ({tmp_path}/out/left_out.csv names each)",
+        "  left out: no label 1; unreadable photograph 2; changed or damaged label 3"
+        f" ({tmp_path}/out/left_out.csv names each)",
     ]
     reasons = left_out(tmp_path / "out")
     assert {name: kind for name, (kind, _) in reasons.items()} == {
-        "silent": "no label", "blind": "unreadable photograph", "train/a/1": "damaged label",
-        "train/a/2": "damaged label", "train/b/1": "damaged label", "val/c.1": "unreadable photograph",
-    }  # fmt: skip
+        "silent": "no label",
+        **dict.fromkeys(("blind", "val/c.1"), "unreadable photograph"),
+        **dict.fromkeys(("train/a/1", "train/a/2", "train/b/1"), "changed or damaged label"),
+    }
     assert "the label is 2 x 2 but its image 24 x 40 pixels" in reasons["train/b/1"][1]
     assert str(samples[3].image) in reasons["val/c.1"][1]
     assert list(index(tmp_path / "out")) == ["val/d"]
@@ -143,7 +145,7 @@ def test_quarantined_changed_and_damaged_images_of_a_run_are_left_out(store: str
     expected = {"val/d": "quarantined", "train/a/1": "unreadable photograph"}
     if store == "png":
         Image.fromarray(np.zeros((24, 40), np.uint8)).save(run / "labels" / "train" / "a" / "2.png")  # by a person
-        expected["train/a/2"] = "damaged label"
+        expected["train/a/2"] = "changed or damaged label"
     result = export(run, "png", tmp_path / "out")
     assert (result.samples, result.written, result.balanced()) == (5, 5 - len(expected), True)
     reasons = left_out(tmp_path / "out")
@@ -283,6 +285,12 @@ def test_an_export_is_a_folder_and_lies_in_no_run(fine: Path, tmp_path: Path) ->
     with pytest.raises(ValueError, match="is a run: choose an --out outside it"):
         export(fine, "png", tmp_path / "run" / "out")
     assert not (tmp_path / "run" / "out").exists()
+
+
+def test_two_exports_into_one_folder_at_once_are_refused(fine: Path, tmp_path: Path) -> None:
+    export(fine, "png", tmp_path / "out")
+    with storage.hold(tmp_path / "out"), pytest.raises(storage.Busy, match="another autolabel is at work in"):
+        export(fine, "png", tmp_path / "out")
 
 
 def test_a_record_of_another_program_is_refused(fine: Path, tmp_path: Path) -> None:
