@@ -307,6 +307,8 @@ def test_of_two_people_the_later_one_stands_where_they_disagree(runs: Path, tmp_
     both = theirs & (anna["a/one"] != before["a/one"]) & (anna["a/one"] != ben["a/one"])
     assert (result.found.disagreeing_images, result.found.disagreeing_pixels) == (1, int(both.sum()))
     assert f"people disagree in 1 image, {both.sum()} pixels: the later one stands" in str(result)
+    command = "export", runs / "zarr", "--to", "png", "--ids", tmp_path / "fixed" / "disagreements.txt"
+    assert "1 written" in autolabel(*command, "-o", tmp_path / "third").stdout  # for a third person
 
 
 @pytest.mark.parametrize("kind", ["train", "rgb"])
@@ -507,7 +509,7 @@ BAD = {
         "2 of 4 masks have 12 pixels with ids that label space 'cityscapes' does not have, the most frequent 200"
         " (6 pixels) and 201 (6 pixels); the first is"
     ),
-    strange: "4 labels of images that",
+    strange: "4 labels whose names mean none, or several, of the images",
     doubled: "holds two labels of image 'a/one': keep one of them",
     photographed: "a JPEG file: expected a PNG",
 }
@@ -530,7 +532,7 @@ def test_names_that_are_longer_take_a_suffix(runs: Path, tmp_path: Path) -> None
     masks = write_masks(tmp_path / "masks", {f"{name}_mask": label for name, label in labels.items()})
     write_masks(masks, {f"{name}_colour": label for name, label in labels.items()}, "rgb")
     command = "import", "png", masks, "--run", runs / "zarr", "-o", tmp_path / "fixed.parquet"
-    assert "8 labels of images that" in refused(*command)
+    assert "8 labels whose names mean none, or several" in refused(*command)
     shutil.rmtree(masks / "b")
     for path in masks.rglob("*_colour.png"):
         path.unlink()
