@@ -162,8 +162,8 @@ def _labelmap(files: archive.Files, name: str) -> Mapping[int, str]:
             continue
         where = f"{files.shown(name)}, line {place}"
         label, *values = line.rsplit(":", 3)
-        channels = values[0].split(",") if len(values) == 3 else []
-        if len(channels) != 3 or not all(c.strip().isdecimal() and int(c) < 256 for c in channels):
+        channels = [c.strip() for c in values[0].split(",")] if len(values) == 3 else []
+        if len(channels) != 3 or not all(c.isdecimal() and len(c) < 4 and int(c) < 256 for c in channels):
             raise BadReturn(f"{where} is {line[:60]!r}: expected a label and its colour, as in 'road:128,64,128::'")
         red, green, blue = map(int, channels)
         packed = red << 16 | green << 8 | blue

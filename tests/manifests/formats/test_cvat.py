@@ -174,6 +174,7 @@ def test_labels_that_occur_in_no_pixel_do_not_matter(out: Path) -> None:
         ("other:255,38,38::", "line 6: labels 'road' and 'other' have one colour, or one name: which is meant?"),
         ("other:1,2::", "line 6 is 'other:1,2::': expected a label and its colour, as in 'road:128,64,128::'"),
         ("other:1,2,256::", "line 6 is 'other:1,2,256::': expected a label and its colour"),
+        ("other:1,2,3\x1f4::", "line 6 is 'other:1,2,3\\x1f4::': expected a label and its colour"),
         ("other", "line 6 is 'other': expected a label and its colour"),
         ("other:::", "line 6 is 'other:::': expected a label and its colour"),
     ],
