@@ -90,6 +90,7 @@ def find_errors(
         ("pictures", pictures, 0),
         ("border", border, 0),
         ("min-pixels", min_pixels, 1),
+        ("workers", workers, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}: expected {least} or more")
