@@ -518,18 +518,24 @@ def import_(reads: str, paths: tuple[Path, ...], **options: Any) -> None:
 @main.command()
 @click.argument("run", type=FOLDER)
 @option("--repair", is_flag=True, help="Put damaged units back to undone; `generate` then labels them again.")
-def verify(run: Path, repair: bool) -> None:
+@option("--imported", type=MANIFEST, multiple=True, metavar="MANIFEST",
+        help="Corrections that hold what was changed by hand: --repair may undo it.")  # fmt: skip
+def verify(run: Path, repair: bool, imported: tuple[Path, ...]) -> None:
     """Read a RUN and its images again and compare them with what was committed.
 
+    Labels that people have changed in place are told from damage, and --repair leaves them alone.
+
+    \b
     autolabel verify runs/auto
+    autolabel verify runs/auto --repair --imported fixed.parquet
     """
     from autolabel.pipeline.verify import verify
 
     with progress("verifying") as update:
-        verification = verify(run, repair=repair, progress=update)
+        verification = verify(run, repair=repair, imported=imported, progress=update)
     show(verification)
-    if verification.faults and not repair:
-        raise Failure(f"{run} is damaged: `autolabel verify {run} --repair`, then the same generate again")
+    if verification.advice:
+        raise Failure(verification.advice)
 
 
 # --- teacher ----------------------------------------------------------------------------------------------------------

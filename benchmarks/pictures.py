@@ -31,8 +31,8 @@ from autolabel.manifests.scenes import write_city
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 SHADE = 0.8  # opacity of the colours of a label over its photograph
-PLOTS = ("#classes", "#images")  # the plots of a report lie between these parts
-PHONES = (("light", "header"), ("dark", "#confidence"), ("light", "#images"), ("dark", ""))
+PLOTS = ("#classes", "#how")  # the plots of a report lie between these parts
+PHONES = (("light", "header"), ("dark", "#confidence"), ("light", "#classes"), ("dark", ""))
 # Leave one sample in the section "By scale" and put its photograph into the empty place of the second row.
 ALONE = """id => {
   for (const article of document.querySelectorAll("#by-scale article")) {
@@ -158,13 +158,18 @@ def open_viewer(page: Any, layer: str) -> None:
 def photograph_report(browser: Any, report: Path, docs: Path) -> None:
     """Photograph gallery, viewer, plots, and four places on a phone."""
     page = visit(browser, report, 1400)
-    scroll(page, "#images", above=20)
+    for place, key in ((0, "r"), (2, "f"), (3, "k")):
+        page.locator(".shot a").nth(place).focus()
+        page.keyboard.press(key)
+    page.evaluate("document.activeElement.blur()")
+    scroll(page, "header")
     webp(page, docs / "report.webp")
     page = visit(browser, report, 1400, "dark")
     open_viewer(page, "5")
     webp(page, docs / "report_viewer.webp")
 
     page = visit(browser, report, 1400)
+    page.evaluate("document.getElementById('images').hidden = true")  # cards change their height as they appear
     edges = [f"document.querySelector('{part}').getBoundingClientRect().top + scrollY" for part in PLOTS]
     top, bottom = map(page.evaluate, edges)
     clip = {"x": 0, "y": top - 20, "width": 1400, "height": bottom - top}

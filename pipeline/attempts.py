@@ -35,11 +35,15 @@ def excuse(path: Path) -> None:
 
 @dataclass(frozen=True)
 class _Note:
-    """One line of a file of notes: an attempt, the sample that it begins, or its orderly end."""
+    """One line of a file of notes: an attempt, the sample that it begins, what it writes, or its orderly end.
+
+    writes: the crc32c of the label PNGs that are about to be written, by sample id.
+    """
 
     attempt: str
     sample: str | None = None
     ended: bool = False
+    writes: dict[str, int] | None = None
 
 
 def _add_line(path: Path, words: dict[str, Any]) -> None:
@@ -60,16 +64,21 @@ class Attempt:
     """One process that works on one unit, noted so that its death leaves a trace.
 
     deaths: the number of earlier processes that died while they worked on a sample, by sample id. careful: some earlier
-    process died at this unit, so every sample is noted before it is touched.
+    process died at this unit, so every sample is noted before it is touched. written: the crc32c of the label PNGs that
+    attempts at this unit have written, by sample id.
     """
 
     def __init__(self, run: RunFolder, unit: Unit) -> None:
         self.path = note_path(run, unit)
         self._tag = uuid4().hex[:12]
+        self.written: dict[str, set[int]] = {}
         last: dict[str, str | None] = {}  # the sample that each attempt without an orderly end was working on
         for note in self._notes():
             if note.ended:
                 last.pop(note.attempt, None)
+            elif note.writes is not None:
+                last.setdefault(note.attempt, None)
+                self._add_written(note.writes)
             else:
                 last[note.attempt] = note.sample
         self.careful = bool(last)
@@ -91,6 +100,15 @@ class Attempt:
     def begin(self, sample_id: str) -> None:
         """Note that this sample is next."""
         self._note({"sample": sample_id})
+
+    def writes(self, labels: dict[str, int]) -> None:
+        """Note that label PNGs with these crc32c, by sample id, are about to be written."""
+        self._note({"writes": labels})
+        self._add_written(labels)
+
+    def _add_written(self, labels: dict[str, int]) -> None:
+        for sample_id, checksum in labels.items():
+            self.written.setdefault(sample_id, set()).add(checksum)
 
     def end(self, *, committed: bool) -> None:
         """Note that nobody died: the unit is whole, or was left in order."""

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autolabel.manifests.formats.exchange import Returned
 from autolabel.manifests.formats.png_back import decode_edited
 from autolabel.manifests.images import BadImage, require_size
 from autolabel.manifests.reading import read_coarse, read_file
-from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import LABELS, StoredLabel, committed_labels
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.kept import kept_in
+from autolabel.manifests.run.labels import LABELS, committed_labels
 from autolabel.manifests.run.shards import DamagedLabel, Label, crc32c
-from autolabel.manifests.samples import open_manifest
+from autolabel.manifests.samples import Sample, open_manifest
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.rules import Rules
 
@@ -24,12 +28,14 @@ class Before:
     """One image as the run left it. All maps are (H, W) uint8.
 
     label: train ids, None where somebody has written over it and it cannot be decided again. top, level: the teacher's
-    top class and its level of confidence, None where the run keeps none.
+    top class and its level of confidence, None where the run keeps none. fate: the rule of the policy that decided each
+    pixel, a place in FATES; None where nobody knows.
     """
 
     label: Label | None
     top: Label | None = None
     level: Label | None = None
+    fate: Label | None = None
 
 
 class MachineSays:
@@ -38,17 +44,26 @@ class MachineSays:
     def __init__(self, run: Run) -> None:
         """Raises BadTable for damaged records."""
         self.run, self.labels = run, committed_labels(run.path, LABELS)
-        source = kept_run(run)
+        source = kept_in(run)
         self._kept = source.confidence if source else None
         self.edges = self._kept.edges if self._kept else None
         self._rules = Rules(run.policy, run.label_space, self.edges, silent=run.teacher is None) if self.edges else None
+        self._samples: dict[str, Sample] = {}
+
+    def look_up(self, sample_ids: Collection[str]) -> None:
+        """Find these images in the input manifest, which names their polygons, all at once."""
+        with contextlib.suppress(BadTable):  # without polygons, checksums tell where they mattered
+            self._samples |= open_manifest(self.run.input_manifest).find(sample_ids)
 
     def before(self, sample_id: str) -> Before:
-        """The label and confidence of an image. Raises KeyError for one that is unknown, DamagedLabel."""
-        top, level = self._kept[sample_id] if self._kept and sample_id in self._kept else (None, None)
-        return Before(self.label(sample_id, top, level), top, level)
+        """The label, confidence and fates of an image. Raises KeyError for one that is unknown, DamagedLabel."""
+        top, level = self._confidence(sample_id)
+        label = self.label(sample_id)
+        if self._rules is None or top is None or level is None:
+            return Before(label, top, level)
+        return Before(label, top, level, self._rules.fates(self._codes(top, level), self._coarse(sample_id)))
 
-    def label(self, sample_id: str, top: Label | None = None, level: Label | None = None) -> Label | None:
+    def label(self, sample_id: str) -> Label | None:
         """The label as it was committed: read, or decided again by the run's policy; None if it is gone."""
         stored = self.labels[sample_id]
         try:
@@ -56,23 +71,26 @@ class MachineSays:
         except DamagedLabel:
             if stored.index is not None:
                 raise
-        if top is None and self._kept and sample_id in self._kept:
-            top, level = self._kept[sample_id]
-        return None if top is None or level is None else self._decided(sample_id, stored, top, level)
-
-    def _decided(self, sample_id: str, stored: StoredLabel, top: Label, level: Label) -> Label | None:
-        """The label that the policy gives again; None unless its checksum is the committed one."""
-        if self._rules is None:
+        top, level = self._confidence(sample_id)
+        if self._rules is None or top is None or level is None:
             return None
-        codes = top.astype(np.int16) * np.int16(self._rules.levels) + level
-        label = self._rules.apply(codes, self._coarse(sample_id)).label
+        label = self._rules.apply(self._codes(top, level), self._coarse(sample_id)).label
         return label if crc32c(label) == stored.crc32c else None
 
+    def _confidence(self, sample_id: str) -> tuple[Label, Label] | tuple[None, None]:
+        return self._kept[sample_id] if self._kept and sample_id in self._kept else (None, None)
+
+    def _codes(self, top: Label, level: Label) -> NDArray[np.int16]:
+        """The codes of a prediction, from which the policy decides."""
+        assert self._rules is not None
+        return top.astype(np.int16) * np.int16(self._rules.levels) + level
+
     def _coarse(self, sample_id: str) -> Label | None:
+        if sample_id not in self._samples:
+            self.look_up([sample_id])
         try:
-            sample = open_manifest(self.run.input_manifest).find([sample_id])[sample_id]
-            return read_coarse(sample, self.run.label_space)
-        except (BadTable, BadImage, KeyError, OSError):  # without it the checksum will differ, if it mattered
+            return read_coarse(self._samples[sample_id], self.run.label_space)
+        except (BadImage, KeyError, OSError):
             return None
 
     def size(self, sample_id: str) -> tuple[int, int]:
@@ -104,14 +122,3 @@ class MachineSays:
         except (BadImage, OSError):
             return stored.path
         return None if crc32c(label) == stored.crc32c else Returned(sample_id, label)  # the same, saved in another form
-
-
-def kept_run(run: Run) -> Run | None:
-    """The run that has kept the confidence behind these labels: itself, the one it was relabelled from, or None."""
-    if run.recipe.confidence_edges is not None:
-        return run
-    if run.source is None or not RunFolder(run.source).exists():
-        return None
-    source = Run.open(run.source)
-    same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
-    return source if same and source.recipe.confidence_edges is not None else None

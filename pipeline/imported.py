@@ -30,6 +30,7 @@ from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.metadata import CORRECTS
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import open_manifest
+from autolabel.manifests.schemas import FATES
 from autolabel.manifests.tables import BadTable, read_pieces
 from autolabel.manifests.wording import MISSING, Shown, Table, counted, number, percent, probability
 from autolabel.pipeline.before import Before
@@ -56,36 +57,44 @@ def changes_of(sample_id: str, before: Before, after: Label, origin: Label, spac
     """
     known = before.label is not None and not (origin == NOBODY).any()
     old = before.label if known and before.label is not None else after
-    now = after.ravel().astype(np.uint16) << 8  # class and level: most pixels are as they were, and counted by these
+    # Class, level and rule as one number: most pixels are as they were, and counted by these alone.
+    levels, rules = 1 + (0 if before.level is None else int(before.level.max(initial=0))), len(FATES)
+    ranks = np.minimum(np.arange(256), len(space)).astype(np.int32)
+    now = ranks[after] * np.int32(levels * rules)
     if before.level is not None:
-        now |= before.level.ravel()
-    right = np.zeros(after.size, np.bool_)
-    if before.top is not None:
-        right = ((before.top == after) & (after != IGNORE)).ravel()
-    differ = np.flatnonzero(old != after)
+        now += before.level * np.int32(rules)
+    if before.fate is not None:
+        now += before.fate
+    right = np.zeros(after.shape, np.bool_) if before.top is None else (before.top == after) & (after != IGNORE)
+    differ, size = old != after, (len(space) + 1) * levels * rules
     same, same_right = (
-        np.bincount(some, minlength=1 << 16) - np.bincount(changed, minlength=1 << 16)
-        for some, changed in ((now, now[differ]), (now[right], now[differ][right[differ]]))
+        np.bincount(all_of_them, minlength=size) - np.bincount(moved, minlength=size)
+        for all_of_them, moved in ((now.ravel(), now[differ]), (now[right], now[differ & right]))
     )
-    counts = [(int(k) >> 8 << 16 | int(k), int(same[k]), int(same_right[k])) for k in np.flatnonzero(same)]
-    places, keys = pd.factorize(old.ravel()[differ].astype(np.uint32) << 16 | now[differ])
-    moved = (np.bincount(some, minlength=len(keys)).tolist() for some in (places, places[right[differ]]))
+    as_was = np.flatnonzero(same)
+    keys_as_was = as_was // (levels * rules) * size + as_was
+    counts = list(zip(keys_as_was.tolist(), same[as_was], same_right[as_was], strict=True))
+    places, keys = pd.factorize(ranks[old[differ]] * np.int64(size) + now[differ])
+    moved = (np.bincount(some, minlength=len(keys)) for some in (places, places[right[differ]]))
     counts += zip(keys.tolist(), *moved, strict=True)
-    names = dict(enumerate(space.names)) | {IGNORE: _IGNORED}
+    names, ids = [*space.names, _IGNORED], [*range(len(space)), IGNORE]
     rows = []
-    for value, count, true in sorted(counts):
-        was, then, at = value >> 16, value >> 8 & 255, value & 255
+    for key, pixels, true in sorted(counts):
+        was, rest = divmod(key, size)
+        then, rest = divmod(rest, levels * rules)
+        level, rule = divmod(rest, rules)
         rows.append(
             {
                 "sample_id": sample_id,
-                "fate": _fate(was, then) if known else UNKNOWN,
-                "from_id": was if known else None,
+                "fate": _fate(ids[was], ids[then]) if known else UNKNOWN,
+                "from_id": ids[was] if known else None,
                 "from_class": names[was] if known else None,
-                "to_id": then,
+                "to_id": ids[then],
                 "to_class": names[then],
-                "level": None if before.level is None else at,
-                "pixels": count,
-                "right_pixels": None if before.top is None else true,
+                "rule": None if before.fate is None else FATES[rule],
+                "level": None if before.level is None else level,
+                "pixels": int(pixels),
+                "right_pixels": None if before.top is None else int(true),
             }
         )
     return pa.Table.from_pylist(rows, schema=CHANGES_SCHEMA)
@@ -118,6 +127,7 @@ class ChangeTally:
     def __init__(self, edges: list[float] | None) -> None:
         self.fates: dict[str, int] = dict.fromkeys(CHANGE_FATES, 0)
         self.moves = Counter[tuple[str, str]]()
+        self.dropped: dict[str, list[int]] = {}  # ignored pixels by rule: left so, and given a class
         self.changed_images: set[str] = set()
         self._images: set[str] = set()
         self._edges = edges
@@ -142,6 +152,8 @@ class ChangeTally:
                 self.changed_images.add(row["sample_id"])
             if fate in BY_PEOPLE:
                 self.moves[row["from_class"], row["to_class"]] += pixels
+            if row["rule"] is not None and fate in (LEFT, GIVEN):
+                self.dropped.setdefault(row["rule"], [0, 0])[fate == GIVEN] += pixels
             if level is not None and self._edges:
                 self._by_fate[fate][level] += pixels
                 if row["to_id"] != IGNORE:
@@ -229,12 +241,15 @@ class Imported(Shown):
             f" were{f', {number(found.left_out)} left out, as nothing in them was changed' if found.left_out else ''}",
             f"{counted(changed, 'pixel')} changed, {percent(changed / pixels if pixels else None, 2)} % of the images",
         ]
+        if 2 * changed > pixels and not found.partial:
+            lines.append(f"that is most of them: were these labels exported from {self.run}?")
         if 2 * self.unchanged > tally.images:
             lines.append("images that nobody has looked at are no confirmation: --only-changed leaves them out")
         if found.disagreeing_images:
             lines.append(
                 f"people disagree in {counted(found.disagreeing_images, 'image')},"
-                f" {counted(found.disagreeing_pixels, 'pixel')}: the later one stands"
+                f" {counted(found.disagreeing_pixels, 'pixel')}: the later one stands;"
+                f" {CorrectedFolder.of(self.path).disagreements} lists them"
             )
         if tally.fates[UNKNOWN]:
             lines.append(
@@ -263,6 +278,13 @@ class Imported(Shown):
             rest = sum(n for _, n in moves[_MOST_MOVES:])
             shown += [[f"{len(moves) - _MOST_MOVES} others", number(rest), percent(rest / changed)]] if rest else []
             tables.append(Table("changes of class, the largest first", ["from → to", "pixels", "% of changed"], shown))
+        if tally.dropped and not self.found.partial:
+            rows = [
+                [rule.replace("_", " "), number(left + given), number(given), percent(given / (left + given))]
+                for rule, (left, given) in sorted(tally.dropped.items(), key=lambda entry: -sum(entry[1]))
+            ]
+            title = "pixels that the policy had ignored, by its rule"
+            tables.append(Table(title, ["rule", "ignored", "given a class", "%"], rows))
         levels = tally.levels()
         if levels and not self.found.partial:  # else nobody has looked at the other pixels
             rows = [

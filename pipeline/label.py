@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, takewhile
@@ -30,6 +30,7 @@ from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.blame import in_words, overflow, require_of_image
+from autolabel.pipeline.by_hand import write_maps
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
@@ -117,6 +118,7 @@ class Labeller:
         try:
             # An earlier call may have stopped inside this unit: the shard is written again with its rows.
             labelled = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
+            before = self._before(unit, todo)
             # Some of them may be wanted: another process committed them and died since.
             total = tally(row for sample_id, row in done.items() if sample_id in set(wanted))
             yield total
@@ -126,10 +128,10 @@ class Labeller:
                 labelled[sample.sample_id] = one
                 total += tally([one.row])
                 if attempt.careful:
-                    self._commit(unit, labelled)
+                    self._commit(unit, labelled, attempt, before)
                 yield total
             if labelled:  # else the stop came before the first sample
-                self._commit(unit, labelled)
+                self._commit(unit, labelled, attempt, before)
         except BaseException:
             attempt.end(committed=False)
             raise
@@ -184,8 +186,17 @@ class Labeller:
         rows = read_rows(self.run_folder.units / unit.record)
         return {row.sample_id: row for row in rows if row.sample_id in brief}
 
+    def _before(self, unit: Unit, todo: Sequence[Sample]) -> dict[str, int]:
+        """The crc32c of label PNGs that the unit's record names, by sample id, though they are to be made again."""
+        path = self.run_folder.units / unit.record
+        if self.recipe.store != "png" or not todo or storage.stat(path) is None:
+            return {}
+        rows = read_rows(path, ["sample_id", "label_crc32c"])
+        return {row.sample_id: row.label_crc32c for row in rows if row.label_crc32c is not None}
+
     def _stored(self, row: Row) -> dict[str, Frames]:
-        if not row.labelled:
+        """The encoded maps of a finished sample, for a shard that is written again; PNGs stay as they are."""
+        if not row.labelled or self.recipe.store == "png":
             return {}
         return {layer: self._encode(read_layer(self.run_folder, row, layer)) for layer in row.layers()}
 
@@ -315,14 +326,17 @@ class Labeller:
         label, index = unit.place(unit.samples.index(sample), self.recipe.store)
         return replace(row, label=label, label_index=index)
 
-    def _commit(self, unit: Unit, labelled: dict[str, Labelled]) -> None:
+    def _commit(self, unit: Unit, labelled: dict[str, Labelled], attempt: Attempt, before: Mapping[str, int]) -> None:
         present = [labelled[s.sample_id] for s in unit.samples if s.sample_id in labelled]
         run, shards = self.run_folder, {}
         if self.recipe.store == "png":
-            for one in present:
-                for layer, (data,) in one.encoded.items():
-                    folder, _, name = in_layer(one.row.label or "", layer).rpartition("/")
-                    storage.write(storage.inside(run.path, folder) / name, data)
+            new = {one.row.sample_id: one for one in present if one.encoded}
+            if new:
+                attempt.writes({sample_id: one.row.label_crc32c or 0 for sample_id, one in new.items()})
+            for sample_id, one in new.items():
+                known = {*attempt.written.get(sample_id, ()), before.get(sample_id)}
+                write_maps(run, one.row.label or "", {layer: data for layer, (data,) in one.encoded.items()}, known)
+                labelled[sample_id] = Labelled(one.row)  # written once, however often the unit is committed
         else:
             encoded = [labelled[s.sample_id].encoded if s.sample_id in labelled else {} for s in unit.samples]
             for layer in dict.fromkeys(layer for maps in encoded for layer in maps):

@@ -148,6 +148,7 @@ class Merging:
         """Write the table of changes, and remove the images that do not count; `kept` has the others."""
         left_out = 0
         order = [sample_id for sample_id in self.machine.labels if sample_id in self.touched]
+        self.machine.look_up(order)
         with ThreadPoolExecutor(cores()) as pool, writing_table(self.folder.changes, CHANGES_SCHEMA) as add:
             for sample_id, rows in zip(order, ahead(pool, self._changes, order, 2 * cores()), strict=True):
                 changed = any(fate in BY_PEOPLE for fate in rows["fate"].to_pylist())
@@ -162,9 +163,12 @@ class Merging:
             raise ValueError(
                 f"nothing was changed in the {counted(left_out, 'image')} that came back: there is nothing to import"
             )
-        disagreeing = [pixels for sample_id, pixels in self.disagreeing.items() if sample_id in self.kept]
+        if self.disagreeing:
+            most_first = sorted(self.disagreeing, key=lambda sample_id: (-self.disagreeing[sample_id], sample_id))
+            storage.write(self.folder.disagreements, "".join(f"{name}\n" for name in most_first).encode())
         edges = None if self.machine.edges is None else list(self.machine.edges)
-        return Found(self.terms.partial, len(disagreeing), sum(disagreeing), self.damaged, left_out, edges)
+        differing = sum(self.disagreeing.values())
+        return Found(self.terms.partial, len(self.disagreeing), differing, self.damaged, left_out, edges)
 
     def _changes(self, sample_id: str) -> pa.Table:
         label, origin = read_png(self.folder.label(sample_id)), read_png(self.folder.origin(sample_id))
@@ -202,8 +206,8 @@ class _Faults:
             some = listed([repr(name) for name in self.strangers[:_NAMED]])
             more = f" and {len(self.strangers) - _NAMED} more" if len(self.strangers) > _NAMED else ""
             raise ValueError(
-                f"{self.path}: {counted(len(self.strangers), 'label')} of images that {self.run.path} has not labelled:"
-                f" {some}{more}; {self._advice()}"
+                f"{self.path}: {counted(len(self.strangers), 'label')} whose names mean none, or several, of the images"
+                f" that {self.run.path} has labelled: {some}{more}; {self._advice()}"
             )
         if self.sizes:
             more = f" (and {len(self.sizes) - 1} more)" if self.sizes[1:] else ""

@@ -15,6 +15,7 @@ from autolabel.manifests.cluster import cluster_address, is_connected, require_g
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
+from autolabel.pipeline.by_hand import set_aside
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.lock import Lock, remove_leftovers
@@ -131,6 +132,8 @@ def generate(
                     crew = replace(crew, worker_bytes=memory)
                 ended = run_ray(crew, left.work(), len(left.units), meter, job.machine.address)
         meter.tick(last=True)
+        if moved := set_aside(run):
+            meter.note(moved)
         with lock.publishing():
             run = _publish(run, request.manifest, plan, meter.budgets, left)
         if lock.alone:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing
+from autolabel.manifests.formats.exchange import Outgoing, flat
 from autolabel.manifests.formats.naming import distinct_colours
 from autolabel.manifests.formats.photographs import SUFFIXES, send_photograph
 from autolabel.manifests.formats.run_lengths import Counts, coco_counts, coco_text, columns, spans_by_class
@@ -34,7 +34,7 @@ class CocoWriter:
     """
 
     def __init__(self, space: LabelSpace, style: Style) -> None:
-        style.require("coco", images=IMAGES)
+        style.require("coco", flat=(False, True), images=IMAGES)
         self._space, self._style, self._colours = space, style, distinct_colours(space)
         self._palette = b"".join(map(bytes, self._colours)).ljust(768, b"\0")
         self.notes = ("ignored pixels are in no annotation, and black, 0, in the panoptic PNGs",)
@@ -42,10 +42,11 @@ class CocoWriter:
     def write(self, item: Outgoing, folder: Path) -> dict[str, Any]:
         """Write the photograph and the panoptic PNG of one image; return its segments."""
         height, width = item.label.shape
-        file = item.name + (item.sample.image.suffix or SUFFIXES["PNG"])
+        name = flat(item.name) if self._style.flat else item.name
+        file = name + (item.sample.image.suffix or SUFFIXES["PNG"])
         if self._style.images != "none":
-            file = send_photograph(item.sample, folder / "images", item.name, style=self._style)
-        storage.write(storage.under(folder, f"{PNGS}/{item.name}.png"), encode_label(item.label, palette=self._palette))
+            file = send_photograph(item.sample, folder / "images", name, style=self._style)
+        storage.write(storage.under(folder, f"{PNGS}/{name}.png"), encode_label(item.label, palette=self._palette))
         certain = None if item.confidence is None else np.append(0, np.cumsum(columns(item.confidence), dtype=np.int64))
         segments = []
         for found, (starts, ends) in spans_by_class(columns(item.label)).items():
@@ -56,7 +57,7 @@ class CocoWriter:
                 segment["score"] = round(int((certain[ends] - certain[starts]).sum()) / (255 * area), 4)
             segments.append(segment)
         score = {} if item.score is None else {"score": round(item.score, 4)}
-        return {"name": item.name, "file": file, "size": [height, width], "segments": segments, **score}
+        return {"name": name, "file": file, "size": [height, width], "segments": segments, **score}
 
     def finish(self, folder: Path, entries: Iterable[dict[str, Any]]) -> None:
         """Write both JSON files."""

@@ -91,7 +91,8 @@ class _File:
         if not -_LARGEST <= image < _LARGEST:
             raise BadReturn(f"{where}: image id {image} is too large")
         self._places.extend((image, element.start, len(element.data)))
-        return [_fields(s, where, category_id=int)[0] for s in value.get("segments_info", [value])]
+        segments = shaped(list[Any], value.get("segments_info", [value]), f"{where}, 'segments_info'")
+        return [_fields(segment, where, category_id=int)[0] for segment in segments]
 
     def _classes(self, used: Mapping[int, int]) -> dict[int, int]:
         """The train ids of all categories. Raises BadReturn for annotations of others."""

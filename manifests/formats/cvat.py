@@ -17,7 +17,7 @@ import numpy as np
 
 from autolabel.manifests import storage
 from autolabel.manifests.formats import archive
-from autolabel.manifests.formats.exchange import BadReturn, Outgoing, Returned
+from autolabel.manifests.formats.exchange import BadReturn, Outgoing, Returned, flat
 from autolabel.manifests.formats.naming import Unknown, by_colour, distinct_colours, train_id, voc_colour
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import IMAGES, Style
@@ -27,9 +27,10 @@ from autolabel.manifests.pieces import pieces
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.wording import counted
 
-CLASSES, OBJECTS, LABELMAP, LIST, ARCHIVE = (
-    "SegmentationClass", "SegmentationObject", "labelmap.txt", "ImageSets/Segmentation/default.txt", "masks.zip"
+CLASSES, OBJECTS, LABELMAP, LIST = (
+    "SegmentationClass", "SegmentationObject", "labelmap.txt", "ImageSets/Segmentation/default.txt"
 )  # fmt: skip
+ARCHIVE, LABELS = "masks.zip", "labels.json"
 _MOST_OBJECTS = 255  # of one image: CVAT knows no more colours
 _FIRST_STRANGER = 256  # stands for a label that is no class, behind all train ids
 _MOST_BYTES = 1 << 20  # of labelmap.txt
@@ -37,13 +38,13 @@ _OBJECT_COLOURS = bytes(chain.from_iterable(map(voc_colour, range(256))))
 
 
 class CvatWriter:
-    """Writes images/NAME.*, both PNGs of every image, and masks.zip, which CVAT imports.
+    """Writes images/NAME.*, both PNGs of every image, masks.zip, which CVAT imports, and labels.json, its labels.
 
     Raises ValueError for names of classes that labelmap.txt cannot hold.
     """
 
     def __init__(self, space: LabelSpace, style: Style) -> None:
-        style.require("cvat", images=IMAGES)
+        style.require("cvat", flat=(False, True), images=IMAGES)
         for name in space.names:
             if ":" in name or name != name.strip() or name.startswith("#") or len(name.splitlines()) != 1:
                 raise ValueError(f"class {name!r} cannot go to CVAT: its labelmap.txt knows no ':', '#' or line ends")
@@ -60,18 +61,24 @@ class CvatWriter:
 
     def write(self, item: Outgoing, folder: Path) -> dict[str, Any]:
         """Write the photograph and the two PNGs of one image; return its name."""
+        name = flat(item.name) if self._style.flat else item.name
         if self._style.images != "none":
-            send_photograph(item.sample, folder / "images", item.name, style=self._style)
+            send_photograph(item.sample, folder / "images", name, style=self._style)
         objects, crowded = _objects(item.label, len(self._space))
         for kind, ids, palette in (
             (CLASSES, item.label + np.uint8(1), self._palette),  # 255 becomes 0
             (OBJECTS, objects, _OBJECT_COLOURS),
         ):
-            storage.write(storage.under(folder, f"{kind}/{item.name}.png"), encode_label(ids, palette=palette))
-        return {"name": item.name, "crowded": crowded}
+            storage.write(storage.under(folder, f"{kind}/{name}.png"), encode_label(ids, palette=palette))
+        return {"name": name, "crowded": crowded}
 
     def finish(self, folder: Path, entries: Iterable[dict[str, Any]]) -> None:
-        """Write labelmap.txt, the list of the images, and the zip of all but the photographs."""
+        """Write labelmap.txt, the list of the images, the zip of all but the photographs, and the labels of a task."""
+        labels = [
+            {"name": name, "color": f"#{bytes(colour).hex()}", "type": "any", "attributes": []}
+            for name, colour in zip(self._space.names, self._colours, strict=True)
+        ]
+        storage.write_json(folder / LABELS, labels)
         rows = [("background", (0, 0, 0)), *zip(self._space.names, self._colours, strict=True)]
         lines = ["# label:color_rgb:parts:actions", *(f"{name}:{','.join(map(str, c))}::" for name, c in rows)]
         names, crowded = [], 0
@@ -155,8 +162,8 @@ def _labelmap(files: archive.Files, name: str) -> Mapping[int, str]:
             continue
         where = f"{files.shown(name)}, line {place}"
         label, *values = line.rsplit(":", 3)
-        channels = values[0].split(",") if len(values) == 3 else []
-        if len(channels) != 3 or not all(c.strip().isdecimal() and int(c) < 256 for c in channels):
+        channels = [c.strip() for c in values[0].split(",")] if len(values) == 3 else []
+        if len(channels) != 3 or not all(c.isdecimal() and len(c) < 4 and int(c) < 256 for c in channels):
             raise BadReturn(f"{where} is {line[:60]!r}: expected a label and its colour, as in 'road:128,64,128::'")
         red, green, blue = map(int, channels)
         packed = red << 16 | green << 8 | blue

@@ -17,7 +17,7 @@ from xml.sax.saxutils import quoteattr
 import numpy as np
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing
+from autolabel.manifests.formats.exchange import Outgoing, flat
 from autolabel.manifests.formats.naming import distinct_colours
 from autolabel.manifests.formats.photographs import SUFFIXES, send_photograph
 from autolabel.manifests.formats.run_lengths import brush_bytes, spans_by_class
@@ -37,16 +37,17 @@ class LabelStudioWriter:
     """
 
     def __init__(self, space: LabelSpace, style: Style) -> None:
-        style.require("label-studio", images=IMAGES)
+        style.require("label-studio", flat=(False, True), images=IMAGES)
         self._space, self._style = space, style
         self.notes = ("ignored pixels are in no region",)
 
     def write(self, item: Outgoing, folder: Path) -> dict[str, Any]:
         """Write the photograph of one image; return its regions."""
         height, width = item.label.shape
-        file = item.name + (item.sample.image.suffix or SUFFIXES["PNG"])
+        name = flat(item.name) if self._style.flat else item.name
+        file = name + (item.sample.image.suffix or SUFFIXES["PNG"])
         if self._style.images != "none":
-            file = send_photograph(item.sample, folder / "images", item.name, style=self._style, readable=_BROWSERS)
+            file = send_photograph(item.sample, folder / "images", name, style=self._style, readable=_BROWSERS)
         certain = None if item.confidence is None else np.append(0, np.cumsum(item.confidence, dtype=np.int64))
         regions = []
         for found, (starts, ends) in spans_by_class(item.label.reshape(-1)).items():
@@ -56,7 +57,7 @@ class LabelStudioWriter:
                 sums = int((certain[ends] - certain[starts]).sum())
                 region["score"] = round(sums / (255 * int((ends - starts).sum())), 4)
             regions.append(region)
-        return {"name": item.name, "file": file, "size": [height, width], "score": item.score, "regions": regions}
+        return {"name": name, "file": file, "size": [height, width], "score": item.score, "regions": regions}
 
     def pack(self, folder: Path, number: int, entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
         """Write the tasks of one chunk."""

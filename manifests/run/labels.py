@@ -66,6 +66,19 @@ def in_layer(label: str, layer: str) -> str:
     return layer + label.removeprefix(LABELS)
 
 
+def take_over(run: Path, *folders: Path) -> str:
+    """The advice for labels that people have changed in a run's folder of PNGs, or have left in other folders."""
+    places = " ".join(map(str, folders or (run / LABELS,)))
+    return f"`autolabel import png {places} --run {run} -o fixed.parquet` takes it over as a correction"
+
+
+class ChangedLabel(DamagedLabel):
+    """A label PNG of a run is whole, of its size and of known classes, but not the one that was committed.
+
+    No damage makes such a file, because a PNG has checksums: a person or a tool has changed the label.
+    """
+
+
 def read_png(path: Path, space: LabelSpace | None = None) -> Label:
     """Read one stored label of train ids; without a label space, bytes of any meaning. Raises DamagedLabel."""
     try:
@@ -79,24 +92,36 @@ def read_png(path: Path, space: LabelSpace | None = None) -> Label:
 
 @dataclass(frozen=True)
 class StoredLabel:
-    """The place of one committed map, and what it held: `index` is its row in a Zarr array, None for a PNG file."""
+    """The place of one committed map, and what it held: `index` is its row in a Zarr array, None for a PNG file.
+
+    run: the folder of its run. layer: the layer of the map.
+    """
 
     path: Path
     index: int | None
     height: int
     width: int
     crc32c: int
+    run: Path
+    layer: str = LABELS
+
+    @property
+    def _size(self) -> tuple[int, int]:
+        return (self.height, self.width)
 
     def read(self, sample_id: str, space: LabelSpace | None) -> Label:
         """(H, W) uint8, train ids of `space`, or bytes of any meaning without one.
 
-        Raises DamagedLabel, naming the sample, if size or checksum differ from what was committed.
+        Raises DamagedLabel, naming the sample, if size or checksum differ from what was committed; of a label PNG that
+        a person or a tool has changed, ChangedLabel.
         """
         if self.index is None:
             label = read_png(self.path, space)
         else:
             label = read_zarr(self.path, self.index, window=(0, 0, self.height, self.width))
-        if label.shape != (self.height, self.width) or crc32c(label) != self.crc32c:
+        if label.shape != self._size or crc32c(label) != self.crc32c:
+            if self.index is None and self.layer == LABELS and space is not None and label.shape == self._size:
+                raise ChangedLabel(f"label of {sample_id!r} in {self.path} was changed by hand; {take_over(self.run)}")
             raise DamagedLabel(f"label of {sample_id!r} in {self.path} differs from what was committed")
         return label
 
@@ -125,7 +150,7 @@ def stored_labels(run: Path, rows: Iterable[Mapping[str, Any]], *, layer: str = 
         place = in_layer(label, layer)
         path = storage.inside(run, place) if index is None or place not in arrays else arrays[place]
         arrays[place] = path
-        labels[row["sample_id"]] = StoredLabel(path, index, height, width, row[checksum])
+        labels[row["sample_id"]] = StoredLabel(path, index, height, width, row[checksum], run, layer)
     return labels
 
 
@@ -206,8 +231,8 @@ def read_sample_label(sample: Sample, space: LabelSpace, *, window: Window | Non
             raise
         reason = f"{sample.label}: {error.strerror}" if isinstance(error, OSError) else str(error)
         raise DamagedLabel(
-            f"sample {sample.sample_id!r} of run {sample.run}: {reason}; `autolabel verify {sample.run} --repair` finds"
-            " all that is damaged, for `autolabel generate` to make it again"
+            f"sample {sample.sample_id!r} of run {sample.run}: {reason}; `autolabel verify {sample.run}` finds all that"
+            " is damaged or was changed by hand, and says what to do"
         ) from error
 
 

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_photograph
-from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.kept import kept_in as kept_in
 from autolabel.manifests.run.labels import RunConfidence
 from autolabel.manifests.samples import Sample
 from autolabel.teacher.predict import Teacher
@@ -71,14 +72,3 @@ def kept_confidences(run: Run, sample_ids: Collection[str]) -> KeptConfidences |
         return None
     kept = source.confidence
     return KeptConfidences(kept) if set(sample_ids) <= set(kept) else None
-
-
-def kept_in(run: Run) -> Run | None:
-    """The run that has kept the confidence of this one: itself, or the one that it was relabelled from; else None."""
-    if run.recipe.confidence_edges is not None:
-        return run
-    if run.source is None or not RunFolder(run.source).exists():
-        return None
-    source = Run.open(run.source)
-    same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
-    return source if same and source.recipe.confidence_edges is not None else None

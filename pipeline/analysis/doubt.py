@@ -70,15 +70,15 @@ def beside(human: Label, top: Label, reach: int) -> Mask:
 
 def _spread(bits: NDArray[np.uint32], reach: int, axis: int) -> NDArray[np.uint32]:
     """The union of the bits within `reach` along an axis, in twice as many steps as `reach` has digits."""
-    bits = bits if axis == 0 else bits.T
+    before, length = (slice(None),) * axis, bits.shape[axis]
     forth, back, width = bits.copy(), bits.copy(), 1
-    while width <= min(reach, len(bits) - 1):
+    while width <= min(reach, length - 1):
         step = min(width, reach + 1 - width)
-        forth[step:] |= forth[:-step].copy()
-        back[:-step] |= back[step:].copy()
+        later, earlier = (*before, slice(step, None)), (*before, slice(None, -step))
+        np.bitwise_or(forth[later], forth[earlier].copy(), out=forth[later])
+        np.bitwise_or(back[earlier], back[later].copy(), out=back[earlier])
         width += step
-    both = forth | back
-    return both if axis == 0 else both.T
+    return np.bitwise_or(forth, back, out=forth)
 
 
 def look(

@@ -89,7 +89,10 @@ $("gallery-list").addEventListener("keydown", (event) => {
   const steps = { ArrowRight: 1, ArrowLeft: -1, ArrowDown: columns, ArrowUp: -columns, Home: -here };
   steps.End = visible.length - 1 - here;
   const mark = markOfKey(event.key);
-  if (mark !== undefined) toggleMark(visible[here], mark, event.shiftKey);
+  if (mark !== undefined) {
+    event.preventDefault();
+    toggleMark(visible[here], mark, event.shiftKey);
+  }
   const next = visible[here + (steps[event.key] ?? (mark !== undefined && event.shiftKey ? 1 : NaN))];
   if (!next) return;
   event.preventDefault();

@@ -25,7 +25,7 @@ function readMarks() {
   try {
     const stored = JSON.parse(localStorage.getItem(shelf) ?? "[]");
     const rows = Array.isArray(stored) ? stored.filter((row) => Array.isArray(row) && typeof row[0] === "string") : [];
-    marks = new Map(rows.map(([id, mark, note]) => [id, { mark: mark in MARKS ? mark : "", note: text(note) }]));
+    marks = new Map(rows.map(([id, mark, note]) => [id, { mark: Object.hasOwn(MARKS, mark) ? mark : "", note: text(note) }]));
   } catch (error) {
     if (!(error instanceof SyntaxError)) remembers = false; // no storage for this page; else what was there is no list
   }

@@ -32,6 +32,7 @@ from autolabel.pipeline.report.specks import SPECKS
 
 _PICTURES = re.compile(r"pictures-[0-9a-f]{12}")
 _KEY = re.compile(r'<main data-marks="([0-9a-f]{16})">')
+_HEAD = 1 << 18  # bytes of a page that hold its style, and then the key
 _LOCK = f"{storage.LOCK}.report"  # another one than the run's: a report may be drawn while images are labelled
 _ONE_SCALE = "Nothing by scale: this run looks at one scale only, so there is nothing to combine."
 
@@ -114,7 +115,7 @@ def write_report(
 def _marks_key(run: Run) -> str:
     """The name under which browsers keep the marks of a run: that of its last report, so that marks outlive it."""
     page = run.report / "index.html"
-    if storage.exists(page) and (found := _KEY.search(storage.read(page).decode(errors="replace"))):
+    if storage.exists(page) and (found := _KEY.search(storage.read_range(page, 0, _HEAD).decode(errors="replace"))):
         return found[1]
     return hashlib.sha256(f"{run.recipe.to_dict()} {run.input_sha256}".encode()).hexdigest()[:16]
 

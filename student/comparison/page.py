@@ -125,12 +125,12 @@ def _axis(longest: float) -> tuple[float, int]:
 def _reach(values: Iterable[Estimate | ArmDifference]) -> float:
     """The distance from 0 that an axis shows: that of the farthest mean or whisker, unless few go far beyond the rest.
 
-    Three times what three quarters of the numbers reach is enough for all but a wild class, which gets an arrow.
+    Four times what half of them reach is enough for all but a wild class, which gets an arrow.
     """
     ends = sorted(abs(v.mean) + (v.half or 0.0) for v in values if v.mean is not None)
     if not ends:
         return 0.0
-    return min(1.0, ends[-1], max(3 * ends[math.ceil(0.75 * len(ends)) - 1], _NARROWEST))
+    return min(1.0, ends[-1], max(4 * ends[len(ends) // 2], _NARROWEST))
 
 
 def _interval(value: Estimate | ArmDifference, low: float, high: float, *, least: float) -> Interval | None:

@@ -165,7 +165,7 @@ def test_a_label_that_the_run_has_lost_is_named_with_its_run_and_the_way_back(
     assert Path(file) in lost
     assert f" of run {mine}: " in line
     assert line.endswith(
-        f"; `autolabel verify {mine} --repair` finds all that is damaged, for `autolabel generate` to make it again"
+        f"; `autolabel verify {mine}` finds all that is damaged or was changed by hand, and says what to do"
     )
     assert re.match(r"sample '.*' of run ", refused(comparison(city, tmp_path / "c", "--steps", 6, auto=mine)))
     assert autolabel("verify", mine, "--repair").exit_code == 0

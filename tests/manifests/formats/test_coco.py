@@ -173,6 +173,7 @@ MASK = {"size": [4, 6], "counts": [0, 24]}
         ({"annotations": [{"image_id": 8, "category_id": 0, "segmentation": MASK}]},
          "has annotations of image id 8, which it does not list"),
         ({"annotations": [{"image_id": 1 << 63, "category_id": 0}]}, "image id 9223372036854775808 is too large"),
+        ({"annotations": [{"image_id": 7, "segments_info": 5}]}, "'segments_info' is 5: expected a list"),
         ({"annotations": [{"image_id": "7", "category_id": 0}]}, """'image_id' is "7": expected a whole number"""),
         ({"annotations": [{"category_id": 0}]}, "has no 'image_id': expected a file in COCO's format"),
         ({"annotations": [5]}, "'annotations' holds 0 objects and other values: expected a list of objects"),

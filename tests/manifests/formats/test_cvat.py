@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import zipfile
 from collections import deque
@@ -68,6 +69,16 @@ def test_labels_come_back_from_the_zip_and_from_the_folder_ignore_included(tmp_p
             "# label:color_rgb:parts:actions", "background:0,0,0::", "road:255,38,38::"
         ]  # fmt: skip
     assert {path.name for path in (tmp_path / "out" / "images").iterdir()} == {"drive 13", "drive 24", "empty.png"}
+
+
+def test_a_flat_export_has_one_folder_and_the_labels_of_a_task_lie_beside_it(tmp_path: Path) -> None:
+    labels = {"a/b": np.zeros((3, 4), np.uint8)}
+    send("cvat", labels, tmp_path / "out", style=Style(flat=True))
+    assert (tmp_path / "out" / "images" / "a__b.png").exists()
+    assert same(returned("cvat", tmp_path / "out"), {"a__b": labels["a/b"]})
+    assert json.loads((tmp_path / "out" / "labels.json").read_text())[0] == {
+        "name": "road", "color": "#ff2626", "type": "any", "attributes": []
+    }  # fmt: skip
 
 
 def test_exactly_the_pixels_that_were_repainted_change(tmp_path: Path) -> None:
@@ -163,6 +174,7 @@ def test_labels_that_occur_in_no_pixel_do_not_matter(out: Path) -> None:
         ("other:255,38,38::", "line 6: labels 'road' and 'other' have one colour, or one name: which is meant?"),
         ("other:1,2::", "line 6 is 'other:1,2::': expected a label and its colour, as in 'road:128,64,128::'"),
         ("other:1,2,256::", "line 6 is 'other:1,2,256::': expected a label and its colour"),
+        ("other:1,2,3\x1f4::", "line 6 is 'other:1,2,3\\x1f4::': expected a label and its colour"),
         ("other", "line 6 is 'other': expected a label and its colour"),
         ("other:::", "line 6 is 'other:::': expected a label and its colour"),
     ],
