@@ -32,7 +32,16 @@ from autolabel.manifests.tables import read_pieces
 from autolabel.manifests.wording import Progress, counted, number
 from autolabel.pipeline.analysis.doubt import Doubts, Floats, Gathered, look
 from autolabel.pipeline.analysis.errors_pictures import FOLDER, clear, draw_region, write_region
-from autolabel.pipeline.analysis.errors_table import CSV, ERRORS_SCHEMA, IDS, TABLE, LabelErrors, rank, write_ranking
+from autolabel.pipeline.analysis.errors_table import (
+    CSV,
+    ERRORS_SCHEMA,
+    IDS,
+    TABLE,
+    LabelErrors,
+    first_rows,
+    rank,
+    write_ranking,
+)
 from autolabel.pipeline.analysis.judges import SEEN, UNKNOWN, Judge, judge_of, require_one_space
 
 BORDER = 0.005  # of an image's diagonal: so far from the class that the teacher names, a border is no mistake
@@ -54,10 +63,10 @@ class _Verdict:
 
 
 def find_errors(
-    source: str | Path,
+    source: Run | str | Path,
     out: Path,
     *,
-    runs: Sequence[Path] = (),
+    runs: Sequence[Run | Path] = (),
     coarse: bool = False,
     worst: int | None = None,
     pictures: int = 0,
@@ -84,7 +93,8 @@ def find_errors(
     ):
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}: expected {least} or more")
-    manifest, judges, own = _opened(Path(source), runs)
+    paths = [run.path if isinstance(run, Run) else run for run in runs]
+    manifest, judges, own = _opened(source.path if isinstance(source, Run) else Path(source), paths)
     _require_place(out)
     spaces = f"the labels of {manifest.path}"
     require_one_space(manifest.label_space, judges, of=spaces)
@@ -115,7 +125,8 @@ def find_errors(
         clear(out / FOLDER)
     notes += _draw(out, manifest, judges, own=own, coarse=coarse, most=pictures)
     images, regions = len(set(ranked["image"].tolist())), len(ranked)
-    return LabelErrors(out, total, len(ids), dict(left_out), images, regions, likely, notes)
+    first = first_rows(ranked, ids, space)
+    return LabelErrors(out, total, len(ids), dict(left_out), images, regions, likely, first, notes)
 
 
 # --- who judges what --------------------------------------------------------------------------------------------------
