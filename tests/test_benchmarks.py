@@ -58,6 +58,7 @@ SCRIPTS = {
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
     "errors": Script(("camvid", "errors"), tables=3, dashes=6),
     "export": Script(tables=1, dashes=2),
+    "export_labels": Script(tables=1),
     "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
     "pictures": Script(
         (str(DRAWN_STREETS), "pictures"),

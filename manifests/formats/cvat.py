@@ -140,7 +140,7 @@ def read(path: Path, space: LabelSpace) -> Iterator[Returned]:
             except BadImage as error:
                 raise BadReturn(f"{files.shown(name)}: {error}") from error
             for colour, count in others.items():
-                unknown.add(f"colour {colour}", count)
+                unknown.add(colour and f"colour {colour}", count)
             strange = np.bincount(label[label >= _FIRST_STRANGER] - _FIRST_STRANGER, minlength=len(strangers))
             for stranger, count in zip(strangers, strange.tolist(), strict=True):
                 if count:
