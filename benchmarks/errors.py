@@ -17,6 +17,7 @@ With --smallest, CAMVID is drawn if it is not there, nothing is learnt, and the 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import shutil
 import subprocess
@@ -41,6 +42,7 @@ from autolabel.pipeline.rules import pieces
 from autolabel.pipeline.units import Unit
 
 SHARE, SMALLEST = 0.05, 100  # of the regions; pixels of a region that counts
+SIZES = (SMALLEST, 300, 1000, 5000)  # pixels of regions that are told apart
 FIRST = 100  # rows of the ranking of which the planted ones are counted
 FOLDS = (1, 2)
 MEASURED = """
@@ -81,13 +83,14 @@ def plant(source: Path, out: Path, seed: int) -> None:
 
 @dataclass
 class Regions:
-    """Regions of the right labels: image, planted, and what each way of ranking says of them.
+    """Regions of the right labels: image, planted, size, and what each way of ranking says of them.
 
     rows: by the rank of a row of errors.parquet, True if most of its pixels were planted.
     """
 
     image: list[str] = field(default_factory=list)
     planted: list[bool] = field(default_factory=list)
+    pixels: list[int] = field(default_factory=list)
     rows: dict[int, bool] = field(default_factory=dict)
     ranks: dict[str, list[float]] = field(
         default_factory=lambda: {"disagreement": [], "confidence": [], "errors": []}
@@ -130,6 +133,7 @@ def judged(right: Path, folder: Path, teachers: Path) -> Regions:
                 best[place] = max(best[place], row.score)
             found.image += [sample_id] * len(counted)
             swapped = np.bincount(places.ravel(), human.ravel() != true.ravel())
+            found.pixels += sums["pixels"][counted].astype(int).tolist()
             found.planted += (swapped[counted] > 0).tolist()
             found.ranks["disagreement"] += sums["disagreement"][counted].tolist()
             found.ranks["confidence"] += (sums["confidence"][counted] / sums["pixels"][counted]).tolist()
@@ -217,17 +221,21 @@ def main() -> None:
         (save_sure_weights if asked.smallest else copy_imagenet_weights)(Path("lite0.pth"))
         val = f"{camvid}/images/val --labels {camvid}/fine/val"
         run(f"autolabel manifest scan {val} --label-space camvid -o val.parquet")
-        lines = []
+        lines, by_size = [], []
         for kind in ("fine", "coarse"):
             for seed in range(asked.seeds):
                 found = find(camvid, kind, seed, steps)
                 lines.append(row(kind, seed, found))
+                by_size.append(sizes_row(kind, seed, found))
         ways = list(Regions().ranks)
         head = ["labels, seed", "regions", "planted", "random", *ways, "errors / random", "of 100"]
         head += ["images: random", "errors"]
         print(f"\n| {' | '.join(head)} |")
         print("|---|" + "---:|" * (7 + len(ways)))
         print("\n".join(lines))
+        print("\n| planted, in the first 5 % | 100 to 299 px | 300 to 999 | 1,000 to 4,999 | more |")
+        print("|---|---:|---:|---:|---:|")
+        print("\n".join(by_size))
     if sizes:
         lines = [many(size, Path("fine0/runs/1"), Path(f"many-{size}").absolute()) for size in sizes]
         print("\n| images | doubtful regions | images per s | peak MiB |\n|---:|---:|---:|---:|")
@@ -251,6 +259,17 @@ def row(kind: str, seed: int, found: Regions) -> str:
         f"{wrong.mean():.3f}", f"{average_precision(best, wrong):.3f}",
     ]  # fmt: skip
     return f"| {' | '.join(cells)} |"
+
+
+def sizes_row(kind: str, seed: int, found: Regions) -> str:
+    """The shares of the planted regions, by size, that are among the first regions of the ranking."""
+    truth, pixels, best = np.array(found.planted), np.array(found.pixels), np.array(found.ranks["errors"])
+    first = best >= np.sort(best)[::-1][round(SHARE * len(best))]
+    cells = []
+    for least, below in pairwise((*SIZES, math.inf)):
+        members = truth & (pixels >= least) & (pixels < below)
+        cells.append(f"{100 * first[members].mean():.0f} %" if members.any() else "–")
+    return f"| {kind}, {seed} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 labels/ID.png      the corrected label, train ids
 origin/ID.png      for each pixel, whose it is: MACHINE, PERSON or NOBODY
 changes.parquet    counts of pixels: what the machine had said, what it is now, how sure the teacher was
+disagreements.txt  ids of the images in which two people differ, the most pixels first; only if there are any
 import.json        what was imported, and when
 """
 
@@ -62,6 +63,11 @@ class CorrectedFolder:
         """The table of counts."""
         return self.path / "changes.parquet"
 
+    @property
+    def disagreements(self) -> Path:
+        """A file of ids: the images in which people disagree."""
+        return self.path / "disagreements.txt"
+
     def label(self, sample_id: str) -> Path:
         """The corrected label of a sample."""
         return storage.under(self.path, f"labels/{_png_name(sample_id)}")
@@ -72,7 +78,7 @@ class CorrectedFolder:
 
     def discard(self) -> None:
         """Remove what an import has written here, and the folder if nothing else lies in it."""
-        for path in (self.path / "labels", self.path / "origin", self.changes, self.record):
+        for path in (self.path / "labels", self.path / "origin", self.changes, self.disagreements, self.record):
             storage.remove(path)
         if storage.is_folder(self.path) and not storage.list(self.path):
             storage.remove(self.path)

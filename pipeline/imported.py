@@ -248,7 +248,8 @@ class Imported(Shown):
         if found.disagreeing_images:
             lines.append(
                 f"people disagree in {counted(found.disagreeing_images, 'image')},"
-                f" {counted(found.disagreeing_pixels, 'pixel')}: the later one stands"
+                f" {counted(found.disagreeing_pixels, 'pixel')}: the later one stands;"
+                f" {CorrectedFolder.of(self.path).disagreements} lists them"
             )
         if tally.fates[UNKNOWN]:
             lines.append(

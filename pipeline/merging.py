@@ -163,9 +163,12 @@ class Merging:
             raise ValueError(
                 f"nothing was changed in the {counted(left_out, 'image')} that came back: there is nothing to import"
             )
-        disagreeing = [pixels for sample_id, pixels in self.disagreeing.items() if sample_id in self.kept]
+        if self.disagreeing:
+            most_first = sorted(self.disagreeing, key=lambda sample_id: (-self.disagreeing[sample_id], sample_id))
+            storage.write(self.folder.disagreements, "".join(f"{name}\n" for name in most_first).encode())
         edges = None if self.machine.edges is None else list(self.machine.edges)
-        return Found(self.terms.partial, len(disagreeing), sum(disagreeing), self.damaged, left_out, edges)
+        differing = sum(self.disagreeing.values())
+        return Found(self.terms.partial, len(self.disagreeing), differing, self.damaged, left_out, edges)
 
     def _changes(self, sample_id: str) -> pa.Table:
         label, origin = read_png(self.folder.label(sample_id)), read_png(self.folder.origin(sample_id))
@@ -203,8 +206,8 @@ class _Faults:
             some = listed([repr(name) for name in self.strangers[:_NAMED]])
             more = f" and {len(self.strangers) - _NAMED} more" if len(self.strangers) > _NAMED else ""
             raise ValueError(
-                f"{self.path}: {counted(len(self.strangers), 'label')} of images that {self.run.path} has not labelled:"
-                f" {some}{more}; {self._advice()}"
+                f"{self.path}: {counted(len(self.strangers), 'label')} whose names mean none, or several, of the images"
+                f" that {self.run.path} has labelled: {some}{more}; {self._advice()}"
             )
         if self.sizes:
             more = f" (and {len(self.sizes) - 1} more)" if self.sizes[1:] else ""

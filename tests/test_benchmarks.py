@@ -53,10 +53,12 @@ SCRIPTS = {
         ("camvid", "out"), lines=(" class ", " mean IoU ", "fine + truth: ", "wrote compare/compare.json")
     ),
     "camvid_policies": Script(("out",), "camvid", lines=("means over classes", "IoU kept", "precision", "coverage")),
+    "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
-    "errors": Script(("camvid", "errors"), tables=2),
+    "errors": Script(("camvid", "errors"), tables=3, dashes=6),
     "export": Script(tables=1, dashes=2),
+    "export_labels": Script(tables=1),
     "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
     "pictures": Script(
         (str(DRAWN_STREETS), "pictures"),

@@ -6,6 +6,7 @@ names that stand twice, encryption, and sizes that no labels have. A file of it 
 
 from __future__ import annotations
 
+import errno
 import io
 import re
 import stat
@@ -60,7 +61,9 @@ class Files:
         assert self._zipped is not None
         try:
             return self._zipped.read(entry)
-        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, NotImplementedError, RuntimeError) as error:
+        except (zipfile.BadZipFile, zlib.error, EOFError, ValueError, RuntimeError, OSError) as error:
+            if isinstance(error, OSError) and error.errno != errno.EINVAL:  # this one is a place before the file
+                raise
             raise BadReturn(f"{self.shown(name)} is damaged ({reason(error)}): export or copy it again") from error
 
     @contextmanager

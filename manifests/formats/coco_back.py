@@ -91,7 +91,8 @@ class _File:
         if not -_LARGEST <= image < _LARGEST:
             raise BadReturn(f"{where}: image id {image} is too large")
         self._places.extend((image, element.start, len(element.data)))
-        return [_fields(s, where, category_id=int)[0] for s in value.get("segments_info", [value])]
+        segments = shaped(list[Any], value.get("segments_info", [value]), f"{where}, 'segments_info'")
+        return [_fields(segment, where, category_id=int)[0] for segment in segments]
 
     def _classes(self, used: Mapping[int, int]) -> dict[int, int]:
         """The train ids of all categories. Raises BadReturn for annotations of others."""
@@ -149,7 +150,7 @@ class _File:
             mask = value.get("segmentation")
             if isinstance(mask, dict):
                 stated, counts = _fields(mask, where, size=list[int], counts=str | list[int])
-                if tuple(stated) != size:
+                if require_size(stated, where) != size:
                     raise BadReturn(f"{where}: its mask has {shown_size(stated)}, its image {shown_size(size)}")
                 paint(pixels, counts_of_coco(counts, height * width, where), found)
             else:
@@ -178,8 +179,9 @@ class _File:
             raise BadReturn(f"{self._files.shown(name)}: {error}") from error
         if label.shape != size:
             raise BadReturn(f"{self._files.shown(name)} has {shown_size(label.shape)}, its image {shown_size(size)}")
-        for (red, green, blue), count in others.items():
-            unknown.add(f"segment {red + 256 * green + 65536 * blue}", count)
+        for colour, count in others.items():
+            segment = colour and f"segment {colour[0] + 256 * colour[1] + 65536 * colour[2]}"
+            unknown.add(segment, count)
         return None if others else label.astype(np.uint8)
 
 

@@ -32,7 +32,16 @@ from autolabel.manifests.tables import read_pieces
 from autolabel.manifests.wording import Progress, counted, number
 from autolabel.pipeline.analysis.doubt import Doubts, Floats, Gathered, look
 from autolabel.pipeline.analysis.errors_pictures import FOLDER, clear, draw_region, write_region
-from autolabel.pipeline.analysis.errors_table import CSV, ERRORS_SCHEMA, IDS, TABLE, LabelErrors, rank, write_ranking
+from autolabel.pipeline.analysis.errors_table import (
+    CSV,
+    ERRORS_SCHEMA,
+    IDS,
+    TABLE,
+    LabelErrors,
+    first_rows,
+    rank,
+    write_ranking,
+)
 from autolabel.pipeline.analysis.judges import SEEN, UNKNOWN, Judge, judge_of, require_one_space
 
 BORDER = 0.005  # of an image's diagonal: so far from the class that the teacher names, a border is no mistake
@@ -47,17 +56,16 @@ class _Verdict:
     sample_id: str
     judge: int = 0
     knows: int = 0
-    size: tuple[int, int] = (0, 0)
     counts: Floats | None = None
     doubts: Doubts | None = None
     why: str = ""
 
 
 def find_errors(
-    source: str | Path,
+    source: Run | str | Path,
     out: Path,
     *,
-    runs: Sequence[Path] = (),
+    runs: Sequence[Run | Path] = (),
     coarse: bool = False,
     worst: int | None = None,
     pictures: int = 0,
@@ -81,16 +89,18 @@ def find_errors(
         ("pictures", pictures, 0),
         ("border", border, 0),
         ("min-pixels", min_pixels, 1),
+        ("workers", workers, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}: expected {least} or more")
-    manifest, judges, own = _opened(Path(source), runs)
+    paths = [run.path if isinstance(run, Run) else run for run in runs]
+    manifest, judges, own = _opened(source.path if isinstance(source, Run) else Path(source), paths)
     _require_place(out)
     spaces = f"the labels of {manifest.path}"
     require_one_space(manifest.label_space, judges, of=spaces)
     space = manifest.label_space
     found = [Gathered(len(space), judge.levels) for judge in judges]
-    ids, sizes, left_out, knows, bad = list[str](), list[int](), Counter[str](), Counter[tuple[int, int]](), ""
+    ids, left_out, knows, bad = list[str](), Counter[str](), Counter[tuple[int, int]](), ""
     work = partial(_look, judges=judges, own=own, space=space, coarse=coarse, limits=(border, min_pixels))
     threads = workers or cores()
     total = sum(len(table) for table in manifest.tables())
@@ -104,18 +114,18 @@ def find_errors(
                 found[view.judge].add(len(ids), view.counts, view.doubts)
                 knows[view.judge, view.knows] += 1
                 ids.append(view.sample_id)
-                sizes.append(view.size[0] * view.size[1])
             if progress:
                 progress(done, total)
     _require_any(manifest, judges, left_out, judged=len(ids), bad=bad)
     notes = _notes(judges, knows) + ([f"left out, the first of {left_out['unreadable']}: {bad}"] if bad else [])
-    ranked = rank(found, np.array(sizes, np.int64), judges, worst)
+    ranked = rank(found, judges, worst)
     likely = write_ranking(out, ranked, ids, space)
     if pictures or storage.is_folder(out / FOLDER):
         clear(out / FOLDER)
     notes += _draw(out, manifest, judges, own=own, coarse=coarse, most=pictures)
     images, regions = len(set(ranked["image"].tolist())), len(ranked)
-    return LabelErrors(out, total, len(ids), dict(left_out), images, regions, likely, notes)
+    first = first_rows(ranked, ids, space)
+    return LabelErrors(out, total, len(ids), dict(left_out), images, regions, likely, first, notes)
 
 
 # --- who judges what --------------------------------------------------------------------------------------------------
@@ -211,7 +221,7 @@ def _look(
         smallest=max(1, round(SMALLEST * height * width)) if min_pixels is None else min_pixels,
         spoken=level > 0 if judges[place].silent else None,
     )
-    return _Verdict(sample.sample_id, place, knows, (height, width), counts, doubts)
+    return _Verdict(sample.sample_id, place, knows, counts, doubts)
 
 
 def _has_human_label(sample: Sample, *, coarse: bool) -> bool:

@@ -16,8 +16,8 @@ from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.schemas import ROWS_AT_ONCE
 from autolabel.manifests.tables import read_table, writing_table
-from autolabel.manifests.wording import Shown, Table, counted, number
-from autolabel.pipeline.analysis.doubt import LIKELY, Gathered, Longs, scores
+from autolabel.manifests.wording import Shown, Table, counted, dimensions, number, probability
+from autolabel.pipeline.analysis.doubt import LIKELY, Gathered, scores
 from autolabel.pipeline.analysis.judges import Judge
 
 TABLE, CSV, IDS = "errors.parquet", "errors.csv", "ids.txt"
@@ -38,6 +38,7 @@ ERRORS_SCHEMA = pa.schema(
     ]
 )
 _MOST_PAIRS = 15  # pairs of classes that are printed
+_MOST_FIRST = 5  # regions that are printed
 
 
 @dataclass(frozen=True)
@@ -45,7 +46,7 @@ class LabelErrors(Shown):
     """A ranking in the folder `out`, and its account: images = judged + left out, by reason.
 
     likely: the numbers of regions and pixels with a score above LIKELY, by (human class, suggested class). doubtful:
-    images with any doubt. regions: all that are listed. first_bad: the first label that could not be read.
+    images with any doubt. regions: all that are listed. first: the likeliest, as rows of text for `tables`.
     """
 
     out: Path
@@ -55,6 +56,7 @@ class LabelErrors(Shown):
     doubtful: int
     regions: int
     likely: dict[tuple[str, str], tuple[int, int]]
+    first: tuple[tuple[str, ...], ...]
     notes: list[str]
 
     @property
@@ -75,38 +77,35 @@ class LabelErrors(Shown):
         ]
 
     def tables(self) -> list[Table]:
-        """Likely mistakes by class pair, the most frequent first."""
-        if not self.likely:
-            return []
-        ranked = sorted(self.likely.items(), key=lambda item: (-item[1][0], -item[1][1], item[0]))
-        rows = [
-            [human, suggested, number(regions), number(pixels)]
-            for (human, suggested), (regions, pixels) in ranked[:_MOST_PAIRS]
-        ]
-        more = len(ranked) - len(rows)
-        notes = [f"and {counted(more, 'more pair')} of classes"] if more else []
-        return [Table("likely mistakes", ["people say", "the teacher says", "regions", "pixels"], rows, notes=notes)]
+        """The likeliest regions; likely mistakes by class pair, the most frequent first."""
+        tables = []
+        if self.first:
+            header = ["image", "x, y", "width × height", "people say", "the teacher says", "score"]
+            tables.append(Table("the likeliest", header, self.first))
+        if self.likely:
+            ranked = sorted(self.likely.items(), key=lambda item: (-item[1][0], -item[1][1], item[0]))
+            rows = [[*pair, number(regions), number(pixels)] for pair, (regions, pixels) in ranked[:_MOST_PAIRS]]
+            more = len(ranked) - len(rows)
+            notes = [f"and {counted(more, 'more pair')} of classes"] if more else []
+            header = ["people say", "the teacher says", "regions", "pixels"]
+            tables.append(Table("likely mistakes", header, rows, notes=notes))
+        return tables
 
 
-def rank(found: Sequence[Gathered], sizes: Longs, judges: Sequence[Judge], worst: int | None) -> pd.DataFrame:
+def rank(found: Sequence[Gathered], judges: Sequence[Judge], worst: int | None) -> pd.DataFrame:
     """All doubts that speak against people, the likeliest first, of the `worst` images; ties by image, then by size."""
     parts = []
     for one, judge in zip(found, judges, strict=True):
         image, doubts = one.all()
-        top, left, height, width = doubts.box.T
-        parts.append(
-            pd.DataFrame(
-                {
-                    "image": image, "top": top, "left": left, "height": height, "width": width, "human": doubts.human,
-                    "suggested": doubts.suggested, "score": scores(doubts, one.counts, sizes[image]),
-                    "pixels": doubts.pixels, "region_pixels": doubts.region_pixels,
-                    "confidence": (doubts.levels * judge.middles).sum(axis=1) / np.maximum(doubts.pixels, 1),
-                }
-            )
-        )  # fmt: skip
+        score = scores(doubts, one.counts)
+        kept = np.flatnonzero(score > 0)
+        names = ("human", "suggested", "pixels", "region_pixels")
+        columns = dict(zip(("top", "left", "height", "width"), doubts.box[kept].T, strict=True))
+        columns |= {name: getattr(doubts, name)[kept] for name in names}
+        confidence = (doubts.levels @ judge.middles)[kept] / columns["pixels"]
+        parts.append(pd.DataFrame({"image": image[kept], "score": score[kept], "confidence": confidence, **columns}))
     whole = pd.concat(parts, ignore_index=True)
-    whole = whole[whole["score"] > 0]
-    whole = whole.iloc[np.lexsort((whole["image"], -whole["score"]))]
+    whole = whole.take(np.lexsort((whole["image"], -whole["score"])))
     if worst is not None:
         whole = whole[whole["image"].isin(whole["image"].drop_duplicates()[:worst])]
     return whole.reset_index(drop=True)
@@ -144,3 +143,14 @@ def _tables(ranked: pd.DataFrame, ids: Sequence[str], names: pa.Array) -> Iterat
             **{name: names.take(pa.array(rows[name].to_numpy())) for name in ("human", "suggested")},
         }
         yield pa.table({name: columns[name] for name in ERRORS_SCHEMA.names}).cast(ERRORS_SCHEMA)
+
+
+def first_rows(ranked: pd.DataFrame, ids: Sequence[str], space: LabelSpace) -> tuple[tuple[str, ...], ...]:
+    """The likeliest regions as rows of text."""
+    return tuple(
+        (
+            ids[row["image"]], f"{row['left']}, {row['top']}", dimensions(row["width"], row["height"]),
+            space.names[row["human"]], space.names[row["suggested"]], probability(row["score"]),
+        )
+        for row in ranked[:_MOST_FIRST].to_dict("records")
+    )  # fmt: skip

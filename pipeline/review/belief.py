@@ -132,12 +132,17 @@ class Belief:
         """A key without doubt."""
         return int(self.chances.shape[1]) - 1
 
-    def keys(self, label: Label, top: Label, level: Label) -> NDArray[np.intp]:
+    def keys(self, label: Label, top: Label, level: Label) -> NDArray[np.int32]:
         """The place of every pixel in the table (H, W), from its label, top class and level of confidence."""
-        state = np.where(label == IGNORE, _IGNORED, np.where(label == top, _LABELLED, _DECIDED)).astype(np.intp)
-        return (state * self.classes + top) * self.levels + level
+        state = np.full(label.shape, _DECIDED, np.uint8)
+        np.putmask(state, label == top, _LABELLED)
+        np.putmask(state, label == IGNORE, _IGNORED)
+        keys = (np.arange(3, dtype=np.int32) * (self.classes * self.levels)).take(state)
+        keys += (np.arange(256, dtype=np.int32) * self.levels).take(top)
+        keys += level
+        return keys
 
-    def doubt(self, keys: NDArray[np.intp]) -> Doubt:
+    def doubt(self, keys: NDArray[np.int32]) -> Doubt:
         """Expected pixels of every kind by top class (4, C)."""
         counts = np.bincount(keys.ravel(), minlength=self.chances.shape[1])
         by_class = (self.chances * counts).reshape(KINDS, 3, self.classes, self.levels)

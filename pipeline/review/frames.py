@@ -19,6 +19,7 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.reading import read_picture
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Sample, samples_of
+from autolabel.manifests.schemas import MANIFEST_SCHEMA
 
 ALIKE, SAME = 0.95, 0.98  # from the first correlation on a frame counts for less, from the second on for nothing
 _SIZE = (16, 12)
@@ -42,7 +43,7 @@ class Frames:
     def __init__(self, run: Run, ids: pa.Array) -> None:
         """ids: the images by place, as the caller numbers them."""
         file = run.manifest
-        table = pa.concat_tables([t.slice(0, 0) for t in file.tables()] + list(file.tables()))
+        table = pa.concat_tables([MANIFEST_SCHEMA.empty_table(), *file.tables()])
         self._table = table.take(pc.index_in(ids, table["sample_id"].combine_chunks()))
         self._roots: dict[str, Path] = {"image_root": file.image_root, "label_root": file.label_root}
         groups = self._table["group"].combine_chunks().dictionary_encode().indices.to_numpy()

@@ -46,17 +46,17 @@ def find_regions(unsure: NDArray[np.bool_]) -> Regions:
     number[kept] = np.searchsorted(first, piece[kept])
     places = np.repeat(number, lengths).reshape(unsure.shape)
     inside = places >= 0
-    of = places[inside]
-    counts = np.bincount(of, minlength=len(first))
+    counts = np.bincount(number[kept], lengths[kept], minlength=len(first)).astype(np.int64)
     edge = np.bincount(places[inside & _on_edge(places)], minlength=len(first))
-    y, x = np.nonzero(inside)
     boxes = np.zeros((len(first), 4), np.int64)
-    order = np.argsort(of, kind="stable")
     if len(first):
-        starts = np.concatenate([[0], np.cumsum(counts)[:-1]])
-        for column, values in enumerate((y[order], x[order])):
-            low, high = np.minimum.reduceat(values, starts), np.maximum.reduceat(values, starts)
-            boxes[:, column], boxes[:, column + 2] = low, high - low + 1
+        order = np.argsort(number[kept], kind="stable")  # runs, region by region
+        begin = (np.cumsum(lengths) - lengths)[kept][order]
+        y, x = np.divmod(begin, width)
+        starts = np.searchsorted(number[kept][order], np.arange(len(first)))
+        boxes[:, 0], boxes[:, 1] = np.minimum.reduceat(y, starts), np.minimum.reduceat(x, starts)
+        boxes[:, 2] = np.maximum.reduceat(y, starts) - boxes[:, 0] + 1
+        boxes[:, 3] = np.maximum.reduceat(x + lengths[kept][order], starts) - boxes[:, 1]
     return Regions(places, counts, edge, boxes)
 
 

@@ -110,6 +110,10 @@ def review(
     if to is not None:
         known_format(to).writer(run.label_space, Style())
     labelled = run.accounts.labelled if run.accounts else 0
+    if not labelled:
+        raise ValueError(
+            f"{run.path} has no labelled image yet: nothing to choose from; finish it with its own command"
+        )
     if effort.images is not None and effort.images > labelled:
         raise ValueError(f"a budget of {effort.images} images: {run.path} has {counted(labelled, 'labelled image')}")
     seen, scores = (None if path is None else str(path.absolute()) for path in (audit, student))

@@ -102,7 +102,7 @@ class Looking:
         self._outlined = _outlined(run)
         self.unread = 0  # coarse labels that are gone
 
-    def maps(self, row: Row, kept: Row) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.intp]]:
+    def maps(self, row: Row, kept: Row) -> tuple[Label, Label, NDArray[np.int32]]:
         """Label, top class and keys of an image (H, W).
 
         Pixels outside the policy's area, and those of which a person's coarse label says the same, have no doubt.
@@ -130,7 +130,7 @@ class Looking:
             self.unread += 1
             return None
 
-    def regions(self, keys: NDArray[np.intp]) -> Regions:
+    def regions(self, keys: NDArray[np.int32]) -> Regions:
         """The regions of an image."""
         return find_regions(self._unsure[keys])
 
@@ -218,7 +218,7 @@ def neighbours(top: NDArray[np.uint8], classes: int) -> NDArray[np.int64]:
     return np.bincount(np.concatenate(keys), minlength=classes * classes).reshape(classes, classes)
 
 
-def _best(looking: Looking, top: NDArray[np.uint8], keys: NDArray[np.intp], pace: Pace, rates: Doubt) -> Items | None:
+def _best(looking: Looking, top: Label, keys: NDArray[np.int32], pace: Pace, rates: Doubt) -> Items | None:
     """The regions of an image that gain most per second by a first estimate, in reading order."""
     regions, belief = looking.regions(keys), looking.belief
     if not len(regions):

@@ -158,3 +158,25 @@ def test_photographs_that_are_gone_leave_the_order_of_ids(drive: Path, tmp_path:
         (tmp_path / "a_2.png").rename(hidden)
     assert result.rows["sample_id"].to_pylist() == ["a_1", "b_1"]
     assert any("1 photograph could not be read" in note for note in result.notes)
+
+
+def test_nothing_is_to_be_gained_where_a_person_said_the_same_or_where_the_teacher_does_not_count(
+    drive: Path, tmp_path: Path
+) -> None:
+    for name in NAMES:
+        coarse = np.full(SIZE, 255, np.uint8)
+        if name == "a_1":
+            coarse[BLOB] = BICYCLIST
+        save(tmp_path / f"coarse/{name}.png", coarse)
+    (tmp_path / "policy.toml").write_text("threshold = 0.3\n[area]\nrows = [0, 48]\ncolumns = [0, 10]\n")
+    scan = ("--coarse", tmp_path / "coarse", "--label-space", "camvid", "-o", tmp_path / "coarse.parquet")
+    assert autolabel("manifest", "scan", drive / "images", *scan).exit_code == 0
+    for run, how in (("confirmed", ("--threshold", 0.3)), ("outside", ("--policy", tmp_path / "policy.toml"))):
+        done = autolabel(
+            "adopt", drive / "pngs", "--confidence", drive / "sure", "--manifest", tmp_path / "coarse.parquet",
+            "--out", tmp_path / run, "--keep-confidence", 24, *how,
+        )  # fmt: skip
+        assert done.exit_code == 0, done.output
+    rows = review(tmp_path / "confirmed", "1h", out=tmp_path / "fix").rows
+    assert set(rows["sample_id"].to_pylist()) == {"a_2", "b_1"}
+    assert not len(review(tmp_path / "outside", "1h", out=tmp_path / "none").rows)

@@ -161,6 +161,12 @@ def test_unknown_colours_and_labels_are_counted_over_all_masks(out: Path) -> Non
     )
 
 
+def test_a_photograph_among_the_masks_is_counted_whole(out: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(noise).save(out / "SegmentationClass" / "a.png")
+    assert refusal("cvat", out).startswith(f"{out}: 2,000 pixels of what label space 'few' does not have: colour (")
+
+
 def test_labels_that_occur_in_no_pixel_do_not_matter(out: Path) -> None:
     with open(out / "labelmap.txt", "a") as file:
         file.write("ego vehicle:200,0,200::\n")
@@ -174,6 +180,7 @@ def test_labels_that_occur_in_no_pixel_do_not_matter(out: Path) -> None:
         ("other:255,38,38::", "line 6: labels 'road' and 'other' have one colour, or one name: which is meant?"),
         ("other:1,2::", "line 6 is 'other:1,2::': expected a label and its colour, as in 'road:128,64,128::'"),
         ("other:1,2,256::", "line 6 is 'other:1,2,256::': expected a label and its colour"),
+        ("other:1,2,3\x1f4::", "line 6 is 'other:1,2,3\\x1f4::': expected a label and its colour"),
         ("other", "line 6 is 'other': expected a label and its colour"),
         ("other:::", "line 6 is 'other:::': expected a label and its colour"),
     ],
