@@ -2,12 +2,12 @@
 
 python benchmarks/ordered_kills.py [COMMAND ...] [--every 1] [--full] [--out DIR]
 
-Without names it does all: generate, generate-png, grown, relabel, repair, scan, fuse, outlined, train, audit, report,
-compare. A command runs in a forked copy of this process, which has imported everything, and an audit hook of Python
-sees what it is about to do to the files of its folder. SIGKILL comes there; with --full every new file is refused from
-there on, as a full disk would. Then the same command is made again. It must succeed, and leave the files of a command
-that nobody disturbed: the same labels, rows and weights but for times and rates, and nothing beside them. Exit code 1
-if anything differs. Linux and macOS.
+Without names it does all: generate, generate-png, grown, relabel, repair, export, export-hf, scan, fuse, outlined,
+train, audit, report, compare. A command runs in a forked copy of this process, which has imported everything, and an
+audit hook of Python sees what it is about to do to the files of its folder. SIGKILL comes there; with --full every new
+file is refused from there on, as a full disk would. Then the same command is made again. It must succeed, and leave the
+files of a command that nobody disturbed: the same labels, rows and weights but for times and rates, and nothing beside
+them. Exit code 1 if anything differs. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ import torch
 import autolabel.cli
 import autolabel.manifests.fuse
 import autolabel.pipeline.analysis.audit
+import autolabel.pipeline.export
 import autolabel.pipeline.preview
 import autolabel.pipeline.relabel
 import autolabel.pipeline.report.write
@@ -291,6 +292,7 @@ class World:
             "-o",
             f"{place}/fused.parquet",
         ]
+        export = ["export", str(source), "-o", f"{place}/sent", "--to"]
         scan = ["manifest", "scan", f"{root}/city", "--split", "train", "-o", f"{place}/scanned.parquet"]
         train = ["train", f"{root}/fine.parquet", "--val", f"{root}/val.parquet", "--out", f"{place}/student", *TINY]
         return {
@@ -299,6 +301,8 @@ class World:
             "grown": Case(self.generate(place / "coarse.parquet", run), before=self.begun),
             "relabel": Case(["relabel", str(source), "--policy", f"{root}/strict.toml", "--out", str(run)]),
             "repair": Case(["verify", str(run), "--repair"], then=[again], before=self.damaged),
+            "export": Case([*export, "cityscapes"]),
+            "export-hf": Case([*export, "hf"]),
             "scan": Case(scan),
             "fuse": Case(fuse),
             "outlined": Case(["outlined", str(source), "-o", f"{place}/outlined.toml"]),

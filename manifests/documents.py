@@ -27,7 +27,8 @@ POLICY_BYTES = 1 << 16  # what people write by hand
 MOST_BYTES = 1 << 24  # what this program writes: a manifest's metadata, an audit, curves
 _DEEPEST = 32
 _LARGEST = 1 << 64  # checksums have up to 64 bits; a longer number is none of ours, and Python formats it slowly
-_JSON_PART = re.compile(r'"[^"\\]*+(?:\\.[^"\\]*+)*+"?|[\[{]|[\]}]', re.DOTALL)
+# A bracket, or a text: to begin with one set of characters lets the search skip long lists of numbers.
+_JSON_PART = re.compile(r'[\[\]{}"](?:(?<=")[^"\\]*+(?:\\.[^"\\]*+)*+"?)?', re.DOTALL)
 _TOML_TEXT = re.compile(
     r'"""(?:[^\\]|\\.)*?"""|' r"'''.*?'''|" r'"(?:[^"\\\n]|\\.)*+"|' r"'[^'\n]*'|#[^\n]*", re.DOTALL
 )

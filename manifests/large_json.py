@@ -17,7 +17,8 @@ from autolabel.manifests.wording import counted
 MOST_BYTES = 1 << 28  # of one object: the brush strokes of an image of 16 million pixels
 _PIECE = 1 << 20  # bytes that are read at once
 _DEEPEST = 32
-_PART = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?P<end>"?)|[\[\]{}]', re.DOTALL)
+# A bracket, or a text: to begin with one set of characters lets the search skip long lists of numbers.
+_PART = re.compile(rb'[\[\]{}"](?:(?<=")[^"\\]*+(?:\\.[^"\\]*+)*+(?P<end>"?))?', re.DOTALL)
 
 
 class Element(NamedTuple):

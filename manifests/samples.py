@@ -122,6 +122,7 @@ class Manifest(Shown):
             f"  classes     {', '.join(self.label_space.names)}",
             f"  image root  {self.image_root}",
             f"  label root  {self.label_root}",
+            *(f"  corrects    {run}" for run in self.corrects),
         ]
 
     def tables(self) -> list[Table]:

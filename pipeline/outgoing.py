@@ -20,7 +20,7 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.reading import blames_file
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import RunConfidence, RunLabels, read_sample_label
+from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.wording import reason
@@ -87,6 +87,8 @@ class RunMaps:
             confidence = None if self._kept is None else self._shades[self._kept[sample_id][1]]
         except KeyError as error:
             raise BadLabel(f"run {self.run.path} holds no label of it any more") from error
+        except ChangedLabel as error:  # it says what to do
+            raise BadLabel(str(error)) from error
         except DamagedLabel as error:
             raise BadLabel(
                 f"{error}: `autolabel verify {self.run.path}` says what is damaged and what a person changed"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import heapq
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -33,8 +33,9 @@ _LONGEST = 200  # bytes of a name; formats make it longer by up to 40
 class Selection:
     """The part of the samples that is asked for. Raises ValueError.
 
-    worst: so many, the least trusted first. ids: a file that names samples. keep_if: a condition on the statistics of
-    runs, and on sample_id, group, split and source. Together they leave what all of them leave.
+    worst: so many, the least trusted first. ids: a file that names samples, in the order of sending unless trust gives
+    another. keep_if: a condition on the statistics of runs, and on sample_id, group, split and source. Together they
+    leave what all of them leave.
     """
 
     worst: int | None = None
@@ -104,29 +105,30 @@ def choose(source: LabelSource, selection: Selection, *, in_one_folder: bool = F
     known, trust that nobody knows, if no sample is left, and for names that meet or are too long.
     """
     ids = None if selection.ids is None else read_ids(selection.ids)
+    places = None if ids is None else {name: place for place, name in enumerate(ids.names)}
     condition = None if selection.keep_if is None else parse_condition(selection.keep_if, texts=ABOUT)
     if selection.worst is not None and not source.maps:
         raise ValueError(f"nobody knows the trust of the labels in {source.path}: --worst is for labels of runs")
     choice = Choice(source)
     known: set[str] = set()
-    worst: list[tuple[float, str, int]] = []
+    order: list[tuple[float, str, int]] = []  # what comes first, sample ids, rows of the manifest
     for number, piece in enumerate(pieces(source.manifest.samples())):
         asked = _asked(choice, piece, ids, known)
         passing = asked if condition is None else asked & _passing(choice, source, piece, condition, asked)
         choice.taken.append(passing)
         choice.samples += len(piece)
+        keys = _keys(selection, source, piece, places)
+        rows = range(number * _PIECE, number * _PIECE + len(piece))
+        order += [
+            (key, sample.sample_id, row)
+            for key, sample, row, sent in zip(keys, piece, rows, passing, strict=True)
+            if sent and key is not None
+        ]
         if selection.worst is not None:
-            trusts = _trusts(source, piece)
-            more = [
-                (trust, sample.sample_id, number * _PIECE + place)
-                for place, (sample, trust) in enumerate(zip(piece, trusts, strict=True))
-                if passing[place] and trust is not None
-            ]
-            worst = heapq.nsmallest(selection.worst, worst + more)
+            order = heapq.nsmallest(selection.worst, order)
     for sample_id, why in source.unlabelled():
         choice.samples += 1
-        if ids is not None:
-            known.add(sample_id)
+        known.add(sample_id)
         if ids is None or sample_id in ids:
             choice.left_out.append((sample_id, QUARANTINED, why))
         else:
@@ -138,9 +140,9 @@ def choose(source: LabelSource, selection: Selection, *, in_one_folder: bool = F
         choice.aside["--ids"] += source.left
         choice.note = ids.unknown(known, where=f"in {source.path}")
     choice.count = sum(int(taken.sum()) for taken in choice.taken)
-    if selection.worst is not None:
-        choice.aside["--worst"] += choice.count - len(worst)
-        choice.rows, choice.count = np.array([row for _, _, row in worst], np.int64), len(worst)
+    if selection.worst is not None or ids is not None:
+        choice.aside["--worst"] += choice.count - len(order)
+        choice.rows, choice.count = np.array([row for _, _, row in sorted(order)], np.int64), len(order)
     if not choice.count:
         raise ValueError(f"{source.path}: {_nothing(choice)}")
     _name(choice, in_one_folder=in_one_folder)
@@ -191,12 +193,17 @@ def _passing(
     return passing
 
 
-def _trusts(source: LabelSource, piece: Sequence[Sample]) -> list[float | None]:
-    trusts: list[float | None] = []
+def _keys(
+    selection: Selection, source: LabelSource, piece: Sequence[Sample], places: Mapping[str, int] | None
+) -> list[float | None]:
+    """The number by which each sample of a piece is sent, ascending; None for one that no order knows."""
+    if selection.worst is None:
+        return [None if places is None else places.get(sample.sample_id) for sample in piece]
+    keys: list[float | None] = []
     for sample in piece:
         row = None if sample.run is None else source.maps[sample.run].rows.get(sample.sample_id)
-        trusts.append(None if sample.run is None or row is None else source.maps[sample.run].trusts[row])
-    return trusts
+        keys.append(None if sample.run is None or row is None else source.maps[sample.run].trusts[row])
+    return keys
 
 
 def _nothing(choice: Choice) -> str:

@@ -1,7 +1,7 @@
 """The whole system on one page. If this fails, the README's promise is false.
 
 Streets are drawn, a teacher has learnt from the fine labels, two Ray actors label the coarse images, a crash loses
-nothing, the labels are counted, and a student is trained on them and compared.
+nothing, the labels are counted, a person corrects some of them, and a student is trained and compared.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 from conftest import HEIGHT, WIDTH, autolabel
+from PIL import Image
 
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
@@ -52,6 +54,23 @@ def test_from_coarse_labels_to_a_compared_student(city: Path, teacher: Path, tmp
         assert row["pixels"] == int((labels[row["sample_id"]] == row["class_id"]).sum())
         assert sum(row["confidence_hist"][10:]) == row["pixels"]  # threshold 0.5 keeps the upper ten bins
     assert "pixels with a class" in autolabel("stats", run).stdout
+
+    # Two labels go out, somebody repaints a part of one, and exactly these pixels come home as a person's.
+    sent, fixed, people = tmp_path / "sent", tmp_path / "fixed.parquet", tmp_path / "people.parquet"
+    assert autolabel("export", run, "--to", "png", "--worst", 2, "-o", sent).exit_code == 0
+    painted = sorted((sent / "labels").rglob("*.png"))[0]
+    repainted = np.array(Image.open(painted))
+    repainted[10:20, 10:30] = 11 - repainted[10, 10] % 2  # person or sky, whichever is another class
+    Image.fromarray(repainted).save(painted)
+    came_back = autolabel("import", "png", sent, "--run", run, "-o", fixed)
+    assert came_back.exit_code == 0, came_back.output
+    name = painted.relative_to(sent / "labels").with_suffix("").as_posix()
+    origin = np.array(Image.open(tmp_path / "fixed" / "origin" / f"{name}.png"))
+    assert np.array_equal(origin == 1, repainted != labels[name])
+    assert 0 < np.count_nonzero(origin) <= 200
+    joined = autolabel("manifest", "fuse", fixed, run / "manifest.parquet", "-o", people)
+    assert joined.exit_code == 0, joined.output
+    assert sorted(s.source for s in load_manifest(people).samples) == ["auto"] * 8 + ["corrected"] * 2
 
     # The labels train a student, beside the fine ones.
     auto, fused = run / "manifest.parquet", tmp_path / "fused.parquet"

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing, split_of
+from autolabel.manifests.formats.exchange import Outgoing, put_mask, split_of
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import IMAGES, Style
 from autolabel.manifests.images import encode_label
@@ -67,7 +67,7 @@ class CityscapesWriter:
             end, target = f"{place}_leftImg8bit", folder / "leftImg8bit"
             sent = send_photograph(item.sample, target, end, style=self._style, readable=("PNG",))
             image = f"leftImg8bit/{sent}"
-        storage.write(storage.under(folder, label), encode_label(self._ids[item.label]))
+        put_mask(storage.under(folder, label), encode_label(self._ids[item.label]))
         return {"sample_id": item.sample.sample_id, "stem": stem, "label": label, "image": image}
 
     def finish(self, folder: Path, entries: Iterable[dict[str, Any]]) -> None:

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing, flat
+from autolabel.manifests.formats.exchange import Outgoing, flat, put_mask
 from autolabel.manifests.formats.naming import distinct_colours
 from autolabel.manifests.formats.photographs import SUFFIXES, send_photograph
 from autolabel.manifests.formats.run_lengths import Counts, coco_counts, coco_text, columns, spans_by_class
@@ -46,7 +46,7 @@ class CocoWriter:
         file = name + (item.sample.image.suffix or SUFFIXES["PNG"])
         if self._style.images != "none":
             file = send_photograph(item.sample, folder / "images", name, style=self._style)
-        storage.write(storage.under(folder, f"{PNGS}/{name}.png"), encode_label(item.label, palette=self._palette))
+        put_mask(storage.under(folder, f"{PNGS}/{name}.png"), encode_label(item.label, palette=self._palette))
         certain = None if item.confidence is None else np.append(0, np.cumsum(columns(item.confidence), dtype=np.int64))
         segments = []
         for found, (starts, ends) in spans_by_class(columns(item.label)).items():

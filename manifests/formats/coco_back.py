@@ -150,7 +150,7 @@ class _File:
             mask = value.get("segmentation")
             if isinstance(mask, dict):
                 stated, counts = _fields(mask, where, size=list[int], counts=str | list[int])
-                if tuple(stated) != size:
+                if require_size(stated, where) != size:
                     raise BadReturn(f"{where}: its mask has {shown_size(stated)}, its image {shown_size(size)}")
                 paint(pixels, counts_of_coco(counts, height * width, where), found)
             else:
@@ -179,8 +179,9 @@ class _File:
             raise BadReturn(f"{self._files.shown(name)}: {error}") from error
         if label.shape != size:
             raise BadReturn(f"{self._files.shown(name)} has {shown_size(label.shape)}, its image {shown_size(size)}")
-        for (red, green, blue), count in others.items():
-            unknown.add(f"segment {red + 256 * green + 65536 * blue}", count)
+        for colour, count in others.items():
+            segment = colour and f"segment {colour[0] + 256 * colour[1] + 65536 * colour[2]}"
+            unknown.add(segment, count)
         return None if others else label.astype(np.uint8)
 
 

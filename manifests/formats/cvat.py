@@ -17,7 +17,7 @@ import numpy as np
 
 from autolabel.manifests import storage
 from autolabel.manifests.formats import archive
-from autolabel.manifests.formats.exchange import BadReturn, Outgoing, Returned, flat
+from autolabel.manifests.formats.exchange import BadReturn, Outgoing, Returned, flat, put_mask
 from autolabel.manifests.formats.naming import Unknown, by_colour, distinct_colours, train_id, voc_colour
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import IMAGES, Style
@@ -69,7 +69,7 @@ class CvatWriter:
             (CLASSES, item.label + np.uint8(1), self._palette),  # 255 becomes 0
             (OBJECTS, objects, _OBJECT_COLOURS),
         ):
-            storage.write(storage.under(folder, f"{kind}/{name}.png"), encode_label(ids, palette=palette))
+            put_mask(storage.under(folder, f"{kind}/{name}.png"), encode_label(ids, palette=palette))
         return {"name": name, "crowded": crowded}
 
     def finish(self, folder: Path, entries: Iterable[dict[str, Any]]) -> None:
@@ -140,7 +140,7 @@ def read(path: Path, space: LabelSpace) -> Iterator[Returned]:
             except BadImage as error:
                 raise BadReturn(f"{files.shown(name)}: {error}") from error
             for colour, count in others.items():
-                unknown.add(f"colour {colour}", count)
+                unknown.add(colour and f"colour {colour}", count)
             strange = np.bincount(label[label >= _FIRST_STRANGER] - _FIRST_STRANGER, minlength=len(strangers))
             for stranger, count in zip(strangers, strange.tolist(), strict=True):
                 if count:

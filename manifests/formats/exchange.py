@@ -15,6 +15,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests import storage
 from autolabel.manifests.formats.portable import portable
 from autolabel.manifests.formats.style import Style as Style
 from autolabel.manifests.label_space import LabelSpace
@@ -97,6 +98,20 @@ def split_of(sample: Sample) -> str:
     """The split of a sample; without one, that by which the first folder of its id is called, else "train"."""
     folder, slash, _ = sample.sample_id.partition("/")
     return sample.split or SPLITS.get(folder if slash else "", "train")
+
+
+def put_mask(path: Path, data: bytes) -> None:
+    """Write the file of a label whole. Raises ValueError where another one lies there: nobody's work is overwritten.
+
+    A call that was killed has left the same bytes, because files appear whole and a label has one form in a format.
+    """
+    if storage.stat(path) is None:
+        storage.write(path, data)
+    elif storage.read(path) != data:
+        raise ValueError(
+            f"{path} is not as this export writes it, so somebody has edited it since the export was stopped: move it"
+            " elsewhere, and give it to `autolabel import` later, or choose another -o"
+        )
 
 
 def flat(name: str) -> str:

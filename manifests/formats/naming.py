@@ -45,21 +45,24 @@ def distinct_colours(space: LabelSpace) -> tuple[Colour, ...]:
     return tuple(voc_colour(number) for number in range(1, len(own) + 1))
 
 
-def by_colour(data: bytes, owners: Mapping[int, int]) -> tuple[NDArray[np.int16], Mapping[Colour, int]]:
-    """Read an RGB or palette PNG whose colours have meanings; owners: the number of each, packed into 24 bits.
+def by_colour(data: bytes, owners: Mapping[int, int]) -> tuple[NDArray[np.int16], Mapping[Colour | None, int]]:
+    """Read an RGB or palette PNG whose colours have meanings; owners: the number of each, from 0 on, by its 24 bits.
 
-    Returns (H, W) int16, and how many pixels have each of the commonest colours without a meaning; the numbers of these
-    pixels are of no use. Raises BadImage.
+    Returns (H, W) int16, -1 for a colour without a meaning, and how many pixels have each of the commonest of these,
+    None for the others. Raises BadImage.
     """
     colours = packed_colours(data)
-    known = np.array(sorted(owners), np.int32)
-    places = np.searchsorted(known, colours).clip(max=len(known) - 1)
-    values, counts = np.unique(colours[known[places] != colours], return_counts=True)
+    table = np.full(1 << 24, -1, np.int16)
+    table[list(owners)] = list(owners.values())
+    numbers = table[colours]
+    values, counts = np.unique(colours[numbers < 0], return_counts=True)
     commonest = np.argsort(-counts, kind="stable")[:_COMMONEST]
-    others = {
+    others: dict[Colour | None, int] = {
         (int(values[k]) >> 16, int(values[k]) >> 8 & 255, int(values[k]) & 255): int(counts[k]) for k in commonest
     }
-    return np.array([owners[colour] for colour in known.tolist()], np.int16)[places], others
+    if len(values) > len(commonest):
+        others[None] = int(counts.sum()) - sum(others.values())
+    return numbers, others
 
 
 def shown_size(size: Sequence[int]) -> str:
@@ -78,10 +81,12 @@ class Unknown:
         self._counts = Counter[str]()
         self._total = 0
 
-    def add(self, name: str, count: int) -> None:
-        """Count a name or colour."""
-        self._counts[name] += count
+    def add(self, name: str | None, count: int) -> None:
+        """Count a name or colour; None for several that nobody needs to know."""
         self._total += count
+        if name is None:
+            return
+        self._counts[name] += count
         if len(self._counts) > 2 * _KEPT:
             self._counts = Counter(dict(self._counts.most_common(_KEPT)))
 
@@ -90,7 +95,7 @@ class Unknown:
         if not self._counts:
             return
         frequent = [f"{name} ({counted(count, self._what)})" for name, count in self._counts.most_common(3)]
-        more = ["others"] if len(self._counts) > len(frequent) else []
+        more = ["others"] if self._total > sum(count for _, count in self._counts.most_common(3)) else []
         raise BadReturn(
             f"{self._path}: {counted(self._total, self._what)} of what label space {self._space.name!r} does not have:"
             f" {listed([*frequent, *more])}: expected"

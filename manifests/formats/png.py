@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Outgoing, flat
+from autolabel.manifests.formats.exchange import Outgoing, flat, put_mask
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import IMAGES, Style
 from autolabel.manifests.images import encode_label
@@ -50,7 +50,7 @@ class PngWriter:
         if self._style.images != "none":
             image = f"images/{send_photograph(item.sample, folder / 'images', name, style=self._style)}"
         row = {"sample_id": item.sample.sample_id, "image": image, "label": f"labels/{name}.png", "confidence": ""}
-        storage.write(storage.under(folder, row["label"]), encode_label(self._ids[item.label], palette=self._palette))
+        put_mask(storage.under(folder, row["label"]), encode_label(self._ids[item.label], palette=self._palette))
         if item.confidence is not None:
             row["confidence"] = f"confidence/{name}.png"
             storage.write(storage.under(folder, row["confidence"]), encode_label(item.confidence))

@@ -23,7 +23,7 @@ Counts = NDArray[np.int64]
 Spans = tuple[Counts, Counts]  # first pixel and the one behind the last, of every run of one class
 _SIZES = (3, 4, 8, 16)  # bits of a count, as Label Studio writes them
 _HEADER = 32 + 5 + 4 * 4  # bits
-_BLOCK = 1 << 18  # bits that are looked at once
+_BLOCK = 1 << 15  # bytes that are looked at once
 
 
 def spans_by_class(pixels: Label) -> Mapping[int, Spans]:
@@ -174,31 +174,29 @@ def _packets(data: bytes, sizes: Counts, number: int) -> tuple[NDArray[np.bool_]
     Where a packet ends is known when it has been read. So every bit is taken for the start of a packet, a block of bits
     at once, and the chain of those that follow each other is picked.
     """
-    padded = np.frombuffer(data + bytes(8), np.uint8)
+    padded = np.frombuffer(data + bytes(8), np.uint8).astype(np.uint32)
+    four = padded[:-4] << 24 | padded[1:-3] << 16 | padded[2:-2] << 8 | padded[3:-1]  # from each byte on
     start, done, last = _HEADER, 0, 8 * len(data)
     parts: list[tuple[NDArray[np.bool_], Counts, Counts]] = [(np.zeros(0, bool), *2 * (np.zeros(0, np.int64),))]
     while done < number and start < last:
-        where = np.arange(start, min(start + _BLOCK, last))
-        window = np.zeros(len(where), np.int64)  # the 32 bits from each place on
-        for byte in range(5):
-            window = window << 8 | padded[(where >> 3) + byte]
-        window = window >> 8 - (where & 7) & 0xFFFFFFFF
-        run = window >> 31 == 1
-        size = sizes[window >> 29 & 3]
-        length = (window & 0x1FFFFFFF) >> 29 - size
-        length += 1
-        first = where + 3 + size
-        following = (first + 8 * np.where(run, 1, length) - start).tolist()
-        chain, place = [], 0
+        first = start >> 3
+        bits = (four[first : first + _BLOCK, None] << np.arange(8, dtype=np.uint32)).ravel()  # 25 are right in each
+        run = bits >> 31 == 1
+        size = sizes[bits >> 29 & 3]
+        length = (bits << 3 >> (32 - size).astype(np.uint32)).astype(np.int64) + 1
+        where = np.arange(8 * first, 8 * first + len(bits))
+        word = where + 3 + size
+        following = (word + 8 * np.where(run, 1, length) - 8 * first).tolist()
+        chain, place = [], start - 8 * first
         while place < len(following):
             chain.append(place)
             place = following[place]
         picked = np.array(chain)
         sums = done + np.cumsum(length[picked])
         picked = picked[: int(np.searchsorted(sums, number)) + 1]
-        parts.append((run[picked], length[picked], first[picked]))
+        parts.append((run[picked], length[picked], word[picked]))
         done += int(length[picked].sum())
-        start += place
+        start = 8 * first + place
     flags, lengths, places = (np.concatenate(column) for column in zip(*parts, strict=True))
     return flags, lengths, places
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import SPLITS, Outgoing, flat, split_of
+from autolabel.manifests.formats.exchange import SPLITS, Outgoing, flat, put_mask, split_of
 from autolabel.manifests.formats.photographs import send_photograph
 from autolabel.manifests.formats.style import Style
 from autolabel.manifests.images import encode_label
@@ -34,7 +34,7 @@ class UltralyticsWriter:
         split = SPLITS.get(given, "train")
         name = f"{split}/{flat(item.name) if self._style.flat else item.name}"
         send_photograph(item.sample, folder / "images", name, style=self._style)
-        storage.write(storage.under(folder, f"masks/{name}.png"), encode_label(item.label))
+        put_mask(storage.under(folder, f"masks/{name}.png"), encode_label(item.label))
         return {"split": split, "given": given}
 
     def finish(self, folder: Path, entries: Iterable[dict[str, Any]]) -> None:

@@ -31,6 +31,7 @@ Mask = NDArray[np.bool_]
 MOST = 50  # pieces of an image that are kept, the largest
 LIKELY = 0.5  # scores above it are called likely mistakes; docs/errors.md says how many of them were
 _SMOOTHING = 10.0  # as much as one region of 100 pixels that shows what the teacher says anywhere
+_AT_ONCE = 1 << 16  # doubts whose scores are computed at a time
 _TOGETHER = 256  # images whose doubts are joined at a time
 _WORD = 32  # classes whose neighbourhood is found at once
 
@@ -41,7 +42,7 @@ class Doubts:
 
     box (N, 4): top, left, height, width. human, suggested (N,): the classes. pixels (N,): of the piece. region_pixels
     (N,): of the connected region of the human class in which it lies, without those beside the suggested class.
-    levels (N, L): its pixels by level of confidence.
+    image_pixels (N,): of the image. levels (N, L): the piece's pixels by level of confidence.
     """
 
     box: Ints
@@ -49,6 +50,7 @@ class Doubts:
     suggested: Ints
     pixels: Ints
     region_pixels: Ints
+    image_pixels: Ints
     levels: Ints
 
     def __len__(self) -> int:
@@ -136,6 +138,7 @@ def look(
         suggested=(pair[chosen] % classes).astype(np.int32),
         pixels=pixels[chosen].astype(np.int32),
         region_pixels=region_pixels[region[at]].astype(np.int32),
+        image_pixels=np.full(count, human.size, np.int32),
         levels=by_level.reshape(count, levels).astype(np.int32),
     )
 
@@ -152,11 +155,15 @@ def _boxes(ranks: Longs, starts: Longs, lengths: Longs, *, width: int, count: in
 
 
 class Gathered:
-    """The counts (C, C, L) of many images, and their doubts. An image takes the bytes of its doubts, no more."""
+    """The counts (C, C, L) of many images, and their doubts, of which at most twice `most` are kept at a time.
 
-    def __init__(self, classes: int, levels: int) -> None:
+    An image takes the bytes of its doubts, no more. Above that number, those whose score is lowest by the counts so far
+    are forgotten, so that `most` remain.
+    """
+
+    def __init__(self, classes: int, levels: int, *, most: int = 1_000_000) -> None:
         self.counts: Floats = np.zeros((classes, classes, levels))
-        self._levels = levels
+        self._levels, self._most = levels, most
         self._joined: list[tuple[Ints, Doubts]] = []
         self._waiting: list[tuple[Ints, Doubts]] = []
 
@@ -167,19 +174,33 @@ class Gathered:
         if len(self._waiting) == _TOGETHER:  # every array has memory of its own around it
             self._joined.append(self._join(self._waiting))
             self._waiting = []
+            if sum(len(places) for places, _ in self._joined) > 2 * self._most:
+                self._forget()
+
+    def _forget(self) -> None:
+        places, doubts = self._join(self._joined)
+        best = np.argsort(-scores(doubts, self.counts), kind="stable")[: self._most]
+        best.sort()
+        self._joined = [(places[best], _taken(doubts, best))]
 
     def all(self) -> tuple[Ints, Doubts]:
-        """The place of the image of each doubt (N,), and the doubts, in the order in which they came."""
-        return self._join([*self._joined, *self._waiting])
+        """The place of the image of each doubt (N,), and the doubts, in the order in which they came; once."""
+        parts = [*self._joined, *self._waiting]
+        self._joined, self._waiting = [], []
+        return self._join(parts)
 
     def _join(self, parts: Sequence[tuple[Ints, Doubts]]) -> tuple[Ints, Doubts]:
         none = np.zeros(0, np.int32)
-        nothing = Doubts(np.zeros((0, 4), np.int32), none, none, none, none, np.zeros((0, self._levels), np.int32))
-        places, doubts = [none, *(place for place, _ in parts)], [nothing, *(doubt for _, doubt in parts)]
-        names = vars(nothing)
-        return np.concatenate(places), Doubts(
-            **{name: np.concatenate([getattr(doubt, name) for doubt in doubts]) for name in names}
+        box, levels = np.zeros((0, 4), np.int32), np.zeros((0, self._levels), np.int32)
+        nothing = Doubts(box, none, none, none, none, none, levels)
+        doubts = [nothing, *(doubt for _, doubt in parts)]
+        return np.concatenate([none, *(place for place, _ in parts)]), Doubts(
+            **{name: np.concatenate([getattr(doubt, name) for doubt in doubts]) for name in vars(nothing)}
         )
+
+
+def _taken(doubts: Doubts, places: Longs) -> Doubts:
+    return Doubts(**{name: values[places] for name, values in vars(doubts).items()})
 
 
 def evidence(counts: Floats) -> Floats:
@@ -195,14 +216,17 @@ def evidence(counts: Floats) -> Floats:
     return np.asarray(logs[classes, classes][None] - logs)
 
 
-def scores(doubts: Doubts, counts: Floats, image_pixels: Longs) -> Floats:
+def scores(doubts: Doubts, counts: Floats) -> Floats:
     """How likely each doubt is a mistake of people, 0 to 1 (N,); 0 where the teacher's word is no evidence.
 
     score = 1 - 4 ** -(e * sqrt(share) * size ** (1/4)) with e, the mean evidence of its pixels; share, its part of the
-    region; size, its part of the image, whose pixels are `image_pixels` (N,).
+    region; size, its part of the image.
     """
-    weights = evidence(counts)[doubts.human, doubts.suggested]
-    mean = (doubts.levels * weights).sum(axis=1) / np.maximum(doubts.pixels, 1)
+    weights, mean = evidence(counts), np.zeros(len(doubts))
+    for first in range(0, len(doubts), _AT_ONCE):
+        some = slice(first, first + _AT_ONCE)
+        weight = weights[doubts.human[some], doubts.suggested[some]]
+        mean[some] = np.einsum("nl,nl->n", weight, doubts.levels[some]) / np.maximum(doubts.pixels[some], 1)
     share = np.minimum(doubts.pixels / np.maximum(doubts.region_pixels, 1), 1)
-    size = doubts.pixels / np.maximum(image_pixels, 1)
+    size = doubts.pixels / np.maximum(doubts.image_pixels, 1)
     return np.asarray(1 - 4.0 ** -(np.maximum(mean, 0) * np.sqrt(share) * size**0.25))

@@ -56,7 +56,6 @@ class _Verdict:
     sample_id: str
     judge: int = 0
     knows: int = 0
-    size: tuple[int, int] = (0, 0)
     counts: Floats | None = None
     doubts: Doubts | None = None
     why: str = ""
@@ -90,6 +89,7 @@ def find_errors(
         ("pictures", pictures, 0),
         ("border", border, 0),
         ("min-pixels", min_pixels, 1),
+        ("workers", workers, 1),
     ):
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}: expected {least} or more")
@@ -100,7 +100,7 @@ def find_errors(
     require_one_space(manifest.label_space, judges, of=spaces)
     space = manifest.label_space
     found = [Gathered(len(space), judge.levels) for judge in judges]
-    ids, sizes, left_out, knows, bad = list[str](), list[int](), Counter[str](), Counter[tuple[int, int]](), ""
+    ids, left_out, knows, bad = list[str](), Counter[str](), Counter[tuple[int, int]](), ""
     work = partial(_look, judges=judges, own=own, space=space, coarse=coarse, limits=(border, min_pixels))
     threads = workers or cores()
     total = sum(len(table) for table in manifest.tables())
@@ -114,12 +114,11 @@ def find_errors(
                 found[view.judge].add(len(ids), view.counts, view.doubts)
                 knows[view.judge, view.knows] += 1
                 ids.append(view.sample_id)
-                sizes.append(view.size[0] * view.size[1])
             if progress:
                 progress(done, total)
     _require_any(manifest, judges, left_out, judged=len(ids), bad=bad)
     notes = _notes(judges, knows) + ([f"left out, the first of {left_out['unreadable']}: {bad}"] if bad else [])
-    ranked = rank(found, np.array(sizes, np.int64), judges, worst)
+    ranked = rank(found, judges, worst)
     likely = write_ranking(out, ranked, ids, space)
     if pictures or storage.is_folder(out / FOLDER):
         clear(out / FOLDER)
@@ -148,7 +147,8 @@ def _opened(source: Path, runs: Sequence[Path]) -> tuple[ManifestFile, list[Judg
 def _require_place(out: Path) -> None:
     """Raise ValueError if the folder holds anything but an earlier ranking, or lies in a run."""
     require_outside_runs(out.absolute())
-    others = [path for path in storage.list(out) if path.name not in (TABLE, CSV, IDS, FOLDER)]
+    ours = (TABLE, CSV, IDS, FOLDER)
+    others = [x for x in storage.list(out) if x.name not in ours and not x.name.endswith(storage.TEMPORARY)]
     if others:
         raise ValueError(f"{out} holds {others[0].name}, which is no ranking of label errors: choose another -o")
 
@@ -222,7 +222,7 @@ def _look(
         smallest=max(1, round(SMALLEST * height * width)) if min_pixels is None else min_pixels,
         spoken=level > 0 if judges[place].silent else None,
     )
-    return _Verdict(sample.sample_id, place, knows, (height, width), counts, doubts)
+    return _Verdict(sample.sample_id, place, knows, counts, doubts)
 
 
 def _has_human_label(sample: Sample, *, coarse: bool) -> bool:

@@ -17,7 +17,7 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.schemas import ROWS_AT_ONCE
 from autolabel.manifests.tables import read_table, writing_table
 from autolabel.manifests.wording import Shown, Table, counted, dimensions, number, probability
-from autolabel.pipeline.analysis.doubt import LIKELY, Gathered, Longs, scores
+from autolabel.pipeline.analysis.doubt import LIKELY, Gathered, scores
 from autolabel.pipeline.analysis.judges import Judge
 
 TABLE, CSV, IDS = "errors.parquet", "errors.csv", "ids.txt"
@@ -92,25 +92,20 @@ class LabelErrors(Shown):
         return tables
 
 
-def rank(found: Sequence[Gathered], sizes: Longs, judges: Sequence[Judge], worst: int | None) -> pd.DataFrame:
+def rank(found: Sequence[Gathered], judges: Sequence[Judge], worst: int | None) -> pd.DataFrame:
     """All doubts that speak against people, the likeliest first, of the `worst` images; ties by image, then by size."""
     parts = []
     for one, judge in zip(found, judges, strict=True):
         image, doubts = one.all()
-        top, left, height, width = doubts.box.T
-        parts.append(
-            pd.DataFrame(
-                {
-                    "image": image, "top": top, "left": left, "height": height, "width": width, "human": doubts.human,
-                    "suggested": doubts.suggested, "score": scores(doubts, one.counts, sizes[image]),
-                    "pixels": doubts.pixels, "region_pixels": doubts.region_pixels,
-                    "confidence": (doubts.levels * judge.middles).sum(axis=1) / np.maximum(doubts.pixels, 1),
-                }
-            )
-        )  # fmt: skip
+        score = scores(doubts, one.counts)
+        kept = np.flatnonzero(score > 0)
+        names = ("human", "suggested", "pixels", "region_pixels")
+        columns = dict(zip(("top", "left", "height", "width"), doubts.box[kept].T, strict=True))
+        columns |= {name: getattr(doubts, name)[kept] for name in names}
+        confidence = (doubts.levels @ judge.middles)[kept] / columns["pixels"]
+        parts.append(pd.DataFrame({"image": image[kept], "score": score[kept], "confidence": confidence, **columns}))
     whole = pd.concat(parts, ignore_index=True)
-    whole = whole[whole["score"] > 0]
-    whole = whole.iloc[np.lexsort((whole["image"], -whole["score"]))]
+    whole = whole.take(np.lexsort((whole["image"], -whole["score"])))
     if worst is not None:
         whole = whole[whole["image"].isin(whole["image"].drop_duplicates()[:worst])]
     return whole.reset_index(drop=True)

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import RunConfidence
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import counted
@@ -42,7 +42,11 @@ class Judge:
 
     @classmethod
     def of(cls, run: Run) -> Judge:
-        """Raises ValueError if the run has kept no confidence or labelled nothing, BadTable, BadCheckpoint."""
+        """The judge of a run, or of the run that it was relabelled from, if that alone has kept its confidence.
+
+        Raises ValueError if none has, or if nothing is labelled; BadTable, BadCheckpoint.
+        """
+        run = _keeping(run)
         kept = run.confidence
         rows = {
             row.sample_id: row
@@ -70,6 +74,15 @@ class Judge:
     def silent(self) -> bool:
         """True if level 0 means that nobody said anything, as in runs that were adopted."""
         return self.run.teacher is None
+
+
+def _keeping(run: Run) -> Run:
+    """The run itself, or the one that it was relabelled from, whose teacher has looked at the same images."""
+    if run.recipe.confidence_edges is not None or run.source is None or not RunFolder(run.source).exists():
+        return run
+    source = Run.open(run.source)
+    same = source.input_sha256 == run.input_sha256 and source.recipe.teacher_sha256 == run.recipe.teacher_sha256
+    return source if same else run
 
 
 def _seen(run: Run, by_content: dict[str, str]) -> tuple[frozenset[str] | None, str]:

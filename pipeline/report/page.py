@@ -24,7 +24,7 @@ KEYS = (
     ("N", "note; Enter or Esc leaves it"),
     ("Z", "full size, one image pixel on one of the screen; or the whole image"),
     ("+ − 0", "larger, smaller, whole image"),
-    ("Shift ← → ↑ ↓", "move the picture"),
+    ("Shift arrows", "move the picture"),
     (", .", "less, more opacity"),
     ("O S", "outlines in place of areas; rings around specks"),
     ("?", "these keys"),

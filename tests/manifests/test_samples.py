@@ -178,7 +178,7 @@ def test_the_runs_that_people_have_corrected_are_found_again_where_the_manifest_
 ) -> None:
     run = tmp_path / "old/run"
     fixed = replace(manifest(sample(tmp_path / "old", "a", source="corrected")), provenance={"corrects": [str(run)]})
-    assert fixed.corrects == (run,)
+    assert fixed.corrects == (run,) and fixed.lines()[-1] == f"  corrects    {run}"
     save_manifest(tmp_path / "old/fixed.parquet", fixed)
     header = json.loads(pq.read_schema(tmp_path / "old/fixed.parquet").metadata[b"autolabel"])
     assert header["provenance"] == {"corrects": ["run"]}

@@ -118,7 +118,7 @@ def test_a_class_at_which_the_teacher_is_bad_scores_lower_than_one_that_it_knows
         _, doubts = look(label, top, level=np.zeros_like(label), shape=(3, 1), reach=2, smallest=1)
         gathered.add(place, counts / 2, doubts)
     image, doubts = gathered.all()
-    of_road, of_sign = scores(doubts, gathered.counts, np.array([100, 100]))[np.argsort(image)]
+    of_road, of_sign = scores(doubts, gathered.counts)[np.argsort(image)]
     assert of_road > 0.99 and of_sign < 0.2
     weights = evidence(counts)[:, wall, 0]
     assert of_sign == pytest.approx(1 - 4 ** -weights[sign])
@@ -128,14 +128,28 @@ def test_a_class_at_which_the_teacher_is_bad_scores_lower_than_one_that_it_knows
 def test_a_score_falls_with_the_share_of_the_region_and_with_the_size_and_is_0_without_evidence() -> None:
     counts = np.zeros((2, 2, 1))
     counts[0, :, 0], counts[1, :, 0] = (90, 10), (20, 80)
-    human, top = np.zeros((16, 16), np.uint8), np.zeros((16, 16), np.uint8)
-    top[:, :4] = 1
-    _, doubts = look(human, top, level=top * 0, shape=(2, 1), reach=0, smallest=1)
     weight = evidence(counts)[0, 1, 0]
-    for pixels in (256, 4096):
-        (score,) = scores(doubts, counts, np.array([pixels]))
-        assert score == pytest.approx(1 - 4 ** -(weight * math.sqrt(64 / 256) * (64 / pixels) ** 0.25))
-    assert scores(doubts, counts[:, ::-1], np.array([256])).tolist() == [0]
+    for empty in (0, 240):
+        human, top = np.zeros((16 + empty, 16), np.uint8), np.zeros((16 + empty, 16), np.uint8)
+        top[:16, :4], human[16:] = 1, IGNORE
+        _, doubts = look(human, top, level=top * 0, shape=(2, 1), reach=0, smallest=1)
+        (score,) = scores(doubts, counts)
+        assert score == pytest.approx(1 - 4 ** -(weight * math.sqrt(64 / 256) * (64 / human.size) ** 0.25))
+    assert scores(doubts, counts[:, ::-1]).tolist() == [0]
+
+
+def test_of_more_doubts_than_may_be_kept_the_likeliest_stay_in_their_order() -> None:
+    gathered = Gathered(2, 1, most=100)
+    counts = np.array([[[90.0], [10.0]], [[20.0], [80.0]]])
+    for place in range(512):
+        human, top = np.zeros((32, 32), np.uint8), np.zeros((32, 32), np.uint8)
+        top[0, : 1 + place % 32] = 1
+        gathered.add(place, counts, look(human, top, level=human, shape=(2, 1), reach=0, smallest=1)[1])
+    image, doubts = gathered.all()
+    assert len(doubts) == 100
+    assert image.tolist() == sorted(image.tolist())
+    kept = [place % 32 for place in range(512) if place % 32 > 25]
+    assert sorted(doubts.pixels.tolist())[-len(kept) :] == sorted(1 + n for n in kept)
 
 
 def test_images_gathered_one_by_one_are_kept_in_their_order() -> None:

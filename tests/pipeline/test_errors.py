@@ -13,8 +13,9 @@ from conftest import autolabel, contents, refused
 from PIL import Image
 from pyarrow import csv
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.policy import PAPER
+from autolabel.manifests.policy import PAPER, Policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
@@ -24,6 +25,7 @@ from autolabel.pipeline.analysis.errors import find_errors
 from autolabel.pipeline.analysis.errors_table import ERRORS_SCHEMA
 from autolabel.pipeline.analysis.judges import SEEN, UNKNOWN, UNSEEN, Judge, judge_of
 from autolabel.pipeline.job import LabelJob, Portion
+from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
 
 ROAD, BUILDING = (CITYSCAPES.names.index(name) for name in ("road", "building"))
@@ -94,6 +96,13 @@ def test_a_run_judges_its_own_input_and_says_how_many_images_its_teacher_has_see
     assert "9 images: 9 judged\n" in said
     coarse = autolabel("errors", place / "run", "--coarse", "-o", tmp_path / "out").output
     assert "9 images: 9 judged\n" in coarse and coarse != said
+
+
+def test_a_relabelled_run_judges_with_the_confidence_of_the_run_that_it_comes_from(place: Path, tmp_path: Path) -> None:
+    relabel(Run.open(place / "run"), Policy(threshold=0.9), out=tmp_path / "strict")
+    for name, run in (("a", place / "run"), ("b", tmp_path / "strict")):
+        find_errors(Run.open(run), tmp_path / name)
+    assert contents(tmp_path / "a") == contents(tmp_path / "b")
 
 
 def test_worst_keeps_the_first_images_and_pictures_show_the_first_regions(place: Path, tmp_path: Path) -> None:
@@ -199,6 +208,7 @@ def test_input_that_cannot_be_judged_is_refused_in_one_line(
     assert said(both).startswith("PLACE/both.parquet is a manifest: name the runs over its images with --run")
     assert said(run, "--run", run).startswith("PLACE/run is a run and --run names PLACE/run: give a run alone")
     assert said(run, "--worst", 0) == "--worst 0: expected 1 or more"
+    assert said(run, "--workers", 0) == "--workers 0: expected 1 or more"
     assert said(run, "--border", -1) == "--border -1: expected 0 or more"
     assert said(tmp_path / "nothing", "--run", run) == "TMP/nothing does not exist"
 
@@ -212,3 +222,10 @@ def test_a_folder_that_holds_something_else_is_left_as_it_is(place: Path, tmp_pa
     line = refused("errors", place / "run", "-o", place / "run" / "errors")
     assert str(place / "run") in line and not (place / "run" / "errors").exists()
     assert contents(tmp_path / "out") == {"notes.txt": b"mine"}
+
+
+def test_a_folder_in_which_a_command_was_killed_is_written_anew(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".errors.csv.0123456789ab{storage.TEMPORARY}").write_text("half")
+    find_errors(place / "run", tmp_path / "out")
+    assert sorted(contents(tmp_path / "out")) == ["errors.csv", "errors.parquet", "ids.txt"]

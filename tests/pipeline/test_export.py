@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import itertools
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -152,7 +153,7 @@ def test_quarantined_changed_and_damaged_images_of_a_run_are_left_out(store: str
     assert {name: kind for name, (kind, _) in reasons.items()} == expected
     assert "has changed since it was labelled" in reasons["train/a/1"][1]
     if store == "png":
-        assert "differs from what was committed: `autolabel verify" in reasons["train/a/2"][1]
+        assert "2.png was changed by hand; `autolabel import png" in reasons["train/a/2"][1]
 
 
 # --- killed anywhere --------------------------------------------------------------------------------------------------
@@ -216,6 +217,27 @@ def test_what_was_sent_before_a_kill_is_not_sent_again(
     counted: list[tuple[int, int]] = []
     export(fine, "png", tmp_path / "out", progress=lambda *now: counted.append(now))
     assert {p: p.stat().st_mtime_ns for p in before} == before and counted == [(5, 5)]
+
+
+@pytest.mark.parametrize("to", ["png", "ultralytics", "coco", "cvat"])
+def test_a_mask_that_somebody_edits_in_a_stopped_export_is_not_written_over(
+    to: str, fine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        export(fine, to, out, progress=stop)
+    (mask, *_) = (path for path in sorted(out.rglob("*.png")) if path.relative_to(out).parts[0] != "images")
+    written = mask.read_bytes()
+    mask.write_bytes(b"edited")
+    with pytest.raises(ValueError, match=rf"^{re.escape(str(mask))} is not as this export writes it, so somebody has"):
+        export(fine, to, out)
+    assert mask.read_bytes() == b"edited"
+    mask.write_bytes(written)
+    assert export(fine, to, out).balanced()
 
 
 def test_a_full_disk_is_one_line_that_names_the_file_and_loses_nothing(
@@ -321,7 +343,7 @@ def test_ids_of_a_file_are_sent_and_unknown_ones_are_named(fine: Path, tmp_path:
     result = export(fine, "png", tmp_path / "out", ids=tmp_path / "ids.txt")
     assert (result.written, result.not_selected, result.balanced()) == (2, {"--ids": 3}, True)
     assert result.notes == (f"{tmp_path}/ids.txt: 1 of its 3 ids not in {fine}: 'nobody'",)
-    assert list(index(tmp_path / "out")) == ["train/a/1", "val/d"]
+    assert list(index(tmp_path / "out")) == ["val/d", "train/a/1"]  # the order of the file
 
 
 @pytest.mark.thorough

@@ -294,13 +294,15 @@ def test_the_first_images_are_drawn_at_full_size_and_further_ones_smaller(
 
 def test_the_page_tells_nothing_of_the_machine_that_made_it(run: Path, tmp_path: Path) -> None:
     """Missing files are named, in notes and in pictures' places: by their names alone."""
-    AUDIT.write(run / "audit.json")
+    truth, note = str(tmp_path / "truth.parquet"), f"{tmp_path}/net.pt has seen them"
+    replace(AUDIT, truth=truth, notes=[note]).write(run / "audit.json")
     moved = Path(shutil.copytree(run, tmp_path / "further" / "down" / "run"))  # its images are found from its place
     replace(
         Run.open(moved), teacher=TeacherName.of(tmp_path / "gone.pt"), input_manifest=tmp_path / "gone.parquet"
     ).save()
     page = write_report(moved, images=2)
     text = "".join(path.read_text(encoding="utf-8") for path in (page, *page.parent.rglob("*.js")))
+    assert "against truth.parquet" in text and "<li>net.pt has seen them</li>" in text
     assert "gone.pt does not exist" in text and "gone.parquet" in text and "the file is missing" in text
     for place in (tmp_path, tmp_path.parent, Path(tempfile.gettempdir()), Path.home(), Path.cwd()):
         assert len(str(place)) < 3 or f"{place}/" not in text, place

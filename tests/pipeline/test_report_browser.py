@@ -386,7 +386,8 @@ def test_marks_are_set_by_keys_kept_through_a_reload_and_saved(visit: Callable[.
     page.click("#viewer [data-mark=reject]")
     page.keyboard.press("r")  # once more: no mark
     page.keyboard.press("Escape")
-    for again in (page, visit(among=page)):
+    other = visit(among=page)
+    for again in (page, other):
         again.reload()
         badges = again.locator(".shot .badge").all_text_contents()
         assert badges[:4] == ["✓ keep", "✎ fix · note", "✕ reject", ""]
@@ -395,6 +396,9 @@ def test_marks_are_set_by_keys_kept_through_a_reload_and_saved(visit: Callable[.
     csv = saved(page, "#save-csv", tmp_path)
     assert csv.name == "marks.csv" and csv.read_text() == "\n".join(["sample_id,mark,note", *rows, ""])
     assert read_ids(csv).names == tuple(names[:3])
+    other.locator(".shot a").first.focus()
+    other.keyboard.press("u")
+    page.wait_for_function("document.getElementById('marked').textContent === '1 reject, 1 fix, 1 with a note'")
 
 
 def test_ids_are_those_of_the_images_shown(visit: Callable[..., Any], tmp_path: Path) -> None:

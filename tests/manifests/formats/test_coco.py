@@ -167,6 +167,8 @@ MASK = {"size": [4, 6], "counts": [0, 24]}
          "its run lengths give other numbers, expected 24: it is of another image, or cut"),
         ({"annotations": [{"image_id": 7, "category_id": 0, "segmentation": {"size": [6, 4], "counts": [0, 24]}}]},
          "its mask has 4 × 6 pixels, its image 6 × 4 pixels"),
+        ({"annotations": [{"image_id": 7, "category_id": 0, "segmentation": {"size": [], "counts": [0, 24]}}]},
+         "size [] is none of an image: expected height and width in pixels"),
         ({"annotations": [{"image_id": 7, "category_id": 0, "segmentation": [[1, 2, 3, 4]]}]},
          "the polygon 1.0, 2.0, 3.0, 4.0, … has 4 numbers: expected x and y of 3 corners"),
         ({"annotations": [{"image_id": 7, "category_id": 0}]}, "'segmentation' is null: expected a list"),

@@ -161,6 +161,12 @@ def test_unknown_colours_and_labels_are_counted_over_all_masks(out: Path) -> Non
     )
 
 
+def test_a_photograph_among_the_masks_is_counted_whole(out: Path) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 50, 3), np.uint8)
+    Image.fromarray(noise).save(out / "SegmentationClass" / "a.png")
+    assert refusal("cvat", out).startswith(f"{out}: 2,000 pixels of what label space 'few' does not have: colour (")
+
+
 def test_labels_that_occur_in_no_pixel_do_not_matter(out: Path) -> None:
     with open(out / "labelmap.txt", "a") as file:
         file.write("ego vehicle:200,0,200::\n")
