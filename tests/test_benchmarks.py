@@ -59,6 +59,7 @@ SCRIPTS = {
     "errors": Script(("camvid", "errors"), tables=3, dashes=9),
     "export": Script(tables=1, dashes=2),
     "export_labels": Script(tables=1),
+    "labelling_tools": Script(tables=2),
     "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
     "pictures": Script(
         (str(DRAWN_STREETS), "pictures"),

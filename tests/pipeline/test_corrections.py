@@ -287,6 +287,8 @@ def test_of_a_partial_mask_only_painted_pixels_count(runs: Path, tmp_path: Path)
     assert np.array_equal(origin, expected != before["a/one"]) and origin.sum() == 12
     assert (result.tally.fates["given"], result.found.left_out) == (12, 3)
     assert "right %" not in str(result)  # nobody has looked at the rest
+    result = import_corrections("png", [masks], run=runs / "zarr", out=tmp_path / "whole.parquet")
+    assert "if people painted only some pixels, say --partial" in str(result)
 
 
 def test_of_two_people_the_later_one_stands_where_they_disagree(runs: Path, tmp_path: Path) -> None:
