@@ -343,23 +343,20 @@ def audit(
 
 def report(
     run: Run | AnyPath, *, images: int = 100, samples: Sequence[str] = (), teacher: AnyPath | None = None,
-    attention: bool = False, progress: Progress | None = None,
+    attention: bool = False, specks: int = 64, progress: Progress | None = None,
 ) -> Path:  # fmt: skip
     """Write the report of a finished run, plots and a gallery, and return its page.
 
-    images: how many are shown, the least trusted first. samples: ids to show instead. attention: draw what
-    the teacher sees at each scale. teacher: its checkpoint, if it has been moved. Raises ValueError.
+    images: how many are shown, the least trusted first. samples: ids to show instead. attention: draw what the teacher
+    sees at each scale. specks: mark pieces of fewer pixels. teacher: its checkpoint, if it has been moved. Raises
+    ValueError.
     """
     from autolabel.pipeline.report.write import write_report
 
     return write_report(
-        _folder(run),
-        images=images,
-        samples=samples,
-        teacher=teacher,
-        attention=attention,
+        _folder(run), images=images, samples=samples, teacher=teacher, attention=attention, specks=specks,
         progress=progress,
-    )
+    )  # fmt: skip
 
 
 def _path(path: AnyPath | None) -> Path | None:

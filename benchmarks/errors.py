@@ -6,11 +6,12 @@
 
 CAMVID as for camvid.py; its 367 training images are used. In 5 % of the connected regions of at least 100 pixels the
 class is swapped for another one, drawn uniformly. Teachers are trained on the fine labels with these mistakes, in two
-folds by drive (`manifest fold`), and label the images of the other fold; they judge coarse labels too. Regions of the
-right labels are ranked by the highest score of a row of errors.parquet that lies in them mostly, and compared with
-random order, with the number of pixels in which the teacher disagrees, and with the mean confidence of the label (that
-of the teacher's class, or 1 minus it where that is another one). The figures are average precisions; "of 100" counts
-the rows among the first 100 whose pixels were mostly planted. Stopped and started again, it goes on.
+folds by drive (`manifest fold`), and label the images of the other fold; they judge coarse labels too, also those in
+which the class is swapped for one that is alike, such as road and pavement. Regions of the right labels are ranked by
+the highest score of a row of errors.parquet that lies in them mostly, and compared with random order, with the number
+of pixels in which the teacher disagrees, and with the mean confidence of the label (that of the teacher's class, or 1
+minus it where that is another one). The figures are average precisions; "of 100" counts the rows among the first 100
+whose pixels were mostly planted. Stopped and started again, it goes on.
 With --smallest, CAMVID is drawn if it is not there, nothing is learnt, and the numbers mean nothing.
 """
 
@@ -42,6 +43,10 @@ from autolabel.pipeline.rules import pieces
 from autolabel.pipeline.units import Unit
 
 SHARE, SMALLEST = 0.05, 100  # of the regions; pixels of a region that counts
+ALIKE = {
+    "sky": "building", "building": "tree", "pole": "sign", "road": "pavement", "pavement": "road", "tree": "building",
+    "sign": "pole", "fence": "building", "car": "building", "pedestrian": "bicyclist", "bicyclist": "pedestrian",
+}  # fmt: skip
 SIZES = (SMALLEST, 300, 1000, 5000)  # pixels of regions that are told apart
 FIRST = 100  # rows of the ranking of which the planted ones are counted
 FOLDS = (1, 2)
@@ -65,8 +70,8 @@ def regions(label: Map) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     return np.repeat(piece, lengths).reshape(label.shape), np.flatnonzero((pixels >= SMALLEST) & (values != IGNORE))
 
 
-def plant(source: Path, out: Path, seed: int) -> None:
-    """Write the labels of a folder with the class of some regions swapped."""
+def plant(source: Path, out: Path, seed: int, *, alike: bool) -> None:
+    """Write the labels of a folder with the class of some regions swapped, for any other one or one that is alike."""
     out.mkdir(parents=True)
     names = sorted(path.name for path in source.glob("*.png"))
     known = [(name, int(region)) for name in names for region in regions(read(source / name))[1]]
@@ -77,7 +82,9 @@ def plant(source: Path, out: Path, seed: int) -> None:
         places, _ = regions(label)
         for region in (region for other, region in chosen if other == name):
             where = places == region
-            label[where] = (label[where][0] + 1 + dice.integers(len(CAMVID) - 1)) % len(CAMVID)
+            old = int(label[where][0])
+            new = CAMVID.names.index(ALIKE[CAMVID.names[old]])
+            label[where] = new if alike else (old + 1 + dice.integers(len(CAMVID) - 1)) % len(CAMVID)
         Image.fromarray(label).save(out / name)
 
 
@@ -144,8 +151,9 @@ def judged(right: Path, folder: Path, teachers: Path) -> Regions:
 def find(camvid: Path, kind: str, seed: int, steps: str) -> Regions:
     """Plant, train in folds, label, rank. Coarse labels are judged by the teachers of fine labels."""
     folder, teachers, images = Path(f"{kind}{seed}"), Path(f"fine{seed}"), camvid / "images" / "train"
+    right = camvid / ("fine" if kind == "fine" else "coarse") / "train"
     if not (folder / "labels").exists():
-        plant(camvid / kind / "train", folder / "labels", seed)
+        plant(right, folder / "labels", seed, alike=kind == "alike")
     option = "--labels" if kind == "fine" else "--coarse"
     run(f"autolabel manifest scan {images} {option} {folder}/labels --label-space camvid -o {folder}.parquet")
     if kind == "fine":
@@ -163,7 +171,7 @@ def find(camvid: Path, kind: str, seed: int, steps: str) -> Regions:
             )
     runs = " ".join(f"--run {teachers}/runs/{n}" for n in FOLDS)
     run(f"autolabel errors {folder}.parquet {runs} -o {folder}/errors")
-    return judged(camvid / kind / "train", folder, teachers)
+    return judged(right, folder, teachers)
 
 
 def many(images: int, source: Path, out: Path) -> str:
@@ -222,7 +230,7 @@ def main() -> None:
         val = f"{camvid}/images/val --labels {camvid}/fine/val"
         run(f"autolabel manifest scan {val} --label-space camvid -o val.parquet")
         lines, by_size = [], []
-        for kind in ("fine", "coarse"):
+        for kind in ("fine", "coarse", "alike"):
             for seed in range(asked.seeds):
                 found = find(camvid, kind, seed, steps)
                 lines.append(row(kind, seed, found))

@@ -151,7 +151,7 @@ def read_sealed(path: Path, columns: list[str] | None = None, *, schema: pa.Sche
         data = storage.read(path)
         if not _seal_holds(path, io.BytesIO(data), len(data)):
             raise BadTable(f"{path} is damaged: it has no checksum")
-        file = _parquet(pa.BufferReader(data))
+        file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
         if schema is not None and not file.schema_arrow.equals(schema):
             raise OtherVersion(f"{path} was written by another version of this program: start a new run folder")
         return file.read(columns, use_threads=False)
@@ -178,10 +178,6 @@ def _seal_holds(path: Path, file: BinaryIO, size: int) -> bool:
     return True
 
 
-def _parquet(source: pa.BufferReader | BinaryIO) -> pq.ParquetFile:
-    return pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
-
-
 def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
     metadata: Mapping[bytes, bytes] = file.schema_arrow.metadata or {}
     return {key: value for key, value in metadata.items() if key != _SEAL_KEY}
@@ -195,7 +191,7 @@ def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> I
         size = source.seek(0, io.SEEK_END)
         sealed = _seal_holds(path, source, size)
         source.seek(0)
-        file = _parquet(source)
+        file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
         missing = [name for name in schema.names if name not in file.schema_arrow.names]
         if missing:
             raise BadTable(f"{path} lacks the columns {', '.join(missing)}: it is not the expected table")

@@ -242,7 +242,12 @@ class Imported(Shown):
             f"{counted(changed, 'pixel')} changed, {percent(changed / pixels if pixels else None, 2)} % of the images",
         ]
         if 2 * changed > pixels and not found.partial:
-            lines.append(f"that is most of them: were these labels exported from {self.run}?")
+            painted = 2 * tally.fates[ERASED] > changed
+            lines.append(
+                "that is most of them, and they have no class now: if people painted only some pixels, say --partial"
+                if painted
+                else f"that is most of them: were these labels exported from {self.run}?"
+            )
         if 2 * self.unchanged > tally.images:
             lines.append("images that nobody has looked at are no confirmation: --only-changed leaves them out")
         if found.disagreeing_images:

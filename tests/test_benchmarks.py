@@ -56,9 +56,10 @@ SCRIPTS = {
     "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
-    "errors": Script(("camvid", "errors"), tables=3, dashes=6),
+    "errors": Script(("camvid", "errors"), tables=3, dashes=9),
     "export": Script(tables=1, dashes=2),
     "export_labels": Script(tables=1),
+    "labelling_tools": Script(tables=2),
     "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
     "pictures": Script(
         (str(DRAWN_STREETS), "pictures"),

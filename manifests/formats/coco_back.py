@@ -154,7 +154,10 @@ class _File:
                     raise BadReturn(f"{where}: its mask has {shown_size(stated)}, its image {shown_size(size)}")
                 paint(pixels, counts_of_coco(counts, height * width, where), found)
             else:
-                for polygon in shaped(list[list[float]], mask, f"{where}, 'segmentation'"):
+                polygons = shaped(list[list[float]], mask or [], f"{where}, 'segmentation'")
+                if not polygons:
+                    raise BadReturn(f"{where} has no mask, only a box or less: expected run lengths or polygons")
+                for polygon in polygons:
                     fill(pixels.reshape(width, height).T, polygon, found, where)
         return np.ascontiguousarray(pixels.reshape(width, height).T)
 

@@ -52,12 +52,10 @@ class CvatWriter:
                 raise ValueError("class 'background' is what CVAT calls the pixels of no class: give it another name")
         self._space, self._style, self._colours = space, style, distinct_colours(space)
         self._palette = bytes(chain((0, 0, 0), *self._colours)).ljust(768, b"\0")
-        self.notes: tuple[str, ...] = (
-            "CVAT has no place for confidence: none is written",
-            "ignored pixels are black there, which is no mask",
-        )
+        self._notes = ["CVAT has no place for confidence: none is written", "ignored pixels are black there, no mask"]
         if self._colours != tuple(c.colour for c in space.classes):
-            self.notes += ("two classes have one colour, or one is black: the masks have colours of their own",)
+            self._notes.append("two classes have one colour, or one is black: the masks have colours of their own")
+        self.notes: tuple[str, ...] = tuple(self._notes)
 
     def write(self, item: Outgoing, folder: Path) -> dict[str, Any]:
         """Write the photograph and the two PNGs of one image; return its name."""
@@ -90,10 +88,15 @@ class CvatWriter:
         with storage.writing(folder / ARCHIVE) as file, zipfile.ZipFile(file, "w") as zipped:
             for member in (LABELMAP, LIST, *(f"{kind}/{name}.png" for name in names for kind in (CLASSES, OBJECTS))):
                 zipped.writestr(zipfile.ZipInfo(member), storage.read(folder / member))
+        notes = list(self._notes)
+        if any("/" in name for name in names):
+            notes.append("names have folders: CVAT keeps them if images/ is uploaded as a zip; --flat leaves them out")
         if crowded:
             shown = counted(crowded, "image")
-            note = f"{shown} with more pieces than CVAT reads ({_MOST_OBJECTS}): the smallest of a class are one mask"
-            self.notes = (*(old for old in self.notes if "pieces" not in old), note)
+            notes.append(
+                f"{shown} with more pieces than CVAT reads ({_MOST_OBJECTS}): the smallest of a class are one mask"
+            )
+        self.notes = tuple(notes)
 
 
 def _objects(label: Label, space_size: int) -> tuple[Label, bool]:

@@ -147,7 +147,8 @@ def _opened(source: Path, runs: Sequence[Path]) -> tuple[ManifestFile, list[Judg
 def _require_place(out: Path) -> None:
     """Raise ValueError if the folder holds anything but an earlier ranking, or lies in a run."""
     require_outside_runs(out.absolute())
-    others = [path for path in storage.list(out) if path.name not in (TABLE, CSV, IDS, FOLDER)]
+    ours = (TABLE, CSV, IDS, FOLDER)
+    others = [x for x in storage.list(out) if x.name not in ours and not x.name.endswith(storage.TEMPORARY)]
     if others:
         raise ValueError(f"{out} holds {others[0].name}, which is no ranking of label errors: choose another -o")
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.images import encode_label
+from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.tables import writing_table
 from autolabel.pipeline.review.choose import Chosen
 from autolabel.pipeline.review.effort import Effort, Pace
@@ -52,8 +53,9 @@ class Wish:
     to: str | None = None
 
     def require_free(self, out: Path) -> None:
-        """Raise ValueError if a folder holds anything but this same review, finished or not."""
+        """Raise ValueError if a folder lies in a run, or holds anything but this same review, finished or not."""
         record = out / RECORD
+        require_outside_runs(out)
         if storage.exists(record):
             try:
                 same = read_json(record) == asdict(self)
@@ -61,7 +63,7 @@ class Wish:
                 same = False
             if not same:
                 raise ValueError(f"{out} holds a review that was asked for differently: choose another folder")
-        elif storage.exists(out) or storage.list(out):
+        elif storage.exists(out) or any(not path.name.startswith(storage.LOCK) for path in storage.list(out)):
             raise ValueError(f"{out} is not empty and holds no review: choose another folder")
 
     def claim(self, out: Path) -> None:

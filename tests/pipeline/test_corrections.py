@@ -141,8 +141,7 @@ def test_masks_with_some_pixels_edited_change_exactly_those(runs: Path, tmp_path
     assert result.changed_pixels == sum(int(mask.sum()) for mask in where.values())
 
 
-@pytest.mark.parametrize("store", ["zarr", "png"])
-@pytest.mark.parametrize("ids", ["train", "source", "color"])
+@pytest.mark.parametrize(("store", "ids"), [("zarr", "train"), ("png", "source"), ("zarr", "color")])
 def test_an_export_that_was_edited_comes_back_whole(runs: Path, tmp_path: Path, store: str, ids: str) -> None:
     """The folder that went out, with photographs and confidence beside the labels, one of them edited, as a zip too."""
     out, run = tmp_path / "out", runs / store
@@ -160,11 +159,13 @@ def test_an_export_that_was_edited_comes_back_whole(runs: Path, tmp_path: Path, 
         assert np.array_equal(given(fixed)["a/two"][1], changed)
 
 
-@pytest.mark.parametrize("store", ["zarr", "png"])
 @pytest.mark.parametrize(
-    ("tool", "file"),
-    [("coco", "panoptic.json"), ("coco", "stuff.json"), ("cvat", ""), ("cvat", "masks.zip"), ("label-studio", "")],
-)
+    ("store", "tool", "file"),
+    [
+        ("zarr", "coco", "panoptic.json"), ("png", "coco", "stuff.json"), ("png", "cvat", ""),
+        ("zarr", "cvat", "masks.zip"), ("zarr", "label-studio", ""), ("png", "label-studio", ""),
+    ],
+)  # fmt: skip
 def test_what_was_edited_in_a_tool_is_what_changes(
     runs: Path, tmp_path: Path, store: str, tool: str, file: str
 ) -> None:
@@ -286,6 +287,8 @@ def test_of_a_partial_mask_only_painted_pixels_count(runs: Path, tmp_path: Path)
     assert np.array_equal(origin, expected != before["a/one"]) and origin.sum() == 12
     assert (result.tally.fates["given"], result.found.left_out) == (12, 3)
     assert "right %" not in str(result)  # nobody has looked at the rest
+    result = import_corrections("png", [masks], run=runs / "zarr", out=tmp_path / "whole.parquet")
+    assert "if people painted only some pixels, say --partial" in str(result)
 
 
 def test_of_two_people_the_later_one_stands_where_they_disagree(runs: Path, tmp_path: Path) -> None:

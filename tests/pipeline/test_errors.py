@@ -13,6 +13,7 @@ from conftest import autolabel, contents, refused
 from PIL import Image
 from pyarrow import csv
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.policy import PAPER, Policy
 from autolabel.manifests.run.folder import Run
@@ -221,3 +222,10 @@ def test_a_folder_that_holds_something_else_is_left_as_it_is(place: Path, tmp_pa
     line = refused("errors", place / "run", "-o", place / "run" / "errors")
     assert str(place / "run") in line and not (place / "run" / "errors").exists()
     assert contents(tmp_path / "out") == {"notes.txt": b"mine"}
+
+
+def test_a_folder_in_which_a_command_was_killed_is_written_anew(place: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / f".errors.csv.0123456789ab{storage.TEMPORARY}").write_text("half")
+    find_errors(place / "run", tmp_path / "out")
+    assert sorted(contents(tmp_path / "out")) == ["errors.csv", "errors.parquet", "ids.txt"]

@@ -108,6 +108,8 @@ def test_a_folder_of_other_things_is_left_alone(drive: Path, tmp_path: Path) -> 
     said = refused("review", drive / "kept", "--budget", 2, "-o", tmp_path)
     assert "is not empty and holds no review" in said
     assert contents(tmp_path) == {"mine.txt": b"mine"}
+    assert "is a run" in refused("review", drive / "kept", "--budget", 2, "-o", drive / "kept/fix")
+    assert not (drive / "kept/fix").exists()
 
 
 def test_a_run_without_confidence_has_images_by_its_statistics_and_no_regions(drive: Path, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def test_labels_come_back_from_the_zip_and_from_the_folder_ignore_included(tmp_p
     notes = send("cvat", labels, tmp_path / "out")
     assert notes == [
         "CVAT has no place for confidence: none is written",
-        "ignored pixels are black there, which is no mask",
+        "ignored pixels are black there, no mask",
+        "names have folders: CVAT keeps them if images/ is uploaded as a zip; --flat leaves them out",
     ]
     assert same(returned("cvat", tmp_path / "out"), labels)
     assert same(returned("cvat", tmp_path / "out" / "masks.zip"), labels)
@@ -125,7 +126,7 @@ def test_more_pieces_than_cvat_reads_are_joined_by_class_and_the_note_says_so(tm
 def test_colours_that_two_classes_share_are_replaced_and_names_decide(tmp_path: Path) -> None:
     twins = LabelSpace("twins", tuple(LabelClass(name, (0, 0, 9), (i,)) for i, name in enumerate("abc")))
     labels = random_labels()
-    assert "colours of their own" in send("cvat", labels, tmp_path, space=twins)[-1]
+    assert "colours of their own" in send("cvat", labels, tmp_path, space=twins)[2]
     assert same(returned("cvat", tmp_path, twins), labels)
     turned = LabelSpace.named("turned", ("c", "a", "b"))
     other = np.array([1, 2, 0, *[255] * 253], np.uint8)
