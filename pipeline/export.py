@@ -107,7 +107,7 @@ def export(
     choice = choose(labels, selection, in_one_folder=style.flat)
     request = {
         "to": to, **asdict(style), "label_space": labels.space.to_dict(), "samples": choice.samples,
-        "asked": choice.count, "digest": choice.digest,
+        "asked": choice.count, "samples_and_labels": choice.digest,
     }  # fmt: skip
     with storage.hold(folder):
         _require_place(folder)

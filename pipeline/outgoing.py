@@ -142,6 +142,13 @@ class LabelSource:
             for row in self.run.quarantine().to_pylist():
                 yield row["sample_id"], row["reason"]
 
+    def mark(self, sample: Sample) -> str:
+        """A mark of a sample's label, which another label does not have: its checksum, or size and time of its file."""
+        if sample.run is not None:
+            return str(self.maps[sample.run].labels.crc32c(sample.sample_id))
+        status = None if sample.label is None else storage.stat(sample.label)
+        return "" if status is None else f"{status.size} {status.mtime_ns}"
+
     def prepare(self) -> None:
         """Read what threads will look up, before they start."""
         for maps in self.maps.values():

@@ -53,8 +53,8 @@ class Choice:
 
     samples: how many the source has. count: how many are sent. aside: how many were not asked for, by the option that
     leaves them out. left_out: id, kind and reason of samples that were asked for and have nothing to send. waiting: how
-    many a run has not labelled yet. digest: of the ids that are sent, in order. note: a sentence about ids that nobody
-    knows, or "". rows: rows of the manifest in the order of sending, None for its own order. taken: for every piece of
+    many a run has not labelled yet. digest: of the ids and labels that are sent, in order. note: a sentence about ids
+    that nobody knows, or "". rows: rows of the manifest in the order of sending, None for its own order. taken: for every piece of
     the manifest, the samples that are sent. prefixed: whether names begin with their source.
     """
 
@@ -215,11 +215,12 @@ def _nothing(choice: Choice) -> str:
 
 
 def _name(choice: Choice, *, in_one_folder: bool) -> None:
-    """Settle the names of the samples and the digest of their ids. Raises ValueError for names that no disk takes."""
+    """Settle the names of the samples, and the digest. Raises ValueError for names that no disk takes."""
     digest = hashlib.sha256()
     ids: set[str] = set()
     for sample in choice.chosen():
-        digest.update(f"{sample.source}\0{sample.sample_id}\n".encode(errors="surrogateescape"))
+        about = f"{sample.source}\0{sample.sample_id}\0{choice.source.mark(sample)}\n"
+        digest.update(about.encode(errors="surrogateescape"))
         choice.prefixed = choice.prefixed or sample.sample_id in ids
         ids.add(sample.sample_id)
     choice.digest = digest.hexdigest()

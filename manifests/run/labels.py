@@ -164,6 +164,11 @@ class RunLabels(Mapping[str, Label]):
         """(H, W) uint8 train ids. Raises KeyError if unknown or not committed, DamagedLabel if it has changed."""
         return self._labels[sample_id].read(sample_id, self._space)
 
+    def crc32c(self, sample_id: str) -> int | None:
+        """The checksum of the pixels as they were committed, None if nothing was."""
+        stored = self._labels.get(sample_id)
+        return None if stored is None else stored.crc32c
+
     def crop(self, sample_id: str, window: Window) -> Label:
         """(height, width) uint8 from the label of one sample. Raises KeyError, DamagedLabel, or IndexError outside."""
         stored, (top, left, height, width) = self._labels[sample_id], window

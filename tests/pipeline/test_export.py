@@ -295,8 +295,32 @@ def test_an_export_that_was_asked_for_differently_is_refused(
 
 def test_other_samples_of_the_same_number_are_another_export(fine: Path, tmp_path: Path) -> None:
     export(fine, "png", tmp_path / "out", keep_if="sample_id == 'train/a/1'")
-    with pytest.raises(ValueError, match=r"asked for differently \(digest"):
+    with pytest.raises(ValueError, match=r"asked for differently \(samples and labels"):
         export(fine, "png", tmp_path / "out", keep_if="sample_id == 'train/a/2'")
+
+
+def test_labels_that_have_changed_since_are_another_export(fine: Path, tmp_path: Path) -> None:
+    export(fine, "png", tmp_path / "out")
+    before = files(tmp_path / "out")
+    label = tmp_path / "labels" / "train" / "a" / "1.png"
+    Image.fromarray(np.zeros((24, 40), np.uint8)).save(label)
+    assert "asked for differently (samples and labels " in refused(
+        "export", fine, "--to", "png", "-o", tmp_path / "out"
+    )
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.thorough
+def test_a_run_that_was_made_anew_with_other_labels_is_another_export(tmp_path: Path) -> None:
+    run = sent.machine(tmp_path, sent.labels())
+    export(run, "png", tmp_path / "out")
+    shutil.rmtree(run)
+    sent.machine(tmp_path, sent.labels())
+    assert export(run, "png", tmp_path / "out").repeated  # the same labels
+    shutil.rmtree(run)
+    sent.machine(tmp_path, sent.labels(seed=50))
+    with pytest.raises(ValueError, match="samples and labels"):
+        export(run, "png", tmp_path / "out")
 
 
 def test_an_export_is_a_folder_and_lies_in_no_run(fine: Path, tmp_path: Path) -> None:
