@@ -755,6 +755,7 @@ def report(
         show_default=False)  # fmt: skip
 @option("--audit", type=FILE, help="Another run's audit.json of the same teacher. [default: the run's own, if any]")
 @option("--student", type=FILE, help="Scores that `evaluate -o` wrote: what the student gets wrong counts for more.")
+@option("--done", type=FILE, help="Ids of images that people have done: neither they nor what repeats them come again.")
 def review(run: Path, budget: Effort, out: Path, **options: Any) -> None:
     """Choose what in a RUN is worth a person's time.
 

@@ -50,6 +50,7 @@ class Wish:
     pace: Pace
     audit: str | None = None
     student: str | None = None
+    done: str | None = None
     to: str | None = None
 
     def require_free(self, out: Path) -> None:

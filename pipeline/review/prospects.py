@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json, shaped
+from autolabel.manifests.ids import Ids
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import Progress
@@ -28,7 +30,7 @@ class Prospects:
     """A survey, what it was made with, and the seconds that it took.
 
     looking: reads an image again; None where no confidence was kept. top (C,): pixels by top class.
-    weights (C,): of the classes, None if all are 1.
+    weights (C,): of the classes, None if all are 1. done (K,): places of images that people have done.
     """
 
     run: Run
@@ -38,10 +40,27 @@ class Prospects:
     top: Floats
     weights: Floats | None
     seconds: float
+    done: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
     def worth(self) -> Worth:
-        """Return the expected worth of the labels before any correction."""
-        return _worth(self.run, self.found, self.audit, self.top, self.weights)
+        """Return the expected worth of the labels before any correction but those that are done."""
+        worth = _worth(self.run, self.found, self.audit, self.top, self.weights)
+        worth.correct(self.found.images.doubt[self.done].sum(axis=0, dtype=float))
+        return worth
+
+    def items(self, *, regions: bool) -> Items:
+        """The images or regions that can be chosen."""
+        items = self.found.regions if regions else self.found.images
+        return items.take(np.flatnonzero(~np.isin(items.image, self.done)))
+
+    def without(self, names: Ids) -> tuple[Prospects, str]:
+        """Return the same after people have done the images of these ids, and a note about ids that are not the run's.
+
+        Raises BadIds if none is.
+        """
+        place = {name: k for k, name in enumerate(self.found.ids.to_pylist())}
+        note = names.unknown(place, where=f"labelled in {self.run.path}")
+        return replace(self, done=np.array([place[name] for name in names.names if name in place], np.int64)), note
 
     def expected(self, items: Items, opening: float, budget: float) -> float:
         """The gain that images or regions chosen at random are expected to bring for a budget of seconds."""

@@ -19,6 +19,7 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.formats.exchange import Style
 from autolabel.manifests.formats.known import known_format
+from autolabel.manifests.ids import read_ids
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import Progress, Shown, Table, counted, duration, percent, points
 from autolabel.pipeline.analysis.confidences import kept_in
@@ -89,13 +90,15 @@ def review(
     pace: Pace | None = None,
     audit: Path | None = None,
     student: Path | None = None,
+    done: Path | None = None,
     to: str | None = None,
     progress: Progress | None = None,
 ) -> Review:
     """Choose the images (a number) or regions (a time) whose correction is expected to gain most; write them to `out`.
 
     pace: how long people take. audit: of this teacher, by default the run's own if there is one. student: scores that
-    `evaluate` wrote; a class counts by what the student gets wrong. to: export the images in this format too, into the
+    `evaluate` wrote; a class counts by what the student gets wrong. done: ids of images that people have done already,
+    as in `read_ids`; neither they nor what repeats them are chosen. to: export the images in this format too, into the
     folder of its name.
     Raises ValueError for a budget that cannot be met, for regions where no confidence was kept, and for a folder that
     holds something else; BadTable until the run has published its tables, DamagedLabel for a label that has changed.
@@ -115,14 +118,19 @@ def review(
         raise ValueError(
             f"{run.path} has no labelled image yet: nothing to choose from; finish it with its own command"
         )
+    finished = None if done is None else read_ids(done)
     if effort.images is not None and effort.images > labelled:
         raise ValueError(f"a budget of {effort.images} images: {run.path} has {counted(labelled, 'labelled image')}")
-    seen, scores = (None if path is None else str(path.absolute()) for path in (audit, student))
-    request = Wish(str(run.path.absolute()), effort, pace, seen, scores, to)
+    files = [None if path is None else str(path.absolute()) for path in (audit, student, done)]
+    request = Wish(str(run.path.absolute()), effort, pace, files[0], files[1], files[2], to)
     request.require_free(out)
     found = prospects(run, pace=pace if by_region else None, audit=audit, student=student, progress=progress)
-    items = found.found.regions if by_region else found.found.images
-    frames, worth = Frames(run, found.found.ids), found.worth()
+    unknown = ""
+    if finished is not None:
+        found, unknown = found.without(finished)
+    items, worth, frames = found.items(regions=by_region), found.worth(), Frames(run, found.found.ids)
+    for image in found.done.tolist():
+        frames.choose(image)
     iou, amount, opening = worth.mean_iou(), float(effort.seconds or effort.images or 0), pace.image * by_region
     chosen = choose(items, worth, amount, opening=opening, likeness=frames)
     some = items.take(chosen.places)
@@ -133,7 +141,7 @@ def review(
         request.require_free(out)
         request.claim(out)
         write(out, rows, maps)
-    notes = _notes(found, effort, rows, float(chosen.seconds.sum()), frames)
+    notes = _notes(found, effort, rows, float(chosen.seconds.sum()), frames) + [unknown] * bool(unknown)
     if to is not None and len(rows):
         notes += export(run, to, out / to, ids=out / IDS, progress=progress).lines()
     return Review(

@@ -145,6 +145,22 @@ def test_a_student_turns_the_choice_to_what_it_gets_wrong(drive: Path, tmp_path:
                                tmp_path / "scores.json")  # fmt: skip
 
 
+def test_what_people_have_done_is_not_chosen_again_and_neither_are_frames_that_repeat_it(
+    drive: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "done.txt").write_text("a_1\nelsewhere\n")
+    ask = ("review", drive / "kept", "-o", tmp_path / "fix", "--done", tmp_path / "done.txt")
+    done = autolabel(*ask, "--budget", 1)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "fix/ids.txt").read_text() == "b_1\n"
+    assert "1 of its 2 ids not labelled in" in done.output
+    result = review(drive / "kept", "1h", out=tmp_path / "regions", done=tmp_path / "done.txt")
+    assert result.rows["sample_id"].unique().to_pylist() == ["b_1"]
+    assert result.iou > review(drive / "kept", "1h", out=tmp_path / "all").iou
+    (tmp_path / "done.txt").write_text("elsewhere\n")
+    assert "none of its 1 id is labelled in" in refused(*ask[:3], tmp_path / "x", *ask[4:], "--budget", 1)
+
+
 def test_an_audit_of_another_teacher_is_refused(drive: Path, tmp_path: Path) -> None:
     said = refused("review", drive / "kept", "--budget", 1, "-o", tmp_path / "x", "--audit", tmp_path / "audit.json")
     assert "audit.json" in said
