@@ -165,7 +165,7 @@ class _File:
         """None if the PNG shows segments that the annotation does not have; they are counted."""
         (file,) = _fields(value, where, file_name=str)
         folder = PurePosixPath(self._name).with_suffix("")
-        name = str(folder / PurePosixPath(file).with_suffix(".png"))
+        name = str(folder / PurePosixPath(file).parent / f"{PurePosixPath(file).stem}.png")
         if name not in self._files:
             raise BadReturn(f"{where}: its PNG {name} is not there: expected the folder {folder.name} beside the JSON")
         owners = {0: IGNORE}

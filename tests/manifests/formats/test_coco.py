@@ -192,6 +192,7 @@ MASK = {"size": [4, 6], "counts": [0, 24]}
         ({"images": []}, "is no COCO file: expected images, annotations and categories"),
         ({"annotations": [{"image_id": 7, "category_id": 9, "segmentation": MASK}]},
          "1 annotation of what label space 'few' does not have: category 9, which is not in the file (1 annotation)"),
+        ({"annotations": [{"image_id": 7, "segments_info": [], "file_name": ""}]}, "its PNG a/.png is not there"),
         ({"annotations": [{"image_id": 7, "segments_info": [], "file_name": "a.png"}]},
          "its PNG a/a.png is not there: expected the folder a beside the JSON"),
     ],
