@@ -54,8 +54,8 @@ class Choice:
     samples: how many the source has. count: how many are sent. aside: how many were not asked for, by the option that
     leaves them out. left_out: id, kind and reason of samples that were asked for and have nothing to send. waiting: how
     many a run has not labelled yet. digest: of the ids and labels that are sent, in order. note: a sentence about ids
-    that nobody knows, or "". rows: rows of the manifest in the order of sending, None for its own order. taken: for every piece of
-    the manifest, the samples that are sent. prefixed: whether names begin with their source.
+    that nobody knows, or "". rows: rows of the manifest in the order of sending, None for its own order. taken: for
+    every piece of the manifest, the samples that are sent. prefixed: whether names begin with their source.
     """
 
     source: LabelSource
