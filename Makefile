@@ -31,8 +31,8 @@ quick: .venv/editable  ## the tests that take less than a minute together; for e
 test: .venv/tested  ## all tests but the slow ones, against the normal install; before a pull request
 	$(PYTEST)
 
-kinds: .venv/tested  ## every kind of teacher the whole way: labelled, killed, resumed, audited, looked at
-	$(PYTEST) -m slow tests/kinds
+kinds: .venv/tested  ## every kind of teacher the whole way, and the published networks at full size
+	$(PYTEST) -m slow tests/kinds tests/teacher/test_network.py
 
 readers: .venv/tested  ## exports read by the real readers of other tools, each in an environment of its own
 	$(BIN)/python -m pytest -m slow tests/readers

@@ -32,10 +32,14 @@ if TYPE_CHECKING:
     from autolabel.manifests.teachers import AnyTeacher
     from autolabel.manifests.wording import Progress
     from autolabel.pipeline.analysis.audit_record import Audit
+    from autolabel.pipeline.analysis.errors import LabelErrors
     from autolabel.pipeline.analysis.stats import Summary
+    from autolabel.pipeline.export import Export
+    from autolabel.pipeline.imported import Imported
     from autolabel.pipeline.job import LabelJob
     from autolabel.pipeline.progress import Counters
     from autolabel.pipeline.report.notebook import Look
+    from autolabel.pipeline.review.review import Review
     from autolabel.student.comparison.verdicts import Comparison
     from autolabel.student.data import ManifestDataset
     from autolabel.student.evaluate import Scores
@@ -62,8 +66,9 @@ _CLASSES = {
 
 __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
-    "__version__", "adopt", "audit", "compare", "evaluate", "export_model", "fuse", "generate", "load_manifest",
-    "load_teacher", "look", "open_run", "relabel", "report", "scan", "summarise", "train",
+    "__version__", "adopt", "audit", "compare", "evaluate", "export", "export_model", "find_errors", "fuse", "generate",
+    "import_corrections", "load_manifest", "load_teacher", "look", "open_run", "relabel", "report", "review", "scan",
+    "summarise", "train",
 ]  # fmt: skip
 
 
@@ -275,6 +280,78 @@ def adopt(
     return adopt(source, job, progress=progress).require_success()
 
 
+def export(
+    source: Run | AnyPath, out: AnyPath, *, to: str, worst: int | None = None, ids: AnyPath | None = None,
+    keep_if: str | None = None, label_ids: str = "train", flat: bool = False, images: str = "copy",
+    progress: Progress | None = None,
+) -> Export:  # fmt: skip
+    """Send the labels of a run or manifest into the folder `out`, in the form of another tool; return the account.
+
+    to: "png", "cityscapes", "ultralytics", "hf", "coco", "cvat" or "label-studio". worst, ids, keep_if: the images that
+    are sent: so many, the least trusted first; those that a file names; those that meet a condition. label_ids, flat,
+    images: see docs/export-labels.md. Raises ValueError for a folder that holds something else.
+    """
+    from autolabel.manifests.formats.style import Style
+    from autolabel.pipeline.export import export
+
+    return export(
+        _opened(source), to, Path(out), style=Style(label_ids, flat, images), worst=worst, ids=_path(ids),
+        keep_if=keep_if, progress=progress,
+    )  # fmt: skip
+
+
+def import_corrections(
+    paths: Sequence[AnyPath], *, format: str, run: Run | AnyPath, out: AnyPath, partial: bool = False,
+    only_changed: bool = False, label_ids: str | None = None, suffix: str = "", progress: Progress | None = None,
+) -> Imported:  # fmt: skip
+    """Take back what people corrected of a run's labels: the manifest `out`, and a folder beside it.
+
+    format: "png", "cvat", "coco" or "label-studio". paths: files or folders; where two change a pixel, the later one
+    stands. partial: pixels without a class were not looked at. only_changed: leave out images that came back as they
+    were. label_ids, suffix: what PNGs hold, and how much longer their names are. Raises ValueError.
+    """
+    from autolabel.pipeline.corrections import import_corrections
+
+    return import_corrections(
+        format, [Path(path) for path in paths], run=open_run(run), out=Path(out), partial=partial,
+        only_changed=only_changed, label_ids=label_ids, suffix=suffix, progress=progress,
+    )  # fmt: skip
+
+
+def review(
+    run: Run | AnyPath, budget: int | str, *, out: AnyPath, to: str | None = None, audit: AnyPath | None = None,
+    student: AnyPath | None = None, done: AnyPath | None = None, progress: Progress | None = None,
+) -> Review:  # fmt: skip
+    """Choose what people should correct: a number of images, or regions for a time such as "30min"; write it to `out`.
+
+    to: export the images in this format too. audit, student: audit.json of this teacher, scores.json of a student. done:
+    a file of ids that are corrected already. Raises ValueError.
+    """
+    from autolabel.pipeline.review.review import review
+
+    return review(
+        open_run(run), budget, out=Path(out), to=to, audit=_path(audit), student=_path(student), done=_path(done),
+        progress=progress,
+    )  # fmt: skip
+
+
+def find_errors(
+    source: Run | AnyPath, out: AnyPath, *, runs: Sequence[Run | AnyPath] = (), coarse: bool = False,
+    worst: int | None = None, pictures: int = 0, progress: Progress | None = None,
+) -> LabelErrors:  # fmt: skip
+    """Rank likely mistakes in the human labels of a run's input, or of a manifest judged by `runs`; write it to `out`.
+
+    The runs must have kept their confidence. coarse: judge coarse labels, also where there are fine ones. worst: list
+    so many images. pictures: draw so many regions. Raises ValueError.
+    """
+    from autolabel.pipeline.analysis.errors import find_errors
+
+    return find_errors(
+        _opened(source), Path(out), runs=[open_run(run) for run in runs], coarse=coarse, worst=worst,
+        pictures=pictures, progress=progress,
+    )  # fmt: skip
+
+
 def export_model(
     checkpoint: AnyPath, output: AnyPath, *, size: tuple[int, int] | None = None, scales: Sequence[float] | None = None,
     gives: str = "logits", progress: Progress | None = None, **settings: Any,
@@ -361,6 +438,10 @@ def report(
 
 def _path(path: AnyPath | None) -> Path | None:
     return None if path is None else Path(path)
+
+
+def _opened(source: Run | AnyPath) -> Run | Path:
+    return Path(source) if isinstance(source, str | PathLike) else source
 
 
 def _folder(run: Run | AnyPath) -> Path:

@@ -203,7 +203,7 @@ def assert_recorded(name: str, network: SegmentationNet, images: Tensor) -> None
             assert differs(single if key.startswith("single") else logits, array, stride) < LOGITS, key
 
 
-@pytest.mark.thorough
+@pytest.mark.slow
 @recorded
 @pytest.mark.parametrize("arch", ["ocrnet.HRNet_Mscale", "deepv3.DeepV3R50"])
 def test_the_full_network_gives_what_the_reference_gave(arch: str, photograph: Tensor) -> None:
