@@ -324,8 +324,8 @@ def review(
 ) -> Review:  # fmt: skip
     """Choose what people should correct: a number of images, or regions for a time such as "30min"; write it to `out`.
 
-    to: export the images in this format too. audit, student: audit.json of this teacher, scores.json of a student. done:
-    a file of ids that are corrected already. Raises ValueError.
+    to: export the images in this format too. audit, student: audit.json of this teacher, scores.json of a student.
+    done: a file of ids that are corrected already. Raises ValueError.
     """
     from autolabel.pipeline.review.review import review
 

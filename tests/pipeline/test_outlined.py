@@ -216,7 +216,7 @@ def test_a_report_asks_the_teacher_as_the_run_did(job: LabelJob) -> None:
     sources = Sources(Run.open(job.out), expected)
     painter = Painter(job.out, sources, teacher=load_teacher(job.teacher, device="cpu"), attention=False, specks=64)
     for place, (sample_id, confidence) in enumerate(expected.items()):
-        layers, _ = painter.see(place, sources.read(sample_id))
+        layers, _ = painter.see(place, sample_id, sources.read(sample_id))
         assert isinstance(layers.confidence, np.ndarray) and np.allclose(layers.confidence, confidence, atol=1e-5)
 
 
