@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from autolabel.manifests.teachers import AnyTeacher
     from autolabel.manifests.wording import Progress
     from autolabel.pipeline.analysis.audit_record import Audit
-    from autolabel.pipeline.analysis.errors import LabelErrors
+    from autolabel.pipeline.analysis.errors_table import LabelErrors
     from autolabel.pipeline.analysis.stats import Summary
     from autolabel.pipeline.export import Export
     from autolabel.pipeline.imported import Imported
