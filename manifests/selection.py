@@ -84,7 +84,7 @@ def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -
     worst = failed = missing = 0
     for run in manifest.runs:
         ids = pa.array([s.sample_id for s in manifest.labelled if s.run == run], pa.string())
-        ranked = _ranked(run)
+        ranked = by_trust(run)
         ranked = ranked.filter(pc.is_in(ranked["sample_id"], ids))
         least = math.floor(share * len(ids) + 1e-9)  # 0.29 * 100 is 28.999…
         trusted = ranked.slice(least)
@@ -97,8 +97,8 @@ def _select(manifest: Manifest, share: float, condition: pc.Expression | None) -
     return replace(manifest, samples=samples), DropCounts(worst, failed, missing)
 
 
-def _ranked(run: Path) -> pa.Table:
-    """The columns that a condition may name, one row per image of a run, the least trusted first."""
+def by_trust(run: Path) -> pa.Table:
+    """The columns that a condition may name: a row for each image, the least trusted first. Raises BadTable."""
     review, images = RunFolder(run).statistics("review"), RunFolder(run).statistics("images")
     images = images.take(pc.index_in(review["sample_id"], images["sample_id"]))
     for name in review.schema.names:

@@ -23,6 +23,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
+from autolabel.manifests.selection import by_trust
 from autolabel.manifests.wording import reason
 from autolabel.pipeline.records import Row, changed_images, read_rows
 
@@ -46,7 +47,7 @@ class RunMaps:
     @cached_property
     def statistics(self) -> pa.Table:
         """The columns of the images and review tables, a row for each image, the least trusted first."""
-        return self.run.by_trust()
+        return by_trust(self.run.path)
 
     @cached_property
     def rows(self) -> dict[str, int]:

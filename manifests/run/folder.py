@@ -14,7 +14,6 @@ from typing import Any, get_type_hints
 
 import google_crc32c
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of, shaped
@@ -126,15 +125,6 @@ class RunFolder:
     def stream_statistics(self, table: str, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
         """Yield a statistics table piece by piece, however many rows there are. Raises BadTable."""
         yield from read_pieces(*self._statistics(table, columns))
-
-    def by_trust(self) -> pa.Table:
-        """The columns that a condition may name: a row for each image, the least trusted first. Raises BadTable."""
-        review, images = self.statistics("review"), self.statistics("images")
-        images = images.take(pc.index_in(review["sample_id"], images["sample_id"]))
-        for name in review.schema.names:
-            if name not in images.schema.names:
-                images = images.append_column(name, review[name])
-        return images
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
         path = storage.inside(self.path, self.statistics_path(table).relative_to(self.path).as_posix())
