@@ -83,7 +83,7 @@ def _look_at(run: Path, teacher: str) -> None:
         complaints: list[str] = []
         page.on("pageerror", lambda error: complaints.append(str(error)))
         page.goto((run / "report" / "index.html").as_uri())
-        assert teacher in page.inner_text("body")
+        assert Path(teacher).name in page.inner_text("body")  # without its folders, which are of this machine
         assert page.locator("img").count() >= len(Run.open(run).labels)
         browser.close()
     assert complaints == []
