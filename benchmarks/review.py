@@ -35,10 +35,9 @@ sys.path.insert(0, str(Path(__file__).parent))
 from camvid import copy_imagenet_weights, draw, run, split_training_images
 
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, read_sample_label
+from autolabel.manifests.run.labels import CONFIDENCE, middles, read_sample_label
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.predictor import read_layer
-from autolabel.pipeline.review.belief import middles
 from autolabel.pipeline.review.choose import choose
 from autolabel.pipeline.review.effort import Pace
 from autolabel.pipeline.review.frames import Frames

@@ -16,6 +16,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, S
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -310,6 +311,13 @@ def _inside(label_root: Path, runs: Sequence[Path]) -> list[tuple[str, Path]]:
         elif run.is_relative_to(label_root):
             inside.append((f"{run.relative_to(label_root).as_posix()}/", run))
     return inside
+
+
+def in_pieces(samples: Iterable[Sample], size: int = 4096) -> Iterator[list[Sample]]:
+    """The samples as lists of `size`, the last one shorter."""
+    remaining = iter(samples)
+    while piece := list(islice(remaining, size)):
+        yield piece
 
 
 def fingerprints(samples: Sequence[Sample]) -> list[str]:

@@ -7,7 +7,7 @@ made again, and a call for other files never writes over anything.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from autolabel.manifests.corrected import CorrectedFolder
 from autolabel.manifests.formats.known import READ, known_format
 from autolabel.manifests.metadata import CORRECTS
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.samples import ManifestFile, Sample, writing_manifest
+from autolabel.manifests.samples import ManifestFile, Sample, in_pieces, writing_manifest
 from autolabel.manifests.wording import Progress, listed
 from autolabel.pipeline.import_request import Terms, claim, done_before, request_of, require_place
 from autolabel.pipeline.imported import KEY, Found, Imported
@@ -90,7 +90,7 @@ def _write_manifest(
     with writing_manifest(
         out, run.label_space, image_root=manifest.image_root, label_root=folder.path, provenance=about
     ) as write:
-        for some in _pieces(_corrected(manifest, folder, merging.kept)):
+        for some in in_pieces(_corrected(manifest, folder, merging.kept)):
             write(some)
 
 
@@ -101,14 +101,3 @@ def _corrected(manifest: ManifestFile, folder: CorrectedFolder, kept: set[str]) 
                 sample, source="corrected", label=folder.label(sample.sample_id), label_index=None, label_ids="train",
                 coarse_label=None, weight=1.0, run=None,
             )  # fmt: skip
-
-
-def _pieces(samples: Iterable[Sample], size: int = 1024) -> Iterator[list[Sample]]:
-    piece: list[Sample] = []
-    for sample in samples:
-        piece.append(sample)
-        if len(piece) == size:
-            yield piece
-            piece = []
-    if piece:
-        yield piece

@@ -28,6 +28,7 @@ from autolabel.manifests.corrected import (
 from autolabel.manifests.documents import BadDocument, shaped
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.metadata import CORRECTS
+from autolabel.manifests.run.labels import middles
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import FATES
@@ -164,9 +165,8 @@ class ChangeTally:
         """The mean confidence of the pixels of each fate, each counted with the middle of its level."""
         if not self._edges:
             return {}
-        bounds = [0.0, *self._edges, 1.0]
-        middles = np.array([(low + high) / 2 for low, high in pairwise(bounds)])
-        return {fate: float(n @ middles / n.sum()) for fate, n in self._by_fate.items() if n.any()}
+        middle = middles(self._edges)
+        return {fate: float(n @ middle / n.sum()) for fate, n in self._by_fate.items() if n.any()}
 
     def levels(self) -> tuple[MachineAtLevel, ...]:
         """The machine at each level, none where no confidence was kept."""

@@ -20,7 +20,7 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.reading import blames_file
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, read_sample_label
+from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, middles, read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.selection import by_trust
@@ -103,9 +103,8 @@ def shades(edges: tuple[float, ...]) -> Confidence:
 
     That is the middle of a level; 0 and 1 are the outermost edges.
     """
-    whole = np.array([0.0, *edges, 1.0])
     table = np.full(256, 255, np.uint8)
-    table[: len(whole) - 1] = np.rint(255 * (whole[:-1] + whole[1:]) / 2)
+    table[: len(edges) + 1] = np.rint(255 * middles(edges))
     return table
 
 

@@ -18,7 +18,7 @@ from autolabel.manifests.condition import ABOUT, parse_condition
 from autolabel.manifests.formats.exchange import flat
 from autolabel.manifests.formats.portable import portable
 from autolabel.manifests.ids import Ids, read_ids
-from autolabel.manifests.samples import Sample
+from autolabel.manifests.samples import Sample, in_pieces
 from autolabel.manifests.schemas import IMAGES_SCHEMA, REVIEW_SCHEMA
 from autolabel.manifests.wording import counted
 from autolabel.pipeline.names import folded, require_distinct
@@ -77,25 +77,13 @@ class Choice:
             listed = ((places[row], s) for row, s in enumerate(self.source.manifest.samples()) if row in places)
             yield from (sample for _, sample in sorted(listed, key=lambda pair: pair[0]))
             return
-        for piece, taken in zip(pieces(self.source.manifest.samples()), self.taken, strict=True):
+        for piece, taken in zip(in_pieces(self.source.manifest.samples(), _PIECE), self.taken, strict=True):
             yield from (sample for sample, yes in zip(piece, taken, strict=True) if yes)
 
     def name(self, sample: Sample) -> str:
         """The name of a sample in other tools; its source comes first if two sources use one id."""
         name = portable(sample.sample_id)
         return f"{sample.source}/{name}" if self.prefixed else name
-
-
-def pieces(samples: Iterator[Sample]) -> Iterator[list[Sample]]:
-    """Lists of a few thousand samples."""
-    piece: list[Sample] = []
-    for sample in samples:
-        piece.append(sample)
-        if len(piece) == _PIECE:
-            yield piece
-            piece = []
-    if piece:
-        yield piece
 
 
 def choose(source: LabelSource, selection: Selection, *, in_one_folder: bool = False) -> Choice:
@@ -112,7 +100,7 @@ def choose(source: LabelSource, selection: Selection, *, in_one_folder: bool = F
     choice = Choice(source)
     known: set[str] = set()
     order: list[tuple[float, str, int]] = []  # what comes first, sample ids, rows of the manifest
-    for number, piece in enumerate(pieces(source.manifest.samples())):
+    for number, piece in enumerate(in_pieces(source.manifest.samples(), _PIECE)):
         asked = _asked(choice, piece, ids, known)
         passing = asked if condition is None else asked & _passing(choice, source, piece, condition, asked)
         choice.taken.append(passing)
@@ -226,7 +214,7 @@ def _name(choice: Choice, *, in_one_folder: bool) -> None:
     choice.digest = digest.hexdigest()
 
     def names() -> Iterator[list[str]]:
-        for piece in pieces(choice.chosen()):
+        for piece in in_pieces(choice.chosen()):
             yield [flat(choice.name(s)) if in_one_folder else choice.name(s) for s in piece]
 
     for some in names():

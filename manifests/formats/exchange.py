@@ -1,7 +1,7 @@
 """The port of a format: one image on its way out, one label on its way back, and the names that both go by.
 
-Every format is a module of this folder with `Writer`, a class that follows `Format`, and, where labels come back in it,
-a function `read(path, space)` that yields `Returned`. `pipeline/export.py` and `pipeline/corrections.py` drive them.
+Every format has a class that follows `Format`, and, where labels come back in it, a function `read(path, space)` that
+yields `Returned`; known.py lists them. `pipeline/export.py` and `pipeline/corrections.py` drive them.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.formats.portable import portable
-from autolabel.manifests.formats.style import Style as Style
+from autolabel.manifests.formats.style import Style
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
@@ -40,7 +40,7 @@ class Outgoing:
 
 
 class Format(Protocol):
-    """Writes labels in one format. Made as `Writer(space, style)`, which raises ValueError for a style it lacks.
+    """Writes labels in one format. Made with a label space and a style, which raises ValueError for a style it lacks.
 
     notes: sentences about what the format cannot say, and what was done instead, for example where ignore went.
     """
@@ -141,8 +141,8 @@ class Names:
                 return self._by_name[end]
         for known in (self._by_flat, self._by_stem):
             for end in ends:
-                if known.get(end) is not None:
-                    return known[end] or ""
+                if (sample_id := known.get(end)) is not None:
+                    return sample_id
         raise ValueError(f"{name!r} means no image" + (" or several" if parts and parts[-1] in self._by_stem else ""))
 
 

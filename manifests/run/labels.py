@@ -13,10 +13,13 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.images import PNG_END, BadImage, decode_label, read_label
@@ -206,6 +209,11 @@ class RunConfidence(Mapping[str, tuple[Label, Label]]):
 
     def __len__(self) -> int:
         return len(self._top)
+
+
+def middles(edges: Sequence[float]) -> NDArray[np.float64]:
+    """The confidence in the middle of every level between ascending edges (L,); 0 and 1 are the outermost edges."""
+    return np.array([(low + high) / 2 for low, high in pairwise((0.0, *edges, 1.0))])
 
 
 def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:

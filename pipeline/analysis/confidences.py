@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
@@ -13,7 +12,7 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.kept import kept_in as kept_in
-from autolabel.manifests.run.labels import RunConfidence
+from autolabel.manifests.run.labels import RunConfidence, middles
 from autolabel.manifests.samples import Sample
 from autolabel.teacher.predict import Teacher
 
@@ -52,7 +51,7 @@ class KeptConfidences:
 
     def __init__(self, kept: RunConfidence) -> None:
         self._kept, self.edges, self.levels = kept, kept.edges, len(kept.edges) + 1
-        self._middles = np.array([(low + high) / 2 for low, high in pairwise((0.0, *kept.edges, 1.0))], np.float32)
+        self._middles = middles(kept.edges).astype(np.float32)
 
     def of(
         self, sample_id: str, sample: Sample, outlined: NDArray[np.uint8] | None

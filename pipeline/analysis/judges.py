@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,7 +11,7 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import RunConfidence
+from autolabel.manifests.run.labels import RunConfidence, middles
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import counted
 from autolabel.pipeline.records import Row, fingerprint_of, read_rows, surely_same
@@ -58,8 +57,7 @@ class Judge:
             raise ValueError(f"{run.path} holds no labelled image: go on with `autolabel generate`")
         by_content = {str(row.image_fingerprint): row.sample_id for row in rows.values()}
         seen, why = _seen(run, by_content)
-        middles = np.array([(low + high) / 2 for low, high in pairwise((0.0, *kept.edges, 1.0))])
-        return cls(run, kept, rows, by_content, seen, why, middles)
+        return cls(run, kept, rows, by_content, seen, why, middles(kept.edges))
 
     @property
     def levels(self) -> int:

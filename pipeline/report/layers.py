@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 from typing import TypeVar
 
 import numpy as np
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.labels import middles
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
@@ -130,6 +130,5 @@ def from_levels(level: NDArray[np.uint8], edges: Sequence[float]) -> Confidence:
 
     Level k holds the confidences above the k-th edge; 0 and 1 are the outermost edges.
     """
-    whole = [0.0, *edges, 1.0]
-    middles: Confidence = np.array([(low + high) / 2 for low, high in pairwise(whole)], np.float32)
-    return middles[level]
+    confidence: Confidence = middles(edges).astype(np.float32)[level]
+    return confidence

@@ -15,13 +15,13 @@ decided, and there is no doubt; neither is there where a person's coarse label s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.labels import middles
 from autolabel.manifests.run.shards import Label
 from autolabel.pipeline.analysis.audit_record import Audit
 
@@ -31,11 +31,6 @@ KINDS = 4
 WRONG, MISSED, OTHER, VOID = range(KINDS)
 _LABELLED, _IGNORED, _DECIDED = range(3)  # states of a pixel
 _BELIEVED = 1000.0  # pixels of an audit that weigh as much as what is assumed without one
-
-
-def middles(edges: tuple[float, ...]) -> Floats:
-    """The middle of every level of confidence (L,)."""
-    return np.array([(low + high) / 2 for low, high in pairwise((0.0, *edges, 1.0))])
 
 
 def shift(audit: Audit | None, names: tuple[str, ...], top: Floats) -> Floats:

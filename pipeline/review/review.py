@@ -17,8 +17,8 @@ from pathlib import Path
 import pyarrow as pa
 
 from autolabel.manifests import storage
-from autolabel.manifests.formats.exchange import Style
 from autolabel.manifests.formats.known import known_format
+from autolabel.manifests.formats.style import Style
 from autolabel.manifests.ids import read_ids
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import Progress, Shown, Table, counted, duration, percent, points
