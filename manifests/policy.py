@@ -10,12 +10,13 @@ import difflib
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, name_of, plain_json, read_toml
+from autolabel.manifests.evidence import PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
@@ -106,6 +107,10 @@ class Policy:
        human-wins    The pixel gets the human's class.
        teacher-wins  The pixel gets the human's class where the teacher has none.
 
+    polygons: the evidence of what lies around people's polygons. Where they named nothing, in images in which they
+    named something, all p become p(c)^teacher_weight · A[n, d, c]^polygon_weight · exp(bias of c), normalised, before
+    the threshold is asked (manifests/evidence.py). Polygons of no class stay without a class.
+
     Raises ValueError, naming the value.
     """
 
@@ -119,6 +124,7 @@ class Policy:
     coarse: str = COARSE_RULES[0]
     coarse_rules: dict[str, str] = field(default_factory=dict)
     outlined: dict[str, float] = field(default_factory=dict)
+    polygons: PolygonEvidence | None = None
 
     def __post_init__(self) -> None:
         check_threshold(self.threshold)
@@ -143,6 +149,11 @@ class Policy:
 
     def require(self, space: LabelSpace) -> None:
         """Raise ValueError if a rule names a class that the label space does not have."""
+        if self.polygons is not None:
+            try:
+                self.polygons.require(space)
+            except ValueError as error:
+                raise ValueError(f"policy {self.name!r}: {error}") from error
         for name in (*self.thresholds, *self.outlined, *self.coarse_rules):
             if name not in space.names:
                 close = difflib.get_close_matches(name, space.names, 1)
@@ -178,12 +189,19 @@ class Policy:
 
     def to_dict(self) -> dict[str, Any]:
         """Return every rule in the form that `run.json` holds."""
-        return dict(plain_json(asdict(self)))
+        polygons = None if self.polygons is None else self.polygons.to_dict()
+        return dict(plain_json(asdict(replace(self, polygons=None)) | {"polygons": polygons}))
 
-    def to_toml(self, comments: dict[str, str] | None = None) -> str:
+    def counted(self, counts: PolygonCounts) -> Policy:
+        """The same policy with counts of polygons. Raises ValueError for a policy that weighs none."""
+        if self.polygons is None:
+            raise ValueError(f"policy {self.name!r} does not weigh polygons: give --policy dense with --polygons")
+        return replace(self, polygons=replace(self.polygons, counts=counts))
+
+    def to_toml(self, comments: dict[str, str] | None = None, *, counts: str = "") -> str:
         """Return the text of a file that `load_policy` reads, without the rules that change nothing.
 
-        comments: by class, a comment on its threshold.
+        comments: by class, a comment on its threshold. counts: the name of the file with the counts of polygons.
         """
         plain = Policy()
         lines = [f"name = {_quoted(self.name)}", f"threshold = {self.threshold!r}"]
@@ -197,6 +215,10 @@ class Policy:
             lines += ["", "[area]", f"unit = {_quoted(self.area.unit)}", f"rows = {list(self.area.rows)}"]
             lines.append(f"columns = {list(self.area.columns)}")
         lines += _toml_table("coarse_rules", self.coarse_rules)
+        if self.polygons is not None:
+            lines += ["", "[polygons]", *([f"counts = {_quoted(counts)}"] if counts else [])]
+            lines += [f"{key} = {getattr(self.polygons, key)!r}" for key in ("teacher_weight", "polygon_weight")]
+            lines += _toml_table("polygons.biases", self.polygons.biases)
         return "\n".join(lines) + "\n"
 
 
@@ -212,6 +234,13 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "smallest_piece": (int,),
     "coarse": (str,),
     "coarse_rules": (dict,),
+    "polygons": (dict,),
+}
+_POLYGON_KEYS: dict[str, tuple[type, ...]] = {
+    "counts": (str, dict),
+    "teacher_weight": (int, float),
+    "polygon_weight": (int, float),
+    "biases": (dict,),
 }
 _WORDS = {str: "a text", dict: "a table", float: "a number", int: "a whole number", list: "a list"}
 
@@ -229,8 +258,11 @@ def _toml_table(key: str, table: Mapping[str, str | float], comments: Mapping[st
     return lines
 
 
-def policy_of(document: dict[str, Any]) -> Policy:
-    """Make a policy from `Policy.to_dict` or a parsed TOML file. Raises ValueError, naming key and expectation."""
+def policy_of(document: dict[str, Any], *, folder: Path = Path()) -> Policy:
+    """Make a policy from `Policy.to_dict` or a parsed TOML file. Raises ValueError, naming key and expectation.
+
+    folder: where the file of the counts of polygons is looked for.
+    """
     _require_keys(document, _KEYS, "")
     for key in ("thresholds", "outlined"):
         for name, value in document.get(key, {}).items():
@@ -247,10 +279,26 @@ def policy_of(document: dict[str, Any]) -> Policy:
             for value in area[key]:
                 _require_type(value, (int, float), f"area.{key}")
         document = document | {"area": Area(**{**area, **{k: tuple(area[k]) for k in ("rows", "columns")}})}
+    if document.get("polygons") is not None:
+        document = document | {"polygons": _evidence(document["polygons"], folder)}
     rules = [f"coarse_rules.{name}" for name, rule in document.get("coarse_rules", {}).items() if type(rule) is not str]
     if rules:
         raise ValueError(f"{rules[0]}: expected one of {', '.join(COARSE_RULES)}")
     return Policy(**document)
+
+
+def _evidence(table: dict[str, Any], folder: Path) -> PolygonEvidence:
+    if table.get("counts") is None:
+        table = {key: value for key, value in table.items() if key != "counts"}
+    _require_keys(table, _POLYGON_KEYS, "polygons.")
+    for name, bias in table.get("biases", {}).items():
+        _require_type(bias, (int, float), f"polygons.biases.{name}")
+    counts = table.get("counts")
+    if isinstance(counts, str):
+        table = table | {"counts": PolygonCounts.read(folder / counts)}
+    elif counts is not None:
+        table = table | {"counts": PolygonCounts.from_dict(counts)}
+    return PolygonEvidence(**table)
 
 
 def _require_keys(table: dict[str, Any], known: dict[str, tuple[type, ...]], prefix: str) -> None:
@@ -259,7 +307,7 @@ def _require_keys(table: dict[str, Any], known: dict[str, tuple[type, ...]], pre
             close = difflib.get_close_matches(key, known, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"expected {', '.join(known)}"
             raise ValueError(f"unknown key {prefix + key!r}: {hint}")
-        if not (key == "area" and value is None):
+        if not (key in ("area", "polygons") and value is None):
             _require_type(value, known[key], prefix + key)
 
 
@@ -280,7 +328,9 @@ def load_policy(name_or_file: str) -> Policy:
         raise ValueError(f"policy {name_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a file that exists")
     document = {"name": name_of(path)} | read_toml(path)
     try:
-        return policy_of(document)
+        return policy_of(document, folder=path.parent)
+    except BadDocument:
+        raise
     except ValueError as error:
         raise BadDocument(f"{path}: {error}") from error
 
@@ -304,4 +354,6 @@ REFERENCE = Policy(
 # People are sure of their polygons. The teacher fills in the rest, which holds the difficult pixels, so its threshold
 # is higher. Measured by benchmarks/camvid_policies.py.
 HUMAN_FIRST = Policy("human-first", 0.7, coarse="human-wins")
-PRESETS = {policy.name: policy for policy in (PAPER, REFERENCE, HUMAN_FIRST)}
+# The same, and what lies around polygons is counted evidence; `Policy.counted` adds the counts.
+DENSE = Policy("dense", coarse="human-wins", polygons=PolygonEvidence())
+PRESETS = {policy.name: policy for policy in (PAPER, REFERENCE, HUMAN_FIRST, DENSE)}

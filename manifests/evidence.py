@@ -1,0 +1,268 @@
+"""Polygons as evidence: what lies how far outside people's polygons, counted on images with fine and coarse labels.
+
+A pixel that nobody named, at a distance d from the nearest polygon, which is of class n, is of class c with a
+probability A[n, d, c] that can be counted wherever an image has both labels (Cityscapes has them for all 3,475 of its
+fine images). Distances are shares of an image's width, so that counts of one size serve another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, cast
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from autolabel.manifests import storage
+from autolabel.manifests.documents import BadDocument, read_json
+from autolabel.manifests.label_space import IGNORE, LabelSpace
+
+VOID = 254  # in a coarse label: somebody drew a polygon here, of something that is no class
+NOWHERE = 0  # the place of a pixel of which polygons say nothing
+TEACHER_WEIGHT, POLYGON_WEIGHT = 0.75, 0.6  # exponents of p and A; measured by benchmarks/dense.py
+FORMAT = "autolabel polygons 1"
+# Upper ends of the bins of distance, as shares of the width: 1, 1.4, 2, … 50 pixels of CamVid's 480. The last bin is
+# open. The first numbers lie just above distances that pixels of a grid can have.
+OUTSIDE = tuple(d / 480 for d in (1.01, 1.5, 2.01, 2.5, 3.01, 3.7, 4.5, 6, 8, 11, 15, 20, 30, 50))
+INSIDE = tuple(d / 480 for d in (1.01, 2.01, 3.01, 5, 10, 20))  # the same for depths in a polygon
+_BINS, _DEPTHS = len(OUTSIDE) + 1, len(INSIDE) + 1
+_SMOOTHING = 20  # pixels that every row is given before it is counted, in the shares of all rows together
+
+Places = NDArray[np.int16]
+Table = NDArray[np.float32]
+
+
+def places(coarse: NDArray[np.uint8], classes: int) -> Places:
+    """The place of every pixel (H, W) int16 around the polygons of a coarse label (H, W) uint8.
+
+    1 + n * bins + bin where nobody named a class and the nearest polygon is of class n, at a distance in that bin of
+    `OUTSIDE`; NOWHERE in polygons, drawn void included, and everywhere if the label has no polygon of a class.
+    """
+    named = coarse < classes
+    if not named.any():
+        return np.zeros(coarse.shape, np.int16)
+    distance, nearest = _nearest(coarse, named)
+    place = nearest * np.int16(_BINS) + (_bins(distance, OUTSIDE, coarse.shape[1]) + np.int16(1))
+    place[named | (coarse == VOID)] = NOWHERE
+    return place
+
+
+def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
+    """The bin of `INSIDE` (H, W) int16 of every pixel's depth: its distance to the nearest other value."""
+    same = np.ones(coarse.shape, np.uint8)
+    for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
+        differs = coarse[here] != coarse[there]
+        same[here][differs], same[there][differs] = 0, 0
+    distance = cv2.distanceTransform(same, cv2.DIST_L2, cv2.DIST_MASK_5) if not same.all() else same * np.float32(1e6)
+    return _bins(cast(Table, distance) + 1, INSIDE, coarse.shape[1])
+
+
+def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table, NDArray[np.int16]]:
+    """Distance to the nearest named pixel in pixels, and its class. OpenCV sums integers, so all CPUs agree."""
+    distance, owner = cv2.distanceTransformWithLabels(
+        (~named).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
+    )
+    class_of = np.zeros(int(owner.max()) + 1, np.int16)
+    class_of[owner[named]] = coarse[named]
+    return cast(Table, distance), class_of[owner]
+
+
+def _bins(distance: Table, ends: Sequence[float], width: int) -> NDArray[np.int16]:
+    """The number of ends that a distance reaches."""
+    bins = np.zeros(distance.shape, np.int16)
+    for end in ends:
+        bins += distance >= np.float32(end * width)
+    return bins
+
+
+@dataclass(frozen=True)
+class PolygonCounts:
+    """How people's polygons relate to the truth, counted in pixels. `autolabel polygons` writes it.
+
+    classes: their names by train id. sizes: images by "WIDTHxHEIGHT". outside[n][d][c]: of the unnamed pixels whose
+    nearest polygon is of class n, at a distance in bin d, those that are truly of class c. inside[n][d]: right and
+    wrong pixels of polygons of class n, at a depth in bin d. Raises ValueError for counts of another shape, and for
+    counts of nothing.
+    """
+
+    classes: tuple[str, ...]
+    sizes: Mapping[str, int]
+    outside: tuple[tuple[tuple[int, ...], ...], ...]
+    inside: tuple[tuple[tuple[int, ...], ...], ...]
+
+    def __post_init__(self) -> None:
+        count = len(self.classes)
+        for name, last, rows in (("outside", (_BINS, count), self.outside), ("inside", (_DEPTHS, 2), self.inside)):
+            shape = (count, *last)
+            try:
+                counts = np.array(rows, np.int64)
+            except (ValueError, OverflowError):
+                counts = np.zeros(0, np.int64)
+            if counts.shape != shape or (counts < 0).any():
+                raise ValueError(f"{name!r}: expected {' x '.join(map(str, shape))} numbers of pixels")
+        if not self.counts.any():
+            raise ValueError("no unnamed pixel with truth was counted: count on images with fine and coarse labels")
+
+    @classmethod
+    def of(
+        cls, space: LabelSpace, sizes: Mapping[str, int], outside: NDArray[np.int64], inside: NDArray[np.int64]
+    ) -> PolygonCounts:
+        """Counts from arrays: outside (C, bins, C), inside (C, depths, 2)."""
+        return cls(space.names, dict(sizes), _nested(outside.tolist()), _nested(inside.tolist()))
+
+    @cached_property
+    def counts(self) -> NDArray[np.int64]:
+        """`outside` as an array (C, bins, C)."""
+        return np.array(self.outside, np.int64)
+
+    @property
+    def images(self) -> int:
+        """The number of images that were counted."""
+        return sum(self.sizes.values())
+
+    @property
+    def unseen(self) -> tuple[str, ...]:
+        """Classes of which no unnamed pixel was counted: polygons say nothing for or against them."""
+        seen = self.counts.sum(axis=(0, 1))
+        return tuple(name for name, pixels in zip(self.classes, seen, strict=True) if not pixels)
+
+    def probabilities(self) -> NDArray[np.float64]:
+        """A[n, d, c] (C, bins, C), smoothed: rows that sum to 1.
+
+        Every row first gets 20 pixels in the shares that the classes have of all unnamed pixels. A class that was
+        never counted has 1 / C of every row.
+        """
+        counts = self.counts.astype(np.float64)
+        shares = counts.sum(axis=(0, 1)) / counts.sum()
+        rows = counts + _SMOOTHING * shares
+        rows /= rows.sum(axis=-1, keepdims=True)
+        rows[..., shares == 0] = 1 / len(shares)
+        rows /= rows.sum(axis=-1, keepdims=True)
+        return rows
+
+    def require(self, space: LabelSpace) -> None:
+        """Raise ValueError unless the classes are those of the label space, in its order."""
+        if self.classes == space.names:
+            return
+        others = [name for name in self.classes if name not in space.names] or [
+            name for name in space.names if name not in self.classes
+        ]
+        what = f"class {others[0]!r} is in one of them only" if others else "their order differs"
+        raise ValueError(
+            f"the polygons were counted for other classes than those of label space {space.name!r} ({what}): count"
+            " them in this label space"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The counts as JSON values. A row of numbers is one text, so that people can read the file."""
+
+        def rows(table: Sequence[Sequence[Sequence[int]]]) -> dict[str, list[str]]:
+            lines = ([" ".join(map(str, row)) for row in of_class] for of_class in table)
+            return dict(zip(self.classes, lines, strict=True))
+
+        return {
+            "format": FORMAT,
+            "classes": list(self.classes),
+            "sizes": dict(self.sizes),
+            "outside": rows(self.outside),
+            "inside": rows(self.inside),
+        }
+
+    @classmethod
+    def from_dict(cls, document: dict[str, Any]) -> PolygonCounts:
+        """The counts that `to_dict` wrote. Raises ValueError."""
+        if document.get("format") != FORMAT:
+            raise ValueError(f"its format is {document.get('format')!r}, expected {FORMAT!r}: count the polygons again")
+        kinds = {"classes": list, "sizes": dict, "outside": dict, "inside": dict}
+        for key, kind in kinds.items():
+            if type(document.get(key)) is not kind:
+                raise ValueError(f"{key!r} is missing or no {'list' if kind is list else 'object'}")
+        classes = tuple(map(str, document["classes"]))
+
+        def table(key: str) -> tuple[tuple[tuple[int, ...], ...], ...]:
+            found = document[key]
+            if set(found) != set(classes):
+                raise ValueError(f"{key!r} has other classes than 'classes'")
+            try:
+                return tuple(tuple(tuple(map(int, row.split())) for row in found[name]) for name in classes)
+            except (AttributeError, TypeError, ValueError):
+                raise ValueError(f"{key!r} holds something else than rows of whole numbers") from None
+
+        return cls(classes, document["sizes"], table("outside"), table("inside"))
+
+    def write(self, path: Path) -> None:
+        """Write polygons.json, whole or not at all."""
+        storage.write_json(path, self.to_dict())
+
+    @classmethod
+    def read(cls, path: Path) -> PolygonCounts:
+        """Read polygons.json. Raises BadDocument, naming the file."""
+        document = read_json(path, dict[str, Any], advice="`autolabel polygons` makes such a file")
+        try:
+            return cls.from_dict(document)
+        except ValueError as error:
+            raise BadDocument(f"{path}: {error}") from error
+
+
+def _nested(rows: list[list[list[int]]]) -> tuple[tuple[tuple[int, ...], ...], ...]:
+    return tuple(tuple(tuple(row) for row in of_class) for of_class in rows)
+
+
+@dataclass(frozen=True)
+class PolygonEvidence:
+    """How much polygons count beside a teacher: p(c)^teacher_weight · A[n, d, c]^polygon_weight · exp(bias of c).
+
+    counts: None until somebody names a file of counts. biases: by class name, 0 for the others. Raises ValueError.
+    """
+
+    counts: PolygonCounts | None = None
+    teacher_weight: float = TEACHER_WEIGHT
+    polygon_weight: float = POLYGON_WEIGHT
+    biases: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for name in ("teacher_weight", "polygon_weight"):
+            if not 0 <= getattr(self, name) <= 4:  # nan is refused, too
+                raise ValueError(f"polygons.{name} {getattr(self, name):g}: expected a number from 0 to 4")
+        for name, bias in self.biases.items():
+            if not abs(bias) <= 20:
+                raise ValueError(f"polygons.biases.{name} {bias:g}: expected a number from -20 to 20")
+
+    def require(self, space: LabelSpace) -> PolygonCounts:
+        """Return the counts. Raises ValueError if they are missing or of other classes, or a bias is of none."""
+        if self.counts is None:
+            raise ValueError(
+                "it weighs what lies around people's polygons, and nobody has named counts of it: give --polygons"
+                " polygons.json, which `autolabel polygons` counts, or name the file in the policy"
+            )
+        self.counts.require(space)
+        for name in self.biases:
+            if name not in space.names:
+                raise ValueError(f"polygons.biases.{name}: no class of label space {space.name!r}")
+        return self.counts
+
+    def factors(self, space: LabelSpace) -> Table:
+        """The logarithm of the factor of every class at every place, (1 + C * bins, C) float32; 0 at NOWHERE.
+
+        At all other places a class's p is to be raised to the power of `teacher_weight` first. Raises ValueError as
+        `require`.
+        """
+        table = self.polygon_weight * np.log(self.require(space).probabilities())
+        table += [self.biases.get(name, 0.0) for name in space.names]
+        flat = table.reshape(-1, len(space)).astype(np.float32)
+        return np.concatenate([np.zeros((1, len(space)), np.float32), flat])
+
+    def to_dict(self) -> dict[str, Any]:
+        """The evidence as JSON values."""
+        counts = None if self.counts is None else self.counts.to_dict()
+        return {
+            "teacher_weight": self.teacher_weight, "polygon_weight": self.polygon_weight,
+            "biases": dict(self.biases), "counts": counts,
+        }  # fmt: skip
+
+
+assert IGNORE != VOID
