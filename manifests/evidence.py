@@ -138,7 +138,7 @@ class PolygonCounts:
         """
         counts = self.counts.astype(np.float64)
         shares = counts.sum(axis=(0, 1)) / counts.sum()
-        rows = counts + _SMOOTHING * shares
+        rows: NDArray[np.float64] = counts + _SMOOTHING * shares
         rows /= rows.sum(axis=-1, keepdims=True)
         rows[..., shares == 0] = 1 / len(shares)
         rows /= rows.sum(axis=-1, keepdims=True)

@@ -193,7 +193,7 @@ class Policy:
         return dict(plain_json(asdict(replace(self, polygons=None)) | {"polygons": polygons}))
 
     def counted(self, counts: PolygonCounts) -> Policy:
-        """The same policy with counts of polygons. Raises ValueError for a policy that weighs none."""
+        """Return the policy with counts of polygons. Raises ValueError for a policy that weighs none."""
         if self.polygons is None:
             raise ValueError(f"policy {self.name!r} does not weigh polygons: give --policy dense with --polygons")
         return replace(self, polygons=replace(self.polygons, counts=counts))
