@@ -7,7 +7,7 @@ import pandas as pd
 from autolabel.manifests.pages import without_folders
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.wording import counted, dimensions, listed, percent, size
+from autolabel.manifests.wording import counted, dimensions, size
 from autolabel.pipeline.progress import at_once, memory_needed
 
 Facts = list[tuple[str, str]]  # a term, and the text about it
@@ -36,11 +36,10 @@ def policy_facts(run: Run) -> Facts:
     ]
     if policy.temperature != 1:
         facts.append(("Temperature", f"{policy.temperature:g}: logits are divided by it"))
-    if policy.outlined:
-        shares = listed([f"{percent(share, 0)} % of {name}" for name, share in policy.outlined.items()])
-        facts.append(
-            ("Outlined", f"People outline {shares}; where they outlined nothing, a class is less likely by that share.")
-        )
+    if policy.polygons is not None and policy.polygons.counts is not None:
+        images = counted(policy.polygons.counts.images, "image")
+        weights = f"{policy.polygons.polygon_weight:g} beside the teacher's {policy.polygons.teacher_weight:g}"
+        facts.append(("Polygons", f"What lies around polygons was counted on {images}; it has weight {weights}"))
     if policy.area:
         (top, bottom), (left, right) = policy.area.rows, policy.area.columns
         facts.append(("Area", f"rows {top:g} to {bottom:g}, columns {left:g} to {right:g}, {policy.area.unit}"))

@@ -20,8 +20,10 @@ import pytest
 import torch
 from conftest import ROOT, contents
 from PIL import Image
+from weighed import drawn_counts
 
 from autolabel.manifests import drawing
+from autolabel.manifests.evidence import PolygonEvidence
 from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.policy import PAPER, Area, Policy
@@ -421,16 +423,15 @@ def test_the_policy_is_told_in_words(run: Path) -> None:
     assert not facts.has_more_rules(PAPER) and not facts.has_more_rules(Policy("mine", 0.7))
     careful = Policy(
         "careful", 0.9, {"pole": 0.4}, 1.5, Area((0.1, 0.9), (0, 1), "fractions"), 2, 64, "agree",
-        {"person": "union", "rider": "union"}, {"road": 0.92, "pole": 0.07},
+        {"person": "union", "rider": "union"}, PolygonEvidence(drawn_counts(CITYSCAPES)),
     )  # fmt: skip
     words = told(careful)
     assert words["Name"] == "careful" and words["By class"] == "pole 0.4" and facts.has_more_rules(careful)
     assert words["Human labels"] == "union for person, rider; agree for all others"
     assert words["Area"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
     assert "2 px" in words["Boundary"] and words["Pieces"] == "pieces smaller than 64 px are ignored"
-    assert words["Outlined"] == (
-        "People outline 92 % of road and 7 % of pole; where they outlined nothing, a class is less likely by that"
-        " share."
+    assert words["Polygons"] == (
+        "What lies around polygons was counted on 40 images; it has weight 0.6 beside the teacher's 0.75"
     )
 
 
