@@ -45,8 +45,8 @@ class Surrounding:
 class PolygonPlot:
     """What people's polygons say, in pixels of images of one width.
 
-    `classes`: all names. `bins`: the number of bins of distance. `ticks`: pairs of a place on the axis in per cent, and its distance.
-    `inside`: how often polygons are wrong, by class and depth; without rows if they never are. `unseen`: classes of
+    `classes`: all names. `bins`: the number of bins of distance. `ticks`: pairs of a place on the axis in per cent, and
+    its distance. `inside`: how often polygons are wrong, by class and depth; without rows if they never are. `unseen`: classes of
     which no unnamed pixel was counted.
     """
 
@@ -115,7 +115,7 @@ def _surrounding(names: Sequence[str], n: int, table: NDArray[np.int64], width: 
 
 
 def _reach(name: str, own: Shares, rows: NDArray[np.int64], width: int) -> str:
-    """How far out most pixels are still of the polygon's own class."""
+    """The distance up to which most pixels are of the polygon's own class, in words."""
     enough = rows >= _FEW
     if not enough.any():
         return "too few pixels to say"

@@ -1,4 +1,4 @@
-"""What polygons say is drawn as it was counted. If this fails, people trust a margin that their polygons do not have."""
+"""What polygons say is drawn as it was counted. If this fails, people trust polygons wrongly."""
 
 from __future__ import annotations
 
