@@ -39,8 +39,8 @@ class Page:
     """The values of one page.
 
     `updated` is the time of the last label, ISO 8601, or empty. `notes` say what cannot be shown. `quarantine` has
-    (sample id, reason). `polygons` are the plots of a policy that weighs people's polygons. `weights` is the kind of the
-    combination's weights where the teacher shows its scales.
+    (sample id, reason). `polygons`: the plots of a policy that weighs people's polygons. `weights` is the kind of
+    the combination's weights where the teacher shows its scales.
     """
 
     run: Run

@@ -1,4 +1,4 @@
-"""The numbers behind the plots of people's polygons: what lies how far outside them, how often they are wrong inside.
+"""The numbers behind the plots of people's polygons: the classes around them, and the wrong pixels inside.
 
 A page draws them with `polygons.html.j2`; the report of a run does, and so can any page that has counts.
 """
@@ -43,11 +43,11 @@ class Surrounding:
 
 @dataclass(frozen=True)
 class PolygonPlot:
-    """What people's polygons say, in pixels of images of one width.
+    """The plots of counts of polygons, in pixels of images of one width.
 
     `classes`: all names. `bins`: the number of bins of distance. `ticks`: pairs of a place on the axis in per cent, and
-    its distance. `inside`: how often polygons are wrong, by class and depth; without rows if they never are. `unseen`: classes of
-    which no unnamed pixel was counted.
+    its distance. `inside`: the share of wrong pixels in polygons, by class and depth; without rows if none is wrong.
+    `unseen`: classes of which no unnamed pixel was counted.
     """
 
     width: int
