@@ -20,13 +20,12 @@ import pytest
 import torch
 from conftest import ROOT, contents
 from PIL import Image
-from weighed import drawn_counts
 
 from autolabel.manifests import drawing
-from autolabel.manifests.evidence import PolygonEvidence
+from autolabel.manifests.evidence import PolygonCounts, PolygonEvidence
 from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
-from autolabel.manifests.policy import PAPER, Area, Policy
+from autolabel.manifests.policy import DENSE, PAPER, Area, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import FATES
@@ -423,16 +422,24 @@ def test_the_policy_is_told_in_words(run: Path) -> None:
     assert not facts.has_more_rules(PAPER) and not facts.has_more_rules(Policy("mine", 0.7))
     careful = Policy(
         "careful", 0.9, {"pole": 0.4}, 1.5, Area((0.1, 0.9), (0, 1), "fractions"), 2, 64, "agree",
-        {"person": "union", "rider": "union"}, PolygonEvidence(drawn_counts(CITYSCAPES)),
+        {"person": "union", "rider": "union"},
     )  # fmt: skip
     words = told(careful)
     assert words["Name"] == "careful" and words["By class"] == "pole 0.4" and facts.has_more_rules(careful)
     assert words["Human labels"] == "union for person, rider; agree for all others"
     assert words["Area"] == "rows 0.1 to 0.9, columns 0 to 1, fractions"
     assert "2 px" in words["Boundary"] and words["Pieces"] == "pieces smaller than 64 px are ignored"
-    assert words["Polygons"] == (
-        "What lies around polygons was counted on 40 images; it has weight 0.6 beside the teacher's 0.75"
+    counts = PolygonCounts.of(
+        CITYSCAPES, {"2048x1024": 60, "1024x512": 1}, np.ones((19, 15, 19), np.int64), np.ones((19, 7, 2), np.int64)
     )
+    dense = DENSE.counted(counts)
+    assert told(dense)["Polygons"] == (
+        "where people named nothing, the teacher weighs 0.75, what lies around polygons 0.6, counted on 60 images of"
+        " 2048 × 1024 and 1 image of 1024 × 512"
+    )
+    fitted = told(replace(dense, polygons=PolygonEvidence(counts, 0.9, 0.5, {"pole": 0.42, "sky": 0.0, "car": -1.5})))
+    assert fitted["Biases"] == "pole +0.42, car −1.5: there these classes are likelier (+) or less likely (−)"
+    assert "Biases" not in told(dense) and facts.has_more_rules(dense)
 
 
 def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:

@@ -195,7 +195,9 @@ def test_images_without_polygons_get_the_same_bytes_as_without_the_evidence(job:
     generate(job, on_note=notes.append)
     generate(replace(job, out=tmp_path / "plain", policy=replace(WEIGHED, polygons=None)))
     files = {p.relative_to(job.out): p.read_bytes() for p in (job.out / "labels").rglob("*.png")}
-    assert files == {p.relative_to(tmp_path / "plain"): p.read_bytes() for p in (tmp_path / "plain/labels").rglob("*.png")}
+    assert files == {
+        p.relative_to(tmp_path / "plain"): p.read_bytes() for p in (tmp_path / "plain/labels").rglob("*.png")
+    }
     assert "policy 'ours' weighs polygons, but no image has a coarse label: the teacher alone decides" in notes
 
 

@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from weighed import drawn_factors, drawn_places
 
 from autolabel.manifests import machine, notes
 from autolabel.teacher.decide import Prediction, bands

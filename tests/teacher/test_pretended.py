@@ -15,7 +15,7 @@ import torch
 from pretended import Copy, HostWaits, PretendedGPU, Record
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
-from weighed import drawn_places
+from weighed import drawn_factors, drawn_places
 
 from autolabel.teacher import fold
 from autolabel.teacher.around import Ensemble, ForeignNetwork, MappedNetwork
