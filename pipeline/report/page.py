@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from autolabel.manifests import pages
 from autolabel.manifests.drawing import DISAGREEMENT, VIRIDIS
+from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run
 from autolabel.pipeline.analysis.audit_record import Audit
@@ -14,6 +15,7 @@ from autolabel.pipeline.report.charts import FATE_COLOURS, ClassPlot, Confidence
 from autolabel.pipeline.report.facts import Facts, has_more_rules
 from autolabel.pipeline.report.gallery import Gallery
 from autolabel.pipeline.report.pictures import KINDS
+from autolabel.pipeline.report.surroundings import PolygonPlot
 
 # The keys of the viewer, as it explains them.
 KEYS = (
@@ -37,7 +39,8 @@ class Page:
     """The values of one page.
 
     `updated` is the time of the last label, ISO 8601, or empty. `notes` say what cannot be shown. `quarantine` has
-    (sample id, reason). `weights` is the kind of the combination's weights where the teacher shows its scales.
+    (sample id, reason). `polygons`: the plots of a policy that weighs people's polygons. `weights` is the kind of
+    the combination's weights where the teacher shows its scales.
     """
 
     run: Run
@@ -49,6 +52,7 @@ class Page:
     provenance: Facts
     classes: ClassPlot
     confidence: ConfidencePlot
+    polygons: PolygonPlot | None
     audit: Audit | None
     gallery: Gallery
     weights: str
@@ -94,3 +98,14 @@ class Page:
     def render(self) -> str:
         """The page as HTML."""
         return pages.render("pipeline/report/page.html.j2", page=self)
+
+
+def counts_page(counts: PolygonCounts, space: LabelSpace, *, name: str) -> str:
+    """Counts of polygons as a page of their own, in pixels of the commonest of their widths.
+
+    Raises ValueError for counts of other classes than those of the label space.
+    """
+    counts.require(space)
+    commonest = max(counts.sizes, key=lambda size: counts.sizes[size])
+    plot = PolygonPlot.of(counts, width=int(commonest.partition("x")[0]))
+    return pages.render("pipeline/report/counts_page.html.j2", plot=plot, colours=colours(space), name=name)
