@@ -14,14 +14,14 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.evidence import NOWHERE, PolygonEvidence
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.evidence import NOWHERE, Places, PolygonEvidence, places
+from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.labels import middles
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.decide import Prediction
 
-Places = NDArray[np.int16]
-Codes = NDArray[np.uint8] | NDArray[np.int16]
 Floats = NDArray[np.float32]
 
 _AT_ONCE = 1 << 16  # pixels that stay in a core's cache
@@ -29,16 +29,21 @@ SECOND_SHARE = 0.6  # of what the top class leaves, in the mean over CamVid's un
 
 
 class _Asked(NamedTuple):
-    """What is kept of n pixels, all (n,); second is None where nobody knows the second class."""
+    """What is kept of pixels, maps of one shape; second is None where nobody knows the second class."""
 
     top: Label
     level: Label
     place: Places
     second: Label | None
 
+    def take(self, pixels: NDArray[np.intp]) -> _Asked:
+        """Some of the pixels, by their places in the flat maps."""
+        second = None if self.second is None else self.second.ravel()[pixels]
+        return _Asked(self.top.ravel()[pixels], self.level.ravel()[pixels], self.place.ravel()[pixels], second)
+
 
 class KeptPosterior:
-    """The posterior of classes at every place, from top class, level and second class.
+    """The likeliest classes of pixels around polygons, from top class, level and second class.
 
     middles: (L,) the probability of the top class that stands for each level. silent: level 0 means that the teacher
     gives no class, and stays so. Raises ValueError as `PolygonEvidence.factors`.
@@ -47,7 +52,7 @@ class KeptPosterior:
     def __init__(
         self, evidence: PolygonEvidence, space: LabelSpace, middles: NDArray[np.float64], *, silent: bool = False
     ) -> None:
-        self.classes, self.middles, self.silent = len(space), middles.astype(np.float32), silent
+        self.classes, self.silent = len(space), silent
         factors = evidence.factors(space)
         classes, places = self.classes, len(factors)
         # One more class stands for none: its factor is 0, so it never wins.
@@ -82,17 +87,13 @@ class KeptPosterior:
         if self.silent:
             asked &= level > 0
         pixels = np.flatnonzero(asked)
-        of = [x.ravel()[pixels] for x in (top, level, place)]
-        if second is None:
-            return pixels, *self._decide(_Asked(*of, None))
-        seconds = second.ravel()[pixels]
-        unknown = seconds >= self.classes
+        of = _Asked(top, level, place, second).take(pixels)
+        unknown = np.zeros(len(pixels), np.bool_) if of.second is None else of.second >= self.classes
         if not unknown.any():
-            return pixels, *self._decide(_Asked(*of, seconds))
+            return pixels, *self._decide(of)
         winner, p = np.empty(len(pixels), np.uint8), np.empty(len(pixels), np.float32)
-        for which, known in ((np.flatnonzero(unknown), None), (np.flatnonzero(~unknown), seconds)):
-            part = _Asked(*(x[which] for x in of), None if known is None else known[which])
-            winner[which], p[which] = self._decide(part)
+        for which, part in ((~unknown, of), (unknown, of._replace(second=None))):
+            winner[which], p[which] = self._decide(part.take(np.flatnonzero(which)))
         return pixels, winner, p
 
     def _decide(self, asked: _Asked) -> tuple[Label, Floats]:
@@ -126,39 +127,56 @@ class KeptPosterior:
         return winner, largest / total
 
 
-def from_levels(codes: Codes, levels: int, middles: NDArray[np.float64], *, classes: int) -> Prediction:
-    """A prediction whose statistics follow from the codes (H, W) alone: every confidence is its level's middle."""
-    counts = np.bincount(codes.ravel(), minlength=classes * levels).reshape(classes, levels)
-    histogram = np.zeros((classes, CONFIDENCE_BINS), np.int64)
-    np.add.at(histogram, (slice(None), confidence_bins(middles.astype(np.float32))), counts)
-    return Prediction(codes, levels, histogram, counts @ middles)
+class FromLevels:
+    """Predictions from what a run has kept, under a policy; polygons are weighed in if it asks for that.
 
-
-def with_polygons(
-    posterior: KeptPosterior, edges: Sequence[float], top: Label, level: Label, *, place: Places, second: Label | None
-) -> Prediction:
-    """A prediction with the polygons' evidence weighed in, whose codes and statistics are the posterior's.
-
-    edges: ascending confidences that codes tell apart, before and after. The maps are those of `KeptPosterior`.
+    edges: the ascending confidences between levels, which the codes of a prediction tell apart, too. silent: see
+    `KeptPosterior`. Raises ValueError as `PolygonEvidence.require`.
     """
-    classes, levels, ends = posterior.classes, len(edges) + 1, np.array(edges, np.float32)
-    codes = np.empty(top.shape, np.int16)
-    histogram, confidence = np.zeros(classes * CONFIDENCE_BINS, np.int64), np.zeros(classes)
-    unasked = np.zeros(classes * levels, np.int64)
-    rows = max(1, _AT_ONCE // top.shape[1])
-    for band in (np.s_[row : row + rows] for row in range(0, len(top), rows)):
-        code = (top[band].astype(np.int16) * np.int16(levels) + level[band]).ravel()
-        pixels, winner, p = posterior(top[band], level[band], place[band], None if second is None else second[band])
-        unasked += np.bincount(code, minlength=len(unasked)) - np.bincount(code[pixels], minlength=len(unasked))
-        code[pixels] = winner * np.int16(levels) + np.searchsorted(ends, p).astype(np.int16)
-        codes[band] = code.reshape(codes[band].shape)
-        place_of = winner * np.int16(CONFIDENCE_BINS) + confidence_bins(p)
-        histogram += np.bincount(place_of, minlength=len(histogram))
-        confidence += np.bincount(winner, p, minlength=classes)
-    rest = unasked.reshape(classes, levels)
-    histogram = histogram.reshape(classes, CONFIDENCE_BINS)
-    np.add.at(histogram, (slice(None), confidence_bins(posterior.middles)), rest)
-    return Prediction(codes, levels, histogram, confidence + rest @ posterior.middles.astype(np.float64))
+
+    def __init__(self, policy: Policy, space: LabelSpace, edges: Sequence[float], *, silent: bool = False) -> None:
+        self.classes, self.edges = len(space), tuple(edges)
+        self._ends, self._middles = np.array(edges, np.float32), middles(edges)
+        self._bins = confidence_bins(self._middles.astype(np.float32))
+        self._posterior: KeptPosterior | None = None
+        if policy.polygons is not None:
+            self._posterior = KeptPosterior(policy.polygons, space, self._middles, silent=silent)
+
+    def places(self, coarse: Label | None) -> Places | None:
+        """The places of pixels around the polygons of a coarse label; None if they change nothing."""
+        if self._posterior is None or coarse is None:
+            return None
+        place = places(coarse, self.classes)
+        return place if place.any() else None
+
+    def __call__(
+        self, top: Label, level: Label, *, place: Places | None = None, second: Label | None = None
+    ) -> Prediction:
+        """The prediction of an image; all maps are (H, W), place from `places`, second 255 where it is unknown.
+
+        Its statistics are the posterior's, and elsewhere those of the middles of levels.
+        """
+        classes, levels = self.classes, len(self.edges) + 1
+        codes = np.empty(top.shape, np.int16)
+        histogram, confidence = np.zeros(classes * CONFIDENCE_BINS, np.int64), np.zeros(classes)
+        unweighed = np.zeros(classes * levels, np.int64)
+        rows = max(1, _AT_ONCE // max(1, top.shape[1]))
+        for band in (np.s_[row : row + rows] for row in range(0, len(top), rows)):
+            code = (top[band].astype(np.int16) * np.int16(levels) + level[band]).ravel()
+            unweighed += np.bincount(code, minlength=len(unweighed))
+            if place is not None and self._posterior is not None:
+                known = None if second is None else second[band]
+                weighed, winner, p = self._posterior(top[band], level[band], place[band], known)
+                unweighed -= np.bincount(code[weighed], minlength=len(unweighed))
+                code[weighed] = winner * np.int16(levels) + np.searchsorted(self._ends, p).astype(np.int16)
+                bins = winner * np.int16(CONFIDENCE_BINS) + confidence_bins(p)
+                histogram += np.bincount(bins, minlength=len(histogram))
+                confidence += np.bincount(winner, p, minlength=classes)
+            codes[band] = code.reshape(-1, top.shape[1])
+        rest, counts = unweighed.reshape(classes, levels), histogram.reshape(classes, CONFIDENCE_BINS)
+        for level_bin, counted in zip(self._bins, rest.T, strict=True):
+            counts[:, level_bin] += counted
+        return Prediction(codes, levels, counts, confidence + rest @ self._middles)
 
 
 def confidence_bins(p: Floats) -> NDArray[np.int16]:
@@ -167,4 +185,3 @@ def confidence_bins(p: Floats) -> NDArray[np.int16]:
 
 
 _INNER = (np.arange(1, CONFIDENCE_BINS, dtype=np.float32) / np.float32(CONFIDENCE_BINS)).astype(np.float32)
-assert IGNORE == 255
