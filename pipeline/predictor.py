@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
+from autolabel.manifests.evidence import Places
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
@@ -44,12 +45,14 @@ class Refused:
 class Decoded:
     """A sample that is ready to be predicted: its row so far, its photograph and its coarse label.
 
-    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None.
+    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None. places:
+    (H, W) int16 around its polygons (manifests/evidence.py), None without polygons, or without a policy that asks.
     """
 
     row: Row
     image: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))
     coarse: Label | None = None
+    places: Places | None = None
 
 
 class Predictor(Protocol):
