@@ -674,8 +674,9 @@ def outlined(run: Path, output: Path) -> None:
 @main.command()
 @click.argument("manifest", metavar="FINE_WITH_COARSE", type=MANIFEST)
 @option("-o", "--output", type=FILE, required=True, help="File to write, such as polygons.json.")
+@option("--page", is_flag=True, help="Draw the counts too, as a page beside the file, such as polygons.html.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
-def polygons(manifest: Path, output: Path, **options: Any) -> None:
+def polygons(manifest: Path, output: Path, page: bool, **options: Any) -> None:
     """Count what lies how far outside people's polygons, for the policy dense.
 
     FINE_WITH_COARSE lists images that have fine and coarse labels; docs/polygons.md.
@@ -685,11 +686,13 @@ def polygons(manifest: Path, output: Path, **options: Any) -> None:
     autolabel polygons fine.parquet -o polygons.json
     """
     from autolabel.pipeline.analysis.polygons import count_polygons
+    from autolabel.pipeline.report.page import write_counts_page
 
     with progress("counting") as update:
         summary = count_polygons(manifest, output=output, progress=update, **options)
+    drawn = f" and {write_counts_page(output, summary.counts, manifest)}" if page else ""
     show(summary)
-    echo("", f"wrote {output}")
+    echo("", f"wrote {output}{drawn}")
 
 
 @main.command()
