@@ -238,6 +238,27 @@ def fold(path: Path, folds: int, output: Path) -> None:
     show(fold(path, output, folds=folds))
 
 
+@manifest.command("coarsen")
+@click.argument("fine", type=MANIFEST)
+@output_manifest
+@option("--hand", type=click.Choice(("even", "rough", "crossing")), default="rough",
+        help="even: one margin everywhere. rough: each piece its own. crossing: 3 % of the pixels wrong.")  # fmt: skip
+@option("--seed", type=int, default=0, help="Another seed, other polygons.")
+def coarsen_fine_labels(fine: Path, output: Path, **options: Any) -> None:
+    """Draw coarse labels, like those of people, out of the fine labels of a manifest.
+
+    They are PNGs in a folder beside the manifest that is written, which names the fine labels too: it is both what to
+    label and the truth to audit it with. See docs/words-and-files.md.
+
+    autolabel manifest coarsen fine.parquet -o coarse.parquet --hand rough
+    """
+    from autolabel.manifests.coarsen import coarsen_manifest
+
+    with progress("drawing polygons") as update:
+        drawn = coarsen_manifest(fine, output, progress=update, **options)
+    show(drawn)
+
+
 @manifest.command("show")
 @click.argument("path", metavar="MANIFEST", type=MANIFEST)
 def show_manifest(path: Path) -> None:
@@ -368,7 +389,7 @@ def generate(
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy dense --polygons polygons.json
     autolabel generate drive/ --teacher segformer/ --label-space cityscapes --classes ade20k.toml --out runs/auto
     """
-    policy = _policy_of(policy, threshold, polygons)
+    policy = with_counts(_policy_of(policy, threshold), polygons)
     teacher = familiar(teachers)
 
     from autolabel.pipeline.preview import preview
@@ -405,12 +426,11 @@ def familiar(teachers: Sequence[str]) -> TeacherName:
     return name
 
 
-def _policy_of(policy: Policy | None, threshold: float | None, polygons: Path | None = None) -> Policy:
-    """The policy of --policy or --threshold, else the default one; with the counts of --polygons."""
+def _policy_of(policy: Policy | None, threshold: float | None) -> Policy:
+    """The policy of --policy or --threshold, else the default one."""
     if threshold is not None and policy is not None:
         raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
-    policy = policy or (PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold))
-    return with_counts(policy, polygons)
+    return policy or (PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold))
 
 
 def with_counts(policy: Policy, polygons: Path | None) -> Policy:
@@ -672,8 +692,9 @@ def diff(run_a: Path, run_b: Path) -> None:
 @main.command()
 @click.argument("manifest", metavar="FINE_WITH_COARSE", type=MANIFEST)
 @option("-o", "--output", type=FILE, required=True, help="File to write, such as polygons.json.")
+@option("--page", is_flag=True, help="Draw the counts too, as a page beside the file, such as polygons.html.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
-def polygons(manifest: Path, output: Path, **options: Any) -> None:
+def polygons(manifest: Path, output: Path, page: bool, **options: Any) -> None:
     """Count what lies how far outside people's polygons, for the policy dense.
 
     FINE_WITH_COARSE lists images that have fine and coarse labels; docs/polygons.md.
@@ -683,11 +704,13 @@ def polygons(manifest: Path, output: Path, **options: Any) -> None:
     autolabel polygons fine.parquet -o polygons.json
     """
     from autolabel.pipeline.analysis.polygons import count_polygons
+    from autolabel.pipeline.report.page import write_counts_page
 
     with progress("counting") as update:
         summary = count_polygons(manifest, output=output, progress=update, **options)
+    drawn = f" and {write_counts_page(output, summary.counts, manifest)}" if page else ""
     show(summary)
-    echo("", f"wrote {output}")
+    echo("", f"wrote {output}{drawn}")
 
 
 @main.command()
