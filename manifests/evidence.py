@@ -7,6 +7,7 @@ fine images). Distances are shares of an image's width, so that counts of one si
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -31,6 +32,8 @@ OUTSIDE = tuple(d / 480 for d in (1.01, 1.5, 2.01, 2.5, 3.01, 3.7, 4.5, 6, 8, 11
 INSIDE = tuple(d / 480 for d in (1.01, 2.01, 3.01, 5, 10, 20))  # the same for depths in a polygon
 _BINS, _DEPTHS = len(OUTSIDE) + 1, len(INSIDE) + 1
 _SMOOTHING = 20  # pixels that every row is given before it is counted, in the shares of all rows together
+_MOST = 1 << 42  # pixels of a number: all of them together still fit into 64 bits
+_SIZE = re.compile(r"[1-9]\d{0,8}x[1-9]\d{0,8}")
 
 Places = NDArray[np.int16]
 Table = NDArray[np.float32]
@@ -45,10 +48,12 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
     named = coarse < classes
     if not named.any():
         return np.zeros(coarse.shape, np.int16)
-    distance, nearest = _nearest(coarse, named)
-    place = nearest * np.int16(_BINS) + (_bins(distance, OUTSIDE, coarse.shape[1]) + np.int16(1))
-    place[named | (coarse == VOID)] = NOWHERE
-    return place
+    distance, owner, class_of = _nearest(coarse, named)
+    unnamed = np.flatnonzero(~(named | (coarse == VOID)))
+    place = np.full(coarse.size, NOWHERE, np.int16)
+    bins = _bins(distance.ravel()[unnamed], OUTSIDE, coarse.shape[1])
+    place[unnamed] = class_of[owner.ravel()[unnamed]] * np.int16(_BINS) + (bins + np.int16(1))
+    return place.reshape(coarse.shape)
 
 
 def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -61,14 +66,17 @@ def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
     return _bins(cast(Table, distance) + 1, INSIDE, coarse.shape[1])
 
 
-def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table, NDArray[np.int16]]:
-    """Distance to the nearest named pixel in pixels, and its class. OpenCV sums integers, so all CPUs agree."""
+def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table, NDArray[np.int32], NDArray[np.int16]]:
+    """Distance to the nearest named pixel in pixels, that pixel's number, and the class of every number.
+
+    OpenCV sums integers, so all CPUs agree.
+    """
     distance, owner = cv2.distanceTransformWithLabels(
         (~named).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     class_of = np.zeros(int(owner.max()) + 1, np.int16)
     class_of[owner[named]] = coarse[named]
-    return cast(Table, distance), class_of[owner]
+    return cast(Table, distance), cast(NDArray[np.int32], owner), class_of
 
 
 def _bins(distance: Table, ends: Sequence[float], width: int) -> NDArray[np.int16]:
@@ -102,8 +110,13 @@ class PolygonCounts:
                 counts = np.array(rows, np.int64)
             except (ValueError, OverflowError):
                 counts = np.zeros(0, np.int64)
-            if counts.shape != shape or (counts < 0).any():
+            if counts.shape != shape or (counts < 0).any() or (counts > _MOST).any():
                 raise ValueError(f"{name!r}: expected {' x '.join(map(str, shape))} numbers of pixels")
+        if len(set(self.classes)) != count:
+            raise ValueError("'classes' names one twice")
+        for size, images in self.sizes.items():
+            if not _SIZE.fullmatch(size) or type(images) is not int or not 0 < images <= _MOST:
+                raise ValueError(f"'sizes', {size!r} is {images!r}: expected numbers of images by WIDTHxHEIGHT")
         if not self.counts.any():
             raise ValueError("no unnamed pixel with truth was counted: count on images with fine and coarse labels")
 
@@ -136,13 +149,7 @@ class PolygonCounts:
         Every row first gets 20 pixels in the shares that the classes have of all unnamed pixels. A class that was
         never counted has 1 / C of every row.
         """
-        counts = self.counts.astype(np.float64)
-        shares = counts.sum(axis=(0, 1)) / counts.sum()
-        rows: NDArray[np.float64] = counts + _SMOOTHING * shares
-        rows /= rows.sum(axis=-1, keepdims=True)
-        rows[..., shares == 0] = 1 / len(shares)
-        rows /= rows.sum(axis=-1, keepdims=True)
-        return rows
+        return smoothed(self.counts)
 
     def require(self, space: LabelSpace) -> None:
         """Raise ValueError unless the classes are those of the label space, in its order."""
@@ -206,6 +213,16 @@ class PolygonCounts:
             return cls.from_dict(document)
         except ValueError as error:
             raise BadDocument(f"{path}: {error}") from error
+
+
+def smoothed(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """`PolygonCounts.probabilities` of counts (C, bins, C) that are not all 0."""
+    shares = counts.sum(axis=(0, 1)) / counts.sum()
+    rows: NDArray[np.float64] = counts.astype(np.float64) + _SMOOTHING * shares
+    rows /= rows.sum(axis=-1, keepdims=True)
+    rows[..., shares == 0] = 1 / len(shares)
+    rows /= rows.sum(axis=-1, keepdims=True)
+    return rows
 
 
 def _nested(rows: list[list[list[int]]]) -> tuple[tuple[tuple[int, ...], ...], ...]:

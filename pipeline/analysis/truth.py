@@ -49,7 +49,7 @@ def match_truth(run: Run, truth: Path) -> MatchedTruth:
             f"{truth} uses label space {manifest.label_space.name!r} ({len(manifest.label_space)} classes) but"
             f" {run.path} {space.name!r} ({len(space)}): audit with truth of the run's own label space"
         )
-    exact, notes = _exact(manifest, truth)
+    exact, notes = exact_samples(manifest, truth)
     known: dict[str, Sample] = {}
     for sample, mark in zip(exact, fingerprints(exact), strict=True):
         if mark in known:
@@ -95,7 +95,7 @@ def originals(run: Run, matched: MatchedTruth, *, needed: bool) -> tuple[dict[st
 # --- corrections ------------------------------------------------------------------------------------------------------
 
 
-def _exact(manifest: Manifest, path: Path) -> tuple[list[Sample], list[str]]:
+def exact_samples(manifest: Manifest, path: Path) -> tuple[list[Sample], list[str]]:
     """The samples that are truth, and a note about those that are not. Raises ValueError if there is none."""
     exact = [sample for sample in manifest.labelled if sample.source in EXACT]
     folders = {folder.path for folder in map(folder_of, exact) if folder is not None}

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import pandas as pd
 
+from autolabel.manifests.evidence import PolygonEvidence
 from autolabel.manifests.pages import without_folders
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.wording import counted, dimensions, listed, percent, size
+from autolabel.manifests.wording import MINUS, counted, dimensions, listed, percent, size
 from autolabel.pipeline.progress import at_once, memory_needed
+from autolabel.pipeline.report.surroundings import counted_on
 
 Facts = list[tuple[str, str]]  # a term, and the text about it
 
@@ -41,6 +43,8 @@ def policy_facts(run: Run) -> Facts:
         facts.append(
             ("Outlined", f"People outline {shares}; where they outlined nothing, a class is less likely by that share.")
         )
+    if policy.polygons:
+        facts += _polygons(policy.polygons)
     if policy.area:
         (top, bottom), (left, right) = policy.area.rows, policy.area.columns
         facts.append(("Area", f"rows {top:g} to {bottom:g}, columns {left:g} to {right:g}, {policy.area.unit}"))
@@ -54,6 +58,17 @@ def policy_facts(run: Run) -> Facts:
     rules = [f"{rule} for {', '.join(names)}" for rule, names in by_rule.items()]
     rules.append(f"{policy.coarse} for {'all others' if rules else 'all classes'}")
     return [*facts, ("Human labels", "; ".join(rules))]
+
+
+def _polygons(evidence: PolygonEvidence) -> Facts:
+    on = f", counted on {counted_on(evidence.counts.sizes)}" if evidence.counts else ""
+    weights = f"the teacher weighs {evidence.teacher_weight:g}, what lies around polygons {evidence.polygon_weight:g}"
+    facts = [("Polygons", f"where people named nothing, {weights}{on}")]
+    biases = [(name, bias) for name, bias in evidence.biases.items() if bias]
+    if biases:
+        told = ", ".join(f"{name} {bias:+.2g}".replace("-", MINUS) for name, bias in biases)
+        facts.append(("Biases", f"{told}: there these classes are likelier (+) or less likely ({MINUS})"))
+    return facts
 
 
 def _looks(run: Run) -> Facts:

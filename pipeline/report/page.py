@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from autolabel.manifests import pages
+from autolabel.manifests import pages, storage
 from autolabel.manifests.drawing import DISAGREEMENT, VIRIDIS
+from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run
+from autolabel.manifests.samples import open_manifest
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.analysis.stats import FATE_NAMES, Summary
 from autolabel.pipeline.report.charts import FATE_COLOURS, ClassPlot, ConfidencePlot, ReliabilityPlot, colours
 from autolabel.pipeline.report.facts import Facts, has_more_rules
 from autolabel.pipeline.report.gallery import Gallery
 from autolabel.pipeline.report.pictures import KINDS
+from autolabel.pipeline.report.surroundings import PolygonPlot
 
 # The keys of the viewer, as it explains them.
 KEYS = (
@@ -37,7 +41,8 @@ class Page:
     """The values of one page.
 
     `updated` is the time of the last label, ISO 8601, or empty. `notes` say what cannot be shown. `quarantine` has
-    (sample id, reason). `weights` is the kind of the combination's weights where the teacher shows its scales.
+    (sample id, reason). `polygons`: the plots of a policy that weighs people's polygons. `weights` is the kind of
+    the combination's weights where the teacher shows its scales.
     """
 
     run: Run
@@ -49,6 +54,7 @@ class Page:
     provenance: Facts
     classes: ClassPlot
     confidence: ConfidencePlot
+    polygons: PolygonPlot | None
     audit: Audit | None
     gallery: Gallery
     weights: str
@@ -94,3 +100,18 @@ class Page:
     def render(self) -> str:
         """The page as HTML."""
         return pages.render("pipeline/report/page.html.j2", page=self)
+
+
+def write_counts_page(path: Path, counts: PolygonCounts, manifest: Path) -> Path:
+    """Draw counts of polygons as a page of their own beside their file; return the page, such as polygons.html.
+
+    Distances are pixels of the commonest width of the images. manifest: its label space has the colours.
+    """
+    space = open_manifest(manifest).label_space
+    counts.require(space)
+    commonest = max(counts.sizes, key=lambda size: counts.sizes[size])
+    plot = PolygonPlot.of(counts, width=int(commonest.partition("x")[0]))
+    page = path.with_suffix(".html")
+    values = {"plot": plot, "colours": colours(space), "name": path.name}
+    storage.write(page, pages.render("pipeline/report/counts_page.html.j2", **values).encode())
+    return page

@@ -29,6 +29,7 @@ from autolabel.pipeline.report.layers import Sources
 from autolabel.pipeline.report.page import Page
 from autolabel.pipeline.report.painter import Painter, weights
 from autolabel.pipeline.report.specks import SPECKS
+from autolabel.pipeline.report.surroundings import PolygonPlot
 
 _PICTURES = re.compile(r"pictures-[0-9a-f]{12}")
 _KEY = re.compile(r'<main data-marks="([0-9a-f]{16})">')
@@ -89,6 +90,7 @@ def write_report(
                 provenance=provenance(run),
                 classes=ClassPlot.of(summary),
                 confidence=ConfidencePlot.of(summary, run.policy),
+                polygons=_polygons(run, table),
                 audit=Audit.read(run.audit_path) if storage.exists(run.audit_path) else None,
                 gallery=Gallery(
                     cards(run, painted, ranked=ranked, samples=sources.samples),
@@ -110,6 +112,14 @@ def write_report(
                 storage.remove(path)
         storage.remove_leftovers(run.report)
     return run.report / "index.html"
+
+
+def _polygons(run: Run, images: pd.DataFrame) -> PolygonPlot | None:
+    """The plots of the polygons that the policy weighs, in pixels of the commonest width of the run's images."""
+    evidence = run.policy.polygons
+    if evidence is None or images.empty:
+        return None
+    return PolygonPlot.of(evidence.require(run.label_space), width=int(images["width"].mode()[0]))
 
 
 def _marks_key(run: Run) -> str:

@@ -22,9 +22,10 @@ from conftest import ROOT, contents
 from PIL import Image
 
 from autolabel.manifests import drawing
+from autolabel.manifests.evidence import PolygonCounts, PolygonEvidence
 from autolabel.manifests.images import colourise, read_image, read_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
-from autolabel.manifests.policy import PAPER, Area, Policy
+from autolabel.manifests.policy import DENSE, PAPER, Area, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import FATES
@@ -432,6 +433,17 @@ def test_the_policy_is_told_in_words(run: Path) -> None:
         "People outline 92 % of road and 7 % of pole; where they outlined nothing, a class is less likely by that"
         " share."
     )
+    counts = PolygonCounts.of(
+        CITYSCAPES, {"2048x1024": 60, "1024x512": 1}, np.ones((19, 15, 19), np.int64), np.ones((19, 7, 2), np.int64)
+    )
+    dense = DENSE.counted(counts)
+    assert told(dense)["Polygons"] == (
+        "where people named nothing, the teacher weighs 0.75, what lies around polygons 0.6, counted on 60 images of"
+        " 2048 × 1024 and 1 image of 1024 × 512"
+    )
+    fitted = told(replace(dense, polygons=PolygonEvidence(counts, 0.9, 0.5, {"pole": 0.42, "sky": 0.0, "car": -1.5})))
+    assert fitted["Biases"] == "pole +0.42, car −1.5: there these classes are likelier (+) or less likely (−)"
+    assert "Biases" not in told(dense) and facts.has_more_rules(dense)
 
 
 def test_the_fates_of_a_class_are_shares_of_its_pixels(run: Path) -> None:
