@@ -505,7 +505,8 @@ def adopt(
         help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")  # fmt: skip
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
-def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
+@job_options(LabelJob, only=("keep_probability",))
+def relabel(run: Path, policy: Policy, out: Path, **options: Any) -> None:
     """Label a RUN again by another policy, without the teacher.
 
     The run must have been generated with --keep-confidence.
@@ -516,9 +517,7 @@ def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
     from autolabel.pipeline.relabel import relabel
 
     with progress("relabelling") as update:
-        result = relabel(
-            Run.open(run), policy, out=out, workers=workers, on_progress=_counters(update), on_note=update.say
-        )
+        result = relabel(Run.open(run), policy, out=out, on_progress=_counters(update), on_note=update.say, **options)
     _end(result, LabelJob.max_quarantined)
 
 

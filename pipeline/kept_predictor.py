@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests.images import BadImage
-from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse
+from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, TOP
 from autolabel.manifests.samples import Sample
@@ -34,8 +34,9 @@ class KeptPredictor:
 
     device = "cpu"
 
-    def __init__(self, source: Run, policy: Policy) -> None:
-        self.source, self._weighs = source, policy.polygons is not None
+    def __init__(self, source: Run, recipe: Recipe) -> None:
+        policy = recipe.policy
+        self.source, self._weighs, self._probability = source, policy.polygons is not None, recipe.keep_probability
         assert source.recipe.confidence_edges is not None
         self.edges = source.recipe.confidence_edges
         self._levels = FromLevels(policy, source.label_space, self.edges, silent=source.teacher is None)
@@ -65,7 +66,7 @@ class KeptPredictor:
     def _kept(self, decoded: Decoded) -> Prediction:
         row = self._rows(f"{decoded.row.unit}.parquet")[decoded.row.sample_id]
         top, level = (read_layer(self.source, row, layer) for layer in (TOP, CONFIDENCE))
-        prediction = self._levels(top, level, place=decoded.places)
+        prediction = self._levels(top, level, place=decoded.places, probability=self._probability)
         if self.source.policy.polygons is not None or decoded.places is not None:
             return prediction
         # What the earlier run counted is exact: the teacher's own confidences, as floats.
