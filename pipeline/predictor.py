@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
+from autolabel.manifests.evidence import Places, places
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
@@ -48,12 +49,14 @@ class Refused:
 class Decoded:
     """A sample that is ready to be predicted: its row so far, its photograph and its coarse label.
 
-    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None.
+    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None. places:
+    (H, W) int16 around its polygons (manifests/evidence.py), None without polygons, or without a policy that asks.
     """
 
     row: Row
     image: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))
     coarse: Label | None = None
+    places: Places | None = None
 
 
 class Predictor(Protocol):
@@ -92,7 +95,7 @@ class TeacherPredictor:
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
-        self._undrawn = recipe.policy.prior(recipe.label_space)
+        self._evidence = recipe.policy.evidence(recipe.label_space)
         self._in_flight: dict[Size, int] = {}
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
@@ -102,12 +105,14 @@ class TeacherPredictor:
             data = read_file(sample.image)
             row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
             image = decode_photograph(sample, data)
-            coarse = read_coarse(sample, self.recipe.label_space)
+            space, weighed = self.recipe.label_space, self._evidence is not None
+            coarse = read_coarse(sample, space, drawn_void=weighed)
+            around = places(coarse, len(space)) if weighed and coarse is not None else None
         except BadImage as error:
             return Refused(row, str(error))
         except MemoryError:
             return Refused(row, "not enough memory to decode it")
-        return Decoded(row, image, coarse)
+        return Decoded(row, image, coarse, around)
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
         """Predict images of one size in one pass. Raises NotEnoughMemory, MemoryTaken."""
@@ -115,8 +120,8 @@ class TeacherPredictor:
         return list(
             self.teacher.predict_in_batches(
                 [decoded.image for decoded in batch], self.planned_batch(size), edges=self.edges, scales=recipe.scales,
-                flip=recipe.flip, temperature=recipe.policy.temperature, prior=self._undrawn,
-                coarse=[decoded.coarse for decoded in batch],
+                flip=recipe.flip, temperature=recipe.policy.temperature, evidence=self._evidence,
+                places=[decoded.places for decoded in batch], own=recipe.confidence_edges is not None,
                 alone=self.device != "cpu" and self.in_flight(size, most=BATCHES) == 1,
             )
         )  # fmt: skip
