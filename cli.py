@@ -238,6 +238,27 @@ def fold(path: Path, folds: int, output: Path) -> None:
     show(fold(path, output, folds=folds))
 
 
+@manifest.command("coarsen")
+@click.argument("fine", type=MANIFEST)
+@output_manifest
+@option("--hand", type=click.Choice(("even", "rough", "crossing")), default="rough",
+        help="even: one margin everywhere. rough: each piece its own. crossing: 3 % of the pixels wrong.")  # fmt: skip
+@option("--seed", type=int, default=0, help="Another seed, other polygons.")
+def coarsen_fine_labels(fine: Path, output: Path, **options: Any) -> None:
+    """Draw coarse labels, like those of people, out of the fine labels of a manifest.
+
+    They are PNGs in a folder beside the manifest that is written, which names the fine labels too: it is both what to
+    label and the truth to audit it with. See docs/polygons.md.
+
+    autolabel manifest coarsen fine.parquet -o coarse.parquet --hand rough
+    """
+    from autolabel.manifests.coarsen import coarsen_manifest
+
+    with progress("drawing polygons") as update:
+        drawn = coarsen_manifest(fine, output, progress=update, **options)
+    show(drawn)
+
+
 @manifest.command("show")
 @click.argument("path", metavar="MANIFEST", type=MANIFEST)
 def show_manifest(path: Path) -> None:
