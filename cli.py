@@ -248,7 +248,7 @@ def coarsen_fine_labels(fine: Path, output: Path, **options: Any) -> None:
     """Draw coarse labels, like those of people, out of the fine labels of a manifest.
 
     They are PNGs in a folder beside the manifest that is written, which names the fine labels too: it is both what to
-    label and the truth to audit it with. See docs/polygons.md.
+    label and the truth to audit it with. See docs/words-and-files.md.
 
     autolabel manifest coarsen fine.parquet -o coarse.parquet --hand rough
     """

@@ -34,7 +34,7 @@ Counts = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Coarsened(Shown):
-    """What a hand has drawn: pixels by true class and drawn class, (C, C + 1) int64; the last column is unnamed."""
+    """The account of a hand: pixels by true class and drawn class, (C, C + 1) int64; the last column is unnamed."""
 
     out: Path
     hand: str
@@ -56,7 +56,7 @@ class Coarsened(Shown):
         return _share(np.trace(self.pixels), self.pixels[:, :-1].sum())
 
     def lines(self) -> list[str]:
-        """What was drawn, and how much of it is right."""
+        """The account of the polygons: how much they name, and how much of it is right."""
         aside = f"; {counted(self.left_aside, 'sample')} without a fine label left out" if self.left_aside else ""
         return [
             *([f"{self.out} was complete before: nothing to do"] if self.repeated else []),
@@ -97,7 +97,7 @@ def coarsen_manifest(
         raise ValueError(f"{fine} has no fine label to draw polygons out of: scan a folder with --labels")
     request = {"fine": storage.sha256(Path(fine)), "hand": hand, "seed": seed}
     repeated = _claim(out, folder, request)
-    work = _Work(folder, whole.label_space, hand, seed)
+    work = _Drawing(folder, whole.label_space, hand, seed)
     storage.remove_leftovers(folder, recursive=True)
     pixels = np.zeros((len(whole.label_space), len(whole.label_space) + 1), np.int64)
     with ThreadPoolExecutor(cores()) as pool:
@@ -142,7 +142,7 @@ def _claim(out: Path, folder: Path, request: dict[str, Any]) -> bool:
 
 
 @dataclass(frozen=True)
-class _Work:
+class _Drawing:
     folder: Path
     space: LabelSpace
     hand: str
@@ -191,7 +191,7 @@ def _count(fine: Labels, coarse: Labels, classes: int) -> Counts:
     return np.bincount(pairs, minlength=classes * (classes + 1)).reshape(classes, classes + 1)
 
 
-def _write(out: Path, work: _Work, image_root: Path, samples: tuple[Sample, ...], request: dict[str, Any]) -> None:
+def _write(out: Path, work: _Drawing, image_root: Path, samples: tuple[Sample, ...], request: dict[str, Any]) -> None:
     rows = [replace(sample, coarse_label=work.path(sample), weight=1.0) for sample in samples]
     labels = (path for row in rows for path in (row.label, row.coarse_label) if path is not None)
     root = common_root(labels, fallback=image_root)

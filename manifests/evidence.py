@@ -77,9 +77,7 @@ def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
     return _bins(cast(Table, distance) + 1, INSIDE, coarse.shape[1])
 
 
-def _nearest(
-    coarse: NDArray[np.uint8], named: NDArray[np.bool_]
-) -> tuple[Table, NDArray[np.int32], NDArray[np.int16]]:
+def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table, NDArray[np.int32], NDArray[np.int16]]:
     """Distance to the nearest named pixel in pixels, that pixel's number, and the class of every number.
 
     OpenCV sums integers, so all CPUs agree.
