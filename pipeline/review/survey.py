@@ -139,9 +139,7 @@ class Looking:
         if sample_id not in self._outlined:
             return None
         try:
-            return read_coarse(
-                self._outlined[sample_id], self.run.label_space, drawn_void=self._decided.weighs
-            )
+            return read_coarse(self._outlined[sample_id], self.run.label_space, drawn_void=self._decided.weighs)
         except (BadImage, OSError):
             self.unread.add(sample_id)
             return None

@@ -12,7 +12,6 @@ import pytest
 from conftest import autolabel, contents, refused
 from numpy.typing import NDArray
 from PIL import Image
-from weighed import drawn_counts
 
 from autolabel.manifests.evidence import VOID, PolygonEvidence, places
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
@@ -24,6 +23,7 @@ from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_ma
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.analysis.audit import audit
 from autolabel.pipeline.analysis.errors import find_errors
+from autolabel.pipeline.analysis.polygons import count_polygons
 from autolabel.pipeline.decided import Decided
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.outgoing import RunMaps
@@ -37,8 +37,6 @@ from autolabel.pipeline.run import generate
 
 pytestmark = pytest.mark.thorough
 
-EVIDENCE = PolygonEvidence(drawn_counts(CITYSCAPES), biases={"pole": 1.0, "road": -0.5})
-WEIGHED = Policy("ours", 0.5, coarse="human-wins", polygons=EVIDENCE)
 Map = NDArray[np.uint8]
 
 
@@ -58,19 +56,19 @@ def runs(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) ->
         Image.fromarray(ids).save(folder / f"{place}.png")
         drawn = None if place == 1 else folder / f"{place}.png"
         samples.append(replace(sample, label=None, source="coarse" if drawn else "none", coarse_label=drawn))
-    save_manifest(
-        folder / "asked.parquet", Manifest(known.label_space, tuple(samples), known.image_root, folder, {})
-    )
-    job = LabelJob(folder / "asked.parquet", teacher, folder / "dense", (1.0,), policy=WEIGHED, keep_confidence=12)
+    save_manifest(folder / "asked.parquet", Manifest(known.label_space, tuple(samples), known.image_root, folder, {}))
+    evidence = PolygonEvidence(count_polygons(city / "fine.parquet").counts, biases={"pole": 1.0, "road": -0.5})
+    policy = Policy("ours", 0.5, coarse="human-wins", polygons=evidence)
+    job = LabelJob(folder / "asked.parquet", teacher, folder / "dense", (1.0,), policy=policy, keep_confidence=12)
     generate(job)
-    generate(replace(job, out=folder / "plain", policy=replace(WEIGHED, polygons=None)))
+    generate(replace(job, out=folder / "plain", policy=replace(policy, polygons=None)))
     return folder
 
 
 def images(runs: Path) -> Iterator[tuple[str, Map | None, Map, Map]]:
     """Id, coarse label, and the top class and level that decided, of every image."""
     run = Run.open(runs / "dense")
-    decided = Decided(WEIGHED, CITYSCAPES, run.confidence.edges)
+    decided = Decided(run.policy, CITYSCAPES, run.confidence.edges)
     for sample in load_manifest(runs / "asked.parquet").samples:
         coarse = read_coarse(sample, CITYSCAPES, drawn_void=True)
         yield sample.sample_id, coarse, *decided(*run.confidence[sample.sample_id], coarse)
@@ -95,7 +93,7 @@ def test_what_decided_is_what_the_label_has_and_elsewhere_what_was_kept(runs: Pa
         told = np.where(level >= needed, top, IGNORE)
         asked, differ = asked + int(where.sum()), differ + int((told != run.labels[sample_id])[where].sum())
         turned += int((top != own[0]).sum())
-    assert turned > 1000 and differ < 0.1 * asked
+    assert turned > 100 and 0 < differ < 0.15 * asked
 
 
 def test_an_audit_of_kept_confidence_is_about_what_decided_and_suggests_a_policy_that_relabels(
@@ -104,17 +102,22 @@ def test_an_audit_of_kept_confidence_is_about_what_decided_and_suggests_a_policy
     found = audit(runs / "dense", city / "val.parquet", target_precision=0.7)
     truth = {s.sample_id: read_sample_label(s, CITYSCAPES) for s in load_manifest(city / "val.parquet").samples}
     counts, right = np.zeros((2, 20), int)
-    middle = middles(Run.open(runs / "dense").confidence.edges)
+    middle = middles(Run.open(runs / "dense").confidence.edges).astype(np.float32)
+    bins = np.searchsorted((np.arange(1, 20) / 20).astype(np.float32), middle)
     for sample_id, _, top, level in images(runs):
         true = truth[sample_id]
         for counted, where in ((counts, true != IGNORE), (right, true == top)):
-            counted += np.histogram(middle[level[where]], bins=np.linspace(0, 1, 21))[0]
+            counted += np.bincount(bins[level[where]], minlength=20)
     assert found.reliability is not None
     assert list(found.reliability.all.pixels) == counts.tolist()
     assert list(found.reliability.all.correct) == right.tolist()
     assert found.human is not None and found.human.right is not None  # void polygons name no class
     suggested = load_policy(str(runs / "dense" / "suggested.toml"))
-    assert suggested.polygons == EVIDENCE and suggested.coarse == "human-wins" and suggested.thresholds
+    assert (
+        suggested.polygons == Run.open(runs / "dense").policy.polygons
+        and suggested.coarse == "human-wins"
+        and suggested.thresholds
+    )
     again = ("relabel", runs / "dense", "--policy", runs / "dense" / "suggested.toml", "--out", tmp_path / "again")
     result = autolabel(*again)
     assert result.exit_code == 0, result.output
@@ -179,9 +182,10 @@ def test_a_report_shows_the_confidence_that_decided_and_the_curves_of_the_polygo
         assert np.array_equal(layers.confidence, middle[level])  # type: ignore[arg-type]
         assert not isinstance(layers.fates, Missing)
     text = write_report(run).read_text(encoding="utf-8")
-    assert 'id="polygons"' in text and 'href="#polygons"' in text and "counted on 40 images of 192 × 96" in text
-    assert text.count('aria-label="Around polygons of ') == 19 and "pole +1, road −0.5" in text
-    assert all(isinstance(picture, bytes) for row in look(run, 3).rows[:1] for picture in row.pictures.values())
+    assert 'id="polygons"' in text and 'href="#polygons"' in text and "counted on 6 images of 192 × 96" in text
+    assert text.count('aria-label="Around polygons of ') == 7 and "pole +1, road −0.5" in text
+    first = load_manifest(runs / "asked.parquet").samples[0].sample_id
+    assert all(isinstance(picture, bytes) for picture in look(run, samples=[first]).rows[0].pictures.values())
     assert 'id="polygons"' not in write_report(runs / "plain").read_text(encoding="utf-8")
 
 
@@ -195,12 +199,11 @@ def test_an_export_sends_the_confidence_that_decided(runs: Path) -> None:
 
 
 def test_human_labels_are_judged_by_the_teacher_alone(runs: Path, tmp_path: Path) -> None:
-    found = [contents(find_errors(Run.open(runs / name), tmp_path / name).path) for name in ("dense", "plain")]
-    assert found[0] == found[1]
+    for name in ("dense", "plain"):
+        find_errors(Run.open(runs / name), tmp_path / name, min_pixels=4)
+    assert contents(tmp_path / "dense") == contents(tmp_path / "plain")
 
 
 def test_a_temperature_is_not_fitted_where_polygons_were_weighed(runs: Path, city: Path) -> None:
     message = refused("audit", runs / "dense", "--truth", city / "val.parquet", "--fit-temperature")
-    assert message == (
-        "--fit-temperature: policy 'ours' weighs polygons; fit on a run whose policy does not"
-    )
+    assert message == ("--fit-temperature: policy 'ours' weighs polygons; fit on a run whose policy does not")
