@@ -59,8 +59,6 @@ def _require_enough(source: Run, policy: Policy) -> None:
             f"policy {policy.name!r} has temperature {policy.temperature:g}, {source.path}"
             f" {source.policy.temperature:g}: only `autolabel generate` can change it"
         )
-    if policy.polygons is not None:
-        raise ValueError(f"policy {policy.name!r} weighs polygons: only `autolabel generate` can do that")
     unknown = sorted({policy.threshold, *policy.thresholds.values()}.difference(edges))
     if unknown:
         raise ValueError(
