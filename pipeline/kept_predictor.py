@@ -53,7 +53,7 @@ class KeptPredictor:
         if not earlier.labelled:
             return Refused(row, earlier.reason or "")
         try:
-            coarse = read_coarse(sample, self.source.label_space)
+            coarse = read_coarse(sample, self.source.label_space, drawn_void=self._levels.weighs)
         except BadImage as error:
             return Refused(row, str(error))
         return Decoded(row, coarse=coarse, places=self._levels.places(coarse))

@@ -138,6 +138,7 @@ class FromLevels:
         self.classes, self.edges = len(space), tuple(edges)
         self._ends, self._middles = np.array(edges, np.float32), middles(edges)
         self._bins = confidence_bins(self._middles.astype(np.float32))
+        self.weighs = policy.polygons is not None
         self._posterior: KeptPosterior | None = None
         if policy.polygons is not None:
             self._posterior = KeptPosterior(policy.polygons, space, self._middles, silent=silent)

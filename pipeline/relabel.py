@@ -28,8 +28,9 @@ def relabel(
 ) -> Labelling:
     """Label the images of `source` again, by another policy, with so many `workers` (threads).
 
-    The labels are those that `generate` would have made with that policy. Raises ValueError if the run has kept too
-    little for it, is not complete, or its manifest has changed; otherwise as `generate`.
+    The labels are those that `generate` would have made with that policy; of one that weighs polygons, nearly
+    (docs/promises.md, 6). Raises ValueError if the run has kept too little for it, is not complete, or its manifest has
+    changed; otherwise as `generate`.
     """
     source = replace(source, path=source.path.absolute())
     _require_enough(source, policy)
@@ -59,8 +60,6 @@ def _require_enough(source: Run, policy: Policy) -> None:
             f"policy {policy.name!r} has temperature {policy.temperature:g}, {source.path}"
             f" {source.policy.temperature:g}: only `autolabel generate` can change it"
         )
-    if policy.polygons is not None:
-        raise ValueError(f"policy {policy.name!r} weighs polygons: only `autolabel generate` can do that")
     unknown = sorted({policy.threshold, *policy.thresholds.values()}.difference(edges))
     if unknown:
         raise ValueError(
