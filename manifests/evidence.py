@@ -67,6 +67,11 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
     return place.reshape(coarse.shape)
 
 
+def without_void(coarse: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A coarse label (H, W) uint8 in which drawn void is 255, as everything else that is no class."""
+    return np.where(coarse == VOID, np.uint8(IGNORE), coarse)
+
+
 def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
     """The bin of `INSIDE` (H, W) int16 of every pixel's depth: its distance to the nearest other value."""
     same = np.ones(coarse.shape, np.uint8)

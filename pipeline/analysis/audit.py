@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
+from autolabel.manifests.evidence import without_void
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse, read_photograph
@@ -124,7 +125,7 @@ def audit(
         boundary.add(true, label)
         outlined = read_coarse(known[sample_id], space, drawn_void=weighed) if sample_id in known else None
         if outlined is not None:
-            human.add(true, outlined)
+            human.add(true, without_void(outlined))
         if source and calibration:
             top, confidence = source.of(sample_id, sample, outlined)
             calibration.add(true, top, confidence=confidence)
