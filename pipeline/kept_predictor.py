@@ -13,12 +13,12 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, TOP
+from autolabel.manifests.run.labels import CONFIDENCE, SECOND, TOP
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.posterior import FromLevels
-from autolabel.pipeline.predictor import Decoded, Refused, Size, read_layer
+from autolabel.pipeline.predictor import Decoded, Refused, Size, is_drawn, read_layer
 from autolabel.pipeline.records import Row, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
@@ -65,8 +65,12 @@ class KeptPredictor:
     def _kept(self, decoded: Decoded) -> Prediction:
         row = self._rows(f"{decoded.row.unit}.parquet")[decoded.row.sample_id]
         top, level = (read_layer(self.source, row, layer) for layer in (TOP, CONFIDENCE))
-        prediction = self._levels(top, level, place=decoded.places)
-        if self.source.policy.polygons is not None or decoded.places is not None:
+        second = decoded.places is not None and SECOND in row.layers()
+        prediction = self._levels(
+            top, level, place=decoded.places, second=read_layer(self.source, row, SECOND) if second else None
+        )
+        weighed = self.source.policy.polygons is not None and is_drawn(decoded.coarse, self.source.label_space)
+        if weighed or decoded.places is not None:
             return prediction
         # What the earlier run counted is exact: the teacher's own confidences, as floats.
         classes = len(self.source.label_space)
