@@ -389,7 +389,7 @@ def generate(
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy dense --polygons polygons.json
     autolabel generate drive/ --teacher segformer/ --label-space cityscapes --classes ade20k.toml --out runs/auto
     """
-    policy = _policy_of(policy, threshold, polygons)
+    policy = with_counts(_policy_of(policy, threshold), polygons)
     teacher = familiar(teachers)
 
     from autolabel.pipeline.preview import preview
@@ -426,12 +426,11 @@ def familiar(teachers: Sequence[str]) -> TeacherName:
     return name
 
 
-def _policy_of(policy: Policy | None, threshold: float | None, polygons: Path | None = None) -> Policy:
-    """The policy of --policy or --threshold, else the default one; with the counts of --polygons."""
+def _policy_of(policy: Policy | None, threshold: float | None) -> Policy:
+    """The policy of --policy or --threshold, else the default one."""
     if threshold is not None and policy is not None:
         raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
-    policy = policy or (PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold))
-    return with_counts(policy, polygons)
+    return policy or (PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold))
 
 
 def with_counts(policy: Policy, polygons: Path | None) -> Policy:

@@ -46,7 +46,7 @@ def _require_fitting(policy: Policy, height: int, width: int, *, drawn: bool) ->
 
 
 def notes_on_polygons(policy: Policy, manifest: ManifestFile) -> tuple[str, ...]:
-    """What a person should know about counts of polygons that are to be weighed in the images of a manifest."""
+    """Sentences for a person whose policy weighs counts of polygons in the images of a manifest."""
     counts = policy.polygons and policy.polygons.counts
     if not counts:
         return ()

@@ -37,7 +37,7 @@ Codes = NDArray[np.uint8] | NDArray[np.int16]
 
 
 class Evidence(NamedTuple):
-    """What people's polygons say of the pixels of a batch, on its device (manifests/evidence.py).
+    """People's polygons as evidence about the pixels of a batch, on its device (manifests/evidence.py).
 
     places: (B, H, W) int16; at NOWHERE, 0, polygons say nothing, and the teacher decides alone, to the last bit.
     factors: (C, K) float32, the logarithm of every class's factor at every place. In places above 0 the probability of
