@@ -29,7 +29,7 @@ SECOND_SHARE = 0.6  # of what the top class leaves, in the mean over CamVid's un
 
 
 class _Asked(NamedTuple):
-    """What is kept of pixels, maps of one shape; second is None where nobody knows the second class."""
+    """All that is kept of some pixels, maps of one shape; second is None where nobody knows the second class."""
 
     top: Label
     level: Label
