@@ -68,7 +68,9 @@ class Tops(NamedTuple):
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Tops:
         """All maps, changed."""
-        return Tops(*map(change, self[:4]), None if self.seconds is None else change(self.seconds))
+        winners, confidences, own_winners, own_confidences = (change(x) for x in self[:4])
+        seconds = None if self.seconds is None else change(self.seconds)
+        return Tops(winners, confidences, own_winners, own_confidences, seconds)
 
 
 @dataclass(frozen=True)
