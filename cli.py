@@ -504,21 +504,27 @@ def adopt(
 @click.argument("run", type=FOLDER)
 @option("--policy", **text(load_policy, "POLICY"), required=True,
         help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")  # fmt: skip
+@polygons_option
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
 @job_options(LabelJob, only=("keep_probability",))
-def relabel(run: Path, policy: Policy, out: Path, **options: Any) -> None:
+def relabel(run: Path, policy: Policy, polygons: Path | None, out: Path, **options: Any) -> None:
     """Label a RUN again by another policy, without the teacher.
 
     The run must have been generated with --keep-confidence.
 
+    \b
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
+    autolabel relabel runs/auto --policy dense --polygons polygons.json --out runs/dense
     """
     from autolabel.manifests.run.folder import Run
     from autolabel.pipeline.relabel import relabel
 
     with progress("relabelling") as update:
-        result = relabel(Run.open(run), policy, out=out, on_progress=_counters(update), on_note=update.say, **options)
+        result = relabel(
+            Run.open(run), with_counts(policy, polygons), out=out, on_progress=_counters(update), on_note=update.say,
+            **options,
+        )  # fmt: skip
     _end(result, LabelJob.max_quarantined)
 
 

@@ -24,7 +24,7 @@ from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, PROBABILITY, TOP, in_layer, zarr_place
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, PROBABILITY, SECOND, TOP, in_layer, zarr_place
 from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
@@ -308,6 +308,8 @@ class Labeller:
             own = prediction.codes if prediction.own is None else prediction.own
             top, level = np.divmod(own, prediction.levels)
             further |= {TOP: top.astype(np.uint8), CONFIDENCE: level.astype(np.uint8)}
+            if prediction.second is not None:
+                further[SECOND] = prediction.second
         if outcome.probability is not None:
             further[PROBABILITY] = outcome.probability
         for layer, values in further.items():

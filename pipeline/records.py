@@ -44,6 +44,7 @@ RECORD_SCHEMA = pa.schema(
         pa.field("label_index", pa.int64()),
         pa.field("top_crc32c", pa.uint32()),  # checksums of the other layers, where they are kept
         pa.field("confidence_crc32c", pa.uint32()),
+        pa.field("second_crc32c", pa.uint32()),
         pa.field("probability_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
@@ -63,6 +64,7 @@ _BRIEF = [
     "top_crc32c",
     "confidence_crc32c",
     "probability_crc32c",
+    "second_crc32c",
     "image_fingerprint",
     "classes.list.element.class_id",
     "classes.list.element.pixels",
@@ -98,6 +100,7 @@ class Row:
     top_crc32c: int | None = None
     confidence_crc32c: int | None = None
     probability_crc32c: int | None = None
+    second_crc32c: int | None = None
     image_bytes: int | None = None
     image_mtime_ns: int | None = None
     image_version: str | None = None

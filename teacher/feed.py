@@ -119,11 +119,13 @@ class Feed:
         own: with the codes of the teacher alone. probability: with the probabilities in 255ths.
         """
         if self.device.type == "mps":  # it has no float64, which counting needs
-            tops = Tops(*(x.cpu() for x in tops))
-        winners, confidences, *alone = tops
+            tops = tops.map(Tensor.cpu)
+        winners, confidences, own_winners, own_confidences, seconds = tops
         maps = {"codes": encode(winners, confidences, classes=classes, edges=edges)}
-        if own and alone[0] is not winners:
-            maps["own"] = encode(alone[0], alone[1], classes=classes, edges=edges)
+        if own and own_winners is not winners:
+            maps["own"] = encode(own_winners, own_confidences, classes=classes, edges=edges)
+        if seconds is not None:
+            maps["second"] = seconds
         if probability:
             maps["probability"] = (255 * confidences).round_().to(torch.uint8)
         if self._on_cuda:
@@ -134,11 +136,10 @@ class Feed:
         else:
             tables = [count(w, p, classes=classes) for w, p in zip(winners, confidences, strict=True)]
             counted = ([x.numpy() for x in column] for column in zip(*tables, strict=True))
-            each = zip(*counted, *(one.numpy() for one in maps.values()), strict=True)
-        levels = len(edges) + 1
+            each = zip(*counted, *(x.numpy() for x in maps.values()), strict=True)
         return [
-            Prediction(levels=levels, histogram=counts, confidence=total, **dict(zip(maps, of_image, strict=True)))
-            for counts, total, *of_image in each
+            Prediction(levels=len(edges) + 1, histogram=counts, confidence=total, **dict(zip(maps, of, strict=True)))
+            for counts, total, *of in each
         ]
 
     def _fetched(self, tensors: Sequence[Tensor]) -> list[NDArray[np.generic]]:

@@ -25,6 +25,7 @@ from autolabel.manifests.run.labels import (
     KEEP_PROBABILITY,
     LABELS,
     PROBABILITY,
+    SECOND,
     TOP,
     RunConfidence,
     RunLabels,
@@ -310,8 +311,8 @@ class Run(RunFolder, Shown):
         """The teacher's kept top classes and levels of confidence. Raises ValueError if none were kept."""
         if self.recipe.confidence_edges is None:
             raise ValueError(f"{self.path} has kept no confidence: generate with --keep-confidence 8 does")
-        top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
-        return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
+        kept = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE, SECOND))
+        return RunConfidence(*kept, edges=self.recipe.confidence_edges)
 
     @property
     def probability(self) -> RunLabels:
@@ -348,7 +349,7 @@ class Run(RunFolder, Shown):
         space, edges = {"label_space": recipe["label_space"]}, recipe["confidence_edges"]
         layers: dict[str, dict[str, Any]] = {LABELS: {**space, "ignore": 255, "policy": recipe["policy"]}}
         if edges is not None:
-            layers |= {TOP: space, CONFIDENCE: {"edges": edges}}
+            layers |= {TOP: space, CONFIDENCE: {"edges": edges}, SECOND: space}
         if recipe["keep_probability"]:
             layers[PROBABILITY] = {"unit": "255ths"}
         return layers

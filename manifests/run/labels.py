@@ -1,8 +1,8 @@
 """The committed labels of a run, by sample id, and the label of any sample of a manifest.
 
-A run that keeps the teacher's confidence has two more layers, stored just like the labels: `top`, the top class of
-every pixel, and `confidence`, its level of confidence. One that keeps probabilities has the layer `probability`, of the
-class that a pixel's label has.
+A run that keeps the teacher's confidence has more layers, stored just like the labels: `top`, the top class of every
+pixel, `confidence`, its level of confidence, and `second`, the second class where people named none, else 255. One that
+keeps probabilities has the layer `probability`, of the class that a pixel's label has.
 
 Labels lie in a Zarr group `labels.zarr` (manifests/run/shards.py), or with `--store png` as one 8-bit grey PNG per
 sample under `labels/`. The records `units/*.parquet` alone say which labels are committed: a missing Zarr shard reads
@@ -29,10 +29,9 @@ from autolabel.manifests.run.shards import DamagedLabel, Label, Window, bucket_o
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable, read_table
 
-LABELS, TOP, CONFIDENCE = "labels", "top", "confidence"  # layers: the maps of bytes that a run may hold of an image
-PROBABILITY = "probability"  # one more: the probability of the label's class, in 255ths
-CERTAIN = 255  # the probability where people decided
-LAYERS = (LABELS, TOP, CONFIDENCE, PROBABILITY)
+# Layers: the maps of bytes that a run may hold of an image.
+LABELS, TOP, CONFIDENCE, SECOND, PROBABILITY = LAYERS = "labels", "top", "confidence", "second", "probability"
+CERTAIN = 255  # a probability, in 255ths: people decided
 KEEP_PROBABILITY = "generate or relabel with --keep-probability"  # advice
 _PLACE = [  # columns of a record that say where a label is
     pa.field("sample_id", pa.string(), nullable=False),
@@ -202,12 +201,16 @@ class RunConfidence(Mapping[str, tuple[Label, Label]]):
     A level is the number of `edges` (ascending) that the softmax probability of the top class exceeds.
     """
 
-    def __init__(self, top: RunLabels, levels: RunLabels, *, edges: Sequence[float]) -> None:
-        self._top, self._levels, self.edges = top, levels, tuple(edges)
+    def __init__(self, top: RunLabels, levels: RunLabels, second: RunLabels, *, edges: Sequence[float]) -> None:
+        self._top, self._levels, self._second, self.edges = top, levels, second, tuple(edges)
 
     def __getitem__(self, sample_id: str) -> tuple[Label, Label]:
         """Raises KeyError if unknown or not committed, DamagedLabel if it has changed."""
         return self._top[sample_id], self._levels[sample_id]
+
+    def second(self, sample_id: str) -> Label | None:
+        """The second class (H, W) uint8, 255 where people named one; None without polygons. Raises DamagedLabel."""
+        return self._second.get(sample_id)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._top)
