@@ -256,7 +256,8 @@ def logarithms(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     """
     shares = counts.sum(axis=(0, 1)) / counts.sum()
     rows = (counts + _SMOOTHING * shares) / (counts.sum(axis=-1, keepdims=True) + _SMOOTHING)
-    return np.log(np.divide(rows, shares, out=np.ones_like(rows), where=shares > 0))
+    lifts: NDArray[np.float64] = np.log(np.divide(rows, shares, out=np.ones_like(rows), where=shares > 0))
+    return lifts
 
 
 def _nested(rows: list[list[list[int]]]) -> tuple[tuple[tuple[int, ...], ...], ...]:
