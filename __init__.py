@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from autolabel.manifests.account import Account
+    from autolabel.manifests.coarsen import Coarsened
     from autolabel.manifests.label_space import LabelSpace
     from autolabel.manifests.policy import Policy
     from autolabel.manifests.run.folder import Run
@@ -66,9 +67,9 @@ _CLASSES = {
 
 __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
-    "__version__", "adopt", "audit", "compare", "evaluate", "export", "export_model", "find_errors", "fuse", "generate",
-    "import_corrections", "load_manifest", "load_teacher", "look", "open_run", "relabel", "report", "review", "scan",
-    "summarise", "train",
+    "__version__", "adopt", "audit", "coarsen", "compare", "evaluate", "export", "export_model", "find_errors", "fuse",
+    "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run", "relabel", "report",
+    "review", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
@@ -136,6 +137,19 @@ def fuse(
         drop=_path(drop), only=_path(only), drop_worst=drop_worst, keep_if=keep_if,
     )  # fmt: skip
     return fused.manifest
+
+
+def coarsen(
+    fine: AnyPath, out: AnyPath, *, hand: str = "rough", seed: int = 0, progress: Progress | None = None
+) -> Coarsened:
+    """Draw coarse labels, like those of people, out of the fine labels of a manifest; write the manifest `out`.
+
+    The PNGs go into a folder beside it, and its samples have both labels. hand: "even", "rough" or "crossing". seed:
+    another one, other polygons. Returns the account: how much is named, and how much of it is right. Raises ValueError.
+    """
+    from autolabel.manifests.coarsen import coarsen_manifest
+
+    return coarsen_manifest(Path(fine), Path(out), hand=hand, seed=seed, progress=progress)
 
 
 def train(

@@ -233,6 +233,27 @@ def fold(path: Path, folds: int, output: Path) -> None:
     show(fold(path, output, folds=folds))
 
 
+@manifest.command("coarsen")
+@click.argument("fine", type=MANIFEST)
+@output_manifest
+@option("--hand", type=click.Choice(("even", "rough", "crossing")), default="rough",
+        help="even: one margin everywhere. rough: each piece its own. crossing: 3 % of the pixels wrong.")  # fmt: skip
+@option("--seed", type=int, default=0, help="Another seed, other polygons.")
+def coarsen_fine_labels(fine: Path, output: Path, **options: Any) -> None:
+    """Draw coarse labels, like those of people, out of the fine labels of a manifest.
+
+    They are PNGs in a folder beside the manifest that is written, which names the fine labels too: it is both what to
+    label and the truth to audit it with. See docs/words-and-files.md.
+
+    autolabel manifest coarsen fine.parquet -o coarse.parquet --hand rough
+    """
+    from autolabel.manifests.coarsen import coarsen_manifest
+
+    with progress("drawing polygons") as update:
+        drawn = coarsen_manifest(fine, output, progress=update, **options)
+    show(drawn)
+
+
 @manifest.command("show")
 @click.argument("path", metavar="MANIFEST", type=MANIFEST)
 def show_manifest(path: Path) -> None:
@@ -674,8 +695,9 @@ def outlined(run: Path, output: Path) -> None:
 @main.command()
 @click.argument("manifest", metavar="FINE_WITH_COARSE", type=MANIFEST)
 @option("-o", "--output", type=FILE, required=True, help="File to write, such as polygons.json.")
+@option("--page", is_flag=True, help="Draw the counts too, as a page beside the file, such as polygons.html.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
-def polygons(manifest: Path, output: Path, **options: Any) -> None:
+def polygons(manifest: Path, output: Path, page: bool, **options: Any) -> None:
     """Count what lies how far outside people's polygons, for the policy dense.
 
     FINE_WITH_COARSE lists images that have fine and coarse labels; docs/polygons.md.
@@ -685,11 +707,13 @@ def polygons(manifest: Path, output: Path, **options: Any) -> None:
     autolabel polygons fine.parquet -o polygons.json
     """
     from autolabel.pipeline.analysis.polygons import count_polygons
+    from autolabel.pipeline.report.page import write_counts_page
 
     with progress("counting") as update:
         summary = count_polygons(manifest, output=output, progress=update, **options)
+    drawn = f" and {write_counts_page(output, summary.counts, manifest)}" if page else ""
     show(summary)
-    echo("", f"wrote {output}")
+    echo("", f"wrote {output}{drawn}")
 
 
 @main.command()

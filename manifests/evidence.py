@@ -48,10 +48,12 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
     named = coarse < classes
     if not named.any():
         return np.zeros(coarse.shape, np.int16)
-    distance, nearest = _nearest(coarse, named)
-    place = nearest * np.int16(_BINS) + (_bins(distance, OUTSIDE, coarse.shape[1]) + np.int16(1))
-    place[named | (coarse == VOID)] = NOWHERE
-    return place
+    distance, owner, class_of = _nearest(coarse, named)
+    unnamed = np.flatnonzero(~(named | (coarse == VOID)))
+    place = np.full(coarse.size, NOWHERE, np.int16)
+    bins = _bins(distance.ravel()[unnamed], OUTSIDE, coarse.shape[1])
+    place[unnamed] = class_of[owner.ravel()[unnamed]] * np.int16(_BINS) + (bins + np.int16(1))
+    return place.reshape(coarse.shape)
 
 
 def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -64,14 +66,17 @@ def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
     return _bins(cast(Table, distance) + 1, INSIDE, coarse.shape[1])
 
 
-def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table, NDArray[np.int16]]:
-    """Distance to the nearest named pixel in pixels, and its class. OpenCV sums integers, so all CPUs agree."""
+def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table, NDArray[np.int32], NDArray[np.int16]]:
+    """Distance to the nearest named pixel in pixels, that pixel's number, and the class of every number.
+
+    OpenCV sums integers, so all CPUs agree.
+    """
     distance, owner = cv2.distanceTransformWithLabels(
         (~named).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     class_of = np.zeros(int(owner.max()) + 1, np.int16)
     class_of[owner[named]] = coarse[named]
-    return cast(Table, distance), class_of[owner]
+    return cast(Table, distance), cast(NDArray[np.int32], owner), class_of
 
 
 def _bins(distance: Table, ends: Sequence[float], width: int) -> NDArray[np.int16]:

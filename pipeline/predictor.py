@@ -1,30 +1,28 @@
-"""Sources of predictions: a teacher that looks at images, or the confidence that an earlier run has kept.
+"""Sources of predictions, and the one that everybody thinks of: a teacher that looks at images.
 
-The labeller asks one of them and does the rest: threads, rules, encoding, commits.
+The labeller asks a source and does the rest: threads, rules, encoding, commits.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
-from functools import lru_cache
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
+from autolabel.manifests.evidence import Places
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
-from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import CONFIDENCE, TOP, RunLabels, stored_labels
+from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.run.labels import RunLabels, stored_labels
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.schemas import CONFIDENCE_BINS
-from autolabel.manifests.tables import BadTable
 from autolabel.manifests.teachers import TeacherName
-from autolabel.pipeline.records import Row, identified, read_rows
+from autolabel.pipeline.records import Row, identified
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.loading import load_teacher
@@ -33,7 +31,6 @@ from autolabel.teacher.predict import Teacher
 
 Size = tuple[int, int]  # height, width
 _SIZES_TOLD = 50  # sizes in `run.json`, the latest
-_IDENTITY = ("image_bytes", "image_mtime_ns", "image_version", "image_fingerprint")  # which image file it was
 
 
 @dataclass(frozen=True)
@@ -48,12 +45,14 @@ class Refused:
 class Decoded:
     """A sample that is ready to be predicted: its row so far, its photograph and its coarse label.
 
-    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None.
+    image: (H, W, 3) uint8 RGB, empty where the predictor needs none. coarse: (H, W) uint8 train ids, or None. places:
+    (H, W) int16 around its polygons (manifests/evidence.py), None without polygons, or without a policy that asks.
     """
 
     row: Row
     image: NDArray[np.uint8] = field(default_factory=lambda: np.empty((0, 0, 3), np.uint8))
     coarse: Label | None = None
+    places: Places | None = None
 
 
 class Predictor(Protocol):
@@ -144,62 +143,6 @@ class TeacherPredictor:
             "images_at_once": {name: self.planned_batch(size) for name, size in sizes.items()},
             "batches_in_flight": {name: self.in_flight(size, most=BATCHES) for name, size in sizes.items()},
         }
-
-
-class KeptPredictor:
-    """The top classes and levels of confidence that an earlier run has kept; no image is opened."""
-
-    device = "cpu"
-
-    def __init__(self, source: Run) -> None:
-        assert source.recipe.confidence_edges is not None
-        self.source, self.edges = source, source.recipe.confidence_edges
-        self._rows = lru_cache(maxsize=4)(self._read_rows)
-
-    def _read_rows(self, record: str) -> dict[str, Row]:
-        return {row.sample_id: row for row in read_rows(self.source.units / record)}
-
-    def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
-        """Take over the identity of the image from the earlier run, and read the coarse label."""
-        earlier = self._rows(unit.record).get(sample.sample_id)
-        if earlier is None:
-            raise BadTable(f"{self.source.units / unit.record} lacks sample {sample.sample_id!r}: verify the run")
-        row = replace(row, **{name: getattr(earlier, name) for name in _IDENTITY})
-        if not earlier.labelled:
-            return Refused(row, earlier.reason or "")
-        try:
-            coarse = read_coarse(sample, self.source.label_space)
-        except BadImage as error:
-            return Refused(row, str(error))
-        return Decoded(row, coarse=coarse)
-
-    def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
-        """Read the predictions that the earlier run has kept. Raises DamagedLabel."""
-        return [self._kept(self._rows(f"{decoded.row.unit}.parquet")[decoded.row.sample_id]) for decoded in batch]
-
-    def _kept(self, row: Row) -> Prediction:
-        top, level = (read_layer(self.source, row, layer) for layer in (TOP, CONFIDENCE))
-        classes, levels = len(self.source.label_space), len(self.edges) + 1
-        histogram, confidence = np.zeros((classes, CONFIDENCE_BINS), np.int64), np.zeros(classes)
-        for entry in row.classes or ():
-            c, mean = entry["class_id"], entry["mean_confidence"]
-            histogram[c] = entry["confidence_hist"]
-            confidence[c] = 0 if mean is None else mean * histogram[c].sum()
-        return Prediction(top.astype(np.int16) * np.int16(levels) + level, levels, histogram, confidence)
-
-    def planned_batch(self, size: Size) -> int:
-        """Samples are read one by one."""
-        return 1
-
-    def in_flight(self, size: Size, *, most: int) -> int:
-        """Every thread may read one sample."""
-        return most
-
-    def budget(self) -> dict[str, Any]:
-        """Name the run that the confidence comes from."""
-        return {
-            "device": f"confidence kept by {self.source.path.name}", "precision": self.source.recipe.precision,
-        }  # fmt: skip
 
 
 def read_layer(run: RunFolder, row: Row, layer: str) -> Label:

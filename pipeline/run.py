@@ -18,8 +18,9 @@ from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.by_hand import set_aside
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.kept_predictor import KeptPredictor
 from autolabel.pipeline.lock import Lock, remove_leftovers
-from autolabel.pipeline.predictor import KeptPredictor, TeacherPredictor
+from autolabel.pipeline.predictor import TeacherPredictor
 from autolabel.pipeline.prepare import (
     Left,
     Request,
@@ -98,7 +99,7 @@ def generate(
     if run is None and source is None and known:
         require_fitting(request, teachers.load(request.device if engine == "local" else "cpu", recipe))
     if source is not None:
-        predictor = predictor or (lambda run, device: KeptPredictor(source))
+        predictor = predictor or (lambda run, device: KeptPredictor(source, run.policy))
     elif engine == "local":
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe), recipe))
     with Lock(job.out, job.portion.part).held() as lock:

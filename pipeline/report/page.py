@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from pathlib import Path
 
-from autolabel.manifests import pages
+from autolabel.manifests import pages, storage
 from autolabel.manifests.drawing import DISAGREEMENT, VIRIDIS
 from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run
+from autolabel.manifests.samples import open_manifest
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.analysis.stats import FATE_NAMES, Summary
 from autolabel.pipeline.report.charts import FATE_COLOURS, ClassPlot, ConfidencePlot, ReliabilityPlot, colours
@@ -100,12 +102,16 @@ class Page:
         return pages.render("pipeline/report/page.html.j2", page=self)
 
 
-def counts_page(counts: PolygonCounts, space: LabelSpace, *, name: str) -> str:
-    """Counts of polygons as a page of their own, in pixels of the commonest of their widths.
+def write_counts_page(path: Path, counts: PolygonCounts, manifest: Path) -> Path:
+    """Draw counts of polygons as a page of their own beside their file; return the page, such as polygons.html.
 
-    Raises ValueError for counts of other classes than those of the label space.
+    Distances are pixels of the commonest width of the images. manifest: its label space has the colours.
     """
+    space = open_manifest(manifest).label_space
     counts.require(space)
     commonest = max(counts.sizes, key=lambda size: counts.sizes[size])
     plot = PolygonPlot.of(counts, width=int(commonest.partition("x")[0]))
-    return pages.render("pipeline/report/counts_page.html.j2", plot=plot, colours=colours(space), name=name)
+    page = path.with_suffix(".html")
+    values = {"plot": plot, "colours": colours(space), "name": path.name}
+    storage.write(page, pages.render("pipeline/report/counts_page.html.j2", **values).encode())
+    return page

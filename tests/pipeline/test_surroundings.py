@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from autolabel.manifests.evidence import INSIDE, OUTSIDE, PolygonCounts
-from autolabel.manifests.label_space import CAMVID, CITYSCAPES
-from autolabel.pipeline.report.page import counts_page
+from autolabel.manifests.label_space import CAMVID
+from autolabel.pipeline.report.page import write_counts_page
 from autolabel.pipeline.report.surroundings import PolygonPlot
 
 BINS, DEPTHS = len(OUTSIDE) + 1, len(INSIDE) + 1
@@ -70,9 +71,9 @@ def test_how_often_polygons_are_wrong_is_told_by_class_and_depth_and_in_a_senten
     assert never.rows == [] and never.notes == ["Of 1,000 pixels with truth inside polygons none is wrong."]
 
 
-def test_counts_have_a_page_of_their_own() -> None:
-    page = counts_page(counts(wrong=5), CAMVID, name="polygons.json")
-    assert page.count("<svg") == 2 and "Around polygons of road: mostly road up to 2 px" in page
-    assert "12 images of 480 × 360" in page and "Wrong pixels inside polygons" in page and "http" not in page
-    with pytest.raises(ValueError, match="the polygons were counted for other classes than those of label space"):
-        counts_page(counts(), CITYSCAPES, name="polygons.json")
+def test_counts_have_a_page_of_their_own_beside_their_file(camvid: Path, tmp_path: Path) -> None:
+    page = write_counts_page(tmp_path / "mine.json", counts(wrong=5), camvid)
+    assert page == tmp_path / "mine.html"
+    text = page.read_text(encoding="utf-8")
+    assert text.count("<svg") == 2 and "Around polygons of road: mostly road up to 2 px" in text
+    assert "12 images of 480 × 360" in text and "Wrong pixels inside polygons" in text and "http" not in text
