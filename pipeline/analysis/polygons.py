@@ -94,6 +94,10 @@ class PolygonSummary(Shown):
     left_out: dict[str, int]
     notes: list[str]
 
+    def written(self, output: Path) -> list[Path]:
+        """The files that are written."""
+        return [output]
+
     def lines(self) -> list[str]:
         """The account, and how much people named."""
         out = "".join(f", {number(images)} {why}" for why, images in self.left_out.items() if images)
@@ -219,12 +223,10 @@ def count_polygons(
     ValueError for a manifest without such images, for polygons that contradict the fine labels everywhere, and for an
     output that is no .json or lies in a run; BadTable. Nothing is written then.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: expected 1 or more")
     if output is not None:
         require_output(output)
     paired = paired_samples(manifest)
-    summary = _counted(paired, workers or cores(), progress)
+    summary = count_paired(paired, workers=workers, progress=progress)
     if output is not None:
         summary.counts.write(output)
     return summary
@@ -237,7 +239,13 @@ def require_output(output: Path) -> None:
     require_outside_runs(output.absolute().parent)
 
 
-def _counted(paired: PairedSamples, threads: int, progress: Progress | None) -> PolygonSummary:
+def count_paired(
+    paired: PairedSamples, *, workers: int | None = None, progress: Progress | None = None
+) -> PolygonSummary:
+    """Count polygons on samples that were found. Raises ValueError as `count_polygons`."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: expected 1 or more")
+    threads = workers or cores()
     space, left_out = paired.space, Counter(paired.left_out)
     classes = len(space)
     outside = np.zeros((classes, len(OUTSIDE) + 1, classes), np.int64)

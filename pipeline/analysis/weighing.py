@@ -20,7 +20,7 @@ from autolabel.manifests.evidence import POLYGON_WEIGHT, TEACHER_WEIGHT
 
 Floats = NDArray[np.float32]
 HEAVIEST = 4.0  # as PolygonEvidence allows
-_WEIGHT_SHRINKAGE, _BIAS_SHRINKAGE = 0.4, 0.04  # of one image, in nats for a squared distance of 1
+_WEIGHT_SHRINKAGE, _BIAS_SHRINKAGE = 0.2, 0.02  # of one image, in nats for a squared distance of 1
 _STEPS = 200
 
 
@@ -77,7 +77,8 @@ def tell(posteriors: Sequence[NDArray[np.float64]], images: Sequence[Pixels]) ->
 def fit(images: Sequence[Pixels]) -> Weights:
     """The weights that say the truth of these images best, shrunk towards the defaults. Raises ValueError without any.
 
-    A weight that would leave 0 to 4 is held at that end, and the others are fitted anew.
+    A weight that would leave 0 to 4 is held at that end, and the others are fitted anew. A class that is never true has
+    no bias.
     """
     if not sum(len(pixels.truth) for pixels in images):
         raise ValueError("no unnamed pixel whose truth is known: there is nothing to fit weights to")
@@ -100,6 +101,7 @@ def _least(features: Tensor, truth: Tensor, held: dict[int, float], *, images: i
     biases = torch.zeros(features.shape[2], dtype=torch.float64, requires_grad=True)
     free = torch.tensor([place not in held for place in (0, 1)], dtype=torch.float64)
     base = torch.tensor([held.get(place, float(defaults[place])) for place in (0, 1)], dtype=torch.float64)
+    true = torch.bincount(truth, minlength=features.shape[2]).bool().double()
     optimizer = torch.optim.LBFGS(
         [shifts, biases], max_iter=_STEPS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
     )
@@ -107,11 +109,11 @@ def _least(features: Tensor, truth: Tensor, held: dict[int, float], *, images: i
     def loss() -> Tensor:
         optimizer.zero_grad()
         weights = base + free * shifts
-        scores = weights[0] * features[0] + weights[1] * features[1] + biases
+        scores = weights[0] * features[0] + weights[1] * features[1] + true * biases
         penalty = _WEIGHT_SHRINKAGE * (shifts**2).sum() + _BIAS_SHRINKAGE * (biases**2).sum()
         value = torch.nn.functional.cross_entropy(scores, truth) + penalty / images
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return (base + free * shifts).detach().tolist(), biases.detach().tolist()
+    return (base + free * shifts).detach().tolist(), (true * biases).detach().tolist()
