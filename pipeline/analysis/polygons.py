@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.evidence import INSIDE, NOWHERE, OUTSIDE, VOID, PolygonCounts, depths, places
-from autolabel.manifests.images import BadImage, decode_label
+from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.machine import cores
-from autolabel.manifests.reading import read_coarse, read_file
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.run.shards import DamagedLabel, Label
@@ -206,11 +206,8 @@ def _all_the_same(path: Path, images: int) -> ValueError:
 
 def _read_polygons(sample: Sample, space: LabelSpace) -> Label:
     """Read a coarse label; polygons of no class are VOID. Raises BadImage."""
-    label = read_coarse(sample, space)
-    assert label is not None and sample.coarse_label is not None
-    if sample.label_ids == "source":
-        drawn = sorted(set(space.ignored_ids) - {0, IGNORE})
-        label = np.where(np.isin(decode_label(read_file(sample.coarse_label), None), drawn), np.uint8(VOID), label)
+    label = read_coarse(sample, space, drawn_void=True)
+    assert label is not None
     return label
 
 
