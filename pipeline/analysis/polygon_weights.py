@@ -76,7 +76,7 @@ class PolygonWeights(Shown):
         return [output, output.with_suffix(".toml")]
 
     def lines(self) -> list[str]:
-        """What is said of the counts, then of the fit."""
+        """Sentences about the counts, then about the fit."""
         return [*self.summary.lines(), *self.notes]
 
     def tables(self) -> list[Table]:

@@ -34,7 +34,7 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """What p and A are raised to, and the bias of every class by train id, in nats."""
+    """The exponents of p and A, and the bias of every class by train id, in nats."""
 
     teacher: float
     polygons: float
@@ -60,7 +60,7 @@ class Weights:
 
 
 class Told(NamedTuple):
-    """How well a posterior tells the truth: nats of log loss a pixel, and the share of right pixels."""
+    """Nats of log loss a pixel, and the share of right pixels: a posterior held against the truth."""
 
     loss: float
     right: float
@@ -77,20 +77,23 @@ def tell(posteriors: Sequence[NDArray[np.float64]], images: Sequence[Pixels]) ->
 def fit(images: Sequence[Pixels]) -> Weights:
     """The weights that say the truth of these images best, shrunk towards the defaults. Raises ValueError without any.
 
-    A weight that would leave 0 to 4 is held at that end, and the others are fitted anew. A class that is never true has
-    no bias.
+    A weight that would leave 0 to 4 is held at that end, and the others are fitted anew. A class that is never true
+    takes no part: it has no bias, and costs the others none.
     """
     if not sum(len(pixels.truth) for pixels in images):
         raise ValueError("no unnamed pixel whose truth is known: there is nothing to fit weights to")
-    p, a = (np.concatenate([pixels[place] for pixels in images]) for place in (0, 1))
-    truth = torch.from_numpy(np.concatenate([pixels.truth for pixels in images])).long()
-    features = torch.from_numpy(np.stack([p, a])).double()
+    true, truth = np.unique(np.concatenate([pixels.truth for pixels in images]), return_inverse=True)
+    features = np.stack([np.concatenate([pixels[place][:, true] for pixels in images]) for place in (0, 1)])
+    some = torch.from_numpy(features).double(), torch.from_numpy(truth).long()
     held: dict[int, float] = {}
     while True:
-        weights, biases = _least(features, truth, held, images=len(images))
+        weights, biases = _least(*some, held, images=len(images))
         leaving = [place for place in (0, 1) if place not in held and not 0 <= weights[place] <= HEAVIEST]
         if not leaving:
-            return Weights(weights[0], weights[1], tuple(biases))
+            by_class = dict(zip(true.tolist(), biases, strict=True))
+            return Weights(
+                weights[0], weights[1], tuple(by_class.get(c, 0.0) for c in range(images[0].teacher.shape[1]))
+            )
         held |= {place: min(max(weights[place], 0.0), HEAVIEST) for place in leaving}
 
 
@@ -101,19 +104,18 @@ def _least(features: Tensor, truth: Tensor, held: dict[int, float], *, images: i
     biases = torch.zeros(features.shape[2], dtype=torch.float64, requires_grad=True)
     free = torch.tensor([place not in held for place in (0, 1)], dtype=torch.float64)
     base = torch.tensor([held.get(place, float(defaults[place])) for place in (0, 1)], dtype=torch.float64)
-    true = torch.bincount(truth, minlength=features.shape[2]).bool().double()
     optimizer = torch.optim.LBFGS(
-        [shifts, biases], max_iter=_STEPS, tolerance_grad=1e-9, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+        [shifts, biases], max_iter=_STEPS, tolerance_grad=1e-7, tolerance_change=1e-10, line_search_fn="strong_wolfe"
     )
 
     def loss() -> Tensor:
         optimizer.zero_grad()
         weights = base + free * shifts
-        scores = weights[0] * features[0] + weights[1] * features[1] + true * biases
+        scores = weights[0] * features[0] + weights[1] * features[1] + biases
         penalty = _WEIGHT_SHRINKAGE * (shifts**2).sum() + _BIAS_SHRINKAGE * (biases**2).sum()
         value = torch.nn.functional.cross_entropy(scores, truth) + penalty / images
         value.backward()  # type: ignore[no-untyped-call]
         return value
 
     optimizer.step(loss)  # type: ignore[no-untyped-call]
-    return (base + free * shifts).detach().tolist(), (true * biases).detach().tolist()
+    return (base + free * shifts).detach().tolist(), biases.detach().tolist()
