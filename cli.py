@@ -33,6 +33,7 @@ from autolabel.terminal import (
     Commands,
     Failure,
     Reporter,
+    StatsCommand,
     echo,
     foreseen,
     progress,
@@ -503,22 +504,26 @@ def adopt(
 @click.argument("run", type=FOLDER)
 @option("--policy", **text(load_policy, "POLICY"), required=True,
         help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")  # fmt: skip
+@polygons_option
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
-def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
+def relabel(run: Path, policy: Policy, polygons: Path | None, out: Path, workers: int | None) -> None:
     """Label a RUN again by another policy, without the teacher.
 
     The run must have been generated with --keep-confidence.
 
+    \b
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
+    autolabel relabel runs/auto --policy dense --polygons polygons.json --out runs/dense
     """
     from autolabel.manifests.run.folder import Run
     from autolabel.pipeline.relabel import relabel
 
     with progress("relabelling") as update:
         result = relabel(
-            Run.open(run), policy, out=out, workers=workers, on_progress=_counters(update), on_note=update.say
-        )
+            Run.open(run), with_counts(policy, polygons), out=out, workers=workers, on_progress=_counters(update),
+            on_note=update.say,
+        )  # fmt: skip
     _end(result, LabelJob.max_quarantined)
 
 
@@ -619,7 +624,7 @@ def describe(network: Path, classes: LabelSpace | None) -> None:
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 
-@main.command()
+@main.command(cls=StatsCommand)
 @click.argument("run", type=FOLDER)
 @option("--threshold", type=float, help="Say what another threshold would have kept: a multiple of 0.05.")
 def stats(run: Path, threshold: float | None) -> None:
@@ -629,13 +634,8 @@ def stats(run: Path, threshold: float | None) -> None:
     autolabel stats runs/auto
     autolabel stats runs/auto --threshold 0.7
     """
-    from autolabel.manifests import storage
     from autolabel.pipeline.analysis.stats import at_threshold, summarise
 
-    if run == Path("polygons") and not storage.is_folder(run):
-        raise Failure(
-            "there is no run 'polygons'; `autolabel polygons FINE_WITH_COARSE -o polygons.json` counts polygons"
-        )
     summary = summarise(run)
     if not summary.images:
         raise Failure(f"{run} has no labelled image: nothing to show; reasons may be in {run / 'quarantine.parquet'}")
