@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
+from autolabel.manifests.area import Area as Area
 from autolabel.manifests.documents import BadDocument, name_of, plain_json, read_toml
 from autolabel.manifests.evidence import Factors, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
@@ -24,8 +25,6 @@ SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
 COMBINE = ("network", "average")  # combine scales as the network has learnt to, or average their logits
 THRESHOLD = 0.5  # as in the article and the published code; the paper's text says 0.9
 COARSE_RULES = ("ignore", "agree", "union", "human-wins", "teacher-wins")
-AREA_UNITS = ("pixels", "fractions")  # an area is given in pixels, or in fractions of the image's sides
-_LONGEST = 1 << 31  # pixels of a side
 LEVELS = (2, 32)  # fewest and most levels of confidence that can be kept
 # Thresholds that are worth keeping beside those in force: the likeliest to be asked for comes first.
 _WORTH_KEEPING = (
@@ -48,44 +47,6 @@ def check_threshold(threshold: float) -> float:
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold {threshold:g}: expected a probability in [0, 1), such as {THRESHOLD:g}")
     return threshold
-
-
-@dataclass(frozen=True)
-class Area:
-    """The rectangle in which the teacher counts: from the first row up to, not including, the second; columns likewise.
-
-    The numbers are pixels, or fractions of an image's height and width, which are rounded to the nearest pixel. Raises
-    ValueError, naming the value.
-    """
-
-    rows: tuple[float, float]
-    columns: tuple[float, float]
-    unit: str = AREA_UNITS[0]
-
-    def __post_init__(self) -> None:
-        if self.unit not in AREA_UNITS:
-            raise ValueError(f"area unit {self.unit!r}: expected {' or '.join(AREA_UNITS)}")
-        for name in ("rows", "columns"):
-            first, end = ends = tuple(getattr(self, name))
-            whole = self.unit == "fractions" or all(float(x).is_integer() for x in ends)
-            if not (whole and 0 <= first < end <= (_LONGEST if self.unit == "pixels" else 1)):
-                expected = "two fractions in 0..1" if self.unit == "fractions" else "two whole numbers, 0 or more"
-                raise ValueError(f"area {name} {list(ends)}: expected {expected}, the first less than the second")
-            object.__setattr__(self, name, ends)
-
-    def box(self, height: int, width: int) -> tuple[slice, slice]:
-        """The rows and columns of the area in an image of this size. Raises ValueError if it leaves the image."""
-        down, across = (height, width) if self.unit == "fractions" else (1, 1)
-        (top, bottom), (left, right) = (
-            (round(first * side), round(end * side))
-            for (first, end), side in ((self.rows, down), (self.columns, across))
-        )
-        if bottom > height or right > width:
-            raise ValueError(
-                f"area of rows {top}..{bottom} and columns {left}..{right} leaves an image of {height} rows and {width}"
-                " columns: give it in fractions, or label these images in a run of their own"
-            )
-        return slice(top, bottom), slice(left, right)
 
 
 @dataclass(frozen=True)
