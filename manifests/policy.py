@@ -302,24 +302,26 @@ def load_policy(name_or_file: str) -> Policy:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The rules in which two policies in the form of `to_dict` differ: (key, before, now). Names may differ.
 
-    Rules of polygons are told one by one, and their counts by the number of images and a checksum.
+    Rules of polygons are told one by one where both policies weigh them. Their counts are told by the number of images
+    and a checksum.
     """
-    rules = [key for key in _KEYS if key != "name"]
-    before, now = _flat(before), _flat(now)
-    for key in (*rules, *(f"polygons.{key}" for key in _POLYGON_KEYS)):
-        if before.get(key) != now.get(key):
-            yield key, before.get(key), now.get(key)
+    for key in _KEYS:
+        old, new = before.get(key), now.get(key)
+        if key == "polygons" and old is not None and new is not None:
+            for rule in _POLYGON_KEYS:
+                if old.get(rule) != new.get(rule):
+                    yield f"polygons.{rule}", *(_in_brief(rule, x.get(rule)) for x in (old, new))
+        elif key != "name" and old != new:
+            yield key, *(_in_brief(key, value) for value in (old, new))
 
 
-def _flat(policy: dict[str, Any]) -> dict[str, Any]:
-    polygons = policy.get("polygons")
-    if polygons is None:
-        return policy
-    counts = polygons.get("counts")
-    if counts is not None:
-        digest = zlib.crc32(json.dumps(counts, sort_keys=True).encode())
-        polygons = polygons | {"counts": f"of {sum(counts['sizes'].values())} images ({digest:08x})"}
-    return policy | {"polygons": "weighed"} | {f"polygons.{key}": value for key, value in polygons.items()}
+def _in_brief(key: str, value: Any) -> Any:
+    if key == "polygons" and value is not None:
+        return _in_brief("counts", value.get("counts"))
+    if key != "counts" or value is None:
+        return value
+    images = sum(value["sizes"].values())
+    return f"counts of {images} images ({zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x})"
 
 
 PAPER = Policy("paper")
