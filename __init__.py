@@ -69,9 +69,9 @@ _CLASSES = {
 
 __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
-    "__version__", "adopt", "audit", "coarsen", "compare", "count_polygons", "evaluate", "export", "export_model", "find_errors", "fuse",
-    "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run", "relabel", "report",
-    "review", "scan", "summarise", "train",
+    "__version__", "adopt", "audit", "coarsen", "compare", "count_polygons", "evaluate", "export", "export_model",
+    "find_errors", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run",
+    "relabel", "report", "review", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
