@@ -97,11 +97,7 @@ class PolygonWeights(Shown):
             [name, MISSING if math.isnan(threshold) else f"{threshold:g}", percent(precision), percent(kept)]
             for name, threshold, precision, kept, _ in zip(self.counts.classes, *self.suggestion, strict=True)
         ]
-        return [
-            *self.summary.tables(),
-            told,
-            Table("thresholds", ["class", "threshold", "precision %", "keeps %"], rows),
-        ]
+        return [*self.summary.tables(), told, Table("thresholds", header, rows)]
 
 
 def weigh_polygons(
