@@ -241,5 +241,5 @@ def test_what_cannot_be_fitted_is_refused_and_nothing_is_written(
     assert "uses label space 'camvid'" in refused("polygons", other, "-o", output, "--teacher", teacher)
     save_manifest(one, replace(load_manifest(both), samples=load_manifest(both).samples[:1]))
     message = refused("polygons", one, "-o", output, "--teacher", teacher, "--scales", "1")
-    assert f"{one}: 0 images with unnamed pixels to fit weights to, expected 2 or more" in message
+    assert f"{one}: 1 image with unnamed pixels to fit weights to, expected 2 or more" in message
     assert not output.exists() and not output.with_suffix(".toml").exists()
