@@ -141,8 +141,8 @@ class PolygonCounts:
             except ValueError:
                 lifts = np.zeros(0)
             if lifts.shape != (count, _BINS, count) or not (abs(lifts) <= _HIGHEST).all():  # nan is refused, too
-                shape = f"{count} x {_BINS} x {count}"
-                raise ValueError(f"'beside_teacher': expected {shape} numbers from -{_HIGHEST} to {_HIGHEST}")
+                size = f"{count} x {_BINS} x {count}"
+                raise ValueError(f"'beside_teacher': expected {size} numbers from -{_HIGHEST} to {_HIGHEST}")
         for size, images in self.sizes.items():
             if not _SIZE.fullmatch(size) or type(images) is not int or not 0 < images <= _MOST:
                 raise ValueError(f"'sizes', {size!r} is {images!r}: expected numbers of images by WIDTHxHEIGHT")
