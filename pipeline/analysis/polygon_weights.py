@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
-from autolabel.manifests.evidence import NOWHERE, PolygonCounts, PolygonEvidence, places, smoothed
+from autolabel.manifests.evidence import NOWHERE, PolygonCounts, PolygonEvidence, logarithms, places
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.machine import cores
@@ -243,7 +243,7 @@ class _Gatherer:
         others = self.counts - outside_of(pair, around, classes)
         if not others.any():
             return f"sample {sample.sample_id!r}: no other image has unnamed pixels to count"
-        table = np.log(smoothed(others)).reshape(-1, classes).astype(np.float32)
+        table = logarithms(others).reshape(-1, classes).astype(np.float32)
         step = max(1, math.isqrt(pair.fine.size // _LOOKED_AT))
         some = np.s_[::step, ::step]
         around, truth = around[some].ravel(), pair.fine[some].ravel()

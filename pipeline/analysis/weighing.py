@@ -1,6 +1,6 @@
 """Weigh a teacher against polygons: the few numbers that make their product most likely to say the truth.
 
-The posterior of class c at a pixel is softmax(teacher_weight * log p(c) + polygon_weight * log A(c) + bias(c)): a
+The posterior of class c at a pixel is softmax(teacher_weight * log p(c) + polygon_weight * log a(c) + bias(c)): a
 softmax regression with two shared weights and a bias for each class. Its mean log loss is convex. Numbers that few
 images speak for stay near the defaults, because their squared distances are added, divided by the number of images.
 """
@@ -25,7 +25,7 @@ _STEPS = 200
 
 
 class Pixels(NamedTuple):
-    """Unnamed pixels of an image: logarithms (N, C) float32 of p and of A, and true classes (N,) uint8."""
+    """Unnamed pixels of an image: logarithms (N, C) float32 of p and of a, and true classes (N,) uint8."""
 
     teacher: Floats
     polygons: Floats
@@ -34,7 +34,7 @@ class Pixels(NamedTuple):
 
 @dataclass(frozen=True)
 class Weights:
-    """The exponents of p and A, and the bias of every class by train id, in nats."""
+    """The exponents of p and a, and the bias of every class by train id, in nats."""
 
     teacher: float
     polygons: float

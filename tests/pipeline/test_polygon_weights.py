@@ -17,7 +17,7 @@ from conftest import autolabel, contents, refused
 from PIL import Image
 from test_polygons import labels, written
 
-from autolabel.manifests.evidence import POLYGON_WEIGHT, TEACHER_WEIGHT, places, smoothed
+from autolabel.manifests.evidence import POLYGON_WEIGHT, TEACHER_WEIGHT, logarithms, places
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.policy import DENSE, load_policy
 from autolabel.manifests.run.folder import Run
@@ -160,7 +160,7 @@ def test_the_counts_that_an_image_is_fitted_with_leave_out_its_own(tmp_path: Pat
         others = sum(count_image(pair, len(space)).outside for k, pair in enumerate(pairs) if k != n)
         around = places(pairs[n].coarse, len(space))
         where = (around > 0) & (pairs[n].fine < len(space))
-        table = np.log(smoothed(cast(Any, others))).reshape(-1, len(space)).astype(np.float32)
+        table = logarithms(cast(Any, others)).reshape(-1, len(space)).astype(np.float32)
         assert np.array_equal(pixels.polygons, table[around[where] - 1])
         assert np.array_equal(pixels.truth, pairs[n].fine[where])
         assert np.allclose(pixels.teacher, -math.log(len(space)))
