@@ -474,7 +474,9 @@ def _end(result: Labelling, max_quarantined: float) -> None:
         help="The classes of the PNGs, if --classes maps them. [default: those of the manifest]")  # fmt: skip
 @option("--suffix", default="", metavar="TEXT", show_default=False, group="how",
         help="The PNGs' names are longer by this, such as _pred.")  # fmt: skip
-@job_options(LabelJob, only=("class_map", "keep_confidence", "store", "unit_size", "max_quarantined"))
+@job_options(
+    LabelJob, only=("class_map", "keep_confidence", "keep_probability", "store", "unit_size", "max_quarantined")
+)
 @option("--workers", type=int, group="machine", help="Number of threads. [default: one per core]")
 def adopt(
     pngs: Path, manifest: Path, out: Path, policy: Policy | None, polygons: Path | None, threshold: float | None,

@@ -258,7 +258,8 @@ class AdoptedPredictor:
         histogram, sums = count(classes_of, confidence, classes=classes)
         histogram[commonest, 0] -= int(ignored.sum())
         codes = encode(classes_of, confidence, classes=classes, edges=self.edges)
-        return Prediction(codes.numpy(), len(self.edges) + 1, histogram.numpy(), sums.numpy(), own)
+        probability = np.rint(255 * sure).astype(np.uint8) if self.recipe.keep_probability else None
+        return Prediction(codes.numpy(), len(self.edges) + 1, histogram.numpy(), sums.numpy(), own, probability)
 
     def planned_batch(self, size: Size) -> int:
         """Samples are read one by one."""

@@ -10,6 +10,7 @@ import pytest
 from conftest import autolabel, labels_of, refused
 from weighed import drawn_counts
 
+import autolabel as al
 from autolabel.manifests.evidence import VOID, PolygonEvidence, places
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
@@ -200,14 +201,15 @@ def test_both_ways_to_name_the_counts_make_the_same_labels(kept: Path, tmp_path:
     counts = tmp_path / "polygons.json"
     drawn_counts(CITYSCAPES).write(counts)
     (tmp_path / "polygons.toml").write_text(
-        'coarse = "human-wins"\n[polygons]\ncounts = "polygons.json"\nteacher_weight = 0.75\npolygon_weight = 0.6\n'
+        'coarse = "human-wins"\n[polygons]\ncounts = "polygons.json"\n'
     )
     for out, named in (
         ("a", ("--policy", "dense", "--polygons", counts)), ("b", ("--policy", tmp_path / "polygons.toml"))
     ):  # fmt: skip
         result = autolabel("relabel", kept, *named, "--out", tmp_path / out)
         assert result.exit_code == 0, result.output
-    assert labels_of(tmp_path / "a") == labels_of(tmp_path / "b")
+    al.relabel(kept, policy="dense", polygons=counts, out=tmp_path / "c")
+    assert labels_of(tmp_path / "a") == labels_of(tmp_path / "b") == labels_of(tmp_path / "c")
 
 
 def test_what_relabel_cannot_weigh_is_refused_in_one_line(
