@@ -159,7 +159,7 @@ def test_a_relabelling_that_was_stopped_goes_on_with_the_same_counts_alone(kept:
     next((run / "units").iterdir()).unlink()
     assert 0 < relabel(Run.open(kept), WEIGHED, out=run).done < 6
     assert labels_of(run) == labels_of(whole)
-    with pytest.raises(ValueError, match=r"teacher_weight was 0\.75, now 0\.5"):
+    with pytest.raises(ValueError, match=r"teacher_weight was 0\.9, now 0\.5"):
         relabel(Run.open(kept), replace(WEIGHED, polygons=replace(EVIDENCE, teacher_weight=0.5)), out=run)
 
 
