@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from autolabel.manifests.wording import Progress
     from autolabel.pipeline.analysis.audit_record import Audit
     from autolabel.pipeline.analysis.errors_table import LabelErrors
+    from autolabel.pipeline.analysis.polygon_weights import PolygonWeights
+    from autolabel.pipeline.analysis.polygons import PolygonSummary
     from autolabel.pipeline.analysis.stats import Summary
     from autolabel.pipeline.export import Export
     from autolabel.pipeline.imported import Imported
@@ -67,9 +69,9 @@ _CLASSES = {
 
 __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
-    "__version__", "adopt", "audit", "coarsen", "compare", "evaluate", "export", "export_model", "find_errors", "fuse",
-    "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run", "relabel", "report",
-    "review", "scan", "summarise", "train",
+    "__version__", "adopt", "audit", "coarsen", "compare", "count_polygons", "evaluate", "export", "export_model",
+    "find_errors", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run",
+    "relabel", "report", "review", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
@@ -234,11 +236,11 @@ def generate(
     """Label a folder of images, or the images of a manifest, and return the run; called again, it does what is left.
 
     teacher: what `load_teacher` takes, or a loaded one, which then labels in this process. policy: a preset ("paper",
-    "reference", "human-first", "dense"), a TOML file, or an object. polygons: a file of counts, for a policy that
-    weighs polygons. label_space: the classes, for a folder and a teacher that does not name them, or has a class_map.
-    settings: the other fields of `LabelJob`, of its portion and its machine, such as keep_confidence=8, limit=100 or
-    workers=4. Raises ValueError for a request that cannot be met or differs from the one that `out` holds, EngineFailed
-    (a RuntimeError) for units that could not be labelled.
+    "reference", "human-first", "dense"), a TOML file, or an object. polygons: the file of `count_polygons`, for a
+    policy that weighs polygons and names no file of its own. label_space: the classes, for a folder and a teacher that
+    does not name them, or has a class_map. settings: the other fields of `LabelJob`, of its portion and its machine,
+    such as keep_confidence=8, limit=100 or workers=4. Raises ValueError for a request that cannot be met or
+    differs from the one that `out` holds, EngineFailed (a RuntimeError) for units that could not be labelled.
     """
     from autolabel.manifests.settings import build_job
     from autolabel.manifests.teachers import TeacherName
@@ -267,9 +269,9 @@ def relabel(
 ) -> Run:  # fmt: skip
     """Label the images of a run again by another policy, from its kept confidence and without the teacher.
 
-    The run must have been generated with `keep_confidence`. policy, polygons: see `generate`. keep_probability: keep
-    the probability of every label's class, too. workers: threads; None for one per core. Raises ValueError if the run
-    has kept too little for the policy.
+    The run must have been generated with `keep_confidence`. polygons: as `generate`. keep_probability: keep how likely
+    every label is, for `train` with weights. workers: threads; None for one per core. Raises ValueError if the run has
+    kept too little for the policy.
     """
     from autolabel.pipeline.relabel import relabel
 
@@ -277,6 +279,33 @@ def relabel(
         open_run(run), _policy(policy, polygons), out=Path(out), keep_probability=keep_probability, workers=workers,
         on_progress=_counting(progress),
     ).require_success()  # fmt: skip
+
+
+def count_polygons(
+    fine: AnyPath, out: AnyPath, *, teacher: AnyTeacher | None = None, target_precision: float | None = None,
+    workers: int | None = None, progress: Progress | None = None, **settings: Any,
+) -> PolygonSummary | PolygonWeights:  # fmt: skip
+    """Count what lies how far outside people's polygons, where a manifest has fine and coarse labels; write `out`.
+
+    out: a file such as "polygons.json", for the policy "dense". teacher: fit how much it and the polygons count, and
+    write a policy beside the file, "polygons.toml"; target_precision then adds a threshold for each class. settings:
+    scales, flip, combine, window, class_map, device and precision, as the teacher will label. Raises ValueError.
+    """
+    if teacher is None:
+        if target_precision is not None or settings:
+            asked = next(iter(settings), "target_precision")
+            raise ValueError(f"{asked} says how a teacher is weighed: name a teacher")
+        from autolabel.pipeline.analysis.polygons import count_polygons
+
+        return count_polygons(Path(fine), output=Path(out), workers=workers, progress=progress)
+    from autolabel.manifests.settings import build_job
+    from autolabel.manifests.teachers import TeacherName
+    from autolabel.pipeline.analysis.polygon_weights import weigh_polygons
+    from autolabel.pipeline.job import LabelJob
+
+    named = {"manifest": Path(fine), "teacher": TeacherName.of(teacher), "out": Path(out).parent}
+    job = build_job(LabelJob, named | settings)
+    return weigh_polygons(job, target_precision, output=Path(out), workers=workers, progress=progress)
 
 
 def adopt(

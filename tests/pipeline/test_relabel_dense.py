@@ -200,9 +200,7 @@ def test_corrections_find_the_label_that_was_decided_from_levels_and_do_not_gues
 def test_both_ways_to_name_the_counts_make_the_same_labels(kept: Path, tmp_path: Path) -> None:
     counts = tmp_path / "polygons.json"
     drawn_counts(CITYSCAPES).write(counts)
-    (tmp_path / "polygons.toml").write_text(
-        'coarse = "human-wins"\n[polygons]\ncounts = "polygons.json"\n'
-    )
+    (tmp_path / "polygons.toml").write_text('coarse = "human-wins"\n[polygons]\ncounts = "polygons.json"\n')
     for out, named in (
         ("a", ("--policy", "dense", "--polygons", counts)), ("b", ("--policy", tmp_path / "polygons.toml"))
     ):  # fmt: skip
