@@ -14,11 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, cast
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
@@ -35,10 +31,17 @@ INSIDE = tuple(d / 480 for d in (1.01, 2.01, 3.01, 5, 10, 20))  # the same for d
 _BINS, _DEPTHS = len(OUTSIDE) + 1, len(INSIDE) + 1
 _SMOOTHING = 20  # pixels that every row is given before it is counted, in the shares of all rows together
 _MOST = 1 << 42  # pixels of a number: all of them together still fit into 64 bits
+_HIGHEST = 20  # logarithm of a factor
 _SIZE = re.compile(r"[1-9]\d{0,8}x[1-9]\d{0,8}")
 
-Places = NDArray[np.int16]
-Table = NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Places = NDArray[np.int16]
+    Table = NDArray[np.float32]
+else:  # the command line names policies: numpy and OpenCV are imported where they compute
+    Places = Table = Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,6 +61,8 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
     1 + n * bins + bin where nobody named a class and the nearest polygon is of class n, at a distance in that bin of
     `OUTSIDE`; NOWHERE in polygons, drawn void included, and everywhere if the label has no polygon of a class.
     """
+    import numpy as np
+
     named = coarse < classes
     if not named.any():
         return np.zeros(coarse.shape, np.int16)
@@ -71,11 +76,16 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
 
 def without_void(coarse: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A coarse label (H, W) uint8 in which drawn void is 255, as everything else that is no class."""
+    import numpy as np
+
     return np.where(coarse == VOID, np.uint8(IGNORE), coarse)
 
 
 def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
     """The bin of `INSIDE` (H, W) int16 of every pixel's depth: its distance to the nearest other value."""
+    import cv2
+    import numpy as np
+
     same = np.ones(coarse.shape, np.uint8)
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differs = coarse[here] != coarse[there]
@@ -89,16 +99,21 @@ def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table
 
     OpenCV sums integers, so all CPUs agree.
     """
+    import cv2
+    import numpy as np
+
     distance, owner = cv2.distanceTransformWithLabels(
         (~named).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     class_of = np.zeros(int(owner.max()) + 1, np.int16)
     class_of[owner[named]] = coarse[named]
-    return cast(Table, distance), cast(NDArray[np.int32], owner), class_of
+    return cast(Table, distance), cast("NDArray[np.int32]", owner), class_of
 
 
 def _bins(distance: Table, ends: Sequence[float], width: int) -> NDArray[np.int16]:
     """The number of ends that a distance reaches."""
+    import numpy as np
+
     bins = np.zeros(distance.shape, np.int16)
     for end in ends:
         bins += distance >= np.float32(end * width)
@@ -111,16 +126,20 @@ class PolygonCounts:
 
     classes: their names by train id. sizes: images by "WIDTHxHEIGHT". outside[n][d][c]: of the unnamed pixels whose
     nearest polygon is of class n, at a distance in bin d, those that are truly of class c. inside[n][d]: right and
-    wrong pixels of polygons of class n, at a depth in bin d. Raises ValueError for counts of another shape, and for
-    counts of nothing.
+    wrong pixels of polygons of class n, at a depth in bin d. beside_teacher[n][d][c], if a teacher was asked: the
+    logarithm of (A[n, d, c] / A[c]) / (T[n, d, c] / T[c]), where T is what the teacher says of these pixels. Raises
+    ValueError for counts of another shape, and for counts of nothing.
     """
 
     classes: tuple[str, ...]
     sizes: Mapping[str, int]
     outside: tuple[tuple[tuple[int, ...], ...], ...]
     inside: tuple[tuple[tuple[int, ...], ...], ...]
+    beside_teacher: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
+        import numpy as np
+
         count = len(self.classes)
         for name, last, rows in (("outside", (_BINS, count), self.outside), ("inside", (_DEPTHS, 2), self.inside)):
             shape = (count, *last)
@@ -132,6 +151,14 @@ class PolygonCounts:
                 raise ValueError(f"{name!r}: expected {' x '.join(map(str, shape))} numbers of pixels")
         if len(set(self.classes)) != count:
             raise ValueError("'classes' names one twice")
+        if self.beside_teacher:
+            try:
+                lifts = np.array(self.beside_teacher, np.float64)
+            except ValueError:
+                lifts = np.zeros(0)
+            if lifts.shape != (count, _BINS, count) or not (abs(lifts) <= _HIGHEST).all():  # nan is refused, too
+                size = f"{count} x {_BINS} x {count}"
+                raise ValueError(f"'beside_teacher': expected {size} numbers from -{_HIGHEST} to {_HIGHEST}")
         for size, images in self.sizes.items():
             if not _SIZE.fullmatch(size) or type(images) is not int or not 0 < images <= _MOST:
                 raise ValueError(f"'sizes', {size!r} is {images!r}: expected numbers of images by WIDTHxHEIGHT")
@@ -148,6 +175,8 @@ class PolygonCounts:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """`outside` as an array (C, bins, C)."""
+        import numpy as np
+
         return np.array(self.outside, np.int64)
 
     @property
@@ -167,13 +196,25 @@ class PolygonCounts:
         seen = self.counts.sum(axis=(0, 1))
         return tuple(name for name, pixels in zip(self.classes, seen, strict=True) if not pixels)
 
+    @property
+    def lifts(self) -> NDArray[np.float64]:
+        """Logarithms (C, bins, C): `beside_teacher` if a teacher was asked, else `logarithms` of the counts."""
+        import numpy as np
+
+        return np.array(self.beside_teacher) if self.beside_teacher else logarithms(self.counts)
+
     def probabilities(self) -> NDArray[np.float64]:
         """A[n, d, c] (C, bins, C), smoothed: rows that sum to 1.
 
         Every row first gets 20 pixels in the shares that the classes have of all unnamed pixels. A class that was
         never counted has 1 / C of every row.
         """
-        return smoothed(self.counts)
+        shares = self.counts.sum(axis=(0, 1)) / self.counts.sum()
+        rows: NDArray[np.float64] = self.counts + _SMOOTHING * shares
+        rows /= rows.sum(axis=-1, keepdims=True)
+        rows[..., shares == 0] = 1 / len(shares)
+        rows /= rows.sum(axis=-1, keepdims=True)
+        return rows
 
     def require(self, space: LabelSpace) -> None:
         """Raise ValueError unless the classes are those of the label space, in its order."""
@@ -191,16 +232,18 @@ class PolygonCounts:
     def to_dict(self) -> dict[str, Any]:
         """The counts as JSON values. A row of numbers is one text, so that people can read the file."""
 
-        def rows(table: Sequence[Sequence[Sequence[int]]]) -> dict[str, list[str]]:
+        def rows(table: Sequence[Sequence[Sequence[float]]]) -> dict[str, list[str]]:
             lines = ([" ".join(map(str, row)) for row in of_class] for of_class in table)
             return dict(zip(self.classes, lines, strict=True))
 
+        beside = {"beside_teacher": rows(self.beside_teacher)} if self.beside_teacher else {}
         return {
             "format": FORMAT,
             "classes": list(self.classes),
             "sizes": dict(self.sizes),
             "outside": rows(self.outside),
             "inside": rows(self.inside),
+            **beside,
         }
 
     @classmethod
@@ -209,21 +252,24 @@ class PolygonCounts:
         if document.get("format") != FORMAT:
             raise ValueError(f"its format is {document.get('format')!r}, expected {FORMAT!r}: count the polygons again")
         kinds = {"classes": list, "sizes": dict, "outside": dict, "inside": dict}
+        kinds |= {"beside_teacher": dict} if "beside_teacher" in document else {}
         for key, kind in kinds.items():
             if type(document.get(key)) is not kind:
                 raise ValueError(f"{key!r} is missing or no {'list' if kind is list else 'object'}")
         classes = tuple(map(str, document["classes"]))
 
-        def table(key: str) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        def table(key: str, of: type[int] | type[float], what: str) -> tuple[tuple[tuple[Any, ...], ...], ...]:
             found = document[key]
             if set(found) != set(classes):
                 raise ValueError(f"{key!r} has other classes than 'classes'")
             try:
-                return tuple(tuple(tuple(map(int, row.split())) for row in found[name]) for name in classes)
+                return tuple(tuple(tuple(map(of, row.split())) for row in found[name]) for name in classes)
             except (AttributeError, TypeError, ValueError):
-                raise ValueError(f"{key!r} holds something else than rows of whole numbers") from None
+                raise ValueError(f"{key!r} holds something else than rows of {what}") from None
 
-        return cls(classes, document["sizes"], table("outside"), table("inside"))
+        outside, inside = (table(key, int, "whole numbers") for key in ("outside", "inside"))
+        beside = table("beside_teacher", float, "numbers") if "beside_teacher" in document else ()
+        return cls(classes, document["sizes"], outside, inside, beside)
 
     def write(self, path: Path) -> None:
         """Write polygons.json, whole or not at all."""
@@ -239,24 +285,23 @@ class PolygonCounts:
             raise BadDocument(f"{path}: {error}") from error
 
 
-def smoothed(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`PolygonCounts.probabilities` of counts (C, bins, C) that are not all 0."""
-    shares = counts.sum(axis=(0, 1)) / counts.sum()
-    rows: NDArray[np.float64] = counts.astype(np.float64) + _SMOOTHING * shares
-    rows /= rows.sum(axis=-1, keepdims=True)
-    rows[..., shares == 0] = 1 / len(shares)
-    rows /= rows.sum(axis=-1, keepdims=True)
-    return rows
-
-
-def logarithms(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def logarithms(counts: NDArray[Any]) -> NDArray[np.float64]:
     """The logarithm of A[n, d, c] / A[c] (C, bins, C), of counts (C, bins, C) that are not all 0.
 
     A[c] is the share of class c in all counted pixels. A class that was never counted has 0: nothing for or against it.
     """
+    import numpy as np
+
     shares = counts.sum(axis=(0, 1)) / counts.sum()
     rows = (counts + _SMOOTHING * shares) / (counts.sum(axis=-1, keepdims=True) + _SMOOTHING)
     lifts: NDArray[np.float64] = np.log(np.divide(rows, shares, out=np.ones_like(rows), where=shares > 0))
+    return lifts
+
+
+def beside(true: NDArray[Any], said: NDArray[Any]) -> NDArray[np.float64]:
+    """`PolygonCounts.beside_teacher` of pixels' true classes and of what a teacher says of them, both (C, bins, C)."""
+    lifts = (logarithms(true) - logarithms(said)).clip(-_HIGHEST, _HIGHEST)
+    lifts[..., (true.sum(axis=(0, 1)) == 0) | (said.sum(axis=(0, 1)) == 0)] = 0
     return lifts
 
 
@@ -308,7 +353,9 @@ class PolygonEvidence:
         At all other places a class's p is to be raised to the power of `teacher_weight` first. Raises ValueError as
         `require`.
         """
-        table = self.polygon_weight * logarithms(self.require(space).counts)
+        import numpy as np
+
+        table = self.polygon_weight * self.require(space).lifts
         table += [self.biases.get(name, 0.0) for name in space.names]
         flat = table.reshape(-1, len(space)).astype(np.float32)
         return np.concatenate([np.zeros((1, len(space)), np.float32), flat])
