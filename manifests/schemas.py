@@ -7,6 +7,7 @@ import pyarrow as pa
 SCHEMA_VERSION = 1
 ROWS_AT_ONCE = 16_384  # rows of a table in memory, and in one of its row groups
 SOURCES = ("fine", "corrected", "coarse", "auto", "none")
+AUTO = "auto"  # made by a run
 EXACT = ("fine", "corrected")  # labels that a person has looked at pixel by pixel, drawn or taken over and put right
 LABEL_IDS = ("train", "source", "color")  # a label file holds train ids, source ids, or the classes' colours
 

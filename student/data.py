@@ -20,9 +20,10 @@ from torch.utils.data import Dataset
 
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.reading import read_photograph, read_picture
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.labels import CERTAIN, read_sample_label, read_sample_probability
 from autolabel.manifests.run.shards import CHUNK, Label, Window
 from autolabel.manifests.samples import Manifest, Sample, load_manifest
+from autolabel.manifests.schemas import AUTO
 from autolabel.student.sampling import Centroid, Draws
 
 _PADDING = (124, 116, 104)  # RGB; the mean colour that normalisation subtracts, so that padding becomes zero
@@ -82,12 +83,16 @@ class Augmentation:
 class TrainingCrops(Dataset[dict[str, Any]]):
     """A dataset whose item n is the augmented crop of draw n.
 
-    An item is {"image": (3, h, w) uint8, "label": (h, w) uint8, "sample_id": str}. `draws` choose from the dataset's
-    samples; their seed also decides the augmentation. Reading an item raises ValueError as `ManifestDataset` does.
+    An item is {"image": (3, h, w) uint8, "label": (h, w) uint8, "sample_id": str, "automatic": bool}, the last true for
+    labels of source auto. With `weights` it also has "weight" (h, w) uint8: the probability of an automatic label, in
+    255ths, and 255 for labels that people made. `draws` choose from the dataset's samples; their seed also decides the
+    augmentation. Reading an item raises ValueError as `ManifestDataset` does.
     """
 
-    def __init__(self, dataset: ManifestDataset, draws: Draws, *, augmentation: Augmentation) -> None:
-        self.dataset, self.draws, self.augmentation = dataset, draws, augmentation
+    def __init__(
+        self, dataset: ManifestDataset, draws: Draws, *, augmentation: Augmentation, weights: bool = False
+    ) -> None:
+        self.dataset, self.draws, self.augmentation, self.weights = dataset, draws, augmentation, weights
 
     def __len__(self) -> int:
         return len(self.draws)
@@ -119,19 +124,30 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         box = (left / by, top / by, (left + width) / by, (top + height) / by)
         by_colour = Image.Resampling.BICUBIC if published else Image.Resampling.BILINEAR
         picture = whole.resize((out_width, out_height), by_colour, box=box)
-        label_there = Image.fromarray(np.ascontiguousarray(read((top, left, height, width))))
-        ids = label_there.resize((out_width, out_height), Image.Resampling.NEAREST)
-        if rng.random() < 0.5:
-            picture, ids = (one.transpose(Image.Transpose.FLIP_LEFT_RIGHT) for one in (picture, ids))
+        flipped = rng.random() < 0.5
+        if flipped:
+            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if not published:
             picture = self._recoloured(picture, rng)
         crop = Image.new("RGB", (crop_width, crop_height), "black" if published else _PADDING)
         crop.paste(picture, (place_x, place_y))
         if published:
             crop = self._recoloured(crop, rng)
-        label = np.full((crop_height, crop_width), IGNORE, np.uint8)
-        label[place_y : place_y + out_height, place_x : place_x + out_width] = np.asarray(ids)
-        return _item(np.asarray(crop), label, sample.sample_id)
+
+        def placed(values: Label) -> Label:
+            """The window's bytes as they lie in the crop, and 255 around them."""
+            there = Image.fromarray(np.ascontiguousarray(values))
+            there = there.resize((out_width, out_height), Image.Resampling.NEAREST)
+            there = there.transpose(Image.Transpose.FLIP_LEFT_RIGHT) if flipped else there
+            out = np.full((crop_height, crop_width), IGNORE, np.uint8)
+            out[place_y : place_y + out_height, place_x : place_x + out_width] = np.asarray(there)
+            return out
+
+        inside = (top, left, height, width)
+        item = _item(np.asarray(crop), placed(read(inside)), sample.sample_id) | {"automatic": sample.source == AUTO}
+        if self.weights:
+            item["weight"] = torch.from_numpy(placed(_weights(sample, inside)))
+        return item
 
     def _recoloured(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
         changes = [_brightened, _contrasted, _saturated]
@@ -142,6 +158,13 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         if self.augmentation.blur:
             picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(*_BLUR)))
         return picture
+
+
+def _weights(sample: Sample, window: Window) -> Label:
+    """The probability of every pixel's label in 255ths: 255 for labels that people made."""
+    if sample.source != AUTO:
+        return np.full(window[2:], CERTAIN, np.uint8)
+    return read_sample_probability(sample, window=window)
 
 
 def _brightened(picture: Image.Image, by: float) -> Image.Image:

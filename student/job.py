@@ -164,6 +164,17 @@ class TrainJob:
         group="how",
         choices=LOSSES,
     )
+    weights: bool = setting(
+        False,
+        "Weigh each pixel of an automatic label by its probability; the run needs --keep-probability.",
+        group="how",
+    )
+    noise: Path | None = setting(  # noqa: RUF009
+        None,
+        "Correct the loss on automatic labels for the errors that this audit.json counted (arXiv 1609.03683).",
+        group="how",
+        unset="no correction",
+    )
     learning_rate: float | None = setting(
         None,
         "Highest learning rate.",
@@ -219,6 +230,11 @@ class TrainJob:
         require_choices(self)
         if isinstance(self.log, str) or not set(self.log) <= set(TRACKERS) or len(set(self.log)) < len(self.log):
             raise ValueError(f"log {self.log!r}: expected names of {', '.join(TRACKERS)}, every name once")
+        doubts = [f"--{name}" for name in ("weights", "noise") if getattr(self, name)]
+        if len(doubts) > 1:
+            raise ValueError("weights and noise both answer for wrong labels: give one of the two")
+        if doubts and self.loss == "rmi":
+            raise ValueError(f"{doubts[0]} with loss rmi: it judges regions, not single pixels; give another loss")
         if self.learning_rate is not None and not 0 < self.learning_rate < 10:
             raise ValueError(f"learning rate {self.learning_rate:g}: expected a number in (0, 10)")
         if self.crop is not None and min(self.crop) < 32:

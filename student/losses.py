@@ -20,10 +20,14 @@ counts alike, however many of its pixels are labelled.
 A batch may be computed in parts. A loss that is given the `BatchCounts` of the whole batch returns this part's share
 of the whole batch's loss, exactly, for all four: means divide by the pixels or images of the whole batch, classes weigh
 by their pixels in the whole batch, and everything else is a sum over images.
+
+All but rmi can weigh every pixel by a number from 0 to 1, in bytes: its loss is multiplied by the weight, and wherever
+pixels are counted, weights are added up instead.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import wraps
 from typing import NamedTuple, Protocol
 
@@ -44,69 +48,103 @@ _RIDGE = 5e-4  # constant added to variances: keeps matrices regular and the rew
 
 
 class BatchCounts(NamedTuple):
-    """Counts of a whole batch: pixels by train id, (256,) int64 with the ignored ones last, and images."""
+    """Counts of a whole batch: pixels by train id, (256,) int64 with the ignored ones last, and images.
+
+    lost: what the pixels of a train id weigh less than 1 each, in 255ths, (256,) int64; None if nothing is weighed.
+    """
 
     pixels: Tensor
     images: int
+    lost: Tensor | None = None
 
     @classmethod
-    def of(cls, label: Tensor) -> BatchCounts:
-        """Count a label (B, H, W) of any integer type."""
-        return cls(torch.bincount(label.flatten(), minlength=IGNORE + 1), len(label))
+    def of(cls, label: Tensor, weight: Tensor | None = None) -> BatchCounts:
+        """Count a label (B, H, W) of any integer type, with weights (B, H, W) uint8 of which 255 means 1."""
+        if weight is None:
+            return cls(torch.bincount(label.flatten(), minlength=IGNORE + 1), len(label))
+        both = label.flatten().long() * 256 + weight.flatten()
+        counts = torch.bincount(both, minlength=(IGNORE + 1) * 256).view(IGNORE + 1, 256)
+        return cls(counts.sum(dim=1), len(label), (counts * (255 - torch.arange(256, device=counts.device))).sum(dim=1))
+
+    def summed(self, add: Callable[[Tensor], Tensor], *, images: int) -> BatchCounts:
+        """The counts of a batch of so many images, of which these are a part. `add` sums a tensor over all parts."""
+        if self.lost is None:
+            return BatchCounts(add(self.pixels), images)
+        pixels, lost = add(torch.stack([self.pixels, self.lost]))
+        return BatchCounts(pixels, images, lost)
+
+    def weights(self, classes: int, dtype: torch.dtype) -> Tensor:
+        """The sum of the weights of the pixels of every class, (classes,); their number where nothing is weighed."""
+        pixels = self.pixels[:classes].to(dtype)
+        return pixels if self.lost is None else pixels - self.lost[:classes].to(dtype) / 255
 
     @property
     def valid(self) -> Tensor:
-        """The number of pixels that are not ignored, a scalar tensor."""
-        return self.pixels[:IGNORE].sum()
+        """The sum of the weights of all pixels that are not ignored, a scalar tensor; their number without weights."""
+        return self.pixels[:IGNORE].sum() if self.lost is None else self.weights(IGNORE, torch.float32).sum()
 
 
 class Loss(Protocol):
-    """Logits and label -> scalar. `whole` counts the batch of which they are a part; None if they are all of it."""
+    """Logits and label -> scalar. `whole` counts the batch of which they are a part; None if they are all of it.
 
-    def __call__(self, logits: Tensor, label: Tensor, *, whole: BatchCounts | None = None) -> Tensor: ...
+    weight: (B, H, W) uint8, of which 255 means 1; None for 1 everywhere, which gives the same numbers bit for bit.
+    """
+
+    def __call__(
+        self, logits: Tensor, label: Tensor, *, whole: BatchCounts | None = None, weight: Tensor | None = None
+    ) -> Tensor: ...
 
 
 class _Formula(Protocol):
-    def __call__(self, logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor: ...
+    def __call__(self, logits: Tensor, label: Tensor, *, whole: BatchCounts, weight: Tensor | None) -> Tensor: ...
 
 
 def _in_full_precision(loss: _Formula) -> Loss:
-    """Return the loss with its logits brought to float32 or better, and with autocast off."""
+    """Return the loss with its logits brought to float32 or better, and with autocast off; weights become 0 to 1."""
 
     @wraps(loss)
-    def computed(logits: Tensor, label: Tensor, *, whole: BatchCounts | None = None) -> Tensor:
+    def computed(
+        logits: Tensor, label: Tensor, *, whole: BatchCounts | None = None, weight: Tensor | None = None
+    ) -> Tensor:
         with torch.autocast(logits.device.type, enabled=False):
             exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
-            return loss(exact, label, whole=BatchCounts.of(label) if whole is None else whole)
+            counted = BatchCounts.of(label, weight) if whole is None else whole
+            return loss(exact, label, whole=counted, weight=None if weight is None else weight.to(exact.dtype) / 255)
 
     return computed
+
+
+def _surprise(logits: Tensor, label: Tensor, weight: Tensor | None, by_class: Tensor | None = None) -> Tensor:
+    """Sum over the valid pixels of -log p(label), times the weight of the class (C,), times that of the pixel."""
+    if weight is None:
+        return F.cross_entropy(logits, label, by_class, ignore_index=IGNORE, reduction="sum")
+    return (weight * F.cross_entropy(logits, label, by_class, ignore_index=IGNORE, reduction="none")).sum()
 
 
 # --- cross-entropies --------------------------------------------------------------------------------------------------
 
 
 @_in_full_precision
-def cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
+def cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts, weight: Tensor | None) -> Tensor:
     """Mean over the valid pixels of the batch; 0 for a batch without any."""
-    return F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="sum") / whole.valid.clamp(min=1)
+    return _surprise(logits, label, weight) / whole.valid.clamp(min=1)
 
 
 @_in_full_precision
-def balanced_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
+def balanced_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts, weight: Tensor | None) -> Tensor:
     """Weighted mean over the valid pixels of the batch; 0 for a batch without any.
 
     A pixel weighs 1 / sqrt(pixels of its class in the batch). This lies half way between counting pixels and counting
     classes: a class with a hundredth of another's pixels has a tenth of its weight (Mahajan et al., arXiv 1805.00932,
     sample hashtags likewise).
     """
-    pixels = whole.pixels[: logits.shape[1]].to(logits.dtype)
-    weight = pixels.clamp(min=1).rsqrt()
-    surprise = F.cross_entropy(logits, label, weight, ignore_index=IGNORE, reduction="sum")
+    pixels = whole.weights(logits.shape[1], logits.dtype)
+    surprise = _surprise(logits, label, weight, pixels.clamp(min=1).rsqrt())
     return surprise / pixels.sqrt().sum().clamp(min=1)
 
 
 @_in_full_precision
-def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
+def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts, weight: Tensor | None) -> Tensor:
     """Mean over the images of their weighted means; an image that is all ignore counts as 0.
 
     A class weighs 2 minus its share of the batch's valid pixels. As in the published code, the shares are taken over
@@ -114,13 +152,15 @@ def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchC
     a GPU.
     """
     classes = logits.shape[1]
-    pixels = whole.pixels[:classes].to(logits.dtype)
+    pixels = whole.weights(classes, logits.dtype)
     class_weights = logits.new_zeros(IGNORE + 1)  # weight by train id, 0 for ignore
     class_weights[:classes] = 2 - pixels / pixels.sum().clamp(min=1)
-    weight = class_weights[label]  # (B, H, W)
+    each = class_weights[label]  # (B, H, W)
+    if weight is not None:
+        each = each * weight
     surprise = F.cross_entropy(logits, label, ignore_index=IGNORE, reduction="none")  # (B, H, W)
-    # A valid pixel weighs 1 or more, so the clamp changes only images without valid pixels.
-    means = (weight * surprise).sum(dim=(1, 2)) / weight.sum(dim=(1, 2)).clamp(min=1)
+    # A valid pixel counts 1 or more times its weight: the clamp changes only images of (nearly) no valid pixels.
+    means = (each * surprise).sum(dim=(1, 2)) / each.sum(dim=(1, 2)).clamp(min=1)
     return means.sum() / whole.images
 
 
@@ -128,14 +168,17 @@ def image_weighted_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchC
 
 
 @_in_full_precision
-def binary_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
-    """Mean over the images of the sum over classes and valid pixels, divided by the image's valid pixels + 1."""
+def binary_cross_entropy(logits: Tensor, label: Tensor, *, whole: BatchCounts, weight: Tensor | None) -> Tensor:
+    """Mean over the images of the sum over classes and valid pixels, divided by the image's valid pixels + 1.
+
+    It weighs no pixels.
+    """
     return _binary_cross_entropy(logits, _one_hot(label, logits), _valid(label), whole)
 
 
 @_in_full_precision
-def region_mutual_information(logits: Tensor, label: Tensor, *, whole: BatchCounts) -> Tensor:
-    """Half binary cross-entropy, half region term, each a mean over images. It can be negative.
+def region_mutual_information(logits: Tensor, label: Tensor, *, whole: BatchCounts, weight: Tensor | None) -> Tensor:
+    """Half binary cross-entropy, half region term, each a mean over images. It can be negative. It weighs no pixels.
 
     Raises ValueError for crops below 8 x 8.
     """
@@ -213,23 +256,44 @@ FORMULAS = {  # the keys are those of job.LOSSES
 }
 
 
+def observed(logits: Tensor, transition: Tensor, automatic: Tensor) -> Tensor:
+    """Turn scores of the truth into scores of the label, in the images whose labels are `automatic`, (B,) bool.
+
+    transition: (C, C) float32, the probability that a pixel of class k (row) is labelled y (column); rows sum to 1. The
+    log probability of a label y is log sum_k transition[k, y] softmax_k: the forward correction of Patrini et al.
+    (arXiv 1609.03683). Other images keep their logits.
+    """
+    with torch.autocast(logits.device.type, enabled=False):
+        exact = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        labelled = torch.einsum("bkhw,ky->byhw", exact.softmax(dim=1), transition.to(exact.dtype))
+        least = torch.finfo(exact.dtype).tiny
+        return torch.where(automatic[:, None, None, None], labelled.clamp(min=least).log(), exact)
+
+
 def segmentation_loss(
     name: str,
     output: TrainingOutput,
     *,
     label: Tensor,
     whole: BatchCounts | None = None,
+    weight: Tensor | None = None,
     scale_weight: float = SCALE_WEIGHT,
+    seen: Callable[[Tensor], Tensor] | None = None,
 ) -> Tensor:
-    """Return the weighted sum of the named loss (see FORMULAS) over all outputs of a network. `whole`: see `Loss`.
+    """Return the weighted sum of the named loss (see FORMULAS) over all outputs of a network.
 
-    scale_weight: weight of each scale's own output; 0 leaves these out.
+    whole, weight: see `Loss`. scale_weight: weight of each scale's own output; 0 leaves these out. seen: turns the
+    logits of every output into those that are compared with the label, such as `observed`.
     """
+    whole = BatchCounts.of(label, weight) if whole is None else whole
+
+    def loss(formula: Loss, logits: Tensor) -> Tensor:
+        return formula(seen(logits) if seen else logits, label, whole=whole, weight=weight)
+
     joint, other = FORMULAS[name]
-    whole = BatchCounts.of(label) if whole is None else whole
-    total = joint(output.joint, label, whole=whole)
+    total = loss(joint, output.joint)
     if output.aux is not None:
-        total = total + AUX_WEIGHT * other(output.aux, label, whole=whole)
+        total = total + AUX_WEIGHT * loss(other, output.aux)
     for logits in output.scales if scale_weight else ():
-        total = total + scale_weight * other(logits, label, whole=whole)
+        total = total + scale_weight * loss(other, logits)
     return total

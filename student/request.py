@@ -7,14 +7,18 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import read_json
+from autolabel.manifests.run.labels import keeps_probability
 from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.samples import Manifest, fingerprints
+from autolabel.manifests.schemas import AUTO
 from autolabel.manifests.wording import Progress
 from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
 from autolabel.student.job import LARGEST_CROP, TrainJob
+from autolabel.student.noise import LabelNoise
 from autolabel.student.sampling import Draws
 from autolabel.student.trackers import require_packages
 from autolabel.teacher.checkpoints import Checkpoint, fingerprint_tensor, load_network, overlap, read_checkpoint
@@ -49,12 +53,15 @@ class TrainRequest:
         self._require_batch_norm()
         self._require_epoch()
         self._require_held_out()
+        self._require_probabilities()
+        self.noise = LabelNoise.read(job.noise, self.space) if job.noise else None
         self.started_from = start and start.description
         self.recipe = job.recipe() | {
             # A choice that was left open is recorded as made: on another machine it could be another one.
             "crop": list(self._crop()),
             "learning_rate": job.peak,
             "weight_decay": job.decay,
+            "noise": self.noise and self.noise.record(),
             "images": len(marks),
             "started_from": self.started_from,
         }
@@ -96,6 +103,10 @@ class TrainRequest:
         if start is not None:
             network.load_state_dict(network.state_dict() | start.state_dict)
         return network
+
+    def transition(self, device: torch.device) -> Tensor | None:
+        """The probability (C, C) of every label given the true class, None for a job without noise."""
+        return None if self.noise is None else torch.from_numpy(self.noise.transition()).to(device)
 
     def shown_at(self, step: int) -> str:
         """The sample ids of a step's batch, as text."""
@@ -148,6 +159,23 @@ class TrainRequest:
                 " nothing; leave them out of one manifest"
             )
 
+    def _require_probabilities(self) -> None:
+        """Raise ValueError if pixels are to be weighed by probabilities that an automatic label does not have."""
+        if not self.job.weights:
+            return
+        for sample in self.data.samples:
+            if sample.source == AUTO and sample.run is None:
+                raise ValueError(
+                    f"weights: the automatic label of {sample.sample_id!r} in {self.job.manifest} belongs to no run, so"
+                    " nobody knows its probability: leave out --weights"
+                )
+        for run in self.data.manifest.runs:
+            if not keeps_probability(run):
+                raise ValueError(
+                    f"weights: the run {run} has not kept the probability of its labels: generate or relabel with"
+                    " --keep-probability"
+                )
+
     def _crop(self) -> tuple[int, int]:
         if self.job.crop is not None:
             return self.job.crop
@@ -158,4 +186,4 @@ class TrainRequest:
         job, data, length = self.job, self.data, self.job.steps * self.job.batch_size
         draws = Draws(data.samples, self.space, mix=job.mix, seed=job.seed, length=length, progress=progress)
         augmentation = Augmentation(self._crop(), published=job.published_crops, blur=job.blur)
-        return TrainingCrops(data, draws, augmentation=augmentation)
+        return TrainingCrops(data, draws, augmentation=augmentation, weights=job.weights)

@@ -40,9 +40,10 @@ from autolabel.manifests import storage
 from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.samples import Manifest
 from autolabel.manifests.wording import Progress, counted
+from autolabel.student.batches import Batch
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import TrainJob
-from autolabel.student.losses import BatchCounts, segmentation_loss
+from autolabel.student.losses import BatchCounts
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
 from autolabel.student.parallel import DrawSampler, Team
 from autolabel.student.placement import described, loaders_here, told, training_precision
@@ -160,6 +161,7 @@ class Training:
         if last is not None and last.training is not None:
             self._go_on(last.training)
         self.model = team.join(self.network)
+        self.transition = request.transition(team.device)
         self.normalise = Normaliser(team.device)  # once: its constants are copied to the device, and that waits
         self.compute = torch.compile(self.model) if self.job.machine.compile else self.model
         if team.rank == 0:
@@ -242,14 +244,13 @@ class Training:
             self.step, job.steps, peak=job.peak, schedule=job.schedule, power=job.power, warm_up=job.warm_up
         )
         self.model.train()
-        images, labels = (batch[name].to(team.device, non_blocking=True) for name in ("image", "label"))
-        whole = BatchCounts(team.sum(BatchCounts.of(labels).pixels), job.batch_size)
+        own = Batch.of(batch, team.device)
+        whole = own.counts().summed(team.sum, images=job.batch_size)
         updater.begin()
         total = torch.zeros((), device=team.device)
-        parts = list(zip(images.chunk(job.accumulate), labels.chunk(job.accumulate), strict=True))
-        for number, (image, label) in enumerate(parts, start=1):
-            with self._gradient_sync(last=number == len(parts)):
-                loss = self._loss(image, label.long(), whole)
+        for number, part in enumerate(own.parts(job.accumulate), start=1):
+            with self._gradient_sync(last=number == job.accumulate):
+                loss = self._loss(part, whole)
                 updater.backward(loss * team.size)
             total += loss.detach()
         length = updater.measure()
@@ -274,11 +275,12 @@ class Training:
         before = f", as in the {counted(self.skips.row - 1, 'step')} before" if self.skips.row > 1 else ""
         self._stop(what, self.step, before=before, together=True)
 
-    def _loss(self, images: Tensor, label: Tensor, whole: BatchCounts) -> Tensor:
+    def _loss(self, part: Batch, whole: BatchCounts) -> Tensor:
         """Return this part's share of the loss of the whole batch."""
         with autocast(self.team.device, self.precision):
-            output = self.compute(self.normalise(images).contiguous(memory_format=torch.channels_last))
-        return segmentation_loss(self.job.loss, output, label=label, whole=whole, scale_weight=self.job.scale_weight)
+            output = self.compute(self.normalise(part.image).contiguous(memory_format=torch.channels_last))
+        weight = self.job.scale_weight
+        return part.loss(self.job.loss, output, whole=whole, transition=self.transition, scale_weight=weight)
 
     def _gradient_sync(self, *, last: bool) -> contextlib.AbstractContextManager[Any]:
         """Synchronise gradients across processes only on the last part of a batch; earlier parts add up locally."""

@@ -29,6 +29,8 @@ from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable, read_table
 
 LABELS, TOP, CONFIDENCE = "labels", "top", "confidence"  # layers: the maps of bytes that a run may hold of an image
+PROBABILITY = "probability"  # one more: the probability of the label's class, in 255ths
+CERTAIN = 255  # the probability where people decided
 _PLACE = [  # columns of a record that say where a label is
     pa.field("sample_id", pa.string(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
@@ -247,6 +249,28 @@ def read_sample_label(sample: Sample, space: LabelSpace, *, window: Window | Non
             f"sample {sample.sample_id!r} of run {sample.run}: {reason}; `autolabel verify {sample.run}` finds all that"
             " is damaged or was changed by hand, and says what to do"
         ) from error
+
+
+def keeps_probability(run: Path) -> bool:
+    """True if a run has kept the probabilities of its labels."""
+    return any(storage.exists(run / name) for name in (PROBABILITY, zarr_folder(PROBABILITY)))
+
+
+def read_sample_probability(sample: Sample, *, window: Window | None = None) -> Label:
+    """The probability of a sample's automatic label in 255ths, (h, w) uint8, whole or the crop `window`.
+
+    Raises ValueError if no run made the label; DamagedLabel if the run's layer cannot be read.
+    """
+    if sample.label is None or sample.run is None:
+        raise ValueError(f"sample {sample.sample_id!r} has no label of a run")
+    top, left, height, width = window or (0, 0, sample.height, sample.width)
+    place = sample.run / in_layer(sample.label.relative_to(sample.run).as_posix(), PROBABILITY)
+    if sample.label_index is not None:
+        return read_zarr(place, sample.label_index, window=(top, left, height, width))
+    whole = read_png(place)
+    if whole.shape != (sample.height, sample.width):
+        raise DamagedLabel(f"{place}: its size is not that of the image: `autolabel verify {sample.run}`")
+    return whole[top : top + height, left : left + width]
 
 
 def _sample_label(sample: Sample, path: Path, space: LabelSpace, window: Window) -> Label:

@@ -43,7 +43,7 @@ ADDED_SHARE = 0.5  # share of the draws, as in the paper's recipe
 _AGAIN = "choose another --out"
 _SETTING = (
     "steps", "arch", "batch_size", "crop", "loss", "optimizer", "learning_rate", "schedule", "power", "clip",
-    "weight_decay", "ema",
+    "weight_decay", "ema", "weights", "noise",
     "fine_only_last", "precision", "init", "val",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")

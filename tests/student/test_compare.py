@@ -149,7 +149,7 @@ def made_up(values: dict[str, Sequence[dict[str, float | None]]]) -> Comparison:
         "steps": 4, "arch": "a network", "batch_size": 8, "crop": [64, 96], "loss": "cross-entropy", "init": None,
         "optimizer": "adamw", "learning_rate": 0.003, "precision": "float32", "val": "val.parquet", "runs": [],
         "looks": [len(seeds)],
-        "schedule": "poly", "power": 0.9, "ema": 0.99, "fine_only_last": 0.25,
+        "schedule": "poly", "power": 0.9, "ema": 0.99, "weights": True, "noise": None, "fine_only_last": 0.25,
         "added_share": 0.5,
         "manifests": {arm: f"{arm}.parquet" for arm in scores}, "images": dict.fromkeys(scores, 6),
     }  # fmt: skip
