@@ -717,26 +717,33 @@ def polygons(manifest: Path, output: Path, page: bool, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
-@option("--truth", type=MANIFEST, required=True, help="Manifest with fine labels of images that the run labelled.")
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@option("--truth", type=MANIFEST, required=True, help="Manifest with fine labels of images that the runs labelled.")
 @option("--target-precision", type=float, default=0.95,
         help="Suggest thresholds that give every class's label this precision.")  # fmt: skip
 @option("--fit-temperature", is_flag=True, help="Scale the teacher's logits so that its confidences come true.")
 @option("--allow-leak", is_flag=True, help="Accept truth that the teacher was trained on; the audit records it.")
 @moved_teacher
-def audit(run: Path, truth: Path, **options: Any) -> None:
-    """Hold the labels of a RUN against fine labels.
+def audit(runs: tuple[Path, ...], truth: Path, **options: Any) -> None:
+    """Hold the labels of RUNS against fine labels.
 
-    Prints precision, borders and calibration, and writes a policy with a threshold for each class.
+    Prints precision, borders and calibration, and writes a policy with a threshold for each class. Several runs become
+    one table, beside the coarse labels.
 
+    \b
     autolabel audit runs/auto --truth held_out.parquet
+    autolabel audit runs/paper runs/dense --truth held_out.parquet
     """
     from autolabel.pipeline.analysis.audit import audit
+    from autolabel.pipeline.analysis.side_by_side import SideBySide
 
-    with progress("auditing") as update:
-        result = audit(run, truth, progress=update, **options)
-    show(result)
-    echo("", f"wrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
+    results = []
+    for run in runs:
+        with progress("auditing") as update:
+            results.append(audit(run, truth, progress=update, **options))
+    show(results[0] if len(runs) == 1 else SideBySide.of(truth, runs, results))
+    for run, result in zip(runs, results, strict=True):
+        echo(f"wrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
 
 
 @main.command()

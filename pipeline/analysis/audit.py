@@ -108,7 +108,8 @@ def audit(
         fitted = _fit(network, run, matched, count)
         policy = replace(policy, temperature=fitted.fitted)
         notes += _about_temperature(fitted.fitted)
-    confusion, human, boundary = Confusion(len(space)), Confusion(len(space)), BoundaryF(len(space))
+    confusion, human = Confusion(len(space)), Confusion(len(space))
+    boundary, human_boundary = BoundaryF(len(space)), BoundaryF(len(space))
     source: Confidences | None = kept or (TeacherConfidences(network, run, policy) if network else None)
     # Thresholds are chosen from those that `relabel` can tell apart; a fitted temperature asks for new labels anyway.
     edges = None if fit_temperature else kept.edges if kept else run.recipe.confidence_edges
@@ -123,6 +124,7 @@ def audit(
         outlined = read_coarse(known[sample_id], space) if sample_id in known else None
         if outlined is not None:
             human.add(true, outlined)
+            human_boundary.add(true, outlined)
         if source and calibration:
             top, confidence = source.of(sample_id, sample, outlined)
             calibration.add(true, top, confidence=confidence)
@@ -142,6 +144,9 @@ def audit(
         leaked=leaked,
         target_precision=target_precision,
         human=PixelAudit.of(human),
+        human_mean=MeanAudit.of(audit_classes(space, human, human, human_boundary, None, suggestion=None))
+        if human.matrix.any()
+        else None,
         auto=PixelAudit.of(confusion),
         classes=classes,
         mean=MeanAudit.of(classes),
