@@ -33,6 +33,7 @@ from autolabel.terminal import (
     Commands,
     Failure,
     Reporter,
+    StatsCommand,
     echo,
     foreseen,
     progress,
@@ -619,7 +620,7 @@ def describe(network: Path, classes: LabelSpace | None) -> None:
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 
-@main.command()
+@main.command(cls=StatsCommand)
 @click.argument("run", type=FOLDER)
 @option("--threshold", type=float, help="Say what another threshold would have kept: a multiple of 0.05.")
 def stats(run: Path, threshold: float | None) -> None:
@@ -629,13 +630,8 @@ def stats(run: Path, threshold: float | None) -> None:
     autolabel stats runs/auto
     autolabel stats runs/auto --threshold 0.7
     """
-    from autolabel.manifests import storage
     from autolabel.pipeline.analysis.stats import at_threshold, summarise
 
-    if run == Path("polygons") and not storage.is_folder(run):
-        raise Failure(
-            "there is no run 'polygons'; `autolabel polygons FINE_WITH_COARSE -o polygons.json` counts polygons"
-        )
     summary = summarise(run)
     if not summary.images:
         raise Failure(f"{run} has no labelled image: nothing to show; reasons may be in {run / 'quarantine.parquet'}")
