@@ -139,10 +139,11 @@ def test_several_runs_become_one_table_beside_the_coarse_labels(run: Path, city:
         numbers = (pixels.labelled, pixels.right, mean.iou_kept, mean.iou, mean.boundary_f["2"])
         return list(map(percent, numbers))
 
-    rows = [line.split() for line in result.output.splitlines() if line.startswith((" coarse", " custom"))]
+    name = Run.open(run).policy.name
+    rows = [line.split() for line in result.output.splitlines() if line.startswith((" coarse ", f" {name} "))]
     assert rows == [
         ["coarse", *cells(found.human, found.human_mean)],
-        *(["custom", f"({folder})", *cells(found.auto, found.mean)] for folder in (run, other)),
+        *([*name.split(), f"({folder})", *cells(found.auto, found.mean)] for folder in (run, other)),
     ]
     few = SideBySide(val, (("a", found), ("b", replace(found, images=2, leaked=1)))).lines()
     assert few == [
