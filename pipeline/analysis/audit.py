@@ -47,6 +47,7 @@ from autolabel.pipeline.analysis.calibration import (
     Calibration,
     Suggestion,
     TemperatureFit,
+    suggested_thresholds,
 )
 from autolabel.pipeline.analysis.confidences import Confidences, TeacherConfidences, kept_confidences
 from autolabel.pipeline.analysis.truth import MatchedTruth, match_truth, originals
@@ -252,13 +253,8 @@ def _about_temperature(temperature: float) -> list[str]:
 
 def _suggested(policy: Policy, space: LabelSpace, precision: float, found: Suggestion) -> tuple[Policy, dict[str, str]]:
     """The policy with a threshold for every class that can have one, and a comment on each."""
-    thresholds, comments = dict(policy.thresholds), {}
-    for name, threshold, above, kept, reached in zip(space.names, *found, strict=True):
-        if not math.isnan(threshold):
-            thresholds[name] = float(threshold)
-            share = "no pixels" if math.isnan(above) else f"precision {percent(above)} %, keeps {percent(kept)} %"
-            comments[name] = share + ("" if reached else "; no threshold reaches the target")
-    return replace(policy, name=f"precision-{precision:g}", thresholds=thresholds), comments
+    thresholds, comments = suggested_thresholds(space.names, found)
+    return replace(policy, name=f"precision-{precision:g}", thresholds=policy.thresholds | thresholds), comments
 
 
 # --- the record -------------------------------------------------------------------------------------------------------
