@@ -28,7 +28,8 @@ def test_the_demo_labels_most_of_a_city_that_its_teacher_has_not_seen(
     by_name = {c.name: c for c in audit.classes}
     assert (by_name["pole"].outlined or 0) < 0.2 and (by_name["pole"].coverage or 0) > 0.75
     assert result.stdout.count(audit.lines()[0]) == 1  # as the last word
-    rows = {row[0]: row[1:] for row in re.findall(r"^ (\S+)" + r" +([\d.]+)" * 5, result.stdout, re.MULTILINE)}
+    table = result.stdout.rpartition("labelled  right")[2]
+    rows = {row[0]: row[1:] for row in re.findall(r"^ (\S+)" + r" +([\d.]+)" * 5, table, re.MULTILINE)}
     iou, f = ({name: float(row[column]) for name, row in rows.items()} for column in (3, 4))
     assert list(rows) == ["coarse", "paper", "human-first", "dense-fitted"]
     assert iou["dense-fitted"] > max(iou["paper"], iou["human-first"]) + 3 and iou["coarse"] < 60
