@@ -100,8 +100,9 @@ def draw_scene(seed: int, *, height: int = 160, width: int = 320) -> Scene:
             if label:
                 mark.polygon(corners, label)
     fine = np.asarray(owned)[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE].copy()
-    coarse = coarsen(fine, "rough", seed=seed)
+    coarse = coarsen(np.where(fine == EGO, np.uint8(IGNORE), fine), "rough", seed=seed)
     coarse[coarse == IGNORE] = 0
+    coarse[fine == EGO] = EGO  # Cityscapes has one polygon of it for a whole drive
     return Scene(_develop(world, picture.reduce(_SCALE), fine), fine, coarse)
 
 
