@@ -6,12 +6,13 @@ Audit, review, report and exports are about what decided.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.labels import RunConfidence
 from autolabel.manifests.run.shards import Label
 from autolabel.pipeline.posterior import FromLevels
 
@@ -27,11 +28,20 @@ class Decided:
         self.weighs = policy.polygons is not None
         self._levels = FromLevels(policy, space, edges, silent=silent) if self.weighs else None
 
-    def __call__(self, top: Label, level: Label, coarse: Label | None) -> tuple[Label, Label]:
-        """Top class and level of every pixel, (H, W) uint8 as those that were kept; coarse (H, W) uint8, or None."""
+    def of(self, kept: RunConfidence, sample_id: str, coarse: Label | None) -> tuple[Label, Label]:
+        """Read what was kept of an image, and return what decided. Raises KeyError, DamagedLabel."""
+        return self(*kept[sample_id], coarse, second=lambda: kept.second(sample_id))
+
+    def __call__(
+        self, top: Label, level: Label, coarse: Label | None, *, second: Callable[[], Label | None] = lambda: None
+    ) -> tuple[Label, Label]:
+        """Top class and level of every pixel, (H, W) uint8 as those that were kept; coarse (H, W) uint8, or None.
+
+        second: reads the second class, which is asked for where there are polygons to weigh.
+        """
         place = None if self._levels is None else self._levels.places(coarse)
         if self._levels is None or place is None:
             return top, level
-        prediction = self._levels(top, level, place=place)
+        prediction = self._levels(top, level, place=place, second=second())
         found = np.divmod(prediction.codes, prediction.levels)
         return found[0].astype(np.uint8), found[1].astype(np.uint8)

@@ -117,14 +117,13 @@ class RunMaps:
         """
         if self._kept is None or self._decided is None:
             return None
-        top, level = self._kept[sample_id]
         if not self._decided.weighs:
-            return self._shades[level]
+            return self._shades[self._kept[sample_id][1]]
         try:
             coarse = read_coarse(self._polygons[sample_id], self.run.label_space, drawn_void=True)
         except (BadImage, KeyError, OSError):
             return None
-        return self._shades[self._decided(top, level, coarse)[1]]
+        return self._shades[self._decided.of(self._kept, sample_id, coarse)[1]]
 
 
 def shades(edges: tuple[float, ...]) -> Confidence:

@@ -63,7 +63,7 @@ class KeptConfidences:
         self, sample_id: str, sample: Sample, outlined: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Read what was kept. Raises DamagedLabel."""
-        top, level = self._decided(*self._kept[sample_id], outlined)
+        top, level = self._decided.of(self._kept, sample_id, outlined)
         return top, self._middles[level]
 
 

@@ -86,14 +86,15 @@ class Sources:
         if self._kept is None or self._decided is None:
             return layers
         kept, edges = self._kept, self._kept.edges
-        found, polygons = _attempt(lambda: kept[sample_id]), self.polygons(sample_id, layers.coarse)
+        polygons, decided = self.polygons(sample_id, layers.coarse), self._decided
+        if decided.weighs and isinstance(polygons, Missing):
+            return replace(layers, confidence=polygons, fates=polygons)
+        asked = None if isinstance(polygons, Missing) else polygons
+        found = _attempt(lambda: decided.of(kept, sample_id, asked))
         if isinstance(found, Missing):
             return replace(layers, confidence=found, fates=found)
-        if self.run.policy.polygons is not None and isinstance(polygons, Missing):
-            return replace(layers, confidence=polygons, fates=polygons)
-        top, level = self._decided(*found, None if isinstance(polygons, Missing) else polygons)
-        fates = self.fates(top, level, edges=edges, polygons=polygons)
-        return replace(layers, confidence=from_levels(level, edges), fates=fates)
+        fates = self.fates(*found, edges=edges, polygons=polygons)
+        return replace(layers, confidence=from_levels(found[1], edges), fates=fates)
 
     def polygons(self, sample_id: str, coarse: Label | Missing | None) -> Label | Missing | None:
         """The coarse label that decided: None if the image had none, Missing if it had one that cannot be read now."""

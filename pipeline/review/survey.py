@@ -22,7 +22,7 @@ from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.machine import cores
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, SECOND, TOP
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample, open_manifest
 from autolabel.manifests.tables import BadTable
@@ -38,7 +38,7 @@ POOL = 100_000  # regions in memory: the best by a first estimate of gain per se
 FROM_ONE = 32  # regions that one image can have in it
 _STEP = 4  # of every so many rows and columns the neighbours are counted
 _RECORD = ["sample_id", "status", "height", "width", "label", "label_index",
-           "label_crc32c", "top_crc32c", "confidence_crc32c"]  # fmt: skip
+           "label_crc32c", "top_crc32c", "confidence_crc32c", "second_crc32c"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Looking:
         )
         coarse = self._coarse(row.sample_id)
         if self._decided.weighs and coarse is not None:
-            top, level = self._decided(top, level, coarse)
+            top, level = self._decided(top, level, coarse, second=lambda: self._second(kept))
             unnamed = (coarse == IGNORE) & (label != IGNORE)
             top = np.where(unnamed, label, top)
             least = self.belief.sure[top]
@@ -134,6 +134,9 @@ class Looking:
         if coarse is not None:
             keys[((coarse == label) & (label != IGNORE)) | (coarse == VOID)] = self.belief.decided
         return label, top, keys
+
+    def _second(self, kept: Row) -> Label | None:
+        return read_layer(self.kept, kept, SECOND) if SECOND in kept.layers() else None
 
     def _coarse(self, sample_id: str) -> Label | None:
         if sample_id not in self._outlined:

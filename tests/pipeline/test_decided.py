@@ -27,6 +27,7 @@ from autolabel.pipeline.analysis.polygons import count_polygons
 from autolabel.pipeline.decided import Decided
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.outgoing import RunMaps
+from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.report.layers import Missing, Sources
 from autolabel.pipeline.report.notebook import look
 from autolabel.pipeline.report.write import write_report
@@ -71,7 +72,7 @@ def images(runs: Path) -> Iterator[tuple[str, Map | None, Map, Map]]:
     decided = Decided(run.policy, CITYSCAPES, run.confidence.edges)
     for sample in load_manifest(runs / "asked.parquet").samples:
         coarse = read_coarse(sample, CITYSCAPES, drawn_void=True)
-        yield sample.sample_id, coarse, *decided(*run.confidence[sample.sample_id], coarse)
+        yield sample.sample_id, coarse, *decided.of(run.confidence, sample.sample_id, coarse)
 
 
 def unnamed(coarse: Map | None) -> NDArray[np.bool_]:
@@ -94,6 +95,19 @@ def test_what_decided_is_what_the_label_has_and_elsewhere_what_was_kept(runs: Pa
         asked, differ = asked + int(where.sum()), differ + int((told != run.labels[sample_id])[where].sum())
         turned += int((top != own[0]).sum())
     assert turned > 100 and 0 < differ < 0.15 * asked
+
+
+def test_what_decided_is_exactly_the_label_of_a_run_that_was_relabelled(runs: Path, tmp_path: Path) -> None:
+    source, policy = Run.open(runs / "plain"), Run.open(runs / "dense").policy
+    relabel(source, policy, out=tmp_path / "run")
+    labels, decided = Run.open(tmp_path / "run").labels, Decided(policy, CITYSCAPES, source.confidence.edges)
+    for sample in load_manifest(runs / "asked.parquet").samples:
+        coarse = read_coarse(sample, CITYSCAPES, drawn_void=True)
+        top, level = decided.of(source.confidence, sample.sample_id, coarse)
+        told = np.where(level > source.confidence.edges.index(0.5), top, IGNORE)
+        if coarse is not None:
+            told = np.where(coarse == IGNORE, told, np.where(coarse == VOID, IGNORE, coarse))
+        assert np.array_equal(told, labels[sample.sample_id])
 
 
 def test_an_audit_of_kept_confidence_is_about_what_decided_and_suggests_a_policy_that_relabels(
