@@ -13,7 +13,7 @@ PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 # What no computer has fewer of: no figure may depend on the instructions of the machine that made it.
 PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
 NUMERIC := tests/manifests/test_scores.py tests/teacher tests/student/test_losses.py tests/student/test_evaluate.py \
-	tests/pipeline/test_audit.py tests/pipeline/test_calibration.py tests/pipeline/test_outlined.py
+	tests/pipeline/test_audit.py tests/pipeline/test_calibration.py tests/pipeline/test_weighed.py
 
 .PHONY: help demo dev quick test kinds readers plain lint types format docs clean
 

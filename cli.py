@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
+from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.formats.known import WRITTEN
 from autolabel.manifests.formats.style import IMAGES, Style
 from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
@@ -126,6 +127,10 @@ output_manifest = option("-o", "--output", type=FILE, required=True, help="Manif
 policy_option = option(
     "--policy", **text(load_policy, "POLICY"), group="what",
     help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md. [default: {PAPER.name}]",
+)  # fmt: skip
+polygons_option = option(
+    "--polygons", type=FILE, group="what",
+    help="Counts of polygons, for a policy that weighs them; `autolabel polygons` makes them.",
 )  # fmt: skip
 space_help = f"The classes: {', '.join(BUILT_IN)}, or a JSON file; see docs/words-and-files.md."
 space_option = option("--label-space", **text(load_label_space, "SPACE"), help=space_help)
@@ -365,6 +370,7 @@ def export_model(checkpoint: Path, output: Path, **options: Any) -> None:
         help="A checkpoint, or another model (docs/teachers.md); several are averaged.")  # fmt: skip
 @option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
 @policy_option
+@polygons_option
 @option("--threshold", type=float, group="what",
         help=f"Keep a class where its probability exceeds this. [default: {PAPER.threshold:g}]")  # fmt: skip
 @option("--label-space", **text(load_label_space, "SPACE"), group="what",
@@ -372,7 +378,7 @@ def export_model(checkpoint: Path, output: Path, **options: Any) -> None:
 @job_options(LabelJob)
 @option("--dry-run", is_flag=True, group="what", help="Label nothing; say what there is to do, and how long it takes.")
 def generate(
-    source: Path, teachers: tuple[str, ...], policy: Policy | None, threshold: float | None,
+    source: Path, teachers: tuple[str, ...], policy: Policy | None, polygons: Path | None, threshold: float | None,
     label_space: LabelSpace | None, dry_run: bool, **values: Any,
 ) -> None:  # fmt: skip
     """Label the images of SOURCE, a folder or a manifest.
@@ -380,15 +386,16 @@ def generate(
     \b
     autolabel generate drive/ --teacher teacher/best.pt --out runs/auto
     autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy human-first
+    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy dense --polygons polygons.json
     autolabel generate drive/ --teacher segformer/ --label-space cityscapes --classes ade20k.toml --out runs/auto
     """
+    policy = with_counts(_policy_of(policy, threshold), polygons)
     teacher = familiar(teachers)
 
     from autolabel.pipeline.preview import preview
     from autolabel.pipeline.run import generate
     from autolabel.pipeline.source import manifest_of
 
-    policy = _policy_of(policy, threshold)
     with tempfile.TemporaryDirectory() as scratch:
         place = Path(scratch) if dry_run else values["out"]
         accounts: list[Account] = []
@@ -424,6 +431,14 @@ def _policy_of(policy: Policy | None, threshold: float | None) -> Policy:
     if threshold is not None and policy is not None:
         raise Failure(f"--threshold {threshold:g} and --policy: write the threshold into the policy")
     return policy or (PAPER if threshold in (None, PAPER.threshold) else Policy(threshold=threshold))
+
+
+def with_counts(policy: Policy, polygons: Path | None) -> Policy:
+    """The policy with counts of polygons from a file, if one is named. Raises ValueError where it lacks them."""
+    if polygons is not None:
+        policy = policy.counted(PolygonCounts.read(polygons))
+    policy.require_counts()
+    return policy
 
 
 def _counters(update: Reporter) -> Callable[[Counters], None]:
@@ -672,24 +687,6 @@ def diff(run_a: Path, run_b: Path) -> None:
     with progress("comparing") as update:
         difference = compare(run_a, run_b, progress=update)
     show(difference)
-
-
-@main.command()
-@click.argument("run", type=FOLDER)
-@option("-o", "--output", type=FILE, required=True, help="Write the run's policy with these shares, for `generate`.")
-def outlined(run: Path, output: Path) -> None:
-    """Count what people outline; write a policy that uses it.
-
-    \b
-    autolabel generate coarse.parquet --teacher teacher/best.pt --out trial --policy human-first --limit 500
-    autolabel outlined trial -o outlined.toml
-    autolabel generate coarse.parquet --teacher teacher/best.pt --out runs/auto --policy outlined.toml
-    """
-    from autolabel.pipeline.analysis.stats import outlined
-
-    counts = outlined(run, output=output)
-    show(counts)
-    echo(f"wrote {output}: policy {counts.policy.name!r}, to be used where these people labelled")
 
 
 @main.command()

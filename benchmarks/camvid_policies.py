@@ -4,8 +4,7 @@
     python benchmarks/camvid_policies.py OUT [--smallest]
 
 The teacher was trained on the 62 other images. It labels the 305 once, with its confidence kept; every policy relabels
-that run, and the result is held against the fine labels, which nobody has used; those that say what is outlined, as
-`autolabel outlined` counts it in the labels of human-first, label anew. Thresholds by class come from
+that run, and the result is held against the fine labels, which nobody has used. Thresholds by class come from
 `autolabel audit` of the 101 validation images, at a target precision of 0.9. The numbers are those of `audit`
 (docs/audit.md), which would run the teacher again for each policy. A dash: the class is nowhere in these labels.
 With --smallest, of an OUT that was made so, three policies are tried and the numbers mean nothing.
@@ -16,14 +15,13 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from autolabel import cli
-from autolabel.manifests.policy import HUMAN_FIRST, load_policy
+from autolabel.manifests.policy import HUMAN_FIRST
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest
@@ -43,7 +41,6 @@ POLICIES = {
     "human-first, 0.5": 'coarse = "human-wins"',
     "human-first": HUMAN_FIRST.to_toml(),
 }
-OUTLINED: tuple[float, ...] = (0.3, 0.5, 0.7)  # thresholds
 SMALLEST = ("paper", "thresholds by class", "human-first")
 
 
@@ -86,10 +83,10 @@ def main() -> None:
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     asked = parser.parse_args()
-    policies, outlined = POLICIES, OUTLINED
+    policies = POLICIES
     if asked.smallest:
         print("--smallest: these numbers mean nothing")
-        policies, outlined = {name: POLICIES[name] for name in SMALLEST}, OUTLINED[:1]
+        policies = {name: POLICIES[name] for name in SMALLEST}
     os.chdir(asked.out)
     label = f"generate --teacher {asked.teacher} --precision {asked.precision}"
     for name in ("coarse", "val"):
@@ -103,13 +100,6 @@ def main() -> None:
         file.write_text(text or Path("runs/kept-val/suggested.toml").read_text(encoding="utf-8"), encoding="utf-8")
         autolabel(f"relabel runs/kept-coarse --policy {file} --out {run}")
         found[name] = scores(run, Path("truth.parquet"))
-    autolabel("outlined policies/human-first -o policies/outlined.toml")
-    for threshold in outlined:
-        policy = replace(load_policy("policies/outlined.toml"), threshold=threshold)
-        file, run = Path(f"policies/outlined-{threshold}.toml"), Path(f"policies/outlined-{threshold}")
-        file.write_text(policy.to_toml(), encoding="utf-8")
-        autolabel(f"{label} coarse.parquet --policy {file} --out {run}")
-        found[f"outlined, {threshold}"] = scores(run, Path("truth.parquet"))
     show(found)
 
 

@@ -2,12 +2,12 @@
 
 python benchmarks/ordered_kills.py [COMMAND ...] [--every 1] [--full] [--out DIR]
 
-Without names it does all: generate, generate-png, grown, relabel, repair, export, export-hf, scan, fuse, outlined,
-train, audit, report, compare. A command runs in a forked copy of this process, which has imported everything, and an
-audit hook of Python sees what it is about to do to the files of its folder. SIGKILL comes there; with --full every new
-file is refused from there on, as a full disk would. Then the same command is made again. It must succeed, and leave the
-files of a command that nobody disturbed: the same labels, rows and weights but for times and rates, and nothing beside
-them. Exit code 1 if anything differs. Linux and macOS.
+Without names it does all: generate, generate-png, grown, relabel, repair, export, export-hf, scan, fuse, train, audit,
+report, compare. A command runs in a forked copy of this process, which has imported everything, and an audit hook of
+Python sees what it is about to do to the files of its folder. SIGKILL comes there; with --full every new file is
+refused from there on, as a full disk would. Then the same command is made again. It must succeed, and leave the files
+of a command that nobody disturbed: the same labels, rows and weights but for times and rates, and nothing beside them.
+Exit code 1 if anything differs. Linux and macOS.
 """
 
 from __future__ import annotations
@@ -305,7 +305,6 @@ class World:
             "export-hf": Case([*export, "hf"]),
             "scan": Case(scan),
             "fuse": Case(fuse),
-            "outlined": Case(["outlined", str(source), "-o", f"{place}/outlined.toml"]),
             "train": Case(train),
             "audit": Case(audit, before=self.kept),
             "report": Case(["report", str(run), "--images", "3"], before=self.reported),

@@ -21,17 +21,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from PIL import Image
 
+from autolabel.manifests.evidence import OUTSIDE, PolygonCounts, places
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
-from autolabel.manifests.policy import PAPER, REFERENCE, Policy
+from autolabel.manifests.policy import DENSE, PAPER, REFERENCE, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.shards import crc32c, encode_zarr
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.decide import Undrawn, count, encode, top_classes
+from autolabel.teacher.decide import Evidence, count, encode, top_classes
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.fields import at_size
@@ -44,7 +46,8 @@ POLICIES: dict[str, tuple[Policy, int | None]] = {
     "threshold by class": (Policy(thresholds={"pole": 0.3, "car": 0.7, "sky": 0.9}), None),
     "human-wins": (Policy(coarse="human-wins"), None),
     "reference": (REFERENCE, None),
-    "what is outlined": (Policy(coarse="human-wins", outlined={"road": 0.9, "pole": 0.1}), None),
+    "dense": (DENSE, None),
+    "dense, 8 levels kept": (DENSE, 8),
     "boundary of 2 pixels": (Policy(boundary=2), None),
     "pieces of 100 pixels": (Policy(smallest_piece=100), None),
     "all of these": (
@@ -53,6 +56,21 @@ POLICIES: dict[str, tuple[Policy, int | None]] = {
     ),
     "8 levels kept": (PAPER, 8),
 }
+
+
+def evidence_of(policy: Policy, coarse: NDArray[np.uint8]) -> Evidence | None:
+    """The evidence of polygons; their places are computed here too."""
+    factors = policy.evidence(CITYSCAPES)
+    if factors is None:
+        return None
+    around = torch.from_numpy(places(coarse, CLASSES))[None]
+    return Evidence(around, torch.from_numpy(factors.table.T.copy()), factors.teacher_weight)
+
+
+def counts_of(dice: np.random.Generator) -> PolygonCounts:
+    """Any counts do: the time does not depend on them."""
+    outside = dice.integers(1, 1000, (CLASSES, len(OUTSIDE) + 1, CLASSES))
+    return PolygonCounts.of(CITYSCAPES, {"2048x1024": 40}, outside, dice.integers(1, 1000, (CLASSES, 7, 2)))
 
 
 def main() -> None:
@@ -70,29 +88,32 @@ def main() -> None:
     blobs = F.interpolate(coarsest, scale_factor=16, mode="bilinear")
     logits = blobs + torch.randn(blobs.shape, generator=dice) * 0.1
     field = at_size(logits, (height, width), (height, width))
-    top = top_classes(field, 1, classes=CLASSES, device=torch.device("cpu"))[0][0].numpy()
+    top = top_classes(field, 1, classes=CLASSES, device=torch.device("cpu")).winners[0].numpy()
+    counts = counts_of(np.random.default_rng(0))
     human = np.random.default_rng(0).random((8, 16)).repeat(height // 8, 0).repeat(width // 16, 1)
     coarse = np.where(human < 0.3, IGNORE, np.where(human < 0.9, top, (top + 1) % CLASSES)).astype(np.uint8)
 
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
         edges = policy.edges(CITYSCAPES, keep)
-        shares = policy.prior(CITYSCAPES)
-        left_out = None if shares is None else Undrawn(torch.from_numpy(coarse == IGNORE)[None], torch.tensor(shares))
-        winners, confidences = top_classes(
-            field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, undrawn=left_out
+        evidence = evidence_of(policy, coarse)
+        winners, confidences, *own = top_classes(
+            field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, evidence=evidence
         )
-        codes = encode(winners, confidences, classes=CLASSES, edges=edges).numpy()[0]
+        codes = kept = encode(winners, confidences, classes=CLASSES, edges=edges).numpy()[0]
+        if keep and evidence is not None:
+            kept = encode(*own, classes=CLASSES, edges=edges).numpy()[0]
         count(winners[0], confidences[0], classes=CLASSES)
         rules[name].apply(codes, coarse)
         if keep:
-            for layer in np.divmod(codes, len(edges) + 1):
+            for layer in np.divmod(kept, len(edges) + 1):
                 crc32c(layer)
                 encode_zarr(layer)
 
-    rules = {name: Rules(p, CITYSCAPES, p.edges(CITYSCAPES, k)) for name, (p, k) in POLICIES.items()}
-    taken: dict[str, list[float]] = {name: [] for name in POLICIES}
+    policies = {name: (p.counted(counts) if p.polygons else p, keep) for name, (p, keep) in POLICIES.items()}
+    rules = {name: Rules(p, CITYSCAPES, p.edges(CITYSCAPES, k)) for name, (p, k) in policies.items()}
+    taken: dict[str, list[float]] = {name: [] for name in policies}
     for _ in range(turns):
-        for name, (policy, keep) in random.sample(list(POLICIES.items()), len(POLICIES)):  # no one always comes first
+        for name, (policy, keep) in random.sample(list(policies.items()), len(policies)):  # no one always comes first
             started = time.process_time()
             labelled(name, policy, keep)
             taken[name].append(time.process_time() - started)

@@ -144,7 +144,7 @@ def ours_decided(parts: list[Part], size: tuple[int, int]) -> tuple[Prediction, 
     """Combined and decided in bands; the prediction, and how many bytes crossed to the host."""
     device = parts[0].logits.device
     field = Hierarchical(8, 8).mix(parts, size)
-    winners, confidences = top_classes(field, 1, classes=CLASSES, device=device)
+    winners, confidences, *_ = top_classes(field, 1, classes=CLASSES, device=device)
     codes = encode(winners, confidences, classes=CLASSES, edges=(THRESHOLD,))[0].cpu().numpy()
     histogram, sums = (table.cpu().numpy() for table in count(winners[0], confidences[0], classes=CLASSES))
     return Prediction(codes, 2, histogram, sums), codes.nbytes + histogram.nbytes + sums.nbytes

@@ -39,6 +39,17 @@ Places = NDArray[np.int16]
 Table = NDArray[np.float32]
 
 
+@dataclass(frozen=True, eq=False)
+class Factors:
+    """Evidence as numbers: table (1 + C * bins, C) float32, the logarithm of every class's factor at every place.
+
+    In places above NOWHERE a class's p is raised to the power of `teacher_weight` first.
+    """
+
+    table: Table
+    teacher_weight: float
+
+
 def places(coarse: NDArray[np.uint8], classes: int) -> Places:
     """The place of every pixel (H, W) int16 around the polygons of a coarse label (H, W) uint8.
 
@@ -54,6 +65,11 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
     bins = _bins(distance.ravel()[unnamed], OUTSIDE, coarse.shape[1])
     place[unnamed] = class_of[owner.ravel()[unnamed]] * np.int16(_BINS) + (bins + np.int16(1))
     return place.reshape(coarse.shape)
+
+
+def without_void(coarse: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """A coarse label (H, W) uint8 in which drawn void is 255, as everything else that is no class."""
+    return np.where(coarse == VOID, np.uint8(IGNORE), coarse)
 
 
 def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
@@ -136,6 +152,12 @@ class PolygonCounts:
     def images(self) -> int:
         """The number of images that were counted."""
         return sum(self.sizes.values())
+
+    @property
+    def shapes(self) -> list[tuple[int, int]]:
+        """Width and height of the images that were counted, the most frequent first."""
+        sizes = sorted(self.sizes, key=lambda size: (-self.sizes[size], size))
+        return [(int(width), int(height)) for width, height in (size.split("x") for size in sizes)]
 
     @property
     def unseen(self) -> tuple[str, ...]:
@@ -249,18 +271,23 @@ class PolygonEvidence:
             if not abs(bias) <= 20:
                 raise ValueError(f"polygons.biases.{name} {bias:g}: expected a number from -20 to 20")
 
-    def require(self, space: LabelSpace) -> PolygonCounts:
-        """Return the counts. Raises ValueError if they are missing or of other classes, or a bias is of none."""
+    def counted(self) -> PolygonCounts:
+        """Return the counts. Raises ValueError if nobody has named any."""
         if self.counts is None:
             raise ValueError(
                 "it weighs what lies around people's polygons, and nobody has named counts of it: give --polygons"
                 " polygons.json, which `autolabel polygons` counts, or name the file in the policy"
             )
-        self.counts.require(space)
+        return self.counts
+
+    def require(self, space: LabelSpace) -> PolygonCounts:
+        """Return the counts. Raises ValueError if they are missing or of other classes, or a bias is of none."""
+        counts = self.counted()
+        counts.require(space)
         for name in self.biases:
             if name not in space.names:
                 raise ValueError(f"polygons.biases.{name}: no class of label space {space.name!r}")
-        return self.counts
+        return counts
 
     def factors(self, space: LabelSpace) -> Table:
         """The logarithm of the factor of every class at every place, (1 + C * bins, C) float32; 0 at NOWHERE.

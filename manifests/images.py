@@ -20,6 +20,7 @@ from PIL import Image
 
 from autolabel.manifests import storage
 from autolabel.manifests.colours import train_ids_of
+from autolabel.manifests.evidence import VOID
 from autolabel.manifests.headers import PNG_SIGNATURE, BadImage, Header, pixels_only, read_header
 from autolabel.manifests.label_space import IGNORE, Colour, LabelSpace
 from autolabel.manifests.orientation import UPRIGHT
@@ -125,12 +126,15 @@ def read_size_and_length(path: Path) -> tuple[Size, int]:
 # --- labels -----------------------------------------------------------------------------------------------------------
 
 
-def decode_label(data: bytes, space: LabelSpace | None, *, ids: str = "train") -> NDArray[np.uint8]:
+def decode_label(
+    data: bytes, space: LabelSpace | None, *, ids: str = "train", drawn_void: bool = False
+) -> NDArray[np.uint8]:
     """Decode a label PNG: (H, W) uint8 train ids.
 
     ids: the file has one 8-bit channel with "train" ids, or with "source" ids, which the label space's table maps; or
-    it shows the "color" of every class. Without a label space the bytes are taken as they are. Raises BadImage, also
-    for ids and colours that the label space does not know.
+    it shows the "color" of every class. Without a label space the bytes are taken as they are. drawn_void: source ids
+    that the label space ignores, but for 0 and 255, become VOID. Raises BadImage, also for ids and colours that the
+    label space does not know.
     """
     header = _png_header(data)
     if ids == "color" and space is not None:
@@ -141,7 +145,13 @@ def decode_label(data: bytes, space: LabelSpace | None, *, ids: str = "train") -
     unknown = _unknown_ids(stored, space, ids=ids)
     if unknown:
         raise UnknownIds(f"ids {unknown} are not in label space {space.name!r} ({ids} ids)", unknown)
-    return np.frombuffer(space.train_ids, np.uint8)[stored] if ids == "source" else stored
+    if ids != "source":
+        return stored
+    train_ids = np.frombuffer(space.train_ids, np.uint8).copy()
+    if drawn_void:
+        train_ids[1:IGNORE][train_ids[1:IGNORE] == IGNORE] = VOID
+    mapped: NDArray[np.uint8] = train_ids[stored]
+    return mapped
 
 
 def stored_ids(data: bytes) -> tuple[NDArray[np.uint8], tuple[Colour, ...] | None]:

@@ -9,14 +9,15 @@ from __future__ import annotations
 import difflib
 import json
 import math
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, name_of, plain_json, read_toml
-from autolabel.manifests.evidence import PolygonCounts, PolygonEvidence
+from autolabel.manifests.evidence import Factors, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
@@ -93,10 +94,8 @@ class Policy:
     pixel of the teacher gives the pixel its fate; the coarse label comes last and may decide any pixel anew.
 
     1. area: outside it the teacher does not count.
-    2. outlined, temperature, threshold, thresholds: a pixel keeps its top class if the class's probability,
-       softmax(logits / temperature), exceeds the threshold, or the class's own in `thresholds`. `outlined[c]` is the
-       share of class c that people outline. Where they outlined nothing, p(c) is multiplied by 1 - outlined[c] first,
-       and all p are normalised (Bayes' rule).
+    2. temperature, polygons, threshold, thresholds: a pixel keeps its top class if the class's probability,
+       softmax(logits / temperature), exceeds the threshold, or the class's own in `thresholds`.
     3. boundary: pixels at most so many rows and columns away from another top class are dropped.
     4. smallest_piece: pieces of the teacher's label (4-connected, one class) with fewer pixels are dropped.
     5. coarse, coarse_rules (by class): the use of the human coarse label where it names a class.
@@ -123,7 +122,6 @@ class Policy:
     smallest_piece: int = 0
     coarse: str = COARSE_RULES[0]
     coarse_rules: dict[str, str] = field(default_factory=dict)
-    outlined: dict[str, float] = field(default_factory=dict)
     polygons: PolygonEvidence | None = None
 
     def __post_init__(self) -> None:
@@ -133,9 +131,6 @@ class Policy:
                 check_threshold(threshold)
             except ValueError as error:
                 raise ValueError(f"class {name!r}: {error}") from error
-        for name, share in self.outlined.items():
-            if not 0 <= share < 1:
-                raise ValueError(f"outlined {name!r} {share:g}: expected a share of its pixels in [0, 1), such as 0.8")
         if not 0.05 <= self.temperature <= 20:
             raise ValueError(f"temperature {self.temperature:g}: expected a number from 0.05 to 20")
         for name, most in (("boundary", 64), ("smallest_piece", 1 << 20)):
@@ -148,22 +143,32 @@ class Policy:
             object.__setattr__(self, "name", f"threshold {self.threshold:g}")
 
     def require(self, space: LabelSpace) -> None:
-        """Raise ValueError if a rule names a class that the label space does not have."""
+        """Raise ValueError if a rule names a class that the label space does not have, or counts are missing."""
+        self.require_counts()
         if self.polygons is not None:
             try:
                 self.polygons.require(space)
             except ValueError as error:
                 raise ValueError(f"policy {self.name!r}: {error}") from error
-        for name in (*self.thresholds, *self.outlined, *self.coarse_rules):
+        for name in (*self.thresholds, *self.coarse_rules):
             if name not in space.names:
                 close = difflib.get_close_matches(name, space.names, 1)
                 hint = f"did you mean {close[0]!r}?" if close else f"expected one of {', '.join(space.names)}"
                 raise ValueError(f"policy {self.name!r}: {name!r} is no class of label space {space.name!r}: {hint}")
 
-    def prior(self, space: LabelSpace) -> list[float] | None:
-        """The share of every class, by train id, that people do not outline; None if all shares are equal."""
-        shares = [1 - self.outlined.get(name, 0.0) for name in space.names]
-        return shares if len(set(shares)) > 1 else None
+    def evidence(self, space: LabelSpace) -> Factors | None:
+        """The evidence of polygons in numbers; None if the policy weighs none. Raises ValueError as `require`."""
+        if self.polygons is None:
+            return None
+        return Factors(self.polygons.factors(space), self.polygons.teacher_weight)
+
+    def require_counts(self) -> None:
+        """Raise ValueError if the policy weighs polygons and nobody has named counts of them."""
+        if self.polygons is not None:
+            try:
+                self.polygons.counted()
+            except ValueError as error:
+                raise ValueError(f"policy {self.name!r}: {error}") from error
 
     def class_thresholds(self, space: LabelSpace) -> list[float]:
         """The threshold of every class, by train id."""
@@ -210,7 +215,7 @@ class Policy:
         ]
         if self.coarse != plain.coarse:
             lines.append(f"coarse = {_quoted(self.coarse)}")
-        lines += _toml_table("thresholds", self.thresholds, comments) + _toml_table("outlined", self.outlined)
+        lines += _toml_table("thresholds", self.thresholds, comments)
         if self.area:
             lines += ["", "[area]", f"unit = {_quoted(self.area.unit)}", f"rows = {list(self.area.rows)}"]
             lines.append(f"columns = {list(self.area.columns)}")
@@ -227,7 +232,6 @@ _KEYS: dict[str, tuple[type, ...]] = {
     "name": (str,),
     "threshold": (int, float),
     "thresholds": (dict,),
-    "outlined": (dict,),
     "temperature": (int, float),
     "area": (dict,),
     "boundary": (int,),
@@ -264,9 +268,8 @@ def policy_of(document: dict[str, Any], *, folder: Path = Path()) -> Policy:
     folder: where the file of the counts of polygons is looked for.
     """
     _require_keys(document, _KEYS, "")
-    for key in ("thresholds", "outlined"):
-        for name, value in document.get(key, {}).items():
-            _require_type(value, (int, float), f"{key}.{name}")
+    for name, value in document.get("thresholds", {}).items():
+        _require_type(value, (int, float), f"thresholds.{name}")
     area = document.get("area")
     if area is not None:
         _require_keys(area, {"rows": (list,), "columns": (list,), "unit": (str,)}, "area.")
@@ -336,10 +339,26 @@ def load_policy(name_or_file: str) -> Policy:
 
 
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
-    """The rules in which two policies in the form of `to_dict` differ: (key, before, now). Names may differ."""
-    for key in (f.name for f in fields(Policy)):
-        if key != "name" and before.get(key) != now.get(key):
+    """The rules in which two policies in the form of `to_dict` differ: (key, before, now). Names may differ.
+
+    Rules of polygons are told one by one, and their counts by the number of images and a checksum.
+    """
+    rules = [key for key in _KEYS if key != "name"]
+    before, now = _flat(before), _flat(now)
+    for key in (*rules, *(f"polygons.{key}" for key in _POLYGON_KEYS)):
+        if before.get(key) != now.get(key):
             yield key, before.get(key), now.get(key)
+
+
+def _flat(policy: dict[str, Any]) -> dict[str, Any]:
+    polygons = policy.get("polygons")
+    if polygons is None:
+        return policy
+    counts = polygons.get("counts")
+    if counts is not None:
+        digest = zlib.crc32(json.dumps(counts, sort_keys=True).encode())
+        polygons = polygons | {"counts": f"of {sum(counts['sizes'].values())} images ({digest:08x})"}
+    return policy | {"polygons": "weighed"} | {f"polygons.{key}": value for key, value in polygons.items()}
 
 
 PAPER = Policy("paper")

@@ -75,12 +75,16 @@ def _decode(sample: Sample, data: bytes, *, shrink: float) -> tuple[Image.Image,
     return picture, smaller
 
 
-def read_coarse(sample: Sample, space: LabelSpace) -> NDArray[np.uint8] | None:
-    """The coarse label of a sample as (H, W) uint8 train ids, None if it has none. Raises BadImage, naming the file."""
+def read_coarse(sample: Sample, space: LabelSpace, *, drawn_void: bool = False) -> NDArray[np.uint8] | None:
+    """The coarse label of a sample as (H, W) uint8 train ids, None if it has none. Raises BadImage, naming the file.
+
+    drawn_void: where the file holds source ids, polygons of no class are VOID, not 255 (`decode_label`).
+    """
     if sample.coarse_label is None:
         return None
     try:
-        label = decode_label(read_file(sample.coarse_label), space, ids=sample.label_ids)
+        data = read_file(sample.coarse_label)
+        label = decode_label(data, space, ids=sample.label_ids, drawn_void=drawn_void)
         require_size(label, (sample.height, sample.width))
         return label
     except BadImage as error:

@@ -25,11 +25,11 @@ ENGINES = ("auto", "local", "ray")
 class Recipe:
     """Two calls with equal recipes make the same labels from the same images.
 
-    `confidence_edges` are the kept levels' edges, ascending, or None where no confidence is kept. `device` is a kind of
-    device ("cpu", "cuda", "mps"), `batch_pixels` the pixels at all scales together that a GPU computes at once (0 on a
-    CPU, where a batch is one image), `unit_size` the number of samples in a unit. `window` is the height and width of
-    the windows that a model of another library looks at, `class_map` what its classes mean; None without either.
-    `teacher_sha256` is empty where no teacher is known.
+    `confidence_edges` are the kept levels' edges, ascending, or None where no confidence is kept. `keep_probability`:
+    every label has its probabilities beside it. `device` is a kind of device ("cpu", "cuda", "mps"), `batch_pixels` the
+    pixels at all scales together that a GPU computes at once (0 on a CPU, where a batch is one image), `unit_size` the
+    number of samples in a unit. `window` is the height and width of the windows that a model of another library looks
+    at, `class_map` what its classes mean; None without either. `teacher_sha256` is empty where no teacher is known.
     """
 
     teacher_sha256: str
@@ -40,6 +40,7 @@ class Recipe:
     combine: str
     policy: Policy
     confidence_edges: tuple[float, ...] | None
+    keep_probability: bool
     precision: str
     device: str
     batch_pixels: int

@@ -64,7 +64,6 @@ CLASSES_SCHEMA = pa.schema(
         ("coarse_pixels", pa.int64()),
         ("agreeing_pixels", pa.int64()),
         ("contradicted_pixels", pa.int64()),
-        ("undrawn_pixels", pa.int64()),
         *((f"{fate}_pixels", pa.int64()) for fate in FATES),
         ("from_human_pixels", pa.int64()),
     ]

@@ -128,7 +128,7 @@ def _source(pngs: Pngs, job: LabelJob, manifest: ManifestFile) -> PngSource:
 def _require_confidences(job: LabelJob, *, known: bool) -> None:
     """Raise ValueError if the job asks for confidences that are not known; the top class's alone is, at best."""
     policy = job.policy
-    asked = "a temperature" if policy.temperature != 1 else "what people outline" if policy.outlined else ""
+    asked = "a temperature" if policy.temperature != 1 else "what polygons say" if policy.polygons else ""
     if asked:
         raise ValueError(
             f"policy {policy.name!r} asks for {asked}, which needs the probabilities of all classes: leave it out, the"

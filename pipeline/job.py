@@ -112,7 +112,7 @@ class LabelJob:
             return "--keep-confidence"
         if policy.thresholds or (policy.threshold != PAPER.threshold and policy not in PRESETS.values()):
             return f"policy {policy.name!r}, which has thresholds,"
-        if policy.temperature != 1 or policy.outlined:
+        if policy.temperature != 1 or policy.polygons:
             return f"policy {policy.name!r}, which needs the probabilities of all classes,"
         return ""
 

@@ -35,7 +35,7 @@ class KeptPredictor:
     device = "cpu"
 
     def __init__(self, source: Run, policy: Policy) -> None:
-        self.source = source
+        self.source, self._weighs = source, policy.polygons is not None
         assert source.recipe.confidence_edges is not None
         self.edges = source.recipe.confidence_edges
         self._levels = FromLevels(policy, source.label_space, self.edges, silent=source.teacher is None)
@@ -53,7 +53,7 @@ class KeptPredictor:
         if not earlier.labelled:
             return Refused(row, earlier.reason or "")
         try:
-            coarse = read_coarse(sample, self.source.label_space)
+            coarse = read_coarse(sample, self.source.label_space, drawn_void=self._weighs)
         except BadImage as error:
             return Refused(row, str(error))
         return Decoded(row, coarse=coarse, places=self._levels.places(coarse))

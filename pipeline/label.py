@@ -304,7 +304,8 @@ class Labeller:
         encoded = {LABELS: self._encode(outcome.label)}
         checksums: dict[str, Any] = {}
         if self.recipe.confidence_edges is not None:
-            top, level = np.divmod(prediction.codes, prediction.levels)
+            own = prediction.codes if prediction.own is None else prediction.own
+            top, level = np.divmod(own, prediction.levels)
             for layer, values in ((TOP, top.astype(np.uint8)), (CONFIDENCE, level.astype(np.uint8))):
                 encoded[layer] = self._encode(values)
                 checksums[f"{layer}_crc32c"] = crc32c(values)

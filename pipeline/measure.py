@@ -35,7 +35,6 @@ def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -
     mean_confidence and confidence_hist are over the pixels whose top class it is, before the threshold, and so are the
     fates. coarse_pixels: pixels of this class in the coarse label; agreeing_pixels: those to which the teacher, before
     the coarse label was asked, gives the same class; contradicted_pixels: another one (it gives none to the rest).
-    undrawn_pixels: of the pixels whose top class it is, those where the coarse label, if there is one, names none.
     """
     rows = []
     for c, name in enumerate(space.names):
@@ -54,7 +53,6 @@ def class_numbers(outcome: Outcome, prediction: Prediction, space: LabelSpace) -
                 "coarse_pixels": coarse_pixels,
                 "agreeing_pixels": int(outcome.agreeing[c]),
                 "contradicted_pixels": int(outcome.contradicted[c]),
-                "undrawn_pixels": int(outcome.left_out[c]),
                 **{f"{fate}_pixels": int(n) for fate, n in zip(FATES, outcome.fates[c], strict=True)},
                 "from_human_pixels": int(outcome.from_human[c]),
             }

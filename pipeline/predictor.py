@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.evidence import Places
+from autolabel.manifests.evidence import Places, places
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
@@ -91,7 +91,7 @@ class TeacherPredictor:
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
-        self._undrawn = recipe.policy.prior(recipe.label_space)
+        self._evidence = recipe.policy.evidence(recipe.label_space)
         self._in_flight: dict[Size, int] = {}
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
@@ -101,12 +101,14 @@ class TeacherPredictor:
             data = read_file(sample.image)
             row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
             image = decode_photograph(sample, data)
-            coarse = read_coarse(sample, self.recipe.label_space)
+            space, weighed = self.recipe.label_space, self._evidence is not None
+            coarse = read_coarse(sample, space, drawn_void=weighed)
+            around = places(coarse, len(space)) if weighed and coarse is not None else None
         except BadImage as error:
             return Refused(row, str(error))
         except MemoryError:
             return Refused(row, "not enough memory to decode it")
-        return Decoded(row, image, coarse)
+        return Decoded(row, image, coarse, around)
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
         """Predict images of one size in one pass. Raises NotEnoughMemory, MemoryTaken."""
@@ -114,8 +116,8 @@ class TeacherPredictor:
         return list(
             self.teacher.predict_in_batches(
                 [decoded.image for decoded in batch], self.planned_batch(size), edges=self.edges, scales=recipe.scales,
-                flip=recipe.flip, temperature=recipe.policy.temperature, prior=self._undrawn,
-                coarse=[decoded.coarse for decoded in batch],
+                flip=recipe.flip, temperature=recipe.policy.temperature, evidence=self._evidence,
+                places=[decoded.places for decoded in batch], own=recipe.confidence_edges is not None,
                 alone=self.device != "cpu" and self.in_flight(size, most=BATCHES) == 1,
             )
         )  # fmt: skip

@@ -19,6 +19,7 @@ from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.attempts import excuse
 from autolabel.pipeline.engine import Work
+from autolabel.pipeline.fitting import notes_on_polygons, require_policy
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
@@ -65,12 +66,16 @@ def _as_loaded(job: LabelJob, teacher: Teacher) -> LabelJob:
 
 @dataclass(frozen=True)
 class Request:
-    """A job whose open choices are settled: absolute paths, a manifest, a recipe."""
+    """A job whose open choices are settled: absolute paths, a manifest, a recipe.
+
+    notes: sentences about a request that was never made before.
+    """
 
     job: LabelJob
     manifest: ManifestFile
     recipe: Recipe
     input_sha256: str
+    notes: tuple[str, ...] = ()
 
     @property
     def device(self) -> str:
@@ -89,8 +94,10 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     folder = RunFolder(job.out)
     folder.require_new_or_run()
     run = Run.open(job.out) if folder.exists() else None
+    notes: tuple[str, ...] = ()
     if run is None:  # else this was checked when the run began
-        _require_policy(job, manifest)
+        require_policy(job, manifest)
+        notes = notes_on_polygons(job.policy, manifest)
         device, precision = (job.device, job.precision) if source else _settle_device(job, scratch)
     else:
         device = run.recipe.device if job.device == "auto" else torch.device(job.device).type
@@ -102,12 +109,12 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
         edges = tuple(sorted({0.0, *edges}))  # PNGs also say that a pixel has no class
     scales = job.scales or (earlier.recipe.scales if earlier else job.teacher.scales)
     recipe = Recipe(
-        teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, job.policy, edges, precision, device,
-        pixels, job.store, job.unit_size, manifest.label_space,
+        teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, job.policy, edges, False, precision,
+        device, pixels, job.store, job.unit_size, manifest.label_space,
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)
-    return Request(job, manifest, recipe, storage.sha256(job.manifest)), run
+    return Request(job, manifest, recipe, storage.sha256(job.manifest), notes), run
 
 
 def _settle_device(job: LabelJob, scratch: Path) -> tuple[str, str]:
@@ -125,22 +132,6 @@ def _settle_device(job: LabelJob, scratch: Path) -> tuple[str, str]:
     several = ray and device == "cuda" and job.precision == "auto"
     precision = common_precision(gpu_precisions()) if several else pick_precision(job.precision, device)
     return torch.device(device).type, precision
-
-
-def _require_policy(job: LabelJob, manifest: ManifestFile) -> None:
-    """Raise ValueError if the policy does not fit the label space, or an image of the manifest."""
-    job.policy.require(manifest.label_space)
-    job.policy.edges(manifest.label_space, job.keep_confidence)
-    if job.policy.area is None:
-        return
-    for table in manifest.tables():
-        columns = (table[name].to_pylist() for name in ("height", "width", "image"))
-        for height, width, image in zip(*columns, strict=True):
-            if height:  # else it cannot be read
-                try:
-                    job.policy.area.box(height, width)
-                except ValueError as error:
-                    raise ValueError(f"{image}: {error}") from error
 
 
 def require_fitting(request: Request, teacher: Teacher) -> None:

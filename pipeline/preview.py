@@ -71,6 +71,7 @@ class Preview(Shown):
     device: str
     precision: str
     probe: Probe | None = None
+    notes: tuple[str, ...] = ()
 
     def hours(self, workers: int) -> float:
         """The time for all that is left, if workers do not hold each other up."""
@@ -86,6 +87,7 @@ class Preview(Shown):
             f"units   {self.units} of up to {counted(self.unit_size, 'image')}, {self.units_left} of them left",
             f"done    {counted(self.done, 'image')}; this call would do {self.wanted}",
             f"device  {self.device}, {self.precision}",
+            *(f"note    {note}" for note in self.notes),
         ]
         probe = self.probe
         if probe is None:
@@ -134,7 +136,7 @@ def preview(job: LabelJob, *, teacher: Teacher | None = None, progress: Progress
             sizes.update(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
         result = Preview(
             plan.samples, dict(sizes.most_common()), len(plan), recipe.unit_size, len(left.units), left.before.done,
-            left.wanted, recipe.device, recipe.precision,
+            left.wanted, recipe.device, recipe.precision, notes=request.notes,
         )  # fmt: skip
         bucket, samples = _spread(left, PROBED if recipe.device == "cpu" else PROBED_ON_GPU)
         if not samples:

@@ -59,11 +59,6 @@ def _require_enough(source: Run, policy: Policy) -> None:
             f"policy {policy.name!r} has temperature {policy.temperature:g}, {source.path}"
             f" {source.policy.temperature:g}: only `autolabel generate` can change it"
         )
-    if policy.prior(source.label_space) != source.policy.prior(source.label_space):
-        raise ValueError(
-            f"policy {policy.name!r} and {source.path} differ in what is outlined: only `autolabel generate` can"
-            " change it"
-        )
     unknown = sorted({policy.threshold, *policy.thresholds.values()}.difference(edges))
     if unknown:
         raise ValueError(

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests.evidence import VOID
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.pieces import pieces as pieces
 from autolabel.manifests.policy import Policy
@@ -37,7 +38,6 @@ class Outcome:
     from_human (C,): pixels of the label that have this class because the coarse label decided.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
     the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; contradicted, another.
-    left_out (C,): pixels by top class where the coarse label names none; 0 without a coarse label.
     """
 
     label: Label
@@ -46,7 +46,6 @@ class Outcome:
     coarse: Counts
     agreeing: Counts
     contradicted: Counts
-    left_out: Counts
 
     @property
     def pixels(self) -> Counts:
@@ -69,8 +68,11 @@ class Rules:
         rules = [policy.coarse_rules.get(name, policy.coarse) for name in space.names]
         self._unions = [h for h, rule in enumerate(rules) if rule == "union"]
         self._around = bool(policy.area or policy.boundary or policy.smallest_piece)
-        # Axes of every table: human class (the last one: none), mark, top class, level.
-        shape = len(space) + 1, len(_MARKS) if self._around else 1, len(space), self.levels
+        # Axes of every table: human class (and then: none; drawn, but of no class), mark, top class, level.
+        self._humans = np.minimum(np.arange(256), len(space)).astype(np.intp)
+        if policy.polygons is not None:
+            self._humans[VOID] += 1
+        shape = int(self._humans.max()) + 1, len(_MARKS) if self._around else 1, len(space), self.levels
         human, mark, top, level = (x.ravel() for x in np.indices(shape, np.uint8))
         self._shape, self._top, self._human = shape, top, human
         self._spoken = level > 0 if silent else np.ones_like(level, np.bool_)
@@ -81,14 +83,14 @@ class Rules:
 
     def _table(self, rules: Sequence[str], level: Label, needed: Label) -> tuple[Label, Label]:
         """Label and fate of every case, where the coarse label counts as told by rule and class."""
-        rule = np.array([*rules, "ignore"])
+        rule = np.array([*rules, "ignore", "ignore"])
         human, top, kept = self._human, self._top, self._teacher != IGNORE
         label, fate = self._teacher.copy(), self._fate.copy()
         named = human < self.classes
         by_human = rule[human]
         agreed = kept & (top == human)
         sure = (
-            level >= np.append(needed, np.uint8(0))[human]
+            level >= np.append(needed, np.zeros(2, np.uint8))[human]
         )  # the teacher's confidence exceeds the threshold of the human's class
 
         def decide(where: NDArray[np.bool_], to: Label) -> None:
@@ -100,6 +102,7 @@ class Rules:
         decide((by_human == "union") & kept & (top != human) & ~sure, ignored)
         decide((by_human == "human-wins") & ~agreed, human)
         decide((by_human == "teacher-wins") & ~kept, human)
+        decide(human > self.classes, ignored)
         return label, fate
 
     def apply(self, codes: Codes, coarse: Label | None) -> Outcome:
@@ -125,7 +128,6 @@ class Rules:
             coarse=by_class(self._human, human),
             agreeing=by_class(self._human, human * (teacher == self._human)),
             contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
-            left_out=by_class(self._top, spoken * (self._human == classes) * (coarse is not None)),
         )
 
     def fates(self, codes: Codes, coarse: Label | None) -> Label:
@@ -141,7 +143,7 @@ class Rules:
         keys = codes.astype(np.intp)
         if self._around:
             keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
-        keys += classes * cases if coarse is None else np.minimum(coarse, classes).astype(np.intp) * cases
+        keys += classes * cases if coarse is None else self._humans.take(coarse) * cases
         return keys
 
     def _tables(self, spoken: Counts, coarse: Label | None) -> tuple[Label, Label]:

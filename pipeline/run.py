@@ -113,6 +113,8 @@ def generate(
             on_progress=on_progress, on_note=on_note, budgets=run.budgets,
         )  # fmt: skip
         meter.tick()
+        for note in request.notes:
+            meter.note(note)
         ended = Ended()
         if left.units:
             run = replace(run, engine=engine, state="running", accounts=None, tables_sha256=None)

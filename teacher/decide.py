@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autolabel.manifests.evidence import NOWHERE
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.networks.fields import Field, Size
@@ -29,17 +30,38 @@ _COUNTED_AT_ONCE = 1 << 16
 _GPU_COUNTED_AT_ONCE = 1 << 26
 _ROUNDING = 1e-6  # of a sum of probabilities
 _COPIES = 64  # of a table that a GPU counts into
+LEAST = 1e-30  # probability that stands for 0, whose logarithm is no number
+
+Codes = NDArray[np.uint8] | NDArray[np.int16]
 
 
-class Undrawn(NamedTuple):
-    """Pixels that people left unlabelled, and the prior that this gives every class.
+class Evidence(NamedTuple):
+    """People's polygons as evidence about the pixels of a batch, on its device (manifests/evidence.py).
 
-    where: (B, H, W) bool, True where a coarse label names no class. prior: (C,) float32 above 0, the share of each
-    class that people do not outline. By Bayes' rule, p(c) is multiplied by prior[c] there, and all p are normalised.
+    places: (B, H, W) int16; at NOWHERE, 0, polygons say nothing, and the teacher decides alone, to the last bit.
+    factors: (C, K) float32, the logarithm of every class's factor at every place. In places above 0 the probability of
+    c becomes p(c)^teacher_weight · exp(factors[c, place]), normalised.
     """
 
-    where: Tensor
-    prior: Tensor
+    places: Tensor
+    factors: Tensor
+    teacher_weight: float
+
+
+class Tops(NamedTuple):
+    """Top classes (B, H, W) uint8 and their probabilities (B, H, W) float32; and the teacher's own, without evidence.
+
+    Without evidence the two pairs are the same tensors.
+    """
+
+    winners: Tensor
+    confidences: Tensor
+    own_winners: Tensor
+    own_confidences: Tensor
+
+    def first(self, images: int) -> Tops:
+        """The maps of the first so many images."""
+        return Tops(*(x[:images] for x in self))
 
 
 @dataclass(frozen=True)
@@ -48,13 +70,15 @@ class Prediction:
 
     codes: (H, W) top class * levels + level, uint8 if that fits, else int16; the level of a pixel is the number of
     edges that its confidence exceeds, 0 to levels - 1. Over the pixels with the same top class: histogram (C, 20)
-    int64 counts confidences p, bin k those with k/20 < p <= (k+1)/20; confidence (C,) float64 is their sum.
+    int64 counts confidences p, bin k those with k/20 < p <= (k+1)/20; confidence (C,) float64 is their sum. All of this
+    is after polygons were weighed. own: the codes of the teacher alone, where polygons were weighed; None elsewhere.
     """
 
-    codes: NDArray[np.uint8] | NDArray[np.int16]
+    codes: Codes
     levels: int
     histogram: NDArray[np.int64]
     confidence: NDArray[np.float64]
+    own: Codes | None = None
 
 
 @dataclass(frozen=True)
@@ -107,17 +131,15 @@ def _winner(below: Tensor) -> Tensor:
     return winner.clamp_(max=classes - 1)  # where a value is not finite, this may be anything, and the confidence nan
 
 
-def tempered(scores: Tensor, temperature: float, prior: Tensor | None, where: Tensor | None) -> Tensor:
-    """Return probabilities (B, C, h, w), that of no class included, to the power of 1 / temperature, times a prior.
+def tempered(scores: Tensor, temperature: float) -> Tensor:
+    """Return probabilities (B, C, h, w), that of no class included, to the power of 1 / temperature.
 
-    Their sum with that of no class is 1. prior: (C,), which counts at the pixels `where`, (B, 1, h, w) bool.
+    Their sum with that of no class is 1.
     """
     total = scores.sum(dim=1, keepdim=True)
     power = 1 / temperature
     known = (scores / total.clamp(min=1)).pow_(power)
     none = (1 - total - _ROUNDING).clamp_(min=0).pow_(power)  # a root would make much of what rounding has left over
-    if prior is not None and where is not None:
-        known = torch.where(where, known * prior.view(-1, 1, 1), known)
     return known / (known.sum(dim=1, keepdim=True) + none)
 
 
@@ -129,28 +151,72 @@ def top_classes(
     device: torch.device,
     channels: int | None = None,
     temperature: float = 1.0,
-    undrawn: Undrawn | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Return top classes (B, H, W) uint8 and their probabilities (B, H, W) float32 of a field of B `images`.
+    evidence: Evidence | None = None,
+) -> Tops:
+    """Return the top classes of a field of B `images`, and their probabilities.
 
     channels: the numbers that a pixel takes while it is computed, if those are more than its classes.
     """
-    winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
-    confidences = torch.empty(images, *field.size, device=device)
+    own_winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
+    own_confidences = torch.empty(images, *field.size, device=device)
+    winners, confidences = own_winners, own_confidences
+    if evidence is not None:
+        winners, confidences = torch.empty_like(own_winners), torch.empty_like(own_confidences)
     for top, bottom in bands(field.size, channels or classes, device=device):
         values = field.rows(top, bottom)
-        where = None if undrawn is None else undrawn.where[:, None, top:bottom]
-        if field.probable:
-            if undrawn is not None or temperature != 1:
-                values = tempered(values, temperature, None if undrawn is None else undrawn.prior, where)
-            winners[:, top:bottom], confidences[:, top:bottom] = top_probability(values)
-            continue
-        if undrawn is not None and where is not None:
-            # A factor of the probability is a term of the logit; the temperature still divides both.
-            terms = temperature * undrawn.prior.log().view(-1, 1, 1)
-            values = torch.where(where, values + terms, values)
-        winners[:, top:bottom], confidences[:, top:bottom] = top_class(values, temperature)
+        if field.probable and temperature != 1:
+            values = tempered(values, temperature)
+        own = top_probability(values) if field.probable else top_class(values, temperature)
+        own_winners[:, top:bottom], own_confidences[:, top:bottom] = own
+        if evidence is not None:
+            band = evidence._replace(places=evidence.places[:, top:bottom])
+            power = band.teacher_weight / (1 if field.probable else temperature)
+            weigh = _weigh_some if values.device.type == "cpu" else _weigh_all
+            winners[:, top:bottom], confidences[:, top:bottom] = weigh(values, band, own, power, field.probable)
+    return Tops(winners, confidences, own_winners, own_confidences)
+
+
+def _weigh_some(
+    values: Tensor, band: Evidence, own: tuple[Tensor, Tensor], power: float, probable: bool
+) -> tuple[Tensor, Tensor]:
+    """Top classes and probabilities of a band after the evidence. Only pixels of which it says something are computed.
+
+    values (B, C, h, W): logits, or probabilities. own: what the teacher makes of them alone.
+    """
+    winners, confidences = (x.clone() for x in own)
+    for image, places in enumerate(band.places):
+        where = places.flatten().nonzero().flatten()
+        if len(where):
+            some = values[image].flatten(1).index_select(1, where)
+            factors = band.factors.index_select(1, places.flatten().index_select(0, where).int())
+            winner, confidence = _posterior(some[None, :, None], factors[:, None], power, probable=probable)
+            winners[image].view(-1)[where] = winner.flatten()
+            confidences[image].view(-1)[where] = confidence.flatten()
     return winners, confidences
+
+
+def _weigh_all(
+    values: Tensor, band: Evidence, own: tuple[Tensor, Tensor], power: float, probable: bool
+) -> tuple[Tensor, Tensor]:
+    """Do the same in the way of a GPU, which need not wait for the number of such pixels: all are computed."""
+    factors = band.factors.index_select(1, band.places.flatten().int())
+    factors = factors.view(-1, *band.places.shape).transpose(0, 1)
+    posterior, where = _posterior(values, factors, power, probable=probable), band.places > NOWHERE
+    winners, confidences = (torch.where(where, new, old) for new, old in zip(posterior, own, strict=True))
+    return winners, confidences
+
+
+def _posterior(values: Tensor, factors: Tensor, power: float, *, probable: bool) -> tuple[Tensor, Tensor]:
+    """The top class of p(c)^power · exp(factor of c), normalised, and its probability.
+
+    values: (B, C, h, w). factors: the same, or (C, h, w). Of probabilities, no class has the share that it had before.
+    """
+    if not probable:
+        return top_class(torch.add(factors, values, alpha=power))
+    total = values.sum(dim=1)
+    winner, confidence = top_class(torch.add(factors, values.clamp(min=LEAST).log_(), alpha=power))
+    confidence *= total.clamp(max=1)
+    return winner, confidence.masked_fill_(1 - total > confidence, 0)
 
 
 def confidence_bins(confidences: Tensor) -> Tensor:
@@ -226,7 +292,7 @@ def encode(winners: Tensor, confidences: Tensor, *, classes: int, edges: Sequenc
     return (winners if classes * levels <= 256 else winners.short()) * levels + level
 
 
-def keep(codes: NDArray[np.uint8] | NDArray[np.int16], classes: int) -> NDArray[np.uint8]:
+def keep(codes: Codes, classes: int) -> NDArray[np.uint8]:
     """Return labels of codes with two levels: the top class if its confidence exceeds the edge, else 255; uint8."""
     table = np.full(2 * classes, IGNORE, np.uint8)
     table[1::2] = np.arange(classes)

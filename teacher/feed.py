@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.label_space import IGNORE
-from autolabel.teacher.decide import Prediction, Undrawn, bin_edges, count, count_together, encode
+from autolabel.manifests.evidence import NOWHERE, Factors, Places
+from autolabel.teacher.decide import Evidence, Prediction, Tops, bin_edges, count, count_together, encode
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)
@@ -54,7 +54,7 @@ class Feed:
         self.device = device
         self._bin_edges = bin_edges().to(device)
         self._on_cuda = device.type == "cuda"
-        self._priors: dict[tuple[float, ...], Tensor] = {}
+        self._factors: dict[bytes, Tensor] = {}
         self._own = threading.local()
 
     def stream(self) -> contextlib.AbstractContextManager[object]:
@@ -70,63 +70,66 @@ class Feed:
         self._own.stream.wait_stream(torch.cuda.current_stream(self.device))
         return torch.cuda.stream(self._own.stream)
 
-    def prior(self, prior: Sequence[float]) -> Tensor:
-        """Return a prior (C,) on the device; it is copied there once."""
-        key = tuple(prior)
-        if key not in self._priors:
-            self._priors[key] = torch.tensor(key).to(self.device)  # done when this returns, so any stream may read it
-        return self._priors[key]
+    def factors(self, factors: Factors) -> Tensor:
+        """Return the table of factors as (C, K) on the device; it is copied there once."""
+        key = factors.table.tobytes()
+        if key not in self._factors:
+            table = torch.from_numpy(np.ascontiguousarray(factors.table.T))
+            self._factors[key] = table.to(self.device)  # done when this returns, so any stream may read it
+        return self._factors[key]
 
     def upload(
         self,
         images: Sequence[Image] | Image,
         *,
         batch: int = 1,
-        coarse: Sequence[Image | None] = (),
-        prior: Sequence[float] | None = None,
-    ) -> tuple[Tensor, Undrawn | None]:
+        places: Sequence[Places | None] = (),
+        evidence: Factors | None = None,
+    ) -> tuple[Tensor, Evidence | None]:
         """Return images (H, W, 3) uint8, filled up to `batch` with the last one, as (batch, 3, H, W) on the device.
 
-        With them come the pixels that people left unlabelled, if there is a `prior`; images without a coarse label
-        (H, W), and padding, have none.
+        With them come the places (H, W) int16 of their pixels, if there is `evidence` and any image has some; in other
+        images, and in padding, polygons say nothing.
         """
-        masked = prior is not None and any(label is not None for label in coarse)
-        together = masked and self._on_cuda  # the mask travels as a fourth channel
-        size = images[0].shape[:2]
-        pixels = self._host((batch, *size, 4 if together else 3))
-        array = pixels.numpy()
+        placed = evidence is not None and any(one is not None for one in places)
+        shape = (batch, *images[0].shape[:2])
+        pixels = int(np.prod(shape))
+        ahead = 2 * pixels if placed else 0  # bytes of the places, which travel before the images
+        host = self._host((ahead + 3 * pixels,))
+        array = host[ahead:].numpy().reshape(*shape, 3)
         for place in range(batch):
-            array[place, ..., :3] = images[min(place, len(images) - 1)]
-        where = None
-        if masked:
-            mask = array[..., 3] if together else np.empty((batch, *size), np.uint8)
+            array[place] = images[min(place, len(images) - 1)]
+        if placed:
+            table = host[:ahead].numpy().view(np.int16).reshape(shape)
             for place in range(batch):
-                label = coarse[place] if place < len(coarse) else None
-                mask[place] = 0 if label is None else label == IGNORE
-            where = None if together else torch.from_numpy(mask).to(self.device)
-        channels = pixels.to(self.device, non_blocking=self._on_cuda).permute(0, 3, 1, 2)
-        if together:
-            where = channels[:, 3]
-        if where is None or prior is None:
-            return channels[:, :3], None
-        return channels[:, :3], Undrawn(where.view(torch.bool), self.prior(prior))
+                known = places[place] if place < len(places) else None
+                table[place] = NOWHERE if known is None else known
+        there = host.to(self.device, non_blocking=self._on_cuda)
+        channels = there[ahead:].view(*shape, 3).permute(0, 3, 1, 2)
+        if evidence is None or not placed:
+            return channels, None
+        factors = self.factors(evidence)
+        return channels, Evidence(there[:ahead].view(torch.int16).view(shape), factors, evidence.teacher_weight)
 
-    def download(
-        self, winners: Tensor, confidences: Tensor, *, classes: int, edges: Sequence[float]
-    ) -> list[Prediction]:
-        """Return the predictions of top classes (B, H, W) uint8 and their probabilities, after one copy."""
+    def download(self, tops: Tops, *, classes: int, edges: Sequence[float], own: bool = False) -> list[Prediction]:
+        """Return the predictions of top classes and their probabilities, after one copy; with the teacher's `own`."""
         if self.device.type == "mps":  # it has no float64, which counting needs
-            winners, confidences = winners.cpu(), confidences.cpu()
-        codes = encode(winners, confidences, classes=classes, edges=edges)
+            tops = Tops(*(x.cpu() for x in tops))
+        winners, confidences, *alone = tops
+        own = own and alone[0] is not winners
+        codes = [encode(winners, confidences, classes=classes, edges=edges)]
+        if own:
+            codes.append(encode(alone[0], alone[1], classes=classes, edges=edges))
         if self._on_cuda:
             histograms, sums = count_together(winners, confidences, classes=classes, edges=self._bin_edges)
-            arrays = self._fetched([sums, histograms, codes])
             # The small tables are copied, for they may be kept longer than the memory that the codes lie in.
-            each = zip(arrays[2], arrays[1].copy(), arrays[0].copy(), strict=True)
+            totals, histogram, *maps = self._fetched([sums, histograms, *codes])
+            each = zip(histogram.copy(), totals.copy(), *maps, strict=True)
         else:
             tables = [count(w, p, classes=classes) for w, p in zip(winners, confidences, strict=True)]
-            each = zip(codes.numpy(), [h.numpy() for h, _ in tables], [s.numpy() for _, s in tables], strict=True)
-        return [Prediction(code, len(edges) + 1, histogram, total) for code, histogram, total in each]
+            counted = ([x.numpy() for x in column] for column in zip(*tables, strict=True))
+            each = zip(*counted, *(c.numpy() for c in codes), strict=True)
+        return [Prediction(code, len(edges) + 1, counts, total, *rest) for counts, total, code, *rest in each]
 
     def _fetched(self, tensors: Sequence[Tensor]) -> list[NDArray[np.generic]]:
         """Return tensors of a GPU as arrays that share one piece of page-locked memory, the widest types first."""

@@ -18,11 +18,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autolabel.manifests.class_map import ClassMap
+from autolabel.manifests.evidence import Factors, Places
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.manifests.teachers import BadTeacher, TeacherName
 from autolabel.teacher.around import Network, OwnNetwork
-from autolabel.teacher.decide import LabelStatistics, Prediction, keep, top_classes
+from autolabel.teacher.decide import LEAST, LabelStatistics, Prediction, keep, top_classes
 from autolabel.teacher.device import DeviceMemory, autocast, device_memory, exact_kernels
 from autolabel.teacher.feed import Feed, Image
 from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measure, planned_batch, too_little
@@ -30,7 +31,6 @@ from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Field, Size, at_size
 
-_LEAST = 1e-30  # probability that stands for 0, whose logarithm is no number
 _PROBE = (256, 512)  # height and width of the image that the budget is measured with
 
 
@@ -128,17 +128,17 @@ class Teacher:
         scales: Sequence[float] = SCALES,
         flip: bool = False,
         temperature: float = 1.0,
-        prior: Sequence[float] | None = None,
-        coarse: Image | None = None,
+        evidence: Factors | None = None,
+        places: Places | None = None,
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Return the top class (H, W) uint8, before any threshold, and its probability (H, W) float32.
 
-        temperature, prior, coarse: see `predict_in_batches`.
+        temperature, evidence, places: see `predict_in_batches`.
         """
-        pixels, undrawn = self.feed.upload([image], coarse=[coarse], prior=prior)
-        winners, confidences = top_classes(
+        pixels, known = self.feed.upload([image], places=[places], evidence=evidence)
+        winners, confidences, *_ = top_classes(
             self._field(pixels, scales, flip=flip), 1, classes=self.classes, device=self.device,
-            channels=self.network.channels, temperature=temperature, undrawn=undrawn,
+            channels=self.network.channels, temperature=temperature, evidence=known,
         )  # fmt: skip
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
 
@@ -165,7 +165,7 @@ class Teacher:
         return [self._view(part.scale, field, share) for part, field, share in zip(parts, fields, shares, strict=True)]
 
     def _view(self, scale: float, field: Field, share: NDArray[np.float32]) -> ScaleView:
-        winners, _ = top_classes(field, 1, classes=self.classes, device=self.device)
+        winners = top_classes(field, 1, classes=self.classes, device=self.device).winners
         return ScaleView(scale, winners[0].cpu().numpy(), share)
 
     def require_sound(self, scales: Sequence[float], *, flip: bool) -> None:
@@ -237,17 +237,17 @@ class Teacher:
         scales: Sequence[float] = SCALES,
         flip: bool = False,
         temperature: float = 1.0,
-        prior: Sequence[float] | None = None,
-        coarse: Sequence[Image | None] = (),
+        evidence: Factors | None = None,
+        places: Sequence[Places | None] = (),
+        own: bool = False,
         alone: bool = False,
     ) -> Iterator[Prediction]:
         """Predict images of one size, `batch` at a time; yield the predictions in order.
 
-        edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. prior: for each
-        class (C,) the share above 0 that people do not outline, or None; it counts where the coarse label of an image,
-        (H, W) uint8 of train ids in `coarse`, names no class. The last batch is filled up, so that every image goes
-        through the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory,
-        MemoryTaken.
+        edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. evidence: of
+        polygons, or None; it counts at the `places` (H, W) int16 of an image, None where it has no polygons. own:
+        predictions tell what the teacher alone says, too. The last batch is filled up, so that every image goes through
+        the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory, MemoryTaken.
         """
         size = images[0].shape[:2]
         budget = self._budgets.get((tuple(scales), flip))
@@ -267,7 +267,7 @@ class Teacher:
         def compute(start: int) -> list[Prediction]:
             return self._predict_batch(
                 images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, temperature=temperature,
-                prior=prior, coarse=coarse[start : start + batch],
+                evidence=evidence, places=places[start : start + batch], own=own,
             )  # fmt: skip
 
         for start in range(0, len(images), batch):
@@ -287,19 +287,19 @@ class Teacher:
         scales: Sequence[float],
         flip: bool,
         temperature: float,
-        prior: Sequence[float] | None,
-        coarse: Sequence[Image | None],
+        evidence: Factors | None,
+        places: Sequence[Places | None],
+        own: bool,
     ) -> list[Prediction]:
         classes = self.classes
         with self.feed.stream():
-            pixels, undrawn = self.feed.upload(images, batch=batch, coarse=coarse, prior=prior)
+            pixels, known = self.feed.upload(images, batch=batch, places=places, evidence=evidence)
             field = self._field(pixels, scales, flip=flip)
-            maps = top_classes(
+            tops = top_classes(
                 field, batch, classes=classes, device=self.device, channels=self.network.channels,
-                temperature=temperature, undrawn=undrawn,
-            )  # fmt: skip
-            winners, confidences = (x[: len(images)] for x in maps)  # without the padding images
-            return self.feed.download(winners, confidences, classes=classes, edges=edges)
+                temperature=temperature, evidence=known,
+            ).first(len(images))  # fmt: skip  # without the padding images
+            return self.feed.download(tops, classes=classes, edges=edges, own=own)
 
 
 def _as_logits(values: Tensor, field: Field) -> Tensor:
@@ -308,7 +308,7 @@ def _as_logits(values: Tensor, field: Field) -> Tensor:
         return values
     total = values.sum(dim=1, keepdim=True)
     known = values / total.clamp(min=1)
-    return torch.cat([known, 1 - total], dim=1).clamp_(min=_LEAST).log_()
+    return torch.cat([known, 1 - total], dim=1).clamp_(min=LEAST).log_()
 
 
 def own_network(network: SegmentationNet, device: torch.device, *, combine: str) -> OwnNetwork:

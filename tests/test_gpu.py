@@ -27,6 +27,7 @@ from PIL import Image
 from small_transformers import save
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from weighed import drawn_factors, drawn_places
 
 from autolabel.manifests.cluster import ray_session
 from autolabel.manifests.images import read_image
@@ -114,13 +115,10 @@ def lively(arch: str, pixels: Pixels) -> tuple[SegmentationNet, float]:
 
 
 def predicted(teacher: Teacher, pixels: Pixels, temperature: float, **how: Any) -> list[Prediction]:
-    """Predictions in the batches that labelling plans; of a prior, half of the pixels are left undrawn."""
-    coarse = np.zeros(pixels.shape[:3], np.uint8)
-    coarse[:, ::2] = 255
+    """Predictions in the batches that labelling plans; evidence says something of half of the pixels."""
+    places = [drawn_places(pixels.shape[1:3], 19)] * len(pixels)
     batch = teacher.planned_batch(pixels.shape[1:3], scales=how.get("scales", SCALES))
-    return list(
-        teacher.predict_in_batches(pixels, batch, edges=EDGES, temperature=temperature, coarse=list(coarse), **how)
-    )
+    return list(teacher.predict_in_batches(pixels, batch, edges=EDGES, temperature=temperature, places=places, **how))
 
 
 def differing(found: Sequence[Prediction], expected: Sequence[Prediction]) -> float:
@@ -140,7 +138,7 @@ def require_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) -
 
 
 @pytest.mark.parametrize(
-    ("device", "arch", "flip", "prior"),
+    ("device", "arch", "flip", "weighed"),
     [
         ("cpu", "hrnet18s_ocr_mscale", True, True),
         *(
@@ -151,11 +149,11 @@ def require_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) -
     indirect=["device"],
 )
 def test_labels_in_float32_are_those_of_the_cpu(
-    device: str, arch: str, flip: bool, prior: bool, streets: Pixels, record_property: Callable[[str, object], None]
+    device: str, arch: str, flip: bool, weighed: bool, streets: Pixels, record_property: Callable[[str, object], None]
 ) -> None:
     """Fewer than one pixel in a thousand differs; float32 is float32, or many more would. bfloat16 is told only."""
     network, temperature = lively(arch, streets)
-    how = {"flip": flip, "prior": [0.5] * 18 + [0.1] if prior else None}
+    how = {"flip": flip, "evidence": drawn_factors(19) if weighed else None, "own": True}
     expected = predicted(Teacher(copy.deepcopy(network)), streets[:3], temperature, **how)
     kept = float(np.mean([np.mean(one.codes % one.levels > 0) for one in expected]))
     assert 0.05 < kept < 0.995

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
+from autolabel.manifests.evidence import without_void
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse, read_photograph
@@ -99,9 +100,11 @@ def audit(
         notes.append("No calibration and no suggested thresholds: these need the teacher.")
     if policy.boundary:
         notes.append("The policy ignores pixels near boundaries, so the labels have no borders: F says nothing here.")
-    prior = policy.prior(space)
-    if prior is not None and fit_temperature:
-        raise ValueError(f"--fit-temperature: policy {policy.name!r} says what is outlined; fit before that is counted")
+    weighed = policy.polygons is not None
+    if weighed and fit_temperature:
+        raise ValueError(
+            f"--fit-temperature: policy {policy.name!r} weighs polygons; fit on a run whose policy does not"
+        )
     count = _counter(progress, (1 + fit_temperature) * len(matched.truth))
     fitted = None
     if fit_temperature and network:
@@ -114,15 +117,15 @@ def audit(
     edges = None if fit_temperature else kept.edges if kept else run.recipe.confidence_edges
     calibration = Calibration(len(space), edges or GRID) if source else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
-    known, gone = originals(run, matched, needed=prior is not None and network is not None)
+    known, gone = originals(run, matched, needed=weighed and network is not None)
     notes += gone
     for sample_id, sample in matched.truth.items():
         true, label = read_sample_label(sample, space), matched.labels[sample_id]
         confusion.add(true, label)
         boundary.add(true, label)
-        outlined = read_coarse(known[sample_id], space) if sample_id in known else None
+        outlined = read_coarse(known[sample_id], space, drawn_void=weighed) if sample_id in known else None
         if outlined is not None:
-            human.add(true, outlined)
+            human.add(true, without_void(outlined))
         if source and calibration:
             top, confidence = source.of(sample_id, sample, outlined)
             calibration.add(true, top, confidence=confidence)

@@ -8,6 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests.evidence import places
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.run.folder import Run
@@ -34,15 +35,16 @@ class TeacherConfidences:
 
     def __init__(self, teacher: Teacher, run: Run, policy: Policy) -> None:
         self._teacher, self._recipe, self._temperature = teacher, run.recipe, policy.temperature
-        self._prior = policy.prior(run.label_space)
+        self._evidence, self._classes = policy.evidence(run.label_space), len(run.label_space)
 
     def of(
         self, sample_id: str, sample: Sample, outlined: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Predict, as the run did."""
+        around = None if outlined is None or self._evidence is None else places(outlined, self._classes)
         return self._teacher.confidence(
             read_photograph(sample), scales=self._recipe.scales, flip=self._recipe.flip,
-            temperature=self._temperature, prior=self._prior, coarse=outlined,
+            temperature=self._temperature, evidence=self._evidence, places=around,
         )  # fmt: skip
 
 

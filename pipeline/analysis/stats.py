@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from autolabel.manifests import storage
-from autolabel.manifests.policy import Policy
-from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
 from autolabel.manifests.wording import Shown, Table, counted, listed, number, percent, points, probability, size
 
@@ -27,7 +25,6 @@ FATE_NAMES = {
 }
 _THRESHOLDS = (0.5, 0.6, 0.7, 0.8, 0.9, 0.95)  # the coverage that each would give is shown
 _FATES = {f"{fate}_pixels": fate for fate in FATES}  # fates by their columns in the classes table
-_MOST_OUTLINED = 0.99  # a teacher that never found a class outside proves little, so nothing counts as fully outlined
 _SUMMED = ("pixels", "coarse_pixels", "agreeing_pixels", "contradicted_pixels", *_FATES)
 
 
@@ -200,54 +197,6 @@ def summarise(run: RunFolder | Path) -> Summary:
         label_bytes=label_bytes,
         histograms=histograms,
     )
-
-
-@dataclass(frozen=True)
-class Outlined(Shown):
-    """How much of each class people outline, as far as the teacher can tell, and the run's policy with these shares.
-
-    `classes` has one row per class of the label space: `drawn`, its pixels in the coarse labels; `undrawn`, the pixels
-    of this top class where the coarse labels of an image name none; `share`, the drawn part of both. The share is NaN
-    without any pixel, and at most 0.99.
-    """
-
-    run: Path
-    classes: pd.DataFrame
-    policy: Policy
-
-    def tables(self) -> list[Table]:
-        """One row per class."""
-        rows = [
-            [str(name), number(int(row["drawn"])), number(int(row["undrawn"])), percent(row["share"])]
-            for name, row in self.classes.iterrows()
-            if row["drawn"] or row["undrawn"]
-        ]
-        header = ["class", "outlined px", "not outlined px", "share %"]
-        return [Table(f"{self.run}: how much of each class people outlined", header, rows)]
-
-
-def outlined(run: Run | Path, *, output: Path | None = None) -> Outlined:
-    """Count what people outlined in the images of a run; write the policy that says so to `output`, as TOML.
-
-    Raises ValueError for a run without coarse labels, BadTable if its statistics or manifest are missing.
-    """
-    run = Run.open(run)
-    space = run.label_space
-    drawn, undrawn = np.zeros((2, len(space)), np.int64)
-    for rows in run.stream_statistics("classes", ["class_id", "coarse_pixels", "undrawn_pixels"]):
-        np.add.at(drawn, rows["class_id"].to_numpy(), rows["coarse_pixels"].to_numpy())
-        np.add.at(undrawn, rows["class_id"].to_numpy(), rows["undrawn_pixels"].to_numpy())
-    if not drawn.any():
-        raise ValueError(f"{run.path} has no coarse label: nobody outlined anything in its images")
-    counts = pd.DataFrame({"drawn": drawn, "undrawn": undrawn}, index=pd.Index(space.names, name="class"))
-    counts["share"] = _share(counts["drawn"], counts.sum(axis=1)).clip(upper=_MOST_OUTLINED)
-    before = run.policy
-    shares = {str(name): round(share, 4) for name, share in counts["share"].dropna().items()}
-    policy = replace(before, name=before.name.removesuffix("-outlined") + "-outlined", outlined=shares)
-    if output is not None:
-        with storage.writing(output) as file:
-            file.write(policy.to_toml().encode())
-    return Outlined(run.path, counts, policy)
 
 
 def coverage_at(histogram: NDArray[np.int64], threshold: float) -> float:

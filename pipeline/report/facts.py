@@ -8,7 +8,7 @@ from autolabel.manifests.evidence import PolygonEvidence
 from autolabel.manifests.pages import without_folders
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.wording import MINUS, counted, dimensions, listed, percent, size
+from autolabel.manifests.wording import MINUS, counted, dimensions, size
 from autolabel.pipeline.progress import at_once, memory_needed
 from autolabel.pipeline.report.surroundings import counted_on
 
@@ -38,11 +38,6 @@ def policy_facts(run: Run) -> Facts:
     ]
     if policy.temperature != 1:
         facts.append(("Temperature", f"{policy.temperature:g}: logits are divided by it"))
-    if policy.outlined:
-        shares = listed([f"{percent(share, 0)} % of {name}" for name, share in policy.outlined.items()])
-        facts.append(
-            ("Outlined", f"People outline {shares}; where they outlined nothing, a class is less likely by that share.")
-        )
     if policy.polygons:
         facts += _polygons(policy.polygons)
     if policy.area:

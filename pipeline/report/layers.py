@@ -110,7 +110,8 @@ class Sources:
 
     def _coarse(self, sample_id: str) -> Label:
         sample = (self._originals or {}).get(sample_id)
-        label = read_coarse(sample, self.run.label_space) if sample else None
+        void = self.run.policy.polygons is not None  # polygons of no class decide only then
+        label = read_coarse(sample, self.run.label_space, drawn_void=void) if sample else None
         if label is None:
             raise BadImage("this image has no coarse label" if sample else "the input manifest no longer lists it")
         return label

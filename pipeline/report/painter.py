@@ -15,6 +15,7 @@ from PIL import Image
 
 from autolabel.manifests import machine
 from autolabel.manifests.drawing import LONGEST, draw_label, encode_flat, encode_smooth, write_picture
+from autolabel.manifests.evidence import places
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.report.layers import Confidence, Layers, Missing, Photograph, Sources
@@ -117,13 +118,17 @@ class Painter:
 
     def _predict(self, teacher: Teacher, image: Photograph, coarse: Label | Missing | None) -> tuple[Label, Confidence]:
         recipe = self._run.recipe
+        evidence = recipe.policy.evidence(recipe.label_space)
+        around = None
+        if evidence is not None and coarse is not None and not isinstance(coarse, Missing):
+            around = places(coarse, len(recipe.label_space))
         return teacher.confidence(
             image,
             scales=recipe.scales,
             flip=recipe.flip,
             temperature=recipe.policy.temperature,
-            prior=recipe.policy.prior(recipe.label_space),
-            coarse=None if isinstance(coarse, Missing) else coarse,
+            evidence=evidence,
+            places=around,
         )
 
     def _by_scale(self, teacher: Teacher, stem: str, image: Photograph, combined: Label) -> list[ScalePicture]:

@@ -26,6 +26,7 @@ from autolabel.manifests.drawing import (
     shrink_label,
     write_picture,
 )
+from autolabel.manifests.evidence import without_void
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import Label
@@ -79,6 +80,8 @@ def write_pictures(folder: Path, layers: Layers, *, stem: str, run: Run, longest
     thumb = None
     shares: dict[str, float] = {}
     coarse, auto, fates, space = layers.coarse, layers.auto, layers.fates, run.label_space
+    if isinstance(coarse, np.ndarray):
+        coarse = without_void(coarse)
     if isinstance(layers.photograph, Missing):
         missing["photograph"] = layers.photograph
     else:

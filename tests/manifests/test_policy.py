@@ -28,10 +28,6 @@ columns = [14, 2030]
 [coarse_rules]
 truck = "union"
 car = "ignore"
-
-[outlined]
-sky = 0.9
-pole = 0.1
 """
 
 
@@ -44,7 +40,7 @@ def written(folder: Path, text: str) -> str:
 def test_a_file_says_what_counts(tmp_path: Path) -> None:
     assert load_policy(written(tmp_path, EVERYTHING)) == Policy(
         "all of it", 0.6, {"pole": 0.3, "traffic light": 0.35}, 1.5, Area((15, 840), (14, 2030)), 2, 50,
-        "teacher-wins", {"truck": "union", "car": "ignore"}, {"sky": 0.9, "pole": 0.1},
+        "teacher-wins", {"truck": "union", "car": "ignore"},
     )  # fmt: skip
 
 
@@ -77,7 +73,8 @@ def test_every_rule_of_a_policy_is_the_same_after_writing_and_reading_it(tmp_pat
         ("threshold = true", "threshold = True: expected a number"),
         ("threshold = nan", "'threshold' is nan: expected a finite number"),
         (f"threshold = 1{'0' * 400}", "'threshold' is a number of 1329 bits: expected at most 64"),
-        (f"[outlined]\npole = -1{'0' * 400}", "'outlined', 'pole' is a number of 1329 bits: expected at most 64"),
+        (f"[thresholds]\npole = -1{'0' * 400}", "'thresholds', 'pole' is a number of 1329 bits: expected at most 64"),
+        ("[outlined]\nroad = 0.9", "unknown key 'outlined'"),
         (f"boundary = {'7' * 5000}", "is no TOML: a number of thousands of digits"),
         ("temperature = 1e400", "'temperature' is inf: expected a finite number"),
         ("a = " + "[" * 60_000, "is nested more than 32 levels deep"),

@@ -271,7 +271,7 @@ def test_kept_confidence_can_be_relabelled_and_gives_what_adopting_would_have(su
             "policy 'p', which has thresholds, needs confidences, but these PNGs",
         ),
         (("--policy", "temperature = 2.0"), "policy 'p' asks for a temperature, which needs the probabilities of all"),
-        (("--policy", "[outlined]\nroad = 0.9"), "policy 'p' asks for what people outline, which needs"),
+        (("--policy", "[polygons]"), "policy 'p' asks for what polygons say, which needs"),
         (("--label-space", "cityscapes"), "the PNGs are of label space 'cityscapes', {d}/drive.parquet of 'camvid':"),
         (
             ("--classes", "cityscapes-to-camvid"),

@@ -245,4 +245,3 @@ def test_a_pixel_of_which_the_teacher_says_nothing_counts_for_no_class_and_may_b
     assert outcome.label.tolist() == [[1, 2, 255]]
     assert (int(outcome.fates.sum()), int(outcome.fates[1, 0])) == (1, 1)
     assert outcome.from_human.tolist() == [0, 0, 1, *[0] * 8]
-    assert outcome.left_out.tolist() == [0, 1, *[0] * 9]

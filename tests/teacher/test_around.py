@@ -107,16 +107,14 @@ def test_what_probabilities_lack_to_one_belongs_to_no_class(images: Tensor) -> N
     assert 0 < (confidence == 0).sum() < confidence.numel()
 
 
-def test_temperature_and_prior_count_for_probabilities_as_they_do_for_logits(images: Tensor) -> None:
+def test_temperature_counts_for_probabilities_as_it_does_for_logits(images: Tensor) -> None:
     logits = resized(scores(images))
-    prior, where = torch.tensor([0.2, 1.0, 0.7]), torch.rand(2, 1, HEIGHT, WIDTH) < 0.5
-    factor = torch.where(where, prior.view(-1, 1, 1), torch.ones(()))
-    found = tempered(logits.softmax(dim=1), 1.7, prior, where)
-    torch.testing.assert_close(found, (logits / 1.7 + factor.log()).softmax(dim=1), rtol=1e-4, atol=1e-5)
+    found = tempered(logits.softmax(dim=1), 1.7)
+    torch.testing.assert_close(found, (logits / 1.7).softmax(dim=1), rtol=1e-4, atol=1e-5)
     known = resized(probabilities(images)) / 4  # "no class" has a share everywhere
     whole = torch.cat([known, 1 - known.sum(dim=1, keepdim=True)], dim=1).pow(1 / 1.7)
     expected = known.pow(1 / 1.7) / whole.sum(dim=1, keepdim=True)
-    torch.testing.assert_close(tempered(known, 1.7, None, None), expected, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(tempered(known, 1.7), expected, rtol=1e-4, atol=1e-5)
 
 
 def test_class_ids_are_sure_and_a_number_that_is_no_class_is_never_a_label(images: Tensor) -> None:
@@ -126,7 +124,7 @@ def test_class_ids_are_sure_and_a_number_that_is_no_class_is_never_a_label(image
         return found
 
     field = around(Toy("ids", strange)).field(images, (1.0,), flip=False)
-    winner, confidence = top_classes(field, 2, classes=3, device=CPU)
+    winner, confidence, *_ = top_classes(field, 2, classes=3, device=CPU)
     expected = strange(images).repeat_interleave(4, -2).repeat_interleave(4, -1)
     known = (expected >= 0) & (expected < 3)
     assert torch.equal(winner[known].int(), expected[known])
@@ -173,7 +171,7 @@ def test_a_class_map_sums_probabilities_before_the_largest_is_taken(images: Tens
 def test_ignored_classes_take_their_probability_along_and_where_they_win_nothing_is_labelled(images: Tensor) -> None:
     mapped = MappedNetwork(around(Toy()), (0, IGNORE, 1), classes=2, device=CPU)
     own = resized(scores(images)).softmax(dim=1)
-    _, confidence = top_classes(mapped.field(images, (1.0,), flip=False), 2, classes=2, device=CPU)
+    confidence = top_classes(mapped.field(images, (1.0,), flip=False), 2, classes=2, device=CPU).confidences
     lost = own[:, 1] > torch.maximum(own[:, 0], own[:, 2])
     assert 0 < lost.sum() < lost.numel()
     assert torch.equal(confidence == 0, lost)

@@ -108,7 +108,7 @@ def test_among_equals_the_lowest_class_wins_wherever_they_are() -> None:
 def test_labels_are_those_of_the_full_softmax(classes: int) -> None:
     """On a megapixel at most: not one pixel off, save where the probability is within a rounding of the threshold."""
     logits = noise(1, classes, 256, 1024 if classes < 100 else 128, seed=9, spread=2)
-    winner, confidence = top_classes(InMemory(logits), 1, classes=classes, device=CPU)
+    winner, confidence, *_ = top_classes(InMemory(logits), 1, classes=classes, device=CPU)
     softmax = torch.softmax(logits, dim=1)
     probability, expected = softmax.amax(dim=1), logits.argmax(dim=1)
     assert torch.equal(winner.long(), expected)
@@ -296,7 +296,7 @@ class Asked(Field):
 def test_a_field_is_read_in_bands_and_never_whole() -> None:
     logits = noise(2, 19, 200, 300)
     asked = Asked(InMemory(logits))
-    winner, confidence = top_classes(asked, 2, classes=19, device=CPU)
+    winner, confidence, *_ = top_classes(asked, 2, classes=19, device=CPU)
     assert asked.bands == list(bands((200, 300), 19, device=CPU))
     assert len(asked.bands) > 1
     whole = top_class(logits)
@@ -325,7 +325,7 @@ def test_nothing_with_a_value_per_class_and_pixel_is_ever_made() -> None:
     height, width, classes = 512, 1024, 65
     field = at_size(noise(1, classes, height // 4, width // 4), (2 * height, 2 * width), (height, width))
     with Largest() as seen:
-        winners, confidences = top_classes(field, 1, classes=classes, device=CPU)
+        winners, confidences, *_ = top_classes(field, 1, classes=classes, device=CPU)
         encode(winners, confidences, classes=classes, edges=(0.5, 0.9))
         count(winners[0], confidences[0], classes=classes)
     assert 0 < seen.bytes <= 4.4e6

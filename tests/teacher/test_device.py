@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
+from weighed import drawn_factors, drawn_places
 
 from autolabel.manifests import machine, notes
 from autolabel.teacher.decide import Prediction, bands
@@ -261,11 +262,11 @@ def test_a_teacher_on_apples_gpu_labels_like_one_on_the_cpu(arch: str, mps_memor
     torch.manual_seed(0)
     network = build(arch, 19)
     images = np.random.default_rng(0).integers(0, 256, (3, 64, 96, 3), dtype=np.uint8)
-    coarse = [np.full((64, 96), 255, np.uint8), None, np.zeros((64, 96), np.uint8)]
+    evidence, places = drawn_factors(19), [drawn_places((64, 96), 19, share=1.0), None, drawn_places((64, 96), 19)]
 
     def predictions(teacher: Teacher) -> list[Prediction]:
         found = teacher.predict_in_batches(
-            images, 2, edges=(0.06, 0.07), flip=True, temperature=1.3, prior=[0.5] * 18 + [0.1], coarse=coarse
+            images, 2, edges=(0.06, 0.07), flip=True, temperature=1.3, evidence=evidence, places=places
         )
         return list(found)
 

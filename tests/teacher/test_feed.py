@@ -15,6 +15,7 @@ import pytest
 import torch
 from pretended import PretendedGPU
 from torch import Tensor
+from weighed import drawn_factors, drawn_places
 
 from autolabel.teacher.feed import Feed, normalise
 from autolabel.teacher.networks.build import build
@@ -49,22 +50,26 @@ def test_the_way_of_a_gpu_gives_the_predictions_of_the_cpus(edges: tuple[float, 
     torch.manual_seed(0)
     dice = np.random.default_rng(0)
     images = dice.integers(0, 256, (5, 64, 96, 3), dtype=np.uint8)
-    coarse = [dice.choice(np.array([3, 255], np.uint8), (64, 96)), None, np.full((64, 96), 255, np.uint8), None, None]
-    prior = dice.uniform(0.1, 1, CLASSES).tolist()
+    places = [drawn_places((64, 96), CLASSES), None, drawn_places((64, 96), CLASSES, share=1.0), None, None]
+    evidence = drawn_factors(CLASSES)
     teacher = Teacher(build("hrnet18s_ocr_mscale", CLASSES))
     runs = []
     for feed in (teacher.feed, way := GPUsWay()):
         teacher.feed = feed
-        for given in ((), coarse):
-            runs.append(list(teacher.predict_in_batches(images, 2, edges=edges, prior=prior, coarse=given)))
+        for given in ((), places):
+            predicted = teacher.predict_in_batches(images, 2, edges=edges, evidence=evidence, places=given, own=True)
+            runs.append(list(predicted))
     assert way.waits == 6
     for one, other in zip(runs[0] + runs[1], runs[2] + runs[3], strict=True):
         assert one.codes.dtype == other.codes.dtype == (np.uint8 if len(edges) == 1 else np.int16)
         assert np.array_equal(one.codes, other.codes)
+        assert (one.own is None) == (other.own is None)
+        assert one.own is None or other.own is None or np.array_equal(one.own, other.own)
         assert np.array_equal(one.histogram, other.histogram)
         assert np.array_equal(one.confidence, other.confidence)
         assert other.histogram.base is None or other.histogram.base.nbytes < one.codes.nbytes  # not the whole buffer
-    assert not np.array_equal(runs[0][0].codes, runs[1][0].codes)  # the prior counted
+    assert not np.array_equal(runs[0][0].codes, runs[1][0].codes)  # the evidence counted
+    assert runs[1][0].own is not None and np.array_equal(runs[0][0].codes, runs[1][0].own)
     assert np.array_equal(runs[0][1].codes, runs[1][1].codes)
 
 
@@ -76,25 +81,24 @@ def test_every_value_is_normalised_to_the_same_float_as_by_plain_numbers() -> No
     assert np.array_equal(normalise(values)[0, :, 0].numpy(), np.array(expected))
 
 
-def test_pixels_and_mask_are_filled_up_to_the_batch() -> None:
+def test_pixels_and_places_are_filled_up_to_the_batch() -> None:
     images = np.arange(2 * 2 * 3 * 3, dtype=np.uint8).reshape(2, 2, 3, 3)
-    coarse = [None, np.array([[255, 0, 1], [2, 255, 255]], np.uint8)]
+    places, evidence = [None, np.array([[7, 0, 1], [2, 300, 30]], np.int16)], drawn_factors(2, teacher_weight=0.5)
     for feed in (Feed(CPU), GPUsWay()):
-        pixels, undrawn = feed.upload(images, batch=4, coarse=coarse, prior=[0.5, 1.0])
+        pixels, known = feed.upload(images, batch=4, places=places, evidence=evidence)
         assert torch.equal(pixels, torch.from_numpy(images[[0, 1, 1, 1]]).permute(0, 3, 1, 2))
-        assert undrawn is not None
-        assert undrawn.where.tolist() == [
-            [[False] * 3] * 2, [[True, False, False], [False, True, True]], [[False] * 3] * 2, [[False] * 3] * 2,
-        ]  # fmt: skip
-        assert undrawn.prior.tolist() == [0.5, 1.0]
-        assert feed.upload(images, batch=2, coarse=[None, None], prior=[0.5, 1.0])[1] is None
-        assert feed.upload(images, batch=2, coarse=coarse)[1] is None
+        assert known is not None and known.teacher_weight == 0.5
+        nowhere = [[0] * 3] * 2
+        assert known.places.tolist() == [nowhere, [[7, 0, 1], [2, 300, 30]], nowhere, nowhere]
+        assert np.array_equal(known.factors.numpy(), evidence.table.T)
+        assert feed.upload(images, batch=2, places=[None, None], evidence=evidence)[1] is None
+        assert feed.upload(images, batch=2, places=places)[1] is None
 
 
-def test_a_prior_is_copied_to_its_device_once() -> None:
+def test_factors_are_copied_to_their_device_once() -> None:
     feed = Feed(CPU)
-    assert feed.prior([0.5, 1.0]) is feed.prior((0.5, 1.0))
-    assert feed.prior([0.5, 0.9]).tolist() == pytest.approx([0.5, 0.9])
+    assert feed.factors(drawn_factors(3)) is feed.factors(drawn_factors(3))
+    assert feed.factors(drawn_factors(3, seed=1)) is not feed.factors(drawn_factors(3))
 
 
 def test_each_thread_has_one_stream_which_waits_for_all_that_its_thread_was_given(

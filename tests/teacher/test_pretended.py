@@ -15,6 +15,7 @@ import torch
 from pretended import Copy, HostWaits, PretendedGPU, Record
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorDeviceMismatchError
+from weighed import drawn_factors, drawn_places
 
 from autolabel.teacher import fold
 from autolabel.teacher.around import Ensemble, ForeignNetwork, MappedNetwork
@@ -24,6 +25,7 @@ from autolabel.teacher.networks.build import ARCHITECTURES, COMBINATIONS, build
 from autolabel.teacher.predict import Teacher
 
 SIZE, CLASSES, CUDA = (1024, 2048), 19, torch.device("cuda")
+EVIDENCE = drawn_factors(CLASSES)
 SCALES = (0.5, 1.0, 2.0)
 
 
@@ -93,7 +95,7 @@ def predicted(gpu: PretendedGPU, teacher: Teacher, *, size: tuple[int, int] = SI
         assert (prediction.histogram.shape, prediction.histogram.dtype) == ((CLASSES, 20), np.int64)
         assert (prediction.confidence.shape, prediction.confidence.dtype) == ((CLASSES,), np.float64)
     pixels, tables = batch * size[0] * size[1], batch * CLASSES * (20 + 1) * 8
-    channels = 4 if "prior" in options else 3
+    channels = 5 if "evidence" in options else 3  # a place has two bytes
     assert record.into == [Copy(channels * pixels, pinned=True, waited=False)]
     assert record.out == [Copy(sum(p.codes.nbytes for p in predictions) + tables, pinned=True, waited=False)]
     assert record.waits == 1
@@ -134,24 +136,24 @@ def foreign(gives: Gives = "logits", classes: int = CLASSES, window: tuple[int, 
     [
         (lambda: foreign(), {"flip": True}),
         (lambda: foreign(window=(512, 512)), {"scales": (1.0,)}),
-        (lambda: foreign("probabilities"), {"prior": [0.5] * CLASSES, "temperature": 1.5}),
+        (lambda: foreign("probabilities"), {"evidence": EVIDENCE, "temperature": 1.5}),
         (lambda: foreign("ids"), {"scales": (1.0,)}),
         (lambda: MappedNetwork(foreign(classes=150), [c % 20 for c in range(150)], classes=19, device=CUDA), {}),
-        (lambda: Ensemble([foreign(), foreign("probabilities")]), {"prior": [0.5] * CLASSES}),
+        (lambda: Ensemble([foreign(), foreign("probabilities")]), {"evidence": EVIDENCE}),
     ],
     ids=["scales and flip", "windows", "probabilities", "ids", "class map", "ensemble"],
 )
 def test_a_model_of_another_library_labels_on_a_gpu(network: Any, options: dict[str, Any]) -> None:
     """One copy in, one out, one wait, whatever lies around the model."""
     options = {"scales": SCALES, **options}
-    coarse = [np.full(SIZE, 255, np.uint8)] if "prior" in options else []
+    places = [drawn_places(SIZE, CLASSES)] if "evidence" in options else []
     with PretendedGPU() as gpu:
         teacher = Teacher(network(), device="cuda", precision="bfloat16")
-        if "prior" in options:
-            teacher.feed.prior(options["prior"])  # copied once
+        if "evidence" in options:
+            teacher.feed.factors(options["evidence"])  # copied once
         with gpu.recorded() as record:
             (one,) = teacher.predict_in_batches(
-                [np.zeros((*SIZE, 3), np.uint8)], 1, edges=(0.5,), coarse=coarse, **options
+                [np.zeros((*SIZE, 3), np.uint8)], 1, edges=(0.5,), places=places, **options
             )
     assert (one.codes.shape, one.codes.dtype) == (SIZE, np.uint8)
     assert [copy.pinned for copy in record.into + record.out] == [True, True]
@@ -179,18 +181,18 @@ def test_every_trunk_and_decoder_labels_on_a_gpu(trunk: str, decoder: str) -> No
 
 @pytest.mark.thorough
 @pytest.mark.parametrize("combination", COMBINATIONS)
-def test_every_combination_labels_on_a_gpu_with_flip_and_prior(combination: str) -> None:
+def test_every_combination_labels_on_a_gpu_with_flip_and_evidence(combination: str) -> None:
     """With one trunk: a combination sees nothing of it but logits and features, of one type in all of them.
 
-    A flip runs everything twice, and a prior adds a term to the logits; neither knows of the other.
+    A flip runs everything twice, and evidence adds a term to the logits; neither knows of the other.
     """
     arch = "_".join(filter(None, ("hrnet18s_ocr", combination)))
-    prior, coarse = [0.5] * CLASSES, [np.full(SIZE, 255, np.uint8)]
+    places = [drawn_places(SIZE, CLASSES)]
     with PretendedGPU() as gpu:
         teacher = teacher_on_gpu(arch)
-        teacher.feed.prior(prior)  # copied once
+        teacher.feed.factors(EVIDENCE)  # copied once
         predicted(gpu, teacher)
-        predicted(gpu, teacher, flip=True, prior=prior, coarse=coarse, temperature=1.5)
+        predicted(gpu, teacher, flip=True, evidence=EVIDENCE, places=places, temperature=1.5)
 
 
 @pytest.mark.thorough

@@ -1,0 +1,74 @@
+"""Does a policy fit the images that it is to decide? Asked before anything is labelled."""
+
+from __future__ import annotations
+
+from autolabel.manifests.policy import Policy
+from autolabel.manifests.samples import ManifestFile
+from autolabel.manifests.wording import counted, listed
+from autolabel.pipeline.job import LabelJob
+
+_ASPECT = 0.05  # images may be so much wider or narrower than those whose polygons were counted
+_FEW = 20  # counted images that say little
+_SHOWN = 3  # sizes in a message
+
+
+def require_policy(job: LabelJob, manifest: ManifestFile) -> None:
+    """Raise ValueError if the policy does not fit the label space, or an image of the manifest."""
+    policy = job.policy
+    policy.require(manifest.label_space)
+    policy.edges(manifest.label_space, job.keep_confidence)
+    if policy.area is None and policy.polygons is None:
+        return
+    fitting = set[tuple[int, int, bool]]()
+    for table in manifest.tables():
+        columns = (table[name].to_pylist() for name in ("height", "width", "coarse_label", "image"))
+        for height, width, coarse, image in zip(*columns, strict=True):
+            case = height, width, coarse is not None
+            if height and case not in fitting:  # without a height it cannot be read
+                try:
+                    _require_fitting(policy, height, width, drawn=coarse is not None)
+                except ValueError as error:
+                    raise ValueError(f"{image}: {error}") from error
+                fitting.add(case)
+
+
+def _require_fitting(policy: Policy, height: int, width: int, *, drawn: bool) -> None:
+    if policy.area is not None:
+        policy.area.box(height, width)
+    if policy.polygons is None or policy.polygons.counts is None or not drawn:
+        return
+    shapes = policy.polygons.counts.shapes
+    if all(abs(w * height / (h * width) - 1) > _ASPECT for w, h in shapes):
+        raise ValueError(
+            f"it is {width} x {height}, but the polygons were counted on images of {_in_words(shapes)}: count them on"
+            " images of this shape"
+        )
+
+
+def notes_on_polygons(policy: Policy, manifest: ManifestFile) -> tuple[str, ...]:
+    """Sentences for a person whose policy weighs counts of polygons in the images of a manifest."""
+    counts = policy.polygons and policy.polygons.counts
+    if not counts:
+        return ()
+    sizes = set[tuple[int, int]]()
+    for table in manifest.tables():
+        columns = (table[name].to_pylist() for name in ("width", "height", "coarse_label"))
+        sizes.update((w, h) for w, h, coarse in zip(*columns, strict=True) if coarse is not None and h)
+    if not sizes:
+        return (f"policy {policy.name!r} weighs polygons, but no image has any: the teacher alone decides",)
+    notes = []
+    if counts.images < _FEW:
+        notes.append(f"polygons were counted on {counted(counts.images, 'image')} only: {_FEW} or more say more")
+    if others := sorted(sizes.difference(counts.shapes)):
+        notes.append(
+            f"polygons were counted on images of {_in_words(counts.shapes)}; in those of {_in_words(others)} distances"
+            " are shares of the width"
+        )
+    if counts.unseen:
+        notes.append(f"polygons say nothing of {listed(counts.unseen)}, of which no unnamed pixel was counted")
+    return tuple(notes)
+
+
+def _in_words(sizes: list[tuple[int, int]]) -> str:
+    more = [f"{len(sizes) - _SHOWN} other sizes"] if len(sizes) > _SHOWN else []
+    return listed([*(f"{width} x {height}" for width, height in sizes[:_SHOWN]), *more])
