@@ -57,7 +57,7 @@ class Extent:
     arch: str = "efficientnet_lite0_ocr"
 
 
-SMALLEST = Extent((2,), (2,), 2, 2, 2, "64x64")
+SMALLEST = Extent((2,), (2,), 1, 1, 2, "64x64")
 
 
 def link(camvid: Path, fine: int) -> None:
@@ -103,12 +103,9 @@ def prepare(camvid: Path, fine: int, extent: Extent, *, smallest: bool, precisio
     return f"{network} --init teacher/best.pt --batch-size {extent.batch}"
 
 
-def generate(manifest: str, policy: str, out: str, precision: str) -> None:
-    """Label a manifest by the teacher and a policy with the counted polygons; all that `relabel` needs is kept."""
-    run(
-        f"autolabel generate {manifest} --teacher teacher/best.pt --policy {policy} --out {out} --keep-confidence 24"
-        f" --keep-probability --precision {precision}" + (" --polygons polygons.json" if policy == "dense" else "")
-    )
+def generate(manifest: str, out: str, options: str, precision: str) -> None:
+    """Label a manifest by the teacher and a policy that weighs the counted polygons."""
+    run(f"autolabel generate {manifest} --teacher teacher/best.pt --out {out} --precision {precision} {options}")
 
 
 def score_labels(labels: Mapping[str, Path]) -> None:
@@ -133,7 +130,7 @@ def score_labels(labels: Mapping[str, Path]) -> None:
 
 def few(extent: Extent, network: str, precision: str) -> None:
     """Label by teacher and polygons; score the labels; compare students."""
-    generate("coarse.parquet", "dense", "runs/dense", precision)
+    generate("coarse.parquet", "runs/dense", "--policy dense --polygons polygons.json --keep-confidence 24", precision)
     run("autolabel relabel runs/dense --policy human-first --out runs/human-first")
     runs = {name: Path(f"runs/{name}/manifest.parquet") for name in ("human-first", "dense")}
     score_labels({"coarse": Path("coarse.parquet")} | runs)
@@ -152,9 +149,10 @@ def doubt(extent: Extent, network: str, precision: str) -> None:
         DENSE.counted(counts).to_toml(counts="polygons.json").replace("threshold = 0.5", "threshold = 0.0"),
         encoding="utf-8",
     )
-    generate("coarse.parquet", "uncut.toml", "runs/uncut", precision)
-    generate("coarse.parquet", "dense", "runs/cut", precision)
-    generate("val.parquet", "uncut.toml", "runs/val", precision)
+    uncut = "--policy uncut.toml --keep-probability --keep-confidence 24"
+    generate("coarse.parquet", "runs/uncut", uncut, precision)
+    generate("val.parquet", "runs/val", "--policy uncut.toml", precision)
+    generate("coarse.parquet", "runs/cut", "--policy dense --polygons polygons.json", precision)
     if not Path("runs/val/audit.json").exists():  # the trainings remember its checksum
         run("autolabel audit runs/val --truth val.parquet")
     score_labels({name: Path(f"runs/{name}/manifest.parquet") for name in ("cut", "uncut")})
@@ -180,8 +178,8 @@ def students(extent: Extent, network: str) -> None:
 def show(comparison: Comparison) -> None:
     """Print mean IoU by way, and the difference from the first way with its 95 % interval, paired by seed."""
     first, *others = comparison.arms
-    print(f"\n| IoU | {first} | " + " | ".join(f"{way} | − {first}" for way in others))
-    print("|---|---:|" + "---:|---:|" * len(others))
+    print(f"\n| IoU | {first} | " + "".join(f"{way} | − {first} | " for way in others).rstrip())
+    print("|---|---|" + "---|---|" * len(others))
     for name in (*comparison.classes, MEAN):
         cells = [str(comparison.estimate(first, name))]
         for way in others:
