@@ -24,7 +24,7 @@ from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_spa
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_pair, parse_share
 from autolabel.manifests.teachers import TeacherName
-from autolabel.manifests.wording import duration
+from autolabel.manifests.wording import duration, listed
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.review.effort import Effort, Pace
 from autolabel.student.job import ScoreMachine, TrainJob
@@ -33,6 +33,7 @@ from autolabel.terminal import (
     Commands,
     Failure,
     Reporter,
+    StatsCommand,
     echo,
     foreseen,
     progress,
@@ -503,22 +504,26 @@ def adopt(
 @click.argument("run", type=FOLDER)
 @option("--policy", **text(load_policy, "POLICY"), required=True,
         help=f"A preset ({', '.join(PRESETS)}) or a TOML file; see docs/policy.md.")  # fmt: skip
+@polygons_option
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
-def relabel(run: Path, policy: Policy, out: Path, workers: int | None) -> None:
+def relabel(run: Path, policy: Policy, polygons: Path | None, out: Path, workers: int | None) -> None:
     """Label a RUN again by another policy, without the teacher.
 
     The run must have been generated with --keep-confidence.
 
+    \b
     autolabel relabel runs/auto --policy suggested.toml --out runs/auto2
+    autolabel relabel runs/auto --policy dense --polygons polygons.json --out runs/dense
     """
     from autolabel.manifests.run.folder import Run
     from autolabel.pipeline.relabel import relabel
 
     with progress("relabelling") as update:
         result = relabel(
-            Run.open(run), policy, out=out, workers=workers, on_progress=_counters(update), on_note=update.say
-        )
+            Run.open(run), with_counts(policy, polygons), out=out, workers=workers, on_progress=_counters(update),
+            on_note=update.say,
+        )  # fmt: skip
     _end(result, LabelJob.max_quarantined)
 
 
@@ -619,7 +624,7 @@ def describe(network: Path, classes: LabelSpace | None) -> None:
 # --- stats, audit, report ---------------------------------------------------------------------------------------------
 
 
-@main.command()
+@main.command(cls=StatsCommand)
 @click.argument("run", type=FOLDER)
 @option("--threshold", type=float, help="Say what another threshold would have kept: a multiple of 0.05.")
 def stats(run: Path, threshold: float | None) -> None:
@@ -629,13 +634,8 @@ def stats(run: Path, threshold: float | None) -> None:
     autolabel stats runs/auto
     autolabel stats runs/auto --threshold 0.7
     """
-    from autolabel.manifests import storage
     from autolabel.pipeline.analysis.stats import at_threshold, summarise
 
-    if run == Path("polygons") and not storage.is_folder(run):
-        raise Failure(
-            "there is no run 'polygons'; `autolabel polygons FINE_WITH_COARSE -o polygons.json` counts polygons"
-        )
     summary = summarise(run)
     if not summary.images:
         raise Failure(f"{run} has no labelled image: nothing to show; reasons may be in {run / 'quarantine.parquet'}")
@@ -691,26 +691,49 @@ def diff(run_a: Path, run_b: Path) -> None:
 
 @main.command()
 @click.argument("manifest", metavar="FINE_WITH_COARSE", type=MANIFEST)
-@option("-o", "--output", type=FILE, required=True, help="File to write, such as polygons.json.")
-@option("--page", is_flag=True, help="Draw the counts too, as a page beside the file, such as polygons.html.")
-@option("--workers", type=int, help="Number of threads. [default: one per core]")
-def polygons(manifest: Path, output: Path, page: bool, **options: Any) -> None:
+@option("-o", "--output", type=FILE, required=True, group="what", help="File to write, such as polygons.json.")
+@option(
+    "--page", is_flag=True, group="what", help="Draw the counts too, as a page beside the file, such as polygons.html."
+)
+@option("--teacher", "teachers", metavar="TEACHER", multiple=True, group="what",
+        help="Fit the weights of this teacher too, and write a policy, polygons.toml; may be repeated.")  # fmt: skip
+@option("--target-precision", type=float, group="what",
+        help="Suggest thresholds that give every class this precision where nobody named one.")  # fmt: skip
+@job_options(LabelJob, only=("scales", "flip", "combine", "window", "class_map", "device", "precision"))
+@option("--workers", type=int, group="machine", help="Number of threads that count. [default: one per core]")
+def polygons(
+    manifest: Path, output: Path, page: bool, workers: int | None, teachers: tuple[str, ...],
+    target_precision: float | None, **values: Any,
+) -> None:  # fmt: skip
     """Count what lies how far outside people's polygons, for the policy dense.
 
-    FINE_WITH_COARSE lists images that have fine and coarse labels; docs/polygons.md.
+    FINE_WITH_COARSE lists images that have fine and coarse labels. With --teacher, a policy beside the file says how
+    much teacher and polygons count: docs/polygons.md.
 
     \b
     autolabel manifest scan data/cityscapes --split train -o fine.parquet
     autolabel polygons fine.parquet -o polygons.json
+    autolabel polygons fine.parquet -o polygons.json --teacher teacher/best.pt --target-precision 0.95
     """
+    if target_precision is not None and not teachers:
+        raise Failure(f"--target-precision {target_precision:g}: thresholds are of a teacher, name it with --teacher")
+    more = {"teacher": familiar(teachers), "manifest": manifest, "out": output.parent} if teachers else None
+
+    from autolabel.pipeline.analysis.polygon_weights import weigh_polygons
     from autolabel.pipeline.analysis.polygons import count_polygons
     from autolabel.pipeline.report.page import write_counts_page
 
     with progress("counting") as update:
-        summary = count_polygons(manifest, output=output, progress=update, **options)
-    drawn = f" and {write_counts_page(output, summary.counts, manifest)}" if page else ""
-    show(summary)
-    echo("", f"wrote {output}{drawn}")
+        result = (
+            weigh_polygons(
+                build_job(LabelJob, values | more), target_precision, output=output, workers=workers, progress=update
+            )
+            if more
+            else count_polygons(manifest, output=output, workers=workers, progress=update)
+        )
+    pages = [write_counts_page(output, result.counts, manifest)] if page else []
+    show(result)
+    echo("", f"wrote {listed([*map(str, (*result.written(output), *pages))])}")
 
 
 @main.command()

@@ -24,7 +24,7 @@ from typing import Any
 
 import click
 
-from autolabel.manifests import notes
+from autolabel.manifests import notes, storage
 from autolabel.manifests.settings import GROUPS
 from autolabel.manifests.wording import Shown, as_ascii, duration, plain
 
@@ -131,6 +131,18 @@ class Command(click.Command):
             if key in sections:
                 with formatter.section(title):
                     formatter.write_dl(sections[key])
+
+
+class StatsCommand(Command):
+    """A command that names another one to those who look for it here."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Raise Failure for `stats polygons …`, unless there is a run of that name."""
+        if args[:1] == ["polygons"] and not storage.is_folder(Path("polygons")):
+            raise Failure(
+                "there is no run 'polygons'; `autolabel polygons FINE_WITH_COARSE -o polygons.json` counts polygons"
+            )
+        return super().parse_args(ctx, args)
 
 
 class Commands(click.Group):

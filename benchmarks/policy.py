@@ -96,16 +96,19 @@ def main() -> None:
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
         edges = policy.edges(CITYSCAPES, keep)
         evidence = evidence_of(policy, coarse)
-        winners, confidences, *own = top_classes(
-            field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, evidence=evidence
-        )
+        winners, confidences, own_winners, own_confidences, second = top_classes(
+            field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, evidence=evidence,
+            second=bool(keep),
+        )  # fmt: skip
         codes = kept = encode(winners, confidences, classes=CLASSES, edges=edges).numpy()[0]
         if keep and evidence is not None:
-            kept = encode(*own, classes=CLASSES, edges=edges).numpy()[0]
+            kept = encode(own_winners, own_confidences, classes=CLASSES, edges=edges).numpy()[0]
         count(winners[0], confidences[0], classes=CLASSES)
         rules[name].apply(codes, coarse)
         if keep:
-            for layer in np.divmod(kept, len(edges) + 1):
+            assert second is not None
+            seconds = np.where(coarse == IGNORE, second[0].numpy(), np.uint8(IGNORE))
+            for layer in (*np.divmod(kept, len(edges) + 1), seconds):
                 crc32c(layer)
                 encode_zarr(layer)
 

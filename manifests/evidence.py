@@ -2,7 +2,9 @@
 
 A pixel that nobody named, at a distance d from the nearest polygon, which is of class n, is of class c with a
 probability A[n, d, c] that can be counted wherever an image has both labels (Cityscapes has them for all 3,475 of its
-fine images). Distances are shares of an image's width, so that counts of one size serve another.
+fine images). Beside a teacher, A[n, d, c] / A[c] counts: how much more often than in all unnamed pixels the class lies
+there. How often it lies anywhere, teachers know. Distances are shares of an image's width, so that counts of one size
+serve another.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from autolabel.manifests.label_space import IGNORE, LabelSpace
 
 VOID = 254  # in a coarse label: somebody drew a polygon here, of something that is no class
 NOWHERE = 0  # the place of a pixel of which polygons say nothing
-TEACHER_WEIGHT, POLYGON_WEIGHT = 0.75, 0.6  # exponents of p and A; measured by benchmarks/dense.py
+TEACHER_WEIGHT, POLYGON_WEIGHT = 0.9, 0.4  # exponents of p and A / A[c]; measured by benchmarks/dense.py
 FORMAT = "autolabel polygons 1"
 # Upper ends of the bins of distance, as shares of the width: 1, 1.4, 2, … 50 pixels of CamVid's 480. The last bin is
 # open. The first numbers lie just above distances that pixels of a grid can have.
@@ -247,13 +249,24 @@ def smoothed(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     return rows
 
 
+def logarithms(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+    """The logarithm of A[n, d, c] / A[c] (C, bins, C), of counts (C, bins, C) that are not all 0.
+
+    A[c] is the share of class c in all counted pixels. A class that was never counted has 0: nothing for or against it.
+    """
+    shares = counts.sum(axis=(0, 1)) / counts.sum()
+    rows = (counts + _SMOOTHING * shares) / (counts.sum(axis=-1, keepdims=True) + _SMOOTHING)
+    lifts: NDArray[np.float64] = np.log(np.divide(rows, shares, out=np.ones_like(rows), where=shares > 0))
+    return lifts
+
+
 def _nested(rows: list[list[list[int]]]) -> tuple[tuple[tuple[int, ...], ...], ...]:
     return tuple(tuple(tuple(row) for row in of_class) for of_class in rows)
 
 
 @dataclass(frozen=True)
 class PolygonEvidence:
-    """How much polygons count beside a teacher: p(c)^teacher_weight · A[n, d, c]^polygon_weight · exp(bias of c).
+    """How much polygons count beside a teacher: p^teacher_weight · (A[n, d, c] / A[c])^polygon_weight · exp(bias of c).
 
     counts: None until somebody names a file of counts. biases: by class name, 0 for the others. Raises ValueError.
     """
@@ -295,7 +308,7 @@ class PolygonEvidence:
         At all other places a class's p is to be raised to the power of `teacher_weight` first. Raises ValueError as
         `require`.
         """
-        table = self.polygon_weight * np.log(self.require(space).probabilities())
+        table = self.polygon_weight * logarithms(self.require(space).counts)
         table += [self.biases.get(name, 0.0) for name in space.names]
         flat = table.reshape(-1, len(space)).astype(np.float32)
         return np.concatenate([np.zeros((1, len(space)), np.float32), flat])

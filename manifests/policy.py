@@ -107,8 +107,8 @@ class Policy:
        teacher-wins  The pixel gets the human's class where the teacher has none.
 
     polygons: the evidence of what lies around people's polygons. Where they named nothing, in images in which they
-    named something, all p become p(c)^teacher_weight · A[n, d, c]^polygon_weight · exp(bias of c), normalised, before
-    the threshold is asked (manifests/evidence.py). Polygons of no class stay without a class.
+    named something, all p become p(c)^teacher_weight · (A[n, d, c] / A[c])^polygon_weight · exp(bias of c), normalised,
+    before the threshold is asked (manifests/evidence.py). Polygons of no class stay without a class.
 
     Raises ValueError, naming the value.
     """

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 from autolabel.manifests.formats.exchange import Returned
 from autolabel.manifests.formats.png_back import decode_edited
@@ -20,7 +19,8 @@ from autolabel.manifests.run.labels import LABELS, committed_labels
 from autolabel.manifests.run.shards import DamagedLabel, Label, crc32c
 from autolabel.manifests.samples import Sample, open_manifest
 from autolabel.manifests.tables import BadTable
-from autolabel.pipeline.rules import Rules
+from autolabel.pipeline.posterior import FromLevels
+from autolabel.pipeline.rules import Codes, Rules
 
 
 @dataclass(frozen=True)
@@ -28,8 +28,9 @@ class Before:
     """One image as the run left it. All maps are (H, W) uint8.
 
     label: train ids, None where somebody has written over it and it cannot be decided again. top, level: the teacher's
-    top class and its level of confidence, None where the run keeps none. fate: the rule of the policy that decided each
-    pixel, a place in FATES; None where nobody knows.
+    top class and its level of confidence, None where the run keeps none; polygons are weighed in if the policy does so,
+    from levels. fate: the rule of the policy that decided each pixel, a place in FATES; None where nobody knows: levels
+    do not tell all that `generate` decides from probabilities and polygons.
     """
 
     label: Label | None
@@ -47,7 +48,10 @@ class MachineSays:
         source = kept_in(run)
         self._kept = source.confidence if source else None
         self.edges = self._kept.edges if self._kept else None
-        self._rules = Rules(run.policy, run.label_space, self.edges, silent=run.teacher is None) if self.edges else None
+        silent = run.teacher is None
+        self._rules = Rules(run.policy, run.label_space, self.edges, silent=silent) if self.edges else None
+        self._levels = FromLevels(run.policy, run.label_space, self.edges, silent=silent) if self.edges else None
+        self._weighs = run.policy.polygons is not None
         self._samples: dict[str, Sample] = {}
 
     def look_up(self, sample_ids: Collection[str]) -> None:
@@ -57,11 +61,14 @@ class MachineSays:
 
     def before(self, sample_id: str) -> Before:
         """The label, confidence and fates of an image. Raises KeyError for one that is unknown, DamagedLabel."""
-        top, level = self._confidence(sample_id)
-        label = self.label(sample_id)
-        if self._rules is None or top is None or level is None:
+        label, decided = self.label(sample_id), self._decided(sample_id)
+        if decided is None or self._rules is None:
+            return Before(label)
+        codes, coarse = decided
+        top, level = (x.astype(np.uint8) for x in np.divmod(codes, self._rules.levels))
+        if self._weighs and crc32c(self._rules.apply(codes, coarse).label) != self.labels[sample_id].crc32c:
             return Before(label, top, level)
-        return Before(label, top, level, self._rules.fates(self._codes(top, level), self._coarse(sample_id)))
+        return Before(label, top, level, self._rules.fates(codes, coarse))
 
     def label(self, sample_id: str) -> Label | None:
         """The label as it was committed: read, or decided again by the run's policy; None if it is gone."""
@@ -71,25 +78,26 @@ class MachineSays:
         except DamagedLabel:
             if stored.index is not None:
                 raise
-        top, level = self._confidence(sample_id)
-        if self._rules is None or top is None or level is None:
+        decided = self._decided(sample_id)
+        if decided is None or self._rules is None:
             return None
-        label = self._rules.apply(self._codes(top, level), self._coarse(sample_id)).label
+        label = self._rules.apply(*decided).label
         return label if crc32c(label) == stored.crc32c else None
 
-    def _confidence(self, sample_id: str) -> tuple[Label, Label] | tuple[None, None]:
-        return self._kept[sample_id] if self._kept and sample_id in self._kept else (None, None)
-
-    def _codes(self, top: Label, level: Label) -> NDArray[np.int16]:
-        """The codes of a prediction, from which the policy decides."""
-        assert self._rules is not None
-        return top.astype(np.int16) * np.int16(self._rules.levels) + level
+    def _decided(self, sample_id: str) -> tuple[Codes, Label | None] | None:
+        """The codes from which the policy decides, as far as levels tell them, and the coarse label."""
+        if self._levels is None or self._kept is None or sample_id not in self._kept:
+            return None
+        coarse = self._coarse(sample_id)
+        place = self._levels.places(coarse)
+        second = None if place is None else self._kept.second(sample_id)
+        return self._levels(*self._kept[sample_id], place=place, second=second).codes, coarse
 
     def _coarse(self, sample_id: str) -> Label | None:
         if sample_id not in self._samples:
             self.look_up([sample_id])
         try:
-            return read_coarse(self._samples[sample_id], self.run.label_space)
+            return read_coarse(self._samples[sample_id], self.run.label_space, drawn_void=self._weighs)
         except (BadImage, KeyError, OSError):
             return None
 

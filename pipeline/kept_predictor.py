@@ -13,12 +13,12 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, TOP
+from autolabel.manifests.run.labels import CONFIDENCE, SECOND, TOP
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.posterior import FromLevels
-from autolabel.pipeline.predictor import Decoded, Refused, Size, read_layer
+from autolabel.pipeline.predictor import Decoded, Refused, Size, is_drawn, read_layer
 from autolabel.pipeline.records import Row, read_rows
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
@@ -35,7 +35,7 @@ class KeptPredictor:
     device = "cpu"
 
     def __init__(self, source: Run, policy: Policy) -> None:
-        self.source, self._weighs = source, policy.polygons is not None
+        self.source = source
         assert source.recipe.confidence_edges is not None
         self.edges = source.recipe.confidence_edges
         self._levels = FromLevels(policy, source.label_space, self.edges, silent=source.teacher is None)
@@ -53,7 +53,7 @@ class KeptPredictor:
         if not earlier.labelled:
             return Refused(row, earlier.reason or "")
         try:
-            coarse = read_coarse(sample, self.source.label_space, drawn_void=self._weighs)
+            coarse = read_coarse(sample, self.source.label_space, drawn_void=self._levels.weighs)
         except BadImage as error:
             return Refused(row, str(error))
         return Decoded(row, coarse=coarse, places=self._levels.places(coarse))
@@ -65,8 +65,12 @@ class KeptPredictor:
     def _kept(self, decoded: Decoded) -> Prediction:
         row = self._rows(f"{decoded.row.unit}.parquet")[decoded.row.sample_id]
         top, level = (read_layer(self.source, row, layer) for layer in (TOP, CONFIDENCE))
-        prediction = self._levels(top, level, place=decoded.places)
-        if self.source.policy.polygons is not None or decoded.places is not None:
+        second = decoded.places is not None and SECOND in row.layers()
+        prediction = self._levels(
+            top, level, place=decoded.places, second=read_layer(self.source, row, SECOND) if second else None
+        )
+        weighed = self.source.policy.polygons is not None and is_drawn(decoded.coarse, self.source.label_space)
+        if weighed or decoded.places is not None:
             return prediction
         # What the earlier run counted is exact: the teacher's own confidences, as floats.
         classes = len(self.source.label_space)

@@ -24,7 +24,7 @@ from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer, zarr_place
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, SECOND, TOP, in_layer, zarr_place
 from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
@@ -306,9 +306,10 @@ class Labeller:
         if self.recipe.confidence_edges is not None:
             own = prediction.codes if prediction.own is None else prediction.own
             top, level = np.divmod(own, prediction.levels)
-            for layer, values in ((TOP, top.astype(np.uint8)), (CONFIDENCE, level.astype(np.uint8))):
-                encoded[layer] = self._encode(values)
-                checksums[f"{layer}_crc32c"] = crc32c(values)
+            for layer, values in ((TOP, top), (CONFIDENCE, level), (SECOND, prediction.second)):
+                if values is not None:
+                    encoded[layer] = self._encode(values.astype(np.uint8))
+                    checksums[f"{layer}_crc32c"] = crc32c(values.astype(np.uint8))
         row = replace(
             one.decoded.row,
             status=LABELLED,

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import RunFolder
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
+from autolabel.manifests.run.labels import LAYERS
 from autolabel.manifests.run.place import require_no_links
 
 _SETUP_SECONDS = 60.0  # patience while another part prepares the folder
@@ -85,6 +85,6 @@ class Lock:
 def remove_leftovers(run: RunFolder) -> None:
     """Delete the temporary files of killed writers, in the folders that a run fills. Only its holder may call it."""
     storage.remove_leftovers(run.path)
-    layers = [place for name in (LABELS, TOP, CONFIDENCE) for place in (run.layer(name), run.path / name)]
+    layers = [place for name in LAYERS for place in (run.layer(name), run.path / name)]
     for folder in (run.units, run.attempts, run.path / "stats", *layers):
         storage.remove_leftovers(folder, recursive=True)

@@ -18,13 +18,15 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.reading import blames_file
+from autolabel.manifests.reading import blames_file, read_coarse
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, middles, read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.selection import by_trust
+from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import reason
+from autolabel.pipeline.decided import Decided
 from autolabel.pipeline.records import Row, changed_images, read_rows
 
 Confidence = NDArray[np.uint8]
@@ -42,7 +44,9 @@ class RunMaps:
         self.run = run
         self.labels: RunLabels = run.labels
         self._kept: RunConfidence | None = run.confidence if run.recipe.confidence_edges is not None else None
-        self._shades = shades(run.recipe.confidence_edges or ())
+        edges, silent = run.recipe.confidence_edges or (), run.teacher is None
+        self._shades = shades(edges)
+        self._decided = Decided(run.policy, run.label_space, edges, silent=silent) if self._kept else None
 
     @cached_property
     def statistics(self) -> pa.Table:
@@ -74,6 +78,7 @@ class RunMaps:
     def prepare(self) -> None:
         """Read the tables that `load` and `require_same_photograph` look into; they are cached."""
         assert self.rows is not None and self._scores is not None and self._images is not None
+        assert self._decided is None or not self._decided.weighs or self._polygons is not None
 
     def require_same_photograph(self, sample: Sample) -> None:
         """Raise BadImage if the photograph is another one than was labelled."""
@@ -85,7 +90,7 @@ class RunMaps:
         """Label (H, W) uint8, confidence (H, W) uint8 and mean confidence of a sample. Raises BadLabel."""
         try:
             label = self.labels[sample_id]
-            confidence = None if self._kept is None else self._shades[self._kept[sample_id][1]]
+            confidence = self._confidence(sample_id)
         except KeyError as error:
             raise BadLabel(f"run {self.run.path} holds no label of it any more") from error
         except ChangedLabel as error:  # it says what to do
@@ -96,6 +101,29 @@ class RunMaps:
             ) from error
         row = self.rows.get(sample_id)
         return label, confidence, None if row is None else self._scores[row]
+
+    @cached_property
+    def _polygons(self) -> dict[str, Sample]:
+        """The samples of the input manifest by id, which lists their coarse labels; none where it is gone."""
+        try:
+            return {sample.sample_id: sample for sample in open_manifest(self.run.input_manifest).samples()}
+        except BadTable:
+            return {}
+
+    def _confidence(self, sample_id: str) -> Confidence | None:
+        """The confidence that decided, as shades; None if it was not kept, or if the polygons that decided are gone.
+
+        Raises KeyError, DamagedLabel.
+        """
+        if self._kept is None or self._decided is None:
+            return None
+        if not self._decided.weighs:
+            return self._shades[self._kept[sample_id][1]]
+        try:
+            coarse = read_coarse(self._polygons[sample_id], self.run.label_space, drawn_void=True)
+        except (BadImage, KeyError, OSError):
+            return None
+        return self._shades[self._decided.of(self._kept, sample_id, coarse)[1]]
 
 
 def shades(edges: tuple[float, ...]) -> Confidence:

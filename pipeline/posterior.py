@@ -29,7 +29,7 @@ SECOND_SHARE = 0.6  # of what the top class leaves, in the mean over CamVid's un
 
 
 class _Asked(NamedTuple):
-    """What is kept of pixels, maps of one shape; second is None where nobody knows the second class."""
+    """All that is kept of some pixels, maps of one shape; second is None where nobody knows the second class."""
 
     top: Label
     level: Label
@@ -138,6 +138,7 @@ class FromLevels:
         self.classes, self.edges = len(space), tuple(edges)
         self._ends, self._middles = np.array(edges, np.float32), middles(edges)
         self._bins = confidence_bins(self._middles.astype(np.float32))
+        self.weighs = policy.polygons is not None
         self._posterior: KeptPosterior | None = None
         if policy.polygons is not None:
             self._posterior = KeptPosterior(policy.polygons, space, self._middles, silent=silent)

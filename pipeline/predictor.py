@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.evidence import Places, places
 from autolabel.manifests.images import BadImage
+from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import RunFolder
@@ -113,14 +114,18 @@ class TeacherPredictor:
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
         """Predict images of one size in one pass. Raises NotEnoughMemory, MemoryTaken."""
         recipe, size = self.recipe, batch[0].image.shape[:2]
-        return list(
-            self.teacher.predict_in_batches(
-                [decoded.image for decoded in batch], self.planned_batch(size), edges=self.edges, scales=recipe.scales,
-                flip=recipe.flip, temperature=recipe.policy.temperature, evidence=self._evidence,
-                places=[decoded.places for decoded in batch], own=recipe.confidence_edges is not None,
-                alone=self.device != "cpu" and self.in_flight(size, most=BATCHES) == 1,
-            )
+        kept = recipe.confidence_edges is not None
+        drawn = [kept and is_drawn(decoded.coarse, recipe.label_space) for decoded in batch]
+        predictions = self.teacher.predict_in_batches(
+            [decoded.image for decoded in batch], self.planned_batch(size), edges=self.edges, scales=recipe.scales,
+            flip=recipe.flip, temperature=recipe.policy.temperature, evidence=self._evidence,
+            places=[decoded.places for decoded in batch], own=kept, second=any(drawn),
+            alone=self.device != "cpu" and self.in_flight(size, most=BATCHES) == 1,
         )  # fmt: skip
+        return [
+            replace(prediction, second=_where_unnamed(prediction.second, decoded.coarse) if polygons else None)
+            for prediction, decoded, polygons in zip(predictions, batch, drawn, strict=True)
+        ]
 
     def planned_batch(self, size: Size) -> int:
         """The batch that follows from the size and the recipe."""
@@ -145,6 +150,16 @@ class TeacherPredictor:
             "images_at_once": {name: self.planned_batch(size) for name, size in sizes.items()},
             "batches_in_flight": {name: self.in_flight(size, most=BATCHES) for name, size in sizes.items()},
         }
+
+
+def is_drawn(coarse: Label | None, space: LabelSpace) -> bool:
+    """True if a coarse label names a class anywhere."""
+    return coarse is not None and bool((coarse < len(space)).any())
+
+
+def _where_unnamed(second: Label | None, coarse: Label | None) -> Label | None:
+    """The second class where nobody has drawn, else 255: polygons say nothing of other pixels, and it takes room."""
+    return None if second is None or coarse is None else np.where(coarse == IGNORE, second, np.uint8(IGNORE))
 
 
 def read_layer(run: RunFolder, row: Row, layer: str) -> Label:

@@ -19,7 +19,7 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP, in_layer
+from autolabel.manifests.run.labels import LABELS, LAYERS, in_layer
 from autolabel.manifests.run.shards import WrittenShard, shard_path
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
 from autolabel.manifests.tables import BadTable, OtherVersion, read_sealed, table_bytes
@@ -42,8 +42,9 @@ RECORD_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
         pa.field("label_index", pa.int64()),
-        pa.field("top_crc32c", pa.uint32()),  # checksums of top class and level, where they are kept
+        pa.field("top_crc32c", pa.uint32()),  # checksums of top class, level and second class, where they are kept
         pa.field("confidence_crc32c", pa.uint32()),
+        pa.field("second_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
         pa.field("image_version", pa.string()),
@@ -61,6 +62,7 @@ _BRIEF = [
     "image_version",
     "top_crc32c",
     "confidence_crc32c",
+    "second_crc32c",
     "image_fingerprint",
     "classes.list.element.class_id",
     "classes.list.element.pixels",
@@ -95,6 +97,7 @@ class Row:
     label_index: int | None = None
     top_crc32c: int | None = None
     confidence_crc32c: int | None = None
+    second_crc32c: int | None = None
     image_bytes: int | None = None
     image_mtime_ns: int | None = None
     image_version: str | None = None
@@ -109,7 +112,7 @@ class Row:
 
     def layers(self) -> list[str]:
         """The layers in which a labelled sample has a map."""
-        return [LABELS, *(name for name in (TOP, CONFIDENCE) if getattr(self, f"{name}_crc32c") is not None)]
+        return [LABELS, *(name for name in LAYERS[1:] if getattr(self, f"{name}_crc32c") is not None)]
 
 
 RecordWriter = Callable[[RunFolder, Unit, Sequence[Row], Mapping[str, WrittenShard]], None]

@@ -28,8 +28,9 @@ def relabel(
 ) -> Labelling:
     """Label the images of `source` again, by another policy, with so many `workers` (threads).
 
-    The labels are those that `generate` would have made with that policy. Raises ValueError if the run has kept too
-    little for it, is not complete, or its manifest has changed; otherwise as `generate`.
+    The labels are those that `generate` would have made with that policy; of one that weighs polygons, nearly
+    (docs/promises.md, 6). Raises ValueError if the run has kept too little for it, is not complete, or its manifest has
+    changed; otherwise as `generate`.
     """
     source = replace(source, path=source.path.absolute())
     _require_enough(source, policy)

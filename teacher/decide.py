@@ -7,7 +7,8 @@ device hands over one code per pixel, of one byte if class and level fit into it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -51,17 +52,25 @@ class Evidence(NamedTuple):
 class Tops(NamedTuple):
     """Top classes (B, H, W) uint8 and their probabilities (B, H, W) float32; and the teacher's own, without evidence.
 
-    Without evidence the two pairs are the same tensors.
+    Without evidence the two pairs are the same tensors. seconds: (B, H, W) uint8, the classes that follow the teacher's
+    own; None if nobody asked.
     """
 
     winners: Tensor
     confidences: Tensor
     own_winners: Tensor
     own_confidences: Tensor
+    seconds: Tensor | None = None
 
     def first(self, images: int) -> Tops:
         """The maps of the first so many images."""
-        return Tops(*(x[:images] for x in self))
+        return self.map(lambda x: x[:images])
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Tops:
+        """All maps, changed."""
+        winners, confidences, own_winners, own_confidences = (change(x) for x in self[:4])
+        seconds = None if self.seconds is None else change(self.seconds)
+        return Tops(winners, confidences, own_winners, own_confidences, seconds)
 
 
 @dataclass(frozen=True)
@@ -72,6 +81,7 @@ class Prediction:
     edges that its confidence exceeds, 0 to levels - 1. Over the pixels with the same top class: histogram (C, 20)
     int64 counts confidences p, bin k those with k/20 < p <= (k+1)/20; confidence (C,) float64 is their sum. All of this
     is after polygons were weighed. own: the codes of the teacher alone, where polygons were weighed; None elsewhere.
+    second: (H, W) uint8, the second class of the teacher alone, 255 where it is not to be kept; None for nowhere.
     """
 
     codes: Codes
@@ -79,6 +89,7 @@ class Prediction:
     histogram: NDArray[np.int64]
     confidence: NDArray[np.float64]
     own: Codes | None = None
+    second: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -121,6 +132,15 @@ def top_probability(scores: Tensor) -> tuple[Tensor, Tensor]:
     return winner, (largest / total.clamp_(min=1)).masked_fill_(none > largest, 0)
 
 
+def second_class(values: Tensor, winners: Tensor) -> Tensor:
+    """Return the class (B, h, w) uint8 that has the largest of `values` (B, C, h, w) but for that of the `winners`.
+
+    C is 2 or more; of equals, it is the lowest class.
+    """
+    others = values.scatter(1, winners.long().unsqueeze(1), -math.inf)
+    return _winner(others.sub_(others.amax(dim=1, keepdim=True)))
+
+
 def _winner(below: Tensor) -> Tensor:
     """The lowest class (B, h, w) uint8 where `below`, (B, C, h, w) of values minus their maximum, is 0."""
     # argmax over an outer axis is slow. Here the lower a class is, the higher its rank; a huge multiple of `below`
@@ -152,14 +172,16 @@ def top_classes(
     channels: int | None = None,
     temperature: float = 1.0,
     evidence: Evidence | None = None,
+    second: bool = False,
 ) -> Tops:
-    """Return the top classes of a field of B `images`, and their probabilities.
+    """Return the top classes of a field of B `images`, and their probabilities; with `second`, the second classes, too.
 
     channels: the numbers that a pixel takes while it is computed, if those are more than its classes.
     """
     own_winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
     own_confidences = torch.empty(images, *field.size, device=device)
     winners, confidences = own_winners, own_confidences
+    seconds = torch.empty_like(own_winners) if second and classes > 1 else None
     if evidence is not None:
         winners, confidences = torch.empty_like(own_winners), torch.empty_like(own_confidences)
     for top, bottom in bands(field.size, channels or classes, device=device):
@@ -168,12 +190,14 @@ def top_classes(
             values = tempered(values, temperature)
         own = top_probability(values) if field.probable else top_class(values, temperature)
         own_winners[:, top:bottom], own_confidences[:, top:bottom] = own
+        if seconds is not None:
+            seconds[:, top:bottom] = second_class(values, own[0])
         if evidence is not None:
             band = evidence._replace(places=evidence.places[:, top:bottom])
             power = band.teacher_weight / (1 if field.probable else temperature)
             weigh = _weigh_some if values.device.type == "cpu" else _weigh_all
             winners[:, top:bottom], confidences[:, top:bottom] = weigh(values, band, own, power, field.probable)
-    return Tops(winners, confidences, own_winners, own_confidences)
+    return Tops(winners, confidences, own_winners, own_confidences, seconds)
 
 
 def _weigh_some(

@@ -114,22 +114,26 @@ class Feed:
     def download(self, tops: Tops, *, classes: int, edges: Sequence[float], own: bool = False) -> list[Prediction]:
         """Return the predictions of top classes and their probabilities, after one copy; with the teacher's `own`."""
         if self.device.type == "mps":  # it has no float64, which counting needs
-            tops = Tops(*(x.cpu() for x in tops))
-        winners, confidences, *alone = tops
-        own = own and alone[0] is not winners
-        codes = [encode(winners, confidences, classes=classes, edges=edges)]
-        if own:
-            codes.append(encode(alone[0], alone[1], classes=classes, edges=edges))
+            tops = tops.map(Tensor.cpu)
+        winners, confidences, own_winners, own_confidences, seconds = tops
+        maps = {"codes": encode(winners, confidences, classes=classes, edges=edges)}
+        if own and own_winners is not winners:
+            maps["own"] = encode(own_winners, own_confidences, classes=classes, edges=edges)
+        if seconds is not None:
+            maps["second"] = seconds
         if self._on_cuda:
             histograms, sums = count_together(winners, confidences, classes=classes, edges=self._bin_edges)
             # The small tables are copied, for they may be kept longer than the memory that the codes lie in.
-            totals, histogram, *maps = self._fetched([sums, histograms, *codes])
-            each = zip(histogram.copy(), totals.copy(), *maps, strict=True)
+            totals, histogram, *arrays = self._fetched([sums, histograms, *maps.values()])
+            each = zip(histogram.copy(), totals.copy(), *arrays, strict=True)
         else:
             tables = [count(w, p, classes=classes) for w, p in zip(winners, confidences, strict=True)]
             counted = ([x.numpy() for x in column] for column in zip(*tables, strict=True))
-            each = zip(*counted, *(c.numpy() for c in codes), strict=True)
-        return [Prediction(code, len(edges) + 1, counts, total, *rest) for counts, total, code, *rest in each]
+            each = zip(*counted, *(x.numpy() for x in maps.values()), strict=True)
+        return [
+            Prediction(levels=len(edges) + 1, histogram=counts, confidence=total, **dict(zip(maps, of, strict=True)))
+            for counts, total, *of in each
+        ]
 
     def _fetched(self, tensors: Sequence[Tensor]) -> list[NDArray[np.generic]]:
         """Return tensors of a GPU as arrays that share one piece of page-locked memory, the widest types first."""

@@ -240,14 +240,16 @@ class Teacher:
         evidence: Factors | None = None,
         places: Sequence[Places | None] = (),
         own: bool = False,
+        second: bool = False,
         alone: bool = False,
     ) -> Iterator[Prediction]:
         """Predict images of one size, `batch` at a time; yield the predictions in order.
 
         edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. evidence: of
-        polygons, or None; it counts at the `places` (H, W) int16 of an image, None where it has no polygons. own:
-        predictions tell what the teacher alone says, too. The last batch is filled up, so that every image goes through
-        the same kernels. alone: no other thread's batch is computed meanwhile. Raises NotEnoughMemory, MemoryTaken.
+        polygons, or None; it counts at the `places` (H, W) int16 of an image, None where it has no polygons. own,
+        second: predictions tell what the teacher alone says, and its second class. The last batch is filled up, so that
+        every image goes through the same kernels. alone: no other thread's batch is computed meanwhile. Raises
+        NotEnoughMemory, MemoryTaken.
         """
         size = images[0].shape[:2]
         budget = self._budgets.get((tuple(scales), flip))
@@ -267,7 +269,7 @@ class Teacher:
         def compute(start: int) -> list[Prediction]:
             return self._predict_batch(
                 images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, temperature=temperature,
-                evidence=evidence, places=places[start : start + batch], own=own,
+                evidence=evidence, places=places[start : start + batch], own=own, second=second,
             )  # fmt: skip
 
         for start in range(0, len(images), batch):
@@ -290,6 +292,7 @@ class Teacher:
         evidence: Factors | None,
         places: Sequence[Places | None],
         own: bool,
+        second: bool,
     ) -> list[Prediction]:
         classes = self.classes
         with self.feed.stream():
@@ -297,7 +300,7 @@ class Teacher:
             field = self._field(pixels, scales, flip=flip)
             tops = top_classes(
                 field, batch, classes=classes, device=self.device, channels=self.network.channels,
-                temperature=temperature, evidence=known,
+                temperature=temperature, evidence=known, second=second,
             ).first(len(images))  # fmt: skip  # without the padding images
             return self.feed.download(tops, classes=classes, edges=edges, own=own)
 

@@ -23,6 +23,7 @@ from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.labels import (
     CONFIDENCE,
     LABELS,
+    SECOND,
     TOP,
     RunConfidence,
     RunLabels,
@@ -308,8 +309,8 @@ class Run(RunFolder, Shown):
         """The teacher's kept top classes and levels of confidence. Raises ValueError if none were kept."""
         if self.recipe.confidence_edges is None:
             raise ValueError(f"{self.path} has kept no confidence: generate with --keep-confidence 8 does")
-        top, levels = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE))
-        return RunConfidence(top, levels, edges=self.recipe.confidence_edges)
+        kept = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE, SECOND))
+        return RunConfidence(*kept, edges=self.recipe.confidence_edges)
 
     def find_teacher(self, named: AnyTeacher | None = None) -> tuple[TeacherName | None, str]:
         """The teacher where it is now, or None and the reason. Raises ValueError if the user `named` another one."""
@@ -334,7 +335,7 @@ class Run(RunFolder, Shown):
         recipe = self.recipe.to_dict()
         space, edges = {"label_space": recipe["label_space"]}, recipe["confidence_edges"]
         layers = {LABELS: {**space, "ignore": 255, "policy": recipe["policy"]}}
-        return layers if edges is None else {**layers, TOP: space, CONFIDENCE: {"edges": edges}}
+        return layers if edges is None else {**layers, TOP: space, CONFIDENCE: {"edges": edges}, SECOND: space}
 
 
 def _writer(document: Mapping[str, Any]) -> str:

@@ -1,7 +1,7 @@
 """The committed labels of a run, by sample id, and the label of any sample of a manifest.
 
-A run that keeps the teacher's confidence has two more layers, stored just like the labels: `top`, the top class of
-every pixel, and `confidence`, its level of confidence.
+A run that keeps the teacher's confidence has more layers, stored just like the labels: `top`, the top class of every
+pixel, `confidence`, its level of confidence, and `second`, the second class where people named none, else 255.
 
 Labels lie in a Zarr group `labels.zarr` (manifests/run/shards.py), or with `--store png` as one 8-bit grey PNG per
 sample under `labels/`. The records `units/*.parquet` alone say which labels are committed: a missing Zarr shard reads
@@ -28,7 +28,8 @@ from autolabel.manifests.run.shards import DamagedLabel, Label, Window, bucket_o
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable, read_table
 
-LABELS, TOP, CONFIDENCE = "labels", "top", "confidence"  # layers: the maps of bytes that a run may hold of an image
+# Layers: the maps of bytes that a run may hold of an image.
+LABELS, TOP, CONFIDENCE, SECOND = LAYERS = "labels", "top", "confidence", "second"
 PROBABILITY = "probability"  # one more: the probability of the label's class, in 255ths
 CERTAIN = 255  # the probability where people decided
 _PLACE = [  # columns of a record that say where a label is
@@ -199,12 +200,16 @@ class RunConfidence(Mapping[str, tuple[Label, Label]]):
     A level is the number of `edges` (ascending) that the softmax probability of the top class exceeds.
     """
 
-    def __init__(self, top: RunLabels, levels: RunLabels, *, edges: Sequence[float]) -> None:
-        self._top, self._levels, self.edges = top, levels, tuple(edges)
+    def __init__(self, top: RunLabels, levels: RunLabels, second: RunLabels, *, edges: Sequence[float]) -> None:
+        self._top, self._levels, self._second, self.edges = top, levels, second, tuple(edges)
 
     def __getitem__(self, sample_id: str) -> tuple[Label, Label]:
         """Raises KeyError if unknown or not committed, DamagedLabel if it has changed."""
         return self._top[sample_id], self._levels[sample_id]
+
+    def second(self, sample_id: str) -> Label | None:
+        """The second class (H, W) uint8, 255 where people named one; None without polygons. Raises DamagedLabel."""
+        return self._second.get(sample_id)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._top)

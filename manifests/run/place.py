@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autolabel.manifests import storage
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
+from autolabel.manifests.run.labels import LAYERS
 
 RUN = "run.json"
 KIND = "autolabel-run/"  # begins the format in every version of that file
@@ -26,6 +26,6 @@ def require_no_links(run: Path) -> None:
     """
     for path in storage.list(run):
         storage.require_no_link(path)
-        if storage.is_folder(path) and path.name not in (LABELS, TOP, CONFIDENCE):
+        if storage.is_folder(path) and path.name not in LAYERS:
             for below in storage.list(path):
                 storage.require_no_link(below)

@@ -2,6 +2,7 @@
 
 audit.json        every number; docs/audit.md defines them
 suggested.toml    a policy with a threshold for each class that reaches the precision asked for
+polygons.json     the counts of polygons that it names, if the run's policy weighs polygons
 
 Images are matched by content, not by name. Truth that the teacher was trained on is refused: it would flatter. The
 agreement with human coarse labels needs no truth; it comes from the run's statistics and covers every image.
@@ -46,6 +47,7 @@ from autolabel.pipeline.analysis.calibration import (
     Calibration,
     Suggestion,
     TemperatureFit,
+    suggested_thresholds,
 )
 from autolabel.pipeline.analysis.confidences import Confidences, TeacherConfidences, kept_confidences
 from autolabel.pipeline.analysis.truth import MatchedTruth, match_truth, originals
@@ -54,6 +56,7 @@ from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.loading import seen_by
 from autolabel.teacher.predict import Teacher
 
+POLYGONS = "polygons.json"  # the name of the counts that a suggested policy weighs
 PRECISION = 0.95  # the target precision, unless the user names another
 _SAMPLED = 20_000  # pixels of an image to which a temperature is fitted
 _BAD = 0.5  # a class whose precision is below this is pointed out
@@ -70,7 +73,7 @@ def audit(
     teacher: AnyTeacher | None = None,
     progress: Progress | None = None,
 ) -> Audit:
-    """Audit a run; `audit.json` and `suggested.toml` are written into it.
+    """Audit a run; `audit.json` and `suggested.toml` are written into it, with the counts of polygons that it weighs.
 
     Confidences are those that the run, or the run that it was relabelled from, has kept. Without any, for a fitted
     temperature, or if `teacher` names the checkpoint, the teacher looks at the images again; it is read from `teacher`,
@@ -117,7 +120,7 @@ def audit(
     edges = None if fit_temperature else kept.edges if kept else run.recipe.confidence_edges
     calibration = Calibration(len(space), edges or GRID) if source else None
     sampled = Calibration(len(space))  # the pixels that the temperature was fitted to
-    known, gone = originals(run, matched, needed=weighed and network is not None)
+    known, gone = originals(run, matched, needed=weighed and source is not None)
     notes += gone
     for sample_id, sample in matched.truth.items():
         true, label = read_sample_label(sample, space), matched.labels[sample_id]
@@ -158,8 +161,10 @@ def audit(
     with storage.hold(run.path, name=_LOCK, wait=_PATIENCE):  # both files are of one audit
         if suggestion:
             named, comments = _suggested(policy, space, target_precision, suggestion)
+            if policy.polygons is not None:
+                policy.polygons.require(space).write(run.suggested_path.with_name(POLYGONS))
             with storage.writing(run.suggested_path) as file:
-                file.write(named.to_toml(comments).encode())
+                file.write(named.to_toml(comments, counts=POLYGONS).encode())
         result.write(run.audit_path)
     return result
 
@@ -242,13 +247,8 @@ def _about_temperature(temperature: float) -> list[str]:
 
 def _suggested(policy: Policy, space: LabelSpace, precision: float, found: Suggestion) -> tuple[Policy, dict[str, str]]:
     """The policy with a threshold for every class that can have one, and a comment on each."""
-    thresholds, comments = dict(policy.thresholds), {}
-    for name, threshold, above, kept, reached in zip(space.names, *found, strict=True):
-        if not math.isnan(threshold):
-            thresholds[name] = float(threshold)
-            share = "no pixels" if math.isnan(above) else f"precision {percent(above)} %, keeps {percent(kept)} %"
-            comments[name] = share + ("" if reached else "; no threshold reaches the target")
-    return replace(policy, name=f"precision-{precision:g}", thresholds=thresholds), comments
+    thresholds, comments = suggested_thresholds(space.names, found)
+    return replace(policy, name=f"precision-{precision:g}", thresholds=policy.thresholds | thresholds), comments
 
 
 # --- the record -------------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ diagram, the expected calibration error, and the one temperature that the logits
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.scores import Counts, Shares, shares
+from autolabel.manifests.wording import percent
 
 GRID = tuple(k / 100 for k in range(100))  # thresholds to choose from
 ESTIMABLE = 100  # least number of pixels above a threshold whose precision is believed
@@ -44,6 +46,17 @@ class Suggestion(NamedTuple):
     precision: Shares
     kept: Shares
     reached: NDArray[np.bool_]
+
+
+def suggested_thresholds(names: Sequence[str], found: Suggestion) -> tuple[dict[str, float], dict[str, str]]:
+    """The threshold of every class that can have one, and a comment on each, by name."""
+    thresholds, comments = dict[str, float](), dict[str, str]()
+    for name, threshold, above, kept, reached in zip(names, *found, strict=True):
+        if not math.isnan(threshold):
+            thresholds[name] = float(threshold)
+            share = "no pixels" if math.isnan(above) else f"precision {percent(above)} %, keeps {percent(kept)} %"
+            comments[name] = share + ("" if reached else "; no threshold reaches the target")
+    return thresholds, comments
 
 
 class Calibration:

@@ -15,6 +15,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.kept import kept_in as kept_in
 from autolabel.manifests.run.labels import RunConfidence, middles
 from autolabel.manifests.samples import Sample
+from autolabel.pipeline.decided import Decided
 from autolabel.teacher.predict import Teacher
 
 
@@ -26,7 +27,8 @@ class Confidences(Protocol):
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Return top class (H, W) uint8 and its probability (H, W) float32.
 
-        sample_id: the name in the run. sample: the truth, which names the photograph. outlined: the coarse label.
+        sample_id: the name in the run. sample: the truth, which names the photograph. outlined: the coarse label, in
+        which polygons of no class are VOID.
         """
 
 
@@ -49,17 +51,19 @@ class TeacherConfidences:
 
 
 class KeptConfidences:
-    """The levels that a run has kept; every pixel counts with the middle of its level."""
+    """The levels that a run has kept, polygons weighed in; every pixel counts with the middle of its level."""
 
-    def __init__(self, kept: RunConfidence) -> None:
+    def __init__(self, run: Run, kept: RunConfidence) -> None:
+        """run: the one whose policy decided, which may be another than has kept the levels."""
         self._kept, self.edges, self.levels = kept, kept.edges, len(kept.edges) + 1
         self._middles = middles(kept.edges).astype(np.float32)
+        self._decided = Decided(run.policy, run.label_space, kept.edges, silent=run.teacher is None)
 
     def of(
         self, sample_id: str, sample: Sample, outlined: NDArray[np.uint8] | None
     ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
         """Read what was kept. Raises DamagedLabel."""
-        top, level = self._kept[sample_id]
+        top, level = self._decided.of(self._kept, sample_id, outlined)
         return top, self._middles[level]
 
 
@@ -72,4 +76,4 @@ def kept_confidences(run: Run, sample_ids: Collection[str]) -> KeptConfidences |
     if source is None:
         return None
     kept = source.confidence
-    return KeptConfidences(kept) if set(sample_ids) <= set(kept) else None
+    return KeptConfidences(run, kept) if set(sample_ids) <= set(kept) else None

@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.evidence import INSIDE, NOWHERE, OUTSIDE, VOID, PolygonCounts, depths, places
-from autolabel.manifests.images import BadImage, decode_label
+from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.machine import cores
-from autolabel.manifests.reading import read_coarse, read_file
+from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.run.shards import DamagedLabel, Label
@@ -93,6 +93,10 @@ class PolygonSummary(Shown):
     truth: tuple[int, ...]
     left_out: dict[str, int]
     notes: list[str]
+
+    def written(self, output: Path) -> list[Path]:
+        """The files that are written."""
+        return [output]
 
     def lines(self) -> list[str]:
         """The account, and how much people named."""
@@ -202,11 +206,8 @@ def _all_the_same(path: Path, images: int) -> ValueError:
 
 def _read_polygons(sample: Sample, space: LabelSpace) -> Label:
     """Read a coarse label; polygons of no class are VOID. Raises BadImage."""
-    label = read_coarse(sample, space)
-    assert label is not None and sample.coarse_label is not None
-    if sample.label_ids == "source":
-        drawn = sorted(set(space.ignored_ids) - {0, IGNORE})
-        label = np.where(np.isin(decode_label(read_file(sample.coarse_label), None), drawn), np.uint8(VOID), label)
+    label = read_coarse(sample, space, drawn_void=True)
+    assert label is not None
     return label
 
 
@@ -219,12 +220,10 @@ def count_polygons(
     ValueError for a manifest without such images, for polygons that contradict the fine labels everywhere, and for an
     output that is no .json or lies in a run; BadTable. Nothing is written then.
     """
-    if workers is not None and workers < 1:
-        raise ValueError(f"--workers {workers}: expected 1 or more")
     if output is not None:
         require_output(output)
     paired = paired_samples(manifest)
-    summary = _counted(paired, workers or cores(), progress)
+    summary = count_paired(paired, workers=workers, progress=progress)
     if output is not None:
         summary.counts.write(output)
     return summary
@@ -237,7 +236,13 @@ def require_output(output: Path) -> None:
     require_outside_runs(output.absolute().parent)
 
 
-def _counted(paired: PairedSamples, threads: int, progress: Progress | None) -> PolygonSummary:
+def count_paired(
+    paired: PairedSamples, *, workers: int | None = None, progress: Progress | None = None
+) -> PolygonSummary:
+    """Count polygons on samples that were found. Raises ValueError as `count_polygons`."""
+    if workers is not None and workers < 1:
+        raise ValueError(f"--workers {workers}: expected 1 or more")
+    threads = workers or cores()
     space, left_out = paired.space, Counter(paired.left_out)
     classes = len(space)
     outside = np.zeros((classes, len(OUTSIDE) + 1, classes), np.int64)

@@ -20,6 +20,7 @@ from autolabel.manifests.run.labels import middles
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.tables import BadTable
+from autolabel.pipeline.decided import Decided
 from autolabel.pipeline.rules import Rules
 
 Photograph = NDArray[np.uint8]
@@ -35,8 +36,9 @@ class Missing(str):
 class Layers:
     """The layers of one sample. A layer that no sample of the run has is None.
 
-    photograph (H, W, 3) uint8; coarse and auto (H, W) uint8 train ids; confidence (H, W) float32 in 0..1; fates (H, W)
-    uint8, places in FATES.
+    photograph (H, W, 3) uint8; coarse and auto (H, W) uint8 train ids; confidence (H, W) float32 in 0..1, polygons
+    weighed in if the policy weighs them; fates (H, W) uint8, places in FATES. Under such a policy, coarse is VOID where
+    people drew a polygon of no class.
     """
 
     photograph: Photograph | Missing
@@ -59,6 +61,8 @@ class Sources:
         self._labels = run.labels
         self._kept = run.confidence if run.recipe.confidence_edges else None
         self._rules: dict[Sequence[float], Rules] = {}  # by the edges of confidence that they tell apart
+        space, silent = run.label_space, run.teacher is None
+        self._decided = Decided(run.policy, space, self._kept.edges, silent=silent) if self._kept else None
         self._originals = None  # the samples of the input manifest: it alone lists the coarse labels
         if coarse:
             try:
@@ -79,34 +83,36 @@ class Sources:
             None if self._originals is None else _attempt(lambda: self._coarse(sample_id)),
             None,
         )
-        if self._kept is None:
+        if self._kept is None or self._decided is None:
             return layers
         kept, edges = self._kept, self._kept.edges
-        found = _attempt(lambda: kept[sample_id])
+        polygons, decided = self.polygons(sample_id, layers.coarse), self._decided
+        if decided.weighs and isinstance(polygons, Missing):
+            return replace(layers, confidence=polygons, fates=polygons)
+        asked = None if isinstance(polygons, Missing) else polygons
+        found = _attempt(lambda: decided.of(kept, sample_id, asked))
         if isinstance(found, Missing):
             return replace(layers, confidence=found, fates=found)
-        top, level = found
-        fates = self.fates(sample_id, top, level, edges=edges, coarse=layers.coarse)
-        return replace(layers, confidence=from_levels(level, edges), fates=fates)
+        fates = self.fates(*found, edges=edges, polygons=polygons)
+        return replace(layers, confidence=from_levels(found[1], edges), fates=fates)
 
-    def fates(
-        self, sample_id: str, top: Label, level: Label, *, edges: Sequence[float], coarse: Label | Missing | None
-    ) -> Label | Missing:
-        """The fate of every pixel, decided again from top class, level of confidence and coarse label.
-
-        Missing if the image had a coarse label that cannot be read now.
-        """
+    def polygons(self, sample_id: str, coarse: Label | Missing | None) -> Label | Missing | None:
+        """The coarse label that decided: None if the image had none, Missing if it had one that cannot be read now."""
         if isinstance(coarse, Missing):
             sample = (self._originals or {}).get(sample_id)
-            if sample is None or sample.coarse_label is not None:
-                return coarse
-            coarse = None
-        elif coarse is None and self.note:
-            return Missing(self.note)
+            return coarse if sample is None or sample.coarse_label is not None else None
+        return Missing(self.note) if coarse is None and self.note else coarse
+
+    def fates(
+        self, top: Label, level: Label, *, edges: Sequence[float], polygons: Label | Missing | None
+    ) -> Label | Missing:
+        """The fate of every pixel, decided again from top class, level of confidence and `polygons`."""
+        if isinstance(polygons, Missing):
+            return polygons
         if edges not in self._rules:
             self._rules[edges] = Rules(self.run.policy, self.run.label_space, edges, silent=self.run.teacher is None)
         rules = self._rules[edges]
-        return rules.fates(top.astype(np.int16) * np.int16(rules.levels) + level, coarse)
+        return rules.fates(top.astype(np.int16) * np.int16(rules.levels) + level, polygons)
 
     def _coarse(self, sample_id: str) -> Label:
         sample = (self._originals or {}).get(sample_id)

@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 
 from autolabel.manifests.drawing import draw_label, encode_flat, encode_smooth, shrink
+from autolabel.manifests.evidence import without_void
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import counted, probability
@@ -81,7 +82,8 @@ def _drawn(run: Run, sample_id: str, trust: float, layers: Layers) -> ImageRow:
         photograph = shrink(Image.fromarray(layers.photograph), _LONGEST, how=Image.Resampling.LANCZOS)
         pictures["photograph"] = encode_smooth(photograph)
     ids: set[int] = set()
-    for title, label in (("coarse label", layers.coarse), ("auto label", layers.auto)):
+    coarse = without_void(layers.coarse) if isinstance(layers.coarse, np.ndarray) else layers.coarse
+    for title, label in (("coarse label", coarse), ("auto label", layers.auto)):
         if isinstance(label, Missing):
             pictures[title] = str(label)
         elif label is not None:

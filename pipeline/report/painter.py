@@ -109,19 +109,24 @@ class Painter:
                 f"the teacher runs again for the first {WITH_TEACHER} images only; --keep-confidence would have kept it"
             )
         else:
+            polygons = self._sources.polygons(sample_id, layers.coarse)
             with self._one_at_a_time:
-                top, confidence = self._predict(self._teacher, layers.photograph, layers.coarse)
+                top, confidence = self._predict(self._teacher, layers.photograph, polygons)
             edges = self._run.policy.edges(self._run.label_space)
             level = np.searchsorted(np.array(edges, np.float32), confidence).astype(np.uint8)  # edges that it exceeds
-            fates = self._sources.fates(sample_id, top, level, edges=edges, coarse=layers.coarse)
+            fates = self._sources.fates(top, level, edges=edges, polygons=polygons)
+            if self._run.policy.polygons is not None and isinstance(polygons, Missing):
+                confidence = polygons  # it would be the teacher's own, by which the run did not decide
         return (replace(layers, confidence=confidence, fates=fates) if layers.confidence is None else layers), top
 
-    def _predict(self, teacher: Teacher, image: Photograph, coarse: Label | Missing | None) -> tuple[Label, Confidence]:
+    def _predict(
+        self, teacher: Teacher, image: Photograph, polygons: Label | Missing | None
+    ) -> tuple[Label, Confidence]:
         recipe = self._run.recipe
         evidence = recipe.policy.evidence(recipe.label_space)
         around = None
-        if evidence is not None and coarse is not None and not isinstance(coarse, Missing):
-            around = places(coarse, len(recipe.label_space))
+        if evidence is not None and isinstance(polygons, np.ndarray):
+            around = places(polygons, len(recipe.label_space))
         return teacher.confidence(
             image,
             scales=recipe.scales,

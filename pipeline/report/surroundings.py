@@ -16,8 +16,8 @@ from autolabel.manifests.wording import Table, counted, listed, number, percent
 
 _LEAST = 0.005  # a class with a smaller share in every bin of a plot belongs to "others"
 _FEW = 20  # pixels of a bin; with fewer it is left empty
-_TICKS = (0, 4, 8, 11, 13)  # bins whose upper ends are marked on the axis
-OTHERS = "others"
+_TICKS = 5  # bins whose upper ends are marked on the axis
+OTHERS, FAR = "others", "any"
 
 Shares = NDArray[np.float64]
 
@@ -72,16 +72,21 @@ class PolygonPlot:
 
     @classmethod
     def of(cls, counts: PolygonCounts, *, width: int) -> PolygonPlot:
-        """The plots of these counts, with distances in pixels of images of this width."""
-        bins = len(OUTSIDE) + 1
+        """The plots of these counts, with distances in pixels of images of this width.
+
+        Bins at whose distances no pixel can lie, in images as small as those that were counted, are left out.
+        """
+        used = np.flatnonzero(counts.counts.any(axis=(0, 2)))
+        ends = [pixels(end * width) for end in np.array([*OUTSIDE, np.inf])[used]]
         around = [
-            _surrounding(counts.classes, n, counts.counts[n], width)
+            _surrounding(counts.classes, n, counts.counts[n, used], ends)
             for n in range(len(counts.classes))
             if counts.counts[n].any()
         ]
-        ticks = [(100 * (k + 1) / bins, pixels(OUTSIDE[k] * width)) for k in _TICKS]
+        marked = np.unique(np.linspace(0, max(0, len(used) - 2), _TICKS).round().astype(int)).tolist()
+        ticks = [(100 * (k + 1) / len(used), ends[k]) for k in marked if ends[k] != FAR]
         return cls(
-            width, counts.classes, counted_on(counts.sizes), bins, ticks, around, _inside(counts, width),
+            width, counts.classes, counted_on(counts.sizes), len(used), ticks, around, _inside(counts, width),
             list(counts.unseen),
         )  # fmt: skip
 
@@ -92,11 +97,13 @@ def counted_on(sizes: Mapping[str, int]) -> str:
 
 
 def pixels(distance: float) -> str:
-    """A distance in pixels as people say it: 1.01 -> "1", 4.27 -> "4.3", 12.8 -> "13"."""
+    """A distance in pixels as people say it: 1.01 -> "1", 4.27 -> "4.3", 12.8 -> "13"; inf -> FAR."""
+    if distance == np.inf:
+        return FAR
     return f"{distance:.0f}" if distance >= 9.5 else f"{distance:.1f}".removesuffix(".0")
 
 
-def _surrounding(names: Sequence[str], n: int, table: NDArray[np.int64], width: int) -> Surrounding:
+def _surrounding(names: Sequence[str], n: int, table: NDArray[np.int64], ends: Sequence[str]) -> Surrounding:
     """The plot of the polygons of class n: table (bins, C), counts of true classes."""
     rows, sums = table.sum(axis=1), table.sum(axis=0)
     shares: Shares = np.where(rows[:, None] >= _FEW, table / np.maximum(rows, 1)[:, None], 0)
@@ -111,10 +118,10 @@ def _surrounding(names: Sequence[str], n: int, table: NDArray[np.int64], width: 
         if share.any():
             layers.append(Layer(name, float(count) / total, _outline(floor, floor + share)))
         floor = floor + share
-    return Surrounding(names[n], total, _reach(names[n], shares[:, n], rows, width), layers)
+    return Surrounding(names[n], total, _reach(names[n], shares[:, n], rows, ends), layers)
 
 
-def _reach(name: str, own: Shares, rows: NDArray[np.int64], width: int) -> str:
+def _reach(name: str, own: Shares, rows: NDArray[np.int64], ends: Sequence[str]) -> str:
     """The distance up to which most pixels are of the polygon's own class, in words."""
     enough = rows >= _FEW
     if not enough.any():
@@ -123,8 +130,8 @@ def _reach(name: str, own: Shares, rows: NDArray[np.int64], width: int) -> str:
     if not len(below):
         return f"mostly {name} everywhere"
     if below[0] == nearest:
-        return f"{percent(own[nearest], 0)} % {name} within {pixels(OUTSIDE[nearest] * width)} px"
-    return f"mostly {name} up to {pixels(OUTSIDE[below[0] - 1] * width)} px"
+        return f"{percent(own[nearest], 0)} % {name} within {ends[nearest]} px"
+    return f"mostly {name} up to {ends[below[0] - 1]} px"
 
 
 def _outline(low: Shares, high: Shares) -> str:

@@ -97,11 +97,15 @@ def _bins(edges: tuple[float, ...], audit: Audit) -> NDArray[np.intp]:
 
 @dataclass(frozen=True)
 class Belief:
-    """Doubts by state, class and level: `chances` (4 kinds, 3 states * C * L); see the module."""
+    """Doubts by state, class and level: `chances` (4 kinds, 3 states * C * L); see the module.
+
+    sure (C,) uint8: the level from which on the policy keeps a class.
+    """
 
     classes: int
     levels: int
     chances: Floats
+    sure: NDArray[np.uint8]
 
     @classmethod
     def of(cls, run: Run, edges: tuple[float, ...], audit: Audit | None, top: Floats) -> Belief:
@@ -109,7 +113,7 @@ class Belief:
         space = run.label_space
         p = right(edges, space.names, audit, top)
         void = left_out(edges, space.names, audit)
-        sure = np.searchsorted(edges, run.policy.class_thresholds(space)) + 1  # from this level on a class is kept
+        sure = (np.searchsorted(edges, run.policy.class_thresholds(space)) + 1).astype(np.uint8)
         by_person = np.arange(len(edges) + 1) < sure[:, None]
         nothing = np.zeros_like(p)
         chances = np.array(
@@ -120,7 +124,7 @@ class Belief:
                 [np.where(by_person, 0, void), nothing, nothing],
             ]
         )
-        return cls(len(space), len(edges) + 1, chances.reshape(KINDS, -1))
+        return cls(len(space), len(edges) + 1, chances.reshape(KINDS, -1), sure)
 
     @property
     def decided(self) -> int:

@@ -172,6 +172,11 @@ def _notes(found: Prospects, effort: Effort, rows: pa.Table, spent: float, frame
         notes.append(f"{duration(spent)} are enough: no other region gains anything in the time that is left.")
     if effort.seconds is not None:
         notes.append("Regions are chosen for looking best, so expect less: on CamVid two thirds came true.")
+    if found.looking is not None and found.looking.gone:
+        notes.append(f"Nobody can tell what people outlined, so only the teacher's word counts: {found.looking.gone}.")
+    elif found.looking is not None and found.looking.unread:
+        count = counted(len(found.looking.unread), "coarse label")
+        notes.append(f"{count} could not be read: there, only the teacher's word counts.")
     if found.found.dropped:
         notes.append(f"{found.found.dropped:,} regions of least gain were not compared.")
     if frames.unread:

@@ -16,16 +16,18 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
+from autolabel.manifests.evidence import VOID
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.machine import cores
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, TOP
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, SECOND, TOP
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample, open_manifest
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress
+from autolabel.pipeline.decided import Decided
 from autolabel.pipeline.predictor import read_layer
 from autolabel.pipeline.records import Row, read_rows
 from autolabel.pipeline.review.belief import KINDS, Belief, Doubt, Floats
@@ -36,7 +38,7 @@ POOL = 100_000  # regions in memory: the best by a first estimate of gain per se
 FROM_ONE = 32  # regions that one image can have in it
 _STEP = 4  # of every so many rows and columns the neighbours are counted
 _RECORD = ["sample_id", "status", "height", "width", "label", "label_index",
-           "label_crc32c", "top_crc32c", "confidence_crc32c"]  # fmt: skip
+           "label_crc32c", "top_crc32c", "confidence_crc32c", "second_crc32c"]  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -98,36 +100,51 @@ class Looking:
 
     def __init__(self, run: Run, kept: Run, belief: Belief) -> None:
         self.run, self.kept, self.belief = run, kept, belief
+        edges = kept.recipe.confidence_edges
+        assert edges is not None
+        self._decided = Decided(run.policy, run.label_space, edges, silent=run.teacher is None)
         self._unsure = belief.unsure >= UNSURE
-        self._outlined = _outlined(run)
-        self.unread = 0  # coarse labels that are gone
+        self._outlined, self.gone = _outlined(run)
+        self.unread: set[str] = set()  # samples whose coarse labels cannot be read
 
     def maps(self, row: Row, kept: Row) -> tuple[Label, Label, NDArray[np.int32]]:
         """Label, top class and keys of an image (H, W).
 
-        Pixels outside the policy's area, and those of which a person's coarse label says the same, have no doubt.
+        Pixels outside the policy's area, those of which a person's coarse label says the same, and polygons of no class
+        that a policy leaves so have no doubt. Where the policy weighs polygons, top class and level are those after
+        that. `generate` knew all probabilities, so its labels may differ from what levels tell: then the class that it
+        gave is the top class, at the lowest level that is kept.
         """
         label, top, level = (
             read_layer(run, of, layer)
             for run, of, layer in ((self.run, row, LABELS), (self.kept, kept, TOP), (self.kept, kept, CONFIDENCE))
         )
+        coarse = self._coarse(row.sample_id)
+        if self._decided.weighs and coarse is not None:
+            top, level = self._decided(top, level, coarse, second=lambda: self._second(kept))
+            unnamed = (coarse == IGNORE) & (label != IGNORE)
+            top = np.where(unnamed, label, top)
+            least = self.belief.sure[top]
+            level = np.where(unnamed & (level < least), least, level)
         keys = self.belief.keys(label, top, level)
         if self.run.policy.area is not None:
             beyond = np.ones(label.shape, np.bool_)
             beyond[self.run.policy.area.box(*label.shape)] = False
             keys[beyond] = self.belief.decided
-        coarse = self._coarse(row.sample_id)
         if coarse is not None:
-            keys[(coarse == label) & (label != IGNORE)] = self.belief.decided
+            keys[((coarse == label) & (label != IGNORE)) | (coarse == VOID)] = self.belief.decided
         return label, top, keys
+
+    def _second(self, kept: Row) -> Label | None:
+        return read_layer(self.kept, kept, SECOND) if SECOND in kept.layers() else None
 
     def _coarse(self, sample_id: str) -> Label | None:
         if sample_id not in self._outlined:
             return None
         try:
-            return read_coarse(self._outlined[sample_id], self.run.label_space)
+            return read_coarse(self._outlined[sample_id], self.run.label_space, drawn_void=self._decided.weighs)
         except (BadImage, OSError):
-            self.unread += 1
+            self.unread.add(sample_id)
             return None
 
     def regions(self, keys: NDArray[np.int32]) -> Regions:
@@ -151,12 +168,12 @@ class Looking:
                 yield row.sample_id, self.regions(self.maps(row, kept)[2])
 
 
-def _outlined(run: Run) -> dict[str, Sample]:
-    """The samples that have a coarse label; none if the manifest that lists them is gone."""
+def _outlined(run: Run) -> tuple[dict[str, Sample], str]:
+    """The samples that have a coarse label; none, and the reason, if the manifest that lists them is gone."""
     try:
-        return {s.sample_id: s for s in open_manifest(run.input_manifest).samples() if s.coarse_label is not None}
-    except BadTable:
-        return {}
+        return {s.sample_id: s for s in open_manifest(run.input_manifest).samples() if s.coarse_label is not None}, ""
+    except BadTable as error:
+        return {}, str(error)
 
 
 def survey(

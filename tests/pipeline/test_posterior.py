@@ -86,7 +86,7 @@ def test_the_posterior_is_that_of_a_plain_loop(space: LabelSpace, known: str, we
         assert expected[c] == pytest.approx(max(expected), rel=1e-5)
         assert sure == pytest.approx(max(expected), rel=1e-5)
         changed += c != top.flat[at]
-    assert changed > 100
+    assert changed > 50
 
 
 def test_codes_and_statistics_are_the_posteriors_and_elsewhere_those_of_the_levels() -> None:

@@ -434,7 +434,7 @@ def test_the_policy_is_told_in_words(run: Path) -> None:
     )
     dense = DENSE.counted(counts)
     assert told(dense)["Polygons"] == (
-        "where people named nothing, the teacher weighs 0.75, what lies around polygons 0.6, counted on 60 images of"
+        "where people named nothing, the teacher weighs 0.9, what lies around polygons 0.4, counted on 60 images of"
         " 2048 × 1024 and 1 image of 1024 × 512"
     )
     fitted = told(replace(dense, polygons=PolygonEvidence(counts, 0.9, 0.5, {"pole": 0.42, "sky": 0.0, "car": -1.5})))

@@ -19,6 +19,7 @@ from browser import CHROMIUM, FAINT, playwright
 from PIL import Image
 
 from autolabel.manifests.drawing import DISAGREEMENT, disagreement
+from autolabel.manifests.evidence import INSIDE, OUTSIDE, PolygonCounts
 from autolabel.manifests.ids import read_ids
 from autolabel.manifests.images import colourise
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
@@ -31,6 +32,7 @@ from autolabel.manifests.tables import table_bytes
 from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.report.page import write_counts_page
 from autolabel.pipeline.report.write import write_report
 from autolabel.pipeline.rules import near_boundary
 from autolabel.pipeline.run import generate
@@ -502,3 +504,18 @@ def test_hundreds_of_images_stay_usable(visit: Callable[..., Any], run: Path, tm
     page.fill("#by-name", "~59")
     assert page.inner_text("#count") == "10 of 600 images" and len(shown(page)) == 10
     assert page.evaluate(loaded) < 500  # those near three places of the page; how many is up to the browser
+
+
+def test_the_curves_of_polygons_fit_and_can_be_read_on_a_phone_and_in_the_dark(
+    chromium: Any, city: Path, tmp_path: Path
+) -> None:
+    outside, inside = np.ones((19, len(OUTSIDE) + 1, 19), np.int64), np.ones((19, len(INSIDE) + 1, 2), np.int64)
+    counts = PolygonCounts.of(CITYSCAPES, {"2048x1024": 20}, 30 * outside, inside)
+    page = write_counts_page(tmp_path / "mine.json", counts, city / "fine.parquet")
+    for width, scheme in ((400, "dark"), (1400, "light")):
+        tab = chromium.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme)
+        tab.goto(page.as_uri())
+        assert tab.evaluate("document.documentElement.scrollWidth") == width and tab.evaluate(FAINT) == []
+        boxes = [plot.bounding_box() for plot in tab.locator("svg").all()]
+        assert len(boxes) == 19 and all(box["width"] > 150 and box["x"] + box["width"] <= width for box in boxes)
+        tab.close()

@@ -34,7 +34,7 @@ def belief(needed: int = 1) -> Belief:
         [nothing, 1 - CHANCE, nothing],
         [nothing, nothing, nothing],
     ]
-    return Belief(C, 3, np.array(chances).reshape(KINDS, -1))
+    return Belief(C, 3, np.array(chances).reshape(KINDS, -1), np.ones(C, np.uint8))
 
 
 def maps(seed: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8], NDArray[np.uint8]]:

@@ -212,3 +212,18 @@ def test_the_table_of_fates_has_only_columns_that_occurred(tmp_path: Path) -> No
     )  # what humans added is not the teacher's
     shown = autolabel("stats", run).stdout
     assert "what became of the pixels" in shown and "decided by a human" in shown and "too small" not in shown
+
+
+def test_who_counts_polygons_here_is_told_where_unless_a_run_is_called_so(
+    run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for arguments in ((), ("fine.parquet", "-o", "polygons.json")):
+        refused = autolabel("stats", "polygons", *arguments)
+        assert (refused.exit_code, refused.stderr) == (
+            2,
+            "autolabel: there is no run 'polygons'; `autolabel polygons FINE_WITH_COARSE -o polygons.json` counts"
+            " polygons\n",
+        )
+    run.rename(tmp_path / "polygons")
+    assert "a threshold would keep" in autolabel("stats", "polygons").stdout

@@ -17,13 +17,13 @@ BINS, DEPTHS = len(OUTSIDE) + 1, len(INSIDE) + 1
 
 
 def counts(*, wrong: int = 0) -> PolygonCounts:
-    """Road for sure up to 2 px of 480 and then tree in three of four pixels; nothing beyond the first eight bins."""
+    """Road for sure up to 2 px of 480 and then tree in three of four pixels; hardly anything beyond eight bins."""
     space = CAMVID
     road, tree, car = (space.names.index(name) for name in ("road", "tree", "car"))
     outside = np.zeros((len(space), BINS, len(space)), np.int64)
     outside[road, :3, road] = 100
     outside[road, 3:8, road], outside[road, 3:8, tree] = 25, 75
-    outside[road, 8, road] = 1  # fewer than 20 pixels
+    outside[road, 8:, road] = 1  # fewer than 20 pixels
     outside[car, 0, car], outside[car, 0, tree] = 40, 60
     inside = np.zeros((len(space), DEPTHS, 2), np.int64)
     inside[road, 0], inside[road, -1] = (100 - wrong, wrong), (900, 0)
@@ -43,7 +43,7 @@ def area(outline: str) -> float:
 
 def test_a_colour_is_as_high_as_its_share_of_the_pixels_at_that_distance() -> None:
     road, car = PolygonPlot.of(counts(), width=480).around
-    assert (road.name, road.pixels, [layer.name for layer in road.layers]) == ("road", 801, ["road", "tree"])
+    assert (road.name, road.pixels, [layer.name for layer in road.layers]) == ("road", 807, ["road", "tree"])
     assert [area(layer.outline) for layer in road.layers] == pytest.approx([(3 + 5 * 0.25) / BINS, 5 * 0.75 / BINS])
     assert road.layers[0].outline.startswith("M0 100V0H1V0H2V0H3V75H4") and road.layers[0].outline.endswith("H0Z")
     assert [(layer.name, layer.share) for layer in car.layers] == [("car", 0.4), ("tree", 0.6)]
@@ -52,12 +52,20 @@ def test_a_colour_is_as_high_as_its_share_of_the_pixels_at_that_distance() -> No
 
 def test_distances_are_pixels_of_images_of_the_width_that_was_asked_for() -> None:
     narrow, wide = (PolygonPlot.of(counts(), width=width) for width in (480, 2048))
-    assert [said for _, said in narrow.ticks] == ["1", "3", "8", "20", "50"]
-    assert [said for _, said in wide.ticks] == ["4.3", "13", "34", "85", "213"]
+    assert [said for _, said in narrow.ticks] == ["1", "2.5", "4.5", "15", "50"]
+    assert [said for _, said in wide.ticks] == ["4.3", "11", "19", "64", "213"]
     assert [plot.around[0].said for plot in (narrow, wide)] == ["mostly road up to 2 px", "mostly road up to 8.6 px"]
     assert narrow.around[1].said == "40 % car within 1 px"
     assert narrow.legend == ["road", "tree", "car"] and narrow.images == "12 images of 480 × 360"
     assert narrow.unseen == [name for name in CAMVID.names if name not in narrow.legend]
+
+
+def test_distances_that_no_pixel_of_small_images_can_have_are_left_out() -> None:
+    outside = np.array(counts().outside)
+    outside[:, [0, 1, 3]] = 0
+    found = PolygonPlot.of(PolygonCounts.of(CAMVID, {"256x128": 3}, outside, np.ones((11, DEPTHS, 2), int)), width=256)
+    assert found.bins == BINS - 3 and [layer.name for layer in found.around[0].layers] == ["road", "tree"]
+    assert found.around[0].layers[0].outline.startswith("M0 100V0H1V75H2") and found.ticks[0] == (100 / 12, "1.1")
 
 
 def test_how_often_polygons_are_wrong_is_told_by_class_and_depth_and_in_a_sentence_if_they_never_are() -> None:
