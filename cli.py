@@ -507,7 +507,8 @@ def adopt(
 @polygons_option
 @option("--out", type=FOLDER, required=True, help="New run folder; started again, it does what is left.")
 @option("--workers", type=int, help="Number of threads. [default: one per core]")
-def relabel(run: Path, policy: Policy, polygons: Path | None, out: Path, workers: int | None) -> None:
+@job_options(LabelJob, only=("keep_probability",))
+def relabel(run: Path, policy: Policy, polygons: Path | None, out: Path, **options: Any) -> None:
     """Label a RUN again by another policy, without the teacher.
 
     The run must have been generated with --keep-confidence.
@@ -521,8 +522,8 @@ def relabel(run: Path, policy: Policy, polygons: Path | None, out: Path, workers
 
     with progress("relabelling") as update:
         result = relabel(
-            Run.open(run), with_counts(policy, polygons), out=out, workers=workers, on_progress=_counters(update),
-            on_note=update.say,
+            Run.open(run), with_counts(policy, polygons), out=out, on_progress=_counters(update), on_note=update.say,
+            **options,
         )  # fmt: skip
     _end(result, LabelJob.max_quarantined)
 

@@ -35,6 +35,7 @@ INSIDE = tuple(d / 480 for d in (1.01, 2.01, 3.01, 5, 10, 20))  # the same for d
 _BINS, _DEPTHS = len(OUTSIDE) + 1, len(INSIDE) + 1
 _SMOOTHING = 20  # pixels that every row is given before it is counted, in the shares of all rows together
 _MOST = 1 << 42  # pixels of a number: all of them together still fit into 64 bits
+_HIGHEST = 20  # logarithm of a factor
 _SIZE = re.compile(r"[1-9]\d{0,8}x[1-9]\d{0,8}")
 
 Places = NDArray[np.int16]
@@ -111,14 +112,16 @@ class PolygonCounts:
 
     classes: their names by train id. sizes: images by "WIDTHxHEIGHT". outside[n][d][c]: of the unnamed pixels whose
     nearest polygon is of class n, at a distance in bin d, those that are truly of class c. inside[n][d]: right and
-    wrong pixels of polygons of class n, at a depth in bin d. Raises ValueError for counts of another shape, and for
-    counts of nothing.
+    wrong pixels of polygons of class n, at a depth in bin d. beside_teacher[n][d][c], if a teacher was asked: the
+    logarithm of (A[n, d, c] / A[c]) / (T[n, d, c] / T[c]), where T is what the teacher says of these pixels. Raises
+    ValueError for counts of another shape, and for counts of nothing.
     """
 
     classes: tuple[str, ...]
     sizes: Mapping[str, int]
     outside: tuple[tuple[tuple[int, ...], ...], ...]
     inside: tuple[tuple[tuple[int, ...], ...], ...]
+    beside_teacher: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
         count = len(self.classes)
@@ -132,6 +135,14 @@ class PolygonCounts:
                 raise ValueError(f"{name!r}: expected {' x '.join(map(str, shape))} numbers of pixels")
         if len(set(self.classes)) != count:
             raise ValueError("'classes' names one twice")
+        if self.beside_teacher:
+            try:
+                lifts = np.array(self.beside_teacher, np.float64)
+            except ValueError:
+                lifts = np.zeros(0)
+            if lifts.shape != (count, _BINS, count) or not (abs(lifts) <= _HIGHEST).all():  # nan is refused, too
+                size = f"{count} x {_BINS} x {count}"
+                raise ValueError(f"'beside_teacher': expected {size} numbers from -{_HIGHEST} to {_HIGHEST}")
         for size, images in self.sizes.items():
             if not _SIZE.fullmatch(size) or type(images) is not int or not 0 < images <= _MOST:
                 raise ValueError(f"'sizes', {size!r} is {images!r}: expected numbers of images by WIDTHxHEIGHT")
@@ -167,13 +178,23 @@ class PolygonCounts:
         seen = self.counts.sum(axis=(0, 1))
         return tuple(name for name, pixels in zip(self.classes, seen, strict=True) if not pixels)
 
+    @property
+    def lifts(self) -> NDArray[np.float64]:
+        """Logarithms (C, bins, C): `beside_teacher` if a teacher was asked, else `logarithms` of the counts."""
+        return np.array(self.beside_teacher) if self.beside_teacher else logarithms(self.counts)
+
     def probabilities(self) -> NDArray[np.float64]:
         """A[n, d, c] (C, bins, C), smoothed: rows that sum to 1.
 
         Every row first gets 20 pixels in the shares that the classes have of all unnamed pixels. A class that was
         never counted has 1 / C of every row.
         """
-        return smoothed(self.counts)
+        shares = self.counts.sum(axis=(0, 1)) / self.counts.sum()
+        rows: NDArray[np.float64] = self.counts + _SMOOTHING * shares
+        rows /= rows.sum(axis=-1, keepdims=True)
+        rows[..., shares == 0] = 1 / len(shares)
+        rows /= rows.sum(axis=-1, keepdims=True)
+        return rows
 
     def require(self, space: LabelSpace) -> None:
         """Raise ValueError unless the classes are those of the label space, in its order."""
@@ -191,16 +212,18 @@ class PolygonCounts:
     def to_dict(self) -> dict[str, Any]:
         """The counts as JSON values. A row of numbers is one text, so that people can read the file."""
 
-        def rows(table: Sequence[Sequence[Sequence[int]]]) -> dict[str, list[str]]:
+        def rows(table: Sequence[Sequence[Sequence[float]]]) -> dict[str, list[str]]:
             lines = ([" ".join(map(str, row)) for row in of_class] for of_class in table)
             return dict(zip(self.classes, lines, strict=True))
 
+        beside = {"beside_teacher": rows(self.beside_teacher)} if self.beside_teacher else {}
         return {
             "format": FORMAT,
             "classes": list(self.classes),
             "sizes": dict(self.sizes),
             "outside": rows(self.outside),
             "inside": rows(self.inside),
+            **beside,
         }
 
     @classmethod
@@ -209,21 +232,24 @@ class PolygonCounts:
         if document.get("format") != FORMAT:
             raise ValueError(f"its format is {document.get('format')!r}, expected {FORMAT!r}: count the polygons again")
         kinds = {"classes": list, "sizes": dict, "outside": dict, "inside": dict}
+        kinds |= {"beside_teacher": dict} if "beside_teacher" in document else {}
         for key, kind in kinds.items():
             if type(document.get(key)) is not kind:
                 raise ValueError(f"{key!r} is missing or no {'list' if kind is list else 'object'}")
         classes = tuple(map(str, document["classes"]))
 
-        def table(key: str) -> tuple[tuple[tuple[int, ...], ...], ...]:
+        def table(key: str, of: type[int] | type[float], what: str) -> tuple[tuple[tuple[Any, ...], ...], ...]:
             found = document[key]
             if set(found) != set(classes):
                 raise ValueError(f"{key!r} has other classes than 'classes'")
             try:
-                return tuple(tuple(tuple(map(int, row.split())) for row in found[name]) for name in classes)
+                return tuple(tuple(tuple(map(of, row.split())) for row in found[name]) for name in classes)
             except (AttributeError, TypeError, ValueError):
-                raise ValueError(f"{key!r} holds something else than rows of whole numbers") from None
+                raise ValueError(f"{key!r} holds something else than rows of {what}") from None
 
-        return cls(classes, document["sizes"], table("outside"), table("inside"))
+        outside, inside = (table(key, int, "whole numbers") for key in ("outside", "inside"))
+        beside = table("beside_teacher", float, "numbers") if "beside_teacher" in document else ()
+        return cls(classes, document["sizes"], outside, inside, beside)
 
     def write(self, path: Path) -> None:
         """Write polygons.json, whole or not at all."""
@@ -239,17 +265,7 @@ class PolygonCounts:
             raise BadDocument(f"{path}: {error}") from error
 
 
-def smoothed(counts: NDArray[np.int64]) -> NDArray[np.float64]:
-    """`PolygonCounts.probabilities` of counts (C, bins, C) that are not all 0."""
-    shares = counts.sum(axis=(0, 1)) / counts.sum()
-    rows: NDArray[np.float64] = counts.astype(np.float64) + _SMOOTHING * shares
-    rows /= rows.sum(axis=-1, keepdims=True)
-    rows[..., shares == 0] = 1 / len(shares)
-    rows /= rows.sum(axis=-1, keepdims=True)
-    return rows
-
-
-def logarithms(counts: NDArray[np.int64]) -> NDArray[np.float64]:
+def logarithms(counts: NDArray[Any]) -> NDArray[np.float64]:
     """The logarithm of A[n, d, c] / A[c] (C, bins, C), of counts (C, bins, C) that are not all 0.
 
     A[c] is the share of class c in all counted pixels. A class that was never counted has 0: nothing for or against it.
@@ -257,6 +273,13 @@ def logarithms(counts: NDArray[np.int64]) -> NDArray[np.float64]:
     shares = counts.sum(axis=(0, 1)) / counts.sum()
     rows = (counts + _SMOOTHING * shares) / (counts.sum(axis=-1, keepdims=True) + _SMOOTHING)
     lifts: NDArray[np.float64] = np.log(np.divide(rows, shares, out=np.ones_like(rows), where=shares > 0))
+    return lifts
+
+
+def beside(true: NDArray[Any], said: NDArray[Any]) -> NDArray[np.float64]:
+    """`PolygonCounts.beside_teacher` of pixels' true classes and of what a teacher says of them, both (C, bins, C)."""
+    lifts = (logarithms(true) - logarithms(said)).clip(-_HIGHEST, _HIGHEST)
+    lifts[..., (true.sum(axis=(0, 1)) == 0) | (said.sum(axis=(0, 1)) == 0)] = 0
     return lifts
 
 
@@ -308,7 +331,7 @@ class PolygonEvidence:
         At all other places a class's p is to be raised to the power of `teacher_weight` first. Raises ValueError as
         `require`.
         """
-        table = self.polygon_weight * logarithms(self.require(space).counts)
+        table = self.polygon_weight * self.require(space).lifts
         table += [self.biases.get(name, 0.0) for name in space.names]
         flat = table.reshape(-1, len(space)).astype(np.float32)
         return np.concatenate([np.zeros((1, len(space)), np.float32), flat])

@@ -64,6 +64,9 @@ class LabelJob:
     keep_confidence: int | None = setting(
         None, "Keep the confidence too, in so many levels, for `relabel`.", group="what", metavar="LEVELS"
     )
+    keep_probability: bool = setting(
+        False, "Keep the probability of every label's class too, for `train --weights`.", group="what"
+    )
     store: str = setting(STORES[0], "Format of the labels.", group="what", choices=STORES)
     device: str = setting(
         "auto", "auto, cpu, cuda, cuda:N (one GPU of several, in this process) or mps.", group="machine"
@@ -110,6 +113,8 @@ class LabelJob:
         policy = self.policy
         if self.keep_confidence:
             return "--keep-confidence"
+        if self.keep_probability:
+            return "--keep-probability"
         if policy.thresholds or (policy.threshold != PAPER.threshold and policy not in PRESETS.values()):
             return f"policy {policy.name!r}, which has thresholds,"
         if policy.temperature != 1 or policy.polygons:

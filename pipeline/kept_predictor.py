@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from autolabel.manifests.images import BadImage
-from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse
+from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, SECOND, TOP
 from autolabel.manifests.samples import Sample
@@ -34,8 +34,9 @@ class KeptPredictor:
 
     device = "cpu"
 
-    def __init__(self, source: Run, policy: Policy) -> None:
-        self.source = source
+    def __init__(self, source: Run, recipe: Recipe) -> None:
+        policy = recipe.policy
+        self.source, self._probability = source, recipe.keep_probability
         assert source.recipe.confidence_edges is not None
         self.edges = source.recipe.confidence_edges
         self._levels = FromLevels(policy, source.label_space, self.edges, silent=source.teacher is None)
@@ -67,8 +68,9 @@ class KeptPredictor:
         top, level = (read_layer(self.source, row, layer) for layer in (TOP, CONFIDENCE))
         second = decoded.places is not None and SECOND in row.layers()
         prediction = self._levels(
-            top, level, place=decoded.places, second=read_layer(self.source, row, SECOND) if second else None
-        )
+            top, level, place=decoded.places, second=read_layer(self.source, row, SECOND) if second else None,
+            probability=self._probability,
+        )  # fmt: skip
         weighed = self.source.policy.polygons is not None and is_drawn(decoded.coarse, self.source.label_space)
         if weighed or decoded.places is not None:
             return prediction

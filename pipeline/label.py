@@ -24,7 +24,7 @@ from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, SECOND, TOP, in_layer, zarr_place
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, PROBABILITY, SECOND, TOP, in_layer, zarr_place
 from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
@@ -299,17 +299,21 @@ class Labeller:
 
     def _labelled(self, one: Predicted) -> Labelled:
         prediction = one.prediction
-        outcome = self.rules.apply(prediction.codes, one.decoded.coarse)
+        outcome = self.rules.apply(prediction.codes, one.decoded.coarse, prediction.probability)
         started = time.perf_counter()
         encoded = {LABELS: self._encode(outcome.label)}
+        further = dict[str, Label]()
         checksums: dict[str, Any] = {}
         if self.recipe.confidence_edges is not None:
             own = prediction.codes if prediction.own is None else prediction.own
             top, level = np.divmod(own, prediction.levels)
-            for layer, values in ((TOP, top), (CONFIDENCE, level), (SECOND, prediction.second)):
-                if values is not None:
-                    encoded[layer] = self._encode(values.astype(np.uint8))
-                    checksums[f"{layer}_crc32c"] = crc32c(values.astype(np.uint8))
+            further |= {TOP: top.astype(np.uint8), CONFIDENCE: level.astype(np.uint8)}
+            if prediction.second is not None:
+                further[SECOND] = prediction.second
+        if outcome.probability is not None:
+            further[PROBABILITY] = outcome.probability
+        for layer, values in further.items():
+            encoded[layer], checksums[f"{layer}_crc32c"] = self._encode(values), crc32c(values)
         row = replace(
             one.decoded.row,
             status=LABELLED,

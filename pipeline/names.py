@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from autolabel.manifests import storage
-from autolabel.manifests.run.labels import CONFIDENCE, in_layer, png_place
+from autolabel.manifests.run.labels import LAYERS, in_layer, png_place
 
 _LONGEST = 255  # bytes of a name, on nearly every file system
 _WINDOWS = sys.platform == "win32"
@@ -54,7 +54,7 @@ def require_png_names(run: Path, images: Callable[[], Iterable[list[str]]]) -> N
     )
     longest = max((name for some in _labels(images) for name in some), key=lambda name: len(name.encode()), default="")
     try:
-        storage.stat(storage.under(run, in_layer(longest, CONFIDENCE)))
+        storage.stat(storage.under(run, in_layer(longest, max(LAYERS, key=len))))
     except OSError as error:  # the system knows its limit
         raise ValueError(f"the label {run / longest} has no name here ({error.strerror}): {_ADVICE}") from error
 

@@ -9,7 +9,7 @@ probability of the top class; the second class gets a fixed share of what is lef
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -151,16 +151,24 @@ class FromLevels:
         return place if place.any() else None
 
     def __call__(
-        self, top: Label, level: Label, *, place: Places | None = None, second: Label | None = None
+        self,
+        top: Label,
+        level: Label,
+        *,
+        place: Places | None = None,
+        second: Label | None = None,
+        probability: bool = False,
     ) -> Prediction:
         """The prediction of an image; all maps are (H, W), place from `places`, second 255 where it is unknown.
 
-        Its statistics are the posterior's, and elsewhere those of the middles of levels.
+        Its statistics are the posterior's, and elsewhere those of the middles of levels; so is its `probability`, if it
+        is asked for.
         """
         classes, levels = self.classes, len(self.edges) + 1
         codes = np.empty(top.shape, np.int16)
         histogram, confidence = np.zeros(classes * CONFIDENCE_BINS, np.int64), np.zeros(classes)
         unweighed = np.zeros(classes * levels, np.int64)
+        sure = _in_bytes(self._middles)[level] if probability else None
         rows = max(1, _AT_ONCE // max(1, top.shape[1]))
         for band in (np.s_[row : row + rows] for row in range(0, len(top), rows)):
             code = (top[band].astype(np.int16) * np.int16(levels) + level[band]).ravel()
@@ -173,11 +181,19 @@ class FromLevels:
                 bins = winner * np.int16(CONFIDENCE_BINS) + confidence_bins(p)
                 histogram += np.bincount(bins, minlength=len(histogram))
                 confidence += np.bincount(winner, p, minlength=classes)
+                if sure is not None:
+                    sure[band].reshape(-1)[weighed] = _in_bytes(p)
             codes[band] = code.reshape(-1, top.shape[1])
         rest, counts = unweighed.reshape(classes, levels), histogram.reshape(classes, CONFIDENCE_BINS)
         for level_bin, counted in zip(self._bins, rest.T, strict=True):
             counts[:, level_bin] += counted
-        return Prediction(codes, levels, counts, confidence + rest @ self._middles)
+        return Prediction(codes, levels, counts, confidence + rest @ self._middles, probability=sure)
+
+
+def _in_bytes(p: NDArray[np.floating[Any]]) -> NDArray[np.uint8]:
+    """Probabilities in 255ths."""
+    rounded: NDArray[np.uint8] = np.rint(255 * p).astype(np.uint8)
+    return rounded
 
 
 def confidence_bins(p: Floats) -> NDArray[np.int16]:

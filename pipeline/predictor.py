@@ -120,6 +120,7 @@ class TeacherPredictor:
             [decoded.image for decoded in batch], self.planned_batch(size), edges=self.edges, scales=recipe.scales,
             flip=recipe.flip, temperature=recipe.policy.temperature, evidence=self._evidence,
             places=[decoded.places for decoded in batch], own=kept, second=any(drawn),
+            probability=recipe.keep_probability,
             alone=self.device != "cpu" and self.in_flight(size, most=BATCHES) == 1,
         )  # fmt: skip
         return [

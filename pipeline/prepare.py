@@ -109,8 +109,8 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
         edges = tuple(sorted({0.0, *edges}))  # PNGs also say that a pixel has no class
     scales = job.scales or (earlier.recipe.scales if earlier else job.teacher.scales)
     recipe = Recipe(
-        teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, job.policy, edges, False, precision,
-        device, pixels, job.store, job.unit_size, manifest.label_space,
+        teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, job.policy, edges,
+        job.keep_probability, precision, device, pixels, job.store, job.unit_size, manifest.label_space,
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)

@@ -42,9 +42,10 @@ RECORD_SCHEMA = pa.schema(
         pa.field("reason", pa.string()),
         pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
         pa.field("label_index", pa.int64()),
-        pa.field("top_crc32c", pa.uint32()),  # checksums of top class, level and second class, where they are kept
+        pa.field("top_crc32c", pa.uint32()),  # checksums of the other layers, where they are kept
         pa.field("confidence_crc32c", pa.uint32()),
         pa.field("second_crc32c", pa.uint32()),
+        pa.field("probability_crc32c", pa.uint32()),
         pa.field("image_bytes", pa.int64()),
         pa.field("image_mtime_ns", pa.int64()),
         pa.field("image_version", pa.string()),
@@ -62,6 +63,7 @@ _BRIEF = [
     "image_version",
     "top_crc32c",
     "confidence_crc32c",
+    "probability_crc32c",
     "second_crc32c",
     "image_fingerprint",
     "classes.list.element.class_id",
@@ -97,6 +99,7 @@ class Row:
     label_index: int | None = None
     top_crc32c: int | None = None
     confidence_crc32c: int | None = None
+    probability_crc32c: int | None = None
     second_crc32c: int | None = None
     image_bytes: int | None = None
     image_mtime_ns: int | None = None

@@ -22,6 +22,7 @@ def relabel(
     policy: Policy,
     *,
     out: Path,
+    keep_probability: bool = False,
     workers: int | None = None,
     on_progress: Callable[[Counters], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -44,6 +45,7 @@ def relabel(
     job = LabelJob(
         source.input_manifest, source.teacher or TeacherName(()), out, scales=recipe.scales, flip=recipe.flip,
         combine=recipe.combine, window=recipe.window, class_map=recipe.class_map, policy=policy, store=recipe.store,
+        keep_probability=keep_probability,
         device=recipe.device, precision=recipe.precision, unit_size=recipe.unit_size,
         machine=Machine("local", workers or cores()),
     )  # fmt: skip

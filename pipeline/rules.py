@@ -17,6 +17,7 @@ from autolabel.manifests.evidence import VOID
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.pieces import pieces as pieces
 from autolabel.manifests.policy import Policy
+from autolabel.manifests.run.labels import CERTAIN
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.schemas import FATES
 
@@ -27,6 +28,7 @@ _KEPT, _BELOW, _BOUNDARY, _SMALL, _OUTSIDE, _HUMAN = range(len(FATES))
 # What marks a pixel of the teacher; the fate it then has.
 _MARKS = (_KEPT, _BOUNDARY, _SMALL, _OUTSIDE)
 _INSIDE, _NEAR, _PIECE, _BEYOND = range(len(_MARKS))
+_BYTE = np.array([0, CERTAIN], np.uint8)
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Outcome:
     fates (C, 6): what became of the pixels whose top class it is, in the order of FATES; they sum to H * W, or less
     where the teacher is silent.
     from_human (C,): pixels of the label that have this class because the coarse label decided.
+    probability (H, W) uint8: of the label's class, in 255ths; 255 where people named it and the policy asks them, 0
+    without a class; None unless asked for.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
     the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; contradicted, another.
     """
@@ -46,6 +50,7 @@ class Outcome:
     coarse: Counts
     agreeing: Counts
     contradicted: Counts
+    probability: Label | None = None
 
     @property
     def pixels(self) -> Counts:
@@ -75,6 +80,7 @@ class Rules:
         shape = int(self._humans.max()) + 1, len(_MARKS) if self._around else 1, len(space), self.levels
         human, mark, top, level = (x.ravel() for x in np.indices(shape, np.uint8))
         self._shape, self._top, self._human = shape, top, human
+        self._believed = np.array([*(rule != "ignore" for rule in rules), False, False])[human]
         self._spoken = level > 0 if silent else np.ones_like(level, np.bool_)
         self._teacher, self._fate = _teachers_own(mark, top, level, needed)
         without_union = ["ignore" if rule == "union" else rule for rule in rules]
@@ -105,8 +111,8 @@ class Rules:
         decide(human > self.classes, ignored)
         return label, fate
 
-    def apply(self, codes: Codes, coarse: Label | None) -> Outcome:
-        """The label of an image: codes (H, W) of `Prediction`, coarse (H, W) uint8 train ids or None.
+    def apply(self, codes: Codes, coarse: Label | None, probability: Label | None = None) -> Outcome:
+        """The label of an image: codes and probability (H, W) of `Prediction`, coarse (H, W) uint8 train ids or None.
 
         Raises ValueError if the policy's area leaves the image.
         """
@@ -128,7 +134,15 @@ class Rules:
             coarse=by_class(self._human, human),
             agreeing=by_class(self._human, human * (teacher == self._human)),
             contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
+            probability=None if probability is None else self._of_label(probability, keys, labels, fate),
         )
+
+    def _of_label(self, probability: Label, keys: NDArray[np.intp], labels: Label, fate: Label) -> Label:
+        """The probability of the label's class, in 255ths, from that of the top class; labels and fate are tables."""
+        named = labels != IGNORE
+        certain = named & ((fate == _HUMAN) | (self._believed & (labels == self._human)))
+        found: Label = (probability & _BYTE[named.view(np.uint8)][keys]) | _BYTE[certain.view(np.uint8)][keys]
+        return found
 
     def fates(self, codes: Codes, coarse: Label | None) -> Label:
         """The fate of every pixel (H, W) uint8, places in FATES; the arguments are those of `apply`."""

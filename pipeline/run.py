@@ -99,7 +99,7 @@ def generate(
     if run is None and source is None and known:
         require_fitting(request, teachers.load(request.device if engine == "local" else "cpu", recipe))
     if source is not None:
-        predictor = predictor or (lambda run, device: KeptPredictor(source, run.policy))
+        predictor = predictor or (lambda run, device: KeptPredictor(source, run.recipe))
     elif engine == "local":
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe), recipe))
     with Lock(job.out, job.portion.part).held() as lock:

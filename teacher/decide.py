@@ -81,6 +81,7 @@ class Prediction:
     edges that its confidence exceeds, 0 to levels - 1. Over the pixels with the same top class: histogram (C, 20)
     int64 counts confidences p, bin k those with k/20 < p <= (k+1)/20; confidence (C,) float64 is their sum. All of this
     is after polygons were weighed. own: the codes of the teacher alone, where polygons were weighed; None elsewhere.
+    probability: (H, W) uint8, the confidence in 255ths, where it was asked for.
     second: (H, W) uint8, the second class of the teacher alone, 255 where it is not to be kept; None for nowhere.
     """
 
@@ -89,6 +90,7 @@ class Prediction:
     histogram: NDArray[np.int64]
     confidence: NDArray[np.float64]
     own: Codes | None = None
+    probability: NDArray[np.uint8] | None = None
     second: NDArray[np.uint8] | None = None
 
 

@@ -111,8 +111,13 @@ class Feed:
         factors = self.factors(evidence)
         return channels, Evidence(there[:ahead].view(torch.int16).view(shape), factors, evidence.teacher_weight)
 
-    def download(self, tops: Tops, *, classes: int, edges: Sequence[float], own: bool = False) -> list[Prediction]:
-        """Return the predictions of top classes and their probabilities, after one copy; with the teacher's `own`."""
+    def download(
+        self, tops: Tops, *, classes: int, edges: Sequence[float], own: bool = False, probability: bool = False
+    ) -> list[Prediction]:
+        """Return the predictions of top classes and their probabilities, after one copy.
+
+        own: with the codes of the teacher alone. probability: with the probabilities in 255ths.
+        """
         if self.device.type == "mps":  # it has no float64, which counting needs
             tops = tops.map(Tensor.cpu)
         winners, confidences, own_winners, own_confidences, seconds = tops
@@ -121,6 +126,8 @@ class Feed:
             maps["own"] = encode(own_winners, own_confidences, classes=classes, edges=edges)
         if seconds is not None:
             maps["second"] = seconds
+        if probability:
+            maps["probability"] = (255 * confidences).round_().to(torch.uint8)
         if self._on_cuda:
             histograms, sums = count_together(winners, confidences, classes=classes, edges=self._bin_edges)
             # The small tables are copied, for they may be kept longer than the memory that the codes lie in.

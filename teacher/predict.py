@@ -241,15 +241,16 @@ class Teacher:
         places: Sequence[Places | None] = (),
         own: bool = False,
         second: bool = False,
+        probability: bool = False,
         alone: bool = False,
     ) -> Iterator[Prediction]:
         """Predict images of one size, `batch` at a time; yield the predictions in order.
 
         edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. evidence: of
         polygons, or None; it counts at the `places` (H, W) int16 of an image, None where it has no polygons. own,
-        second: predictions tell what the teacher alone says, and its second class. The last batch is filled up, so that
-        every image goes through the same kernels. alone: no other thread's batch is computed meanwhile. Raises
-        NotEnoughMemory, MemoryTaken.
+        second: predictions tell what the teacher alone says, and its second class. probability: they tell every pixel's
+        probability, in 255ths. The last batch is filled up, so that every image goes through the same kernels. alone:
+        no other thread's batch is computed meanwhile. Raises NotEnoughMemory, MemoryTaken.
         """
         size = images[0].shape[:2]
         budget = self._budgets.get((tuple(scales), flip))
@@ -270,6 +271,7 @@ class Teacher:
             return self._predict_batch(
                 images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, temperature=temperature,
                 evidence=evidence, places=places[start : start + batch], own=own, second=second,
+                probability=probability,
             )  # fmt: skip
 
         for start in range(0, len(images), batch):
@@ -293,6 +295,7 @@ class Teacher:
         places: Sequence[Places | None],
         own: bool,
         second: bool,
+        probability: bool,
     ) -> list[Prediction]:
         classes = self.classes
         with self.feed.stream():
@@ -302,7 +305,7 @@ class Teacher:
                 field, batch, classes=classes, device=self.device, channels=self.network.channels,
                 temperature=temperature, evidence=known, second=second,
             ).first(len(images))  # fmt: skip  # without the padding images
-            return self.feed.download(tops, classes=classes, edges=edges, own=own)
+            return self.feed.download(tops, classes=classes, edges=edges, own=own, probability=probability)
 
 
 def _as_logits(values: Tensor, field: Field) -> Tensor:

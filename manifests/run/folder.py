@@ -22,7 +22,9 @@ from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.labels import (
     CONFIDENCE,
+    KEEP_PROBABILITY,
     LABELS,
+    PROBABILITY,
     SECOND,
     TOP,
     RunConfidence,
@@ -312,6 +314,17 @@ class Run(RunFolder, Shown):
         kept = (RunLabels(committed_labels(self.path, layer), None) for layer in (TOP, CONFIDENCE, SECOND))
         return RunConfidence(*kept, edges=self.recipe.confidence_edges)
 
+    @property
+    def probability(self) -> RunLabels:
+        """The probability of the class of every pixel's label, in 255ths: (H, W) uint8 by sample id.
+
+        255 where people named it and the policy asks them, 0 where the label has no class. Raises ValueError if none
+        were kept.
+        """
+        if not self.recipe.keep_probability:
+            raise ValueError(f"{self.path} has kept no probabilities: {KEEP_PROBABILITY}")
+        return RunLabels(committed_labels(self.path, PROBABILITY), None)
+
     def find_teacher(self, named: AnyTeacher | None = None) -> tuple[TeacherName | None, str]:
         """The teacher where it is now, or None and the reason. Raises ValueError if the user `named` another one."""
         name = self.teacher if named is None else TeacherName.of(named)
@@ -334,8 +347,12 @@ class Run(RunFolder, Shown):
         """The attributes of the Zarr group of every layer that the run holds."""
         recipe = self.recipe.to_dict()
         space, edges = {"label_space": recipe["label_space"]}, recipe["confidence_edges"]
-        layers = {LABELS: {**space, "ignore": 255, "policy": recipe["policy"]}}
-        return layers if edges is None else {**layers, TOP: space, CONFIDENCE: {"edges": edges}, SECOND: space}
+        layers: dict[str, dict[str, Any]] = {LABELS: {**space, "ignore": 255, "policy": recipe["policy"]}}
+        if edges is not None:
+            layers |= {TOP: space, CONFIDENCE: {"edges": edges}, SECOND: space}
+        if recipe["keep_probability"]:
+            layers[PROBABILITY] = {"unit": "255ths"}
+        return layers
 
 
 def _writer(document: Mapping[str, Any]) -> str:

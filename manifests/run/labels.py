@@ -1,7 +1,8 @@
 """The committed labels of a run, by sample id, and the label of any sample of a manifest.
 
 A run that keeps the teacher's confidence has more layers, stored just like the labels: `top`, the top class of every
-pixel, `confidence`, its level of confidence, and `second`, the second class where people named none, else 255.
+pixel, `confidence`, its level of confidence, and `second`, the second class where people named none, else 255. One that
+keeps probabilities has the layer `probability`, of the class that a pixel's label has.
 
 Labels lie in a Zarr group `labels.zarr` (manifests/run/shards.py), or with `--store png` as one 8-bit grey PNG per
 sample under `labels/`. The records `units/*.parquet` alone say which labels are committed: a missing Zarr shard reads
@@ -29,9 +30,9 @@ from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable, read_table
 
 # Layers: the maps of bytes that a run may hold of an image.
-LABELS, TOP, CONFIDENCE, SECOND = LAYERS = "labels", "top", "confidence", "second"
-PROBABILITY = "probability"  # one more: the probability of the label's class, in 255ths
-CERTAIN = 255  # the probability where people decided
+LABELS, TOP, CONFIDENCE, SECOND, PROBABILITY = LAYERS = "labels", "top", "confidence", "second", "probability"
+CERTAIN = 255  # a probability, in 255ths: people decided
+KEEP_PROBABILITY = "generate or relabel with --keep-probability"  # advice
 _PLACE = [  # columns of a record that say where a label is
     pa.field("sample_id", pa.string(), nullable=False),
     pa.field("status", pa.string(), nullable=False),
@@ -258,16 +259,19 @@ def read_sample_label(sample: Sample, space: LabelSpace, *, window: Window | Non
 
 def keeps_probability(run: Path) -> bool:
     """True if a run has kept the probabilities of its labels."""
-    return any(storage.exists(run / name) for name in (PROBABILITY, zarr_folder(PROBABILITY)))
+    return any(storage.is_folder(run / name) for name in (PROBABILITY, zarr_folder(PROBABILITY)))
 
 
 def read_sample_probability(sample: Sample, *, window: Window | None = None) -> Label:
     """The probability of a sample's automatic label in 255ths, (h, w) uint8, whole or the crop `window`.
 
-    Raises ValueError if no run made the label; DamagedLabel if the run's layer cannot be read.
+    Raises ValueError if no run made the label, or one that has kept no probabilities; DamagedLabel if they cannot be
+    read.
     """
     if sample.label is None or sample.run is None:
         raise ValueError(f"sample {sample.sample_id!r} has no label of a run")
+    if not keeps_probability(sample.run):
+        raise ValueError(f"{sample.run} has kept no probabilities: {KEEP_PROBABILITY}")
     top, left, height, width = window or (0, 0, sample.height, sample.width)
     place = sample.run / in_layer(sample.label.relative_to(sample.run).as_posix(), PROBABILITY)
     if sample.label_index is not None:

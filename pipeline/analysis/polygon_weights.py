@@ -1,53 +1,48 @@
 """Fit how much a teacher and polygons count, and write the policy that says so beside polygons.json.
 
-Unnamed pixels are drawn by chance from images that the teacher has not seen, where anybody knows. The counts that an
-image is fitted with leave out its own pixels, so that a table of few images does not flatter itself.
+The weights are fitted to images that the teacher has not seen, where anybody knows.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.ahead import ahead
-from autolabel.manifests.evidence import NOWHERE, PolygonCounts, PolygonEvidence, places, smoothed
-from autolabel.manifests.images import BadImage
+from autolabel.manifests.evidence import (
+    TEACHER_WEIGHT,
+    PolygonCounts,
+    PolygonEvidence,
+)
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.machine import cores
 from autolabel.manifests.policy import DENSE, Policy
-from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.samples import Sample, fingerprints
-from autolabel.manifests.scores import Counts
 from autolabel.manifests.wording import MISSING, Progress, Shown, Table, counted, listed, percent, plain, probability
+from autolabel.pipeline.analysis.asking import Gatherer, beside_teacher, pixels_beside
 from autolabel.pipeline.analysis.calibration import Calibration, Suggestion, suggested_thresholds
 from autolabel.pipeline.analysis.polygons import (
     PairedSamples,
     PolygonSummary,
     count_paired,
-    outside_of,
     paired_samples,
     require_output,
 )
-from autolabel.pipeline.analysis.weighing import Floats, Pixels, Told, Weights, fit, tell
+from autolabel.pipeline.analysis.weighing import BESIDE_WEIGHT, Pixels, Told, Weights, fit, tell
 from autolabel.pipeline.job import LabelJob
 from autolabel.teacher.checkpoints import overlap, silent
-from autolabel.teacher.feed import Image
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.predict import Teacher
 
 ENOUGH = 8  # images that the teacher has not seen: with so many, no others are used
 MOST = 200  # images that weights are fitted to
 _PIXELS, _IN_ALL = 2000, 200_000  # of an image, and of all of them
-_LOOKED_AT = 300_000  # pixels of an image whose probabilities are computed
 _FEW = 20
+_DEFAULTS = f"{TEACHER_WEIGHT:g} and {BESIDE_WEIGHT:g}"
 
 
 @dataclass(frozen=True)
@@ -86,21 +81,23 @@ class PolygonWeights(Shown):
         title = (
             f"unnamed pixels of {counted(self.images, 'image')} by {self.teacher}: log loss, and the % that are right"
         )
+        weights = f"weights: teacher {evidence.teacher_weight:.3f}, polygons {evidence.polygon_weight:.3f}"
         told = Table(
             title, ["", "log loss", "right %"],
             [[name, probability(one.loss), percent(one.right)] for name, one in self.told.items()],
-            notes=["Fitted weights are held against the half of the images that they were not fitted to."],
+            notes=[
+                f"The fitted {weights}.",
+                "Fitted weights are held against the half of the images that they were not fitted to.",
+            ],
         )  # fmt: skip
-        weights = f"weights: teacher {evidence.teacher_weight:.3f}, polygons {evidence.polygon_weight:.3f}"
-        header, rows = (
-            ["class", "bias"],
-            [[name, f"{evidence.biases.get(name, 0):+.3f}"] for name in self.counts.classes],
-        )
-        if self.suggestion is not None:
-            header += ["threshold", "precision %", "keeps %"]
-            for row, threshold, precision, kept, _ in zip(rows, *self.suggestion, strict=True):
-                row += [MISSING if math.isnan(threshold) else f"{threshold:g}", percent(precision), percent(kept)]
-        return [*self.summary.tables(), told, Table(weights, header, rows)]
+        if self.suggestion is None:
+            return [*self.summary.tables(), told]
+        header = ["class", "threshold", "precision %", "keeps %"]
+        rows = [
+            [name, MISSING if math.isnan(threshold) else f"{threshold:g}", percent(precision), percent(kept)]
+            for name, threshold, precision, kept, _ in zip(self.counts.classes, *self.suggestion, strict=True)
+        ]
+        return [*self.summary.tables(), told, Table("thresholds", header, rows)]
 
 
 def weigh_polygons(
@@ -127,18 +124,20 @@ def weigh_polygons(
     before, total = len(paired.samples), len(paired.samples) + len(chosen)
     report: Progress = progress or (lambda done, total: None)
     summary = count_paired(paired, workers=workers, progress=lambda done, _: report(done, total))
-    gatherer = _Gatherer(teacher, scales, job.flip, paired, summary.counts.counts, _pixels_of(len(chosen)))
-    images, bad = gatherer.all(chosen, lambda done, _: report(before + done, total))
+    gatherer = Gatherer(teacher, scales, job.flip, paired, _pixels_of(len(chosen)))
+    looked, bad = gatherer.all(chosen, lambda done, _: report(before + done, total))
     notes += [f"left out of the fit, the first of {len(bad)}: {bad[0]}"] if bad else []
-    if len(images) < 2:
+    if len(looked) < 2:
         raise ValueError(
-            f"{job.manifest}: {counted(len(images), 'image')} with unnamed pixels to fit weights to, expected 2 or more"
+            f"{job.manifest}: {counted(len(looked), 'image')} with unnamed pixels to fit weights to, expected 2 or more"
         )
+    summary = replace(summary, counts=beside_teacher(summary.counts, looked))
+    images = pixels_beside(looked)
     if len(images) < _FEW:
         notes.append(f"weights fitted to {len(images)} images only: they stay near the defaults")
     weights = fit(images)
     crossed, classes = _crossed(images), len(paired.space)
-    told = _told(images, crossed, classes)
+    told = _told(images, crossed)
     suggestion = None
     if target_precision is not None:
         suggestion = _suggestion(images, crossed, classes, precision=target_precision)
@@ -199,80 +198,6 @@ def _pixels_of(images: int) -> int:
     return max(1, min(_PIXELS, _IN_ALL // max(1, images)))
 
 
-@dataclass(frozen=True)
-class _Gatherer:
-    """Draws unnamed pixels of images and asks the teacher about them. On a CPU, each image takes one thread."""
-
-    teacher: Teacher
-    scales: tuple[float, ...]
-    flip: bool
-    paired: PairedSamples
-    counts: Counts
-    pixels: int
-
-    def all(self, samples: Sequence[Sample], progress: Progress | None) -> tuple[list[Pixels], list[str]]:
-        """The pixels of every image that has any, in order, and why images could not be read."""
-        found, bad = list[Pixels](), list[str]()
-        on_cpu, before = self.teacher.device.type == "cpu", torch.get_num_threads()
-        threads, each = (min(cores(), len(samples)), 1) if on_cpu else (1, before)
-        try:
-            with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(each,)) as pool:
-                depth = pool.submit(self._at_once, samples, threads).result()
-                for done, one in enumerate(ahead(pool, self._of, enumerate(samples), depth), start=1):
-                    if isinstance(one, str):
-                        bad.append(one)
-                    elif len(one.truth):
-                        found.append(one)
-                    if progress:
-                        progress(done, len(samples))
-        finally:
-            torch.set_num_threads(before)
-        return found, bad
-
-    def _at_once(self, samples: Sequence[Sample], most: int) -> int:
-        _, height, width = max((s.height * s.width, s.height, s.width) for s in samples)
-        return self.teacher.budget(scales=self.scales, flip=self.flip).in_flight(height, width, most=most)
-
-    def _of(self, item: tuple[int, Sample]) -> Pixels | str:
-        place, sample = item
-        pair = self.paired.read(sample)
-        if isinstance(pair, str):
-            return pair
-        classes = len(self.paired.space)
-        around = places(pair.coarse, classes)
-        others = self.counts - outside_of(pair, around, classes)
-        if not others.any():
-            return f"sample {sample.sample_id!r}: no other image has unnamed pixels to count"
-        table = np.log(smoothed(others)).reshape(-1, classes).astype(np.float32)
-        step = max(1, math.isqrt(pair.fine.size // _LOOKED_AT))
-        some = np.s_[::step, ::step]
-        around, truth = around[some].ravel(), pair.fine[some].ravel()
-        drawn = np.flatnonzero((around != NOWHERE) & (truth < classes))
-        if len(drawn) > self.pixels:
-            drawn = np.sort(np.random.default_rng(place).choice(drawn, self.pixels, replace=False))
-        if not len(drawn):
-            return Pixels(table[:0], table[:0], truth[:0])
-        try:
-            image = read_photograph(sample)
-        except (BadImage, OSError) as error:
-            return str(error)
-        return Pixels(self._logarithms(image, drawn, step)[:, :classes], table[around[drawn] - 1], truth[drawn])
-
-    def _logarithms(self, image: Image, drawn: NDArray[np.intp], step: int) -> Floats:
-        """The logarithms of the teacher's probabilities (N, C) at places of the image's every `step`-th pixels.
-
-        There may be one more column, for no class.
-        """
-        if step == 1:
-            logits = self.teacher.logits(image, scales=self.scales, flip=self.flip).flatten(1)
-            scores = logits[:, torch.from_numpy(drawn).to(logits.device)].double().cpu()
-        else:
-            sampled = self.teacher.sampled_logits(image, every=step, scales=self.scales, flip=self.flip)
-            scores = torch.from_numpy(sampled.reshape(len(sampled), -1)[:, drawn]).double()
-        logarithms: Floats = scores.log_softmax(dim=0).T.float().numpy()
-        return logarithms
-
-
 # --- what the fit is worth, and the policy ----------------------------------------------------------------------------
 
 
@@ -283,11 +208,10 @@ def _crossed(images: Sequence[Pixels]) -> list[NDArray[np.float64]]:
     return [(second if place < middle else first).posterior(pixels) for place, pixels in enumerate(images)]
 
 
-def _told(images: Sequence[Pixels], crossed: Sequence[NDArray[np.float64]], classes: int) -> dict[str, Told]:
-    alone, defaults = Weights.of_teacher(classes), Weights.of_defaults(classes)
+def _told(images: Sequence[Pixels], crossed: Sequence[NDArray[np.float64]]) -> dict[str, Told]:
     return {
-        "teacher alone": tell([alone.posterior(pixels) for pixels in images], images),
-        "default weights": tell([defaults.posterior(pixels) for pixels in images], images),
+        "teacher alone": tell([Weights(1, 0).posterior(pixels) for pixels in images], images),
+        "default weights": tell([Weights().posterior(pixels) for pixels in images], images),
         "fitted weights": tell(crossed, images),
     }
 
@@ -306,9 +230,7 @@ def _verdicts(told: dict[str, Told], space: LabelSpace, suggestion: Suggestion |
     if fitted >= alone:
         return ["polygons do not help this teacher on these images: its labels are better without them"]
     if fitted >= defaults:
-        return [
-            "the fitted weights are no better than those of the preset dense: fit to more images, or use the preset"
-        ]
+        return [f"the fitted weights are no better than the defaults, {_DEFAULTS}: fit to more images"]
     return []
 
 
@@ -327,8 +249,7 @@ def _policy(
     space: LabelSpace, weights: Weights, summary: PolygonSummary, suggestion: Suggestion | None, target: float | None
 ) -> tuple[Policy, dict[str, str]]:
     """The policy, and comments on its thresholds."""
-    biases = {name: round(bias, 3) for name, bias in zip(space.names, weights.biases, strict=True) if round(bias, 3)}
-    evidence = PolygonEvidence(summary.counts, round(weights.teacher, 3), round(weights.polygons, 3), biases)
+    evidence = PolygonEvidence(summary.counts, round(weights.teacher, 3), round(weights.polygons, 3))
     policy = replace(DENSE, name="dense-fitted", polygons=evidence)
     if suggestion is None:
         return policy, {}

@@ -17,20 +17,21 @@ from conftest import autolabel, contents, refused
 from PIL import Image
 from test_polygons import labels, written
 
-from autolabel.manifests.evidence import POLYGON_WEIGHT, TEACHER_WEIGHT, places, smoothed
+from autolabel.manifests.evidence import TEACHER_WEIGHT, PolygonCounts, beside, logarithms, places
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.policy import DENSE, load_policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
-from autolabel.pipeline.analysis.polygon_weights import ENOUGH, MOST, _Gatherer, _unseen
+from autolabel.pipeline.analysis.asking import Gatherer, beside_teacher, pixels_beside
+from autolabel.pipeline.analysis.polygon_weights import ENOUGH, MOST, _unseen
 from autolabel.pipeline.analysis.polygons import count_image, count_polygons, paired_samples
-from autolabel.pipeline.analysis.weighing import Pixels, Weights, fit, tell
+from autolabel.pipeline.analysis.weighing import BESIDE_WEIGHT, Pixels, Weights, fit, tell
 from autolabel.pipeline.job import LabelJob
 from autolabel.teacher.checkpoints import fingerprint_tensor
 from autolabel.teacher.loading import load_teacher
 
 C = 4
-PLANTED = Weights(0.5, 0.9, (0.8, 0.0, -0.8, 0.0))
+PLANTED = Weights(0.5, 0.9)
 
 
 def drawn(images: int, weights: Weights = PLANTED, seed: int = 0, pixels: int = 2000) -> list[Pixels]:
@@ -50,17 +51,17 @@ def test_a_posterior_is_the_product_of_powers_normalised() -> None:
     pixels = drawn(1, pixels=50)[0]
     for n, found in enumerate(PLANTED.posterior(pixels)):
         p, a = math.e ** pixels.teacher[n].astype(float), math.e ** pixels.polygons[n].astype(float)
-        each = [p[c] ** 0.5 * a[c] ** 0.9 * math.exp(PLANTED.biases[c]) for c in range(C)]
+        each = [p[c] ** 0.5 * a[c] ** 0.9 for c in range(C)]
         assert found == pytest.approx([value / sum(each) for value in each], rel=1e-6)
 
 
 def test_the_fit_recovers_planted_weights_and_stays_near_the_defaults_with_few_images() -> None:
-    many, few = fit(drawn(40, pixels=500)), fit(drawn(2))
-    assert (many.teacher, many.polygons) == pytest.approx((0.5, 0.9), abs=0.04)
-    assert np.array(many.biases) - np.mean(many.biases) == pytest.approx(np.array(PLANTED.biases), abs=0.1)
-    for found, planted, default in ((few.teacher, 0.5, TEACHER_WEIGHT), (few.polygons, 0.9, POLYGON_WEIGHT)):
-        assert min(planted, default) < found < max(planted, default)
-    assert 0.3 < np.ptp(few.biases) < np.ptp(many.biases)
+    many, few = fit(drawn(60, pixels=500)), fit(drawn(2))
+    assert (many.teacher, many.polygons) == pytest.approx((0.5, 0.9), abs=0.09)
+    for found, near, planted, default in (
+        (few.teacher, many.teacher, 0.5, TEACHER_WEIGHT), (few.polygons, many.polygons, 0.9, BESIDE_WEIGHT)
+    ):  # fmt: skip
+        assert planted < near < found < default
 
 
 def test_no_other_weights_have_a_smaller_penalised_loss() -> None:
@@ -68,22 +69,28 @@ def test_no_other_weights_have_a_smaller_penalised_loss() -> None:
     best = fit(images)
 
     def loss(weights: Weights) -> float:
-        away = (weights.teacher - TEACHER_WEIGHT) ** 2 + (weights.polygons - POLYGON_WEIGHT) ** 2
-        penalty = 0.2 * away + 0.02 * sum(bias**2 for bias in weights.biases)
-        return tell([weights.posterior(pixels) for pixels in images], images).loss + penalty / len(images)
+        away = (weights.teacher - TEACHER_WEIGHT) ** 2 + (weights.polygons - BESIDE_WEIGHT) ** 2
+        return tell([weights.posterior(pixels) for pixels in images], images).loss + 3 * away / len(images)
 
     least = loss(best)
-    for place, step in itertools.product(range(2 + C), (-0.02, 0.02)):
-        numbers = [best.teacher, best.polygons, *best.biases]
+    for place, step in itertools.product(range(2), (-0.02, 0.02)):
+        numbers = [best.teacher, best.polygons]
         numbers[place] += step
-        assert loss(Weights(numbers[0], numbers[1], tuple(numbers[2:]))) > least
+        assert loss(Weights(*numbers)) > least
 
 
-def test_polygons_that_mislead_get_weight_0_and_a_class_that_never_is_true_no_bias() -> None:
-    against = drawn(20, Weights(1.0, -0.5, (0.0, 0.0, 0.0, -30.0)), pixels=500)
-    found = fit(against)
-    assert found.polygons == 0 and found.teacher > 0.8 and found.biases[3] == 0 and max(map(abs, found.biases)) < 0.2
-    assert not any((pixels.truth == 3).any() for pixels in against)
+def test_polygons_that_mislead_get_weight_0_and_a_class_that_never_is_true_takes_no_part() -> None:
+    against = drawn(60, Weights(1.0, -0.5), pixels=500)
+    assert fit(against).polygons == 0
+    without = [
+        Pixels(np.delete(p.teacher, 3, 1)[p.truth < 3], np.delete(p.polygons, 3, 1)[p.truth < 3], p.truth[p.truth < 3])
+        for p in drawn(3)
+    ]
+    more = [
+        pixels._replace(**{n: np.insert(getattr(pixels, n), 3, -1, 1) for n in ("teacher", "polygons")})
+        for pixels in without
+    ]
+    assert fit(more) == fit(without)
 
 
 def test_log_loss_and_right_pixels_are_those_of_a_plain_loop() -> None:
@@ -146,26 +153,33 @@ class Flat:
         return torch.zeros(self.classes, *image.shape[:2])
 
 
-def test_the_counts_that_an_image_is_fitted_with_leave_out_its_own(tmp_path: Path) -> None:
+def test_what_an_image_is_fitted_with_leaves_out_its_own_pixels(tmp_path: Path) -> None:
     pairs = [labels(seed) for seed in range(4)]
     path = written(tmp_path, pairs)
     (tmp_path / "images").mkdir()
     for n in range(4):
         Image.new("RGB", (40, 24)).save(tmp_path / f"images/{n}.png")
     space, summary = CAMVID, count_polygons(path)
-    gatherer = _Gatherer(cast(Any, Flat()), (1.0,), False, paired_samples(path), summary.counts.counts, 10**6)
-    found, bad = gatherer.all(paired_samples(path).samples, None)
-    assert bad == [] and len(found) == 4
-    for n, pixels in enumerate(found):
-        others = sum(count_image(pair, len(space)).outside for k, pair in enumerate(pairs) if k != n)
-        around = places(pairs[n].coarse, len(space))
-        where = (around > 0) & (pairs[n].fine < len(space))
-        table = np.log(smoothed(cast(Any, others))).reshape(-1, len(space)).astype(np.float32)
-        assert np.array_equal(pixels.polygons, table[around[where] - 1])
+    gatherer = Gatherer(cast(Any, Flat()), (1.0,), False, paired_samples(path), 10**6)
+    looked, bad = gatherer.all(paired_samples(path).samples, None)
+    assert bad == [] and len(looked) == 4
+    classes = len(space)
+    for n, (one, pixels) in enumerate(zip(looked, pixels_beside(looked), strict=True)):
+        assert np.array_equal(one.true, count_image(pairs[n], classes).outside)
+        others = np.asarray(sum(count_image(pair, classes).outside for k, pair in enumerate(pairs) if k != n))
+        said = np.broadcast_to(others.sum(axis=-1, keepdims=True) / classes, others.shape)  # all classes alike
+        around = places(pairs[n].coarse, classes)
+        where = (around > 0) & (pairs[n].fine < classes)
+        table = beside(others, said).reshape(-1, classes)
+        assert pixels.polygons == pytest.approx(table[around[where] - 1], abs=1e-5)
         assert np.array_equal(pixels.truth, pairs[n].fine[where])
-        assert np.allclose(pixels.teacher, -math.log(len(space)))
+        assert np.allclose(pixels.teacher, -math.log(classes))
+    counts = beside_teacher(summary.counts, looked)
+    assert counts.lifts == pytest.approx(logarithms(summary.counts.counts), abs=1e-3)  # it says the same everywhere
+    assert PolygonCounts.from_dict(counts.to_dict()) == counts
     fewer, _ = replace(gatherer, pixels=7).all(paired_samples(path).samples, None)
-    assert [len(pixels.truth) for pixels in fewer] == [7] * 4
+    assert [len(one.truth) for one in fewer] == [7] * 4
+    assert all(np.array_equal(some.true, every.true) for some, every in zip(fewer, looked, strict=True))
 
 
 # --- the command ------------------------------------------------------------------------------------------------------
@@ -194,7 +208,8 @@ def test_a_fitted_policy_labels_and_says_where_it_comes_from(
     assert text.startswith(f"# Fitted by `autolabel polygons` to 9 images of {both}\n")
     assert f"(sha256 {sha256[:12]}), which looked at scales 1.\n" in text and seen in text
     policy = load_policy(str(output.with_suffix(".toml")))
-    assert policy.polygons is not None and policy.polygons.counts == count_polygons(both).counts
+    assert policy.polygons is not None and policy.polygons.counts is not None
+    assert replace(policy.polygons.counts, beside_teacher=()) == count_polygons(both).counts
     assert policy == replace(
         DENSE, name="dense-precision-0.9", polygons=policy.polygons, thresholds=tomllib.loads(text)["thresholds"]
     )
@@ -226,5 +241,5 @@ def test_what_cannot_be_fitted_is_refused_and_nothing_is_written(
     assert "uses label space 'camvid'" in refused("polygons", other, "-o", output, "--teacher", teacher)
     save_manifest(one, replace(load_manifest(both), samples=load_manifest(both).samples[:1]))
     message = refused("polygons", one, "-o", output, "--teacher", teacher, "--scales", "1")
-    assert f"{one}: 0 images with unnamed pixels to fit weights to, expected 2 or more" in message
+    assert f"{one}: 1 image with unnamed pixels to fit weights to, expected 2 or more" in message
     assert not output.exists() and not output.with_suffix(".toml").exists()

@@ -243,6 +243,15 @@ def test_counts_are_written_into_a_json_outside_runs_only(both: Path, tmp_path: 
         ({"sizes": {"480x360": "many"}}, "'sizes', '480x360' is 'many': expected numbers of images by WIDTHxHEIGHT"),
         ({"sizes": {"480": 3}}, "'sizes', '480' is 3: expected numbers of images by WIDTHxHEIGHT"),
         ({"classes": 3}, "'classes' is missing or no list"),
+        ({"beside_teacher": 3}, "'beside_teacher' is missing or no object"),
+        (
+            {"beside_teacher": {name: ["0.5"] for name in CAMVID.names}},
+            "'beside_teacher': expected 11 x 15 x 11 numbers",
+        ),
+        (
+            {"beside_teacher": {name: [" ".join(["nan"] * 11)] * 15 for name in CAMVID.names}},
+            "'beside_teacher': expected 11 x 15 x 11 numbers from -20 to 20",
+        ),
         ({"format": "autolabel polygons 9"}, "its format is 'autolabel polygons 9', expected 'autolabel polygons 1'"),
         ("nan", "'outside' holds something else than rows of whole numbers"),
         ("0.5", "'outside' holds something else than rows of whole numbers"),
