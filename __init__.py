@@ -34,6 +34,8 @@ if TYPE_CHECKING:
     from autolabel.manifests.wording import Progress
     from autolabel.pipeline.analysis.audit_record import Audit
     from autolabel.pipeline.analysis.errors_table import LabelErrors
+    from autolabel.pipeline.analysis.polygon_weights import PolygonWeights
+    from autolabel.pipeline.analysis.polygons import PolygonSummary
     from autolabel.pipeline.analysis.stats import Summary
     from autolabel.pipeline.export import Export
     from autolabel.pipeline.imported import Imported
@@ -67,9 +69,9 @@ _CLASSES = {
 
 __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
-    "__version__", "adopt", "audit", "coarsen", "compare", "evaluate", "export", "export_model", "find_errors", "fuse",
-    "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run", "relabel", "report",
-    "review", "scan", "summarise", "train",
+    "__version__", "adopt", "audit", "coarsen", "compare", "count_polygons", "evaluate", "export", "export_model",
+    "find_errors", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run",
+    "relabel", "report", "review", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
@@ -228,12 +230,14 @@ def load_teacher(teacher: AnyTeacher, *, device: str = "auto", precision: str = 
 
 def generate(
     source: AnyPath, *, teacher: AnyTeacher | Teacher, out: AnyPath, policy: Policy | str = "paper",
-    label_space: LabelSpace | str | None = None, progress: Progress | None = None, **settings: Any,
+    polygons: AnyPath | None = None, label_space: LabelSpace | str | None = None, progress: Progress | None = None,
+    **settings: Any,
 ) -> Run:  # fmt: skip
     """Label a folder of images, or the images of a manifest, and return the run; called again, it does what is left.
 
     teacher: what `load_teacher` takes, or a loaded one, which then labels in this process. policy: a preset ("paper",
-    "reference", "human-first"), a TOML file, or an object. label_space: the classes, for a folder and a teacher that
+    "reference", "human-first", "dense"), a TOML file, or an object. polygons: the file of `count_polygons`, for a
+    policy that weighs polygons and names no file of its own. label_space: the classes, for a folder and a teacher that
     does not name them, or has a class_map. settings: the other fields of `LabelJob`, of its portion and its machine,
     such as keep_confidence=8, limit=100 or workers=4. Raises ValueError for a request that cannot be met or
     differs from the one that `out` holds, EngineFailed (a RuntimeError) for units that could not be labelled.
@@ -245,7 +249,7 @@ def generate(
     from autolabel.pipeline.source import manifest_of
     from autolabel.teacher.predict import Teacher
 
-    rules = _policy(policy)
+    rules = _policy(policy, polygons)
     loaded = teacher if isinstance(teacher, Teacher) else None
     name = teacher.name or TeacherName(()) if isinstance(teacher, Teacher) else TeacherName.of(teacher)
     if loaded:
@@ -260,37 +264,67 @@ def generate(
 
 
 def relabel(
-    run: Run | AnyPath, *, policy: Policy | str, out: AnyPath, workers: int | None = None,
-    progress: Progress | None = None,
+    run: Run | AnyPath, *, policy: Policy | str, out: AnyPath, polygons: AnyPath | None = None,
+    keep_probability: bool = False, workers: int | None = None, progress: Progress | None = None,
 ) -> Run:  # fmt: skip
     """Label the images of a run again by another policy, from its kept confidence and without the teacher.
 
-    The run must have been generated with `keep_confidence`. workers: threads; None for one per core. Raises ValueError
-    if the run has kept too little for the policy.
+    The run must have been generated with `keep_confidence`. polygons: as `generate`. keep_probability: keep how likely
+    every label is, for `train` with weights. workers: threads; None for one per core. Raises ValueError if the run has
+    kept too little for the policy.
     """
     from autolabel.pipeline.relabel import relabel
 
     return relabel(
-        open_run(run), _policy(policy), out=Path(out), workers=workers, on_progress=_counting(progress)
-    ).require_success()
+        open_run(run), _policy(policy, polygons), out=Path(out), keep_probability=keep_probability, workers=workers,
+        on_progress=_counting(progress),
+    ).require_success()  # fmt: skip
+
+
+def count_polygons(
+    fine: AnyPath, out: AnyPath, *, teacher: AnyTeacher | None = None, target_precision: float | None = None,
+    workers: int | None = None, progress: Progress | None = None, **settings: Any,
+) -> PolygonSummary | PolygonWeights:  # fmt: skip
+    """Count what lies how far outside people's polygons, where a manifest has fine and coarse labels; write `out`.
+
+    out: a file such as "polygons.json", for the policy "dense". teacher: fit how much it and the polygons count, and
+    write a policy beside the file, "polygons.toml"; target_precision then adds a threshold for each class. settings:
+    scales, flip, combine, window, class_map, device and precision, as the teacher will label. Raises ValueError.
+    """
+    if teacher is None:
+        if target_precision is not None or settings:
+            asked = next(iter(settings), "target_precision")
+            raise ValueError(f"{asked} says how a teacher is weighed: name a teacher")
+        from autolabel.pipeline.analysis.polygons import count_polygons
+
+        return count_polygons(Path(fine), output=Path(out), workers=workers, progress=progress)
+    from autolabel.manifests.settings import build_job
+    from autolabel.manifests.teachers import TeacherName
+    from autolabel.pipeline.analysis.polygon_weights import weigh_polygons
+    from autolabel.pipeline.job import LabelJob
+
+    named = {"manifest": Path(fine), "teacher": TeacherName.of(teacher), "out": Path(out).parent}
+    job = build_job(LabelJob, named | settings)
+    return weigh_polygons(job, target_precision, output=Path(out), workers=workers, progress=progress)
 
 
 def adopt(
     pngs: AnyPath, *, manifest: AnyPath, out: AnyPath, confidence: AnyPath | None = None, label_ids: str = "train",
-    label_space: LabelSpace | str | None = None, policy: Policy | str = "paper", progress: Progress | None = None,
-    **settings: Any,
+    label_space: LabelSpace | str | None = None, policy: Policy | str = "paper", polygons: AnyPath | None = None,
+    progress: Progress | None = None, **settings: Any,
 ) -> Run:  # fmt: skip
     """Take PNGs of class ids that any other tool has made over as a run whose teacher is not known.
 
     pngs: a folder of 8-bit PNGs with the relative paths and stems of the manifest's images. confidence: a folder of
     8-bit PNGs of their probabilities, 0 to 255; None for 1 everywhere. label_ids: "train", "source" or "color", what
-    the PNGs hold; label_space: their classes, if class_map= maps them onto the manifest's. settings: class_map,
-    keep_confidence, store, unit_size, max_quarantined and workers. Raises ValueError.
+    the PNGs hold; label_space: their classes, if class_map= maps them onto the manifest's. policy, polygons: see
+    `generate`. settings: class_map, keep_confidence, keep_probability, store, unit_size, max_quarantined and workers.
+    Raises ValueError.
     """
     from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 
     source = Pngs(Path(pngs), _path(confidence), label_ids, _space(label_space))
-    job = adopting_job(Path(manifest), Path(out), _policy(policy), **settings)
+    job = adopting_job(Path(manifest), Path(out), _policy(policy, polygons), **settings)
     return adopt(source, job, progress=progress).require_success()
 
 
@@ -462,10 +496,12 @@ def _folder(run: Run | AnyPath) -> Path:
     return Path(run) if isinstance(run, str | PathLike) else run.path
 
 
-def _policy(policy: Policy | str) -> Policy:
+def _policy(policy: Policy | str, polygons: AnyPath | None = None) -> Policy:
+    from autolabel.manifests.evidence import PolygonCounts
     from autolabel.manifests.policy import load_policy
 
-    return load_policy(policy) if isinstance(policy, str) else policy
+    rules = load_policy(policy) if isinstance(policy, str) else policy
+    return rules if polygons is None else rules.counted(PolygonCounts.read(Path(polygons)))
 
 
 def _space(space: LabelSpace | str | None) -> LabelSpace | None:
