@@ -310,20 +310,21 @@ def count_polygons(
 
 def adopt(
     pngs: AnyPath, *, manifest: AnyPath, out: AnyPath, confidence: AnyPath | None = None, label_ids: str = "train",
-    label_space: LabelSpace | str | None = None, policy: Policy | str = "paper", progress: Progress | None = None,
-    **settings: Any,
+    label_space: LabelSpace | str | None = None, policy: Policy | str = "paper", polygons: AnyPath | None = None,
+    progress: Progress | None = None, **settings: Any,
 ) -> Run:  # fmt: skip
     """Take PNGs of class ids that any other tool has made over as a run whose teacher is not known.
 
     pngs: a folder of 8-bit PNGs with the relative paths and stems of the manifest's images. confidence: a folder of
     8-bit PNGs of their probabilities, 0 to 255; None for 1 everywhere. label_ids: "train", "source" or "color", what
-    the PNGs hold; label_space: their classes, if class_map= maps them onto the manifest's. settings: class_map,
-    keep_confidence, store, unit_size, max_quarantined and workers. Raises ValueError.
+    the PNGs hold; label_space: their classes, if class_map= maps them onto the manifest's. policy, polygons: see
+    `generate`. settings: class_map, keep_confidence, keep_probability, store, unit_size, max_quarantined and workers.
+    Raises ValueError.
     """
     from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 
     source = Pngs(Path(pngs), _path(confidence), label_ids, _space(label_space))
-    job = adopting_job(Path(manifest), Path(out), _policy(policy), **settings)
+    job = adopting_job(Path(manifest), Path(out), _policy(policy, polygons), **settings)
     return adopt(source, job, progress=progress).require_success()
 
 

@@ -464,6 +464,7 @@ def _end(result: Labelling, max_quarantined: float) -> None:
 @option("--manifest", type=MANIFEST, required=True, group="what", help="Manifest of the images that they belong to.")
 @option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
 @policy_option
+@polygons_option
 @option("--threshold", type=float, group="what", help="Keep a class where its confidence exceeds this.")
 @option("--confidence", type=FOLDER, group="what",
         help="Folder of 8-bit PNGs of the same names: probabilities, 0 to 255. [default: 1 everywhere]")  # fmt: skip
@@ -473,11 +474,13 @@ def _end(result: Labelling, max_quarantined: float) -> None:
         help="The classes of the PNGs, if --classes maps them. [default: those of the manifest]")  # fmt: skip
 @option("--suffix", default="", metavar="TEXT", show_default=False, group="how",
         help="The PNGs' names are longer by this, such as _pred.")  # fmt: skip
-@job_options(LabelJob, only=("class_map", "keep_confidence", "store", "unit_size", "max_quarantined"))
+@job_options(
+    LabelJob, only=("class_map", "keep_confidence", "keep_probability", "store", "unit_size", "max_quarantined")
+)
 @option("--workers", type=int, group="machine", help="Number of threads. [default: one per core]")
 def adopt(
-    pngs: Path, manifest: Path, out: Path, policy: Policy | None, threshold: float | None, confidence: Path | None,
-    label_ids: str, space: LabelSpace | None, suffix: str, **values: Any,
+    pngs: Path, manifest: Path, out: Path, policy: Policy | None, polygons: Path | None, threshold: float | None,
+    confidence: Path | None, label_ids: str, space: LabelSpace | None, suffix: str, **values: Any,
 ) -> None:  # fmt: skip
     """Take the PNGS of any other tool over as a run, whose teacher is not known.
 
@@ -491,7 +494,7 @@ def adopt(
     """
     from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 
-    job = adopting_job(manifest, out, _policy_of(policy, threshold), **values)
+    job = adopting_job(manifest, out, with_counts(_policy_of(policy, threshold), polygons), **values)
     with progress("adopting") as update:
         result = adopt(
             Pngs(pngs, confidence, label_ids, space, suffix), job, progress=update,

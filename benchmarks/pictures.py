@@ -193,6 +193,12 @@ def photograph_attention(browser: Any, report: Path, sample: str, docs: Path) ->
     webp(page, docs / "attention.webp")
 
 
+def photograph_polygons(browser: Any, counts: Path, docs: Path) -> None:
+    """Photograph the curves of what lies around polygons."""
+    card = visit(browser, counts, 1280).locator("#polygons > .card").first
+    Image.open(io.BytesIO(card.screenshot())).save(docs / "report_polygons.webp", lossless=True, method=6)
+
+
 def main() -> None:
     """Draw, run the commands, photograph the pages."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -214,6 +220,7 @@ def main() -> None:
         autolabel("manifest", "scan", out / "city", "--split", split, "-o", manifest)
     autolabel("generate", coarse, "--teacher", asked.teacher, "--out", run, "--keep-confidence", "8")
     autolabel("relabel", run, "--policy", "human-first", "--out", human_first)
+    autolabel("polygons", out / "fine.parquet", "-o", out / "polygons.json", "--page")
     report, compared = run / "report" / "index.html", out / "students"
     attention = load_manifest(coarse).samples[extent.attention].sample_id
     chromium = shutil.which("chromium")
@@ -225,6 +232,7 @@ def main() -> None:
             executable_path=chromium, args=["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
         )
         photograph_street(browser, strip(coarse, human_first, extent.hero), docs)
+        photograph_polygons(browser, out / "polygons.html", docs)
         autolabel("report", run)
         photograph_report(browser, report, docs)
         autolabel("report", run, "--attention", "--sample", attention)

@@ -128,11 +128,10 @@ def _source(pngs: Pngs, job: LabelJob, manifest: ManifestFile) -> PngSource:
 def _require_confidences(job: LabelJob, *, known: bool) -> None:
     """Raise ValueError if the job asks for confidences that are not known; the top class's alone is, at best."""
     policy = job.policy
-    asked = "a temperature" if policy.temperature != 1 else "what polygons say" if policy.polygons else ""
-    if asked:
+    if policy.temperature != 1:
         raise ValueError(
-            f"policy {policy.name!r} asks for {asked}, which needs the probabilities of all classes: leave it out, the"
-            " PNGs do not hold them"
+            f"policy {policy.name!r} asks for a temperature, which needs the probabilities of all classes: leave it"
+            " out, the PNGs do not hold them"
         )
     if job.asks_of_confidence and not known:
         raise ValueError(

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
+from autolabel.manifests.evidence import Places, places
 from autolabel.manifests.images import BadImage, decode_label, require_size
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
@@ -26,6 +27,7 @@ from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable, read_sealed, table_bytes
+from autolabel.pipeline.posterior import KeptPosterior
 from autolabel.pipeline.predictor import Decoded, Refused, Size
 from autolabel.pipeline.records import Row, changed_images, identified
 from autolabel.pipeline.units import Unit
@@ -195,7 +197,10 @@ def _file(values: dict[str, Any] | None) -> PngFile | None:
 
 
 class AdoptedPredictor:
-    """PNGs of another tool as predictions, of confidence 1 or of that in other PNGs; no network is asked."""
+    """PNGs of another tool as predictions, of confidence 1 or of that in other PNGs; no network is asked.
+
+    Polygons are weighed from the confidence alone: what it leaves to other classes is spread over them evenly.
+    """
 
     device = "cpu"
 
@@ -203,6 +208,11 @@ class AdoptedPredictor:
         self.source, self.entries, self.recipe = source, entries, recipe
         edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
         self.edges = tuple(sorted({0.0, *edges}))  # level 0 is for pixels without a class
+        evidence, sure = recipe.policy.polygons, np.arange(256) / 255
+        sure[-1] = 1 - 1 / 1024  # all that rounds to 255 is not 1
+        self._posterior: KeptPosterior | None = None
+        if evidence is not None:
+            self._posterior = KeptPosterior(evidence, recipe.label_space, sure, silent=True)
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         """Read the photograph, which has to be one of the manifest's size, and the coarse label."""
@@ -211,19 +221,21 @@ class AdoptedPredictor:
             data = read_file(sample.image)
             row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
             decode_photograph(sample, data)
-            coarse = read_coarse(sample, self.recipe.label_space)
+            space, weighed = self.recipe.label_space, self._posterior is not None
+            coarse = read_coarse(sample, space, drawn_void=weighed)
+            around = places(coarse, len(space)) if weighed and coarse is not None else None
         except BadImage as error:
             return Refused(row, str(error))
         except MemoryError:
             return Refused(row, "not enough memory to decode it")
         reason = self.entries[sample.sample_id].reason
-        return Refused(row, reason) if reason else Decoded(row, coarse=coarse)
+        return Refused(row, reason) if reason else Decoded(row, coarse=coarse, places=around)
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:
         """Read the PNGs. Raises BadImage if one cannot be used, or is another one than was checked."""
-        return [self._prediction(decoded.row) for decoded in batch]
+        return [self._prediction(decoded.row, decoded.places) for decoded in batch]
 
-    def _prediction(self, row: Row) -> Prediction:
+    def _prediction(self, row: Row, place: Places | None) -> Prediction:
         entry, classes = self.entries[row.sample_id], len(self.recipe.label_space)
         label, confidences, marks = self.source.read(entry, (row.height, row.width))
         for mark, (of_confidence, file) in zip(marks, entry.files(), strict=True):
@@ -233,12 +245,21 @@ class AdoptedPredictor:
         ignored = (label == IGNORE) | (confidences == 0)
         # A code has room for classes alone: the commonest one, at level 0, stands for none, and is not counted.
         commonest = int(np.bincount(label[~ignored], minlength=1).argmax())
-        winners = torch.from_numpy(np.where(ignored, np.uint8(commonest), label))
-        sure = torch.from_numpy(np.where(ignored, np.float32(0), confidences))
-        histogram, sums = count(winners, sure, classes=classes)
+        top = np.where(ignored, np.uint8(commonest), label)
+        sure = np.where(ignored, np.float32(0), confidences)
+        own = None
+        if place is not None and self._posterior is not None:
+            own = encode(torch.from_numpy(top), torch.from_numpy(sure), classes=classes, edges=self.edges).numpy()
+            level = np.rint(sure * 255).astype(np.uint8)
+            pixels, winners, p = self._posterior(top, level, place)
+            top, sure = top.copy(), sure.copy()
+            top.ravel()[pixels], sure.ravel()[pixels] = winners, p
+        classes_of, confidence = torch.from_numpy(top), torch.from_numpy(sure)
+        histogram, sums = count(classes_of, confidence, classes=classes)
         histogram[commonest, 0] -= int(ignored.sum())
-        codes = encode(winners, sure, classes=classes, edges=self.edges)
-        return Prediction(codes.numpy(), len(self.edges) + 1, histogram.numpy(), sums.numpy())
+        codes = encode(classes_of, confidence, classes=classes, edges=self.edges)
+        probability = np.rint(255 * sure).astype(np.uint8) if self.recipe.keep_probability else None
+        return Prediction(codes.numpy(), len(self.edges) + 1, histogram.numpy(), sums.numpy(), own, probability)
 
     def planned_batch(self, size: Size) -> int:
         """Samples are read one by one."""

@@ -117,7 +117,9 @@ class LabelJob:
             return "--keep-probability"
         if policy.thresholds or (policy.threshold != PAPER.threshold and policy not in PRESETS.values()):
             return f"policy {policy.name!r}, which has thresholds,"
-        if policy.temperature != 1 or policy.polygons:
+        if policy.polygons is not None:
+            return f"policy {policy.name!r}, which weighs polygons,"
+        if policy.temperature != 1:
             return f"policy {policy.name!r}, which needs the probabilities of all classes,"
         return ""
 

@@ -13,6 +13,7 @@ import pytest
 from conftest import autolabel, contents, labels_of, quarantined, refused
 from numpy.typing import NDArray
 from PIL import Image
+from weighed import drawn_counts
 
 from autolabel.manifests.label_space import CAMVID
 from autolabel.manifests.policy import PAPER
@@ -261,6 +262,31 @@ def test_kept_confidence_can_be_relabelled_and_gives_what_adopting_would_have(su
     assert verify(sure / "again").faults == []
 
 
+def test_polygons_are_weighed_beside_the_confidence(sure: Path) -> None:
+    """The same labels at once and from kept confidence; pixels of which the PNGs say nothing stay without a class."""
+    coarse = np.full(SIZE, 255, np.uint8)
+    coarse[6:9, 3:9] = 8
+    for name in NAMES[1:]:
+        save(sure / "coarse" / f"{name}.png", coarse)
+    scan = "manifest", "scan", sure / "images", "--coarse", sure / "coarse", "--label-space", "camvid"
+    assert autolabel(*scan, "-o", sure / "drive.parquet").exit_code == 0
+    drawn_counts(CAMVID, sizes={"30x20": 40}).write(sure / "polygons.json")
+    rules = 'threshold = 0.3\ncoarse = "human-wins"\n[polygons]\ncounts = "polygons.json"\npolygon_weight = 1.5\n'
+    (sure / "weighed.toml").write_text(rules, encoding="utf-8")
+    dense = "--policy", sure / "weighed.toml"
+    options = "--confidence", sure / "sure", "--keep-confidence", "32"
+    run, plain = adopted(sure, *options, *dense), adopted(sure, *options, "--threshold", "0.3", out="plain")
+    assert autolabel("relabel", plain.path, *dense, "--out", sure / "again").exit_code == 0
+    again = Run.open(sure / "again").labels
+    assert np.array_equal(run.labels["a/1"], plain.labels["a/1"])
+    for name in NAMES[1:]:
+        own, weighed = plain.labels[name], run.labels[name]
+        assert (weighed[6:9, 3:9] == 8).all() and (weighed[IGNORED] == 255).all() and (weighed[5] == 255).all()
+        assert 20 < ((weighed != own) & (coarse == 255)).sum() < 400
+        assert np.array_equal(again[name], weighed)
+        assert all(map(np.array_equal, run.confidence[name], plain.confidence[name]))
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
@@ -271,7 +297,11 @@ def test_kept_confidence_can_be_relabelled_and_gives_what_adopting_would_have(su
             "policy 'p', which has thresholds, needs confidences, but these PNGs",
         ),
         (("--policy", "temperature = 2.0"), "policy 'p' asks for a temperature, which needs the probabilities of all"),
-        (("--policy", "[polygons]"), "policy 'p' asks for what polygons say, which needs"),
+        (("--policy", "[polygons]"), "policy 'p': it weighs what lies around people's polygons, and nobody has named"),
+        (
+            ("--policy", '[polygons]\ncounts = "../polygons.json"'),
+            "policy 'p', which weighs polygons, needs confidences",
+        ),
         (("--label-space", "cityscapes"), "the PNGs are of label space 'cityscapes', {d}/drive.parquet of 'camvid':"),
         (
             ("--classes", "cityscapes-to-camvid"),
@@ -283,6 +313,7 @@ def test_kept_confidence_can_be_relabelled_and_gives_what_adopting_would_have(su
 def test_what_these_pngs_do_not_hold_is_refused(options: tuple[str, str], message: str, drive: Path) -> None:
     name, value = options
     if name == "--policy":
+        drawn_counts(CAMVID, sizes={"30x20": 40}).write(drive.parent / "polygons.json")
         (drive / "p.toml").write_text(value, encoding="utf-8")
         value = str(drive / "p.toml")
     assert message.format(d=drive) in refusal(drive, name, value)

@@ -10,6 +10,7 @@ import pytest
 from conftest import autolabel, labels_of, refused
 from weighed import drawn_counts
 
+import autolabel as al
 from autolabel.manifests.evidence import VOID, PolygonEvidence, places
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
@@ -119,7 +120,7 @@ def test_few_labels_are_other_ones_than_those_of_generate(
         assert not differs[place == 0].any()
         unnamed, other = unnamed + int((place > 0).sum()), other + int(differs.sum())
         turned += int((floats[name] != without[name]).sum())
-    assert 0 < other < min(0.5 * turned, 0.05 * unnamed), (other, turned, unnamed)
+    assert 0 < other < min(0.7 * turned, 0.05 * unnamed), (other, turned, unnamed)
 
 
 @pytest.mark.parametrize("policy", [HUMAN_FIRST, PAPER], ids=lambda policy: policy.name)
@@ -158,7 +159,7 @@ def test_a_relabelling_that_was_stopped_goes_on_with_the_same_counts_alone(kept:
     next((run / "units").iterdir()).unlink()
     assert 0 < relabel(Run.open(kept), WEIGHED, out=run).done < 6
     assert labels_of(run) == labels_of(whole)
-    with pytest.raises(ValueError, match=r"teacher_weight was 0\.75, now 0\.5"):
+    with pytest.raises(ValueError, match=r"teacher_weight was 0\.9, now 0\.5"):
         relabel(Run.open(kept), replace(WEIGHED, polygons=replace(EVIDENCE, teacher_weight=0.5)), out=run)
 
 
@@ -199,15 +200,14 @@ def test_corrections_find_the_label_that_was_decided_from_levels_and_do_not_gues
 def test_both_ways_to_name_the_counts_make_the_same_labels(kept: Path, tmp_path: Path) -> None:
     counts = tmp_path / "polygons.json"
     drawn_counts(CITYSCAPES).write(counts)
-    (tmp_path / "polygons.toml").write_text(
-        'coarse = "human-wins"\n[polygons]\ncounts = "polygons.json"\nteacher_weight = 0.75\npolygon_weight = 0.6\n'
-    )
+    (tmp_path / "polygons.toml").write_text('coarse = "human-wins"\n[polygons]\ncounts = "polygons.json"\n')
     for out, named in (
         ("a", ("--policy", "dense", "--polygons", counts)), ("b", ("--policy", tmp_path / "polygons.toml"))
     ):  # fmt: skip
         result = autolabel("relabel", kept, *named, "--out", tmp_path / out)
         assert result.exit_code == 0, result.output
-    assert labels_of(tmp_path / "a") == labels_of(tmp_path / "b")
+    al.relabel(kept, policy="dense", polygons=counts, out=tmp_path / "c")
+    assert labels_of(tmp_path / "a") == labels_of(tmp_path / "b") == labels_of(tmp_path / "c")
 
 
 def test_what_relabel_cannot_weigh_is_refused_in_one_line(
