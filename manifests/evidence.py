@@ -14,11 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
-
-import cv2
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, Any, cast
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
@@ -27,6 +23,7 @@ from autolabel.manifests.label_space import IGNORE, LabelSpace
 VOID = 254  # in a coarse label: somebody drew a polygon here, of something that is no class
 NOWHERE = 0  # the place of a pixel of which polygons say nothing
 TEACHER_WEIGHT, POLYGON_WEIGHT = 0.9, 0.4  # exponents of p and A / A[c]; measured by benchmarks/dense.py
+BESIDE_WEIGHT = 1.2  # the same as the second one where a teacher was asked
 FORMAT = "autolabel polygons 1"
 # Upper ends of the bins of distance, as shares of the width: 1, 1.4, 2, … 50 pixels of CamVid's 480. The last bin is
 # open. The first numbers lie just above distances that pixels of a grid can have.
@@ -38,8 +35,14 @@ _MOST = 1 << 42  # pixels of a number: all of them together still fit into 64 bi
 _HIGHEST = 20  # logarithm of a factor
 _SIZE = re.compile(r"[1-9]\d{0,8}x[1-9]\d{0,8}")
 
-Places = NDArray[np.int16]
-Table = NDArray[np.float32]
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    Places = NDArray[np.int16]
+    Table = NDArray[np.float32]
+else:  # the command line names policies: numpy and OpenCV are imported where they compute
+    Places = Table = Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,6 +62,8 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
     1 + n * bins + bin where nobody named a class and the nearest polygon is of class n, at a distance in that bin of
     `OUTSIDE`; NOWHERE in polygons, drawn void included, and everywhere if the label has no polygon of a class.
     """
+    import numpy as np
+
     named = coarse < classes
     if not named.any():
         return np.zeros(coarse.shape, np.int16)
@@ -72,11 +77,16 @@ def places(coarse: NDArray[np.uint8], classes: int) -> Places:
 
 def without_void(coarse: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """A coarse label (H, W) uint8 in which drawn void is 255, as everything else that is no class."""
+    import numpy as np
+
     return np.where(coarse == VOID, np.uint8(IGNORE), coarse)
 
 
 def depths(coarse: NDArray[np.uint8]) -> NDArray[np.int16]:
     """The bin of `INSIDE` (H, W) int16 of every pixel's depth: its distance to the nearest other value."""
+    import cv2
+    import numpy as np
+
     same = np.ones(coarse.shape, np.uint8)
     for here, there in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differs = coarse[here] != coarse[there]
@@ -90,16 +100,21 @@ def _nearest(coarse: NDArray[np.uint8], named: NDArray[np.bool_]) -> tuple[Table
 
     OpenCV sums integers, so all CPUs agree.
     """
+    import cv2
+    import numpy as np
+
     distance, owner = cv2.distanceTransformWithLabels(
         (~named).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_5, labelType=cv2.DIST_LABEL_PIXEL
     )
     class_of = np.zeros(int(owner.max()) + 1, np.int16)
     class_of[owner[named]] = coarse[named]
-    return cast(Table, distance), cast(NDArray[np.int32], owner), class_of
+    return cast(Table, distance), cast("NDArray[np.int32]", owner), class_of
 
 
 def _bins(distance: Table, ends: Sequence[float], width: int) -> NDArray[np.int16]:
     """The number of ends that a distance reaches."""
+    import numpy as np
+
     bins = np.zeros(distance.shape, np.int16)
     for end in ends:
         bins += distance >= np.float32(end * width)
@@ -124,6 +139,8 @@ class PolygonCounts:
     beside_teacher: tuple[tuple[tuple[float, ...], ...], ...] = ()
 
     def __post_init__(self) -> None:
+        import numpy as np
+
         count = len(self.classes)
         for name, last, rows in (("outside", (_BINS, count), self.outside), ("inside", (_DEPTHS, 2), self.inside)):
             shape = (count, *last)
@@ -159,6 +176,8 @@ class PolygonCounts:
     @cached_property
     def counts(self) -> NDArray[np.int64]:
         """`outside` as an array (C, bins, C)."""
+        import numpy as np
+
         return np.array(self.outside, np.int64)
 
     @property
@@ -181,6 +200,8 @@ class PolygonCounts:
     @property
     def lifts(self) -> NDArray[np.float64]:
         """Logarithms (C, bins, C): `beside_teacher` if a teacher was asked, else `logarithms` of the counts."""
+        import numpy as np
+
         return np.array(self.beside_teacher) if self.beside_teacher else logarithms(self.counts)
 
     def probabilities(self) -> NDArray[np.float64]:
@@ -270,6 +291,8 @@ def logarithms(counts: NDArray[Any]) -> NDArray[np.float64]:
 
     A[c] is the share of class c in all counted pixels. A class that was never counted has 0: nothing for or against it.
     """
+    import numpy as np
+
     shares = counts.sum(axis=(0, 1)) / counts.sum()
     rows = (counts + _SMOOTHING * shares) / (counts.sum(axis=-1, keepdims=True) + _SMOOTHING)
     lifts: NDArray[np.float64] = np.log(np.divide(rows, shares, out=np.ones_like(rows), where=shares > 0))
@@ -331,6 +354,8 @@ class PolygonEvidence:
         At all other places a class's p is to be raised to the power of `teacher_weight` first. Raises ValueError as
         `require`.
         """
+        import numpy as np
+
         table = self.polygon_weight * self.require(space).lifts
         table += [self.biases.get(name, 0.0) for name in space.names]
         flat = table.reshape(-1, len(space)).astype(np.float32)

@@ -55,6 +55,7 @@ SCRIPTS = {
     "camvid_policies": Script(("out",), "camvid", lines=("means over classes", "IoU kept", "precision", "coverage")),
     "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
+    "dense_students": Script(("camvid", "students"), tables=3, lines=("fine + truth: ", "wrote compare/compare.json")),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
     "errors": Script(("camvid", "errors"), tables=3, dashes=9),
     "export": Script(tables=1, dashes=2),
