@@ -18,7 +18,7 @@ from typing import Any
 from autolabel.manifests import storage
 from autolabel.manifests.area import Area as Area
 from autolabel.manifests.documents import BadDocument, name_of, plain_json, read_toml
-from autolabel.manifests.evidence import Factors, PolygonCounts, PolygonEvidence
+from autolabel.manifests.evidence import BESIDE_WEIGHT, POLYGON_WEIGHT, Factors, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
@@ -159,10 +159,15 @@ class Policy:
         return dict(plain_json(asdict(replace(self, polygons=None)) | {"polygons": polygons}))
 
     def counted(self, counts: PolygonCounts) -> Policy:
-        """Return the policy with counts of polygons. Raises ValueError for a policy that weighs none."""
+        """Return the policy with counts of polygons. Raises ValueError for a policy that weighs none.
+
+        Where a teacher was asked too, polygons get the weight that is usual then, unless the policy names one.
+        """
         if self.polygons is None:
             raise ValueError(f"policy {self.name!r} does not weigh polygons: give --policy dense with --polygons")
-        return replace(self, polygons=replace(self.polygons, counts=counts))
+        usual = counts.beside_teacher and self.polygons.polygon_weight == POLYGON_WEIGHT
+        weight = BESIDE_WEIGHT if usual else self.polygons.polygon_weight
+        return replace(self, polygons=replace(self.polygons, counts=counts, polygon_weight=weight))
 
     def to_toml(self, comments: dict[str, str] | None = None, *, counts: str = "") -> str:
         """Return the text of a file that `load_policy` reads, without the rules that change nothing.
