@@ -24,9 +24,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autolabel.manifests.evidence import PolygonCounts, places
+from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.images import encode_label, read_image, read_label
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.run.labels import middles, read_sample_label
 from autolabel.manifests.run.shards import Label, encode_zarr

@@ -13,8 +13,9 @@ from conftest import autolabel, contents, refused
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.evidence import VOID, PolygonEvidence, places
-from autolabel.manifests.label_space import CITYSCAPES, IGNORE
+from autolabel.manifests.evidence import PolygonEvidence
+from autolabel.manifests.label_space import CITYSCAPES, IGNORE, VOID
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import Policy, load_policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run

@@ -11,9 +11,10 @@ from conftest import autolabel, labels_of, refused
 from weighed import drawn_counts
 
 import autolabel as al
-from autolabel.manifests.evidence import VOID, PolygonEvidence, places
+from autolabel.manifests.evidence import PolygonEvidence
 from autolabel.manifests.images import read_image
-from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE
+from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE, VOID
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, HUMAN_FIRST, PAPER, Policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run, RunFolder
