@@ -741,26 +741,33 @@ def polygons(
 
 
 @main.command()
-@click.argument("run", type=FOLDER)
-@option("--truth", type=MANIFEST, required=True, help="Manifest with fine labels of images that the run labelled.")
+@click.argument("runs", type=FOLDER, nargs=-1, required=True)
+@option("--truth", type=MANIFEST, required=True, help="Manifest with fine labels of images that the runs labelled.")
 @option("--target-precision", type=float, default=0.95,
         help="Suggest thresholds that give every class's label this precision.")  # fmt: skip
 @option("--fit-temperature", is_flag=True, help="Scale the teacher's logits so that its confidences come true.")
 @option("--allow-leak", is_flag=True, help="Accept truth that the teacher was trained on; the audit records it.")
 @moved_teacher
-def audit(run: Path, truth: Path, **options: Any) -> None:
-    """Hold the labels of a RUN against fine labels.
+def audit(runs: tuple[Path, ...], truth: Path, **options: Any) -> None:
+    """Hold the labels of RUNS against fine labels.
 
-    Prints precision, borders and calibration, and writes a policy with a threshold for each class.
+    Prints precision, borders and calibration, and writes a policy with a threshold for each class. Several runs become
+    one table, beside the coarse labels.
 
+    \b
     autolabel audit runs/auto --truth held_out.parquet
+    autolabel audit runs/paper runs/dense --truth held_out.parquet
     """
     from autolabel.pipeline.analysis.audit import audit
+    from autolabel.pipeline.analysis.side_by_side import SideBySide
 
-    with progress("auditing") as update:
-        result = audit(run, truth, progress=update, **options)
-    show(result)
-    echo("", f"wrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
+    results = []
+    for run in runs:
+        with progress("auditing") as update:
+            results.append(audit(run, truth, progress=update, **options))
+    show(results[0] if len(runs) == 1 else SideBySide.of(truth, runs, results))
+    for run, result in zip(runs, results, strict=True):
+        echo(f"wrote {run / 'audit.json'}" + (f" and {run / 'suggested.toml'}" if result.reliability else ""))
 
 
 @main.command()
@@ -892,16 +899,20 @@ def compare(
 # --- demo -------------------------------------------------------------------------------------------------------------
 
 _DEMO = """
+manifest scan {out}/city --split train -o {out}/fine.parquet
+polygons {out}/fine.parquet --teacher {out}/teacher.safetensors -o {out}/polygons.json
 manifest scan {out}/city --split train_extra -o {out}/coarse.parquet
-manifest scan {out}/city/leftImg8bit/train_extra --labels {out}/truth --label-space cityscapes --label-ids source
- -o {out}/truth.parquet
-generate {out}/coarse.parquet --teacher {out}/teacher.safetensors --policy human-first --out {out}/runs/auto
+generate {out}/coarse.parquet --teacher {out}/teacher.safetensors --policy {out}/polygons.toml --keep-confidence 8
+ --out {out}/runs/auto
 stats {out}/runs/auto
 report {out}/runs/auto --images 24
-audit {out}/runs/auto --truth {out}/truth.parquet
+relabel {out}/runs/auto --policy paper --out {out}/runs/paper
+relabel {out}/runs/auto --policy human-first --out {out}/runs/human-first
+manifest scan {out}/city/leftImg8bit/train_extra --labels {out}/truth --label-space cityscapes --label-ids source
+ -o {out}/truth.parquet
+audit {out}/runs/paper {out}/runs/human-first {out}/runs/auto --truth {out}/truth.parquet
 """
 _DEMO_STUDENTS = """\
-manifest scan {out}/city --split train -o {out}/fine.parquet
 manifest scan {out}/city --split val -o {out}/val.parquet
 compare --fine {out}/fine.parquet --coarse {out}/coarse.parquet --auto {out}/runs/auto --val {out}/val.parquet
  --out {out}/compare --steps 120 --batch-size 8 --crop 64x96 --ema 0.97 --seeds 3 --precision float32
@@ -931,11 +942,11 @@ def demo(out: Path, seed: int, students: bool) -> None:
     storage.remove_leftovers(out / "truth", recursive=True)
     if not storage.exists(out / "teacher.safetensors"):  # it is written behind the city
         with progress("drawing a city") as update:
-            write_city(out / "city", seed, fine=0, coarse=48, val=0, truth=out / "truth", progress=update)
+            write_city(out / "city", seed, fine=24, coarse=48, val=0, truth=out / "truth", progress=update)
         storage.copy(DRAWN_STREETS, out / "teacher.safetensors")
-    if students and not storage.exists(out / "fine.parquet"):
+    if students and not storage.exists(out / "val.parquet"):
         with progress("drawing more of it") as update:
-            write_city(out / "city", seed, fine=24, coarse=0, val=20, progress=update)
+            write_city(out / "city", seed, fine=0, coarse=0, val=20, progress=update)
     for line in (_DEMO + _DEMO_STUDENTS * students).replace("\n ", " ").split("\n")[1:-1]:
         command = line.format(out=shlex.quote(out.as_posix()))
         echo("", f"$ autolabel {command}", bold=True)

@@ -23,6 +23,7 @@ from autolabel.manifests.label_space import IGNORE, LabelSpace
 VOID = 254  # in a coarse label: somebody drew a polygon here, of something that is no class
 NOWHERE = 0  # the place of a pixel of which polygons say nothing
 TEACHER_WEIGHT, POLYGON_WEIGHT = 0.9, 0.4  # exponents of p and A / A[c]; measured by benchmarks/dense.py
+BESIDE_WEIGHT = 1.2  # the same as the second one where a teacher was asked
 FORMAT = "autolabel polygons 1"
 # Upper ends of the bins of distance, as shares of the width: 1, 1.4, 2, … 50 pixels of CamVid's 480. The last bin is
 # open. The first numbers lie just above distances that pixels of a grid can have.

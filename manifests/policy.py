@@ -16,16 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
+from autolabel.manifests.area import Area as Area
 from autolabel.manifests.documents import BadDocument, name_of, plain_json, read_toml
-from autolabel.manifests.evidence import Factors, PolygonCounts, PolygonEvidence
+from autolabel.manifests.evidence import BESIDE_WEIGHT, POLYGON_WEIGHT, Factors, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
 COMBINE = ("network", "average")  # combine scales as the network has learnt to, or average their logits
 THRESHOLD = 0.5  # as in the article and the published code; the paper's text says 0.9
 COARSE_RULES = ("ignore", "agree", "union", "human-wins", "teacher-wins")
-AREA_UNITS = ("pixels", "fractions")  # an area is given in pixels, or in fractions of the image's sides
-_LONGEST = 1 << 31  # pixels of a side
 LEVELS = (2, 32)  # fewest and most levels of confidence that can be kept
 # Thresholds that are worth keeping beside those in force: the likeliest to be asked for comes first.
 _WORTH_KEEPING = (
@@ -48,44 +47,6 @@ def check_threshold(threshold: float) -> float:
     if not 0 <= threshold < 1:
         raise ValueError(f"threshold {threshold:g}: expected a probability in [0, 1), such as {THRESHOLD:g}")
     return threshold
-
-
-@dataclass(frozen=True)
-class Area:
-    """The rectangle in which the teacher counts: from the first row up to, not including, the second; columns likewise.
-
-    The numbers are pixels, or fractions of an image's height and width, which are rounded to the nearest pixel. Raises
-    ValueError, naming the value.
-    """
-
-    rows: tuple[float, float]
-    columns: tuple[float, float]
-    unit: str = AREA_UNITS[0]
-
-    def __post_init__(self) -> None:
-        if self.unit not in AREA_UNITS:
-            raise ValueError(f"area unit {self.unit!r}: expected {' or '.join(AREA_UNITS)}")
-        for name in ("rows", "columns"):
-            first, end = ends = tuple(getattr(self, name))
-            whole = self.unit == "fractions" or all(float(x).is_integer() for x in ends)
-            if not (whole and 0 <= first < end <= (_LONGEST if self.unit == "pixels" else 1)):
-                expected = "two fractions in 0..1" if self.unit == "fractions" else "two whole numbers, 0 or more"
-                raise ValueError(f"area {name} {list(ends)}: expected {expected}, the first less than the second")
-            object.__setattr__(self, name, ends)
-
-    def box(self, height: int, width: int) -> tuple[slice, slice]:
-        """The rows and columns of the area in an image of this size. Raises ValueError if it leaves the image."""
-        down, across = (height, width) if self.unit == "fractions" else (1, 1)
-        (top, bottom), (left, right) = (
-            (round(first * side), round(end * side))
-            for (first, end), side in ((self.rows, down), (self.columns, across))
-        )
-        if bottom > height or right > width:
-            raise ValueError(
-                f"area of rows {top}..{bottom} and columns {left}..{right} leaves an image of {height} rows and {width}"
-                " columns: give it in fractions, or label these images in a run of their own"
-            )
-        return slice(top, bottom), slice(left, right)
 
 
 @dataclass(frozen=True)
@@ -198,10 +159,15 @@ class Policy:
         return dict(plain_json(asdict(replace(self, polygons=None)) | {"polygons": polygons}))
 
     def counted(self, counts: PolygonCounts) -> Policy:
-        """Return the policy with counts of polygons. Raises ValueError for a policy that weighs none."""
+        """Return the policy with counts of polygons. Raises ValueError for a policy that weighs none.
+
+        Where a teacher was asked too, polygons get the weight that is usual then, unless the policy names one.
+        """
         if self.polygons is None:
             raise ValueError(f"policy {self.name!r} does not weigh polygons: give --policy dense with --polygons")
-        return replace(self, polygons=replace(self.polygons, counts=counts))
+        usual = counts.beside_teacher and self.polygons.polygon_weight == POLYGON_WEIGHT
+        weight = BESIDE_WEIGHT if usual else self.polygons.polygon_weight
+        return replace(self, polygons=replace(self.polygons, counts=counts, polygon_weight=weight))
 
     def to_toml(self, comments: dict[str, str] | None = None, *, counts: str = "") -> str:
         """Return the text of a file that `load_policy` reads, without the rules that change nothing.
@@ -341,24 +307,26 @@ def load_policy(name_or_file: str) -> Policy:
 def differences(before: dict[str, Any], now: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """The rules in which two policies in the form of `to_dict` differ: (key, before, now). Names may differ.
 
-    Rules of polygons are told one by one, and their counts by the number of images and a checksum.
+    Rules of polygons are told one by one where both policies weigh them. Their counts are told by the number of images
+    and a checksum.
     """
-    rules = [key for key in _KEYS if key != "name"]
-    before, now = _flat(before), _flat(now)
-    for key in (*rules, *(f"polygons.{key}" for key in _POLYGON_KEYS)):
-        if before.get(key) != now.get(key):
-            yield key, before.get(key), now.get(key)
+    for key in _KEYS:
+        old, new = before.get(key), now.get(key)
+        if key == "polygons" and old is not None and new is not None:
+            for rule in _POLYGON_KEYS:
+                if old.get(rule) != new.get(rule):
+                    yield f"polygons.{rule}", *(_in_brief(rule, x.get(rule)) for x in (old, new))
+        elif key != "name" and old != new:
+            yield key, *(_in_brief(key, value) for value in (old, new))
 
 
-def _flat(policy: dict[str, Any]) -> dict[str, Any]:
-    polygons = policy.get("polygons")
-    if polygons is None:
-        return policy
-    counts = polygons.get("counts")
-    if counts is not None:
-        digest = zlib.crc32(json.dumps(counts, sort_keys=True).encode())
-        polygons = polygons | {"counts": f"of {sum(counts['sizes'].values())} images ({digest:08x})"}
-    return policy | {"polygons": "weighed"} | {f"polygons.{key}": value for key, value in polygons.items()}
+def _in_brief(key: str, value: Any) -> Any:
+    if key == "polygons" and value is not None:
+        return _in_brief("counts", value.get("counts"))
+    if key != "counts" or value is None:
+        return value
+    images = sum(value["sizes"].values())
+    return f"counts of {images} images ({zlib.crc32(json.dumps(value, sort_keys=True).encode()):08x})"
 
 
 PAPER = Policy("paper")

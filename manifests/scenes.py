@@ -2,8 +2,8 @@
 
 A scene is a small world in metres (x to the right, y up, z ahead of the camera) seen through a pinhole. Its things
 yield patches, which are painted from far to near at three times the size into two pictures at once: one has the
-colours, the other has for every pixel the number of the thing that owns it. The fine label follows from the owners
-exactly; the coarse label is drawn like that of an annotator in a hurry.
+colours, the other has for every pixel the label id of the thing that owns it. That is the fine label; the `rough` one
+of manifests/hands.py draws the coarse label out of it.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFilter
 
 from autolabel.manifests import storage
+from autolabel.manifests.hands import Labels, coarsen
+from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.wording import Progress
 
-Labels = NDArray[np.uint8]
 Point = tuple[float, float, float]
 Patch = tuple[int, str, float, list[Point]]  # label (0: it owns no pixel), colour, share of light, corners
 EGO, ROAD, SIDEWALK, BUILDING, POLE, LIGHT, SIGN = 1, 7, 8, 11, 17, 19, 20  # label ids of Cityscapes
 VEGETATION, TERRAIN, SKY, PERSON, CAR = 21, 22, 23, 24, 26
 _BANDS = (TERRAIN, SIDEWALK, TERRAIN, ROAD, TERRAIN, SIDEWALK, TERRAIN)  # bands of the ground, from left to right
-_EASY = (SKY, ROAD, SIDEWALK, TERRAIN, BUILDING, VEGETATION, CAR, PERSON)  # annotators in a hurry draw only these
 _CITIES = {"train": "lindenfurt mohnau silberbach", "val": "federburg glockenau", "train_extra": "apfeldorf nebelheim"}
 _SCALE = 3  # supersampling; odd, so that the middle sample is the centre of the pixel
 _FAR = 115.0  # distance of the end of the street, metres
@@ -57,7 +57,7 @@ _CIRCLE = [(math.sin(math.pi * i / 6), math.cos(math.pi * i / 6)) for i in range
 class Scene:
     """A picture (H, W, 3) uint8 RGB with its fine and its coarse label, (H, W) uint8 label ids of Cityscapes.
 
-    The coarse label is 0 (unlabeled) outside the polygons.
+    The coarse label is 0 (unlabeled) outside the polygons; one of them is the ego vehicle's, which is no class.
     """
 
     image: NDArray[np.uint8]
@@ -92,16 +92,18 @@ def draw_scene(seed: int, *, height: int = 160, width: int = 320) -> Scene:
     world = _World(seed, height * _SCALE, width * _SCALE)
     picture, owned = _sky_and_ground(world)
     ink, mark = ImageDraw.Draw(picture), ImageDraw.Draw(owned)
-    for number, (_, thing) in enumerate(sorted(_things(world), key=lambda pair: -pair[0]), len(_BANDS) + 1):
+    for _, thing in sorted(_things(world), key=lambda pair: -pair[0]):
         for label, colour, light, points in thing:
             corners, clear = [world.at(*point) for point in points], math.exp(-points[0][2] / world.sight)
             hazy = zip(bytes.fromhex(colour), world.horizon.tolist(), strict=True)
             ink.polygon(corners, tuple(int(own * light * clear + haze * (1 - clear)) for own, haze in hazy))
             if label:
-                mark.polygon(corners, number * 256 + label)
-    owners = np.asarray(owned)[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE]
-    fine = (owners % 256).astype(np.uint8)
-    return Scene(_develop(world, picture.reduce(_SCALE), fine), fine, _annotate_coarsely(fine, owners, world.dice))
+                mark.polygon(corners, label)
+    fine = np.asarray(owned)[_SCALE // 2 :: _SCALE, _SCALE // 2 :: _SCALE].copy()
+    coarse = coarsen(np.where(fine == EGO, np.uint8(IGNORE), fine), "rough", seed=seed)
+    coarse[coarse == IGNORE] = 0
+    coarse[fine == EGO] = EGO  # Cityscapes has one polygon of it for a whole drive
+    return Scene(_develop(world, picture.reduce(_SCALE), fine), fine, coarse)
 
 
 def write_city(root: Path, seed: int = 0, *, fine: int = 24, coarse: int = 96, val: int = 24, height: int = 160,
@@ -134,19 +136,19 @@ def write_city(root: Path, seed: int = 0, *, fine: int = 24, coarse: int = 96, v
 
 
 def _sky_and_ground(world: _World) -> tuple[Image.Image, Image.Image]:
-    """The pictures of colours and owners before anything stands on the ground."""
+    """The pictures of colours and labels before anything stands on the ground."""
     dice, noise, height, width = world.dice, world.noise, world.height, world.width
     puffs = Image.fromarray(noise.standard_normal((8, 8), np.float32)).resize((width // _SCALE, height // _SCALE))
     fall = np.linspace(0, height / world.v0, height // _SCALE, dtype=np.float32).clip(0, 1)[:, None]
     cover = np.maximum(fall, (np.asarray(puffs) * 0.6 + world.clouds - 0.35).clip(0, 0.8))[..., None]
     sky = Image.fromarray((world.zenith + (world.horizon - world.zenith) * cover).astype(np.uint8))
-    picture, owned = sky.resize((width, height)), Image.new("I", (width, height), SKY)
+    picture, owned = sky.resize((width, height)), Image.new("L", (width, height), SKY)
     # Every pixel below the horizon shows one place of the ground: its row gives z, the pixel gives x.
     top = math.ceil(world.v0) + 1
     z = world.focal * world.eye / (np.arange(top, height, dtype=np.float32) - world.v0)[:, None]
     x = (np.arange(width, dtype=np.float32) - world.u0) * (z / world.focal) - world.bend * z * z
     band = sum(((x > edge).astype(np.uint8) for edge in world.edges), np.zeros(x.shape, np.uint8))
-    owned.paste(Image.fromarray(np.array([256 * i + c for i, c in enumerate(_BANDS, 1)], np.int32)[band]), (0, top))
+    owned.paste(Image.fromarray(np.array(_BANDS, np.uint8)[band]), (0, top))
     band[(z > world.zebra) & (z < world.zebra + 3) & (band == 3) & (x % 1 < 0.5)] = 7
     band[(abs(x - world.lanes[0] - 2.9) < 0.07) & (z % 6 < dice.choice((3, 6)))] = 7
     for lane, kerb in zip(world.lanes, world.kerbs, strict=True):
@@ -297,21 +299,3 @@ def _develop(world: _World, picture: Image.Image, fine: Labels) -> NDArray[np.ui
     lit = seen * (world.horizon / 210) ** 0.6 * uniform(0.8, 1.15)  # the sky lights it
     noisy = (lit - 118) * uniform(0.85, 1.15) + 118 + normal(lit.shape, np.float32) * uniform(1, 4)
     return np.clip(noisy, 0, 255).astype(np.uint8)
-
-
-def _annotate_coarsely(fine: Labels, owners: NDArray[np.int32], dice: random.Random) -> Labels:
-    """Draw one rough polygon well inside every large thing, like annotators with a few minutes for a picture."""
-    coarse, drawn, span = np.zeros_like(fine), Image.fromarray(fine), 2 * round(len(fine) / 50) + 1
-    least, most = (np.asarray(drawn.filter(rank(span))) for rank in (ImageFilter.MinFilter, ImageFilter.MaxFilter))
-    for owner in np.unique(owners).tolist():
-        inside = (owners == owner) & (least == most)  # away from every other class
-        if owner % 256 not in _EASY or inside.sum() < fine.size / 120:
-            continue
-        columns = np.flatnonzero(inside.any(axis=0))
-        corners = columns[np.linspace(0, len(columns) - 1, dice.randint(4, 9)).astype(int)].tolist()
-        above = [(u, int(inside[:, u].argmax()) + dice.randint(0, 2)) for u in corners]
-        below = [(u, int(np.flatnonzero(inside[:, u])[-1]) - dice.randint(0, 2)) for u in corners]
-        outline = Image.new("1", drawn.size)
-        ImageDraw.Draw(outline).polygon(above + below[::-1], fill=1)
-        coarse[np.asarray(outline) & (least == most) & (fine == owner % 256)] = owner % 256
-    return coarse

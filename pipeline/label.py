@@ -16,7 +16,6 @@ from dataclasses import dataclass, field, replace
 from itertools import cycle, islice, takewhile
 from typing import Any
 
-import numpy as np
 import torch
 
 from autolabel.manifests import storage
@@ -24,14 +23,14 @@ from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.run.centroids import centroids
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, LABELS, PROBABILITY, SECOND, TOP, in_layer, zarr_place
+from autolabel.manifests.run.labels import LABELS, in_layer, zarr_place
 from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.blame import in_words, overflow, require_of_image
 from autolabel.pipeline.by_hand import write_maps
-from autolabel.pipeline.measure import class_numbers, image_numbers
+from autolabel.pipeline.measure import class_numbers, image_numbers, kept_maps
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
     LABELLED,
@@ -302,17 +301,8 @@ class Labeller:
         outcome = self.rules.apply(prediction.codes, one.decoded.coarse, prediction.probability)
         started = time.perf_counter()
         encoded = {LABELS: self._encode(outcome.label)}
-        further = dict[str, Label]()
         checksums: dict[str, Any] = {}
-        if self.recipe.confidence_edges is not None:
-            own = prediction.codes if prediction.own is None else prediction.own
-            top, level = np.divmod(own, prediction.levels)
-            further |= {TOP: top.astype(np.uint8), CONFIDENCE: level.astype(np.uint8)}
-            if prediction.second is not None:
-                further[SECOND] = prediction.second
-        if outcome.probability is not None:
-            further[PROBABILITY] = outcome.probability
-        for layer, values in further.items():
+        for layer, values in kept_maps(outcome, prediction, self.recipe).items():
             encoded[layer], checksums[f"{layer}_crc32c"] = self._encode(values), crc32c(values)
         row = replace(
             one.decoded.row,

@@ -1,14 +1,35 @@
-"""The numbers of one labelled image: its rows of the statistics tables."""
+"""The maps and numbers that a run keeps of one labelled image."""
 
 from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
+
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.shards import crc32c
+from autolabel.manifests.recipe import Recipe
+from autolabel.manifests.run.labels import CONFIDENCE, PROBABILITY, SECOND, TOP
+from autolabel.manifests.run.shards import Label, crc32c
 from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
 from autolabel.pipeline.rules import Outcome
 from autolabel.teacher.decide import Prediction
+
+
+def kept_maps(outcome: Outcome, prediction: Prediction, recipe: Recipe) -> dict[str, Label]:
+    """The maps (H, W) uint8 that a recipe wants beside the label, by layer.
+
+    Top class, level and second class are the teacher's own, before polygons were weighed.
+    """
+    maps = dict[str, Label]()
+    if recipe.confidence_edges is not None:
+        own = prediction.codes if prediction.own is None else prediction.own
+        top, level = np.divmod(own, prediction.levels)
+        maps |= {TOP: top.astype(np.uint8), CONFIDENCE: level.astype(np.uint8)}
+        if prediction.second is not None:
+            maps[SECOND] = prediction.second
+    if outcome.probability is not None:
+        maps[PROBABILITY] = outcome.probability
+    return maps
 
 
 def image_numbers(outcome: Outcome, prediction: Prediction) -> dict[str, Any]:

@@ -230,7 +230,7 @@ class TrainJob:
         require_choices(self)
         if isinstance(self.log, str) or not set(self.log) <= set(TRACKERS) or len(set(self.log)) < len(self.log):
             raise ValueError(f"log {self.log!r}: expected names of {', '.join(TRACKERS)}, every name once")
-        doubts = [f"--{name}" for name in ("weights", "noise") if getattr(self, name)]
+        doubts = [name for name in ("weights", "noise") if getattr(self, name)]
         if len(doubts) > 1:
             raise ValueError("weights and noise both answer for wrong labels: give one of the two")
         if doubts and self.loss == "rmi":

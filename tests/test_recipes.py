@@ -22,8 +22,9 @@ from PIL import Image
 
 from autolabel.cli import main
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.run.folder import RunFolder
+from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.scenes import EGO
 from autolabel.manifests.settings import build_job, job_fields
 from autolabel.student.evaluate import Scores
 from autolabel.student.job import TrainJob, TrainMachine
@@ -42,6 +43,7 @@ EPOCHS = {
     "cityscapes_sota": (2975, 16, 1, 175),
     "mapillary": (18000, 8, 2, 200),
 }
+POLYGONS = "cityscapes_polygons"  # a test of labels, with the training of cityscapes_fine on two thirds of the cities
 
 torch.set_num_threads(1)
 
@@ -69,7 +71,7 @@ def trainings(name: str) -> list[list[str]]:
 
 def test_every_recipe_is_listed_with_its_figures() -> None:
     listed = {path.stem for path in (ROOT / "docs" / "recipes").glob("*.md")} - {"README"}
-    assert listed == EPOCHS.keys()
+    assert listed == EPOCHS.keys() | {POLYGONS}
     index = page("README")
     for name, (images, gpus, each, epochs) in EPOCHS.items():
         (training,) = trainings(name)
@@ -143,6 +145,13 @@ def test_every_setting_of_a_recipe_is_the_published_one_or_named_as_a_difference
     assert option(training, "--device") == "cuda"  # it never trains on CPUs without a word
 
 
+def test_the_test_of_polygons_trains_as_on_all_cities_for_as_many_epochs() -> None:
+    (mine,), (whole,) = trainings(POLYGONS), trainings("cityscapes_fine")
+    steps = 175 * math.ceil(2975 * 2 // 3 / 8)
+    assert option(mine, "--steps") == str(steps) and f"**{steps:,}**" in page(POLYGONS)
+    assert read_as_typed(mine) == read_as_typed(whole) | {"--steps": steps}
+
+
 def test_a_setting_that_is_forgotten_or_mistyped_is_noticed() -> None:
     (training,) = trainings("mapillary")
     for flag, other in (("--weight-decay", "0.0005"), ("--power", "2"), ("--crop", "1024x1025"), ("--workers", "16")):
@@ -207,8 +216,8 @@ def draw_vistas(city: Path, root: Path) -> None:
             label.save(folders[1] / f"{sample.sample_id}.png")
 
 
-def run(words: list[str]) -> None:
-    """Run a command with small sizes, in this process alone, for classes that two steps have taught."""
+def run(words: list[str]) -> str:
+    """Run a command with small sizes, in this process, for classes that two steps have taught; return its text."""
     words = [SIZES.get(before, word) for before, word in zip(["", *words], words, strict=False)]
     if words[0] == "generate":
         words += ["--engine", "local"]
@@ -218,6 +227,7 @@ def run(words: list[str]) -> None:
         words[words.index("--auto-classes") + 1] = ",".join(found)
     done = autolabel(*words)
     assert done.exit_code == 0, f"{shlex.join(words)}\n{done.output}"
+    return done.output
 
 
 @pytest.mark.thorough
@@ -241,6 +251,24 @@ def test_every_command_of_a_recipe_runs(name: str, prepared: Path) -> None:
     scores = Scores.read(Path(option(evaluation, "-o")))
     assert scores.request["scales"] == [float(s) for s in option(evaluation, "--scales").split(",")]
     assert scores.images == 3
+
+
+@pytest.mark.thorough
+def test_the_test_of_polygons_labels_cities_that_its_teacher_has_not_seen_and_leaves_the_ego_vehicle_void(
+    prepared: Path,
+) -> None:
+    printed = [run(words) for words in commands(POLYGONS)]
+    part, rest = (load_manifest(f"folds/{name}-1.parquet").samples for name in ("part", "rest"))
+    assert {s.group for s in part}.isdisjoint(s.group for s in rest) and len(part) + len(rest) == 6
+    assert all(s.source == "fine" and s.coarse_label for s in (*part, *rest))
+    rows = [line.split()[0] for line in printed[-1].splitlines() if line.startswith(" ")]
+    assert rows[2:] == ["coarse", "paper", "human-first", "dense-fitted"]
+    labels = {name: Run.open(f"runs/{name}").labels for name in ("dense", "paper")}
+    drawn = {s.sample_id: np.asarray(Image.open(s.coarse_label)) for s in part if s.coarse_label}
+    ego = sum(int((ids == EGO).sum()) for ids in drawn.values())
+    assert ego > 0
+    for sample_id, ids in drawn.items():
+        assert (labels["dense"][sample_id][ids == EGO] == 255).all()
 
 
 def test_the_prepared_vistas_are_of_one_size_and_keep_their_ids(prepared: Path) -> None:

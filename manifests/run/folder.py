@@ -20,6 +20,7 @@ from autolabel.manifests.documents import BadDocument, json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
+from autolabel.manifests.run.accounts import Accounts as Accounts
 from autolabel.manifests.run.labels import (
     CONFIDENCE,
     KEEP_PROBABILITY,
@@ -161,20 +162,6 @@ class RunFolder:
         self.require_new_or_run()
         if not storage.exists(self.record):
             storage.write(self.record, _CLAIM)
-
-
-@dataclass(frozen=True)
-class Accounts:
-    """The account of all samples: asked = labelled + quarantined + left."""
-
-    asked: int
-    labelled: int
-    quarantined: int
-    left: int
-
-    def balanced(self) -> bool:
-        """True if no sample is lost and none is counted twice."""
-        return self.asked == self.labelled + self.quarantined + self.left
 
 
 @dataclass(frozen=True)
@@ -350,9 +337,7 @@ class Run(RunFolder, Shown):
         layers: dict[str, dict[str, Any]] = {LABELS: {**space, "ignore": 255, "policy": recipe["policy"]}}
         if edges is not None:
             layers |= {TOP: space, CONFIDENCE: {"edges": edges}, SECOND: space}
-        if recipe["keep_probability"]:
-            layers[PROBABILITY] = {"unit": "255ths"}
-        return layers
+        return layers | ({PROBABILITY: {"unit": "255ths"}} if recipe["keep_probability"] else {})
 
 
 def _writer(document: Mapping[str, Any]) -> str:

@@ -114,7 +114,8 @@ def audit(
         fitted = _fit(network, run, matched, count)
         policy = replace(policy, temperature=fitted.fitted)
         notes += _about_temperature(fitted.fitted)
-    confusion, human, boundary = Confusion(len(space)), Confusion(len(space)), BoundaryF(len(space))
+    confusion, human = Confusion(len(space)), Confusion(len(space))
+    boundary, human_boundary = BoundaryF(len(space)), BoundaryF(len(space))
     source: Confidences | None = kept or (TeacherConfidences(network, run, policy) if network else None)
     # Thresholds are chosen from those that `relabel` can tell apart; a fitted temperature asks for new labels anyway.
     edges = None if fit_temperature else kept.edges if kept else run.recipe.confidence_edges
@@ -128,7 +129,9 @@ def audit(
         boundary.add(true, label)
         outlined = read_coarse(known[sample_id], space, drawn_void=weighed) if sample_id in known else None
         if outlined is not None:
-            human.add(true, without_void(outlined))
+            polygons = without_void(outlined)
+            human.add(true, polygons)
+            human_boundary.add(true, polygons)
         if source and calibration:
             top, confidence = source.of(sample_id, sample, outlined)
             calibration.add(true, top, confidence=confidence)
@@ -148,6 +151,9 @@ def audit(
         leaked=leaked,
         target_precision=target_precision,
         human=PixelAudit.of(human),
+        human_mean=MeanAudit.of(audit_classes(space, human, human, human_boundary, None, suggestion=None))
+        if human.matrix.any()
+        else None,
         auto=PixelAudit.of(confusion),
         classes=classes,
         mean=MeanAudit.of(classes),

@@ -199,7 +199,8 @@ class Audit(Shown):
     and the automatic labels, None where there is none. `reliability` is None without the teacher, `temperature` unless
     a fit was asked for. `notes` are sentences about what is bad or unknown. `confusion` counts pixels by true class and
     label, in the order of `classes`; its last column counts ignored ones. `unknown` counts pixels without truth in the
-    bins of `reliability`, by top class. An earlier audit has neither.
+    bins of `reliability`, by top class. `human_mean` has the means of the coarse labels. An earlier audit has none of
+    the three.
     """
 
     truth: str
@@ -217,6 +218,7 @@ class Audit(Shown):
     notes: Sequence[str]
     confusion: Sequence[Sequence[int]] = ()
     unknown: Mapping[str, Sequence[int]] = field(default_factory=dict)
+    human_mean: MeanAudit | None = None
 
     def __post_init__(self) -> None:
         bins = len(self.reliability.edges) - 1 if self.reliability else 0

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.evidence import INSIDE, NOWHERE, OUTSIDE, VOID, PolygonCounts, depths, places
 from autolabel.manifests.images import BadImage
@@ -226,6 +227,9 @@ def count_polygons(
     summary = count_paired(paired, workers=workers, progress=progress)
     if output is not None:
         summary.counts.write(output)
+        if storage.exists(policy := output.with_suffix(".toml")):
+            note = f"{policy} was made for earlier counts: fit it to these with --teacher, or remove it"
+            summary = replace(summary, notes=[*summary.notes, note])
     return summary
 
 

@@ -18,11 +18,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from autolabel.manifests.evidence import BESIDE_WEIGHT as BESIDE_WEIGHT
 from autolabel.manifests.evidence import TEACHER_WEIGHT
 
 Floats = NDArray[np.float32]
 HEAVIEST = 4.0  # as PolygonEvidence allows
-BESIDE_WEIGHT = 1.2  # the default beside a teacher that was asked; measured by benchmarks/dense.py
 _SHRINKAGE = 3.0  # of one image, in nats for a squared distance of 1
 _STEPS = 200
 

@@ -56,7 +56,10 @@ def policy_facts(run: Run) -> Facts:
 
 
 def _polygons(evidence: PolygonEvidence) -> Facts:
-    on = f", counted on {counted_on(evidence.counts.sizes)}" if evidence.counts else ""
+    counts, on = evidence.counts, ""
+    if counts is not None:
+        beside = ", beside what a teacher says there" if counts.beside_teacher else ""
+        on = f", counted on {counted_on(counts.sizes)}{beside}"
     weights = f"the teacher weighs {evidence.teacher_weight:g}, what lies around polygons {evidence.polygon_weight:g}"
     facts = [("Polygons", f"where people named nothing, {weights}{on}")]
     biases = [(name, bias) for name, bias in evidence.biases.items() if bias]

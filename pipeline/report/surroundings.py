@@ -47,7 +47,7 @@ class PolygonPlot:
 
     `classes`: all names. `bins`: the number of bins of distance. `ticks`: pairs of a place on the axis in per cent, and
     its distance. `inside`: the share of wrong pixels in polygons, by class and depth; without rows if none is wrong.
-    `unseen`: classes of which no unnamed pixel was counted.
+    `unseen`: classes of which no unnamed pixel was counted. `beside_teacher`: a teacher was asked, too.
     """
 
     width: int
@@ -58,6 +58,7 @@ class PolygonPlot:
     around: list[Surrounding]
     inside: Table
     unseen: list[str]
+    beside_teacher: bool
 
     @property
     def few(self) -> int:
@@ -87,7 +88,7 @@ class PolygonPlot:
         ticks = [(100 * (k + 1) / len(used), ends[k]) for k in marked if ends[k] != FAR]
         return cls(
             width, counts.classes, counted_on(counts.sizes), len(used), ticks, around, _inside(counts, width),
-            list(counts.unseen),
+            list(counts.unseen), bool(counts.beside_teacher),
         )  # fmt: skip
 
 

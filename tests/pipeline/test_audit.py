@@ -25,11 +25,12 @@ from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan
-from autolabel.manifests.scores import BoundaryF
+from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.manifests.teachers import TeacherName
 from autolabel.manifests.wording import percent
 from autolabel.pipeline.analysis.audit import audit
-from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit, PixelAudit
+from autolabel.pipeline.analysis.audit_record import Audit, CoarseAudit, MeanAudit, PixelAudit
+from autolabel.pipeline.analysis.side_by_side import SideBySide
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import generate
@@ -115,6 +116,40 @@ def test_the_share_that_people_outlined_is_what_a_slow_count_gives(run: Path, ci
         f" rightly. Now {percent(found.auto.labelled)} % have a label, and {percent(found.auto.right)} % of these are"
         " right."
     )
+    confusion, borders = Confusion(len(CITYSCAPES)), BoundaryF(len(CITYSCAPES))
+    for sample in samples:
+        both = read_sample_label(sample, CITYSCAPES), read_coarse(sample, CITYSCAPES)
+        confusion.add(*both)
+        borders.add(*both)
+    assert found.human_mean is not None
+    assert found.human_mean.iou == pytest.approx(np.nanmean(confusion.iou()))
+    assert found.human_mean.iou_kept == pytest.approx(np.nanmean(confusion.iou_of_kept()))
+    assert list(found.human_mean.boundary_f.values()) == pytest.approx(np.nanmean(borders.f(), axis=1).tolist())
+
+
+def test_several_runs_become_one_table_beside_the_coarse_labels(run: Path, city: Path, tmp_path: Path) -> None:
+    other = Path(shutil.copytree(run, tmp_path / "other"))
+    val = city / "val.parquet"
+    result = autolabel("audit", run, other, "--truth", val)
+    assert result.exit_code == 0, result.output
+    found = Audit.read(other / "audit.json")
+    assert found == Audit.read(run / "audit.json") and found.human and found.human_mean and found.auto
+
+    def cells(pixels: PixelAudit, mean: MeanAudit) -> list[str]:
+        numbers = (pixels.labelled, pixels.right, mean.iou_kept, mean.iou, mean.boundary_f["2"])
+        return list(map(percent, numbers))
+
+    name = Run.open(run).policy.name
+    rows = [line.split() for line in result.output.splitlines() if line.startswith((" coarse ", f" {name} "))]
+    assert rows == [
+        ["coarse", *cells(found.human, found.human_mean)],
+        *([*name.split(), f"({folder})", *cells(found.auto, found.mean)] for folder in (run, other)),
+    ]
+    few = SideBySide(val, (("a", found), ("b", replace(found, images=2, leaked=1)))).lines()
+    assert few == [
+        "The runs have labelled different numbers of these images (a 3, b 2): no fair comparison.",
+        "The teacher was trained on some of these images (b): that flatters it.",
+    ]
 
 
 def test_without_coarse_labels_nothing_is_said_of_people(run: Path, city: Path, tmp_path: Path) -> None:
@@ -122,7 +157,7 @@ def test_without_coarse_labels_nothing_is_said_of_people(run: Path, city: Path, 
     bare = tuple(replace(s, coarse_label=None) for s in known.samples)
     save_manifest(Run.open(run).input_manifest, replace(known, samples=bare))
     found = audit(run, city / "val.parquet")
-    assert found.human is None and {row.outlined for row in found.classes} == {None}
+    assert found.human is found.human_mean is None and {row.outlined for row in found.classes} == {None}
     assert found.lines()[0].startswith("Of the pixels with truth, ")
     save_manifest(Run.open(run).input_manifest, known)
 

@@ -214,6 +214,8 @@ def test_a_fitted_policy_labels_and_says_where_it_comes_from(
         DENSE, name="dense-precision-0.9", polygons=policy.polygons, thresholds=tomllib.loads(text)["thresholds"]
     )
     assert policy.thresholds and (policy.polygons.teacher_weight, policy.polygons.polygon_weight) != (0.75, 0.6)
+    preset = DENSE.counted(policy.polygons.counts).polygons
+    assert preset is not None and (preset.teacher_weight, preset.polygon_weight) == (TEACHER_WEIGHT, BESIDE_WEIGHT)
     run = tmp_path / "run"
     labelled = autolabel(
         "generate", city / "coarse.parquet", "--teacher", teacher, "--out", run, "--limit", 2, "--scales", 1,

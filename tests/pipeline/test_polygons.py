@@ -124,7 +124,10 @@ def test_the_command_shows_what_people_named_and_what_lies_outside(both: Path, t
         f"{100 * yes / (yes + no):.1f}",
     ]
     assert "In no label: " in result.stdout and str(summary) in result.stdout
-    assert result.stdout.endswith(f"wrote {tmp_path / 'polygons.json'}\n")
+    assert result.stdout.endswith(f"wrote {tmp_path / 'polygons.json'}\n") and ".toml" not in result.stdout
+    (tmp_path / "polygons.toml").write_text('[polygons]\ncounts = "polygons.json"')
+    again = autolabel("polygons", both, "-o", tmp_path / "polygons.json")
+    assert f"{tmp_path / 'polygons.toml'} was made for earlier counts: fit it to these with --teacher" in again.stdout
 
 
 def test_polygons_drawn_of_no_class_are_not_what_people_left_out(tmp_path: Path) -> None:
@@ -276,6 +279,20 @@ def test_a_wrong_polygons_file_is_refused_with_its_name_and_key(
         with pytest.raises(BadDocument) as wrong:
             read()
         assert str(wrong.value).startswith(f"{file}: ") and message in str(wrong.value)
+
+
+@pytest.mark.parametrize("number", ["nan", "inf", "21", "1 1"])
+def test_what_a_teacher_says_beside_polygons_is_refused_unless_it_is_the_logarithm_of_a_factor(
+    both: Path, tmp_path: Path, number: str
+) -> None:
+    document, row = count_polygons(both).counts.to_dict(), " ".join(["0.5"] * C)
+    document["beside_teacher"] = {name: [row] * (len(OUTSIDE) + 1) for name in CAMVID.names}
+    assert PolygonCounts.from_dict(document).lifts.tolist() == np.full((C, len(OUTSIDE) + 1, C), 0.5).tolist()
+    document["beside_teacher"]["sky"][3] = f"{number} {row[4:]}"
+    file = tmp_path / "polygons.json"
+    file.write_text(json.dumps(document))
+    with pytest.raises(BadDocument, match=r"polygons\.json: 'beside_teacher': expected 11 x 15 x 11 numbers from -20"):
+        PolygonCounts.read(file)
 
 
 def test_a_number_that_is_none_is_refused_with_its_place(both: Path, tmp_path: Path) -> None:

@@ -177,5 +177,5 @@ def test_the_folder_of_a_training_knows_its_audit_and_refuses_another(city: Path
 
 
 def test_noise_is_refused_for_a_loss_of_regions(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--noise with loss rmi"):
+    with pytest.raises(ValueError, match="noise with loss rmi"):
         TrainJob(tmp_path, tmp_path, tmp_path, loss="rmi", noise=tmp_path / "audit.json")

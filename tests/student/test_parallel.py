@@ -74,17 +74,23 @@ def batch() -> tuple[Tensor, Tensor]:
 
 
 def gradients(team: Team, loss: str, accumulate: int) -> tuple[float, nn.Module]:
-    """The loss of the whole batch, and the network with its gradients, computed as the training does."""
+    """The loss of the whole batch, and the network with its gradients, computed as the training does.
+
+    All but rmi weigh the pixels.
+    """
     network = tiny()
     model = team.join(network)
     images, labels = batch()
+    weight = None if loss == "rmi" else torch.arange(labels.numel()).view_as(labels).remainder(256).to(torch.uint8)
     own = list(DrawSampler(team, first=0, steps=1, batch=len(labels), accumulate=accumulate))
-    whole = BatchCounts(team.sum(BatchCounts.of(labels[own]).pixels), len(labels))
+    counts = BatchCounts.of(labels[own], None if weight is None else weight[own])
+    whole = counts.summed(team.sum, images=len(labels))
     total = torch.zeros((), dtype=torch.float64)
     for part in torch.tensor(own).chunk(accumulate):
         if isinstance(model, DistributedDataParallel):
             model.require_backward_grad_sync = bool(part[-1] == own[-1])
-        value = FORMULAS[loss].joint(model(images[part]), labels[part], whole=whole)
+        of_part = None if weight is None else weight[part]
+        value = FORMULAS[loss].joint(model(images[part]), labels[part], whole=whole, weight=of_part)
         (value * team.size).backward()  # type: ignore[no-untyped-call]
         total += value.detach()
     return team.sum(total).item(), network

@@ -199,7 +199,7 @@ def test_labels_without_probabilities_are_refused_before_anything_is_trained(cit
 
 
 def test_weights_are_refused_where_they_mean_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="--weights with loss rmi: it judges regions, not single pixels"):
+    with pytest.raises(ValueError, match="weights with loss rmi: it judges regions, not single pixels"):
         job(tmp_path, tmp_path, loss="rmi")
     with pytest.raises(ValueError, match="weights and noise both answer for wrong labels: give one of the two"):
         job(tmp_path, tmp_path, noise=tmp_path / "audit.json")
