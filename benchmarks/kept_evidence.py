@@ -1,13 +1,14 @@
 """How far labels of the policy dense from kept confidence are from those of the teacher's own probabilities.
 
     python benchmarks/camvid.py CAMVID OUT          # or a teacher from elsewhere: --teacher
-    python benchmarks/kept_evidence.py OUT [--every 4] [--smallest]
+    python benchmarks/kept_evidence.py OUT [--every 4] [--policy polygons.toml] [--smallest]
 
-Polygons are counted on the images that the teacher was trained on. Every 4th of the 305 others is labelled from all
-probabilities, as `generate` does, and from what a run keeps: levels alone, with the second class in unnamed pixels, and
-with a level of its own for the second class's share. Scored against the fine labels, which nobody has used: IoU of the
-kept pixels where the surest so many % of the known pixels are labelled, boundary F at 2 pixels. Then the bytes that an
-image takes, and the time of one core; larger images are these, enlarged as a network enlarges its own output.
+Polygons are counted on the images that the teacher was trained on, unless a policy names other counts. Every 4th of
+the 305 others is labelled from all probabilities, as `generate` does, and from what a run keeps: levels alone, with
+the second class in unnamed pixels, and with a level of its own for the second class's share. Scored against the fine
+labels, which nobody has used: IoU of the kept pixels where the surest so many % of the known pixels are labelled,
+boundary F at 2 pixels. Then the bytes that an image takes, and the time of one core; larger images are these,
+enlarged as a network enlarges its own output.
 """
 
 from __future__ import annotations
@@ -23,10 +24,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from autolabel.manifests.evidence import PolygonCounts, places
+from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.images import encode_label, read_image, read_label
 from autolabel.manifests.label_space import IGNORE, LabelSpace
-from autolabel.manifests.policy import DENSE, HUMAN_FIRST, Policy
+from autolabel.manifests.places import places
+from autolabel.manifests.policy import DENSE, HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.run.labels import middles, read_sample_label
 from autolabel.manifests.run.shards import Label, encode_zarr
 from autolabel.manifests.samples import Manifest, load_manifest
@@ -235,6 +237,7 @@ def main() -> None:
     parser.add_argument("--teacher", type=Path, default=Path("teacher/best.pt"))
     parser.add_argument("--precision", default="auto")
     parser.add_argument("--every", type=int, default=4)
+    parser.add_argument("--policy", help="instead of dense with its default weights")
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     asked = parser.parse_args()
     if asked.smallest:
@@ -245,7 +248,10 @@ def main() -> None:
     space = manifest.label_space
     truth = {sample.sample_id: sample for sample in truths.labelled}
     teacher = load_teacher(TeacherName.of(asked.teacher), device="cpu", precision=asked.precision)
-    trial = Trial(DENSE.counted(counts_of(load_manifest(Path("fine.parquet")))), space)
+    policy = (
+        load_policy(asked.policy) if asked.policy else DENSE.counted(counts_of(load_manifest(Path("fine.parquet"))))
+    )
+    trial = Trial(policy, space)
     for number, sample in enumerate(manifest.samples[:: asked.every]):
         assert sample.coarse_label is not None
         coarse = read_label(sample.coarse_label, space)

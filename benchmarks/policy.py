@@ -24,9 +24,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.evidence import OUTSIDE, PolygonCounts, places
+from autolabel.manifests.evidence import OUTSIDE, PolygonCounts
 from autolabel.manifests.images import read_image
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, PAPER, REFERENCE, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.shards import crc32c, encode_zarr

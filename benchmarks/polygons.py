@@ -22,10 +22,11 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from PIL import Image
 
-from autolabel.manifests.evidence import PolygonCounts, places
+from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.hands import HANDS, coarsen
 from autolabel.manifests.images import decode_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, HUMAN_FIRST
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.scenes import draw_scene

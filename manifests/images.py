@@ -20,9 +20,8 @@ from PIL import Image
 
 from autolabel.manifests import storage
 from autolabel.manifests.colours import train_ids_of
-from autolabel.manifests.evidence import VOID
 from autolabel.manifests.headers import PNG_SIGNATURE, BadImage, Header, pixels_only, read_header
-from autolabel.manifests.label_space import IGNORE, Colour, LabelSpace
+from autolabel.manifests.label_space import IGNORE, VOID, Colour, LabelSpace
 from autolabel.manifests.orientation import UPRIGHT
 from autolabel.manifests.wording import reason
 

@@ -19,6 +19,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of, name_of, read_json, shaped
 
 IGNORE = 255
+VOID = 254  # in a coarse label: somebody drew a polygon here, of something that is no class
 MAX_CLASSES = 255  # train ids are uint8 and 255 is taken
 _MOST_BYTES = 1 << 20  # Mapillary's own config has 66 classes and 12 kB
 

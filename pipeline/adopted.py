@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
-from autolabel.manifests.evidence import Places, places
 from autolabel.manifests.images import BadImage, decode_label, require_size
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.places import Places, places
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import RunFolder

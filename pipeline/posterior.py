@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.evidence import NOWHERE, Places, PolygonEvidence, places
+from autolabel.manifests.evidence import PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.places import NOWHERE, Places, places
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import middles
 from autolabel.manifests.run.shards import Label

@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.evidence import Places, places
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.places import Places, places
 from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import RunFolder

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.evidence import VOID
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE, VOID, LabelSpace
 from autolabel.manifests.pieces import pieces as pieces
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.labels import CERTAIN

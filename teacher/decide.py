@@ -17,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.evidence import NOWHERE
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.places import NOWHERE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.networks.fields import Field, Size
 

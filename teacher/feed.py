@@ -16,7 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.evidence import NOWHERE, Factors, Places
+from autolabel.manifests.evidence import Factors
+from autolabel.manifests.places import NOWHERE, Places
 from autolabel.teacher.decide import Evidence, Prediction, Tops, bin_edges, count, count_together, encode
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.

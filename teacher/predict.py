@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from autolabel.manifests.class_map import ClassMap
-from autolabel.manifests.evidence import Factors, Places
+from autolabel.manifests.evidence import Factors
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.places import Places
 from autolabel.manifests.policy import COMBINE, SCALES, THRESHOLD, check_scales, check_threshold
 from autolabel.manifests.teachers import BadTeacher, TeacherName
 from autolabel.teacher.around import Network, OwnNetwork

@@ -17,9 +17,10 @@ import torch
 from numpy.typing import NDArray
 
 from autolabel.manifests.ahead import ahead
-from autolabel.manifests.evidence import NOWHERE, OUTSIDE, PolygonCounts, beside, places
+from autolabel.manifests.evidence import OUTSIDE, PolygonCounts, beside
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.machine import cores
+from autolabel.manifests.places import NOWHERE, places
 from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.scores import Counts

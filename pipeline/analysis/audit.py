@@ -20,8 +20,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.evidence import without_void
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.places import without_void
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run

@@ -8,7 +8,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests.evidence import places
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_photograph
 from autolabel.manifests.run.folder import Run

@@ -14,11 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.evidence import (
-    TEACHER_WEIGHT,
-    PolygonCounts,
-    PolygonEvidence,
-)
+from autolabel.manifests.evidence import TEACHER_WEIGHT, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import DENSE, Policy
 from autolabel.manifests.samples import Sample, fingerprints

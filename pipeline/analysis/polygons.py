@@ -19,10 +19,11 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
-from autolabel.manifests.evidence import INSIDE, NOWHERE, OUTSIDE, VOID, PolygonCounts, depths, places
+from autolabel.manifests.evidence import INSIDE, OUTSIDE, PolygonCounts
 from autolabel.manifests.images import BadImage
-from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.label_space import IGNORE, VOID, LabelSpace
 from autolabel.manifests.machine import cores
+from autolabel.manifests.places import NOWHERE, depths, places
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs

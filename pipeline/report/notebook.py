@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from autolabel.manifests.drawing import draw_label, encode_flat, encode_smooth, shrink
-from autolabel.manifests.evidence import without_void
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.places import without_void
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import counted, probability
 from autolabel.pipeline.report.gallery import choose

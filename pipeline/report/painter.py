@@ -15,7 +15,7 @@ from PIL import Image
 
 from autolabel.manifests import machine
 from autolabel.manifests.drawing import LONGEST, draw_label, encode_flat, encode_smooth, write_picture
-from autolabel.manifests.evidence import places
+from autolabel.manifests.places import places
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.report.layers import Confidence, Layers, Missing, Photograph, Sources

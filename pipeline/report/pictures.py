@@ -26,8 +26,8 @@ from autolabel.manifests.drawing import (
     shrink_label,
     write_picture,
 )
-from autolabel.manifests.evidence import without_void
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.places import without_void
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.shards import Label
 from autolabel.pipeline.report.charts import FATE_COLOURS

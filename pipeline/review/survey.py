@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
-from autolabel.manifests.evidence import VOID
 from autolabel.manifests.images import BadImage
-from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.label_space import IGNORE, VOID
 from autolabel.manifests.machine import cores
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run

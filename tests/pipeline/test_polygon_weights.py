@@ -17,8 +17,9 @@ from conftest import autolabel, contents, refused
 from PIL import Image
 from test_polygons import labels, written
 
-from autolabel.manifests.evidence import TEACHER_WEIGHT, PolygonCounts, beside, logarithms, places
+from autolabel.manifests.evidence import TEACHER_WEIGHT, PolygonCounts, beside, logarithms
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, load_policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest

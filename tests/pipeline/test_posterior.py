@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from autolabel.manifests.evidence import OUTSIDE, PolygonCounts, PolygonEvidence, places
+from autolabel.manifests.evidence import OUTSIDE, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import CAMVID, LabelClass, LabelSpace
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, PAPER, Policy
 from autolabel.manifests.run.labels import middles
 from autolabel.pipeline.posterior import SECOND_SHARE, FromLevels, KeptPosterior

@@ -324,6 +324,7 @@ def test_a_class_that_is_lost_stands_out_in_each_of_its_bad_numbers(run: Path) -
     """All pixels of a lost class go to others: that stands out as much as a share of a doubtful one."""
     summary = summarise(run)
     rows = summary.classes.copy()
+    rows[["agreement", "contradicted"]] = 1.0, 0.0
     rows.loc["road", ["coarse_pixels", "auto_pixels", "agreement", "contradicted"]] = [100, 0, 0.0, 1.0]
     rows.loc["sky", ["coarse_pixels", "auto_pixels", "agreement", "contradicted"]] = [100, 50, 0.7, 0.3]
     plot = charts.ClassPlot.of(replace(summary, classes=rows))

@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from weighed import drawn_counts, drawn_factors, drawn_places
 
-from autolabel.manifests.evidence import VOID, PolygonEvidence, places
+from autolabel.manifests.evidence import PolygonEvidence
 from autolabel.manifests.images import read_image
-from autolabel.manifests.label_space import CITYSCAPES, IGNORE
+from autolabel.manifests.label_space import CITYSCAPES, IGNORE, VOID
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, PAPER, Policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.recipe import Machine
