@@ -35,10 +35,11 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 from camvid import run
 
-from autolabel.manifests.evidence import Factors, PolygonCounts, places
+from autolabel.manifests.evidence import Factors, PolygonCounts
 from autolabel.manifests.hands import HANDS
 from autolabel.manifests.images import read_image, read_label
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import read_sample_label
