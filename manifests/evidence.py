@@ -31,6 +31,7 @@ _BINS, _DEPTHS = len(OUTSIDE) + 1, len(INSIDE) + 1
 _SMOOTHING = 20  # pixels that every row is given before it is counted, in the shares of all rows together
 _MOST = 1 << 42  # pixels of a number: all of them together still fit into 64 bits
 _HIGHEST = 20  # logarithm of a factor
+_KINDS = {list: "list", dict: "object", str: "text"}
 _SIZE = re.compile(r"[1-9]\d{0,8}x[1-9]\d{0,8}")
 
 if TYPE_CHECKING:
@@ -60,8 +61,8 @@ class PolygonCounts:
     classes: their names by train id. sizes: images by "WIDTHxHEIGHT". outside[n][d][c]: of the unnamed pixels whose
     nearest polygon is of class n, at a distance in bin d, those that are truly of class c. inside[n][d]: right and
     wrong pixels of polygons of class n, at a depth in bin d. beside_teacher[n][d][c], if a teacher was asked: the
-    logarithm of (A[n, d, c] / A[c]) / (T[n, d, c] / T[c]), where T is what the teacher says of these pixels. Raises
-    ValueError for counts of another shape, and for counts of nothing.
+    logarithm of (A[n, d, c] / A[c]) / (T[n, d, c] / T[c]), where T is what the teacher says of these pixels; teacher is
+    its sha256. Raises ValueError for counts of another shape, and for counts of nothing.
     """
 
     classes: tuple[str, ...]
@@ -69,6 +70,7 @@ class PolygonCounts:
     outside: tuple[tuple[tuple[int, ...], ...], ...]
     inside: tuple[tuple[tuple[int, ...], ...], ...]
     beside_teacher: tuple[tuple[tuple[float, ...], ...], ...] = ()
+    teacher: str = ""
 
     def __post_init__(self) -> None:
         import numpy as np
@@ -169,14 +171,16 @@ class PolygonCounts:
             lines = ([" ".join(map(str, row)) for row in of_class] for of_class in table)
             return dict(zip(self.classes, lines, strict=True))
 
-        beside = {"beside_teacher": rows(self.beside_teacher)} if self.beside_teacher else {}
+        asked: dict[str, Any] = {}
+        if self.beside_teacher:
+            asked = {"teacher": self.teacher, "beside_teacher": rows(self.beside_teacher)}
         return {
             "format": FORMAT,
             "classes": list(self.classes),
             "sizes": dict(self.sizes),
             "outside": rows(self.outside),
             "inside": rows(self.inside),
-            **beside,
+            **asked,
         }
 
     @classmethod
@@ -185,10 +189,10 @@ class PolygonCounts:
         if document.get("format") != FORMAT:
             raise ValueError(f"its format is {document.get('format')!r}, expected {FORMAT!r}: count the polygons again")
         kinds = {"classes": list, "sizes": dict, "outside": dict, "inside": dict}
-        kinds |= {"beside_teacher": dict} if "beside_teacher" in document else {}
+        kinds |= {"teacher": str, "beside_teacher": dict} if "beside_teacher" in document else {}
         for key, kind in kinds.items():
             if type(document.get(key)) is not kind:
-                raise ValueError(f"{key!r} is missing or no {'list' if kind is list else 'object'}")
+                raise ValueError(f"{key!r} is missing or no {_KINDS[kind]}")
         classes = tuple(map(str, document["classes"]))
 
         def table(key: str, of: type[int] | type[float], what: str) -> tuple[tuple[tuple[Any, ...], ...], ...]:
@@ -202,7 +206,7 @@ class PolygonCounts:
 
         outside, inside = (table(key, int, "whole numbers") for key in ("outside", "inside"))
         beside = table("beside_teacher", float, "numbers") if "beside_teacher" in document else ()
-        return cls(classes, document["sizes"], outside, inside, beside)
+        return cls(classes, document["sizes"], outside, inside, beside, document.get("teacher", ""))
 
     def write(self, path: Path) -> None:
         """Write polygons.json, whole or not at all."""

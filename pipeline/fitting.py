@@ -45,7 +45,7 @@ def _require_fitting(policy: Policy, height: int, width: int, *, drawn: bool) ->
         )
 
 
-def notes_on_polygons(policy: Policy, manifest: ManifestFile) -> tuple[str, ...]:
+def notes_on_polygons(policy: Policy, manifest: ManifestFile, *, teacher_sha256: str) -> tuple[str, ...]:
     """Sentences for a person whose policy weighs counts of polygons in the images of a manifest."""
     counts = policy.polygons and policy.polygons.counts
     if not counts:
@@ -57,6 +57,11 @@ def notes_on_polygons(policy: Policy, manifest: ManifestFile) -> tuple[str, ...]
     if not sizes:
         return (f"policy {policy.name!r} weighs polygons, but no image has any: the teacher alone decides",)
     notes = []
+    if counts.teacher not in ("", teacher_sha256):
+        notes.append(
+            "polygons were held against what another teacher says beside them: `autolabel polygons --teacher` with"
+            " this one, or none, counts what fits"
+        )
     if counts.images < _FEW:
         notes.append(f"polygons were counted on {counted(counts.images, 'image')} only: {_FEW} or more say more")
     if others := sorted(sizes.difference(counts.shapes)):

@@ -97,7 +97,7 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     notes: tuple[str, ...] = ()
     if run is None:  # else this was checked when the run began
         require_policy(job, manifest)
-        notes = notes_on_polygons(job.policy, manifest)
+        notes = notes_on_polygons(job.policy, manifest, teacher_sha256=teacher_sha256)
         device, precision = (job.device, job.precision) if source else _settle_device(job, scratch)
     else:
         device = run.recipe.device if job.device == "auto" else torch.device(job.device).type

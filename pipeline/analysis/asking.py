@@ -126,10 +126,14 @@ def _sums(looked: Sequence[Looked]) -> tuple[Counts, NDArray[np.float64]]:
     return np.sum([one.true for one in looked], axis=0), np.sum([one.said for one in looked], axis=0)
 
 
-def beside_teacher(counts: PolygonCounts, looked: Sequence[Looked]) -> PolygonCounts:
-    """The counts, and how much more often classes lie at places than the teacher says, to three decimals."""
+def beside_teacher(counts: PolygonCounts, looked: Sequence[Looked], *, teacher: str) -> PolygonCounts:
+    """The counts, and how much more often classes lie at places than the teacher says, to three decimals.
+
+    teacher: its sha256.
+    """
     rows = (beside(*_sums(looked)).round(3) + 0).tolist()  # + 0: no -0.0
-    return replace(counts, beside_teacher=tuple(tuple(tuple(row) for row in of_class) for of_class in rows))
+    lifts = tuple(tuple(tuple(row) for row in of_class) for of_class in rows)
+    return replace(counts, beside_teacher=lifts, teacher=teacher)
 
 
 def pixels_beside(looked: Sequence[Looked]) -> list[Pixels]:

@@ -127,7 +127,7 @@ def weigh_polygons(
         raise ValueError(
             f"{job.manifest}: {counted(len(looked), 'image')} with unnamed pixels to fit weights to, expected 2 or more"
         )
-    summary = replace(summary, counts=beside_teacher(summary.counts, looked))
+    summary = replace(summary, counts=beside_teacher(summary.counts, looked, teacher=teacher.sha256))
     images = pixels_beside(looked)
     if len(images) < _FEW:
         notes.append(f"weights fitted to {len(images)} images only: they stay near the defaults")

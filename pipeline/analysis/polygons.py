@@ -118,6 +118,7 @@ class PolygonSummary(Shown):
         inside = np.array(self.counts.inside)
         width = _common_width(self.counts.sizes)
         ends = [f"{max(1, round(end * width))} px" for end in OUTSIDE]
+        shown = [b for b in _SHOWN if OUTSIDE[b] * width >= 1]  # pixels lie at least one pixel away
         far_px = max(1, round(width * (OUTSIDE[_FAR - 1] + OUTSIDE[_FAR]) / 2))
         summed, nearby = [], []
         for n, name in enumerate(names):
@@ -130,7 +131,7 @@ class PolygonSummary(Shown):
             share = _share(right, self.truth[n])
             summed.append([name, number(right + wrong), share, _share(right, right + wrong), first, mostly])
             if outside[n].any():
-                nearby.append([name, *(_share(outside[n, b, n], outside[n, b].sum()) for b in _SHOWN)])
+                nearby.append([name, *(_share(outside[n, b, n], outside[n, b].sum()) for b in shown)])
         most = f"{far_px} px outside, mostly"
         header = ["class", "named px", "of the class %", "right %", "right at the edge %", most]
         unseen = [name for n, name in enumerate(names) if name not in {row[0] for row in summed}]
@@ -138,7 +139,7 @@ class PolygonSummary(Shown):
         title = "unnamed pixels so far from a polygon of a class, and the % of them that are of this class"
         return [
             Table(f"{self.manifest}: what people named", header, summed, notes=notes),
-            Table(title, ["class", *(f"≤ {ends[b]}" for b in _SHOWN)], nearby),
+            Table(title, ["class", *(f"≤ {ends[b]}" for b in shown)], nearby),
         ]
 
 

@@ -175,7 +175,7 @@ def test_what_an_image_is_fitted_with_leaves_out_its_own_pixels(tmp_path: Path) 
         assert pixels.polygons == pytest.approx(table[around[where] - 1], abs=1e-5)
         assert np.array_equal(pixels.truth, pairs[n].fine[where])
         assert np.allclose(pixels.teacher, -math.log(classes))
-    counts = beside_teacher(summary.counts, looked)
+    counts = beside_teacher(summary.counts, looked, teacher="5e")
     assert counts.lifts == pytest.approx(logarithms(summary.counts.counts), abs=1e-3)  # it says the same everywhere
     assert PolygonCounts.from_dict(counts.to_dict()) == counts
     fewer, _ = replace(gatherer, pixels=7).all(paired_samples(path).samples, None)
@@ -210,7 +210,8 @@ def test_a_fitted_policy_labels_and_says_where_it_comes_from(
     assert f"(sha256 {sha256[:12]}), which looked at scales 1.\n" in text and seen in text
     policy = load_policy(str(output.with_suffix(".toml")))
     assert policy.polygons is not None and policy.polygons.counts is not None
-    assert replace(policy.polygons.counts, beside_teacher=()) == count_polygons(both).counts
+    assert policy.polygons.counts.teacher == sha256
+    assert replace(policy.polygons.counts, beside_teacher=(), teacher="") == count_polygons(both).counts
     assert policy == replace(
         DENSE, name="dense-precision-0.9", polygons=policy.polygons, thresholds=tomllib.loads(text)["thresholds"]
     )

@@ -246,13 +246,13 @@ def test_counts_are_written_into_a_json_outside_runs_only(both: Path, tmp_path: 
         ({"sizes": {"480x360": "many"}}, "'sizes', '480x360' is 'many': expected numbers of images by WIDTHxHEIGHT"),
         ({"sizes": {"480": 3}}, "'sizes', '480' is 3: expected numbers of images by WIDTHxHEIGHT"),
         ({"classes": 3}, "'classes' is missing or no list"),
-        ({"beside_teacher": 3}, "'beside_teacher' is missing or no object"),
+        ({"teacher": "5e", "beside_teacher": 3}, "'beside_teacher' is missing or no object"),
         (
-            {"beside_teacher": {name: ["0.5"] for name in CAMVID.names}},
+            {"teacher": "5e", "beside_teacher": {name: ["0.5"] for name in CAMVID.names}},
             "'beside_teacher': expected 11 x 15 x 11 numbers",
         ),
         (
-            {"beside_teacher": {name: [" ".join(["nan"] * 11)] * 15 for name in CAMVID.names}},
+            {"teacher": "5e", "beside_teacher": {name: [" ".join(["nan"] * 11)] * 15 for name in CAMVID.names}},
             "'beside_teacher': expected 11 x 15 x 11 numbers from -20 to 20",
         ),
         ({"format": "autolabel polygons 9"}, "its format is 'autolabel polygons 9', expected 'autolabel polygons 1'"),
@@ -286,6 +286,7 @@ def test_what_a_teacher_says_beside_polygons_is_refused_unless_it_is_the_logarit
     both: Path, tmp_path: Path, number: str
 ) -> None:
     document, row = count_polygons(both).counts.to_dict(), " ".join(["0.5"] * C)
+    document["teacher"] = "5e"
     document["beside_teacher"] = {name: [row] * (len(OUTSIDE) + 1) for name in CAMVID.names}
     assert PolygonCounts.from_dict(document).lifts.tolist() == np.full((C, len(OUTSIDE) + 1, C), 0.5).tolist()
     document["beside_teacher"]["sky"][3] = f"{number} {row[4:]}"

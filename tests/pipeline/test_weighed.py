@@ -294,9 +294,10 @@ def test_what_is_odd_about_the_counts_is_told_in_notes(job: LabelJob) -> None:
     few = drawn_counts(CITYSCAPES, sizes={"384x192": 5})
     bare = np.array(few.outside)
     bare[..., 3] = 0
-    counts = replace(few, outside=bare.tolist())
+    lifts = np.zeros(bare.shape).tolist()
+    counts = replace(few, outside=bare.tolist(), beside_teacher=lifts, teacher="5e1f")
     notes = list[str]()
     generate(replace(job, policy=DENSE.counted(counts)), on_note=notes.append)
     told = [note for note in notes if "polygons" in note]
-    assert len(told) == 3
-    assert "5 images" in told[0] and "384 x 192" in told[1] and "wall" in told[2]
+    assert len(told) == 4
+    assert "another teacher" in told[0] and "5 images" in told[1] and "384 x 192" in told[2] and "wall" in told[3]
