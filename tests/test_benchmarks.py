@@ -137,7 +137,7 @@ def test_even_polygons_say_everything_where_a_teacher_says_one_class_everywhere(
     _, by_class, _, policies = tables(output("dense", folder))
     (fitted,) = (row[2:] for row in by_class if row[:2] == ["even", "fitted"])
     assert fitted == ["100.0"] * 11
-    assert ["100.0"] == [row[-1] for row in policies if row[0] == "paper"]
+    assert [row[-1] for row in policies if row[0] == "paper"] == ["100.0"]
 
 
 @pytest.mark.thorough
