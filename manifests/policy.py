@@ -339,7 +339,7 @@ REFERENCE = Policy(
     coarse_rules=dict.fromkeys(("truck", "bus", "train"), "union"),
 )
 # People are sure of their polygons. The teacher fills in the rest, which holds the difficult pixels, so its threshold
-# is higher. Measured by benchmarks/camvid_policies.py.
+# is higher. Measured by benchmarks/dense.py.
 HUMAN_FIRST = Policy("human-first", 0.7, coarse="human-wins")
 # The same, and what lies around polygons is counted evidence; `Policy.counted` adds the counts.
 DENSE = Policy("dense", coarse="human-wins", polygons=PolygonEvidence())

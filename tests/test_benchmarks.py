@@ -52,8 +52,8 @@ SCRIPTS = {
     "camvid": Script(
         ("camvid", "out"), lines=(" class ", " mean IoU ", "fine + truth: ", "wrote compare/compare.json")
     ),
-    "camvid_policies": Script(("out",), "camvid", lines=("means over classes", "IoU kept", "precision", "coverage")),
     "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
+    "dense": Script(("out",), "camvid", tables=4, lines=("`generate` labels 0 of 36,864 pixels otherwise ",)),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "dense_students": Script(("camvid", "students"), tables=3, lines=("fine + truth: ", "wrote compare/compare.json")),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
@@ -133,14 +133,11 @@ def test_every_script_runs_to_its_end_and_fills_its_tables(name: str, folder: Pa
 
 
 @pytest.mark.thorough
-def test_polygons_of_half_an_image_cover_half_of_every_class_and_are_right(folder: Path) -> None:
-    """People outline the upper half of the drawn CamVid, and the teacher says one class everywhere."""
-    tables = output("camvid_policies", folder).split("\n\n")
-    for title, outlined in (("IoU kept", 50.0), ("precision", 100.0), ("coverage", 50.0)):
-        (table,) = (table for table in tables if table.startswith(title))
-        (row,) = (line for line in table.splitlines() if line.startswith("human-first"))
-        shares = [float(share) for share in row.removeprefix("human-first").split()]
-        assert (len(shares), shares.count(outlined)) == (11, 10)
+def test_even_polygons_say_everything_where_a_teacher_says_one_class_everywhere(folder: Path) -> None:
+    _, by_class, _, policies = tables(output("dense", folder))
+    (fitted,) = (row[2:] for row in by_class if row[:2] == ["even", "fitted"])
+    assert fitted == ["100.0"] * 11
+    assert [row[-1] for row in policies if row[0] == "paper"] == ["100.0"]
 
 
 @pytest.mark.thorough
