@@ -15,7 +15,7 @@ import pytest
 import torch
 from conftest import autolabel, contents, refused
 from PIL import Image
-from test_polygons import labels, written
+from test_polygon_counts import labels, written
 
 from autolabel.manifests.evidence import TEACHER_WEIGHT, PolygonCounts, beside, logarithms
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES

@@ -142,7 +142,7 @@ def test_no_command_waits_for_a_pipe_in_a_run(data: Path, teacher: Path) -> None
                "--keep-confidence", 4)  # fmt: skip
     assert autolabel(*request, "--out", data / "run").exit_code == 0
     files = sorted(path.relative_to(data / "run") for path in (data / "run").rglob("*") if path.is_file())
-    assert len(files) == 20
+    assert len(files) == 22
     strange = data / "strange"
     refusals: dict[str, list[str]] = {}
     for file in files:

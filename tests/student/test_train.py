@@ -890,6 +890,8 @@ def test_train_json_holds_the_request(short: TrainJob, uninterrupted: Path) -> N
         "clip": 10.0,
         "weight_decay": 0.01,
         "ema": None,
+        "weights": False,
+        "noise": None,
         "images": 6,
         "started_from": None,
     }
