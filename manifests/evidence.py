@@ -138,19 +138,6 @@ class PolygonCounts:
 
         return np.array(self.beside_teacher) if self.beside_teacher else logarithms(self.counts)
 
-    def probabilities(self) -> NDArray[np.float64]:
-        """A[n, d, c] (C, bins, C), smoothed: rows that sum to 1.
-
-        Every row first gets 20 pixels in the shares that the classes have of all unnamed pixels. A class that was
-        never counted has 1 / C of every row.
-        """
-        shares = self.counts.sum(axis=(0, 1)) / self.counts.sum()
-        rows: NDArray[np.float64] = self.counts + _SMOOTHING * shares
-        rows /= rows.sum(axis=-1, keepdims=True)
-        rows[..., shares == 0] = 1 / len(shares)
-        rows /= rows.sum(axis=-1, keepdims=True)
-        return rows
-
     def require(self, space: LabelSpace) -> None:
         """Raise ValueError unless the classes are those of the label space, in its order."""
         if self.classes == space.names:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.evidence import TEACHER_WEIGHT, PolygonCounts, PolygonEvidence
+from autolabel.manifests.evidence import BESIDE_WEIGHT, TEACHER_WEIGHT, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import DENSE, Policy
 from autolabel.manifests.samples import Sample, fingerprints
@@ -28,7 +28,7 @@ from autolabel.pipeline.analysis.polygons import (
     paired_samples,
     require_output,
 )
-from autolabel.pipeline.analysis.weighing import BESIDE_WEIGHT, Pixels, Told, Weights, fit, tell
+from autolabel.pipeline.analysis.weighing import Pixels, Told, Weights, fit, tell
 from autolabel.pipeline.job import LabelJob
 from autolabel.teacher.checkpoints import overlap, silent
 from autolabel.teacher.loading import load_teacher

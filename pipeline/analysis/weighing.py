@@ -18,8 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from autolabel.manifests.evidence import BESIDE_WEIGHT as BESIDE_WEIGHT
-from autolabel.manifests.evidence import TEACHER_WEIGHT
+from autolabel.manifests.evidence import BESIDE_WEIGHT, TEACHER_WEIGHT
 
 Floats = NDArray[np.float32]
 HEAVIEST = 4.0  # as PolygonEvidence allows

@@ -17,7 +17,7 @@ from conftest import autolabel, contents, refused
 from PIL import Image
 from test_polygon_counts import labels, written
 
-from autolabel.manifests.evidence import TEACHER_WEIGHT, PolygonCounts, beside, logarithms
+from autolabel.manifests.evidence import BESIDE_WEIGHT, TEACHER_WEIGHT, PolygonCounts, beside, logarithms
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, load_policy
@@ -26,7 +26,7 @@ from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_man
 from autolabel.pipeline.analysis.asking import Gatherer, beside_teacher, pixels_beside
 from autolabel.pipeline.analysis.polygon_weights import ENOUGH, MOST, _unseen
 from autolabel.pipeline.analysis.polygons import count_image, count_polygons, paired_samples
-from autolabel.pipeline.analysis.weighing import BESIDE_WEIGHT, Pixels, Weights, fit, tell
+from autolabel.pipeline.analysis.weighing import Pixels, Weights, fit, tell
 from autolabel.pipeline.job import LabelJob
 from autolabel.teacher.checkpoints import fingerprint_tensor
 from autolabel.teacher.loading import load_teacher
