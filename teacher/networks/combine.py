@@ -30,11 +30,15 @@ from autolabel.teacher.networks.hrnet import is_open, resize
 
 @dataclass(frozen=True)
 class ScaleOutput:
-    """The network's output for images at one scale: logits and aux (B, K, h, w), features (B, M, h, w)."""
+    """The network's output for images at one scale: logits and aux (B, K, h, w), features (B, M, h, w).
+
+    context: of a network that pools features over the whole image, what it has pooled, (B, channels, n, 1).
+    """
 
     logits: Tensor
     features: Tensor
     aux: Tensor | None = None
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -135,6 +139,24 @@ class Combination(nn.Module):
     def require(self, scales: Sequence[float]) -> None:
         """Raise ValueError for scales that this combination cannot weigh."""
 
+    def require_focus(self, scales: Sequence[float]) -> None:
+        """Raise ValueError unless the scales can be weighed before the network has seen the highest, which is above 1.
+
+        The weights of most combinations are computed from the features of all scales, or of two neighbours.
+        """
+        raise ValueError(
+            "focus: this network weighs its highest scale by what it sees there, so it has to see all of it: combine by"
+            " average, or leave focus out"
+        )
+
+    def size_at(self, size: Size, scale: float) -> Size:
+        """Return the size of an image at a scale."""
+        return rescaled_size(size, scale)
+
+    def weigh_below(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
+        """Do as `weigh`, for the scales below a highest one that follows. The scales pass `require_focus` with it."""
+        raise NotImplementedError
+
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         """Run the network at every scale. `predict` takes the size to which it resizes the image of `size`.
 
@@ -166,10 +188,19 @@ class Average(Combination):
 
     training_scales = (1.0,)
 
+    def require_focus(self, scales: Sequence[float]) -> None:
+        _require_higher(scales)
+
+    def size_at(self, size: Size, scale: float) -> Size:
+        return rescaled_size(size, scale, nearest=True)
+
+    def weigh_below(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
+        return self.weigh(predict, size, scales=scales)
+
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts = []
         for scale in sorted(scales, key=lambda s: (s != 1, s)):
-            own = rescaled_size(size, scale, nearest=True)
+            own = self.size_at(size, scale)
             now = predict(own)
             parts.append(Part(scale, own, now.logits, aux=now.aux))
             del now  # its features: the next scale needs the memory
@@ -223,8 +254,17 @@ class Hierarchical(_Chained):
         x = F.relu_(self.bn1(self.conv1(x)))
         return self.conv2(x).float().sigmoid()  # type: ignore[no-any-return]
 
+    def require_focus(self, scales: Sequence[float]) -> None:
+        _require_higher(scales)
+
+    def weigh_below(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
+        return self._weighed(predict, size, scales=scales, highest=None)
+
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
-        highest = max(scales)  # its attention is not used: no scale above would share with it
+        # The attention of the highest scale is not used: no scale above would share with it.
+        return self._weighed(predict, size, scales=scales, highest=max(scales))
+
+    def _weighed(self, predict: Predict, size: Size, *, scales: Sequence[float], highest: float | None) -> list[Part]:
         parts = []
         for scale in sorted(scales):
             own = rescaled_size(size, scale)
@@ -320,6 +360,12 @@ class ExplicitPairs(Combination):
         logits = [at_size(pick(part), part.size, size) for part in parts]
         pairs = [at_size(part.attention, size) for part in parts if part.attention is not None]
         return Combined(_weighted_by_pairs, (*pairs, *logits)) if pairs else logits[0]
+
+
+def _require_higher(scales: Sequence[float]) -> None:
+    if max(scales) <= 1 or len(scales) < 2:
+        given = ",".join(f"{s:g}" for s in scales)
+        raise ValueError(f"focus with scales {given}: expected a scale above 1 besides, such as 0.5,1,2")
 
 
 def _predict_all(predict: Predict, size: Size, scales: Sequence[float]) -> tuple[list[Part], dict[float, Tensor]]:
