@@ -16,7 +16,7 @@ ours      autolabel generate, as one types it; the same with --focus 0.25
 The first four are scripts in peer_ways/. All run in turn, each in processes of its own, held on one core, with one
 thread and one image at a time. CPU time is user + system of all processes of a way. It is taken for N small images and
 for one: the difference is what an image costs, the rest is the start. Memory is the largest sum over the processes
-(PSS), looked at ten times a second, or the peak of a single process where that is more.
+(PSS), looked at four times a second, or the peak of a single process where that is more.
 
 Then each way is killed (SIGKILL, all processes) as soon as it has done half of the images, a way that writes PNGs just
 when the file of the last one of them appears, and called again. "again" is how many images the second call labels of

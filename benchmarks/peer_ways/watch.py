@@ -51,11 +51,11 @@ def started(command: Sequence[str]) -> Iterator[subprocess.Popen[bytes]]:
         try:
             yield process
         finally:
-            for left in _tree():
-                with contextlib.suppress(psutil.NoSuchProcess):
-                    left.send_signal(signal.SIGKILL)
-            with contextlib.suppress(ChildProcessError):
-                while True:
+            while left := _tree():
+                for one in left:
+                    with contextlib.suppress(psutil.NoSuchProcess):
+                        one.send_signal(signal.SIGKILL)
+                with contextlib.suppress(ChildProcessError):
                     pid, status = os.waitpid(-1, 0)
                     process.returncode = os.waitstatus_to_exitcode(status) if pid == process.pid else process.returncode
         said.seek(0)
@@ -80,7 +80,7 @@ def cost(command: Sequence[str]) -> Cost:
                     seconds[one.pid, one.create_time()] = times.user + times.system
                     pss += _pss(one.pid)
             peak = max(peak, pss)
-            time.sleep(0.1)
+            time.sleep(0.25)
     # The second lacks what daemons took, the first what processes took after they were looked at last.
     return Cost(max(sum(seconds.values()), used.ru_utime + used.ru_stime), max(peak, used.ru_maxrss * 1024))
 
