@@ -13,6 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, plain_json, read_json, shaped
 
@@ -50,6 +53,15 @@ class Focus:
         if missing:
             raise ValueError(f"its focus has no {missing[0]!r}")
         return cls(**{name: shaped(kind, document[name], f"its focus, {name!r},") for name, kind in shape.items()})
+
+    @property
+    def certified(self) -> bool:
+        """True if there are swings."""
+        return self.within is not None
+
+    def swings(self) -> NDArray[np.float32] | None:
+        """The swings within and beyond the rows seen, (2, C); None without a certificate."""
+        return None if self.within is None else np.array([self.within, self.beyond], np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """The focus as JSON values."""
@@ -123,3 +135,31 @@ class FocusCertificate:
     def write(self, path: Path) -> None:
         """Write focus.json, whole or not at all."""
         storage.write_json(path, self.to_dict())
+
+
+_EXPECTED = "expected a share of the rows in (0, 1], such as 0.25, or the file of `autolabel focus`"
+
+
+def parse_focus(text: str) -> Focus | FocusCertificate | None:
+    """Read "0.25", or the file of `autolabel focus`. Raises ValueError."""
+    try:
+        share = float(text)
+    except ValueError:
+        if not storage.exists(Path(text)):
+            raise ValueError(_EXPECTED) from None
+        return focus_of(Path(text))
+    if not 0 < share <= 1:
+        raise ValueError(_EXPECTED)
+    return focus_of(share)
+
+
+def focus_of(value: object) -> Focus | FocusCertificate | None:
+    """The focus of a share, or of a file; None where the highest scale sees all. Raises ValueError."""
+    if isinstance(value, str | Path):
+        value = FocusCertificate.read(Path(value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = Focus(float(value))
+    if value is not None and not isinstance(value, Focus | FocusCertificate):
+        raise ValueError(f"focus {value!r}: {_EXPECTED}")
+    focus = value.focus if isinstance(value, FocusCertificate) else value
+    return None if focus is None or focus.share == 1 else value

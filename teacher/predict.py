@@ -230,7 +230,7 @@ class Teacher:
         if len(images) == 0:
             raise ValueError("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
         check_threshold(threshold)
-        batch = self.planned_batch(images[0].shape[:2], scales=scales)
+        batch = self.planned_batch(images[0].shape[:2], scales=scales, focus=focus)
         if self.device.type != "cpu":
             self.budget(scales=scales, flip=flip, focus=focus)
         labels, statistics = [], []
@@ -243,9 +243,12 @@ class Teacher:
             statistics.append(LabelStatistics(pixels, prediction.histogram, prediction.confidence))
         return np.stack(labels), statistics
 
-    def planned_batch(self, size: tuple[int, ...], *, scales: Sequence[float] = SCALES) -> int:
+    def planned_batch(
+        self, size: tuple[int, ...], *, scales: Sequence[float] = SCALES, focus: float | None = None
+    ) -> int:  # fmt: skip
         """Return the number of images of a size, (height, width), in a batch on this kind of device."""
-        return planned_batch(*size, scales=check_scales(scales), pixels=batch_pixels(self.device.type))
+        pixels = batch_pixels(self.device.type)
+        return planned_batch(*size, scales=check_scales(scales), pixels=pixels, focus=focus)
 
     def predict_in_batches(
         self,
