@@ -238,8 +238,8 @@ def least_probability(winner: Tensor, confidence: Tensor, share: Tensor, swings:
     winner (B, h, w) uint8, confidence and share (B, h, w) float32, seen (B, h, 1) bool. It is 0 where that may be 0.5
     or less, for another class may win there. Rounding makes no confidence more certain than float32 can say.
     """
-    winner = winner.int()
-    swing = torch.where(seen, swings.within[winner], swings.beyond[winner])
+    within, beyond = (swing.index_select(0, winner.flatten().int()).view(winner.shape) for swing in swings)
+    swing = torch.where(seen, within, beyond)
     others = (1 - confidence).clamp_(min=torch.finfo(torch.float32).eps) * (swing * share).exp_()
     least = confidence / (confidence + others)
     return least.masked_fill_(least <= 0.5, 0)
