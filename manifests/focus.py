@@ -13,9 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, plain_json, read_json, shaped
 
@@ -53,15 +50,6 @@ class Focus:
         if missing:
             raise ValueError(f"its focus has no {missing[0]!r}")
         return cls(**{name: shaped(kind, document[name], f"its focus, {name!r},") for name, kind in shape.items()})
-
-    @property
-    def certified(self) -> bool:
-        """True if there are swings."""
-        return self.within is not None
-
-    def swings(self) -> NDArray[np.float32] | None:
-        """The swings within and beyond the rows seen, (2, C); None without a certificate."""
-        return None if self.within is None else np.array([self.within, self.beyond], np.float32)
 
     def to_dict(self) -> dict[str, Any]:
         """The focus as JSON values."""

@@ -92,7 +92,9 @@ class TeacherPredictor:
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
-        self._swings = None if recipe.focus is None else recipe.focus.swings()
+        focus = recipe.focus
+        certified = focus is not None and focus.within is not None
+        self._swings = np.array([focus.within, focus.beyond], np.float32) if focus and certified else None
         self._evidence = recipe.policy.evidence(recipe.label_space)
         self._in_flight: dict[Size, int] = {}
 
