@@ -217,11 +217,8 @@ class Teacher:
         self,
         images: Sequence[Image] | Image,
         *,
-        threshold: float = THRESHOLD,
-        scales: Sequence[float] = SCALES,
-        flip: bool = False,
-        focus: float | None = None,
-    ) -> tuple[NDArray[np.uint8], list[LabelStatistics]]:
+        threshold: float = THRESHOLD, scales: Sequence[float] = SCALES, flip: bool = False, focus: float | None = None,
+    ) -> tuple[NDArray[np.uint8], list[LabelStatistics]]:  # fmt: skip
         """Label images of one size, (B, H, W, 3) uint8 RGB, by a threshold alone.
 
         Returns labels (B, H, W) uint8 of train ids, 255 where the probability does not exceed the threshold, and the
@@ -234,9 +231,8 @@ class Teacher:
         if self.device.type != "cpu":
             self.budget(scales=scales, flip=flip, focus=focus)
         labels, statistics = [], []
-        for prediction in self.predict_in_batches(
-            images, batch, edges=(threshold,), scales=scales, flip=flip, focus=focus
-        ):
+        found = self.predict_in_batches(images, batch, edges=(threshold,), scales=scales, flip=flip, focus=focus)
+        for prediction in found:
             label = keep(prediction.codes, self.classes)
             pixels = np.bincount(label.ravel(), minlength=256)[: self.classes]
             labels.append(label)
@@ -244,8 +240,8 @@ class Teacher:
         return np.stack(labels), statistics
 
     def planned_batch(
-        self, size: tuple[int, ...], *, scales: Sequence[float] = SCALES, focus: float | None = None
-    ) -> int:  # fmt: skip
+        self, size: Sequence[int], *, scales: Sequence[float] = SCALES, focus: float | None = None
+    ) -> int:
         """Return the number of images of a size, (height, width), in a batch on this kind of device."""
         pixels = batch_pixels(self.device.type)
         return planned_batch(*size, scales=check_scales(scales), pixels=pixels, focus=focus)
