@@ -37,10 +37,9 @@ class Hierarchy:
     def __init__(self, checkpoint: Path, *, trimmed: bool = False) -> None:
         from autolabel.teacher.checkpoints import load_network, read_checkpoint
 
-        self.network: Any = load_network(checkpoint, read_checkpoint(checkpoint)).eval()
+        network: Any = load_network(checkpoint, read_checkpoint(checkpoint)).eval()
+        self.network = network.to(memory_format=torch.channels_last) if trimmed else network
         self.trimmed = trimmed
-        if trimmed:
-            self.network.to(memory_format=torch.channels_last)
 
     def __call__(self, image: Image.Image) -> tuple[Pixels, Pixels]:
         """Return the label (H, W), 255 where no class exceeds the threshold, and the probability (H, W) in 255ths."""
