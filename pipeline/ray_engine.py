@@ -25,6 +25,7 @@ from autolabel.pipeline.attempts import excuse, note_path
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.units import Tally, Unit
+from autolabel.teacher.compiled import CompilationFailed
 from autolabel.teacher.memory import MemoryTaken
 
 _STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # no other worker fares better
@@ -106,8 +107,7 @@ def _nodes(ray: Any) -> list[dict[str, Any]]:
 
 
 def _no_worker(ray: Any, crew: Crew) -> str:
-    waited = f"no worker started in {crew.limits.start_s:.0f} s"
-    return f"{waited}: each needs {_needs(crew)}, the cluster has {_has(ray)}"
+    return f"no worker started in {crew.limits.start_s:.0f} s: each needs {_needs(crew)}, the cluster has {_has(ray)}"
 
 
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Ended:
@@ -256,7 +256,7 @@ class _Loop:
             self._give(reference, slot)
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN:
+            if isinstance(cause, CompilationFailed) or (isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN):
                 raise cause from error
             self._lose(reference, slot, kind_and_reason(cause), infrastructure=False)
             if isinstance(cause, MemoryTaken):  # its GPU will be as full for the next unit
