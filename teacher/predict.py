@@ -31,6 +31,7 @@ from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measur
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Field, Size, at_size
+from autolabel.teacher.networks.focus import Focused
 
 _PROBE = (256, 512)  # height and width of the image that the budget is measured with
 
@@ -262,6 +263,7 @@ class Teacher:
         own: bool = False,
         second: bool = False,
         probability: bool = False,
+        swings: NDArray[np.float32] | None = None,
         alone: bool = False,
     ) -> Iterator[Prediction]:
         """Predict images of one size, `batch` at a time; yield the predictions in order.
@@ -269,8 +271,9 @@ class Teacher:
         edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. evidence: of
         polygons, or None; it counts at the `places` (H, W) int16 of an image, None where it has no polygons. own,
         second: predictions tell what the teacher alone says, and its second class. probability: they tell every pixel's
-        probability, in 255ths. The last batch is filled up, so that every image goes through the same kernels. alone:
-        no other thread's batch is computed meanwhile. Raises NotEnoughMemory, MemoryTaken.
+        probability, in 255ths. swings: (2, C) of a focus, for `Prediction.least`. The last batch is filled up, so that
+        every image goes through the same kernels. alone: no other thread's batch is computed meanwhile. Raises
+        NotEnoughMemory, MemoryTaken.
         """
         size = images[0].shape[:2]
         budget = self._budgets.get((tuple(scales), flip, focus))
@@ -291,7 +294,7 @@ class Teacher:
             return self._predict_batch(
                 images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, focus=focus,
                 temperature=temperature, evidence=evidence, places=places[start : start + batch], own=own,
-                second=second, probability=probability,
+                second=second, probability=probability, swings=swings,
             )  # fmt: skip
 
         for start in range(0, len(images), batch):
@@ -317,6 +320,7 @@ class Teacher:
         own: bool,
         second: bool,
         probability: bool,
+        swings: NDArray[np.float32] | None,
     ) -> list[Prediction]:
         classes = self.classes
         with self.feed.stream():
@@ -325,8 +329,10 @@ class Teacher:
             tops = top_classes(
                 field, batch, classes=classes, device=self.device, channels=self.network.channels,
                 temperature=temperature, evidence=known, second=second,
+                swings=None if swings is None else self.feed.swings(swings),
             ).first(len(images))  # fmt: skip  # without the padding images
-            return self.feed.download(tops, classes=classes, edges=edges, own=own, probability=probability)
+            seen = field.seen[: len(images)] if isinstance(field, Focused) else None
+            return self.feed.download(tops, classes=classes, edges=edges, own=own, probability=probability, seen=seen)
 
 
 def _as_logits(values: Tensor, field: Field) -> Tensor:

@@ -174,10 +174,11 @@ class Combination(nn.Module):
         The factors of a pixel sum to 1, except in explicit combinations. They are computed by mixing marks instead of
         logits: 1 in a part's own channel, 0 in the others.
         """
-        scales = torch.tensor([part.scale for part in parts], dtype=torch.float64)
+        places = {part.scale: place for place, part in enumerate(parts)}
 
         def mark(part: Part) -> Tensor:
-            own = (scales == part.scale).to(part.logits).view(1, -1, 1, 1)
+            place = torch.arange(len(parts), device=part.logits.device)
+            own = (place == places[part.scale]).to(part.logits.dtype).view(1, -1, 1, 1)
             return own.expand(part.logits.shape[0], -1, *part.logits.shape[-2:])
 
         return self.mix(parts, size, pick=mark)

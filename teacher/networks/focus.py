@@ -174,10 +174,9 @@ def _seen_in_bands(
 
     views: (B,) int64, the first row of each view. context: of the whole image, see `ScaleOutput`.
     """
-    image = torch.arange(len(images), device=images.device).unsqueeze(1)
     rows = views.unsqueeze(1) + torch.arange(bands.rows, device=images.device)
-    view = images[image, :, rows.clamp_(max=bands.height - 1)]  # (B, rows, 3, W); below the image its last row
-    view = view.permute(0, 2, 1, 3).contiguous(memory_format=torch.channels_last)
+    view = _rows_of(images, rows.clamp_(max=bands.height - 1))  # below the image its last row is repeated
+    view = view.contiguous(memory_format=torch.channels_last)
     seen = network.predict_at(view, (bands.rows, images.shape[-1]), context=context).logits
     stride = bands.rows // seen.shape[-2]
     height = -(-bands.height // stride)
@@ -185,8 +184,14 @@ def _seen_in_bands(
     top, bottom = (edge.unsqueeze(1) for edge in bands.used(views))
     inside = (row * stride >= top) & (row * stride < bottom)  # (B, h)
     within = (row - (views // stride).unsqueeze(1)).clamp_(0, seen.shape[-2] - 1)
-    moved = seen[image, :, within].permute(0, 2, 1, 3)  # (B, K, h, w)
-    return torch.where(inside[:, None, :, None], moved, resize(below.logits, (height, seen.shape[-1])))
+    elsewhere = resize(below.logits, (height, seen.shape[-1]))
+    return torch.where(inside[:, None, :, None], _rows_of(seen, within), elsewhere)
+
+
+def _rows_of(maps: Tensor, rows: Tensor) -> Tensor:
+    """The rows (B, n) int64 of each image of maps (B, C, h, w): (B, C, n, w)."""
+    shape = *maps.shape[:2], rows.shape[1], maps.shape[3]
+    return maps.gather(2, rows[:, None, :, None].expand(shape))
 
 
 def _highest_share(combination: Combination, parts: Sequence[Part], size: Size) -> Field:
