@@ -48,10 +48,11 @@ def compile_network(network: SegmentationNet, precision: str, *, device: str, su
     keep_compiled_code(place)
     compiled = _CompiledPredict(network.predict, subject, place)
     images = torch.zeros(1, 3, *_FIRST, device=place).contiguous(memory_format=torch.channels_last)
+    if torch._dynamo.config.disable:
+        raise CompilationFailed(f"{subject} was not compiled: torch is told not to, as by TORCH_COMPILE_DISABLE=1")
     with torch.inference_mode(), autocast(place, precision):
         compiled(images)
-    if not compiled.made:
-        raise CompilationFailed(f"{subject} was not compiled: torch is told not to, as by TORCH_COMPILE_DISABLE=1")
+    assert compiled.made, "torch computed without compiling"
     network.predict = compiled  # type: ignore[method-assign]
 
 
