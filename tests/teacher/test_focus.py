@@ -16,13 +16,13 @@ from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
-    ExplicitPairs,
     Hierarchical,
     HierarchicalPairs,
     Part,
     ScaleOutput,
 )
 from autolabel.teacher.networks.decoders import SegmentationNet
+from autolabel.teacher.networks.explicit import ExplicitPairs
 from autolabel.teacher.networks.focus import Bands, focused
 from autolabel.teacher.networks.hrnet import resize
 
