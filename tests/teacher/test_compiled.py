@@ -5,7 +5,6 @@ If this fails, compiled labels mix with others, or torch compiles for every size
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import pytest
 import torch
 from conftest import autolabel, labels_of, refused
 from formula import network_by_formula, picture
+from torch import Tensor
 
 from autolabel.manifests.run.folder import Run
 from autolabel.teacher import compiled
@@ -20,6 +20,7 @@ from autolabel.teacher.compiled import CompilationFailed, compile_network
 from autolabel.teacher.fold import fold_batch_norm
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import ARCHITECTURES, build
+from autolabel.teacher.networks.combine import ScaleOutput
 from autolabel.teacher.networks.decoders import SegmentationNet
 
 ALONE = [str(network) for network in ARCHITECTURES.values() if not network.combination]
@@ -109,14 +110,21 @@ def generated(out: Path, drive: Path, teacher: Path, *more: str) -> tuple[str, .
 
 
 def test_a_run_is_compiled_or_not_from_its_beginning(
-    traced: list[Any], city: Path, teacher: Path, tmp_path: Path
+    city: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[tuple[str, str]] = []
+
+    def compile_nothing(network: SegmentationNet, precision: str, *, device: str, subject: str) -> None:
+        asked.append((precision, device))
+
+    monkeypatch.setattr(compiled, "compile_network", compile_nothing)
     for name, more in (("plain", ()), ("compiled", ("--compile",))):
+        assert not asked
         result = autolabel(*generated(tmp_path / name, city / "coarse.parquet", teacher, *more))
         assert result.exit_code == 0, result.output
         assert Run.open(tmp_path / name).recipe.compile == bool(more)
-    assert traced
-    assert labels_of(tmp_path / "plain") == labels_of(tmp_path / "compiled")  # followed only, so not a bit differs
+    assert set(asked) == {("float32", "cpu")}
+    assert labels_of(tmp_path / "plain") == labels_of(tmp_path / "compiled")
     line = refused(*generated(tmp_path / "plain", city / "coarse.parquet", teacher, "--compile"))
     assert "(compile was false, now true)" in line
 
@@ -134,28 +142,38 @@ def test_nothing_is_written_where_nothing_can_be_compiled(
     assert not (tmp_path / "run").exists()
 
 
-def failing(message: str, *, after: int = 0) -> Callable[[], Any]:
-    made: list[Any] = []
+def test_a_size_that_cannot_be_compiled_ends_the_call_and_costs_no_image(
+    city: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def compile_for_large(network: SegmentationNet, precision: str, *, device: str, subject: str) -> None:
+        eager = network.predict
 
-    def compile(graph: Any, inputs: Any) -> Any:
-        made.append(graph)
-        if len(made) > after:
-            raise RuntimeError(message)
-        return graph.forward
+        def predict(images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
+            if images.shape[-1] < 128:  # an image of the city at scale 0.5; what memory is measured with is larger
+                raise CompilationFailed(f"{subject} cannot be compiled for images of 96 x 48")
+            return eager(images, context=context)
 
-    return lambda: compile
+        network.predict = predict  # type: ignore[method-assign]
+
+    monkeypatch.setattr(compiled, "compile_network", compile_for_large)
+    line = refused(*generated(tmp_path / "run", city / "coarse.parquet", teacher, "--compile"))
+    assert line == f"{teacher} cannot be compiled for images of 96 x 48"
+    assert not list((tmp_path / "run" / "units").glob("*.parquet"))
 
 
 @pytest.mark.thorough
-def test_a_size_that_cannot_be_compiled_ends_the_call_and_costs_no_image(
-    traced: list[Any], city: Path, teacher: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(compiled, "backend", failing("no such kernel", after=1))
-    monkeypatch.setattr(compiled, "_FIRST", (256, 512))  # torch chooses other kernels for the city's small images
-    line = refused(*generated(tmp_path / "run", city / "coarse.parquet", teacher, "--compile"))
-    assert line.startswith(f"{teacher} cannot be compiled for images of ")
-    assert line.endswith("on cpu (RuntimeError: no such kernel): leave out --compile, for a run of its own")
-    assert not list((tmp_path / "run").rglob("quarantine*"))
+def test_kernels_that_cannot_be_built_are_told_in_one_line(traced: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(graph: Any, inputs: Any) -> Any:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(compiled, "backend", lambda: fail)
+    network = network_by_formula("efficientnet_lite0_plain", 5)
+    with pytest.raises(CompilationFailed) as caught:
+        compile_network(network, "float32", device="cpu", subject="net")
+    assert str(caught.value) == (
+        "net cannot be compiled for images of 96 x 64 on cpu (RuntimeError: no such kernel): leave out --compile, for a"
+        " run of its own"
+    )
 
 
 def test_a_folder_that_cannot_be_written_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
