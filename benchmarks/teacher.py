@@ -44,7 +44,8 @@ from autolabel.manifests.run.labels import LABELS, zarr_folder
 from autolabel.manifests.run.shards import Frames, bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.decide import Prediction, count, encode, top_classes
+from autolabel.teacher.counting import count
+from autolabel.teacher.decide import Prediction, encode, top_classes
 from autolabel.teacher.feed import normalise
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.networks.build import build
@@ -202,7 +203,7 @@ def transcription(network: OCRNet, images: Tensor) -> Tensor:
     by_scale = {}
     for scale in SCALES:
         height, width = rescaled_size((images.shape[-2], images.shape[-1]), scale)
-        logits, aux, features = network.ocr(network.backbone(up(images, (height, width))))
+        logits, aux, features, _ = network.ocr(network.backbone(up(images, (height, width))))
         attention = network.scale_attn.attention(features)  # type: ignore[operator]
         by_scale[scale] = logits, aux, attention
     return plainly_combined(by_scale, (images.shape[-2], images.shape[-1]))

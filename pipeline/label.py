@@ -298,7 +298,9 @@ class Labeller:
 
     def _labelled(self, one: Predicted) -> Labelled:
         prediction = one.prediction
-        outcome = self.rules.apply(prediction.codes, one.decoded.coarse, prediction.probability)
+        outcome = self.rules.apply(
+            prediction.codes, one.decoded.coarse, prediction.probability, least=prediction.least
+        )  # fmt: skip
         started = time.perf_counter()
         encoded = {LABELS: self._encode(outcome.label)}
         checksums: dict[str, Any] = {}

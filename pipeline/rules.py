@@ -9,10 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests.images import id_counts
 from autolabel.manifests.label_space import IGNORE, VOID, LabelSpace
 from autolabel.manifests.pieces import pieces as pieces
 from autolabel.manifests.policy import Policy
@@ -21,7 +23,10 @@ from autolabel.manifests.run.shards import Label
 from autolabel.manifests.schemas import FATES
 
 Codes = NDArray[np.uint8] | NDArray[np.int16]
+Keys = NDArray[np.integer[Any]]
 Counts = NDArray[np.int64]
+_Item = TypeVar("_Item", bound=np.generic)
+_AT_ONCE = 1 << 16  # pixels that are looked up at once, for their keys to stay in a core's cache
 
 _KEPT, _BELOW, _BOUNDARY, _SMALL, _OUTSIDE, _HUMAN = range(len(FATES))
 # What marks a pixel of the teacher; the fate it then has.
@@ -39,6 +44,7 @@ class Outcome:
     from_human (C,): pixels of the label that have this class because the coarse label decided.
     probability (H, W) uint8: of the label's class, in 255ths; 255 where people named it and the policy asks them, 0
     without a class; None unless asked for.
+    certified (C,): kept pixels whose label the highest scale could not change; None unless asked for.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
     the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; contradicted, another.
     """
@@ -50,6 +56,7 @@ class Outcome:
     agreeing: Counts
     contradicted: Counts
     probability: Label | None = None
+    certified: Counts | None = None
 
     @property
     def pixels(self) -> Counts:
@@ -69,6 +76,7 @@ class Rules:
         self.classes, self.levels = len(space), len(edges) + 1
         # From this level on a class is kept.
         needed = np.array([edges.index(t) + 1 for t in policy.class_thresholds(space)], np.uint8)
+        self._needed = needed
         rules = [policy.coarse_rules.get(name, policy.coarse) for name in space.names]
         self._unions = [h for h, rule in enumerate(rules) if rule == "union"]
         self._around = bool(policy.area or policy.boundary or policy.smallest_piece)
@@ -110,13 +118,15 @@ class Rules:
         decide(human > self.classes, ignored)
         return label, fate
 
-    def apply(self, codes: Codes, coarse: Label | None, probability: Label | None = None) -> Outcome:
-        """The label of an image: codes and probability (H, W) of `Prediction`, coarse (H, W) uint8 train ids or None.
+    def apply(
+        self, codes: Codes, coarse: Label | None, probability: Label | None = None, *, least: Label | None = None
+    ) -> Outcome:
+        """The label of an image: codes, probability, least (H, W) of `Prediction`, coarse (H, W) uint8 ids or None.
 
         Raises ValueError if the policy's area leaves the image.
         """
-        classes, keys = self.classes, self._keys(codes, coarse)
-        asked = np.bincount(keys.ravel(), minlength=len(self._top))
+        classes, (keys, first) = self.classes, self._keys(codes, coarse)
+        asked = self._asked(keys, first)
         spoken = asked * self._spoken
         labels, fate = self._tables(spoken, coarse)
         human, teacher = asked * (self._human < classes), self._teacher
@@ -125,7 +135,7 @@ class Rules:
             return np.bincount(of, counts, minlength=IGNORE + 1)[:classes].astype(np.int64)
 
         return Outcome(
-            label=labels[keys],
+            label=_looked_up(labels[first:], keys),
             fates=np.bincount(self._top.astype(np.intp) * len(FATES) + fate, spoken, minlength=classes * len(FATES))
             .astype(np.int64)
             .reshape(classes, len(FATES)),
@@ -133,31 +143,73 @@ class Rules:
             coarse=by_class(self._human, human),
             agreeing=by_class(self._human, human * (teacher == self._human)),
             contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
-            probability=None if probability is None else self._of_label(probability, keys, labels, fate),
+            probability=None if probability is None else self._of_label(probability, (keys, first), labels, fate),
+            certified=None if least is None else self._certified(codes, least, (keys, first)),
         )
 
-    def _of_label(self, probability: Label, keys: NDArray[np.intp], labels: Label, fate: Label) -> Label:
+    def _certified(self, codes: Codes, least: Label, cases: tuple[Keys, int]) -> Counts:
+        """Kept pixels by class that stay so, whatever becomes of pixels that reach a lower level than they need.
+
+        Those that have such a pixel near, or too few of their own kind around, may come to lie near a boundary, or in
+        too small a piece. A class whose rule is `union` may come to be seen, or no longer.
+        """
+        keys, first = cases
+        policy, code = self.policy, np.arange(self.classes * self.levels)
+        stays = _looked_up(self._needed[code // self.levels], codes) <= least
+        if policy.boundary:
+            around: Codes = stays.view(np.uint8)
+            for axis in (0, 1):
+                around = _slide(np.minimum, around, policy.boundary, axis)
+            stays = around.view(np.bool_)
+        kept = _looked_up((self._seen[1] == _KEPT)[first:], keys)
+        label = np.where(stays & kept, _looked_up((code // self.levels).astype(np.uint8), codes), np.uint8(IGNORE))
+        if policy.smallest_piece:
+            label[small_pieces(label, policy.smallest_piece)] = IGNORE
+        return id_counts(label)[: self.classes]
+
+    def _of_label(self, probability: Label, cases: tuple[Keys, int], labels: Label, fate: Label) -> Label:
         """The probability of the label's class, in 255ths, from that of the top class; labels and fate are tables."""
+        keys, first = cases
         named = labels != IGNORE
         certain = named & ((fate == _HUMAN) | (self._believed & (labels == self._human)))
-        found: Label = (probability & _BYTE[named.view(np.uint8)][keys]) | _BYTE[certain.view(np.uint8)][keys]
+        found = _looked_up(_BYTE[named.view(np.uint8)][first:], keys)
+        found &= probability
+        found |= _looked_up(_BYTE[certain.view(np.uint8)][first:], keys)
         return found
 
     def fates(self, codes: Codes, coarse: Label | None) -> Label:
         """The fate of every pixel (H, W) uint8, places in FATES; the arguments are those of `apply`."""
-        keys = self._keys(codes, coarse)
-        asked = np.bincount(keys.ravel(), minlength=len(self._top))
-        _, fate = self._tables(asked * self._spoken, coarse)
-        return fate.astype(np.uint8)[keys]
+        keys, first = self._keys(codes, coarse)
+        _, fate = self._tables(self._asked(keys, first) * self._spoken, coarse)
+        return _looked_up(fate.astype(np.uint8)[first:], keys)
 
-    def _keys(self, codes: Codes, coarse: Label | None) -> NDArray[np.intp]:
-        """The case of every pixel, its place in the tables (H, W)."""
-        classes, cases = self.classes, self._shape[1] * self._shape[2] * self._shape[3]
-        keys = codes.astype(np.intp)
+    def _keys(self, codes: Codes, coarse: Label | None) -> tuple[Keys, int]:
+        """The case of every pixel: its place in the tables (H, W) from the second number on.
+
+        Without a coarse label these are few, so that a byte holds each of up to 256.
+        """
+        cases = len(self._top) // self._shape[0]
+        keys: Keys = codes
         if self._around:
-            keys += self._marks(codes).astype(np.intp) * (classes * self.levels)
-        keys += classes * cases if coarse is None else self._humans.take(coarse) * cases
-        return keys
+            keys = self._marks(codes).astype(np.min_scalar_type(cases - 1))
+            keys *= self.classes * self.levels
+            keys += codes.astype(keys.dtype, copy=False)
+        if coarse is None:
+            return keys, self.classes * cases
+        humans = (self._humans * cases).astype(np.min_scalar_type(len(self._top) - 1))
+        keys = keys.astype(humans.dtype, copy=False)
+        found = _looked_up(humans, coarse)
+        found += keys
+        return found, 0
+
+    def _asked(self, keys: Keys, first: int) -> Counts:
+        """How many pixels each case of the tables has."""
+        is_byte = keys.dtype == np.uint8
+        counts = id_counts(keys.astype(np.uint8, copy=False)) if is_byte else np.bincount(keys.ravel())
+        asked = np.zeros(len(self._top), np.int64)
+        found = int(np.flatnonzero(counts)[-1]) + 1
+        asked[first : first + found] = counts[:found]
+        return asked
 
     def _tables(self, spoken: Counts, coarse: Label | None) -> tuple[Label, Label]:
         """Label and fate of every case in an image: `union` waits for the teacher to see the class."""
@@ -175,13 +227,27 @@ class Rules:
         if policy.area:
             marks[policy.area.box(*codes.shape)] = _INSIDE
         if policy.boundary:
-            top = codes // self.levels
+            class_of = (np.arange(self.classes * self.levels) // self.levels).astype(np.uint8)
+            top = _looked_up(class_of, codes)
             np.putmask(marks, near_boundary(top, policy.boundary) & (marks == _INSIDE), _NEAR)
         if policy.smallest_piece:
-            own = self._teacher.take(codes)  # the table begins with the cases of unmarked pixels
+            own = _looked_up(self._teacher, codes)  # the table begins with the cases of unmarked pixels
             np.putmask(own, marks != _INSIDE, IGNORE)
             np.putmask(marks, small_pieces(own, policy.smallest_piece), _PIECE)
         return marks
+
+
+def _looked_up(table: NDArray[_Item], keys: Keys) -> NDArray[_Item]:
+    """The entry of a table for every key (H, W), all of which it has.
+
+    A piece at a time, for numpy makes numbers of 8 bytes of the keys: a third of the time of `table[keys]`.
+    """
+    found = np.empty(keys.shape, table.dtype)
+    flat, flat_keys = found.reshape(-1), keys.reshape(-1)
+    for start in range(0, len(flat), _AT_ONCE):
+        piece = slice(start, start + _AT_ONCE)
+        table.take(flat_keys[piece], out=flat[piece], mode="clip")  # "raise" would copy the piece once more
+    return found
 
 
 def _teachers_own(mark: Label, top: Label, level: Label, needed: Label) -> tuple[Label, Label]:

@@ -8,7 +8,7 @@ meet the centroids of old ones.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,27 +35,33 @@ def centroids(label: NDArray[np.uint8], classes: int) -> list[dict[str, Any]]:
 
     Returns rows of `CENTROIDS_SCHEMA` without the sample's id.
     """
-    rows: list[dict[str, Any]] = []
-    for top in range(0, label.shape[0], CHUNK):
-        for left in range(0, label.shape[1], CHUNK):
-            tile = label[top : top + CHUNK, left : left + CHUNK]
-            by_row = np.stack([np.bincount(line, minlength=256)[:classes] for line in tile])  # (h, C)
-            pixels = by_row.sum(axis=0)
-            sum_y = by_row.T @ np.arange(len(tile))
-            across = np.broadcast_to(np.arange(tile.shape[1], dtype=np.float64), tile.shape)
-            sum_x = np.bincount(tile.ravel(), across.ravel(), minlength=256)[:classes]
-            rows += [
-                {
-                    "class_id": int(c),
-                    "tile_y": top // CHUNK,
-                    "tile_x": left // CHUNK,
-                    "y": top + float(sum_y[c] / pixels[c]),
-                    "x": left + float(sum_x[c] / pixels[c]),
-                    "pixels": int(pixels[c]),
-                }
-                for c in np.flatnonzero(pixels)
-            ]
-    return rows
+    strips = range(0, label.shape[0], CHUNK)
+    return [row for top in strips for row in _centroids(label[top : top + CHUNK], top=top, classes=classes)]
+
+
+def _centroids(strip: NDArray[np.uint8], *, top: int, classes: int) -> Iterator[dict[str, Any]]:
+    """The rows of a strip of tiles (512 or fewer, W), whose first row is `top`, in one pass over runs of one class."""
+    begins = np.empty(strip.shape, np.bool_)
+    np.not_equal(strip[:, 1:], strip[:, :-1], out=begins[:, 1:])
+    begins[:, ::CHUNK] = True  # a run ends with its row, and at the edge of a tile
+    starts = np.flatnonzero(begins)
+    pixels = np.diff(starts, append=strip.size)
+    y, x = np.divmod(starts, strip.shape[1])
+    tile, x = np.divmod(x, CHUNK)
+    place = tile * 256 + strip.ravel()[starts]
+    # A run of n pixels from x on adds n x + n (n - 1) / 2. All sums are whole numbers that float64 holds exactly.
+    sums = [np.bincount(place, of) for of in (pixels, pixels * y, pixels * x + pixels * (pixels - 1) // 2)]
+    for found in np.flatnonzero(sums[0]).tolist():
+        (left, c), (n, sum_y, sum_x) = divmod(found, 256), (float(of[found]) for of in sums)
+        if c < classes:
+            yield {
+                "class_id": c,
+                "tile_y": top // CHUNK,
+                "tile_x": left,
+                "y": top + sum_y / n,
+                "x": left * CHUNK + sum_x / n,
+                "pixels": int(n),
+            }
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import autolabel
+from numpy.typing import NDArray
 from torch.utils.data import DataLoader
 
 from autolabel.manifests.fuse import join
@@ -80,6 +82,34 @@ def test_centroids_are_centres_of_mass_by_tile_and_class() -> None:
         (5, 1, 0, 512.0, 0.0, 1),
         (3, 1, 1, 599.0, 699.0, 1),
     ]
+
+
+def centroids_one_tile_after_the_other(label: NDArray[np.uint8], classes: int) -> list[dict[str, Any]]:
+    return [
+        {
+            "class_id": c,
+            "tile_y": top // 512,
+            "tile_x": left // 512,
+            "y": top + int(y.sum()) / len(y),
+            "x": left + int(x.sum()) / len(x),
+            "pixels": len(y),
+        }
+        for top in range(0, label.shape[0], 512)
+        for left in range(0, label.shape[1], 512)
+        for c in range(classes)
+        if len((places := np.nonzero(label[top : top + 512, left : left + 512] == c))[0])
+        for y, x in [places]
+    ]
+
+
+def test_centroids_of_runs_are_those_of_a_plain_loop_in_any_label_of_any_size() -> None:
+    dice = np.random.default_rng(0)
+    values = np.array([0, 1, 2, 18, 19, 254, 255], np.uint8)  # from 19 on they are no classes
+    for height, width, block in [(1, 1, 1), (1, 700, 3), (700, 1, 3), (512, 512, 40), (513, 1025, 1), (600, 1100, 37)]:
+        small = dice.choice(values, (-(-height // block), -(-width // block)))
+        label = small.repeat(block, 0).repeat(block, 1)[:height, :width]
+        for of in (label, label[::-1, ::-1]):  # no rows side by side in memory are needed
+            assert centroids(of, 19) == centroids_one_tile_after_the_other(of, 19)
 
 
 @pytest.mark.parametrize("store", ["zarr", "png"])
