@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -78,9 +79,9 @@ def measure(name: str, precision: str, sizes: Sequence[str], rounds: int) -> Non
                 started = spent()
                 found = network.predict(images).logits
                 more = spent() - started
-                others = (found.argmax(dim=1) != eager(images).logits.argmax(dim=1)).float().mean()
-                before, now = least([lambda x=images: eager(x), lambda x=images: network.predict(x)], rounds)
-                rows.append((size, more, before, now, 100 * float(others)))
+                other = (found.argmax(dim=1) != eager(images).logits.argmax(dim=1)).float().mean()
+                before, now = least([partial(eager, images), partial(network.predict, images)], rounds)
+                rows.append((size, more, before, now, 100 * float(other)))
         again = built if following() else found_again(name, precision)
     for size, more, before, now, others in rows:
         print(

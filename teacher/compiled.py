@@ -89,7 +89,7 @@ def backend() -> Callable[..., Any]:
     """Return torch's own compiler."""
     from torch._inductor.compile_fx import compile_fx
 
-    return compile_fx  # type: ignore[no-any-return]
+    return compile_fx
 
 
 @contextmanager

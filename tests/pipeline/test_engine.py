@@ -39,7 +39,7 @@ from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import Labelling, generate
-from autolabel.pipeline.units import Unit
+from autolabel.pipeline.units import Packed, Unit
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import BATCH_PIXELS, MemoryTaken
 
@@ -319,7 +319,7 @@ def test_a_gpu_that_others_have_filled_is_done_without_if_another_worker_works(t
     """Else one bad GPU of eight would end the run, or fail one unit after the other."""
     taken, fake, monitor = MemoryTaken("another process holds 70.0 GiB"), MagicMock(), MagicMock()
     fake.get.side_effect = RayTaskError("run", "", taken)
-    work = Work(Unit("u", "b", 0, ()), ())
+    work = Work(Packed("u", "b", 0, b"", tmp_path, tmp_path), ())
     loop = ray_engine._Loop(fake, MagicMock(limits=Limits()), iter(()), 9, monitor, threading.Event())
     loop.wanted = 2
     loop.live["good"] = ray_engine._Slot(object(), "node", work)
