@@ -54,6 +54,7 @@ SCRIPTS = {
     ),
     "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
     "dense": Script(("out",), "camvid", tables=4, lines=("`generate` labels 0 of 36,864 pixels otherwise ",)),
+    "decode": Script(tables=3),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "dense_students": Script(("camvid", "students"), tables=3, lines=("fine + truth: ", "wrote compare/compare.json")),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
@@ -62,7 +63,7 @@ SCRIPTS = {
     "export_labels": Script(tables=1),
     "kept_evidence": Script(("out",), "camvid", tables=2, lines=("one core, 2048 x 1024, ",)),
     "labelling_tools": Script(tables=2),
-    "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
+    "loader": Script(tables=2, lines=("centroids of a PNG label: ",), dashes=2),
     "pictures": Script(
         (str(DRAWN_STREETS), "pictures"),
         lines=("pictures/docs/compare.webp ",) if shutil.which("chromium") else ("no chromium, no pictures",),
