@@ -97,7 +97,7 @@ def main() -> None:
     def labelled(name: str, policy: Policy, keep: int | None) -> None:
         edges = policy.edges(CITYSCAPES, keep)
         evidence = evidence_of(policy, coarse)
-        winners, confidences, own_winners, own_confidences, second = top_classes(
+        winners, confidences, own_winners, own_confidences, second, _ = top_classes(
             field, 1, classes=CLASSES, device=torch.device("cpu"), temperature=policy.temperature, evidence=evidence,
             second=bool(keep),
         )  # fmt: skip

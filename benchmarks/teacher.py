@@ -202,7 +202,7 @@ def transcription(network: OCRNet, images: Tensor) -> Tensor:
     by_scale = {}
     for scale in SCALES:
         height, width = rescaled_size((images.shape[-2], images.shape[-1]), scale)
-        logits, aux, features = network.ocr(network.backbone(up(images, (height, width))))
+        logits, aux, features, _ = network.ocr(network.backbone(up(images, (height, width))))
         attention = network.scale_attn.attention(features)  # type: ignore[operator]
         by_scale[scale] = logits, aux, attention
     return plainly_combined(by_scale, (images.shape[-2], images.shape[-1]))

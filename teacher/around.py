@@ -7,7 +7,8 @@ they have learnt to; of all other models, and of several models, the mean of the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -34,6 +35,7 @@ from autolabel.teacher.networks.fields import (
     mirrored,
     resized,
 )
+from autolabel.teacher.networks.focus import Focused, focused
 
 _OVERLAP = 0.25  # share of a window that its neighbour sees too, at least
 
@@ -52,11 +54,14 @@ class Network(Protocol):
     scales: tuple[float, ...]
     training_scales: tuple[float, ...]
 
-    def require(self, scales: Sequence[float], *, flip: bool) -> None:
-        """Raise ValueError for scales, or mirrored images, with which the model can do nothing."""
+    def require(self, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> None:
+        """Raise ValueError for scales, mirrored images, or a focus, with which the model can do nothing."""
 
-    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
-        """Return the field (B, C, H, W) of RGB images (B, 3, H, W) uint8 on the device."""
+    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
+        """Return the field (B, C, H, W) of RGB images (B, 3, H, W) uint8 on the device.
+
+        focus: share of the rows that the highest scale is computed for; the field is `Focused` then.
+        """
 
 
 class OwnNetwork:
@@ -71,19 +76,28 @@ class OwnNetwork:
         self.training_scales = network.scale_attn.training_scales
         self.normalise = Normaliser(device)
 
-    def require(self, scales: Sequence[float], *, flip: bool) -> None:
+    def require(self, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> None:
         """Raise ValueError for scales that the combination cannot weigh."""
         self.combination.require(scales)
+        if focus is not None:
+            self.combination.require_focus(scales)
 
-    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
+    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return the combined logits, averaged with those of the mirrored image."""
         pixels = self.normalised(images)
+        if focus is not None:
+            return self._focused(pixels, scales, flip=flip, share=focus)
         # A chain of scales ends at 1 or above it; a scale that is looked at by itself needs no chain.
         combination = self.combination if 1 in scales else Average()
         field = self.network.field(pixels, scales, combination=combination)
         if not flip:
             return field
         return mean_with_mirrored(field, self.network.field(pixels.flip(-1), scales, combination=combination))
+
+    def _focused(self, pixels: Tensor, scales: Sequence[float], *, flip: bool, share: float) -> Focused:
+        look = partial(focused, self.network, scales=scales, share=share, combination=self.combination)
+        field = look(pixels)
+        return field.with_mirrored(look(pixels.flip(-1), views=field.views)) if flip else field
 
     def normalised(self, images: Tensor) -> Tensor:
         """Return images as the network reads them: (B, 3, H, W) float32, channels last."""
@@ -105,8 +119,10 @@ class ForeignNetwork:
         self.classes = self.channels = len(self.names)
         self.confident = model.gives != "ids"
 
-    def require(self, scales: Sequence[float], *, flip: bool) -> None:
+    def require(self, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> None:
         """Raise ValueError if other scales would show a model of one input size nothing more, or it gives ids only."""
+        if focus is not None:
+            raise ValueError(f"focus {focus:g}: {self.name} is a model of another library, which sees images whole")
         more = tuple(scales) != (1.0,)
         if more and self.model.fixed_size and self.window is None:
             height, width = self.model.fixed_size
@@ -120,7 +136,7 @@ class ForeignNetwork:
                 " --flip and --window"
             )
 
-    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
+    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return what the model gives of one view, or the mean probabilities of several."""
         size = images.shape[-2], images.shape[-1]
         views = []
@@ -206,13 +222,15 @@ class MappedNetwork:
         rows = torch.tensor([classes if target == IGNORE else target for target in targets])
         self._sums = F.one_hot(rows, classes + 1)[:, :classes].T.float().contiguous().to(device)
 
-    def require(self, scales: Sequence[float], *, flip: bool) -> None:
+    def require(self, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> None:
         """Raise ValueError as the source does."""
-        self.source.require(scales, flip=flip)
+        self.source.require(scales, flip=flip, focus=focus)
 
-    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
+    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return the summed probabilities."""
-        return Combined(self._summed, (_probable(self.source.field(images, scales, flip=flip)),), probable=True)
+        source = self.source.field(images, scales, flip=flip, focus=focus)
+        summed = Combined(self._summed, (_probable(source),), probable=True)
+        return replace(source, source=summed) if isinstance(source, Focused) else summed
 
     def _summed(self, probabilities: Tensor) -> Tensor:
         images, _, height, width = probabilities.shape
@@ -230,12 +248,14 @@ class Ensemble:
         self.scales: tuple[float, ...] = same.pop() if len(same) == 1 else (1.0,)
         self.training_scales: tuple[float, ...] = (1.0,)
 
-    def require(self, scales: Sequence[float], *, flip: bool) -> None:
-        """Raise ValueError as any member does."""
+    def require(self, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> None:
+        """Raise ValueError as any member does; and for a focus, which each would have elsewhere."""
+        if focus is not None:
+            raise ValueError(f"focus {focus:g}: several teachers would each look elsewhere: expected one teacher")
         for member in self.members:
             member.require(scales, flip=flip)
 
-    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
+    def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return the mean probabilities."""
         return mean_of_probabilities([member.field(images, scales, flip=flip) for member in self.members])
 

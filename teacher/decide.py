@@ -21,6 +21,7 @@ from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.places import NOWHERE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.teacher.networks.fields import Field, Size
+from autolabel.teacher.networks.focus import Focused
 
 # Bytes of a band's logits. On a CPU a band should stay in a core's cache (1, 2 and 8 MiB were slower); on a GPU it
 # should keep all of it busy.
@@ -32,6 +33,7 @@ _GPU_COUNTED_AT_ONCE = 1 << 26
 _ROUNDING = 1e-6  # of a sum of probabilities
 _COPIES = 64  # of a table that a GPU counts into
 LEAST = 1e-30  # probability that stands for 0, whose logarithm is no number
+SPARE_SHARE = 0.02  # added to the highest scale's share: where that is nearly 0, resizing still moves a little
 
 Codes = NDArray[np.uint8] | NDArray[np.int16]
 
@@ -49,11 +51,23 @@ class Evidence(NamedTuple):
     teacher_weight: float
 
 
+class Swings(NamedTuple):
+    """How far the highest scale may move what is decided without all of it (manifests/focus.py), on the device.
+
+    within, beyond: (C,) float32 by top class, in rows that the highest scale has seen, and in the others: the logarithm
+    of the class's odds falls by at most this, times the share of the highest scale plus `SPARE_SHARE`.
+    """
+
+    within: Tensor
+    beyond: Tensor
+
+
 class Tops(NamedTuple):
     """Top classes (B, H, W) uint8 and their probabilities (B, H, W) float32; and the teacher's own, without evidence.
 
     Without evidence the two pairs are the same tensors. seconds: (B, H, W) uint8, the classes that follow the teacher's
-    own; None if nobody asked.
+    own; None if nobody asked. least: (B, H, W) float32, the probability that the winner has at least once the highest
+    scale has seen all; 0 where another class might win; None if nobody asked.
     """
 
     winners: Tensor
@@ -61,6 +75,7 @@ class Tops(NamedTuple):
     own_winners: Tensor
     own_confidences: Tensor
     seconds: Tensor | None = None
+    least: Tensor | None = None
 
     def first(self, images: int) -> Tops:
         """The maps of the first so many images."""
@@ -69,8 +84,8 @@ class Tops(NamedTuple):
     def map(self, change: Callable[[Tensor], Tensor]) -> Tops:
         """All maps, changed."""
         winners, confidences, own_winners, own_confidences = (change(x) for x in self[:4])
-        seconds = None if self.seconds is None else change(self.seconds)
-        return Tops(winners, confidences, own_winners, own_confidences, seconds)
+        seconds, least = (None if x is None else change(x) for x in (self.seconds, self.least))
+        return Tops(winners, confidences, own_winners, own_confidences, seconds, least)
 
 
 @dataclass(frozen=True)
@@ -83,6 +98,8 @@ class Prediction:
     is after polygons were weighed. own: the codes of the teacher alone, where polygons were weighed; None elsewhere.
     probability: (H, W) uint8, the confidence in 255ths, where it was asked for.
     second: (H, W) uint8, the second class of the teacher alone, 255 where it is not to be kept; None for nowhere.
+    seen: the first row that the highest scale has seen, and the one after the last; None for all. least: (H, W) uint8,
+    the level that `Tops.least` reaches; None without swings.
     """
 
     codes: Codes
@@ -92,6 +109,8 @@ class Prediction:
     own: Codes | None = None
     probability: NDArray[np.uint8] | None = None
     second: NDArray[np.uint8] | None = None
+    seen: tuple[int, int] | None = None
+    least: NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -175,15 +194,19 @@ def top_classes(
     temperature: float = 1.0,
     evidence: Evidence | None = None,
     second: bool = False,
+    swings: Swings | None = None,
 ) -> Tops:
     """Return the top classes of a field of B `images`, and their probabilities; with `second`, the second classes, too.
 
-    channels: the numbers that a pixel takes while it is computed, if those are more than its classes.
+    channels: the numbers that a pixel takes while it is computed, if those are more than its classes. swings: of a
+    `Focused` field, for `Tops.least`.
     """
     own_winners = torch.empty(images, *field.size, dtype=torch.uint8, device=device)
     own_confidences = torch.empty(images, *field.size, device=device)
     winners, confidences = own_winners, own_confidences
     seconds = torch.empty_like(own_winners) if second and classes > 1 else None
+    least = torch.empty_like(own_confidences) if swings is not None else None
+    left = field.left() if isinstance(field, Focused) and least is not None else None
     if evidence is not None:
         winners, confidences = torch.empty_like(own_winners), torch.empty_like(own_confidences)
     for top, bottom in bands(field.size, channels or classes, device=device):
@@ -199,7 +222,27 @@ def top_classes(
             power = band.teacher_weight / (1 if field.probable else temperature)
             weigh = _weigh_some if values.device.type == "cpu" else _weigh_all
             winners[:, top:bottom], confidences[:, top:bottom] = weigh(values, band, own, power, field.probable)
-    return Tops(winners, confidences, own_winners, own_confidences, seconds)
+        if least is not None and swings is not None and left is not None and isinstance(field, Focused):
+            decided = winners[:, top:bottom], confidences[:, top:bottom]
+            row = torch.arange(top, bottom, device=device)
+            seen = (row >= field.seen[:, :1]) & (row < field.seen[:, 1:])  # (B, rows)
+            power = max(1.0, evidence.teacher_weight if evidence else 1.0) / temperature
+            share = left.rows(top, bottom)[:, 0].add_(SPARE_SHARE).mul_(power)
+            least[:, top:bottom] = least_probability(*decided, share, swings, seen=seen.unsqueeze(2))
+    return Tops(winners, confidences, own_winners, own_confidences, seconds, least)
+
+
+def least_probability(winner: Tensor, confidence: Tensor, share: Tensor, swings: Swings, *, seen: Tensor) -> Tensor:
+    """Return the probability that the winner keeps at least if the logarithm of its odds falls by share x swing.
+
+    winner (B, h, w) uint8, confidence and share (B, h, w) float32, seen (B, h, 1) bool. It is 0 where that may be 0.5
+    or less, for another class may win there. Rounding makes no confidence more certain than float32 can say.
+    """
+    within, beyond = (swing.index_select(0, winner.flatten().int()).view(winner.shape) for swing in swings)
+    swing = torch.where(seen, within, beyond)
+    others = (1 - confidence).clamp_(min=torch.finfo(torch.float32).eps) * (swing * share).exp_()
+    least = confidence / (confidence + others)
+    return least.masked_fill_(least <= 0.5, 0)
 
 
 def _weigh_some(
@@ -312,10 +355,16 @@ def count_together(
 def encode(winners: Tensor, confidences: Tensor, *, classes: int, edges: Sequence[float]) -> Tensor:
     """Return the codes of `Prediction` from top classes, their probabilities, and ascending edges."""
     levels = len(edges) + 1
-    level, exceeds = torch.zeros_like(winners), torch.empty_like(winners, dtype=torch.bool)
+    return (winners if classes * levels <= 256 else winners.short()) * levels + level_of(confidences, edges=edges)
+
+
+def level_of(confidences: Tensor, *, edges: Sequence[float]) -> Tensor:
+    """Return the number of edges that each confidence exceeds, uint8."""
+    level = torch.zeros_like(confidences, dtype=torch.uint8)
+    exceeds = torch.empty_like(level, dtype=torch.bool)
     for edge in edges:
         level += torch.gt(confidences, edge, out=exceeds).view(torch.uint8)
-    return (winners if classes * levels <= 256 else winners.short()) * levels + level
+    return level
 
 
 def keep(codes: Codes, classes: int) -> NDArray[np.uint8]:

@@ -18,7 +18,17 @@ from torch import Tensor
 
 from autolabel.manifests.evidence import Factors
 from autolabel.manifests.places import NOWHERE, Places
-from autolabel.teacher.decide import Evidence, Prediction, Tops, bin_edges, count, count_together, encode
+from autolabel.teacher.decide import (
+    Evidence,
+    Prediction,
+    Swings,
+    Tops,
+    bin_edges,
+    count,
+    count_together,
+    encode,
+    level_of,
+)
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)
@@ -112,23 +122,41 @@ class Feed:
         factors = self.factors(evidence)
         return channels, Evidence(there[:ahead].view(torch.int16).view(shape), factors, evidence.teacher_weight)
 
+    def swings(self, swings: NDArray[np.float32]) -> Swings:
+        """Return swings (2, C), within and beyond the rows seen, on the device; they are copied there once."""
+        key = swings.tobytes()
+        if key not in self._factors:
+            self._factors[key] = torch.from_numpy(np.ascontiguousarray(swings)).to(self.device)
+        return Swings(*self._factors[key])
+
     def download(
-        self, tops: Tops, *, classes: int, edges: Sequence[float], own: bool = False, probability: bool = False
+        self,
+        tops: Tops,
+        *,
+        classes: int,
+        edges: Sequence[float],
+        own: bool = False,
+        probability: bool = False,
+        seen: Tensor | None = None,
     ) -> list[Prediction]:
         """Return the predictions of top classes and their probabilities, after one copy.
 
-        own: with the codes of the teacher alone. probability: with the probabilities in 255ths.
+        own: with the codes of the teacher alone. probability: with the probabilities in 255ths. seen: (B, 2) int32,
+        the rows that the highest scale has seen.
         """
         if self.device.type == "mps":  # it has no float64, which counting needs
             tops = tops.map(Tensor.cpu)
-        winners, confidences, own_winners, own_confidences, seconds = tops
-        maps = {"codes": encode(winners, confidences, classes=classes, edges=edges)}
+        winners, confidences, own_winners, own_confidences, seconds, least = tops
+        maps = {} if seen is None else {"seen": seen.cpu() if self.device.type == "mps" else seen}
+        maps["codes"] = encode(winners, confidences, classes=classes, edges=edges)
         if own and own_winners is not winners:
             maps["own"] = encode(own_winners, own_confidences, classes=classes, edges=edges)
         if seconds is not None:
             maps["second"] = seconds
         if probability:
             maps["probability"] = (255 * confidences).round_().to(torch.uint8)
+        if least is not None:
+            maps["least"] = level_of(least, edges=edges)
         if self._on_cuda:
             histograms, sums = count_together(winners, confidences, classes=classes, edges=self._bin_edges)
             # The small tables are copied, for they may be kept longer than the memory that the codes lie in.
@@ -138,10 +166,13 @@ class Feed:
             tables = [count(w, p, classes=classes) for w, p in zip(winners, confidences, strict=True)]
             counted = ([x.numpy() for x in column] for column in zip(*tables, strict=True))
             each = zip(*counted, *(x.numpy() for x in maps.values()), strict=True)
-        return [
-            Prediction(levels=len(edges) + 1, histogram=counts, confidence=total, **dict(zip(maps, of, strict=True)))
-            for counts, total, *of in each
-        ]
+        predictions = []
+        for counts, total, *of in each:
+            values = dict(zip(maps, of, strict=True))
+            if seen is not None:
+                values["seen"] = tuple(map(int, values["seen"]))
+            predictions.append(Prediction(levels=len(edges) + 1, histogram=counts, confidence=total, **values))
+        return predictions
 
     def _fetched(self, tensors: Sequence[Tensor]) -> list[NDArray[np.generic]]:
         """Return tensors of a GPU as arrays that share one piece of page-locked memory, the widest types first."""

@@ -31,6 +31,7 @@ from autolabel.teacher.memory import Budget, Gate, attempt, batch_pixels, measur
 from autolabel.teacher.networks.combine import Average, Part
 from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.networks.fields import Field, Size, at_size
+from autolabel.teacher.networks.focus import Focused
 
 _PROBE = (256, 512)  # height and width of the image that the budget is measured with
 
@@ -51,8 +52,9 @@ class Teacher:
     loaded from, and its sha256; None and "" for a network that was never in a file. combine: "network" combines scales
     as the network has learnt to, "average" takes the mean of their logits. window, class_map: see `load_teacher`.
 
-    Images are (H, W, 3) uint8 RGB; `scales` contain 1; `flip` averages with the mirrored image. Methods raise
-    ValueError for scales that the network cannot combine.
+    Images are (H, W, 3) uint8 RGB; `scales` contain 1; `flip` averages with the mirrored image; `focus` is the share of
+    the rows for which the highest scale is computed, None for all (networks/focus.py). Methods raise ValueError for
+    scales that the network cannot combine.
     """
 
     def __init__(
@@ -83,7 +85,7 @@ class Teacher:
         self.precision = precision
         self.name, self.sha256, self.combine, self.window, self.class_map = name, digest, combine, window, class_map
         self._own = own
-        self._budgets: dict[tuple[tuple[float, ...], bool], Budget] = {}
+        self._budgets: dict[tuple[tuple[float, ...], bool, float | None], Budget] = {}
         self.gate = Gate(self.device)
 
     @cached_property
@@ -104,20 +106,28 @@ class Teacher:
             )
 
     @torch.inference_mode()
-    def logits(self, image: Image, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Tensor:
+    def logits(
+        self, image: Image, *, scales: Sequence[float] = SCALES, flip: bool = False, focus: float | None = None
+    ) -> Tensor:
         """Return logits (C, H, W) float32, combined over scales and flip, before the softmax.
 
         Those of probabilities are their logarithms, with one more channel for no class.
         """
-        field = self._field(self.feed.upload([image])[0], scales, flip=flip)
+        field = self._field(self.feed.upload([image])[0], scales, flip=flip, focus=focus)
         return _as_logits(field.whole(), field)[0]
 
     @torch.inference_mode()
     def sampled_logits(
-        self, image: Image, *, every: int, scales: Sequence[float] = SCALES, flip: bool = False
+        self,
+        image: Image,
+        *,
+        every: int,
+        scales: Sequence[float] = SCALES,
+        flip: bool = False,
+        focus: float | None = None,
     ) -> NDArray[np.float32]:
         """Return (C, h, w) float32: `logits` at [:, ::every, ::every]; the others are not computed."""
-        field = self._field(self.feed.upload([image])[0], scales, flip=flip)
+        field = self._field(self.feed.upload([image])[0], scales, flip=flip, focus=focus)
         rows = [field.rows(row, row + 1)[0, :, :, ::every] for row in range(0, field.size[0], every)]
         return _as_logits(torch.cat(rows, dim=1)[None], field)[0].float().cpu().numpy()
 
@@ -128,6 +138,7 @@ class Teacher:
         *,
         scales: Sequence[float] = SCALES,
         flip: bool = False,
+        focus: float | None = None,
         temperature: float = 1.0,
         evidence: Factors | None = None,
         places: Places | None = None,
@@ -138,7 +149,7 @@ class Teacher:
         """
         pixels, known = self.feed.upload([image], places=[places], evidence=evidence)
         winners, confidences, *_ = top_classes(
-            self._field(pixels, scales, flip=flip), 1, classes=self.classes, device=self.device,
+            self._field(pixels, scales, flip=flip, focus=focus), 1, classes=self.classes, device=self.device,
             channels=self.network.channels, temperature=temperature, evidence=known,
         )  # fmt: skip
         return winners[0].cpu().numpy(), confidences[0].cpu().numpy()
@@ -178,24 +189,28 @@ class Teacher:
         if not np.isfinite(prediction.confidence).all():
             raise BadTeacher(f"{self.name} gives nan for an image of noise: expected numbers, mend its weights")
 
-    def budget(self, *, scales: Sequence[float] = SCALES, flip: bool = False) -> Budget:
+    def budget(self, *, scales: Sequence[float] = SCALES, flip: bool = False, focus: float | None = None) -> Budget:
         """Measure, once, the memory that one small image needs. Raises NotEnoughMemory if even that does not fit."""
-        key = tuple(scales), flip
+        key = tuple(scales), flip, focus
         if key not in self._budgets:
-            budget = self._measured(*_PROBE, scales, flip=flip)
+            budget = self._measured(*_PROBE, scales, flip=flip, focus=focus)
             if self._own is None:  # it may resize any image to one size: a second image tells
                 pixels = math.prod(_PROBE), 4 * math.prod(_PROBE)
-                larger = self._measured(2 * _PROBE[0], 2 * _PROBE[1], scales, flip=flip)
+                larger = self._measured(2 * _PROBE[0], 2 * _PROBE[1], scales, flip=flip, focus=focus)
                 budget = Budget.of_two(budget, larger, pixels=pixels)
             self._budgets[key] = budget
         return self._budgets[key]
 
-    def _measured(self, height: int, width: int, scales: Sequence[float], *, flip: bool) -> Budget:
+    def _measured(self, height: int, width: int, scales: Sequence[float], *, flip: bool, focus: float | None) -> Budget:
         probe = np.zeros((1, height, width, 3), np.uint8)
         return measure(
             self.device, self.precision, height * width,
-            work=lambda: list(self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip)),
-            network=torch.inference_mode()(lambda: self._field(self.feed.upload(probe)[0], scales, flip=False)),
+            work=lambda: list(
+                self.predict_in_batches(probe, 1, edges=(THRESHOLD,), scales=scales, flip=flip, focus=focus)
+            ),
+            network=torch.inference_mode()(
+                lambda: self._field(self.feed.upload(probe)[0], scales, flip=False, focus=focus)
+            ),
         )  # fmt: skip
 
     def label(
@@ -205,6 +220,7 @@ class Teacher:
         threshold: float = THRESHOLD,
         scales: Sequence[float] = SCALES,
         flip: bool = False,
+        focus: float | None = None,
     ) -> tuple[NDArray[np.uint8], list[LabelStatistics]]:
         """Label images of one size, (B, H, W, 3) uint8 RGB, by a threshold alone.
 
@@ -216,9 +232,11 @@ class Teacher:
         check_threshold(threshold)
         batch = self.planned_batch(images[0].shape[:2], scales=scales)
         if self.device.type != "cpu":
-            self.budget(scales=scales, flip=flip)
+            self.budget(scales=scales, flip=flip, focus=focus)
         labels, statistics = [], []
-        for prediction in self.predict_in_batches(images, batch, edges=(threshold,), scales=scales, flip=flip):
+        for prediction in self.predict_in_batches(
+            images, batch, edges=(threshold,), scales=scales, flip=flip, focus=focus
+        ):
             label = keep(prediction.codes, self.classes)
             pixels = np.bincount(label.ravel(), minlength=256)[: self.classes]
             labels.append(label)
@@ -237,12 +255,14 @@ class Teacher:
         edges: Sequence[float],
         scales: Sequence[float] = SCALES,
         flip: bool = False,
+        focus: float | None = None,
         temperature: float = 1.0,
         evidence: Factors | None = None,
         places: Sequence[Places | None] = (),
         own: bool = False,
         second: bool = False,
         probability: bool = False,
+        swings: NDArray[np.float32] | None = None,
         alone: bool = False,
     ) -> Iterator[Prediction]:
         """Predict images of one size, `batch` at a time; yield the predictions in order.
@@ -250,11 +270,12 @@ class Teacher:
         edges: confidences that a prediction tells apart, ascending. temperature: divides the logits. evidence: of
         polygons, or None; it counts at the `places` (H, W) int16 of an image, None where it has no polygons. own,
         second: predictions tell what the teacher alone says, and its second class. probability: they tell every pixel's
-        probability, in 255ths. The last batch is filled up, so that every image goes through the same kernels. alone:
-        no other thread's batch is computed meanwhile. Raises NotEnoughMemory, MemoryTaken.
+        probability, in 255ths. swings: (2, C) of a focus, for `Prediction.least`. The last batch is filled up, so that
+        every image goes through the same kernels. alone: no other thread's batch is computed meanwhile. Raises
+        NotEnoughMemory, MemoryTaken.
         """
         size = images[0].shape[:2]
-        budget = self._budgets.get((tuple(scales), flip))
+        budget = self._budgets.get((tuple(scales), flip, focus))
 
         def lacking(memory: DeviceMemory) -> Exception:
             needed = batch * budget.needs(*size) if budget else None
@@ -270,17 +291,17 @@ class Teacher:
 
         def compute(start: int) -> list[Prediction]:
             return self._predict_batch(
-                images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, temperature=temperature,
-                evidence=evidence, places=places[start : start + batch], own=own, second=second,
-                probability=probability,
+                images[start : start + batch], batch, edges=edges, scales=scales, flip=flip, focus=focus,
+                temperature=temperature, evidence=evidence, places=places[start : start + batch], own=own,
+                second=second, probability=probability, swings=swings,
             )  # fmt: skip
 
         for start in range(0, len(images), batch):
             yield from self.gate.compute(partial(compute, start), size, alone=alone, error=lacking)
 
-    def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool) -> Field:
+    def _field(self, pixels: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         with autocast(self.device, self.precision):
-            return self.network.field(pixels, scales, flip=flip)
+            return self.network.field(pixels, scales, flip=flip, focus=focus)
 
     @torch.inference_mode()
     def _predict_batch(
@@ -291,22 +312,26 @@ class Teacher:
         edges: Sequence[float],
         scales: Sequence[float],
         flip: bool,
+        focus: float | None,
         temperature: float,
         evidence: Factors | None,
         places: Sequence[Places | None],
         own: bool,
         second: bool,
         probability: bool,
+        swings: NDArray[np.float32] | None,
     ) -> list[Prediction]:
         classes = self.classes
         with self.feed.stream():
             pixels, known = self.feed.upload(images, batch=batch, places=places, evidence=evidence)
-            field = self._field(pixels, scales, flip=flip)
+            field = self._field(pixels, scales, flip=flip, focus=focus)
             tops = top_classes(
                 field, batch, classes=classes, device=self.device, channels=self.network.channels,
                 temperature=temperature, evidence=known, second=second,
+                swings=None if swings is None else self.feed.swings(swings),
             ).first(len(images))  # fmt: skip  # without the padding images
-            return self.feed.download(tops, classes=classes, edges=edges, own=own, probability=probability)
+            seen = field.seen[: len(images)] if isinstance(field, Focused) else None
+            return self.feed.download(tops, classes=classes, edges=edges, own=own, probability=probability, seen=seen)
 
 
 def _as_logits(values: Tensor, field: Field) -> Tensor:

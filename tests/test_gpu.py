@@ -129,6 +129,7 @@ def differing(found: Sequence[Prediction], expected: Sequence[Prediction]) -> fl
 def require_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) -> None:
     """Fail unless two lists of predictions have the same bits."""
     for one, other in zip(found, expected, strict=True):
+        assert one.seen == other.seen
         assert np.array_equal(one.codes, other.codes)
         assert np.array_equal(one.histogram, other.histogram)
         assert np.array_equal(one.confidence, other.confidence)
@@ -164,6 +165,21 @@ def test_labels_in_float32_are_those_of_the_cpu(
     assert differing(half, expected) < 0.3
 
 
+@pytest.mark.parametrize("arch", ["hrnet18s_ocr_mscale", "hrnet18s_ocr"])
+def test_a_focus_looks_at_the_rows_that_it_looks_at_on_the_cpu(device: str, arch: str, streets: Pixels) -> None:
+    network, temperature = lively(arch, streets)
+    how = {"flip": True, "focus": 0.25, "swings": np.full((2, 19), 0.5, np.float32)}
+    expected = predicted(Teacher(copy.deepcopy(network)), streets[:3], temperature, **how)
+    found = predicted(Teacher(network, device=device), streets[:3], temperature, **how)
+    assert [one.seen for one in found] == [one.seen for one in expected]
+    assert any(one.seen != (0, 96) for one in found)
+    assert differing(found, expected) < 0.001
+    for one, other in zip(found, expected, strict=True):
+        assert one.least is not None
+        assert other.least is not None
+        assert np.mean(one.least != other.least) < 0.001
+
+
 @pytest.mark.parametrize("architecture", ["segformer", "mask2former"])
 def test_a_model_of_another_library_labels_as_on_the_cpu(
     device: str, architecture: str, streets: Pixels, tmp_path: Path
@@ -187,21 +203,25 @@ def test_every_trunk_computes_on_a_gpu_as_on_the_cpu(arch: str, gpu: torch.devic
 
 
 @pytest.mark.parametrize(
-    ("device", "precision"),
-    [("cpu", "float32"), *(pytest.param("cuda", name, marks=pytest.mark.gpu) for name in PRECISIONS)],
+    ("device", "precision", "focus"),
+    [
+        ("cpu", "float32", None),
+        ("cpu", "float32", 0.25),
+        *(pytest.param("cuda", name, focus, marks=pytest.mark.gpu) for name in PRECISIONS for focus in (None, 0.25)),
+    ],
     indirect=["device"],
 )
 def test_an_image_gets_the_same_bits_whatever_its_neighbours_and_its_place(
-    device: str, precision: str, teacher: Path, streets: Pixels
+    device: str, precision: str, focus: float | None, teacher: Path, streets: Pixels
 ) -> None:
-    seer = load_teacher(teacher, device=device, precision=precision)
-    expected = predicted(seer, streets, 1.0)
-    require_equal(predicted(seer, streets, 1.0), expected)
+    seer, look = load_teacher(teacher, device=device, precision=precision), partial(predicted, focus=focus)
+    expected = look(seer, streets, 1.0)
+    require_equal(look(seer, streets, 1.0), expected)
     order = [3, 9, 0, 7, 1, 8, 2, 6, 5, 4]
-    require_equal(predicted(seer, streets[order], 1.0), [expected[n] for n in order])
-    require_equal(predicted(seer, streets[9:], 1.0), expected[9:])
+    require_equal(look(seer, streets[order], 1.0), [expected[n] for n in order])
+    require_equal(look(seer, streets[9:], 1.0), expected[9:])
     again = load_teacher(teacher, device=device, precision=precision)
-    require_equal(predicted(again, streets, 1.0), expected)
+    require_equal(look(again, streets, 1.0), expected)
 
 
 def test_threads_side_by_side_give_the_bits_of_one_after_the_other(device: str, teacher: Path, streets: Pixels) -> None:

@@ -20,7 +20,8 @@ from autolabel.manifests.run.shards import Label
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.report.layers import Confidence, Layers, Missing, Photograph, Sources
 from autolabel.pipeline.report.pictures import FULL, Drawn, draw_share, write_pictures
-from autolabel.teacher.networks.combine import Average, Combination, Explicit, ExplicitPairs
+from autolabel.teacher.networks.combine import Average, Combination
+from autolabel.teacher.networks.explicit import Explicit, ExplicitPairs
 from autolabel.teacher.predict import Teacher
 
 _MOST_THREADS = 8  # each holds one image

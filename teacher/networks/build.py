@@ -23,8 +23,6 @@ from autolabel.teacher.networks import smp, timm
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
-    Explicit,
-    ExplicitPairs,
     Hierarchical,
     HierarchicalPairs,
 )
@@ -40,6 +38,7 @@ from autolabel.teacher.networks.decoders import (
     SegmentationNet,
 )
 from autolabel.teacher.networks.efficientnet_lite import EfficientNetLite0
+from autolabel.teacher.networks.explicit import Explicit, ExplicitPairs
 from autolabel.teacher.networks.hrnet import HRNET_W18_SMALL, HRNET_W48, HRNet
 from autolabel.teacher.networks.trunks import EfficientNetB4, ResNet50, WideResNet38, Xception71
 

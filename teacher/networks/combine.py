@@ -4,12 +4,9 @@
     Hierarchical        each scale is weighed against the next higher one by attention: training sees one pair of
                         scales, inference may chain any number (Tao et al., arXiv 2005.10821, section 3)
     HierarchicalPairs   the same, but a scale's attention also reads the features of the next higher scale
-    Explicit            one head reads the features of a fixed list of scales and weighs them all at once
-                        (Chen et al., "Attention to Scale", arXiv 1511.03339)
-    ExplicitPairs       a head weighs neighbouring scales two by two; pairs are chained by normalisation
 
-They are interchangeable: each turns the network's outputs at single scales into `Part`s (`weigh`) and the parts into
-one `Field` at the size of the image (`mix`).
+Those that weigh all scales at once are in `explicit.py`. They are interchangeable: each turns the network's outputs at
+single scales into `Part`s (`weigh`) and the parts into one `Field` at the size of the image (`mix`).
 
 Legend: B batch, K classes, M feature channels; (h, w) a prediction's own resolution, (H, W) the image's.
 """
@@ -18,23 +15,26 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from autolabel.teacher.networks.fields import Combined, Field, Size, add, at_size, mean, resized
+from autolabel.teacher.networks.fields import Combined, Field, Size, at_size, mean, resized
 from autolabel.teacher.networks.hrnet import is_open, resize
 
 
 @dataclass(frozen=True)
 class ScaleOutput:
-    """The network's output for images at one scale: logits and aux (B, K, h, w), features (B, M, h, w)."""
+    """The network's output for images at one scale: logits and aux (B, K, h, w), features (B, M, h, w).
+
+    context: of a network that pools features over the whole image, what it has pooled, (B, channels, n, 1).
+    """
 
     logits: Tensor
     features: Tensor
     aux: Tensor | None = None
+    context: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -71,29 +71,6 @@ def _mixed(own: Tensor, other: Tensor, trust: Tensor) -> Tensor:
 
 def _added(weighted: Tensor, other: Tensor, trust: Tensor) -> Tensor:
     return torch.addcmul(weighted, 1 - trust, other)
-
-
-def _weighted(*values: Tensor) -> Tensor:
-    """Return the sum of weight * value; the arguments are first all weights, then all values."""
-    half = len(values) // 2
-    return add(weight * value for weight, value in zip(values[:half], values[half:], strict=True))
-
-
-def _weighted_by_pairs(*values: Tensor) -> Tensor:
-    """Return the weighted sum of n values; the arguments are n - 1 weights of neighbouring pairs, then the values.
-
-    A pair's weights have two channels, (lower, higher). The first pair's weights stand; each later pair is scaled so
-    that it divides the weight of its lower scale between its two scales.
-    """
-    pairs = len(values) // 2
-    lower, higher = values[0][:, :1], values[0][:, 1:]
-    weights, last = [lower, higher], higher
-    for pair in values[1:pairs]:
-        lower, higher = pair[:, :1], pair[:, 1:]
-        share = last / (lower + higher)
-        weights[-1:] = [lower * share, higher * share]
-        last = higher
-    return _weighted(*weights, *values[pairs:])
 
 
 def rescaled_size(size: Size, scale: float, *, nearest: bool = False) -> Size:
@@ -135,6 +112,24 @@ class Combination(nn.Module):
     def require(self, scales: Sequence[float]) -> None:
         """Raise ValueError for scales that this combination cannot weigh."""
 
+    def require_focus(self, scales: Sequence[float]) -> None:
+        """Raise ValueError unless the scales can be weighed before the network has seen the highest, which is above 1.
+
+        The weights of most combinations are computed from the features of all scales, or of two neighbours.
+        """
+        raise ValueError(
+            "focus: this network weighs its highest scale by what it sees there, so it has to see all of it: combine by"
+            " average, or leave focus out"
+        )
+
+    def size_at(self, size: Size, scale: float) -> Size:
+        """Return the size of an image at a scale."""
+        return rescaled_size(size, scale)
+
+    def weigh_below(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
+        """Do as `weigh`, for the scales below a highest one that follows. The scales pass `require_focus` with it."""
+        raise NotImplementedError
+
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         """Run the network at every scale. `predict` takes the size to which it resizes the image of `size`.
 
@@ -152,10 +147,11 @@ class Combination(nn.Module):
         The factors of a pixel sum to 1, except in explicit combinations. They are computed by mixing marks instead of
         logits: 1 in a part's own channel, 0 in the others.
         """
-        scales = torch.tensor([part.scale for part in parts], dtype=torch.float64)
+        places = {part.scale: place for place, part in enumerate(parts)}
 
         def mark(part: Part) -> Tensor:
-            own = (scales == part.scale).to(part.logits).view(1, -1, 1, 1)
+            place = torch.arange(len(parts), device=part.logits.device)
+            own = (place == places[part.scale]).to(part.logits.dtype).view(1, -1, 1, 1)
             return own.expand(part.logits.shape[0], -1, *part.logits.shape[-2:])
 
         return self.mix(parts, size, pick=mark)
@@ -166,10 +162,19 @@ class Average(Combination):
 
     training_scales = (1.0,)
 
+    def require_focus(self, scales: Sequence[float]) -> None:
+        _require_higher(scales)
+
+    def size_at(self, size: Size, scale: float) -> Size:
+        return rescaled_size(size, scale, nearest=True)
+
+    def weigh_below(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
+        return self.weigh(predict, size, scales=scales)
+
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts = []
         for scale in sorted(scales, key=lambda s: (s != 1, s)):
-            own = rescaled_size(size, scale, nearest=True)
+            own = self.size_at(size, scale)
             now = predict(own)
             parts.append(Part(scale, own, now.logits, aux=now.aux))
             del now  # its features: the next scale needs the memory
@@ -223,8 +228,17 @@ class Hierarchical(_Chained):
         x = F.relu_(self.bn1(self.conv1(x)))
         return self.conv2(x).float().sigmoid()  # type: ignore[no-any-return]
 
+    def require_focus(self, scales: Sequence[float]) -> None:
+        _require_higher(scales)
+
+    def weigh_below(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
+        return self._weighed(predict, size, scales=scales, highest=None)
+
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
-        highest = max(scales)  # its attention is not used: no scale above would share with it
+        # The attention of the highest scale is not used: no scale above would share with it.
+        return self._weighed(predict, size, scales=scales, highest=max(scales))
+
+    def _weighed(self, predict: Predict, size: Size, *, scales: Sequence[float], highest: float | None) -> list[Part]:
         parts = []
         for scale in sorted(scales):
             own = rescaled_size(size, scale)
@@ -243,7 +257,7 @@ class HierarchicalPairs(_Chained):
 
     def __init__(self, inputs: int, channels: int) -> None:
         super().__init__()
-        _add_layers(self, [*head_layers(2 * inputs, channels, outputs=1), nn.Sigmoid()])
+        add_layers(self, [*head_layers(2 * inputs, channels, outputs=1), nn.Sigmoid()])
 
     def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
         parts: list[Part] = []
@@ -253,85 +267,16 @@ class HierarchicalPairs(_Chained):
             now = predict(own)
             if below is not None:
                 higher = resize(now.features, below.shape[-2:])
-                parts[-1] = replace(parts[-1], attention=_run_layers(self, torch.cat([below, higher], dim=1)))
+                parts[-1] = replace(parts[-1], attention=run_layers(self, torch.cat([below, higher], dim=1)))
             parts.append(Part(scale, own, now.logits, aux=now.aux))
             below = now.features
         return parts
 
 
-_EXPLICIT_SCALES: dict[int, tuple[float, ...]] = {
-    1: (1.0,),
-    2: (0.5, 1.0),
-    3: (0.5, 1.0, 2.0),
-    4: (0.25, 0.5, 1.0, 2.0),
-    5: (0.25, 0.5, 1.0, 1.5, 2.0),
-}
-
-
-class Explicit(Combination):
-    """One head reads the features of all scales and weighs them at every pixel.
-
-    The number of scales is fixed when it is built; raises ValueError unless it is 1 to 5. `batch_norm` chooses the
-    deeper head with batch norm; the plain head is that of the published network, whose last 1x1 convolution is padded
-    by a pixel.
-    """
-
-    def __init__(self, inputs: int, scales: int, *, batch_norm: bool) -> None:
-        super().__init__()
-        self.scales = scales
-        if scales not in _EXPLICIT_SCALES:
-            raise ValueError(f"{scales} scales: an explicit combination weighs 1 to {len(_EXPLICIT_SCALES)} of them")
-        self.training_scales = _EXPLICIT_SCALES[scales]
-        first = nn.Conv2d(scales * inputs, 512, 3, padding=1, bias=False)
-        plain = [first, nn.ReLU(inplace=True), nn.Conv2d(512, scales, 1, padding=1, bias=False)]
-        _add_layers(self, head_layers(scales * inputs, 256, outputs=scales) if batch_norm else plain)
-
-    def require(self, scales: Sequence[float]) -> None:
-        if len(scales) != self.scales:
-            given = ",".join(f"{s:g}" for s in scales)
-            raise ValueError(f"scales {given}: this network weighs exactly {self.scales} scales at once")
-
-    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
-        parts, features = _predict_all(predict, size, scales)
-        ordered = [features[1.0], *(features[scale] for scale in sorted(scales) if scale != 1)]
-        weights = _run_layers(self, torch.cat(ordered, dim=1))
-        # The head's channels are in ascending order of scale; the features that it reads begin with scale 1.
-        return [replace(part, attention=weights[:, i : i + 1]) for i, part in enumerate(parts)]
-
-    def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
-        """Return the sum of the scales' logits times their weights, which need not sum to 1."""
-        weights = [at_size(part.attention, size) for part in parts if part.attention is not None]
-        return Combined(_weighted, (*weights, *(at_size(pick(part), part.size, size) for part in parts)))
-
-
-class ExplicitPairs(Combination):
-    """A head weighs each scale and the next higher one from the features of both; pairs chain any number of scales."""
-
-    def __init__(self, inputs: int, channels: int) -> None:
-        super().__init__()
-        _add_layers(self, [*head_layers(2 * inputs, channels, outputs=2), nn.Sigmoid()])
-
-    def weigh(self, predict: Predict, size: Size, *, scales: Sequence[float]) -> list[Part]:
-        parts, features = _predict_all(predict, size, scales)
-        pairs = [torch.cat([features[a.scale], features[b.scale]], dim=1) for a, b in pairwise(parts)]
-        return [*(replace(p, attention=_run_layers(self, x)) for p, x in zip(parts, pairs, strict=False)), parts[-1]]
-
-    def mix(self, parts: Sequence[Part], size: Size, *, pick: Pick = of_logits) -> Field:
-        logits = [at_size(pick(part), part.size, size) for part in parts]
-        pairs = [at_size(part.attention, size) for part in parts if part.attention is not None]
-        return Combined(_weighted_by_pairs, (*pairs, *logits)) if pairs else logits[0]
-
-
-def _predict_all(predict: Predict, size: Size, scales: Sequence[float]) -> tuple[list[Part], dict[float, Tensor]]:
-    """Return every scale's part, ascending, and by scale the features, resized to those of scale 1."""
-    parts: dict[float, Part] = {}
-    features: dict[float, Tensor] = {}
-    for scale in sorted(scales, key=lambda s: (s != 1, s)):
-        own = rescaled_size(size, scale)
-        now = predict(own)
-        parts[scale] = Part(scale, own, now.logits, aux=now.aux)
-        features[scale] = resize(now.features, features[1.0].shape[-2:]) if scale != 1 else now.features
-    return [parts[scale] for scale in sorted(scales)], features
+def _require_higher(scales: Sequence[float]) -> None:
+    if max(scales) <= 1 or len(scales) < 2:
+        given = ",".join(f"{s:g}" for s in scales)
+        raise ValueError(f"focus with scales {given}: expected a scale above 1 besides, such as 0.5,1,2")
 
 
 def head_layers(inputs: int, channels: int, *, outputs: int) -> list[nn.Module]:
@@ -346,13 +291,14 @@ def head_layers(inputs: int, channels: int, *, outputs: int) -> list[nn.Module]:
     return [*layers, nn.Conv2d(channels, outputs, 1, bias=False)]
 
 
-def _add_layers(module: nn.Module, layers: Sequence[nn.Module]) -> None:
+def add_layers(module: nn.Module, layers: Sequence[nn.Module]) -> None:
     """Register layers under their numbers, which are their names in published state dicts."""
     for index, layer in enumerate(layers):
         module.add_module(str(index), layer)
 
 
-def _run_layers(module: nn.Module, x: Tensor) -> Tensor:
+def run_layers(module: nn.Module, x: Tensor) -> Tensor:
+    """Apply the layers of `add_layers` in turn; the result is float32."""
     for layer in module.children():
         x = layer(x.float() if isinstance(layer, nn.Sigmoid) else x)  # a weight near 1 has few digits in 16 bits
     return x.float()

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -48,29 +49,32 @@ class SegmentationNet(nn.Module):
     multiple: int = 1
     borrowed: bool = False
 
-    def predict(self, images: Tensor) -> ScaleOutput:
-        """Predict at one scale; the output has the decoder's own resolution (stride 2 to 8)."""
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
+        """Predict at one scale; the output has the decoder's own resolution (stride 2 to 8).
+
+        context: what the network would pool over the image (see `ScaleOutput`), from elsewhere; for a part of an image.
+        """
         raise NotImplementedError
+
+    def predict_at(self, images: Tensor, size: Size, *, context: Tensor | None = None) -> ScaleOutput:
+        """Predict images resized to `size`; logits and aux are float32, for scales are always combined in float32."""
+        now = self._predict_padded(resize(images, size), context)
+        aux = None if now.aux is None else now.aux.float()
+        return replace(now, logits=now.logits.float(), aux=aux)
 
     def parts(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> list[Part]:
         """Predict at every scale and weigh the scales. Raises ValueError for scales that cannot be weighed."""
-
-        def predict(size: Size) -> ScaleOutput:
-            now = self._predict_padded(resize(images, size))
-            aux = None if now.aux is None else now.aux.float()
-            return replace(now, logits=now.logits.float(), aux=aux)  # scales are always combined in float32
-
         combination = combination or self.scale_attn
         combination.require(scales)
-        return combination.weigh(predict, _size(images), scales=scales)
+        return combination.weigh(partial(self.predict_at, images), _size(images), scales=scales)
 
-    def _predict_padded(self, images: Tensor) -> ScaleOutput:
+    def _predict_padded(self, images: Tensor, context: Tensor | None) -> ScaleOutput:
         """Predict images of any size: the last row and column are repeated up to a multiple, and cut off again."""
         height, width = _size(images)
         below, right = -height % self.multiple, -width % self.multiple
         if not below and not right:
-            return self.predict(images)
-        now = self.predict(F.pad(images, (0, right, 0, below), mode="replicate"))
+            return self.predict(images, context=context)
+        now = self.predict(F.pad(images, (0, right, 0, below), mode="replicate"), context=context)
 
         def cut(x: Tensor) -> Tensor:
             stride = (height + below) // x.shape[-2]
@@ -79,7 +83,8 @@ class SegmentationNet(nn.Module):
                 x = resize(x, ((height + below) // stride, (width + right) // stride))
             return x[..., : -(-height // stride), : -(-width // stride)]
 
-        return ScaleOutput(cut(now.logits), cut(now.features), None if now.aux is None else cut(now.aux))
+        aux = None if now.aux is None else cut(now.aux)
+        return ScaleOutput(cut(now.logits), cut(now.features), aux, now.context)
 
     def field(self, images: Tensor, scales: Sequence[float], *, combination: Combination | None = None) -> Field:
         """Return the combined logits as a field (B, K, H, W), to be read in bands or whole."""
@@ -129,9 +134,9 @@ class OCRNet(SegmentationNet):
         self.backbone = trunk
         self.ocr = OCR(trunk.channels, classes, mid=mid, key=key)
 
-    def predict(self, images: Tensor) -> ScaleOutput:
-        logits, aux, features = self.ocr(self.backbone(images))
-        return ScaleOutput(logits, features, aux)
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
+        logits, aux, features, regions = self.ocr(self.backbone(images), context)
+        return ScaleOutput(logits, features, aux, regions)
 
 
 class ASPP(nn.Module):
@@ -153,9 +158,12 @@ class ASPP(nn.Module):
         conv = nn.Conv2d(inputs, 256, 3 if rate else 1, dilation=max(1, rate), padding=rate, bias=False)
         return nn.Sequential(conv, nn.BatchNorm2d(256), nn.ReLU(inplace=True))
 
-    def forward(self, x: Tensor) -> Tensor:
-        mean = self.img_conv(x.mean(dim=(2, 3), keepdim=True))
-        return torch.cat([mean.expand(-1, -1, *_size(x)), *(branch(x) for branch in self.features)], dim=1)
+    def forward(self, x: Tensor, mean: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return the maps of x, and its mean feature (B, inputs, 1, 1), or the given one."""
+        if mean is None:
+            mean = x.mean(dim=(2, 3), keepdim=True)
+        everywhere = self.img_conv(mean).expand(-1, -1, *_size(x))
+        return torch.cat([everywhere, *(branch(x) for branch in self.features)], dim=1), mean
 
 
 class HRNetPlain(SegmentationNet):
@@ -167,7 +175,7 @@ class HRNetPlain(SegmentationNet):
         self.backbone = trunk
         self.cls_head = nn.Sequential(*head_layers(trunk.channels, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> ScaleOutput:
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
         features = self.backbone(images)
         return ScaleOutput(self.cls_head(features), features)
 
@@ -183,9 +191,10 @@ class HRNetASPP(SegmentationNet):
         self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
         self.final = nn.Sequential(*head_layers(256, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> ScaleOutput:
-        features = self.bot_aspp(self.aspp(self.backbone(images)))
-        return ScaleOutput(self.final(features), features)
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
+        pyramid, mean = self.aspp(self.backbone(images), context)
+        features = self.bot_aspp(pyramid)
+        return ScaleOutput(self.final(features), features, context=mean)
 
 
 class DeepLabV3(SegmentationNet):
@@ -198,9 +207,9 @@ class DeepLabV3(SegmentationNet):
         self.aspp = ASPP(trunk.channels[-1])
         self.final = nn.Sequential(*head_layers(ASPP.outputs, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> ScaleOutput:
-        features = self.aspp(self.backbone(images).deep)
-        return ScaleOutput(self.final(features), features)
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
+        features, mean = self.aspp(self.backbone(images).deep, context)
+        return ScaleOutput(self.final(features), features, context=mean)
 
 
 class DeepLabV3Plus(SegmentationNet):
@@ -215,11 +224,12 @@ class DeepLabV3Plus(SegmentationNet):
         self.bot_aspp = nn.Conv2d(ASPP.outputs, 256, 1, bias=False)
         self.final = nn.Sequential(*head_layers(48 + 256, 256, outputs=classes))
 
-    def predict(self, images: Tensor) -> ScaleOutput:
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
         trunk: Features = self.backbone(images)
+        pyramid, mean = self.aspp(trunk.deep, context)
         fine = self.bot_fine(trunk.fine)
-        joined = torch.cat([fine, resize(self.bot_aspp(self.aspp(trunk.deep)), _size(fine))], dim=1)
-        return ScaleOutput(self.final(joined), joined)
+        joined = torch.cat([fine, resize(self.bot_aspp(pyramid), _size(fine))], dim=1)
+        return ScaleOutput(self.final(joined), joined, context=mean)
 
 
 class ConvBnRelu(nn.Module):
@@ -252,9 +262,10 @@ class DeeperLab(SegmentationNet):
         self.conv_up3 = ConvBnRelu(256 + 32, 256)
         self.conv_up5 = nn.Conv2d(256, classes, 1, bias=False)
 
-    def predict(self, images: Tensor) -> ScaleOutput:
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
         trunk: Features = self.backbone(images)
-        x = self.conv_up1(self.aspp(trunk.deep))
+        pyramid, mean = self.aspp(trunk.deep, context)
+        x = self.conv_up1(pyramid)
         x = self.conv_up2(torch.cat([resize(x, _size(trunk.middle)), self.convs4(trunk.middle)], dim=1))
         x = self.conv_up3(torch.cat([resize(x, _size(trunk.fine)), self.convs2(trunk.fine)], dim=1))
-        return ScaleOutput(self.conv_up5(x), x)
+        return ScaleOutput(self.conv_up5(x), x, context=mean)

@@ -71,7 +71,10 @@ def region_features(features: Tensor, region_logits: Tensor) -> Tensor:
 
 
 class OCR(nn.Module):
-    """Trunk features (B, inputs, h, w) -> (class logits, auxiliary logits, OCR features), all at (h, w)."""
+    """Trunk features (B, inputs, h, w) -> (class logits, auxiliary logits, OCR features, all at (h, w); regions).
+
+    regions: (B, M, K, 1), those of these features unless others are given.
+    """
 
     def __init__(self, inputs: int, classes: int, *, mid: int, key: int, dropout: float = 0.05) -> None:
         super().__init__()
@@ -80,8 +83,10 @@ class OCR(nn.Module):
         self.cls_head = nn.Conv2d(mid, classes, 1)
         self.aux_head = nn.Sequential(nn.Conv2d(inputs, inputs, 1), _bn_relu(inputs), nn.Conv2d(inputs, classes, 1))
 
-    def forward(self, features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, features: Tensor, regions: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         aux = self.aux_head(features)
         pixels = self.conv3x3_ocr(features)
-        enriched = self.ocr_distri_head(pixels, region_features(pixels, aux))
-        return self.cls_head(enriched), aux, enriched
+        if regions is None:
+            regions = region_features(pixels, aux)
+        enriched = self.ocr_distri_head(pixels, regions)
+        return self.cls_head(enriched), aux, enriched, regions

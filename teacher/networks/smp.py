@@ -97,7 +97,7 @@ class SMPNet(SegmentationNet):
         for name in _unread(decoder, encoder):  # processes that train together wait for every gradient
             self.get_parameter(name).requires_grad_(False)
 
-    def predict(self, images: Tensor) -> ScaleOutput:
+    def predict(self, images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
         maps = self.encoder(images)
         # Encoders for DPT return a pair: the maps, and the tokens that stand for no place.
         logits = self.segmentation_head(self.decoder(*maps) if isinstance(maps, tuple) else self.decoder(maps))

@@ -20,14 +20,13 @@ from autolabel.teacher.networks import fields
 from autolabel.teacher.networks.combine import (
     Average,
     Combination,
-    Explicit,
-    ExplicitPairs,
     Hierarchical,
     HierarchicalPairs,
     Part,
     ScaleOutput,
     rescaled_size,
 )
+from autolabel.teacher.networks.explicit import Explicit, ExplicitPairs
 from autolabel.teacher.networks.fields import (
     Combined,
     Field,

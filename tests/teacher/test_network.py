@@ -218,7 +218,7 @@ def test_one_network_with_each_way_to_combine_gives_what_the_reference_gave(phot
     network = network_by_formula("resnet50_deeplabv3plus", 19)
     known: dict[Size, ScaleOutput] = {}
 
-    def remembered(images: Tensor) -> ScaleOutput:
+    def remembered(images: Tensor, *, context: Tensor | None = None) -> ScaleOutput:
         size = (images.shape[-2], images.shape[-1])
         if size not in known:
             known[size] = network.predict(images)

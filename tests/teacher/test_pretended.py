@@ -215,6 +215,26 @@ def test_every_size_of_batch_and_band_labels_on_a_gpu_in_float32(
 
 
 @pytest.mark.thorough
+@pytest.mark.parametrize("arch", ["hrnet18s_ocr_mscale", "efficientnet_lite0_aspp", "resnet50_deeplabv3plus_mscale"])
+def test_a_focus_labels_on_a_gpu_without_waiting_for_where_to_look(arch: str) -> None:
+    with PretendedGPU() as gpu:
+        teacher = teacher_on_gpu(arch)
+        images = np.zeros((2, *SIZE, 3), np.uint8)
+        swings = np.ones((2, CLASSES), np.float32)
+        how = {"edges": (0.5, 0.9), "scales": SCALES, "flip": True, "focus": 0.25, "swings": swings}
+        list(teacher.predict_in_batches(images, 2, **how))  # the swings are copied there once
+        with gpu.recorded() as record:
+            first, _ = teacher.predict_in_batches(images, 2, **how)
+    assert first.least is not None
+    assert (first.codes.shape, first.least.shape, len(first.seen or ())) == (SIZE, SIZE, 2)
+    pixels, tables = 2 * SIZE[0] * SIZE[1], 2 * CLASSES * (20 + 1) * 8
+    assert record.into == [Copy(3 * pixels, pinned=True, waited=False)]
+    assert record.out == [Copy(2 * pixels + tables + 2 * 2 * 4, pinned=True, waited=False)]
+    assert record.waits == 1
+    assert_sound(record, torch.bfloat16)
+
+
+@pytest.mark.thorough
 def test_a_last_batch_goes_in_full_and_comes_back_without_its_filling() -> None:
     images = np.zeros((11, 128, 256, 3), np.uint8)
     with PretendedGPU() as gpu:
