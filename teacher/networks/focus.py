@@ -89,6 +89,8 @@ class Bands:
         step, even = math.lcm(_STEP, multiple), math.lcm(_EVEN, multiple)
         halo = -(-HALO // step) * step
         rows = int((max(1, round(share * height)) + 2 * halo) / even) * even
+        if height % even == 0:
+            rows -= (rows - height) % step  # so that the last view ends with the image
         return cls(height, rows, halo, step) if rows > 2 * halo and rows < height else None
 
     def starts(self, device: torch.device) -> Tensor:
