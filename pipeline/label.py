@@ -208,6 +208,10 @@ class Labeller:
         yield from ahead(self.pool, lambda sample: self._label_one(sample, unit), self._until_stop(todo), depth)
 
     def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
+        # The pace is that of the unit before.
+        if (threads := self.pace.threads(now=self.threads, most=self.most)) != self.threads:
+            self.pool.shutdown()
+            self._begin_threads(threads)
         depth, self.pace = 2 * LARGEST_BATCH, Pace()
         decoded = ahead(self.pool, lambda sample: self._decode(sample, unit), self._until_stop(todo), depth)
 
@@ -217,9 +221,6 @@ class Labeller:
             while len(behind) > 2 * LARGEST_BATCH:
                 yield behind.popleft().result()
         yield from (future.result() for future in behind)
-        if (threads := self.pace.threads(self.most)) != self.threads:
-            self.pool.shutdown()
-            self._begin_threads(threads)
 
     def _batches(self, decoded: Iterable[Decoded | Refused]) -> Iterator[list[Decoded | Refused]]:
         """Cut into batches of images of one size; refused samples go along, and take nobody's place."""

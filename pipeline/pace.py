@@ -52,13 +52,13 @@ class Pace:
                 if not self._batches:
                     self.device += time.perf_counter() - self._since
 
-    def threads(self, most: int) -> int:
+    def threads(self, *, now: int, most: int) -> int:
         """The threads, 1 to `most`, that keep pace with the device, and one more for images that take longer.
 
-        Without a measurement, `most`.
+        Before anything was measured, as many as there are `now`.
         """
         if not self.images or not self.device:
-            return most
+            return now
         return min(most, math.ceil(self.host / self.device) + 1)
 
     def needs(self, cores: int) -> HostNeeds | None:

@@ -27,11 +27,11 @@ def pace(*, images: int, host: float, cpu: float, device: float) -> Pace:
 def test_threads_follow_from_host_and_device_and_never_exceed_the_cores(
     host: float, device: float, most: int, threads: int
 ) -> None:
-    assert pace(images=4, host=host, cpu=host, device=device).threads(most) == threads
+    assert pace(images=4, host=host, cpu=host, device=device).threads(now=4, most=most) == threads
 
 
-def test_before_anything_is_measured_all_cores_are_taken_and_nothing_is_said() -> None:
-    assert Pace().threads(6) == 6
+def test_before_anything_is_measured_the_threads_stay_as_they_are_and_nothing_is_said() -> None:
+    assert Pace().threads(now=4, most=6) == 4
     assert Pace().needs(6) is None
 
 

@@ -66,6 +66,15 @@ def test_a_trial_on_a_gpu_counts_from_the_third_batch_on(
 
     monkeypatch.setattr(label, "time", SimpleNamespace(perf_counter=lambda: gpus[0].now))
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: gpus[0].now, thread_time=Quarters()))
+    begun: list[int] = []
+    monkeypatch.setattr(pace.Pace, "threads", lambda *_, **__: 1)
+    begin = label.Labeller._begin_threads
+
+    def noted(labeller: label.Labeller, threads: int) -> None:
+        begun.append(threads)
+        begin(labeller, threads)
+
+    monkeypatch.setattr(label.Labeller, "_begin_threads", noted)
     for room in (engine, label):
         monkeypatch.setattr(room, "cores", lambda: 2)
     monkeypatch.setattr(prepare, "pick_device", lambda name: name)
@@ -78,6 +87,7 @@ def test_a_trial_on_a_gpu_counts_from_the_third_batch_on(
     found = preview(job)
     assert found.probe is not None
     assert gpus[0].batches == batches
+    assert begun == [2, 1]
     assert (found.probe.images, found.probe.refused, found.probe.images_per_s) == (probed, 0, 8.0)
     assert found.hours(2) == images / 8 / 2 / 3600
     # A quarter of a second for decoding an image, another for finishing it, and one for every batch.
