@@ -11,8 +11,9 @@ SOURCES := $(shell git ls-files '*.py' '*.j2' '*.css' '*.js' '*.json' '*.typed' 
 # One thread each: the tensors of the tests are too small for several. Files stay together, for what they prepare.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 # What no computer has fewer of: no figure may depend on the instructions of the machine that made it.
-PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default
-NUMERIC := tests/manifests/test_scores.py tests/teacher tests/student/test_losses.py tests/student/test_evaluate.py \
+PLAIN := ONEDNN_MAX_CPU_ISA=SSE41 ATEN_CPU_CAPABILITY=default AUTOLABEL_TESTS_WITHOUT=kornia_rs,zlib_ng
+NUMERIC := tests/manifests/test_scores.py tests/manifests/test_images.py tests/manifests/test_headers.py \
+	tests/manifests/test_png_decoder.py tests/student/test_data.py tests/teacher tests/student/test_losses.py tests/student/test_evaluate.py \
 	tests/pipeline/test_audit.py tests/pipeline/test_calibration.py tests/pipeline/test_weighed.py
 
 .PHONY: help demo dev quick test kinds readers plain lint types format docs clean
@@ -37,7 +38,7 @@ kinds: .venv/tested  ## every kind of teacher the whole way, and the published n
 readers: .venv/tested  ## exports read by the real readers of other tools, each in an environment of its own
 	$(BIN)/python -m pytest -m slow tests/readers
 
-plain: .venv/tested  ## the tests of numbers once more, with the oldest instructions that torch knows
+plain: .venv/tested  ## the tests of numbers once more: oldest instructions of torch, PNGs by Pillow alone
 	$(PLAIN) $(PYTEST) $(NUMERIC)
 
 lint: .venv/linted types  ## style and types

@@ -11,7 +11,7 @@ import io
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
@@ -36,6 +36,9 @@ _XMP_MARK = b"http://ns.adobe.com/xap/1.0/\0"
 _TIFF_PIXELS = {254, 256, 257, 258, 259, 262, 266, 273, 277, 278, 279, 284, 317, 322, 323, 324, 325, 338, 339}
 _TIFF_PACKINGS = {1: "none", 5: "LZW", 8: "deflate", 32946: "deflate", 32773: "PackBits"}
 _TIFF_BYTES = {1: 1, 3: 2, 4: 4}  # TIFF field types of whole numbers
+
+
+Crc = Callable[[bytes | memoryview], int]  # the CRC-32 of some bytes
 
 
 class BadImage(ValueError):
@@ -139,26 +142,31 @@ def _late_exif(file: BinaryIO) -> int | None:
     return None
 
 
-def _png_pixels(data: bytes) -> bytes:
-    parts, place, whole = [data[:33]], 33, memoryview(data)
+def png_chunks(data: bytes, crc32: Crc = zlib.crc32) -> list[tuple[bytes, int, int]]:
+    """Name, start and end of the chunks that make the pixels of a PNG, its end last. Raises BadImage for damage."""
+    chunks, place, whole = list[tuple[bytes, int, int]](), 33, memoryview(data)
     while place + 8 <= len(data):
         length, name = int.from_bytes(data[place : place + 4]), data[place + 4 : place + 8]
         end = place + 12 + length
         if end > len(data):
             raise BadImage("damaged or truncated: the file ends in the middle")
         if name not in _PNG_METADATA:
-            if zlib.crc32(whole[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
+            if crc32(whole[place + 4 : end - 4]) != int.from_bytes(data[end - 4 : end]):
                 raise BadImage(f"damaged or truncated: chunk {name!r} has another checksum")
             if name in _PNG_PIXELS:
-                parts.append(data[place:end])
+                chunks.append((name, place, end))
             elif name[:1].isupper() and name != b"IEND":  # by the standard nobody may decode a file without it
                 raise BadImage(f"damaged or truncated: unknown chunk {name!r}")
-        place = end
         if name == b"IEND":
-            if len(parts) == 1:
+            if not chunks:
                 raise BadImage("damaged or truncated: it has no pixels")
-            return b"".join((*parts, data[end - 12 : end]))
+            return [*chunks, (name, end - 12, end)]
+        place = end
     raise BadImage("damaged or truncated: its end is missing")
+
+
+def _png_pixels(data: bytes) -> bytes:
+    return b"".join((data[:33], *(data[start:end] for _, start, end in png_chunks(data))))
 
 
 # --- JPEG (ITU T.81) --------------------------------------------------------------------------------------------------

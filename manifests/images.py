@@ -16,13 +16,14 @@ from typing import BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from autolabel.manifests import storage
 from autolabel.manifests.colours import train_ids_of
 from autolabel.manifests.headers import PNG_SIGNATURE, BadImage, Header, pixels_only, read_header
 from autolabel.manifests.label_space import IGNORE, VOID, Colour, LabelSpace
 from autolabel.manifests.orientation import UPRIGHT
+from autolabel.manifests.png_decoder import decode_png
 from autolabel.manifests.wording import reason
 
 __all__ = ["BadImage"]
@@ -63,17 +64,23 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 
 def decode_image(data: bytes) -> NDArray[np.uint8]:
     """Decode a photograph: (H, W, 3) uint8 RGB, EXIF orientation applied. Raises BadImage; see `photograph_header`."""
-    return np.asarray(decode_picture(data)[0])
+    header = photograph_header(io.BytesIO(data))
+    pixels = decode_png(data, header, _by_pillow) if header.orientation == UPRIGHT else None
+    return np.asarray(_as_rgb(_decode(data, header))) if pixels is None else pixels
 
 
-def decode_picture(data: bytes, shrink: float = 1) -> tuple[Image.Image, int]:
+def decode_picture(data: bytes, shrink: float = 1, *, rows: int | None = None) -> tuple[Image.Image, int]:
     """Decode a photograph as a Pillow image in RGB. Return it and the factor by which it is smaller than the file's.
 
     The factor is 1, 2, 4 or 8, at most `shrink`. Only an upright JPEG can be decoded smaller, in half of the time or
     less: the decoder leaves out the fine parts of its blocks. Pixel (i, j) then stands for the square of the file's
-    pixels that begins at (k i, k j). Raises BadImage.
+    pixels that begins at (k i, k j). rows: how many of the upper rows are needed; an upright PNG may be returned
+    without the others. Raises BadImage.
     """
     header = photograph_header(io.BytesIO(data))
+    pixels = decode_png(data, header, _by_pillow, rows=rows if header.orientation == UPRIGHT else None)
+    if pixels is not None:
+        return _upright(Image.fromarray(pixels), header), 1
     smaller = max(k for k in (1, 2, 4, 8) if k <= max(1, shrink))
     # If a JPEG has to be turned, the squares that its edge cuts come first and shift all others.
     if header.format != "JPEG" or header.orientation != UPRIGHT or min(header.size) < smaller:
@@ -138,7 +145,9 @@ def decode_label(
     header = _png_header(data)
     if ids == "color" and space is not None:
         return _from_colours(data, header, space)
-    stored = np.asarray(_stored(data, header))
+    _require_stored(header)
+    pixels = decode_png(data, header, _by_pillow)
+    stored = np.asarray(_decode(data, header, upright=False)) if pixels is None else pixels
     if space is None:
         return stored
     unknown = _unknown_ids(stored, space, ids=ids)
@@ -158,7 +167,9 @@ def stored_ids(data: bytes) -> tuple[NDArray[np.uint8], tuple[Colour, ...] | Non
 
     Raises BadImage for any other file.
     """
-    picture = _stored(data, _png_header(data))
+    header = _png_header(data)
+    _require_stored(header)
+    picture = _decode(data, header, upright=False)
     palette = iter((picture.getpalette("RGB") or []) if picture.mode == "P" else [])
     return np.asarray(picture), tuple(zip(palette, palette, palette, strict=False)) if picture.mode == "P" else None
 
@@ -175,14 +186,13 @@ def _png_header(data: bytes) -> Header:
     return header
 
 
-def _stored(data: bytes, header: Header) -> Image.Image:
-    """A PNG of one 8-bit channel. Raises BadImage for any other."""
+def _require_stored(header: Header) -> None:
+    """Raise BadImage unless a PNG has one 8-bit channel."""
     if header.mode not in ("L", "P") or (header.bits != 8 and header.mode == "L"):  # Pillow would stretch 4 bits to 8
         coloured = header.mode in ("RGB", "RGBA") and header.bits == 8
         advice = "colours are read with --label-ids color" if coloured else "convert the file first"
         expected = f"expected 8-bit grey or palette PNG holding one class id a pixel; {advice}"
         raise BadImage(f"mode {header.mode}, {header.bits} bits: {expected}")
-    return _decode(data, header, upright=False)
 
 
 def _from_colours(data: bytes, header: Header, space: LabelSpace) -> NDArray[np.uint8]:
@@ -289,6 +299,8 @@ def _foreign() -> Iterator[None]:
         yield
     except (BadImage, MemoryError):
         raise
+    except UnidentifiedImageError as error:  # its words hold the address of an object
+        raise BadImage("damaged or truncated: Pillow cannot identify it") from error
     except Exception as error:
         raise BadImage(f"damaged or truncated: {reason(error)}") from error
 
@@ -312,8 +324,16 @@ def _decode(data: bytes, header: Header, *, smaller: int = 1, upright: bool = Tr
         if smaller > 1:
             opened.draft(opened.mode, (opened.width // smaller, opened.height // smaller))
         opened.load()
-        turn = _TURNS.get(header.orientation) if upright else None
-        return opened if turn is None else opened.transpose(turn)
+        return _upright(opened, header) if upright else opened
+
+
+def _upright(picture: Image.Image, header: Header) -> Image.Image:
+    turn = _TURNS.get(header.orientation)
+    return picture if turn is None else picture.transpose(turn)
+
+
+def _by_pillow(data: bytes) -> NDArray[np.uint8]:
+    return np.asarray(_decode(data, _header(io.BytesIO(data)), upright=False))
 
 
 def _as_rgb(picture: Image.Image) -> Image.Image:

@@ -5,7 +5,10 @@ BadImage says that the file itself is to blame, and why. An OSError is trouble o
 
 from __future__ import annotations
 
+import contextlib
 import errno
+import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +16,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from autolabel.manifests import storage
-from autolabel.manifests.images import BadImage, decode_label, decode_picture, require_size
+from autolabel.manifests.images import (
+    BadImage,
+    decode_image,
+    decode_label,
+    decode_picture,
+    photograph_header,
+    require_size,
+)
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.samples import Sample
 
@@ -46,33 +56,43 @@ def blames_file(error: OSError) -> bool:
 
 def decode_photograph(sample: Sample, data: bytes) -> NDArray[np.uint8]:
     """The bytes of a sample's photograph as (H, W, 3) uint8 RGB. Raises BadImage, also for another size."""
-    return np.asarray(_decode(sample, data, shrink=1)[0])
+    pixels = decode_image(data)
+    _require_size(sample, pixels.shape[:2])
+    return pixels
 
 
 def read_photograph(sample: Sample) -> NDArray[np.uint8]:
     """The photograph of a sample as (H, W, 3) uint8 RGB. Raises BadImage, naming the file; OSError."""
-    return np.asarray(read_picture(sample)[0])
+    with _naming(sample):
+        return decode_photograph(sample, read_file(sample.image))
 
 
-def read_picture(sample: Sample, *, shrink: float = 1) -> tuple[Image.Image, int]:
+def read_picture(sample: Sample, *, shrink: float = 1, rows: int | None = None) -> tuple[Image.Image, int]:
     """The photograph as a Pillow image, and the factor, at most `shrink`, by which it is smaller than the file's.
 
-    See `decode_picture`. Raises BadImage, naming the file; OSError.
+    rows: how many of the upper rows are needed; the others may be missing. See `decode_picture`. Raises BadImage,
+    naming the file; OSError.
     """
+    with _naming(sample):
+        data = read_file(sample.image)
+        picture, smaller = decode_picture(data, shrink, rows=rows)
+        _require_size(sample, photograph_header(io.BytesIO(data)).size)
+        return picture, smaller
+
+
+@contextlib.contextmanager
+def _naming(sample: Sample) -> Iterator[None]:
     try:
-        return _decode(sample, read_file(sample.image), shrink=shrink)
+        yield
     except BadImage as error:
         raise BadImage(f"image {sample.image}: {error}") from error
 
 
-def _decode(sample: Sample, data: bytes, *, shrink: float) -> tuple[Image.Image, int]:
-    picture, smaller = decode_picture(data, shrink)
-    if picture.size != (-(-sample.width // smaller), -(-sample.height // smaller)):
+def _require_size(sample: Sample, size: tuple[int, ...]) -> None:
+    if size != (sample.height, sample.width):
         raise BadImage(
-            f"the image is {picture.width * smaller} x {picture.height * smaller} but its manifest says"
-            f" {sample.width} x {sample.height}: scan again"
+            f"the image is {size[1]} x {size[0]} but its manifest says {sample.width} x {sample.height}: scan again"
         )
-    return picture, smaller
 
 
 def read_coarse(sample: Sample, space: LabelSpace, *, drawn_void: bool = False) -> NDArray[np.uint8] | None:

@@ -18,17 +18,8 @@ from torch import Tensor
 
 from autolabel.manifests.evidence import Factors
 from autolabel.manifests.places import NOWHERE, Places
-from autolabel.teacher.decide import (
-    Evidence,
-    Prediction,
-    Swings,
-    Tops,
-    bin_edges,
-    count,
-    count_together,
-    encode,
-    level_of,
-)
+from autolabel.teacher.counting import bin_edges, count, count_together
+from autolabel.teacher.decide import Evidence, Prediction, Swings, Tops, encode, level_of
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)

@@ -7,9 +7,13 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+# `make plain` tests without the extra `fast`: a module that is None cannot be imported.
+for _name in filter(None, os.environ.get("AUTOLABEL_TESTS_WITHOUT", "").split(",")):
+    sys.modules[_name] = None  # type: ignore[assignment]
 # Before anything imports torch: its threads shall not spin while they wait, which takes a busy machine's cores.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 # Before anything imports Ray: its ports listen on every interface, and only these tests know the token.

@@ -20,6 +20,7 @@ from conftest import ROOT
 from PIL import ExifTags, Image, ImageOps
 from test_images import HEIGHT, PHOTO, TURNED, WIDTH, encoded, orientation, png_by_hand, see_through
 
+from autolabel.manifests import images
 from autolabel.manifests.headers import BadImage
 from autolabel.manifests.images import (
     decode_image,
@@ -375,6 +376,7 @@ def test_any_exception_of_a_decoder_is_the_fault_of_the_file(
     def fails(*_: Any, **__: Any) -> None:
         raise error
 
+    monkeypatch.setattr(images, "decode_png", lambda *_, **__: None)
     monkeypatch.setattr(Image, "open", fails)
     for decode in (lambda: decode_image(encoded(PHOTO)), lambda: decode_label(encode_label(PHOTO[..., 0]), None)):
         with pytest.raises(BadImage) as refusal:
@@ -386,6 +388,7 @@ def test_a_lack_of_memory_is_no_fault_of_the_file(monkeypatch: pytest.MonkeyPatc
     def fails(*_: Any, **__: Any) -> None:
         raise MemoryError
 
+    monkeypatch.setattr(images, "decode_png", lambda *_, **__: None)
     monkeypatch.setattr(Image, "open", fails)
     with pytest.raises(MemoryError):
         decode_image(encoded(PHOTO))
