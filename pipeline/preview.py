@@ -127,7 +127,7 @@ def cores_in_words(needs: HostNeeds) -> str:
         return f"{beside}: {counted(needs.wanted, 'core')} of {needs.cores} keep it busy"
     return (
         f"{beside}: {counted(needs.cores, 'core')} can keep it busy for at most {100 * needs.busy:.0f} % of the time,"
-        f" {needs.wanted} would do; give it more cores, `pip install 'autolabel[decode]'` for PNGs, or use JPEGs"
+        f" {needs.wanted} would do; give it more cores, or use JPEGs, or for PNGs pip install 'autolabel[fast]'"
     )
 
 
