@@ -51,7 +51,8 @@ from autolabel.pipeline.progress import Meter
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.units import Plan, Tally, write_plan
 from autolabel.teacher.checkpoints import save_checkpoint
-from autolabel.teacher.decide import Prediction, count, encode
+from autolabel.teacher.counting import count
+from autolabel.teacher.decide import Prediction, encode
 from autolabel.teacher.feed import Feed
 from autolabel.teacher.memory import BATCH_PIXELS, Budget, Gate
 from autolabel.teacher.networks.build import build
@@ -86,7 +87,7 @@ class Extent:
     size: tuple[int, int] = (1024, 2048)
     photographs: int = 8
     unit: int = 64
-    units: int = 3
+    units: int = 2
     sleep: float = DEVICES[0] / 1000
 
 
