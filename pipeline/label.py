@@ -31,7 +31,7 @@ from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.blame import in_words, overflow, require_of_image
 from autolabel.pipeline.by_hand import write_maps
 from autolabel.pipeline.measure import Labelled, Predicted, encoded, labelled
-from autolabel.pipeline.pace import HostNeeds, Pace
+from autolabel.pipeline.pace import HostNeeds, HostPace
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
     QUARANTINED,
@@ -89,7 +89,7 @@ class Labeller:
         self.stopping = threading.Event()
         self.rules = Rules(run.policy, run.label_space, predictor.edges, silent=run.teacher is None)
         self.most = threads if predictor.device == "cpu" else min(threads, cores())
-        self.pace = Pace()
+        self.pace = HostPace()
         self._begin_threads(self.most if predictor.device == "cpu" else min(HELPERS, self.most))
         self.feeders = ThreadPoolExecutor(BATCHES)
         self._retry_quarantined, self._write_record = retry_quarantined, write
@@ -212,7 +212,7 @@ class Labeller:
         if (threads := self.pace.threads(now=self.threads, most=self.most)) != self.threads:
             self.pool.shutdown()
             self._begin_threads(threads)
-        depth, self.pace = 2 * LARGEST_BATCH, Pace()
+        depth, self.pace = 2 * LARGEST_BATCH, HostPace()
         decoded = ahead(self.pool, lambda sample: self._decode(sample, unit), self._until_stop(todo), depth)
 
         behind: deque[Future[Labelled]] = deque()

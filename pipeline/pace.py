@@ -12,7 +12,7 @@ from dataclasses import dataclass
 ENOUGH = 0.95  # share of the time in which a device works that counts as busy
 
 
-class Pace:
+class HostPace:
     """Seconds that images take, added up by the threads of a labeller.
 
     images: those that were predicted. host: from the beginning to the end of decoding and finishing, waits for a disk
@@ -62,7 +62,7 @@ class Pace:
         return min(most, math.ceil(self.host / self.device) + 1)
 
     def needs(self, cores: int) -> HostNeeds | None:
-        """What the device asks of a host with so many cores; None before anything was predicted."""
+        """Return the needs of the device, beside so many cores; None before anything was predicted."""
         if not self.images or not self.device:
             return None
         return HostNeeds(1e3 * self.cpu / self.images, 1e3 * self.device / self.images, cores)

@@ -121,7 +121,7 @@ class Preview(Shown):
 
 
 def cores_in_words(needs: HostNeeds) -> str:
-    """What an image takes of the cores and of the GPU beside them, and what to do where the cores are too few."""
+    """One line on the time that an image takes of cores and GPU, with advice where the cores are too few."""
     beside = f"{needs.cpu_ms:.0f} ms of CPU time beside {needs.device_ms:.0f} ms of the GPU an image"
     if needs.wanted <= needs.cores:
         return f"{beside}: {counted(needs.wanted, 'core')} of {needs.cores} keep it busy"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from autolabel.pipeline.pace import HostNeeds, Pace
+from autolabel.pipeline.pace import HostNeeds, HostPace
 from autolabel.pipeline.preview import cores_in_words
 
 
-def pace(*, images: int, host: float, cpu: float, device: float) -> Pace:
-    found = Pace()
+def pace(*, images: int, host: float, cpu: float, device: float) -> HostPace:
+    found = HostPace()
     found.images, found.host, found.cpu, found.device = images, host, cpu, device
     return found
 
@@ -31,12 +31,12 @@ def test_threads_follow_from_host_and_device_and_never_exceed_the_cores(
 
 
 def test_before_anything_is_measured_the_threads_stay_as_they_are_and_nothing_is_said() -> None:
-    assert Pace().threads(now=4, most=6) == 4
-    assert Pace().needs(6) is None
+    assert HostPace().threads(now=4, most=6) == 4
+    assert HostPace().needs(6) is None
 
 
 def test_time_at_the_device_is_counted_once_however_many_batches_are_there() -> None:
-    found = Pace()
+    found = HostPace()
     with found.on_device(2), found.on_device(3):
         pass
     assert found.images == 5

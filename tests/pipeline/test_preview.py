@@ -67,7 +67,7 @@ def test_a_trial_on_a_gpu_counts_from_the_third_batch_on(
     monkeypatch.setattr(label, "time", SimpleNamespace(perf_counter=lambda: gpus[0].now))
     monkeypatch.setattr(pace, "time", SimpleNamespace(perf_counter=lambda: gpus[0].now, thread_time=Quarters()))
     begun: list[int] = []
-    monkeypatch.setattr(pace.Pace, "threads", lambda *_, **__: 1)
+    monkeypatch.setattr(pace.HostPace, "threads", lambda *_, **__: 1)
     begin = label.Labeller._begin_threads
 
     def noted(labeller: label.Labeller, threads: int) -> None:
