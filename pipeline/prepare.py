@@ -19,7 +19,7 @@ from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.attempts import excuse
 from autolabel.pipeline.engine import Work
-from autolabel.pipeline.fitting import notes_on_polygons, require_policy
+from autolabel.pipeline.fitting import focus_for, notes_on_polygons, require_large_enough, require_policy
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
@@ -108,8 +108,9 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     if edges and not job.teacher.places:
         edges = tuple(sorted({0.0, *edges}))  # PNGs also say that a pixel has no class
     scales = job.scales or (earlier.recipe.scales if earlier else job.teacher.scales)
+    focus = focus_for(job, scales, teacher_sha256=teacher_sha256, space=manifest.label_space)
     recipe = Recipe(
-        teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, job.policy, edges,
+        teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, focus, job.policy, edges,
         job.keep_probability, precision, device, pixels, job.store, job.unit_size, manifest.label_space,
     )  # fmt: skip
     if run is not None:
@@ -138,12 +139,14 @@ def require_fitting(request: Request, teacher: Teacher) -> None:
     """Raise ValueError if this teacher cannot do the job, which a model of another library has to try first."""
     job, recipe = request.job, request.recipe
     teacher.require_space(request.manifest.label_space, teacher=str(job.teacher), manifest=str(job.manifest))
-    teacher.network.require(recipe.scales, flip=recipe.flip)
+    teacher.network.require(recipe.scales, flip=recipe.flip, focus=recipe.share)
     if not teacher.network.confident and job.asks_of_confidence:
         raise ValueError(
             f"{job.asks_of_confidence} was asked for, but {job.teacher} gives class ids without probabilities: leave it"
             " out"
         )
+    if recipe.share is not None:
+        require_large_enough(request.manifest, teacher, recipe.scales, share=recipe.share)
     teacher.require_sound(recipe.scales, flip=recipe.flip)
 
 
@@ -295,6 +298,7 @@ def worker_bytes(request: Request, left: Left, load: Callable[[], Teacher]) -> i
     pixels = sizes[len(sizes) * 19 // 20]
     if not pixels:
         return 0
-    budget = load().budget(scales=request.recipe.scales, flip=request.recipe.flip)
+    recipe = request.recipe
+    budget = load().budget(scales=recipe.scales, flip=recipe.flip, focus=recipe.share)
     itself = resident_memory()
     return itself + int(budget.needs(1, pixels))
