@@ -51,7 +51,7 @@ class Work:
 def teacher_predictor(run: Run, device: str) -> Predictor:
     """Load the run's teacher onto a device."""
     assert run.teacher is not None
-    return TeacherPredictor(load_for(run.teacher, run.recipe, device=device), run.recipe)
+    return TeacherPredictor(load_for(run.teacher, run.recipe, device=device, labels=True), run.recipe)
 
 
 @dataclass(frozen=True)

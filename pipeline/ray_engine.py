@@ -25,6 +25,7 @@ from autolabel.pipeline.attempts import excuse, note_path
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
 from autolabel.pipeline.label import Trial
 from autolabel.pipeline.units import Tally, Unit
+from autolabel.teacher.compiled import CompilationFailed
 from autolabel.teacher.memory import MemoryTaken
 
 _TICKS = 100  # a second, of all workers together
@@ -99,8 +100,7 @@ def _has(ray: Any) -> str:
 
 
 def _no_worker(ray: Any, crew: Crew) -> str:
-    waited = f"no worker started in {crew.limits.start_s:.0f} s"
-    return f"{waited}: each needs {crew.needs()}, the cluster has {_has(ray)}"
+    return f"no worker started in {crew.limits.start_s:.0f} s: each needs {crew.needs()}, the cluster has {_has(ray)}"
 
 
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Ended:
@@ -253,7 +253,7 @@ class _Loop:
             slot.beat = self.last_life = time.monotonic()
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN:
+            if isinstance(cause, CompilationFailed) or (isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN):
                 raise cause from error
             self._lose(reference, slot, kind_and_reason(cause), infrastructure=False)
             if isinstance(cause, MemoryTaken):  # its GPU will be as full for the next unit

@@ -52,6 +52,7 @@ SCRIPTS = {
     "camvid": Script(
         ("camvid", "out"), lines=(" class ", " mean IoU ", "fine + truth: ", "wrote compare/compare.json")
     ),
+    "compiled": Script(tables=1),
     "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
     "dense": Script(("out",), "camvid", tables=4, lines=("`generate` labels 0 of 36,864 pixels otherwise ",)),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
