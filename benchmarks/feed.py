@@ -281,7 +281,8 @@ def measured(folder: Path, root: Path, case: Case, maps: Sequence[NDArray[np.uin
                 setattr(where, name, clock.timed(stage, getattr(where, name)))
         with PeakMemory() as memory:
             started, cpu = time.perf_counter(), time.process_time()
-            run_local(crew, (Work(unit, tuple(s.sample_id for s in unit.samples)) for unit in plan), meter)
+            work = (Work(plan.packed(n), tuple(s.sample_id for s in plan[n].samples)) for n in range(len(plan)))
+            run_local(crew, work, meter)
             cpu, taken = time.process_time() - cpu, time.perf_counter() - started
     finally:
         for where, name, function in before:
