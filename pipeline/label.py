@@ -50,6 +50,7 @@ from autolabel.teacher.memory import BATCHES, HELPERS, LARGEST_BATCH, NotEnoughM
 
 _NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 DEATHS = 4  # processes that may die at one image before it is quarantined
+COMMIT_S = 15.0  # seconds of a unit's work after which it is committed as far as it is
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,7 @@ class Labeller:
     def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
         """Label the samples `wanted` (ids) of a unit that are not committed yet, then commit it.
 
+        A unit that takes long is committed every `COMMIT_S` seconds: a process that is killed loses no more than that.
         Yields the sum of the finished samples, as they finish. Where an earlier process died at this unit, one image is
         computed and committed after the other, suspects last, and one at which `DEATHS` processes died is quarantined
         instead. So an image that was not to blame is soon done, and the one that is stands alone.
@@ -124,13 +126,15 @@ class Labeller:
             # Some of them may be wanted: another process committed them and died since.
             total = tally(row for sample_id, row in done.items() if sample_id in set(wanted))
             yield total
+            saved = time.monotonic()
             for sample, one in self._label(todo, unit, attempt):
                 if one.encoded:
                     one = replace(one, row=self._placed(one.row, sample, unit))
                 labelled[sample.sample_id] = one
                 total += tally([one.row])
-                if attempt.careful:
+                if attempt.careful or time.monotonic() - saved >= COMMIT_S:
                     self._commit(unit, labelled, attempt, before)
+                    saved = time.monotonic()
                 yield total
             if labelled:  # else the stop came before the first sample
                 self._commit(unit, labelled, attempt, before)
