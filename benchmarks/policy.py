@@ -34,7 +34,8 @@ from autolabel.manifests.run.shards import crc32c, encode_zarr
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.records import read_record
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.decide import Evidence, count, encode, top_classes
+from autolabel.teacher.counting import count
+from autolabel.teacher.decide import Evidence, encode, top_classes
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.networks.build import build
 from autolabel.teacher.networks.fields import at_size

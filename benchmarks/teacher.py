@@ -44,7 +44,8 @@ from autolabel.manifests.run.labels import LABELS, zarr_folder
 from autolabel.manifests.run.shards import Frames, bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.pipeline.measure import class_numbers, image_numbers
 from autolabel.pipeline.rules import Rules
-from autolabel.teacher.decide import Prediction, count, encode, top_classes
+from autolabel.teacher.counting import count
+from autolabel.teacher.decide import Prediction, encode, top_classes
 from autolabel.teacher.feed import normalise
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.networks.build import build

@@ -123,3 +123,31 @@ class FocusCertificate:
     def write(self, path: Path) -> None:
         """Write focus.json, whole or not at all."""
         storage.write_json(path, self.to_dict())
+
+
+_EXPECTED = "expected a share of the rows in (0, 1], such as 0.25, or the file of `autolabel focus`"
+
+
+def parse_focus(text: str) -> Focus | FocusCertificate | None:
+    """Read "0.25", or the file of `autolabel focus`. Raises ValueError."""
+    try:
+        share = float(text)
+    except ValueError:
+        if not storage.exists(Path(text)):
+            raise ValueError(_EXPECTED) from None
+        return focus_of(Path(text))
+    if not 0 < share <= 1:
+        raise ValueError(_EXPECTED)
+    return focus_of(share)
+
+
+def focus_of(value: object) -> Focus | FocusCertificate | None:
+    """The focus of a share, or of a file; None where the highest scale sees all. Raises ValueError."""
+    if isinstance(value, str | Path):
+        value = FocusCertificate.read(Path(value))
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        value = Focus(float(value))
+    if value is not None and not isinstance(value, Focus | FocusCertificate):
+        raise ValueError(f"focus {value!r}: {_EXPECTED}")
+    focus = value.focus if isinstance(value, FocusCertificate) else value
+    return None if focus is None or focus.share == 1 else value

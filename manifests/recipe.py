@@ -13,6 +13,7 @@ from typing import Any, get_type_hints
 
 from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.documents import plain_json, shaped
+from autolabel.manifests.focus import Focus
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy, differences, policy_of
 from autolabel.manifests.settings import require_choices, setting
@@ -25,11 +26,13 @@ ENGINES = ("auto", "local", "ray")
 class Recipe:
     """Two calls with equal recipes make the same labels from the same images.
 
-    `confidence_edges` are the kept levels' edges, ascending, or None where no confidence is kept. `keep_probability`:
-    every label has its probabilities beside it. `device` is a kind of device ("cpu", "cuda", "mps"), `batch_pixels` the
-    pixels at all scales together that a GPU computes at once (0 on a CPU, where a batch is one image), `unit_size` the
-    number of samples in a unit. `window` is the height and width of the windows that a model of another library looks
-    at, `class_map` what its classes mean; None without either. `teacher_sha256` is empty where no teacher is known.
+    `focus` is the share of the rows that the highest scale sees, None for all, with the swings by which pixels are
+    counted as certified. `confidence_edges` are the kept levels' edges, ascending, or None where no confidence is kept.
+    `keep_probability`: every label has its probabilities beside it. `device` is a kind of device ("cpu", "cuda",
+    "mps"), `batch_pixels` the pixels at all scales together that a GPU computes at once (0 on a CPU, where a batch is
+    one image), `unit_size` the number of samples in a unit. `window` is the height and width of the windows that a
+    model of another library looks at, `class_map` what its classes mean; None without either. `compile`: torch has
+    compiled the network, and its labels then differ a little. `teacher_sha256` is empty where no teacher is known.
     """
 
     teacher_sha256: str
@@ -38,6 +41,7 @@ class Recipe:
     scales: tuple[float, ...]
     flip: bool
     combine: str
+    focus: Focus | None
     policy: Policy
     confidence_edges: tuple[float, ...] | None
     keep_probability: bool
@@ -46,32 +50,47 @@ class Recipe:
     batch_pixels: int
     store: str
     unit_size: int
+    compile: bool
     label_space: LabelSpace
 
     @classmethod
     def of(cls, document: Mapping[str, Any]) -> Recipe:
         """The recipe that `to_dict` wrote. Raises ValueError for anything else."""
         shape = get_type_hints(cls) | {"policy": dict, "label_space": dict, "class_map": dict | None}
+        shape["focus"] = dict | None
         missing = [name for name in shape if name not in document]
         if missing:
             raise ValueError(f"its recipe has no {missing[0]!r}")
         values = {name: shaped(kind, document[name], f"its recipe, {name!r},") for name, kind in shape.items()}
         space = LabelSpace.of(values["label_space"], where="its recipe")
         class_map = None if values["class_map"] is None else ClassMap.of(values["class_map"], where="its recipe")
-        return cls(**values | {"policy": policy_of(values["policy"]), "label_space": space, "class_map": class_map})
+        focus = None if values["focus"] is None else Focus.of(values["focus"])
+        read = {"policy": policy_of(values["policy"]), "label_space": space, "class_map": class_map, "focus": focus}
+        return cls(**values | read)
+
+    @property
+    def share(self) -> float | None:
+        """The share of the rows that the highest scale sees; None for all."""
+        return None if self.focus is None else self.focus.share
 
     def to_dict(self) -> dict[str, Any]:
         """The recipe as JSON values."""
         values: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
         class_map = None if self.class_map is None else self.class_map.to_dict()
+        focus = None if self.focus is None else self.focus.to_dict()
         space, policy = self.label_space.to_dict(), self.policy.to_dict()
-        return dict(plain_json(values | {"policy": policy, "label_space": space, "class_map": class_map}))
+        own = {"policy": policy, "label_space": space, "class_map": class_map, "focus": focus}
+        return dict(plain_json(values | own))
 
     def changes(self, now: Recipe) -> list[str]:
         """The settings in which another recipe differs, each with both values. A policy's name does not count."""
         before, after = self.to_dict(), now.to_dict()
         rules = [(f"policy: {key}", *values) for key, *values in differences(before.pop("policy"), after.pop("policy"))]
         settings = [(_WORDS.get(key, key), old, after[key]) for key, old in before.items() if old != after[key]]
+        if self.share != now.share:  # else only the swings differ
+            settings = [
+                ("focus", self.share, now.share) if name == "focus" else (name, *rest) for name, *rest in settings
+            ]
         return [f"{name} was {_short(old)}, now {_short(new)}" for name, old, new in settings + rules]
 
 

@@ -44,6 +44,9 @@ IMAGES_SCHEMA = pa.schema(
         ("mean_confidence", pa.float64()),
         ("agreement_with_coarse", pa.float64()),
         ("coarse_pixels", pa.int64()),
+        ("focus_top", pa.int32()),
+        ("focus_bottom", pa.int32()),
+        ("certified_fraction", pa.float64()),
         ("label_crc32c", pa.uint32()),
         ("label_bytes", pa.int64()),
         ("decode_ms", pa.float32()),
@@ -66,6 +69,8 @@ CLASSES_SCHEMA = pa.schema(
         ("contradicted_pixels", pa.int64()),
         *((f"{fate}_pixels", pa.int64()) for fate in FATES),
         ("from_human_pixels", pa.int64()),
+        ("unfocused_pixels", pa.int64()),
+        ("certified_pixels", pa.int64()),
     ]
 )
 CENTROIDS_SCHEMA = pa.schema(

@@ -31,7 +31,8 @@ from autolabel.pipeline.posterior import KeptPosterior
 from autolabel.pipeline.predictor import Decoded, Refused, Size
 from autolabel.pipeline.records import Row, changed_images, identified
 from autolabel.pipeline.units import Unit
-from autolabel.teacher.decide import Prediction, count, encode
+from autolabel.teacher.counting import count
+from autolabel.teacher.decide import Prediction, encode
 
 TABLE = "adopted.parquet"
 _KEY = b"adopted"

@@ -1,11 +1,18 @@
-"""Does a policy fit the images that it is to decide? Asked before anything is labelled."""
+"""Do a policy, and a focus, fit the images that they are for? Asked before anything is labelled."""
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
+
+from autolabel.manifests import notes
+from autolabel.manifests.focus import Focus, FocusCertificate
+from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.samples import ManifestFile
-from autolabel.manifests.wording import counted, listed
+from autolabel.manifests.wording import counted, listed, number
 from autolabel.pipeline.job import LabelJob
+from autolabel.teacher.predict import Teacher
 
 _ASPECT = 0.05  # images may be so much wider or narrower than those whose polygons were counted
 _FEW = 20  # counted images that say little
@@ -45,6 +52,42 @@ def _require_fitting(policy: Policy, height: int, width: int, *, drawn: bool) ->
         )
 
 
+def focus_for(
+    job: LabelJob, scales: tuple[float, ...], *, teacher_sha256: str, space: LabelSpace
+) -> Focus | None:  # fmt: skip
+    """The focus of a job. Raises ValueError if a certificate is of another teacher, way of looking, or classes."""
+    if not isinstance(job.focus, FocusCertificate):
+        return job.focus
+    job.focus.require(teacher_sha256=teacher_sha256, scales=scales, flip=job.flip, combine=job.combine)
+    if job.focus.classes != space.names:
+        raise ValueError(
+            f"the focus was measured for {counted(len(job.focus.classes), 'class', 'classes')}, not for those of label"
+            f" space {space.name!r}: run `autolabel focus` again"
+        )
+    return job.focus.focus
+
+
+def require_large_enough(manifest: ManifestFile, teacher: Teacher, scales: Sequence[float], *, share: float) -> None:
+    """Raise ValueError if all images are too small for a band of the highest scale; tell how many are."""
+    sizes = Counter[tuple[int, int]]()
+    for table in manifest.tables():
+        sizes.update(zip(table["height"].to_pylist(), table["width"].to_pylist(), strict=True))
+    readable = {size: images for size, images in sizes.items() if size[0]}
+    small = {size: n for size, n in readable.items() if not teacher.network.focuses(size, scales, share=share)}
+    if not small:
+        return
+    shown = _in_words(sorted((width, height) for height, width in small))
+    if len(small) == len(readable):
+        raise ValueError(
+            f"focus {share:g}: images of {shown} are too small, a band with what has to be seen around it would be the"
+            " whole of them: leave --focus out, or give a smaller share"
+        )
+    notes.tell(
+        f"{number(sum(small.values()))} of {counted(sum(readable.values()), 'image')} are too small for a focus and are"
+        f" seen whole: {shown}"
+    )
+
+
 def notes_on_polygons(policy: Policy, manifest: ManifestFile, *, teacher_sha256: str) -> tuple[str, ...]:
     """Sentences for a person whose policy weighs counts of polygons in the images of a manifest."""
     counts = policy.polygons and policy.polygons.counts
@@ -56,22 +99,22 @@ def notes_on_polygons(policy: Policy, manifest: ManifestFile, *, teacher_sha256:
         sizes.update((w, h) for w, h, coarse in zip(*columns, strict=True) if coarse is not None and h)
     if not sizes:
         return (f"policy {policy.name!r} weighs polygons, but no image has any: the teacher alone decides",)
-    notes = []
+    said = []
     if counts.teacher not in ("", teacher_sha256):
-        notes.append(
+        said.append(
             "polygons were held against what another teacher says beside them: `autolabel polygons --teacher` with"
             " this one, or none, counts what fits"
         )
     if counts.images < _FEW:
-        notes.append(f"polygons were counted on {counted(counts.images, 'image')} only: {_FEW} or more say more")
+        said.append(f"polygons were counted on {counted(counts.images, 'image')} only: {_FEW} or more say more")
     if others := sorted(sizes.difference(counts.shapes)):
-        notes.append(
+        said.append(
             f"polygons were counted on images of {_in_words(counts.shapes)}; in those of {_in_words(others)} distances"
             " are shares of the width"
         )
     if counts.unseen:
-        notes.append(f"polygons say nothing of {listed(counts.unseen)}, of which no unnamed pixel was counted")
-    return tuple(notes)
+        said.append(f"polygons say nothing of {listed(counts.unseen)}, of which no unnamed pixel was counted")
+    return tuple(said)
 
 
 def _in_words(sizes: list[tuple[int, int]]) -> str:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autolabel.manifests.class_map import ClassMap, load_class_map
+from autolabel.manifests.focus import Focus, FocusCertificate, focus_of, parse_focus
 from autolabel.manifests.policy import COMBINE, LEVELS, PAPER, PRESETS, SCALES, Policy, check_scales
 from autolabel.manifests.recipe import STORES, Machine
 from autolabel.manifests.settings import parse_numbers, parse_pair, require_choices, setting
@@ -51,6 +52,11 @@ class LabelJob:
     combine: str = setting(
         COMBINE[0], "Combine scales as the network learnt to, or average their logits.", group="how", choices=COMBINE
     )
+    focus: Focus | FocusCertificate | None = setting(  # noqa: RUF009
+        None, "Compute the highest scale in a band of this share of the rows, where it may change most: half the time;"
+        " or the file of `autolabel focus`. docs/focus.md.", group="how", metavar="SHARE|FILE", parse=parse_focus,
+        unset="all rows",
+    )  # fmt: skip
     window: tuple[int, int] | None = setting(
         None, "Let a model of another library look at overlapping windows of this height and width.", group="how",
         metavar="HxW", parse=parse_pair("x", "HEIGHTxWIDTH in pixels, such as 1024x1024"),
@@ -74,6 +80,9 @@ class LabelJob:
     precision: str = setting(
         "auto", "float32, bfloat16 or float16; auto takes bfloat16 on GPUs that have it.", group="rarely"
     )
+    compile: bool = setting(
+        False, "Let torch compile the network, which takes minutes once; docs/networks.md.", group="rarely"
+    )
     unit_size: int = setting(64, "Samples in a unit: they are committed together.", group="rarely")
     max_quarantined: float = setting(  # Cityscapes itself ships one broken image
         0.001, "Share of quarantined samples above which the call ends with exit code 3.", group="rarely"
@@ -85,6 +94,7 @@ class LabelJob:
         object.__setattr__(self, "teacher", TeacherName.of(self.teacher))
         if self.scales is not None:
             object.__setattr__(self, "scales", check_scales(self.scales))
+        object.__setattr__(self, "focus", focus_of(self.focus))
         if self.window is not None and min(self.window) < 32:
             raise ValueError(f"window {self.window[0]}x{self.window[1]}: expected both sides to be 32 pixels or more")
         require_choices(self)

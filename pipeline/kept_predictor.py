@@ -71,6 +71,8 @@ class KeptPredictor:
             top, level, place=decoded.places, second=read_layer(self.source, row, SECOND) if second else None,
             probability=self._probability,
         )  # fmt: skip
+        if row.focus_top is not None and row.focus_bottom is not None:
+            prediction = replace(prediction, seen=(row.focus_top, row.focus_bottom))
         weighed = self.source.policy.polygons is not None and is_drawn(decoded.coarse, self.source.label_space)
         if weighed or decoded.places is not None:
             return prediction

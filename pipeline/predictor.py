@@ -78,11 +78,11 @@ class Predictor(Protocol):
         """The device and the memory that it has and needs, for `run.json`."""
 
 
-def load_for(teacher: TeacherName, recipe: Recipe, *, device: str = "auto") -> Teacher:
-    """Load a teacher as a recipe wants it. Raises as `load_teacher`."""
+def load_for(teacher: TeacherName, recipe: Recipe, *, device: str = "auto", labels: bool = False) -> Teacher:
+    """Load a teacher as a recipe wants it; compiled only where it makes `labels`. Raises as `load_teacher`."""
     return load_teacher(
         teacher, device=device, precision=recipe.precision, combine=recipe.combine, window=recipe.window,
-        class_map=recipe.class_map, space=recipe.label_space,
+        class_map=recipe.class_map, space=recipe.label_space, compile=recipe.compile and labels,
     )  # fmt: skip
 
 
@@ -92,6 +92,9 @@ class TeacherPredictor:
     def __init__(self, teacher: Teacher, recipe: Recipe) -> None:
         self.teacher, self.recipe, self.device = teacher, recipe, teacher.device.type
         self.edges = recipe.confidence_edges or recipe.policy.edges(recipe.label_space)
+        focus = recipe.focus
+        certified = focus is not None and focus.within is not None
+        self._swings = np.array([focus.within, focus.beyond], np.float32) if focus and certified else None
         self._evidence = recipe.policy.evidence(recipe.label_space)
         self._in_flight: dict[Size, int] = {}
 
@@ -118,9 +121,9 @@ class TeacherPredictor:
         drawn = [kept and is_drawn(decoded.coarse, recipe.label_space) for decoded in batch]
         predictions = self.teacher.predict_in_batches(
             [decoded.image for decoded in batch], self.planned_batch(size), edges=self.edges, scales=recipe.scales,
-            flip=recipe.flip, temperature=recipe.policy.temperature, evidence=self._evidence,
+            flip=recipe.flip, focus=recipe.share, temperature=recipe.policy.temperature, evidence=self._evidence,
             places=[decoded.places for decoded in batch], own=kept, second=any(drawn),
-            probability=recipe.keep_probability,
+            probability=recipe.keep_probability, swings=self._swings,
             alone=self.device != "cpu" and self.in_flight(size, most=BATCHES) == 1,
         )  # fmt: skip
         return [
@@ -130,7 +133,8 @@ class TeacherPredictor:
 
     def planned_batch(self, size: Size) -> int:
         """The batch that follows from the size and the recipe."""
-        return planned_batch(*size, scales=self.recipe.scales, pixels=self.recipe.batch_pixels)
+        recipe = self.recipe
+        return planned_batch(*size, scales=recipe.scales, pixels=recipe.batch_pixels, focus=recipe.share)
 
     def in_flight(self, size: Size, *, most: int) -> int:
         """The number of batches that fit into memory together, 1 to `most`."""
@@ -141,7 +145,7 @@ class TeacherPredictor:
         return self._in_flight[size]
 
     def _budget(self) -> Budget:
-        return self.teacher.budget(scales=self.recipe.scales, flip=self.recipe.flip)
+        return self.teacher.budget(scales=self.recipe.scales, flip=self.recipe.flip, focus=self.recipe.share)
 
     def budget(self) -> dict[str, Any]:
         """The memory of the device, the bytes that a pixel needs, and by size the images of a batch, and batches."""

@@ -87,6 +87,9 @@ class Row:
     mean_confidence: float | None = None
     agreement_with_coarse: float | None = None
     coarse_pixels: int | None = None
+    focus_top: int | None = None
+    focus_bottom: int | None = None
+    certified_fraction: float | None = None
     label_crc32c: int | None = None
     label_bytes: int | None = None
     decode_ms: float | None = None

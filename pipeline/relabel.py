@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.focus import Focus
 from autolabel.manifests.machine import cores
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Machine
@@ -44,6 +45,7 @@ def relabel(
     recipe = source.recipe
     job = LabelJob(
         source.input_manifest, source.teacher or TeacherName(()), out, scales=recipe.scales, flip=recipe.flip,
+        focus=None if recipe.share is None else Focus(recipe.share),  # certified pixels are not counted again
         combine=recipe.combine, window=recipe.window, class_map=recipe.class_map, policy=policy, store=recipe.store,
         keep_probability=keep_probability,
         device=recipe.device, precision=recipe.precision, unit_size=recipe.unit_size,

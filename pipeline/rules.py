@@ -44,6 +44,7 @@ class Outcome:
     from_human (C,): pixels of the label that have this class because the coarse label decided.
     probability (H, W) uint8: of the label's class, in 255ths; 255 where people named it and the policy asks them, 0
     without a class; None unless asked for.
+    certified (C,): kept pixels whose label the highest scale could not change; None unless asked for.
     The others compare the coarse label with the teacher's own decision, before the coarse label is asked (all (C,), by
     the coarse label's class): coarse, its pixels; agreeing, where the teacher kept the same; contradicted, another.
     """
@@ -55,6 +56,7 @@ class Outcome:
     agreeing: Counts
     contradicted: Counts
     probability: Label | None = None
+    certified: Counts | None = None
 
     @property
     def pixels(self) -> Counts:
@@ -74,6 +76,7 @@ class Rules:
         self.classes, self.levels = len(space), len(edges) + 1
         # From this level on a class is kept.
         needed = np.array([edges.index(t) + 1 for t in policy.class_thresholds(space)], np.uint8)
+        self._needed = needed
         rules = [policy.coarse_rules.get(name, policy.coarse) for name in space.names]
         self._unions = [h for h, rule in enumerate(rules) if rule == "union"]
         self._around = bool(policy.area or policy.boundary or policy.smallest_piece)
@@ -115,8 +118,10 @@ class Rules:
         decide(human > self.classes, ignored)
         return label, fate
 
-    def apply(self, codes: Codes, coarse: Label | None, probability: Label | None = None) -> Outcome:
-        """The label of an image: codes and probability (H, W) of `Prediction`, coarse (H, W) uint8 train ids or None.
+    def apply(
+        self, codes: Codes, coarse: Label | None, probability: Label | None = None, *, least: Label | None = None
+    ) -> Outcome:
+        """The label of an image: codes, probability, least (H, W) of `Prediction`, coarse (H, W) uint8 ids or None.
 
         Raises ValueError if the policy's area leaves the image.
         """
@@ -139,7 +144,28 @@ class Rules:
             agreeing=by_class(self._human, human * (teacher == self._human)),
             contradicted=by_class(self._human, human * ((teacher != self._human) & (teacher != IGNORE))),
             probability=None if probability is None else self._of_label(probability, (keys, first), labels, fate),
+            certified=None if least is None else self._certified(codes, least, (keys, first)),
         )
+
+    def _certified(self, codes: Codes, least: Label, cases: tuple[Keys, int]) -> Counts:
+        """Kept pixels by class that stay so, whatever becomes of pixels that reach a lower level than they need.
+
+        Those that have such a pixel near, or too few of their own kind around, may come to lie near a boundary, or in
+        too small a piece. A class whose rule is `union` may come to be seen, or no longer.
+        """
+        keys, first = cases
+        policy, code = self.policy, np.arange(self.classes * self.levels)
+        stays = _looked_up(self._needed[code // self.levels], codes) <= least
+        if policy.boundary:
+            around: Codes = stays.view(np.uint8)
+            for axis in (0, 1):
+                around = _slide(np.minimum, around, policy.boundary, axis)
+            stays = around.view(np.bool_)
+        kept = _looked_up((self._seen[1] == _KEPT)[first:], keys)
+        label = np.where(stays & kept, _looked_up((code // self.levels).astype(np.uint8), codes), np.uint8(IGNORE))
+        if policy.smallest_piece:
+            label[small_pieces(label, policy.smallest_piece)] = IGNORE
+        return id_counts(label)[: self.classes]
 
     def _of_label(self, probability: Label, cases: tuple[Keys, int], labels: Label, fate: Label) -> Label:
         """The probability of the label's class, in 255ths, from that of the top class; labels and fate are tables."""

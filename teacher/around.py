@@ -35,7 +35,7 @@ from autolabel.teacher.networks.fields import (
     mirrored,
     resized,
 )
-from autolabel.teacher.networks.focus import Focused, focused
+from autolabel.teacher.networks.focus import Bands, Focused, focused
 
 _OVERLAP = 0.25  # share of a window that its neighbour sees too, at least
 
@@ -56,6 +56,9 @@ class Network(Protocol):
 
     def require(self, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> None:
         """Raise ValueError for scales, mirrored images, or a focus, with which the model can do nothing."""
+
+    def focuses(self, size: Size, scales: Sequence[float], *, share: float) -> bool:
+        """Return True if images of this size are large enough for a band of the highest scale. The scales allow one."""
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return the field (B, C, H, W) of RGB images (B, 3, H, W) uint8 on the device.
@@ -81,6 +84,11 @@ class OwnNetwork:
         self.combination.require(scales)
         if focus is not None:
             self.combination.require_focus(scales)
+
+    def focuses(self, size: Size, scales: Sequence[float], *, share: float) -> bool:
+        """Return True if a band and its halo are less than an image of this size."""
+        height, _ = self.combination.size_at(size, max(scales))
+        return Bands.of(height, share=share, multiple=self.network.multiple) is not None
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return the combined logits, averaged with those of the mirrored image."""
@@ -135,6 +143,10 @@ class ForeignNetwork:
                 f"{self.name} gives class ids without probabilities, which cannot be averaged: leave out --scales,"
                 " --flip and --window"
             )
+
+    def focuses(self, size: Size, scales: Sequence[float], *, share: float) -> bool:
+        """Return False."""
+        return False
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return what the model gives of one view, or the mean probabilities of several."""
@@ -226,6 +238,10 @@ class MappedNetwork:
         """Raise ValueError as the source does."""
         self.source.require(scales, flip=flip, focus=focus)
 
+    def focuses(self, size: Size, scales: Sequence[float], *, share: float) -> bool:
+        """Return what the source does."""
+        return self.source.focuses(size, scales, share=share)
+
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return the summed probabilities."""
         source = self.source.field(images, scales, flip=flip, focus=focus)
@@ -254,6 +270,10 @@ class Ensemble:
             raise ValueError(f"focus {focus:g}: several teachers would each look elsewhere: expected one teacher")
         for member in self.members:
             member.require(scales, flip=flip)
+
+    def focuses(self, size: Size, scales: Sequence[float], *, share: float) -> bool:
+        """Return False."""
+        return False
 
     def field(self, images: Tensor, scales: Sequence[float], *, flip: bool, focus: float | None = None) -> Field:
         """Return the mean probabilities."""

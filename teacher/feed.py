@@ -18,17 +18,8 @@ from torch import Tensor
 
 from autolabel.manifests.evidence import Factors
 from autolabel.manifests.places import NOWHERE, Places
-from autolabel.teacher.decide import (
-    Evidence,
-    Prediction,
-    Swings,
-    Tops,
-    bin_edges,
-    count,
-    count_together,
-    encode,
-    level_of,
-)
+from autolabel.teacher.counting import bin_edges, count, count_together
+from autolabel.teacher.decide import Evidence, Prediction, Swings, Tops, encode, level_of
 
 # Mean and deviation of ImageNet's RGB values in 0..1, which all published trunks expect.
 _MEAN = (0.485, 0.456, 0.406)
@@ -185,7 +176,10 @@ class Feed:
         return [part.view(kind).reshape(x.shape) for part, kind, x in zip(parts, types, tensors, strict=True)]
 
     def _wait(self) -> None:
-        torch.cuda.current_stream(self.device).synchronize()
+        """Sleep until the thread's stream is done: a core that spun meanwhile could decode no image."""
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        done.synchronize()
 
     def _host(self, shape: tuple[int, ...]) -> Tensor:
         """Return room for bytes in the host's memory, page-locked if the device is a CUDA GPU.

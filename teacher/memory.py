@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from autolabel.teacher.device import DeviceMemory, device_memory, highest_use, release_cache
+from autolabel.teacher.networks.focus import HALO
 
 LARGEST_BATCH = 8  # a larger batch is no faster: one image at scale 2 keeps a GPU busy
 BATCHES = 2  # that a GPU has in flight: it computes one while the other is prepared or fetched
@@ -47,13 +48,19 @@ def batch_pixels(device: str) -> int:
     return 0 if device == "cpu" else BATCH_PIXELS
 
 
-def planned_batch(height: int, width: int, *, scales: Sequence[float], pixels: int) -> int:
+def planned_batch(
+    height: int, width: int, *, scales: Sequence[float], pixels: int, focus: float | None = None
+) -> int:  # fmt: skip
     """Return the number of images of this size in a batch, 1 to `LARGEST_BATCH`, a power of two.
 
     They have at most `pixels` at all scales together, unless one alone has more. Kernels for another batch round
     otherwise, so this number depends on nothing that changes from call to call: memory, neighbours, units, restarts.
+    focus: share of the rows that the highest scale sees, its halo besides.
     """
-    most = min(LARGEST_BATCH, int(pixels / (height * width * math.fsum(scale**2 for scale in scales))))
+    areas = [scale**2 for scale in sorted(scales)]
+    if focus is not None and height:
+        areas[-1] *= min(1.0, focus + 2 * HALO / (height * max(scales)))
+    most = min(LARGEST_BATCH, int(pixels / (height * width * math.fsum(areas))))
     return 1 << max(0, most.bit_length() - 1)
 
 

@@ -70,6 +70,7 @@ class Teacher:
         combine: str = COMBINE[0],
         window: Size | None = None,
         class_map: ClassMap | None = None,
+        compile: bool = False,
     ) -> None:
         self.device = torch.device(device)
         exact_kernels(self.device)
@@ -82,7 +83,7 @@ class Teacher:
         self.feed = Feed(self.device)
         self.label_space = label_space
         self._trained_on = trained_on
-        self.precision = precision
+        self.precision, self.compile = precision, compile
         self.name, self.sha256, self.combine, self.window, self.class_map = name, digest, combine, window, class_map
         self._own = own
         self._budgets: dict[tuple[tuple[float, ...], bool, float | None], Budget] = {}
@@ -217,11 +218,8 @@ class Teacher:
         self,
         images: Sequence[Image] | Image,
         *,
-        threshold: float = THRESHOLD,
-        scales: Sequence[float] = SCALES,
-        flip: bool = False,
-        focus: float | None = None,
-    ) -> tuple[NDArray[np.uint8], list[LabelStatistics]]:
+        threshold: float = THRESHOLD, scales: Sequence[float] = SCALES, flip: bool = False, focus: float | None = None,
+    ) -> tuple[NDArray[np.uint8], list[LabelStatistics]]:  # fmt: skip
         """Label images of one size, (B, H, W, 3) uint8 RGB, by a threshold alone.
 
         Returns labels (B, H, W) uint8 of train ids, 255 where the probability does not exceed the threshold, and the
@@ -230,22 +228,24 @@ class Teacher:
         if len(images) == 0:
             raise ValueError("no images: expected (B, H, W, 3) uint8 with B of 1 or more")
         check_threshold(threshold)
-        batch = self.planned_batch(images[0].shape[:2], scales=scales)
+        batch = self.planned_batch(images[0].shape[:2], scales=scales, focus=focus)
         if self.device.type != "cpu":
             self.budget(scales=scales, flip=flip, focus=focus)
         labels, statistics = [], []
-        for prediction in self.predict_in_batches(
-            images, batch, edges=(threshold,), scales=scales, flip=flip, focus=focus
-        ):
+        found = self.predict_in_batches(images, batch, edges=(threshold,), scales=scales, flip=flip, focus=focus)
+        for prediction in found:
             label = keep(prediction.codes, self.classes)
             pixels = np.bincount(label.ravel(), minlength=256)[: self.classes]
             labels.append(label)
             statistics.append(LabelStatistics(pixels, prediction.histogram, prediction.confidence))
         return np.stack(labels), statistics
 
-    def planned_batch(self, size: tuple[int, ...], *, scales: Sequence[float] = SCALES) -> int:
+    def planned_batch(
+        self, size: Sequence[int], *, scales: Sequence[float] = SCALES, focus: float | None = None
+    ) -> int:
         """Return the number of images of a size, (height, width), in a batch on this kind of device."""
-        return planned_batch(*size, scales=check_scales(scales), pixels=batch_pixels(self.device.type))
+        pixels = batch_pixels(self.device.type)
+        return planned_batch(*size, scales=check_scales(scales), pixels=pixels, focus=focus)
 
     def predict_in_batches(
         self,

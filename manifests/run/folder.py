@@ -40,7 +40,7 @@ from autolabel.manifests.tables import BadTable, read_pieces, read_table
 from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Shown
 
-FORMAT = f"{KIND}8"
+FORMAT = f"{KIND}9"
 _INPUT = "input.parquet"
 PREPARING = "preparing"
 _CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there

@@ -231,7 +231,7 @@ def _fit(network: Teacher, run: Run, matched: MatchedTruth, count: Callable[[], 
         step = _step(true)
         true = true[::step, ::step]
         logits = network.sampled_logits(
-            read_photograph(sample), every=step, scales=run.recipe.scales, flip=run.recipe.flip
+            read_photograph(sample), every=step, scales=run.recipe.scales, flip=run.recipe.flip, focus=run.recipe.share
         )
         fit.add(true, logits)
         known = logits[: len(space)]  # one more channel may stand for none of them

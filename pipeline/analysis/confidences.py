@@ -46,7 +46,7 @@ class TeacherConfidences:
         around = None if outlined is None or self._evidence is None else places(outlined, self._classes)
         return self._teacher.confidence(
             read_photograph(sample), scales=self._recipe.scales, flip=self._recipe.flip,
-            temperature=self._temperature, evidence=self._evidence, places=around,
+            focus=self._recipe.share, temperature=self._temperature, evidence=self._evidence, places=around,
         )  # fmt: skip
 
 

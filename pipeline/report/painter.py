@@ -132,6 +132,7 @@ class Painter:
             image,
             scales=recipe.scales,
             flip=recipe.flip,
+            focus=recipe.share,
             temperature=recipe.policy.temperature,
             evidence=evidence,
             places=around,

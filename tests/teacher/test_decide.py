@@ -16,17 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.schemas import CONFIDENCE_BINS
-from autolabel.teacher import decide
-from autolabel.teacher.decide import (
-    bands,
-    confidence_bins,
-    count,
-    count_together,
-    encode,
-    keep,
-    top_class,
-    top_classes,
-)
+from autolabel.teacher import counting
+from autolabel.teacher.counting import confidence_bins, count, count_together
+from autolabel.teacher.decide import bands, encode, keep, top_class, top_classes
 from autolabel.teacher.networks.fields import Field, InMemory, Size, at_size
 
 torch.set_num_threads(1)
@@ -183,7 +175,7 @@ def test_counts_are_those_of_plain_loops(classes: int, size: Size) -> None:
 @pytest.mark.parametrize("at_once", [1 << 26, 3 * 71 * 20], ids=["whole", "in bands"])
 def test_a_gpu_counts_into_many_tables_and_their_sum_is_exact(at_once: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its way, gone here on the CPU: bit for bit what one image after the other gives."""
-    monkeypatch.setattr(decide, "_GPU_COUNTED_AT_ONCE", at_once)
+    monkeypatch.setattr(counting, "_GPU_COUNTED_AT_ONCE", at_once)
     winners, confidences = top_class(noise(3, 19, 90, 71, spread=2))
     confidences[0, 0, :19] = torch.from_numpy(EDGES[1:20])
     histograms, sums = count_together(winners, confidences, classes=19)
