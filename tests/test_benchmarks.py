@@ -62,9 +62,12 @@ SCRIPTS = {
     "errors": Script(("camvid", "errors"), tables=3, dashes=9),
     "export": Script(tables=1, dashes=2),
     "export_labels": Script(tables=1),
+    "feed": Script(tables=2),
     "kept_evidence": Script(("out",), "camvid", tables=2, lines=("one core, 2048 x 1024, ",)),
     "labelling_tools": Script(tables=2),
     "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
+    # Ray and transformers take half a minute to start: `make bench` has all ways.
+    "peers": Script(("--only", "own", "--ways", "loop", "ours"), tables=2),
     "pictures": Script(
         (str(DRAWN_STREETS), "pictures"),
         lines=("pictures/docs/compare.webp ",) if shutil.which("chromium") else ("no chromium, no pictures",),
