@@ -12,6 +12,7 @@ pixels. With --smallest the numbers mean nothing.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import io
 import os
@@ -127,7 +128,7 @@ def others(data: bytes, size: tuple[int, int]) -> Ways:
             except ImportError:
                 print(f"{name} is not installed", file=sys.stderr)
             else:
-                ways[name] = lambda call=call, loaded=loaded: call(loaded)
+                ways[name] = functools.partial(call, loaded)
     return ways
 
 
@@ -170,15 +171,20 @@ def parts(data: bytes) -> Ways:
         "checksums of chunks": lambda: png_chunks(data),
         "cut down for Pillow": lambda: pixels_only(data, header),
         "fingerprint (sha256)": lambda: fingerprint_bytes(data),
-        "inflate, zlib": lambda: zlib.decompressobj().decompress(idat),
+        "inflate, zlib": lambda: inflated(zlib, idat),
     }
     for name, module in (("zlib-ng", "zlib_ng.zlib_ng"), ("ISA-L", "isal.isal_zlib")):
         try:
             loaded = importlib.import_module(module)
         except ImportError:
             continue
-        ways[f"inflate, {name}"] = lambda loaded=loaded: loaded.decompressobj().decompress(idat)
+        ways[f"inflate, {name}"] = functools.partial(inflated, loaded, idat)
     return ways
+
+
+def inflated(library: Any, data: bytes) -> object:
+    """What zlib, or a library that is called as it is, makes of a stream."""
+    return library.decompressobj().decompress(data)
 
 
 def timed(ways: Ways, turns: int) -> dict[str, tuple[float, float, float]]:
