@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from autolabel.manifests.wording import Progress
     from autolabel.pipeline.analysis.audit_record import Audit
     from autolabel.pipeline.analysis.errors_table import LabelErrors
+    from autolabel.pipeline.analysis.focus import FocusSummary
     from autolabel.pipeline.analysis.polygon_weights import PolygonWeights
     from autolabel.pipeline.analysis.polygons import PolygonSummary
     from autolabel.pipeline.analysis.stats import Summary
@@ -70,8 +71,8 @@ _CLASSES = {
 __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
     "__version__", "adopt", "audit", "coarsen", "compare", "count_polygons", "evaluate", "export", "export_model",
-    "find_errors", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run",
-    "relabel", "report", "review", "scan", "summarise", "train",
+    "find_errors", "focus", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look",
+    "open_run", "relabel", "report", "review", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
@@ -173,22 +174,24 @@ def train(
 
 def evaluate(
     checkpoint: AnyPath, manifest: AnyPath, *, scales: Sequence[float] | None = None, flip: bool = False,
-    combine: str = "network", pictures: AnyPath | None = None, allow_overlap: bool = False, device: str = "auto",
-    workers: int = 1, address: str | None = None, progress: Progress | None = None,
+    focus: float | None = None, combine: str = "network", pictures: AnyPath | None = None, allow_overlap: bool = False,
+    device: str = "auto", workers: int = 1, address: str | None = None, progress: Progress | None = None,
 ) -> Scores:  # fmt: skip
     """Score a checkpoint on a manifest with fine labels: IoU and boundary F by class, and the worst images.
 
     scales: sizes at which the network looks at an image; None for those it trains with. flip: average with the mirrored
-    image. combine: "network" as it learnt to, or "average". pictures: an empty folder for drawings of the worst images.
-    allow_overlap: also on images that it was trained on. workers, address: processes of Ray that share the images, and
-    a cluster; they change no score. Raises ValueError.
+    image. focus: share of the rows that the highest scale sees; the scales are then those that it labels with, unless
+    others are named. combine: "network" as it learnt to, or "average". pictures: an empty folder for drawings of the
+    worst images. allow_overlap: also on images that it was trained on. workers, address: processes of Ray that share
+    the images, and a cluster; they change no score. Raises ValueError.
     """
     from autolabel.student.evaluate import evaluate
     from autolabel.student.job import ScoreMachine
 
     return evaluate(
-        Path(checkpoint), Path(manifest), scales=scales, flip=flip, combine=combine, pictures=_path(pictures),
-        allow_overlap=allow_overlap, device=device, machine=ScoreMachine(workers, address), progress=progress,
+        Path(checkpoint), Path(manifest), scales=scales, flip=flip, focus=focus, combine=combine,
+        pictures=_path(pictures), allow_overlap=allow_overlap, device=device, machine=ScoreMachine(workers, address),
+        progress=progress,
     )  # fmt: skip
 
 
@@ -306,6 +309,25 @@ def count_polygons(
     named = {"manifest": Path(fine), "teacher": TeacherName.of(teacher), "out": Path(out).parent}
     job = build_job(LabelJob, named | settings)
     return weigh_polygons(job, target_precision, output=Path(out), workers=workers, progress=progress)
+
+
+def focus(
+    manifest: AnyPath, out: AnyPath, *, teacher: AnyTeacher, share: float = 0.25, limit: int = 100,
+    progress: Progress | None = None, **settings: Any,
+) -> FocusSummary:  # fmt: skip
+    """Try a focus on images of a manifest, and write its certificate `out`, such as "focus.json".
+
+    share: of the rows that the highest scale sees. limit: images that are looked at, evenly over the groups. settings:
+    scales, flip, combine, class_map, device and precision, as the teacher will label. Raises ValueError.
+    """
+    from autolabel.manifests.settings import build_job
+    from autolabel.manifests.teachers import TeacherName
+    from autolabel.pipeline.analysis.focus import try_focus
+    from autolabel.pipeline.job import LabelJob
+
+    named = {"manifest": Path(manifest), "teacher": TeacherName.of(teacher), "out": Path(out).parent}
+    job = build_job(LabelJob, named | settings)
+    return try_focus(job, share, output=Path(out), limit=limit, progress=progress)
 
 
 def adopt(

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +31,6 @@ from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.shards import bucket_of
 from autolabel.manifests.samples import Sample, open_manifest, save_manifest, writing_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
@@ -194,19 +193,18 @@ def loop(folder: Path, extent: Extent, photographs: Path | None) -> None:
         write_city(folder / "city", seed=0, fine=0, coarse=extent.photographs, val=0, height=height, width=width)
         photographs = folder / "city" / "leftImg8bit"
     manifest = open_manifest(listed(folder, photographs))
-    samples = list(manifest.samples())[: extent.photographs]
+    size = extent.photographs
+    first = Plan(write_plan(folder, manifest, size), size, manifest.image_root, folder).packed(0)
     found: dict[str, list[float]] = {"local": [], "ray": []}
     for turn in range(extent.turns):
         for engine in found:
             asked = job(folder, manifest.path, f"loop-{engine}-{turn}", workers=1, engine=engine)
             request, _ = settle(asked, asked.teacher.digest(), folder)
             (asked.out / "units").mkdir(parents=True)
-            bucket = bucket_of(samples[0].height, samples[0].width)
-            work = [
-                Work(Unit(f"{bucket}.{k:06d}", bucket, k * SHARD, tuple(samples)), tuple(s.sample_id for s in samples))
-                for k in range(extent.rounds)
-            ]
             run = new_run(request, "", asked.out)
+            bucket = first.bucket
+            units = [replace(first, name=f"{bucket}.{k:06d}", first_row=k * SHARD) for k in range(extent.rounds)]
+            work = [Work(unit, tuple(unit.ids())) for unit in units]
             clock = Clock(run, CITYSCAPES.names, asked=0, wanted=0, before=Tally())
             clock.ends = []
             crew = Crew(run, asked.machine.workers)
@@ -217,7 +215,8 @@ def loop(folder: Path, extent: Extent, photographs: Path | None) -> None:
             found[engine] += list(np.diff(clock.ends))
     plain, ray = (min(found[engine]) for engine in ("local", "ray"))
     middle = statistics.median(found["ray"]) / statistics.median(found["local"])
-    print(f"\n### Ray against the plain loop: {len(samples)} photographs a unit, one worker, {extent.turns} turns\n")
+    each = len(first.ids())
+    print(f"\n### Ray against the plain loop: {each} photographs a unit, one worker, {extent.turns} turns\n")
     print("| | seconds a unit, best | median |\n|---|---:|---:|")
     for engine, seconds in found.items():
         print(f"| {engine} | {min(seconds):.3f} | {statistics.median(seconds):.3f} |")

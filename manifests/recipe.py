@@ -32,8 +32,8 @@ class Recipe:
     `keep_probability`: every label has its probabilities beside it. `device` is a kind of device ("cpu", "cuda",
     "mps"), `batch_pixels` the pixels at all scales together that a GPU computes at once (0 on a CPU, where a batch is
     one image), `unit_size` the number of samples in a unit. `window` is the height and width of the windows that a
-    model of another library looks at, `class_map` what its classes mean; None without either. `teacher_sha256` is empty
-    where no teacher is known.
+    model of another library looks at, `class_map` what its classes mean; None without either. `compile`: torch has
+    compiled the network, and its labels then differ a little. `teacher_sha256` is empty where no teacher is known.
     """
 
     teacher_sha256: str
@@ -51,6 +51,7 @@ class Recipe:
     batch_pixels: int
     store: str
     unit_size: int
+    compile: bool
     label_space: LabelSpace
 
     @classmethod

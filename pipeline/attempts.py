@@ -18,10 +18,10 @@ from uuid import uuid4
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
 from autolabel.manifests.run.folder import RunFolder
-from autolabel.pipeline.units import Unit
+from autolabel.pipeline.units import Packed, Unit
 
 
-def note_path(run: RunFolder, unit: Unit) -> Path:
+def note_path(run: RunFolder, unit: Unit | Packed) -> Path:
     """The file that notes the attempts at a unit."""
     return run.attempts / f"{unit.name}.jsonl"
 

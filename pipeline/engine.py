@@ -15,7 +15,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.pipeline.label import DEATHS, Labeller
 from autolabel.pipeline.predictor import Predictor, TeacherPredictor, load_for
 from autolabel.pipeline.records import RecordWriter, write_record
-from autolabel.pipeline.units import Tally, Unit
+from autolabel.pipeline.units import Packed, Tally
 
 PredictorFactory = Callable[[Run, str], Predictor]  # called with the run and a device
 
@@ -44,14 +44,14 @@ class Limits:
 class Work:
     """A unit and the ids of its samples that are to be done now."""
 
-    unit: Unit
+    unit: Packed
     wanted: tuple[str, ...]
 
 
 def teacher_predictor(run: Run, device: str) -> Predictor:
     """Load the run's teacher onto a device."""
     assert run.teacher is not None
-    return TeacherPredictor(load_for(run.teacher, run.recipe, device=device), run.recipe)
+    return TeacherPredictor(load_for(run.teacher, run.recipe, device=device, labels=True), run.recipe)
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,12 @@ class Crew:
     write: RecordWriter = write_record
     limits: Limits = field(default_factory=Limits)
     device: str = ""
+
+    def needs(self) -> str:
+        """A worker's machine in words."""
+        if self.run.recipe.device == "cuda":
+            return "1 GPU and 1 CPU"
+        return "1 CPU" + (f" and {self.worker_bytes / 2**30:.1f} GiB of memory" if self.worker_bytes else "")
 
     def labeller(self, device: str, threads: int) -> Labeller:
         """A labeller with a predictor on this device, and so many threads."""
@@ -155,7 +161,7 @@ def run_local(crew: Crew, work: Iterator[Work], monitor: Monitor) -> Ended:
                 break
             monitor.workers(1)
             tally = Tally()
-            for tally in labeller.run(item.unit, item.wanted):
+            for tally in labeller.run(item.unit.unit(), item.wanted):
                 monitor.unit(item.unit.name, tally)
             monitor.unit(item.unit.name, tally, whole=True)
             monitor.budget(labeller.budget())

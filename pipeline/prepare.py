@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import islice
 from pathlib import Path
 
 import torch
@@ -24,8 +25,8 @@ from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.predictor import load_for
-from autolabel.pipeline.records import committed, tally
-from autolabel.pipeline.units import Plan, Tally, Unit, extend_plan, in_part, matcher, write_plan
+from autolabel.pipeline.records import Row, committed, tally
+from autolabel.pipeline.units import Plan, Tally, extend_plan, in_part, matcher, write_plan
 from autolabel.teacher.device import common_precision, gpu_precisions, pick_device, pick_precision
 from autolabel.teacher.memory import batch_pixels
 from autolabel.teacher.predict import Teacher
@@ -47,7 +48,9 @@ class TeacherSource:
     def load(self, device: str, recipe: Recipe) -> Teacher:
         """The teacher on this device. Raises BadTeacher, BadCheckpoint, ValueError."""
         if self._loaded is None or not (self.handed_in or self._loaded.device == torch.device(device)):
-            self._loaded = load_for(self.job.teacher, recipe, device=device)
+            labels = torch.device(device).type == recipe.device  # else it only shows whether it fits
+            recipe = recipe if labels else replace(recipe, precision="float32")
+            self._loaded = load_for(self.job.teacher, recipe, device=device, labels=labels)
         return self._loaded
 
 
@@ -58,6 +61,7 @@ def _as_loaded(job: LabelJob, teacher: Teacher) -> LabelJob:
     for name, own in (
         ("device", teacher.device.type), ("precision", teacher.precision), ("combine", teacher.combine),
         ("window", teacher.window), ("class_map", teacher.class_map),
+        ("compile", teacher.compile),
     ):  # fmt: skip
         if getattr(job, name) not in ("auto", own):
             raise ValueError(f"{name} {getattr(job, name)!r}: expected {own!r}, which the loaded teacher has")
@@ -111,7 +115,7 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     focus = focus_for(job, scales, teacher_sha256=teacher_sha256, space=manifest.label_space)
     recipe = Recipe(
         teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, focus, job.policy, edges,
-        job.keep_probability, precision, device, pixels, job.store, job.unit_size, manifest.label_space,
+        job.keep_probability, precision, device, pixels, job.store, job.unit_size, job.compile, manifest.label_space,
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)
@@ -249,15 +253,16 @@ class Left:
     def work(self) -> Iterator[Work]:
         """Yield the units with their samples, made as they are needed."""
         for number in self.units:
-            unit = self.plan[number]
-            done = committed(self.run, unit, retry_quarantined=self.portion.retry_quarantined)
-            ids = _wanted_ids(self.portion, unit, self.room.get(number))
+            unit = self.plan.packed(number)
+            done = dict[str, Row]()
+            if storage.stat(self.run.units / unit.record):
+                done = committed(self.run, unit.unit(), retry_quarantined=self.portion.retry_quarantined)
+            ids = _wanted_ids(self.portion, unit.ids(), self.room.get(number))
             yield Work(unit, tuple(name for name in ids if name not in done))
 
 
-def _wanted_ids(portion: Portion, unit: Unit, room: int | None) -> list[str]:
-    fits = matcher(portion.only)
-    return [s.sample_id for s in unit.samples if fits(s.sample_id)][:room]
+def _wanted_ids(portion: Portion, ids: Iterable[str], room: int | None) -> list[str]:
+    return list(islice(filter(matcher(portion.only), ids), room))
 
 
 def survey(run: Run, portion: Portion, plan: Plan) -> Left:
@@ -272,12 +277,13 @@ def survey(run: Run, portion: Portion, plan: Plan) -> Left:
         if portion.only is None and not recorded and (room is None or room >= plan.count(number)):
             wanted_here = left = plan.count(number) if mine else 0
         else:
-            unit = plan[number]
-            done = committed(run, unit, retry_quarantined=portion.retry_quarantined) if recorded else {}
+            unit = plan.packed(number)
+            retry = portion.retry_quarantined
+            done = committed(run, unit.unit(), retry_quarantined=retry) if recorded else {}
             before += tally(done.values())
-            ids = _wanted_ids(portion, unit, room) if mine else []
+            ids = _wanted_ids(portion, unit.ids(), room) if mine else []
             wanted_here, left = len(ids), sum(name not in done for name in ids)
-            if room is not None and room < len(_wanted_ids(portion, unit, None)):
+            if room is not None and room < len(_wanted_ids(portion, unit.ids(), None)):
                 cut[number] = room
         room = None if room is None else room - wanted_here
         if left:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
@@ -76,18 +77,16 @@ class Meter:
         self._on_progress, self._on_note = on_progress, on_note
         self.budgets: list[dict[str, Any]] = []  # the latest memory budget of every kind of device
         self._gpus = {str(budget["device"]) for budget in budgets if _of_gpu(budget)}  # kinds in this and earlier calls
-        self._finished = Tally()
-        self._under_way: dict[str, Tally] = {}
-        self._history = [(time.monotonic(), 0)]  # (time, samples done in this call)
+        self._total = Tally()  # of this call
+        self._under_way: dict[str, Tally] = {}  # the share of units that are not left yet
+        self._history = deque([(time.monotonic(), 0)])  # (time, samples done in this call)
         self._alive = 0
         self._written = float("-inf")
 
     def unit(self, name: str, tally: Tally, *, whole: bool = False) -> None:
         """Count the finished samples of a unit so far; `whole` when the unit is left."""
-        if whole:
-            self._under_way.pop(name, None)
-            self._finished += tally
-        else:
+        self._total = self._total + tally - self._under_way.pop(name, Tally())
+        if not whole:
             self._under_way[name] = tally
         self.tick()
 
@@ -95,8 +94,8 @@ class Meter:
         """Set the number of workers that have a unit."""
         if alive == self._alive:
             return
-        if not self._total().done:
-            self._history[:] = [(time.monotonic(), 0)]  # the clock starts with the first worker
+        if not self._total.done:
+            self._history = deque([(time.monotonic(), 0)])  # the clock starts with the first worker
         self._alive = alive
         self.tick()
 
@@ -118,7 +117,7 @@ class Meter:
 
     def now(self) -> Counters:
         """The counters."""
-        total = self._total()
+        total = self._total
         now, (then, past) = time.monotonic(), self._history[0]
         rate = (total.done - past) / (now - then) if now > then else 0.0
         everything = self.before + total
@@ -135,15 +134,12 @@ class Meter:
             workers=self._alive,
         )
 
-    def _total(self) -> Tally:
-        return sum(self._under_way.values(), self._finished)
-
     def tick(self, *, last: bool = False) -> None:
         """Bring file and caller up to date."""
         now = time.monotonic()
-        self._history.append((now, self._total().done))
+        self._history.append((now, self._total.done))
         while len(self._history) > 2 and now - self._history[1][0] > _WINDOW:
-            del self._history[0]
+            self._history.popleft()
         if now - self._written > 1 or last:
             self._written = now
             self._write()
@@ -151,7 +147,7 @@ class Meter:
             self._on_progress(self.now())
 
     def _write(self) -> None:
-        everything = self.before + self._total()
+        everything = self.before + self._total
         share = {name: everything.kept[c] / (everything.pixels or 1) for c, name in enumerate(self.names)}
         stamp = datetime.now(UTC).isoformat(timespec="seconds")
         counters = {**asdict(self.now()), "class_coverage": share, "updated": stamp}

@@ -25,14 +25,17 @@ from autolabel.pipeline.attempts import excuse, note_path
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.units import Tally, Unit
+from autolabel.teacher.compiled import CompilationFailed
 from autolabel.teacher.memory import MemoryTaken
 
+_TICKS = 100  # a second, of all workers together
+_PAUSE = 5e-5  # seconds between two looks at the workers, for each of them: a look costs 3e-6
 _STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # no other worker fares better
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A sign of life: the finished samples of a unit so far. The last one of a unit brings the memory budget."""
+    """A sign of life: the finished samples of a unit so far. The last one brings the memory budget."""
 
     tally: Tally
     budget: dict[str, Any] | None = None
@@ -51,7 +54,8 @@ class Worker:
         if ray.get_gpu_ids():  # an actor without GPUs may see them all the same
             device = "cuda"
             here = ray.get_runtime_context().get_node_id()
-            resources = next(node["Resources"] for node in _nodes(ray) if node["NodeID"] == here)
+            nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
+            resources = next(node["Resources"] for node in nodes if node["NodeID"] == here)
             threads = max(1, int(resources.get("CPU", 1) // resources.get("GPU", 1)))
         self.labeller = crew.labeller(device, threads)
 
@@ -69,11 +73,11 @@ class Worker:
         """Return the results of `Labeller.probe` and `Labeller.budget`."""
         return *self.labeller.probe(samples, unit), self.labeller.budget()
 
-    def run(self, item: Work) -> Iterator[Tick]:
-        """Run `Labeller.run` with a tick at most once a second: each one is a message to the driver."""
+    def run(self, item: Work, pause: float) -> Iterator[Tick]:
+        """Run `Labeller.run` with a tick at most once in `pause` seconds: each one is a message to the driver."""
         last, tally = time.monotonic(), Tally()
-        for tally in self.labeller.run(item.unit, item.wanted):
-            if time.monotonic() - last > 1:
+        for tally in self.labeller.run(item.unit.unit(), item.wanted):
+            if time.monotonic() - last > pause:
                 last = time.monotonic()
                 yield Tick(tally)
         yield Tick(tally, self.labeller.budget())
@@ -89,32 +93,20 @@ def _actor(ray: Any, crew: Crew) -> Callable[[], Any]:
     return lambda: remote.remote(sent, version)
 
 
-def _needs(crew: Crew) -> str:
-    if crew.run.recipe.device == "cuda":
-        return "1 GPU and 1 CPU"
-    return "1 CPU" + (f" and {crew.worker_bytes / 2**30:.1f} GiB of memory" if crew.worker_bytes else "")
-
-
 def _has(ray: Any) -> str:
     resources = ray.cluster_resources()
     gpus, cpus, memory = (resources.get(name, 0) for name in ("GPU", "CPU", "memory"))
     return f"{gpus:g} GPU, {cpus:g} CPU and {memory / 2**30:.1f} GiB of memory"
 
 
-def _nodes(ray: Any) -> list[dict[str, Any]]:
-    return list(ray.nodes())
-
-
 def _no_worker(ray: Any, crew: Crew) -> str:
-    waited = f"no worker started in {crew.limits.start_s:.0f} s"
-    return f"{waited}: each needs {_needs(crew)}, the cluster has {_has(ray)}"
+    return f"no worker started in {crew.limits.start_s:.0f} s: each needs {crew.needs()}, the cluster has {_has(ray)}"
 
 
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Ended:
     """Do `total` units of work with Ray actors. Raises EngineFailed, ClusterFailed, OSError."""
     with ray_session(address, crew.run.path, workers=crew.workers) as ray:
-        private, device = cluster_address(address) is None, crew.run.recipe.device
-        if private and device == "cuda" and not ray.cluster_resources().get("GPU"):
+        if not cluster_address(address) and crew.run.recipe.device == "cuda" and not ray.cluster_resources().get("GPU"):
             raise EngineFailed("no GPU can be had: Ray sees none on this machine (it has " + _has(ray) + ")")
         with stoppable(lambda: monitor.note(STOPPING)) as stop:
             return _Loop(ray, crew, work, total, monitor, stop).run()
@@ -142,7 +134,6 @@ class _Slot:
     node: str | None = None
     work: Work | None = None
     beat: float = field(default_factory=time.monotonic)
-    tally: Tally = field(default_factory=Tally)
     stalled: bool = False
 
 
@@ -176,8 +167,7 @@ class _Loop:
                 if time.monotonic() - self.last_look > 2:
                     self._look()
                 self._hire()
-                ready, _ = self.ray.wait(list(self.live), num_returns=1, timeout=0.5) if self.live else ([], [])
-                for reference in ready:
+                for reference in self._ready():
                     self._advance(reference)
                 self.monitor.workers(self._busy())
         finally:
@@ -186,6 +176,18 @@ class _Loop:
             self.monitor.workers(0)
         self.ended.stopped = self.stop.is_set()
         return self.ended
+
+    def _ready(self) -> list[Any]:
+        """Wait for workers that have something to tell, and return all of them.
+
+        A look passes over all workers, so the pause before it grows with their number. A few are answered at once.
+        """
+        waiting, ready = list(self.live), list[Any]()
+        time.sleep(_PAUSE * len(waiting))
+        for number, timeout in ((len(waiting), 0), (1, 0.5)):
+            if waiting and not ready:
+                ready, _ = self.ray.wait(waiting, num_returns=number, timeout=timeout)
+        return ready
 
     def _stop(self) -> None:
         """Hand out nothing more, and let the workers finish the images that they are at."""
@@ -218,7 +220,8 @@ class _Loop:
 
     def _hire(self) -> None:
         """Replace workers that are gone; those that wait for a machine are what an autoscaler looks at."""
-        while not self.stop.is_set() and len(self.live) < min(self.wanted, self._left() + self._busy()):
+        room = min(self.wanted, self._left() + self._busy())
+        while not self.stop.is_set() and len(self.live) < room:
             actor = self.new_worker()
             self.live[actor.ready.remote()] = _Slot(actor)
 
@@ -229,7 +232,7 @@ class _Loop:
         if waited > 30 and not self.said_waiting:
             self.said_waiting = True
             self.monitor.note(
-                f"waiting for a worker: each needs {_needs(self.crew)}, the cluster has {_has(self.ray)};"
+                f"waiting for a worker: each needs {self.crew.needs()}, the cluster has {_has(self.ray)};"
                 f" giving up after {self.limits.start_s / 60:.0f} min"
             )
 
@@ -244,19 +247,15 @@ class _Loop:
                 self._give(reference, slot)
             else:
                 tick: Tick = self.ray.get(next(reference))
-                slot.tally = tick.tally
-                self.monitor.unit(slot.work.unit.name, tick.tally)
-                if tick.budget:
+                self.monitor.unit(slot.work.unit.name, tick.tally, whole=tick.budget is not None)
+                if tick.budget is not None:
+                    self.full = 0
                     self.monitor.budget(tick.budget)
+                    self._give(reference, slot)  # the end of its stream says no more
             slot.beat = self.last_life = time.monotonic()
-        except StopIteration:
-            assert slot.work is not None
-            self.full = 0
-            self.monitor.unit(slot.work.unit.name, slot.tally, whole=True)
-            self._give(reference, slot)
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN:
+            if isinstance(cause, CompilationFailed) or (isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN):
                 raise cause from error
             self._lose(reference, slot, kind_and_reason(cause), infrastructure=False)
             if isinstance(cause, MemoryTaken):  # its GPU will be as full for the next unit
@@ -276,7 +275,7 @@ class _Loop:
             self.fewer += 1
             self.monitor.note("a machine ran out of memory: going on with one worker less")
             return "the machine ran out of memory", False
-        alive = {node["NodeID"] for node in _nodes(self.ray) if node["Alive"]}
+        alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
         gone = isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False)
         gone = gone or "node has died" in str(error) or (slot.node is not None and slot.node not in alive)
         if gone:
@@ -297,7 +296,8 @@ class _Loop:
             self.unseen -= 1
         else:
             work = self.again.popleft()
-        stream = slot.actor.run.options(num_returns="streaming").remote(work)
+        pause = max(1.0, self.wanted / _TICKS)
+        stream = slot.actor.run.options(num_returns="streaming").remote(work, pause)
         self.live[stream] = _Slot(slot.actor, slot.node, work)
 
     def _lose(self, reference: Any, slot: _Slot, why: str, infrastructure: bool) -> None:

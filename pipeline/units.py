@@ -59,6 +59,39 @@ class Unit:
 
 
 @dataclass(frozen=True)
+class Packed:
+    """A unit as it is handed out: its rows of the plan in Arrow's own bytes, and the roots of their paths.
+
+    Who labels it makes the samples. A driver of a thousand workers would have no time for that.
+    """
+
+    name: str
+    bucket: str
+    first_row: int
+    rows: bytes
+    image_root: Path
+    label_root: Path
+
+    @property
+    def record(self) -> str:
+        """File name of the commit record."""
+        return f"{self.name}.parquet"
+
+    def _batch(self) -> pa.RecordBatch:
+        return pa.ipc.read_record_batch(self.rows, _PLAN_SCHEMA)
+
+    def ids(self) -> list[str]:
+        """The ids of the samples, in order."""
+        return list(self._batch()["sample_id"].to_pylist())
+
+    def unit(self) -> Unit:
+        """The unit with its samples. Raises ValueError for a path that leaves its root."""
+        batch = self._batch().select(list(_KEPT))
+        samples = samples_of(batch, image_root=self.image_root, label_root=self.label_root)
+        return Unit(self.name, self.bucket, self.first_row, tuple(samples), tuple(batch["image"].to_pylist()))
+
+
+@dataclass(frozen=True)
 class Tally:
     """Counts of some samples: done, quarantined (among the done), and pixels.
 
@@ -76,6 +109,14 @@ class Tally:
             self.quarantined + other.quarantined,
             self.pixels + other.pixels,
             self.kept + other.kept,
+        )
+
+    def __sub__(self, other: Tally) -> Tally:
+        return Tally(
+            self.done - other.done,
+            self.quarantined - other.quarantined,
+            self.pixels - other.pixels,
+            self.kept - other.kept,
         )
 
 
@@ -118,11 +159,13 @@ class Plan:
         return len(self._first)
 
     def __getitem__(self, number: int) -> Unit:
-        batch = self._reader.get_batch(number)
-        image_root, label_root = self._roots
-        samples = samples_of(batch.select(list(_KEPT)), image_root=image_root, label_root=label_root)
+        return self.packed(number).unit()
+
+    def packed(self, number: int) -> Packed:
+        """A unit as it is handed out."""
+        rows = self._reader.get_batch(number).serialize().to_pybytes()
         bucket, first_row = self._names[self._bucket[number]], int(self._first[number])
-        return Unit(self.name(number), bucket, first_row, tuple(samples), tuple(batch["image"].to_pylist()))
+        return Packed(self.name(number), bucket, first_row, rows, *self._roots)
 
     def __iter__(self) -> Iterator[Unit]:
         return map(self.__getitem__, range(len(self)))

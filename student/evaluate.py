@@ -14,6 +14,7 @@ import torch
 from autolabel.manifests import notes, storage
 from autolabel.manifests.class_map import ClassMap
 from autolabel.manifests.documents import read_json
+from autolabel.manifests.focus import Focus
 from autolabel.manifests.policy import COMBINE
 from autolabel.manifests.samples import fingerprints
 from autolabel.manifests.scores import Shares
@@ -83,6 +84,8 @@ class Scores(Shown):
         rows.append(["mean", percent(self.miou), *map(percent, self.mean_boundary_f.values())])
         header = ["class", "IoU", *(f"F {distance} px" for distance in self.boundary_f)]
         subject = f"{self.request['checkpoint']} on {self.request['manifest']}: " if self.request else ""
+        if self.request.get("focus") is not None:
+            subject += f"with a focus of {self.request['focus']:g}, "
         scores = Table(f"{subject}{counted(self.images, 'image')}", header, rows, last_is_total=True)
         worst = [[image["sample_id"], percent(image["miou"])] for image in self.worst]
         title = "the worst images, by their own mean IoU"
@@ -153,6 +156,7 @@ def evaluate(
     *,
     scales: Sequence[float] | None = None,
     flip: bool = False,
+    focus: float | None = None,
     combine: str = COMBINE[0],
     window: tuple[int, int] | None = None,
     class_map: ClassMap | None = None,
@@ -164,11 +168,15 @@ def evaluate(
 ) -> Scores:
     """Score a checkpoint, or any other teacher, on a manifest, and draw the worst images into the folder `pictures`.
 
-    window, class_map: see `load_teacher`. The scores are the same for any number of workers on one kind of device.
-    Raises ValueError for another label space, for images it was trained on (unless `allow_overlap`), for labels without
-    a class, or if `pictures` is not empty; NotEnoughMemory; WorkersFailed and ClusterFailed with Ray.
+    focus: share of the rows that the highest scale sees; the scales are then those that the teacher labels with, unless
+    others are named. window, class_map: see `load_teacher`. The scores are the same for any number of workers on one
+    kind of device. Raises ValueError for a focus that the teacher cannot have, for another label space, for images it
+    was trained on (unless `allow_overlap`), for labels without a class, or if `pictures` is not empty; NotEnoughMemory;
+    WorkersFailed and ClusterFailed with Ray.
     """
     machine = machine or ScoreMachine()
+    if focus is not None:
+        Focus(focus)
     if pictures and storage.list(pictures):
         raise ValueError(f"{pictures} is not empty: its pictures would mix with these; name another folder")
     name, dataset = TeacherName.of(checkpoint), ManifestDataset(manifest)
@@ -185,9 +193,10 @@ def evaluate(
             f"{name} was trained on {len(shared)} of the {len(dataset)} images of {manifest} (the first is"
             f" {dataset.samples[shared[0]].sample_id!r}): score it on others, or say --allow-overlap"
         )
-    scales = tuple(scales or teacher.network.training_scales)
-    teacher.network.require(scales, flip=flip)
-    counter = ImageCounter(teacher, dataset, scales, flip, complete=True)
+    network = teacher.network
+    scales = tuple(scales or (network.training_scales if focus is None else network.scales))
+    network.require(scales, flip=flip, focus=focus)
+    counter = ImageCounter(teacher, dataset, scales, flip, focus, complete=True)
     if machine.uses_ray:
         counts = count_by_workers(counter, machine, device=device, progress=progress)
     else:
@@ -207,7 +216,7 @@ def evaluate(
         boundary_f=boundary_f,
         mean_boundary_f={distance: _mean(values) for distance, values in boundary_f.items()},
         worst=[{"sample_id": dataset.samples[index].sample_id, "miou": miou} for index, miou, _ in worst],
-        request=request | {"scales": list(scales), "flip": flip, "combine": combine},
+        request=request | {"scales": list(scales), "flip": flip, "focus": focus, "combine": combine},
     )
 
 

@@ -42,6 +42,7 @@ class ScoreRequest:
     dataset: ManifestDataset
     scales: tuple[float, ...]
     flip: bool
+    focus: float | None
     combine: str
     device: str
     version: str
@@ -53,7 +54,7 @@ class ScoreRequest:
         assert teacher.name is not None
         return cls(
             teacher.name.absolute(), teacher.sha256, teacher.window, teacher.class_map, counter.dataset,
-            counter.scales, counter.flip, teacher.combine, device, _version(),
+            counter.scales, counter.flip, counter.focus, teacher.combine, device, _version(),
         )  # fmt: skip
 
 
@@ -89,7 +90,7 @@ class Scorer:
         )  # fmt: skip
         if teacher.sha256 != request.sha256:
             raise WorkersFailed(f"{request.teacher} is another file on a node than here: share one folder")
-        return ImageCounter(teacher, request.dataset, request.scales, request.flip, complete=True)
+        return ImageCounter(teacher, request.dataset, request.scales, request.flip, request.focus, complete=True)
 
     def count(self, request_at: list[Any], places: Sequence[int]) -> tuple[ScoreCounts, bool]:
         """Return the counts of the images at these places; without any, only load the network."""
@@ -227,5 +228,5 @@ class _Crew:
 def _worker_bytes(counter: ImageCounter) -> int:
     """Return the memory that a worker on a CPU needs: itself, and the largest image, as it is measured here."""
     pixels = max(s.height * s.width for s in counter.dataset.samples)
-    budget = counter.teacher.budget(scales=counter.scales, flip=counter.flip)
+    budget = counter.teacher.budget(scales=counter.scales, flip=counter.flip, focus=counter.focus)
     return resident_memory() + int(budget.needs(1, pixels))

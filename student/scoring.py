@@ -79,6 +79,7 @@ class ImageCounter:
     dataset: ManifestDataset
     scales: tuple[float, ...]
     flip: bool = False
+    focus: float | None = None
     complete: bool = False
 
     def counts(self) -> ScoreCounts:
@@ -131,7 +132,7 @@ class ImageCounter:
         samples = [self.dataset.samples[place] for place in places]
         _, height, width = max((s.height * s.width, s.height, s.width) for s in samples)
         batch = self.teacher.planned_batch((height, width), scales=self.scales)
-        budget = self.teacher.budget(scales=self.scales, flip=self.flip)
+        budget = self.teacher.budget(scales=self.scales, flip=self.flip, focus=self.focus)
         return budget.in_flight(height, width, batch=batch, most=most)
 
     def _read(self, place: int) -> _Item:
@@ -142,8 +143,9 @@ class ImageCounter:
         """Predict images of one size, at most one batch; without edges, codes are classes."""
         planned = self.teacher.planned_batch(items[0].truth.shape, scales=self.scales)
         predictions = self.teacher.predict_in_batches(
-            [item.image for item in items], planned, edges=(), scales=self.scales, flip=self.flip, alone=alone
-        )
+            [item.image for item in items], planned, edges=(), scales=self.scales, flip=self.flip, focus=self.focus,
+            alone=alone,
+        )  # fmt: skip
         return [
             _Labelled(item.place, item.truth, prediction.codes.astype(np.uint8, copy=False))
             for item, prediction in zip(items, predictions, strict=True)

@@ -52,10 +52,12 @@ SCRIPTS = {
     "camvid": Script(
         ("camvid", "out"), lines=(" class ", " mean IoU ", "fine + truth: ", "wrote compare/compare.json")
     ),
+    "compiled": Script(tables=1),
     "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
     "dense": Script(("out",), "camvid", tables=4, lines=("`generate` labels 0 of 36,864 pixels otherwise ",)),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "dense_students": Script(("camvid", "students"), tables=3, lines=("fine + truth: ", "wrote compare/compare.json")),
+    "driver": Script(tables=1),
     "engine": Script(tables=3, lines=("Ray costs ", "the first call ")),
     "errors": Script(("camvid", "errors"), tables=3, dashes=9),
     "export": Script(tables=1, dashes=2),

@@ -9,7 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import IGNORE
-from autolabel.manifests.scores import BoundaryF, Confusion, boundary
+from autolabel.manifests.scores import BoundaryF, Confusion, boundary, paired_gain
 
 Label = NDArray[np.uint8]
 
@@ -255,3 +255,32 @@ def test_without_any_boundary_there_is_no_score_and_no_warning() -> None:
     counts = BoundaryF(2)
     counts.add(columns(5), columns(5))
     assert np.isnan(counts.f()).all()
+
+
+def test_the_bootstrap_draws_whole_images_and_the_same_ones_for_both() -> None:
+    before, after = (np.zeros((6, 4, 5), np.int64) for _ in range(2))
+    for image in range(6):
+        for matrices, seed in ((before, image), (after, image + 100 * (image % 2))):  # every second image is the same
+            confusion = Confusion(4)
+            confusion.add(random_label(50 + image, 4), random_label(seed, 4))
+            matrices[image] = confusion.matrix
+
+    def mean_iou(matrices: NDArray[np.int64], chosen: list[int]) -> float:
+        confusion = Confusion(4)
+        for image in chosen:
+            confusion.matrix += matrices[image]
+        return confusion.mean_iou()
+
+    draws = np.random.default_rng(0).multinomial(6, np.full(6, 1 / 6), size=200)
+    images = [[image for image in range(6) for _ in range(draw[image])] for draw in draws]
+    gains = [mean_iou(after, chosen) - mean_iou(before, chosen) for chosen in images]
+    found = paired_gain(before, after, times=200)
+    assert found.middle == pytest.approx(mean_iou(after, list(range(6))) - mean_iou(before, list(range(6))), rel=1e-12)
+    assert (found.low, found.high) == pytest.approx(tuple(np.quantile(gains, (0.025, 0.975))), rel=1e-9)
+    assert found.low < found.middle < found.high
+    assert paired_gain(before, before) == (0, 0, 0)
+
+
+def test_without_truth_there_is_no_gain_and_no_warning() -> None:
+    nothing = np.zeros((2, 3, 4), np.int64)
+    assert all(math.isnan(value) for value in paired_gain(nothing, nothing, times=3))

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -37,9 +38,10 @@ from autolabel.pipeline.attempts import Attempt, excuse
 from autolabel.pipeline.engine import EngineFailed, Limits, Work
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.predictor import Decoded, Refused, TeacherPredictor
+from autolabel.pipeline.progress import Meter
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import Labelling, generate
-from autolabel.pipeline.units import Unit
+from autolabel.pipeline.units import Packed, Tally, Unit
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import BATCH_PIXELS, MemoryTaken
 
@@ -319,7 +321,7 @@ def test_a_gpu_that_others_have_filled_is_done_without_if_another_worker_works(t
     """Else one bad GPU of eight would end the run, or fail one unit after the other."""
     taken, fake, monitor = MemoryTaken("another process holds 70.0 GiB"), MagicMock(), MagicMock()
     fake.get.side_effect = RayTaskError("run", "", taken)
-    work = Work(Unit("u", "b", 0, ()), ())
+    work = Work(Packed("u", "b", 0, b"", tmp_path, tmp_path), ())
     loop = ray_engine._Loop(fake, MagicMock(limits=Limits()), iter(()), 9, monitor, threading.Event())
     loop.wanted = 2
     loop.live["good"] = ray_engine._Slot(object(), "node", work)
@@ -342,6 +344,34 @@ def test_a_gpu_that_others_have_filled_is_done_without_if_another_worker_works(t
     fail()
     with pytest.raises(EngineFailed, match=r"another process holds 70\.0 GiB$"):
         fail()
+
+
+def test_all_workers_that_have_something_to_tell_are_taken_at_once_and_a_last_tick_ends_a_unit(tmp_path: Path) -> None:
+    fake, monitor = MagicMock(), MagicMock()
+    fake.wait.side_effect = lambda waiting, num_returns, timeout: (waiting[:num_returns], waiting[num_returns:])
+    fake.get.side_effect = [
+        ray_engine.Tick(Tally(1)), ray_engine.Tick(Tally(2), {"device": "cpu"}), ray_engine.Tick(Tally(3), {})
+    ]  # fmt: skip
+    loop = ray_engine._Loop(fake, MagicMock(limits=Limits()), iter(()), 0, monitor, threading.Event())
+    for name in "abc":
+        work = Work(Packed(name, "b", 0, b"", tmp_path, tmp_path), ())
+        loop.live[iter("x")] = ray_engine._Slot(object(), "node", work)
+    for reference in loop._ready():
+        loop._advance(reference)
+    assert fake.wait.call_count == 1
+    told = [(call.args[0], call.args[1].done, call.kwargs["whole"]) for call in monitor.unit.call_args_list]
+    assert told == [("a", 1, False), ("b", 2, True), ("c", 3, True)]
+    assert [slot.work.unit.name for slot in loop.live.values() if slot.work] == ["a"]  # nothing is left for the others
+
+
+def test_a_unit_that_is_lost_is_taken_out_of_the_sum(tmp_path: Path) -> None:
+    meter = Meter(RunFolder(tmp_path), ("road",), asked=9, wanted=9, before=Tally())
+    meter.unit("a", Tally(3, 1, 20, Counter({0: 8})))
+    meter.unit("b", Tally(2, 0, 10, Counter({0: 5})))
+    meter.unit("a", Tally(), whole=True)  # its worker died
+    assert (meter.now().done, meter.now().quarantined, meter.now().coverage) == (2, 0, 0.5)
+    meter.unit("b", Tally(4, 0, 20, Counter({0: 5})), whole=True)
+    assert (meter.now().done, meter.now().coverage) == (4, 0.25)
 
 
 def test_workers_that_cannot_start_say_why(

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import autolabel, contents
+from conftest import autolabel, contents, refused
 from PIL import Image
 
 from autolabel.manifests.drawing import DISAGREEMENT
@@ -95,6 +95,29 @@ def test_flip_averages_the_logits_with_those_of_the_mirrored_image(teacher: Path
     assert flipped.miou != evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0), device="cpu").miou
 
 
+def test_a_focus_scores_the_labels_that_it_gives_at_the_scales_of_labelling(teacher: Path, city: Path) -> None:
+    focused = evaluate(teacher, city / "val.parquet", focus=0.25, device="cpu")
+    network, confusion = load_teacher(teacher, device="cpu"), Confusion(len(CITYSCAPES))
+    for item in ManifestDataset(city / "val.parquet"):
+        image = item["image"].permute(1, 2, 0).numpy()
+        confusion.add(item["label"].numpy(), network.confidence(image, scales=(0.5, 1.0, 2.0), focus=0.25)[0])
+    assert focused.miou == confusion.mean_iou() and focused.request["focus"] == 0.25
+    assert "with a focus of 0.25, 3 images" in focused.tables()[0].title
+    whole = evaluate(teacher, city / "val.parquet", scales=(0.5, 1.0, 2.0), device="cpu")
+    assert whole.request["focus"] is None and whole.iou != focused.iou
+    assert evaluate(teacher, city / "val.parquet", focus=1.0, device="cpu").iou == whole.iou
+
+
+def test_a_focus_that_cannot_be_had_is_refused_and_no_scores_are_written(
+    teacher: Path, city: Path, tmp_path: Path
+) -> None:
+    command = ("evaluate", teacher, city / "val.parquet", "--device", "cpu", "-o", tmp_path / "scores.json", "--focus")
+    assert refused(*command, 0) == "focus 0: expected a share of the rows in (0, 1], such as 0.25"
+    assert refused(*command, 1.5).startswith("focus 1.5: expected a share")
+    assert refused(*command, 0.25, "--scales", "1").startswith("focus with scales 1: expected a scale above 1 besides")
+    assert not list(tmp_path.iterdir())
+
+
 def test_boundary_f_is_that_of_the_predictions_over_all_pictures(scores: Scores, teacher: Path, city: Path) -> None:
     network, boundary = load_teacher(teacher, device="cpu"), BoundaryF(19)
     for item in ManifestDataset(city / "val.parquet"):
@@ -136,6 +159,7 @@ def test_the_scores_say_what_was_asked(teacher: Path, city: Path) -> None:
         "manifest": str(city / "val.parquet"),
         "scales": [1.0],
         "flip": True,
+        "focus": None,
         "combine": "average",
     }
 

@@ -27,7 +27,7 @@ from autolabel.student.data import ManifestDataset
 from autolabel.student.distributed import WorkersFailed
 from autolabel.student.evaluate import evaluate
 from autolabel.student.job import ScoreMachine
-from autolabel.student.score_workers import count_by_workers
+from autolabel.student.score_workers import Scorer, ScoreRequest, count_by_workers
 from autolabel.student.scoring import ImageCounter, ScoreCounts
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import Budget
@@ -80,6 +80,19 @@ def test_images_that_are_shared_are_counted_as_one_after_the_other(counter: Imag
     for size in (1, 2, 3):
         shares = [summed(counter.each(range(rank, 9, size)), counter) for rank in range(size)]
         assert_same(summed(iter(shares[::-1]), counter), alone)
+
+
+def test_a_worker_looks_with_the_focus_of_the_request(counter: ImageCounter, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert counter.teacher.name is not None
+    focused = replace(counter, scales=(0.5, 1.0, 2.0), focus=0.25)
+    monkeypatch.setattr("ray.get", lambda request: request)
+    monkeypatch.setattr(Scorer, "_again", lambda _: False)
+    found, again = Scorer().count([ScoreRequest.of(focused, "cpu")], range(3))
+    assert_same(found, summed(focused.each(range(3)), focused))
+    other = replace(focused, focus=None)
+    assert (
+        not np.array_equal(found.confusion.matrix, summed(other.each(range(3)), other).confusion.matrix) and not again
+    )
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])

@@ -134,7 +134,7 @@ def test_rows_that_were_seen_have_the_whole_scales_numbers_and_others_those_that
 def test_the_network_sees_one_band_at_the_highest_scale_and_the_next_lower_scales_context() -> None:
     network = Local(attentive(), pools=0.5).eval()
     focused(network, streets(2), SCALES, share=0.25, combination=network.scale_attn)
-    assert network.seen == [(80, 32, False), (160, 64, False), (208, 128, True)]
+    assert network.seen == [(80, 32, False), (160, 64, False), (192, 128, True)]
 
 
 @torch.inference_mode()
