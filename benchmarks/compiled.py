@@ -133,6 +133,7 @@ def main() -> None:
     if asked.smallest:
         asked.nets, asked.precisions, asked.sizes, asked.rounds = NETS[1:], PRECISIONS[:1], ("64x96",), 1
         compiled.backend = follow
+        print("--smallest: these numbers mean nothing\n")
     print("| network | precision | size | build s | kept s | first s | eager s | compiled s | gain | other labels |")
     print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
     for name in asked.nets:

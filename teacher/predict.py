@@ -81,8 +81,7 @@ class Teacher:
         self.combination = own.combination if own else Average()
         self.classes = self.network.classes
         self.feed = Feed(self.device)
-        self.label_space = label_space
-        self._trained_on = trained_on
+        self.label_space, self._trained_on = label_space, trained_on
         self.precision, self.compile = precision, compile
         self.name, self.sha256, self.combine, self.window, self.class_map = name, digest, combine, window, class_map
         self._own = own
