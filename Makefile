@@ -16,7 +16,7 @@ NUMERIC := tests/manifests/test_scores.py tests/manifests/test_images.py tests/m
 	tests/manifests/test_png_decoder.py tests/student/test_data.py tests/teacher tests/student/test_losses.py tests/student/test_evaluate.py \
 	tests/pipeline/test_audit.py tests/pipeline/test_calibration.py tests/pipeline/test_weighed.py
 
-.PHONY: help demo dev quick test kinds readers plain lint types format docs clean
+.PHONY: help demo dev quick test kinds readers plain bench lint types format docs clean
 
 help:  ## this list
 	@sed -n 's/^\([a-z]*\):.*  ## /  make \1\t/p' Makefile | expand -t 16
@@ -40,6 +40,9 @@ readers: .venv/tested  ## exports read by the real readers of other tools, each 
 
 plain: .venv/tested  ## the tests of numbers once more: oldest instructions of torch, PNGs by Pillow alone
 	$(PLAIN) $(PYTEST) $(NUMERIC)
+
+bench: .venv/editable  ## labelling beside a plain loop, the pipeline of transformers and Ray Data; takes minutes
+	$(BIN)/python benchmarks/peers.py
 
 lint: .venv/linted types  ## style and types
 	$(BIN)/ruff check .

@@ -5,12 +5,15 @@ python benchmarks/loader.py [--smallest]
 Draws 12 street scenes of 1024 x 2048, as PNG and as JPEG. All variants give the same crops of 512 x 1024 with all
 augmentation, in one process with one thread, half of them aimed at a class. "none" has the labels in memory: all is
 done but the reading. Times are CPU time of this process, the best of 3 turns, in each of which every variant runs once.
+Then loading processes take the crops of PNG images with Zarr labels, one process and two, in turn: crops a second by
+the clock, which the load of the machine touches, and CPU time a crop, which it hardly does.
 With --smallest the numbers mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import platform
 import tempfile
@@ -21,8 +24,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.centroids import find_centroids
@@ -132,11 +137,39 @@ def measure(root: Path, extent: Extent) -> None:
         for name, seconds in best.items():
             share = f"{100 * (1 - best['none'] / seconds):.1f} %" if name != "none" else "–"
             print(f"| {kind} | {name} | {1e3 * seconds:.1f} | {1 / seconds:.1f} | {share} |", flush=True)
+    dataset = ManifestDataset(manifests["png"]["Zarr"])
+    by_processes(TrainingCrops(dataset, draws_of(dataset, extent.crops), augmentation=augmentation), extent)
     samples = manifests["png"]["PNG"].samples
     started = time.process_time()
     find_centroids(samples, CITYSCAPES)
     each = 1e3 * (time.process_time() - started) / extent.scenes
     print(f"\ncentroids of a PNG label: {each:.1f} ms of CPU, once a training")
+
+
+def by_processes(crops: TrainingCrops, extent: Extent) -> None:
+    """Table of loading processes: from the first crop on, so that their start does not count."""
+    taken: dict[int, list[tuple[float, float]]] = {1: [], 2: []}
+    for _ in range(extent.turns):
+        for workers, turns in taken.items():
+            loader = iter(DataLoader(crops, batch_size=None, num_workers=workers, prefetch_factor=2))
+            next(loader)
+            before, started = children(), time.perf_counter()
+            rest = sum(1 for _ in loader)
+            turns.append((rest / (time.perf_counter() - started), (children() - before) / rest))
+    print("\n| loading processes | crops/s | of one | CPU ms a crop | load average |")
+    print("|---|---:|---:|---:|---:|")
+    one = max(speed for speed, _ in taken[1])
+    for workers, turns in taken.items():
+        speed, each = max(s for s, _ in turns), min(e for _, e in turns)
+        load = os.getloadavg()[0]
+        print(f"| {workers} | {speed:.1f} | {speed / one:.2f} | {1e3 * each:.1f} | {load:.1f} |", flush=True)
+
+
+def children() -> float:
+    """Seconds of CPU of all loading processes, living and ended."""
+    ended = os.times()
+    living = (psutil.Process(child.pid).cpu_times() for child in multiprocessing.active_children())
+    return ended.children_user + ended.children_system + sum(times.user + times.system for times in living)
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ labels belongs here, and nothing else has to be told. The machine may change fro
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
@@ -31,8 +32,8 @@ class Recipe:
     `keep_probability`: every label has its probabilities beside it. `device` is a kind of device ("cpu", "cuda",
     "mps"), `batch_pixels` the pixels at all scales together that a GPU computes at once (0 on a CPU, where a batch is
     one image), `unit_size` the number of samples in a unit. `window` is the height and width of the windows that a
-    model of another library looks at, `class_map` what its classes mean; None without either. `teacher_sha256` is empty
-    where no teacher is known.
+    model of another library looks at, `class_map` what its classes mean; None without either. `compile`: torch has
+    compiled the network, and its labels then differ a little. `teacher_sha256` is empty where no teacher is known.
     """
 
     teacher_sha256: str
@@ -50,6 +51,7 @@ class Recipe:
     batch_pixels: int
     store: str
     unit_size: int
+    compile: bool
     label_space: LabelSpace
 
     @classmethod
@@ -84,16 +86,20 @@ class Recipe:
     def changes(self, now: Recipe) -> list[str]:
         """The settings in which another recipe differs, each with both values. A policy's name does not count."""
         before, after = self.to_dict(), now.to_dict()
+        before["focus"], after["focus"] = _focus(self.focus), _focus(now.focus)
         rules = [(f"policy: {key}", *values) for key, *values in differences(before.pop("policy"), after.pop("policy"))]
         settings = [(_WORDS.get(key, key), old, after[key]) for key, old in before.items() if old != after[key]]
-        if self.share != now.share:  # else only the swings differ
-            settings = [
-                ("focus", self.share, now.share) if name == "focus" else (name, *rest) for name, *rest in settings
-            ]
         return [f"{name} was {_short(old)}, now {_short(new)}" for name, old, new in settings + rules]
 
 
 _WORDS = {"teacher_sha256": "teacher"}
+
+
+def _focus(focus: Focus | None) -> float | str | None:
+    if focus is None or focus.within is None:
+        return None if focus is None else focus.share
+    swings = zlib.crc32(repr((focus.within, focus.beyond)).encode())
+    return f"{focus.share:g}, certified by {swings:08x}"
 
 
 def _short(value: Any) -> str:

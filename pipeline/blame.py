@@ -10,14 +10,15 @@ from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.teachers import BadTeacher
 from autolabel.manifests.wording import kind_and_reason
+from autolabel.teacher.compiled import CompilationFailed
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.memory import MemoryTaken
 
 _REASON = 300  # letters of an unforeseen reason
 _GPU = re.compile(r"\b(CUDA|cuDNN|CUBLAS|HIP|MPS)\b")
-# Faults of a disk, of memory that others hold, or of the run whose confidence is read: the unit fails, and no image is
-# to blame. Anything else that one image raises costs that image alone.
-_NOT_THE_IMAGE = (OSError, MemoryError, MemoryTaken, DamagedLabel, BadTable)
+# Faults of a disk, of memory that others hold, of torch's compiler, or of the run whose confidence is read: the unit
+# fails, and no image is to blame. Anything else that one image raises costs that image alone.
+_NOT_THE_IMAGE = (OSError, MemoryError, MemoryTaken, DamagedLabel, BadTable, CompilationFailed)
 _WIDER = {"float16": "give --precision bfloat16 or float32", "bfloat16": "give --precision float32"}
 
 

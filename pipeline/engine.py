@@ -51,7 +51,7 @@ class Work:
 def teacher_predictor(run: Run, device: str) -> Predictor:
     """Load the run's teacher onto a device."""
     assert run.teacher is not None
-    return TeacherPredictor(load_for(run.teacher, run.recipe, device=device), run.recipe)
+    return TeacherPredictor(load_for(run.teacher, run.recipe, device=device, labels=True), run.recipe)
 
 
 @dataclass(frozen=True)
@@ -144,7 +144,8 @@ STOPPING = "stopping: images under way are finished, the rest is left for later;
 
 def local_labeller(crew: Crew) -> Labeller:
     """The labeller of this process."""
-    return crew.labeller(crew.device or crew.run.recipe.device, crew.workers or cores())
+    workers = crew.workers if crew.run.recipe.device == "cpu" else None  # a GPU's threads are no workers
+    return crew.labeller(crew.device or crew.run.recipe.device, workers or cores())
 
 
 def run_local(crew: Crew, work: Iterator[Work], monitor: Monitor) -> Ended:

@@ -80,6 +80,9 @@ class LabelJob:
     precision: str = setting(
         "auto", "float32, bfloat16 or float16; auto takes bfloat16 on GPUs that have it.", group="rarely"
     )
+    compile: bool = setting(
+        False, "Let torch compile the network, which takes minutes once; docs/networks.md.", group="rarely"
+    )
     unit_size: int = setting(64, "Samples in a unit: they are committed together.", group="rarely")
     max_quarantined: float = setting(  # Cityscapes itself ships one broken image
         0.001, "Share of quarantined samples above which the call ends with exit code 3.", group="rarely"

@@ -12,28 +12,28 @@ import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import cycle, islice, takewhile
 from typing import Any
 
+import numpy as np
 import torch
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
-from autolabel.manifests.images import encode_label
-from autolabel.manifests.run.centroids import centroids
+from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import LABELS, in_layer, zarr_place
-from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr, write_zarr_shard
+from autolabel.manifests.run.labels import in_layer, zarr_place
+from autolabel.manifests.run.shards import Frames, write_zarr_shard
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.blame import in_words, overflow, require_of_image
 from autolabel.pipeline.by_hand import write_maps
-from autolabel.pipeline.measure import class_numbers, image_numbers, kept_maps
+from autolabel.pipeline.measure import Labelled, Predicted, encoded, labelled
+from autolabel.pipeline.pace import HostNeeds, HostPace
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
-    LABELLED,
     QUARANTINED,
     RecordWriter,
     Row,
@@ -46,35 +46,34 @@ from autolabel.pipeline.records import (
 )
 from autolabel.pipeline.rules import Rules
 from autolabel.pipeline.units import Tally, Unit
-from autolabel.teacher.decide import Prediction
 from autolabel.teacher.memory import BATCHES, HELPERS, LARGEST_BATCH, NotEnoughMemory
 
+_NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 DEATHS = 4  # processes that may die at one image before it is quarantined
+COMMIT_S = 15.0  # seconds of a unit's work after which it is committed as far as it is
 
 
 @dataclass(frozen=True)
-class Labelled:
-    """One sample: its row of numbers, and its encoded map of every layer; none if it was quarantined."""
+class Trial:
+    """Samples labelled on trial: their rows, the seconds that all took together, and `Labeller.budget`.
 
-    row: Row
-    encoded: dict[str, Frames] = field(default_factory=dict)
+    needs: of a GPU.
+    """
 
-
-@dataclass(frozen=True)
-class Predicted:
-    """A sample with its prediction, which took `infer_ms` milliseconds."""
-
-    decoded: Decoded
-    prediction: Prediction
-    infer_ms: float
+    rows: list[Row]
+    seconds: float
+    budget: dict[str, Any]
+    needs: HostNeeds | None
 
 
 class Labeller:
     """A predictor in memory and the run that it labels; lives as long as its worker.
 
     A GPU is fed batches of one size, two of them in flight so that it computes one while the other is prepared or
-    fetched. On a CPU each thread predicts one image at a time with a single thread of torch: how torch splits one image
-    over several threads changes the last bits of its numbers, and a label must not depend on the cores of a machine.
+    fetched. After a unit the threads that decode and finish are as many as it asked for, at most `threads` and the
+    cores of this process. On a CPU each thread predicts one image at a time with a single thread of torch: how torch
+    splits one image over several threads changes the last bits of its numbers, and a label must not depend on the cores
+    of a machine.
     """
 
     def __init__(
@@ -90,11 +89,16 @@ class Labeller:
         self.worker = f"{platform.node()}:{os.getpid()}"
         self.stopping = threading.Event()
         self.rules = Rules(run.policy, run.label_space, predictor.edges, silent=run.teacher is None)
-        self.threads = threads if predictor.device == "cpu" else max(threads, HELPERS)
-        self.pool = ThreadPoolExecutor(self.threads, initializer=torch.set_num_threads, initargs=(1,))
+        self.most = threads if predictor.device == "cpu" else min(threads, cores())
+        self.pace = HostPace()
+        self._begin_threads(self.most if predictor.device == "cpu" else min(HELPERS, self.most))
         self.feeders = ThreadPoolExecutor(BATCHES)
         self._retry_quarantined, self._write_record = retry_quarantined, write
         self.pool.submit(predictor.budget).result()  # probes the device as the threads will use it
+
+    def _begin_threads(self, threads: int) -> None:
+        self.threads = threads
+        self.pool = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
 
     def budget(self) -> dict[str, Any]:
         """The predictor's memory, for `run.json`."""
@@ -107,6 +111,7 @@ class Labeller:
     def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
         """Label the samples `wanted` (ids) of a unit that are not committed yet, then commit it.
 
+        A unit that takes long is committed every `COMMIT_S` seconds: a process that is killed loses no more than that.
         Yields the sum of the finished samples, as they finish. Where an earlier process died at this unit, one image is
         computed and committed after the other, suspects last, and one at which `DEATHS` processes died is quarantined
         instead. So an image that was not to blame is soon done, and the one that is stands alone.
@@ -121,13 +126,15 @@ class Labeller:
             # Some of them may be wanted: another process committed them and died since.
             total = tally(row for sample_id, row in done.items() if sample_id in set(wanted))
             yield total
+            saved = time.monotonic()
             for sample, one in self._label(todo, unit, attempt):
                 if one.encoded:
                     one = replace(one, row=self._placed(one.row, sample, unit))
                 labelled[sample.sample_id] = one
                 total += tally([one.row])
-                if attempt.careful:
+                if attempt.careful or time.monotonic() - saved >= COMMIT_S:
                     self._commit(unit, labelled, attempt, before)
+                    saved = time.monotonic()
                 yield total
             if labelled:  # else the stop came before the first sample
                 self._commit(unit, labelled, attempt, before)
@@ -136,10 +143,8 @@ class Labeller:
             raise
         attempt.end(committed=len(labelled) == len(done) + len(todo))
 
-    def probe(
-        self, samples: Sequence[Sample], unit: Unit, *, progress: Progress | None = None
-    ) -> tuple[list[Row], float]:
-        """Label samples of a unit and keep nothing: their rows, and the seconds that all took together.
+    def probe(self, samples: Sequence[Sample], unit: Unit, *, progress: Progress | None = None) -> Trial:
+        """Label samples of a unit and keep nothing.
 
         On a GPU the first batch of each thread is slow: kernels are loaded and memory is taken. So some samples are
         labelled before, as many as the batches in flight can hold, and not counted.
@@ -151,7 +156,9 @@ class Labeller:
             rows.append(one.row)
             if progress:
                 progress(len(rows), len(samples))
-        return rows, time.perf_counter() - started
+        seconds = time.perf_counter() - started
+        needs = None if self.predictor.device == "cpu" else self.pace.needs(self.most)
+        return Trial(rows, seconds, self.budget(), needs)
 
     def _label(self, todo: Sequence[Sample], unit: Unit, attempt: Attempt) -> Iterator[tuple[Sample, Labelled]]:
         return self._carefully(todo, unit, attempt) if attempt.careful else self._fast(todo, unit)
@@ -197,10 +204,7 @@ class Labeller:
         """The encoded maps of a finished sample, for a shard that is written again; PNGs stay as they are."""
         if not row.labelled or self.recipe.store == "png":
             return {}
-        return {layer: self._encode(read_layer(self.run_folder, row, layer)) for layer in row.layers()}
-
-    def _encode(self, label: Label) -> Frames:
-        return (encode_label(label),) if self.recipe.store == "png" else encode_zarr(label)
+        return {layer: encoded(read_layer(self.run_folder, row, layer), self.recipe.store) for layer in row.layers()}
 
     def _label_on_cpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
         _, *largest = max((s.height * s.width, s.height, s.width) for s in unit.samples)
@@ -208,7 +212,11 @@ class Labeller:
         yield from ahead(self.pool, lambda sample: self._label_one(sample, unit), self._until_stop(todo), depth)
 
     def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
-        depth = 2 * LARGEST_BATCH
+        # The pace is that of the unit before.
+        if (threads := self.pace.threads(now=self.threads, most=self.most)) != self.threads:
+            self.pool.shutdown()
+            self._begin_threads(threads)
+        depth, self.pace = 2 * LARGEST_BATCH, HostPace()
         decoded = ahead(self.pool, lambda sample: self._decode(sample, unit), self._until_stop(todo), depth)
 
         behind: deque[Future[Labelled]] = deque()
@@ -251,7 +259,8 @@ class Labeller:
         started = time.perf_counter()
         row = self._row(sample, unit)
         try:
-            decoded = self.predictor.decode(sample, unit, row)
+            with self.pace.on_host():
+                decoded = self.predictor.decode(sample, unit, row)
         except Exception as error:
             self._require_of_image(error)
             return Refused(self._known(row, sample), in_words(error))
@@ -269,7 +278,8 @@ class Labeller:
             return []
         started = time.perf_counter()
         try:
-            predictions = self.predictor.predict(decoded)
+            with self.pace.on_device(len(decoded)):
+                predictions = self.predictor.predict(decoded)
         except NotEnoughMemory as error:
             return [Refused(one.row, str(error)) for one in decoded]
         except Exception as error:
@@ -281,43 +291,22 @@ class Labeller:
         predicted = list[Predicted | Refused]()
         for one, prediction in zip(decoded, predictions, strict=True):
             reason = overflow(prediction, self.recipe.precision)
-            predicted.append(Refused(one.row, reason) if reason else Predicted(one, prediction, each))
+            done = replace(one, image=_NO_IMAGE)  # which waits for a thread, and needs its pixels no more
+            predicted.append(Refused(one.row, reason) if reason else Predicted(done, prediction, each))
         return predicted
 
     def _finish(self, one: Predicted | Refused) -> Labelled:
         if isinstance(one, Refused):
             return Labelled(replace(one.row, status=QUARANTINED, reason=one.reason))
         try:
-            return self._labelled(one)
+            with self.pace.on_host():
+                return labelled(one, self.rules, self.recipe)
         except Exception as error:
             self._require_of_image(error)
             return self._finish(Refused(one.decoded.row, in_words(error)))
 
     def _require_of_image(self, error: Exception) -> None:
         require_of_image(error, on_gpu=self.predictor.device != "cpu")
-
-    def _labelled(self, one: Predicted) -> Labelled:
-        prediction = one.prediction
-        outcome = self.rules.apply(
-            prediction.codes, one.decoded.coarse, prediction.probability, least=prediction.least
-        )  # fmt: skip
-        started = time.perf_counter()
-        encoded = {LABELS: self._encode(outcome.label)}
-        checksums: dict[str, Any] = {}
-        for layer, values in kept_maps(outcome, prediction, self.recipe).items():
-            encoded[layer], checksums[f"{layer}_crc32c"] = self._encode(values), crc32c(values)
-        row = replace(
-            one.decoded.row,
-            status=LABELLED,
-            infer_ms=one.infer_ms,
-            encode_ms=1e3 * (time.perf_counter() - started),
-            label_bytes=sum(map(len, encoded[LABELS])),
-            classes=class_numbers(outcome, prediction, self.recipe.label_space),
-            centroids=centroids(outcome.label, len(self.recipe.label_space)),
-            **image_numbers(outcome, prediction),
-            **checksums,
-        )
-        return Labelled(row, encoded)
 
     def _placed(self, row: Row, sample: Sample, unit: Unit) -> Row:
         """The row with the place of the sample's label."""

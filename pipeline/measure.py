@@ -1,19 +1,70 @@
-"""The maps and numbers that a run keeps of one labelled image."""
+"""One predicted image becomes its label, and the maps and numbers that a run keeps of it."""
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.recipe import Recipe
-from autolabel.manifests.run.labels import CONFIDENCE, PROBABILITY, SECOND, TOP
-from autolabel.manifests.run.shards import Label, crc32c
+from autolabel.manifests.run.centroids import centroids
+from autolabel.manifests.run.labels import CONFIDENCE, LABELS, PROBABILITY, SECOND, TOP
+from autolabel.manifests.run.shards import Frames, Label, crc32c, encode_zarr
 from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
-from autolabel.pipeline.rules import Outcome
+from autolabel.pipeline.predictor import Decoded
+from autolabel.pipeline.records import LABELLED, Row
+from autolabel.pipeline.rules import Outcome, Rules
 from autolabel.teacher.decide import Prediction
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A sample with its prediction, which took `infer_ms` milliseconds."""
+
+    decoded: Decoded
+    prediction: Prediction
+    infer_ms: float
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One sample: its row of numbers, and its encoded map of every layer; none if it was quarantined."""
+
+    row: Row
+    encoded: dict[str, Frames] = field(default_factory=dict)
+
+
+def labelled(one: Predicted, rules: Rules, recipe: Recipe) -> Labelled:
+    """The label of a predicted sample, encoded for the recipe's store, with its numbers."""
+    prediction, space = one.prediction, recipe.label_space
+    outcome = rules.apply(prediction.codes, one.decoded.coarse, prediction.probability, least=prediction.least)
+    started = time.perf_counter()
+    maps = {LABELS: encoded(outcome.label, recipe.store)}
+    checksums: dict[str, Any] = {}
+    for layer, values in kept_maps(outcome, prediction, recipe).items():
+        maps[layer], checksums[f"{layer}_crc32c"] = encoded(values, recipe.store), crc32c(values)
+    row = replace(
+        one.decoded.row,
+        status=LABELLED,
+        infer_ms=one.infer_ms,
+        encode_ms=1e3 * (time.perf_counter() - started),
+        label_bytes=sum(map(len, maps[LABELS])),
+        classes=class_numbers(outcome, prediction, space),
+        centroids=centroids(outcome.label, len(space)),
+        **image_numbers(outcome, prediction),
+        **checksums,
+    )
+    return Labelled(row, maps)
+
+
+def encoded(label: Label, store: str) -> Frames:
+    """A map (H, W) uint8 in the form of a store: one PNG, or the chunks of a Zarr array."""
+    return (encode_label(label),) if store == "png" else encode_zarr(label)
 
 
 def kept_maps(outcome: Outcome, prediction: Prediction, recipe: Recipe) -> dict[str, Label]:

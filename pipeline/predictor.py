@@ -78,11 +78,11 @@ class Predictor(Protocol):
         """The device and the memory that it has and needs, for `run.json`."""
 
 
-def load_for(teacher: TeacherName, recipe: Recipe, *, device: str = "auto") -> Teacher:
-    """Load a teacher as a recipe wants it. Raises as `load_teacher`."""
+def load_for(teacher: TeacherName, recipe: Recipe, *, device: str = "auto", labels: bool = False) -> Teacher:
+    """Load a teacher as a recipe wants it; compiled only where it makes `labels`. Raises as `load_teacher`."""
     return load_teacher(
         teacher, device=device, precision=recipe.precision, combine=recipe.combine, window=recipe.window,
-        class_map=recipe.class_map, space=recipe.label_space,
+        class_map=recipe.class_map, space=recipe.label_space, compile=recipe.compile and labels,
     )  # fmt: skip
 
 

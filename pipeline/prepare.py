@@ -48,7 +48,9 @@ class TeacherSource:
     def load(self, device: str, recipe: Recipe) -> Teacher:
         """The teacher on this device. Raises BadTeacher, BadCheckpoint, ValueError."""
         if self._loaded is None or not (self.handed_in or self._loaded.device == torch.device(device)):
-            self._loaded = load_for(self.job.teacher, recipe, device=device)
+            labels = torch.device(device).type == recipe.device  # else it only shows whether it fits
+            recipe = recipe if labels else replace(recipe, precision="float32")
+            self._loaded = load_for(self.job.teacher, recipe, device=device, labels=labels)
         return self._loaded
 
 
@@ -59,6 +61,7 @@ def _as_loaded(job: LabelJob, teacher: Teacher) -> LabelJob:
     for name, own in (
         ("device", teacher.device.type), ("precision", teacher.precision), ("combine", teacher.combine),
         ("window", teacher.window), ("class_map", teacher.class_map),
+        ("compile", teacher.compile),
     ):  # fmt: skip
         if getattr(job, name) not in ("auto", own):
             raise ValueError(f"{name} {getattr(job, name)!r}: expected {own!r}, which the loaded teacher has")
@@ -112,7 +115,7 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     focus = focus_for(job, scales, teacher_sha256=teacher_sha256, space=manifest.label_space)
     recipe = Recipe(
         teacher_sha256, job.window, job.class_map, scales, job.flip, job.combine, focus, job.policy, edges,
-        job.keep_probability, precision, device, pixels, job.store, job.unit_size, manifest.label_space,
+        job.keep_probability, precision, device, pixels, job.store, job.unit_size, job.compile, manifest.label_space,
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)

@@ -17,6 +17,7 @@ from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress, Shown, Table, counted, duration, size
 from autolabel.pipeline.engine import Crew, local_labeller, teacher_predictor
 from autolabel.pipeline.job import LabelJob
+from autolabel.pipeline.pace import HostNeeds
 from autolabel.pipeline.predictor import TeacherPredictor
 from autolabel.pipeline.prepare import (
     Left,
@@ -46,6 +47,7 @@ class Probe:
 
     budget: `Labeller.budget`. milliseconds: mean of decode, infer and encode over the labelled images. label_bytes:
     mean size of a label. Both are None if no image could be labelled. workers: numbers of workers to reckon with.
+    needs: what a GPU asks of the cores beside it.
     """
 
     images: int
@@ -55,6 +57,7 @@ class Probe:
     milliseconds: dict[str, float] | None
     label_bytes: float | None
     workers: tuple[int, ...]
+    needs: HostNeeds | None = None
 
 
 @dataclass(frozen=True)
@@ -103,6 +106,8 @@ class Preview(Shown):
                 f"probe   {counted(probe.images, 'image')}, {probe.images_per_s:.2f} images/s by one worker;"
                 f" each {steps}{refused}"
             )
+        if probe.needs is not None and probe.images > probe.refused:
+            lines.append(f"cores   {cores_in_words(probe.needs)}")
         return lines
 
     def tables(self) -> list[Table]:
@@ -113,6 +118,17 @@ class Preview(Shown):
             [str(n), f"{n * self.probe.images_per_s:.1f}", duration(3600 * self.hours(n))] for n in self.probe.workers
         ]
         return [Table("expected, if workers do not hold each other up", ["workers", "images/s", "time"], rows)]
+
+
+def cores_in_words(needs: HostNeeds) -> str:
+    """One line on the time that an image takes of cores and GPU, with advice where the cores are too few."""
+    beside = f"{needs.cpu_ms:.0f} ms of CPU time beside {needs.device_ms:.0f} ms of the GPU an image"
+    if needs.wanted <= needs.cores:
+        return f"{beside}: {counted(needs.wanted, 'core')} of {needs.cores} keep it busy"
+    return (
+        f"{beside}: {counted(needs.cores, 'core')} can keep it busy for at most {100 * needs.busy:.0f} % of the time,"
+        f" {needs.wanted} would do; give it more cores, or use JPEGs, or for PNGs pip install 'autolabel[fast]'"
+    )
 
 
 def preview(job: LabelJob, *, teacher: Teacher | None = None, progress: Progress | None = None) -> Preview:
@@ -171,25 +187,25 @@ def _probe(
             predictor=lambda run, device: TeacherPredictor(teachers.load(device, recipe), recipe),
         )
         labeller = local_labeller(crew)
-        rows, seconds = labeller.probe(samples, unit, progress=progress)
-        budget = labeller.budget()
+        found = labeller.probe(samples, unit, progress=progress)
     else:
         from autolabel.pipeline.ray_engine import probe_ray
 
         memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe))
         crew = replace(crew, predictor=teacher_predictor, worker_bytes=memory)
-        rows, seconds, budget = probe_ray(crew, samples, unit, machine.address)
+        found = probe_ray(crew, samples, unit, machine.address)
         if progress:
-            progress(len(rows), len(samples))
-    good = [row for row in rows if row.labelled]
+            progress(len(found.rows), len(samples))
+    rows, good = found.rows, [row for row in found.rows if row.labelled]
     return Probe(
         len(rows),
         len(rows) - len(good),
-        len(rows) / seconds,
-        budget,
+        len(rows) / found.seconds,
+        found.budget,
         _milliseconds(good) if good else None,
         sum(row.label_bytes or 0 for row in good) / len(good) if good else None,
         _workers(request, engine),
+        found.needs,
     )
 
 

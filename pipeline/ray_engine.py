@@ -23,8 +23,9 @@ from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import kind_and_reason
 from autolabel.pipeline.attempts import excuse, note_path
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
-from autolabel.pipeline.records import Row
+from autolabel.pipeline.label import Trial
 from autolabel.pipeline.units import Tally, Unit
+from autolabel.teacher.compiled import CompilationFailed
 from autolabel.teacher.memory import MemoryTaken
 
 _TICKS = 100  # a second, of all workers together
@@ -68,9 +69,9 @@ class Worker:
         """Call `Labeller.stop`, from another thread than `run`."""
         self.labeller.stop()
 
-    def probe(self, samples: list[Sample], unit: Unit) -> tuple[list[Row], float, dict[str, Any]]:
-        """Return the results of `Labeller.probe` and `Labeller.budget`."""
-        return *self.labeller.probe(samples, unit), self.labeller.budget()
+    def probe(self, samples: list[Sample], unit: Unit) -> Trial:
+        """Call `Labeller.probe`."""
+        return self.labeller.probe(samples, unit)
 
     def run(self, item: Work, pause: float) -> Iterator[Tick]:
         """Run `Labeller.run` with a tick at most once in `pause` seconds: each one is a message to the driver."""
@@ -99,8 +100,7 @@ def _has(ray: Any) -> str:
 
 
 def _no_worker(ray: Any, crew: Crew) -> str:
-    waited = f"no worker started in {crew.limits.start_s:.0f} s"
-    return f"{waited}: each needs {crew.needs()}, the cluster has {_has(ray)}"
+    return f"no worker started in {crew.limits.start_s:.0f} s: each needs {crew.needs()}, the cluster has {_has(ray)}"
 
 
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Ended:
@@ -112,18 +112,16 @@ def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, addr
             return _Loop(ray, crew, work, total, monitor, stop).run()
 
 
-def probe_ray(
-    crew: Crew, samples: list[Sample], unit: Unit, address: str | None
-) -> tuple[list[Row], float, dict[str, Any]]:
-    """Label some samples with one of Ray's workers and keep nothing: rows, seconds and memory budget."""
+def probe_ray(crew: Crew, samples: list[Sample], unit: Unit, address: str | None) -> Trial:
+    """Label some samples with one of Ray's workers and keep nothing."""
     with ray_session(address, crew.run.path) as ray:
         actor = _actor(ray, crew)()
         try:
             ray.get(actor.ready.remote(), timeout=crew.limits.start_s)
         except ray.exceptions.GetTimeoutError as error:
             raise EngineFailed(_no_worker(ray, crew)) from error
-        rows, seconds, budget = ray.get(actor.probe.remote(samples, unit))
-        return rows, seconds, budget
+        trial: Trial = ray.get(actor.probe.remote(samples, unit))
+        return trial
 
 
 @dataclass
@@ -255,7 +253,7 @@ class _Loop:
             slot.beat = self.last_life = time.monotonic()
         except RayTaskError as error:
             cause = error.cause
-            if isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN:
+            if isinstance(cause, CompilationFailed) or (isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN):
                 raise cause from error
             self._lose(reference, slot, kind_and_reason(cause), infrastructure=False)
             if isinstance(cause, MemoryTaken):  # its GPU will be as full for the next unit

@@ -7,6 +7,7 @@ the number of loading processes. `sampling.Draws` chooses the sample of every cr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -120,7 +121,8 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         left, width, place_x, out_width = window(sample.width, crop_width, scale, x, rng)
 
         # Image and label go through the same geometry; the image's colours are changed after it.
-        whole, by = read_picture(sample, shrink=1 / scale)
+        needed = min(sample.height, top + height + _beyond(height / out_height, published=published))
+        whole, by = read_picture(sample, shrink=1 / scale, rows=needed)
         box = (left / by, top / by, (left + width) / by, (top + height) / by)
         by_colour = Image.Resampling.BICUBIC if published else Image.Resampling.BILINEAR
         picture = whole.resize((out_width, out_height), by_colour, box=box)
@@ -158,6 +160,11 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         if self.augmentation.blur:
             picture = picture.filter(ImageFilter.GaussianBlur(rng.uniform(*_BLUR)))
         return picture
+
+
+def _beyond(reduction: float, *, published: bool) -> int:
+    """How many rows below a window Pillow's resizing looks at, or a few more: 1 or 2 times the reduction, at least."""
+    return math.ceil((2 if published else 1) * max(reduction, 1)) + 2
 
 
 def _weights(sample: Sample, window: Window) -> Label:

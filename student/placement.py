@@ -11,7 +11,7 @@ import torch
 
 from autolabel.manifests import machine
 from autolabel.manifests.cluster import require_gpus
-from autolabel.teacher.device import pick_precision
+from autolabel.teacher.device import pick_precision, tell_of_slow_precision
 
 _LOADERS = 8  # processes that read crops for one GPU: more have nothing to do
 
@@ -64,11 +64,13 @@ def place(
 def training_precision(name: str, device: str) -> str:
     """Resolve `auto`: bfloat16 on devices that compute it fast (such GPUs, and CPUs with AMX), else float32.
 
-    Labelling is stricter: there `auto` is float32 on every CPU (see `pick_precision`).
+    Labelling is stricter: there `auto` is float32 on every CPU (see `pick_precision`). A note tells of a slow one.
     """
     if name == "auto" and device == "cpu" and torch.cpu.get_capabilities().get("amx_bf16"):
         return "bfloat16"
-    return pick_precision(name, device)
+    precision = pick_precision(name, device)
+    tell_of_slow_precision(precision, device)
+    return precision
 
 
 def loaders_here(device: torch.device, workers: int, *, loaders: int | None = None) -> int:

@@ -87,6 +87,21 @@ def require_precision(precision: str, device: str) -> None:
         )
 
 
+# What a CPU of Intel or AMD must be able to do in a precision; others are not known.
+_FAST_ON_X86 = {"bfloat16": ("amx_bf16", "avx512_bf16"), "float16": ("avx512_fp16", "amx_fp16")}
+
+
+def tell_of_slow_precision(precision: str, device: str) -> None:
+    """Tell a note where a CPU has to convert every number: it then takes several times as long as in float32."""
+    abilities = torch.cpu.get_capabilities() if device == "cpu" else {}
+    wanted = _FAST_ON_X86.get(precision, ())
+    if wanted and abilities.get("architecture") == "x86_64" and not any(abilities.get(name) for name in wanted):
+        notes.tell(
+            f"this CPU has no {precision} of its own (none of {', '.join(wanted)}), which takes 4 to 14 times as long"
+            " as float32: give --precision float32, for a new run or training, or use another machine"
+        )
+
+
 def gpu_precisions() -> dict[str, str]:
     """Return the precision that `auto` is on each kind of CUDA GPU here, by name. Raises ValueError without GPUs."""
     pick_device("cuda")

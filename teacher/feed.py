@@ -176,7 +176,10 @@ class Feed:
         return [part.view(kind).reshape(x.shape) for part, kind, x in zip(parts, types, tensors, strict=True)]
 
     def _wait(self) -> None:
-        torch.cuda.current_stream(self.device).synchronize()
+        """Sleep until the thread's stream is done: a core that spun meanwhile could decode no image."""
+        done = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+        done.record(torch.cuda.current_stream(self.device))
+        done.synchronize()
 
     def _host(self, shape: tuple[int, ...]) -> Tensor:
         """Return room for bytes in the host's memory, page-locked if the device is a CUDA GPU.

@@ -28,7 +28,7 @@ from autolabel.manifests.teachers import (
 )
 from autolabel.teacher.around import Ensemble, ForeignNetwork, MappedNetwork, Network
 from autolabel.teacher.checkpoints import load_network, read_checkpoint, silent
-from autolabel.teacher.device import pick_device, pick_precision, require_precision
+from autolabel.teacher.device import pick_device, pick_precision, require_precision, tell_of_slow_precision
 from autolabel.teacher.fold import cast_convolutions, fold_batch_norm
 from autolabel.teacher.networks.fields import Size
 from autolabel.teacher.predict import Teacher, own_network
@@ -56,6 +56,7 @@ def load_teacher(
     window: Size | None = None,
     class_map: ClassMap | None = None,
     space: LabelSpace | None = None,
+    compile: bool = False,
 ) -> Teacher:
     """Load a teacher: a checkpoint, another model of docs/teachers.md, or several, whose probabilities are averaged.
 
@@ -63,19 +64,23 @@ def load_teacher(
     `pick_precision`; combine: see `Teacher`. window: height and width of the overlapping windows that a model of
     another library looks at, one after the other. space: the classes that the teacher is to name, or None for its own;
     a `class_map` says how, and is needed only where the names differ. With several teachers it counts for those whose
-    classes are not these. Raises BadTeacher and BadCheckpoint (both ValueErrors), ValueError, FileNotFoundError.
+    classes are not these. compile: let torch compile our networks, see `compiled`. Raises BadTeacher and BadCheckpoint
+    (both ValueErrors), ValueError, FileNotFoundError, CompilationFailed.
     """
     name = TeacherName.of(teacher)
     device = pick_device(device)
     precision = pick_precision(precision, device)
     require_precision(precision, device)
+    tell_of_slow_precision(precision, device)
     if window is not None and name.all_ours:
         raise ValueError(
             f"window {window[0]}x{window[1]}: {name} is a network of ours, which looks at whole images; leave it out"
         )
+    require_compilable(name, compile=compile)
     digest = name.digest()
     members = [
-        _load(place, device=device, precision=precision, combine=combine, window=window) for place in name.places
+        _load(place, device=device, precision=precision, combine=combine, window=window, compile=compile)
+        for place in name.places
     ]
     space = space or (members[0].label_space if len(members) > 1 else None)
     networks, own = list[Network](), members[0].label_space
@@ -105,7 +110,14 @@ def load_teacher(
         combine=combine,
         window=window,
         class_map=class_map,
+        compile=compile,
     )
+
+
+def require_compilable(name: TeacherName, *, compile: bool) -> None:
+    """Raise ValueError if networks of other libraries are to be compiled."""
+    if compile and not name.all_ours:
+        raise ValueError(f"--compile: {name} is no checkpoint of ours, and only those are compiled; leave it out")
 
 
 def classes_of(teacher: TeacherName) -> LabelSpace | None:
@@ -141,12 +153,18 @@ def seen_by(teacher: TeacherName) -> Tensor | None:
     return _joined(teacher.places, seen)
 
 
-def _load(place: TeacherPlace, *, device: str, precision: str, combine: str, window: Size | None) -> _Member:
+def _load(
+    place: TeacherPlace, *, device: str, precision: str, combine: str, window: Size | None, compile: bool
+) -> _Member:
     if place.kind == CHECKPOINT:
         checkpoint = read_checkpoint(place.path)
         network = load_network(place.path, checkpoint)
         fold_batch_norm(network)
         cast_convolutions(network, precision, device=device)
+        if compile:
+            from autolabel.teacher.compiled import compile_network
+
+            compile_network(network, precision, device=device, subject=str(place))
         own, space = own_network(network, torch.device(device), combine=combine), checkpoint.label_space
         seen = checkpoint.trained_on
         return _Member(place, own, space.names if space else None, space, lambda: seen)

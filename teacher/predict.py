@@ -70,6 +70,7 @@ class Teacher:
         combine: str = COMBINE[0],
         window: Size | None = None,
         class_map: ClassMap | None = None,
+        compile: bool = False,
     ) -> None:
         self.device = torch.device(device)
         exact_kernels(self.device)
@@ -80,9 +81,8 @@ class Teacher:
         self.combination = own.combination if own else Average()
         self.classes = self.network.classes
         self.feed = Feed(self.device)
-        self.label_space = label_space
-        self._trained_on = trained_on
-        self.precision = precision
+        self.label_space, self._trained_on = label_space, trained_on
+        self.precision, self.compile = precision, compile
         self.name, self.sha256, self.combine, self.window, self.class_map = name, digest, combine, window, class_map
         self._own = own
         self._budgets: dict[tuple[tuple[float, ...], bool, float | None], Budget] = {}

@@ -109,6 +109,7 @@ class PretendedGPU(contextlib.AbstractContextManager["PretendedGPU"]):
             (torch.cuda, "empty_cache", lambda: None),
             (torch.cuda, "Stream", lambda device=None, priority=0: stream),
             (torch.cuda, "current_stream", lambda device=None: stream),
+            (torch.cuda, "Event", lambda **_: _Event(stream)),
             (torch.cuda, "default_stream", lambda device=None: stream),
             (torch.cuda, "stream", lambda stream: contextlib.nullcontext()),
             (torch.cuda, "synchronize", lambda device=None: stream.synchronize()),
@@ -147,6 +148,18 @@ class _Stream:
 
     def synchronize(self) -> None:
         self.gpu._record.waits += 1
+
+
+@dataclass(frozen=True)
+class _Event:
+    stream: _Stream
+
+    def record(self, stream: _Stream) -> None:
+        """Mark a place in the stream, which the host does not notice."""
+        assert stream is self.stream
+
+    def synchronize(self) -> None:
+        self.stream.synchronize()
 
 
 class _Recorder(TorchDispatchMode):

@@ -52,8 +52,10 @@ SCRIPTS = {
     "camvid": Script(
         ("camvid", "out"), lines=(" class ", " mean IoU ", "fine + truth: ", "wrote compare/compare.json")
     ),
+    "compiled": Script(tables=1),
     "corrections": Script(tables=1, lines=("3 images of 96 x 48, ",)),
     "dense": Script(("out",), "camvid", tables=4, lines=("`generate` labels 0 of 36,864 pixels otherwise ",)),
+    "decode": Script(tables=3),
     "demo_teacher": Script(("demo",), lines=("demo/drawn_streets.safetensors: ",)),
     "dense_students": Script(("camvid", "students"), tables=3, lines=("fine + truth: ", "wrote compare/compare.json")),
     "driver": Script(tables=1),
@@ -61,10 +63,13 @@ SCRIPTS = {
     "errors": Script(("camvid", "errors"), tables=3, dashes=9),
     "export": Script(tables=1, dashes=2),
     "export_labels": Script(tables=1),
+    "feed": Script(tables=2),
     "focus": Script(tables=3, lines=("128 x 128, random weights: ",), dashes=9),
     "kept_evidence": Script(("out",), "camvid", tables=2, lines=("one core, 2048 x 1024, ",)),
     "labelling_tools": Script(tables=2),
-    "loader": Script(tables=1, lines=("centroids of a PNG label: ",), dashes=2),
+    "loader": Script(tables=2, lines=("centroids of a PNG label: ",), dashes=2),
+    # Ray and transformers take half a minute to start: `make bench` has all ways.
+    "peers": Script(("--only", "own", "--ways", "loop", "ours"), tables=2),
     "pictures": Script(
         (str(DRAWN_STREETS), "pictures"),
         lines=("pictures/docs/compare.webp ",) if shutil.which("chromium") else ("no chromium, no pictures",),

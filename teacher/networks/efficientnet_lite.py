@@ -25,11 +25,17 @@ class SamePadConv(nn.Conv2d):
         super().__init__(inputs, outputs, kernel, stride, padding, groups=groups, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        if self.stride[0] > 1:
-            kernel, stride = self.kernel_size[0], self.stride[0]
-            rows, columns = (max(0, kernel - stride + -n % stride) for n in x.shape[-2:])
-            x = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
-        return super().forward(x)
+        kernel, stride = self.kernel_size[0], self.stride[0]
+        if stride == 1:
+            return super().forward(x)
+        sides = [-(-n // stride) for n in x.shape[-2:]]
+        rows, columns = (kernel - stride + s * stride - n for s, n in zip(sides, x.shape[-2:], strict=True))
+        padded = F.pad(x, (columns // 2, columns - columns // 2, rows // 2, rows - rows // 2))
+        out = super().forward(padded)
+        if not torch.compiler.is_compiling():
+            return out
+        # It has these sides already. A formula of an open side that names it twice would grow with every layer.
+        return out.narrow(-2, 0, sides[0]).narrow(-1, 0, sides[1])
 
 
 class DepthwiseConv(SamePadConv):

@@ -121,6 +121,18 @@ def test_trouble_that_is_no_fault_of_the_image_fails_its_unit(job: LabelJob, err
     assert label(job, "", error).accounts == Accounts(4, 4, 0, 0)
 
 
+@pytest.mark.parametrize("store", ["zarr", "png"])
+def test_a_process_that_ends_amid_a_unit_keeps_what_it_has_labelled_where_images_take_long(
+    job: LabelJob, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = replace(job, store=store)
+    monkeypatch.setattr("autolabel.pipeline.label.COMMIT_S", 0.0)
+    with pytest.raises(MemoryError):
+        label(job, "predict", MemoryError())  # at the third of four
+    again = label(job, "", MemoryError())
+    assert (again.done, again.accounts) == (2, Accounts(4, 4, 0, 0))
+
+
 @pytest.mark.parametrize(
     ("precision", "advice"),
     [("float16", "give --precision bfloat16 or float32"), ("bfloat16", "")],

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from autolabel.manifests import images
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
 from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, write_zarr_shard
@@ -465,6 +466,19 @@ def test_a_crop_depends_on_the_seed_and_its_number_alone(fine: Manifest) -> None
         assert [i["sample_id"] for i in items] == [i["sample_id"] for i in first]
         assert all(torch.equal(a["image"], b["image"]) for a, b in zip(items, first, strict=True))
         assert all(torch.equal(a["label"], b["label"]) for a, b in zip(items, first, strict=True))
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_crop_is_the_same_whoever_decodes_the_image_and_how_many_of_its_rows(
+    published: bool, fine: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    augmentation = Augmentation((24, 48), scale=(0.3, 3.0), published=published)
+    dataset = ManifestDataset(fine)
+    draws = Draws(dataset.samples, dataset.label_space, seed=5, length=40)
+    crops = list(TrainingCrops(dataset, draws, augmentation=augmentation))
+    monkeypatch.setattr(images, "decode_png", lambda *_, **__: None)
+    for crop, by_pillow in zip(crops, TrainingCrops(dataset, draws, augmentation=augmentation), strict=False):
+        assert torch.equal(crop["image"], by_pillow["image"]) and torch.equal(crop["label"], by_pillow["label"])
 
 
 def test_other_seeds_and_other_epochs_give_other_crops(fine: Manifest) -> None:

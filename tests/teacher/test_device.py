@@ -30,6 +30,7 @@ from autolabel.teacher.device import (
     pick_precision,
     release_cache,
     require_precision,
+    tell_of_slow_precision,
 )
 from autolabel.teacher.memory import is_memory_error
 from autolabel.teacher.networks.build import build
@@ -287,3 +288,23 @@ def test_apples_gpu_gets_the_bands_of_a_gpu() -> None:
     assert len(list(bands((4096, 4096), 19, device=MPS))) < len(
         list(bands((4096, 4096), 19, device=torch.device("cpu")))
     )
+
+
+@pytest.mark.parametrize(
+    ("abilities", "precision", "told"),
+    [
+        ({"avx512_f": True}, "bfloat16", True), ({"amx_bf16": True}, "bfloat16", False),
+        ({"avx512_bf16": True}, "bfloat16", False), ({"avx512_bf16": True}, "float16", True),
+        ({"avx512_fp16": True}, "float16", False), ({}, "float32", False),
+        ({"architecture": "aarch64"}, "bfloat16", False),
+    ],
+)  # fmt: skip
+def test_a_note_tells_of_a_precision_that_the_cpu_has_to_emulate(
+    abilities: dict[str, Any], precision: str, told: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"architecture": "x86_64"} | abilities)
+    said: list[str] = []
+    with notes.heard(said.append):
+        tell_of_slow_precision(precision, "cpu")
+        tell_of_slow_precision(precision, "cuda")
+    assert [line.startswith(f"this CPU has no {precision} of its own") for line in said] == [True] * told
