@@ -7,6 +7,7 @@ labels belongs here, and nothing else has to be told. The machine may change fro
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from typing import Any, get_type_hints
@@ -85,16 +86,20 @@ class Recipe:
     def changes(self, now: Recipe) -> list[str]:
         """The settings in which another recipe differs, each with both values. A policy's name does not count."""
         before, after = self.to_dict(), now.to_dict()
+        before["focus"], after["focus"] = _focus(self.focus), _focus(now.focus)
         rules = [(f"policy: {key}", *values) for key, *values in differences(before.pop("policy"), after.pop("policy"))]
         settings = [(_WORDS.get(key, key), old, after[key]) for key, old in before.items() if old != after[key]]
-        if self.share != now.share:  # else only the swings differ
-            settings = [
-                ("focus", self.share, now.share) if name == "focus" else (name, *rest) for name, *rest in settings
-            ]
         return [f"{name} was {_short(old)}, now {_short(new)}" for name, old, new in settings + rules]
 
 
 _WORDS = {"teacher_sha256": "teacher"}
+
+
+def _focus(focus: Focus | None) -> float | str | None:
+    if focus is None or focus.within is None:
+        return None if focus is None else focus.share
+    swings = zlib.crc32(repr((focus.within, focus.beyond)).encode())
+    return f"{focus.share:g}, certified by {swings:08x}"
 
 
 def _short(value: Any) -> str:

@@ -17,6 +17,7 @@ from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.by_hand import set_aside
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
+from autolabel.pipeline.focus_counts import FocusCounts
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.kept_predictor import KeptPredictor
 from autolabel.pipeline.lock import Lock, remove_leftovers
@@ -47,6 +48,7 @@ class Labelling(Shown):
     done: int
     failed: dict[str, str]
     stopped: bool
+    focus: FocusCounts | None = None
 
     def lines(self) -> list[str]:
         """The accounts in words."""
@@ -55,6 +57,7 @@ class Labelling(Shown):
         return [
             f"{counted(a.asked, 'sample')}: {a.labelled} labelled, {a.quarantined} quarantined, {a.left} left for later"
             + nothing,
+            *([str(self.focus)] if self.focus else []),
             f"run {self.run.path}   look: autolabel stats {self.run.path} · autolabel report {self.run.path}",
         ]
 
@@ -142,7 +145,8 @@ def generate(
         if lock.alone:
             _tidy(run, whole=run.state == "complete")
     assert run.accounts is not None
-    return Labelling(run, run.accounts, meter.now().done, ended.failed, ended.stopped)
+    focus = FocusCounts.of(run) if run.recipe.focus else None
+    return Labelling(run, run.accounts, meter.now().done, ended.failed, ended.stopped, focus)
 
 
 def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, str]:

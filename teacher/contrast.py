@@ -36,10 +36,16 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Seen:
-    """An image as a teacher sees it. seconds: of the network. top: its classes (H, W) uint8, whatever their p."""
+    """An image as a teacher sees it. seconds: of the network. top: (H, W) uint8. confidence: of top, (H, W) float32."""
 
     seconds: float
     top: NDArray[np.uint8]
+    confidence: NDArray[np.float32]
+
+    @property
+    def label(self) -> NDArray[np.uint8]:
+        """The classes (H, W) uint8 of a probability above 0.5, elsewhere 255."""
+        return np.where(self.confidence > THRESHOLD, self.top, np.uint8(IGNORE))
 
 
 @dataclass(frozen=True)
@@ -75,13 +81,19 @@ def contrasts(
             return _timed(partial(teacher.network.field, pixels, scales, flip=flip, focus=focus), device=teacher.device)
 
     whole, seconds = look(None)
-    top = np.concatenate([_decided(whole.rows(*band), whole)[0][0].cpu().numpy() for band in _bands(teacher, whole)])
+    seen = Seen(seconds, *_joined([_decided(whole.rows(*band), whole) for band in _bands(teacher, whole)]))
     found = []
     for share in shares:
         field, took = look(share)
         assert isinstance(field, Focused)
         found.append(_contrast(teacher, whole, field, took))
-    return Seen(seconds, top), found
+    return seen, found
+
+
+def _joined(parts: Sequence[tuple[Tensor, Tensor]]) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+    """The bands (1, h, W) of two maps, joined and on the host."""
+    one, other = (torch.cat(maps, dim=1)[0].cpu().numpy() for maps in zip(*parts, strict=True))
+    return one, other
 
 
 def _timed(work: Callable[[], _T], *, device: torch.device) -> tuple[_T, float]:
@@ -105,14 +117,14 @@ def _contrast(teacher: Teacher, whole: Field, field: Focused, seconds: float) ->
     left, first, last = field.left(), *field.seen[0].tolist()
     needed = torch.zeros(2 * classes, device=device)
     counts = torch.zeros(2, 2 * classes * STEPS, dtype=torch.int64, device=device)
-    tops, differing = list[NDArray[np.uint8]](), 0
+    parts, differing = list[tuple[Tensor, Tensor]](), 0
     for top, bottom in _bands(teacher, field):
         full = whole.rows(top, bottom)
-        winner, p = (x[0] for x in _decided(field.rows(top, bottom), field))
+        parts.append(_decided(field.rows(top, bottom), field))
+        winner, p = (x[0] for x in parts[-1])
         best, p_whole = (x[0] for x in _decided(full, whole))
         same = torch.where(p > THRESHOLD, winner, IGNORE) == torch.where(p_whole > THRESHOLD, best, IGNORE)
         differing += int((~same).sum())
-        tops.append(winner.cpu().numpy())
         row = torch.arange(top, bottom, device=device).unsqueeze(1)
         key = ((row < first) | (row >= last)).int() * classes + winner  # within come first
         labelled = p > THRESHOLD
@@ -125,9 +137,8 @@ def _contrast(teacher: Teacher, whole: Field, field: Focused, seconds: float) ->
             count += some.bincount(minlength=len(count))
     shape = 2, classes
     labels, changed = counts.view(2, *shape, STEPS).cpu().numpy()
-    return Contrast(
-        seconds, np.concatenate(tops), (first, last), differing, needed.view(shape).cpu().numpy(), labels, changed
-    )
+    numbers = needed.view(shape).cpu().numpy()
+    return Contrast(seconds, *_joined(parts), (first, last), differing, numbers, labels, changed)
 
 
 def _decided(values: Tensor, field: Field) -> tuple[Tensor, Tensor]:

@@ -64,6 +64,7 @@ SCRIPTS = {
     "export": Script(tables=1, dashes=2),
     "export_labels": Script(tables=1),
     "feed": Script(tables=2),
+    "focus": Script(tables=3, lines=("128 x 128, random weights: ",), dashes=9),
     "kept_evidence": Script(("out",), "camvid", tables=2, lines=("one core, 2048 x 1024, ",)),
     "labelling_tools": Script(tables=2),
     "loader": Script(tables=2, lines=("centroids of a PNG label: ",), dashes=2),

@@ -12,7 +12,9 @@ from conftest import ROOT
 from test_arrows import MAY_IMPORT, commands
 
 from autolabel.cli import main
+from autolabel.manifests.focus import Focus, FocusCertificate
 from autolabel.manifests.label_space import CAMVID
+from autolabel.manifests.policy import SCALES
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 CONTRIBUTING = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
@@ -41,6 +43,9 @@ def test_a_command_of_the_pages_is_one_that_the_program_understands(
             Path(word).parent.mkdir(parents=True, exist_ok=True)
             Path(word).write_text('classes.road = ["road"]' if before == "--classes" else "")
     Path("classes.json").write_text(CAMVID.to_json())
+    FocusCertificate(Focus(0.25, (1.0,), (6.0,)), "", SCALES, False, "network", ("road",), 1, 1).write(
+        Path("focus.json")
+    )
     context = click.Context(command, info_name="autolabel", **command.context_settings)
     while isinstance(command, click.Group):
         name, found, words = command.resolve_command(context, words)

@@ -39,7 +39,9 @@ class Segment:
 
 def main(teacher: Path, images: Path, out: Path) -> None:
     """Label all images."""
-    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=2)  # one for the actor, one to read and write
+    # One for the network's actor, one to read and write, and, in a second call, some for the actors that leave out what
+    # is done: with two in all, a second call labelled nothing for half an hour.
+    ray.init(include_dashboard=False, log_to_driver=False, num_cpus=4)
     out.mkdir(exist_ok=True)
     ray.data.DataContext.get_current().checkpoint_config = CheckpointConfig("path", str(out / "checkpoint"))
     (

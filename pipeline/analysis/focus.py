@@ -85,7 +85,7 @@ class FocusTrial:
         return ContrastTally.of(others, self.classes).swings()
 
     def gain(self) -> PairedGain | None:
-        """What mean IoU has more with the focus; None without truth."""
+        """How much mean IoU gains with the focus; None without truth."""
         return paired_gain(np.stack(self.whole), np.stack(self.focused)) if self.whole else None
 
     def ious(self) -> tuple[Floats, Floats] | None:
@@ -101,7 +101,7 @@ class FocusTrial:
 class FocusSummary(Shown):
     """A focus tried on images, and its certificate.
 
-    trial: the numbers. device: "CPU" or "device", whose time was taken. notes: what is to be said of the images.
+    trial: the numbers. device: "CPU" or "device", whose time was taken. notes: remarks on the images.
     """
 
     certificate: FocusCertificate
@@ -111,7 +111,7 @@ class FocusSummary(Shown):
     notes: list[str]
 
     def lines(self) -> list[str]:
-        """What the focus saves, what it changes, and how much of it is certified."""
+        """Sentences on what the focus saves and changes, and on what is certified."""
         total, trial = self.trial.total, self.trial
         lines = [
             *self.notes,
@@ -229,7 +229,7 @@ def _clock(teacher: Teacher) -> str:
 
 
 def _about(trial: FocusTrial, whole: int, bad: Sequence[str]) -> list[str]:
-    """What is to be said of the images."""
+    """Remarks on the images."""
     notes, images = list[str](), len(trial.ratios)
     if bad:
         notes.append(f"left out, the first of {len(bad)}: {bad[0]}")

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.schemas import CONFIDENCE_BINS, FATES
 from autolabel.manifests.wording import Shown, Table, counted, listed, number, percent, points, probability, size
+from autolabel.pipeline.focus_counts import FocusCounts
 
 # The words for what can become of a pixel, everywhere that people read them.
 FATE_NAMES = {
@@ -44,7 +45,7 @@ class Summary(Shown):
 
     `fates` has the same rows and one column for each of FATES that occurs: the share of the pixels of this top class
     that met it. `histograms` (C, 20) int64 counts confidences before the threshold, by top class. The other fields are
-    about all pixels of all images.
+    about all pixels of all images; focus is None for a run whose highest scale saw all.
     """
 
     run: Path
@@ -59,6 +60,7 @@ class Summary(Shown):
     agreement: float
     label_bytes: int
     histograms: NDArray[np.int64]
+    focus: FocusCounts | None = None
 
     @property
     def histogram(self) -> NDArray[np.int64]:
@@ -127,6 +129,7 @@ class Summary(Shown):
         return [
             *(nothing if self.auto_coverage == 0 else []),
             f"pixels with a class: {coarse}{percent(self.auto_coverage)} % in the auto labels",
+            *([str(self.focus)] if self.focus else []),
             f"a threshold would keep {', '.join(f'{percent(share)} % at {t:g}' for t, share in self.would_keep)}",
             f"label size: {size(each)} an image",
             f"the least trusted images: {RunFolder(self.run).statistics_path('review')}",
@@ -196,6 +199,7 @@ def summarise(run: RunFolder | Path) -> Summary:
         agreement=agreeing / coarse if coarse else nan,
         label_bytes=label_bytes,
         histograms=histograms,
+        focus=FocusCounts.of(folder),
     )
 
 

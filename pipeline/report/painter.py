@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +19,7 @@ from autolabel.manifests.places import places
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.report.layers import Confidence, Layers, Missing, Photograph, Sources
-from autolabel.pipeline.report.pictures import FULL, Drawn, draw_share, write_pictures
+from autolabel.pipeline.report.pictures import FULL, Drawn, draw_share, mark_rows, write_pictures
 from autolabel.teacher.networks.combine import Average, Combination
 from autolabel.teacher.networks.explicit import Explicit, ExplicitPairs
 from autolabel.teacher.predict import Teacher
@@ -33,7 +33,8 @@ WITH_TEACHER = 24  # images for which the teacher runs again; to run it for all 
 class ScalePicture:
     """A picture of the teacher's work at one scale, or of the combined prediction, whose scale is None.
 
-    `shares` of an attention are the mean, least and greatest of its pixels.
+    `shares` of an attention are the mean, least and greatest of its pixels. rows: the first that a highest scale with
+    a focus saw when the image was labelled, and the one after the last.
     """
 
     kind: str  # prediction, attention or combined
@@ -41,6 +42,7 @@ class ScalePicture:
     size: tuple[int, int]  # width, height
     scale: float | None = None
     shares: tuple[float, float, float] | None = None
+    rows: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True)
@@ -59,9 +61,17 @@ class Painter:
     """
 
     def __init__(
-        self, folder: Path, sources: Sources, *, teacher: Teacher | None, attention: bool, specks: int
+        self,
+        folder: Path,
+        sources: Sources,
+        *,
+        teacher: Teacher | None,
+        attention: bool,
+        specks: int,
+        seen: Mapping[str, tuple[int, int]] | None = None,
     ) -> None:
-        """`specks`: pieces of fewer pixels are marked."""
+        """`specks`: pieces of fewer pixels are marked. seen: by sample the rows of a highest scale with a focus."""
+        self._seen = seen or {}
         self._folder, self._sources, self._teacher, self._attention = folder, sources, teacher, attention
         self._specks = specks
         self._run = sources.run
@@ -88,7 +98,7 @@ class Painter:
         by_scale: list[ScalePicture] = []
         if self._attention and self._teacher and top is not None and not isinstance(layers.photograph, Missing):
             with self._one_at_a_time:
-                by_scale = self._by_scale(self._teacher, stem, layers.photograph, top)
+                by_scale = self._by_scale(self._teacher, stem, layers.photograph, top, rows=self._seen.get(sample_id))
         longest = FULL if place < FULL_SIZED else LONGEST
         drawn = write_pictures(self._folder, layers, stem=stem, run=self._run, longest=longest, specks=self._specks)
         return Painted(drawn, by_scale)
@@ -138,8 +148,14 @@ class Painter:
             places=around,
         )
 
-    def _by_scale(self, teacher: Teacher, stem: str, image: Photograph, combined: Label) -> list[ScalePicture]:
-        """The prediction at every scale, ascending, and its attention unless all scales count the same."""
+    def _by_scale(
+        self, teacher: Teacher, stem: str, image: Photograph, combined: Label, *, rows: tuple[int, int] | None
+    ) -> list[ScalePicture]:
+        """The prediction at every scale, ascending, and its attention unless all scales count the same.
+
+        The highest scale's are seen whole here; two lines mark the `rows` that it saw when the image was labelled.
+        """
+        highest = max(self._run.recipe.scales)
 
         def written(kind: str, scale: float | None, drawn: Image.Image, encoded: bytes, **more: Any) -> ScalePicture:
             name = f"{stem}-{kind}{'' if scale is None else f'-{scale:g}'}.webp"
@@ -149,12 +165,15 @@ class Painter:
         space = self._run.label_space
         pictures: list[ScalePicture] = []
         for view in teacher.views(image, scales=self._run.recipe.scales):
-            prediction = draw_label(view.label, space)
-            pictures.append(written("prediction", view.scale, prediction, encode_flat(prediction)))
+            marked = rows if view.scale == highest else None
+            prediction = mark_rows(draw_label(view.label, space), marked, height=len(image))
+            pictures.append(written("prediction", view.scale, prediction, encode_flat(prediction), rows=marked))
             if weights(teacher.combination) != "equal":
-                attention = draw_share(view.share)
+                attention = mark_rows(draw_share(view.share), marked, height=len(image))
                 shares = float(view.share.mean()), float(view.share.min()), float(view.share.max())
-                pictures.append(written("attention", view.scale, attention, encode_smooth(attention), shares=shares))
+                pictures.append(
+                    written("attention", view.scale, attention, encode_smooth(attention), shares=shares, rows=marked)
+                )
         whole = draw_label(combined, space)
         return [*pictures, written("combined", None, whole, encode_flat(whole))]
 

@@ -68,6 +68,21 @@ def draw_share(share: Confidence) -> Image.Image:
     return Image.fromarray(np.stack(channels, axis=-1).round().astype(np.uint8))
 
 
+def mark_rows(picture: Image.Image, rows: tuple[int, int] | None, *, height: int) -> Image.Image:
+    """Mark rows of an image of this height in its picture by a white and a black line at each end; none for None."""
+    if rows is None:
+        return picture
+    pixels = np.array(picture.convert("RGB"))
+    width = max(1, len(pixels) // 180)
+    for row, outwards in ((rows[0], -1), (rows[1], 1)):
+        if 0 < row < height:
+            edge = round(row * len(pixels) / height)
+            for colour, near in ((255, 0), (0, width)):
+                first, last = sorted((edge + outwards * near, edge + outwards * (near + width)))
+                pixels[max(0, first) : max(0, last)] = colour
+    return Image.fromarray(pixels)
+
+
 def write_pictures(folder: Path, layers: Layers, *, stem: str, run: Run, longest: int, specks: int) -> Drawn:
     """Draw every layer of a sample into `folder`.
 

@@ -75,7 +75,9 @@ def write_report(
     network = load_for(found, recipe) if found and wanted else None
     notes = [note, sources.note, _ONE_SCALE if attention and not several else ""]
     pictures = run.report / f"pictures-{uuid.uuid4().hex[:12]}"
-    painter = Painter(pictures, sources, teacher=network, attention=several, specks=specks)
+    seen = table.loc[wanted, ["focus_top", "focus_bottom"]].dropna().astype(int)
+    rows = {str(name): (top, bottom) for name, top, bottom in seen.itertuples(name=None)}
+    painter = Painter(pictures, sources, teacher=network, attention=several, specks=specks, seen=rows)
     with storage.hold(run.path, name=_LOCK):
         key = _marks_key(run)
         try:

@@ -33,7 +33,16 @@ def contrast(
             labels[(*place, step)] += 1
             differing[(*place, step)] += value <= changed
     top = np.zeros((4, 5), np.uint8)
-    return Contrast(0.5, top, (1, 3), int(differing.sum()), np.array(needed, np.float32), labels, differing)
+    return Contrast(
+        0.5,
+        top,
+        np.ones((4, 5), np.float32),
+        (1, 3),
+        int(differing.sum()),
+        np.array(needed, np.float32),
+        labels,
+        differing,
+    )
 
 
 def test_a_class_that_enough_images_show_swings_by_its_own_largest_and_a_twentieth() -> None:

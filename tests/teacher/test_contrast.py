@@ -67,6 +67,7 @@ def test_swings_labels_and_changes_are_those_of_a_plain_loop(flip: bool) -> None
     assert changed[0] > 0
     assert np.array_equal(found.top, np.array(y).argmax(axis=2))
     assert np.array_equal(seen.top, np.array(z).argmax(axis=2))
+    assert (found.label != seen.label).sum() == differing
     assert found.seconds > 0 < seen.seconds
 
 
