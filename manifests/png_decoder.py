@@ -29,9 +29,7 @@ from autolabel.manifests.wording import reason
 Pixels = NDArray[np.uint8]
 
 _CHANNELS = {"RGB": 3, "L": 1, "P": 1}  # of a palette, the indices are decoded
-_BAND = (
-    256 << 10
-)  # bytes of filtered rows that go through both libraries at once; several times as many leave the cache
+_BAND = 256 << 10  # bytes of filtered rows that go through both libraries at once; more would leave the cache
 _PIECE = 1 << 18  # bytes of the file that are inflated at once; chunks are often smaller, and each call costs
 _STORED = 0xFFFF  # bytes of an uncompressed block of deflate, at most
 _LARGE = 1 << 20  # pixels from which on it is worth saying that the extra is missing
@@ -154,7 +152,7 @@ def _compressed(data: bytes, header: Header, crc32: Crc) -> bytes:
 
 
 class _Stream:
-    """A zlib stream, inflated bit by bit."""
+    """A zlib stream, inflated piece by piece."""
 
     def __init__(self, compressed: bytes, zlib_ng: Any) -> None:
         self._pieces = (memoryview(compressed)[i : i + _PIECE] for i in range(0, len(compressed), _PIECE))
