@@ -135,7 +135,7 @@ def main() -> None:
         compiled.backend = follow
         print("--smallest: these numbers mean nothing\n")
     print("| network | precision | size | build s | kept s | first s | eager s | compiled s | gain | other labels |")
-    print("|---|---|---:|---:|---:|---:|---:|---:|---:|---:|")
+    print("|---|---|---|---:|---:|---:|---:|---:|---:|---:|")
     for name in asked.nets:
         for precision in asked.precisions:
             measure(name, precision, asked.sizes, asked.rounds)

@@ -173,7 +173,7 @@ def main() -> None:
         print("--smallest: these numbers mean nothing")
         asked.workers, asked.rate, asked.seconds = [4], 5000, 0.5
     connect: Any = ray.init
-    connect(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    connect("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     print(f"\n### The driver, with simulated workers that finish {asked.rate:.0f} units a second for a thousand\n")
     print("| workers | units/s | messages/s | CPU ms a unit | CPU ms a message | of a core |")
     print("|---:|---:|---:|---:|---:|---:|")

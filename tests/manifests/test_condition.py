@@ -45,7 +45,7 @@ def test_keep_if_accepts_comparisons_and_logic(condition: str, expected: bool | 
 @pytest.mark.parametrize(
     ("condition", "reason"),
     [
-        ("agreement > 0.8", "no column 'agreement' of numbers (there are agreement_with_coarse, coarse_pixels, "),
+        ("agreement > 0.8", "no column 'agreement' of numbers (there are agreement_with_coarse, certified_fraction, "),
         ("worker > 1", "no column 'worker' of numbers"),
         ("trust >", "it cannot be read"),
         ("trust = 1", "it cannot be read"),

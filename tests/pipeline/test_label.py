@@ -93,10 +93,10 @@ def test_what_is_raised_behind_the_prediction_costs_that_image(job: LabelJob, mo
     apply = Rules.apply
     calls = iter(range(100))
 
-    def broken(self: Rules, *arguments: Any) -> Any:
+    def broken(self: Rules, *arguments: Any, **more: Any) -> Any:
         if next(calls) == 1:
             raise IndexError("no such class\nanywhere")
-        return apply(self, *arguments)
+        return apply(self, *arguments, **more)
 
     monkeypatch.setattr(Rules, "apply", broken)
     ended = generate(job)
