@@ -50,7 +50,7 @@ from autolabel.teacher.memory import BATCHES, HELPERS, LARGEST_BATCH, NotEnoughM
 
 _NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 DEATHS = 4  # processes that may die at one image before it is quarantined
-COMMIT_S = 15.0  # seconds of a unit's work after which it is committed as far as it is
+COMMIT_S = 5.0  # seconds of a unit's work after which it is committed as far as it is
 
 
 @dataclass(frozen=True)
