@@ -19,7 +19,7 @@ import tomllib
 import types
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Union, get_args, get_origin, get_type_hints
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from autolabel.manifests import storage
 
@@ -33,6 +33,7 @@ _TOML_TEXT = re.compile(
     r'"""(?:[^\\]|\\.)*?"""|' r"'''.*?'''|" r'"(?:[^"\\\n]|\\.)*+"|' r"'[^'\n]*'|#[^\n]*", re.DOTALL
 )
 _TOML_PATH = re.compile(rf"(?<![\w-])(?:[\w-]++[ \t]*+\.[ \t]*+){{{_DEEPEST}}}")
+_Parsed = TypeVar("_Parsed")
 
 
 class BadDocument(ValueError):
@@ -42,6 +43,18 @@ class BadDocument(ValueError):
 def read_json(path: Path, kind: Any = Any, *, advice: str = "", at_most: int = MOST_BYTES) -> Any:
     """Read a JSON file as a value of a type, see `shaped`. Raises BadDocument, which ends with the advice."""
     return _advised(advice, lambda: json_of(_content(path, at_most), kind, name=str(path), at_most=at_most))
+
+
+def read_parsed(path: Path, parse: Callable[[dict[str, Any]], _Parsed], *, advice: str) -> _Parsed:
+    """Read a JSON file of one object as what `parse` makes of it.
+
+    Raises BadDocument, which names the file; it ends with the advice, or with what `parse` says in its ValueError.
+    """
+    document = read_json(path, dict[str, Any], advice=advice)
+    try:
+        return parse(document)
+    except ValueError as error:
+        raise BadDocument(f"{path}: {error}") from error
 
 
 def read_lines(path: Path, kind: Any = Any, *, advice: str = "", at_most: int = MOST_BYTES) -> list[Any]:

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import BadDocument, read_json
+from autolabel.manifests.documents import read_parsed
 from autolabel.manifests.label_space import LabelSpace
 
 TEACHER_WEIGHT, POLYGON_WEIGHT = 0.9, 0.4  # exponents of p and A / A[c]; measured by benchmarks/dense.py
@@ -202,11 +202,7 @@ class PolygonCounts:
     @classmethod
     def read(cls, path: Path) -> PolygonCounts:
         """Read polygons.json. Raises BadDocument, naming the file."""
-        document = read_json(path, dict[str, Any], advice="`autolabel polygons` makes such a file")
-        try:
-            return cls.from_dict(document)
-        except ValueError as error:
-            raise BadDocument(f"{path}: {error}") from error
+        return read_parsed(path, cls.from_dict, advice="`autolabel polygons` makes such a file")
 
 
 def logarithms(counts: NDArray[Any]) -> NDArray[np.float64]:

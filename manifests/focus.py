@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import BadDocument, plain_json, read_json, shaped
+from autolabel.manifests.documents import plain_json, read_parsed, shaped
 
 FORMAT = "autolabel focus 1"
 
@@ -114,11 +114,7 @@ class FocusCertificate:
     @classmethod
     def read(cls, path: Path) -> FocusCertificate:
         """Read focus.json. Raises BadDocument, naming the file."""
-        document = read_json(path, dict[str, Any], advice="`autolabel focus` makes such a file")
-        try:
-            return cls.from_dict(document)
-        except ValueError as error:
-            raise BadDocument(f"{path}: {error}") from error
+        return read_parsed(path, cls.from_dict, advice="`autolabel focus` makes such a file")
 
     def write(self, path: Path) -> None:
         """Write focus.json, whole or not at all."""

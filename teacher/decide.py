@@ -200,8 +200,6 @@ def top_classes(
     own_confidences = torch.empty(images, *field.size, device=device)
     winners, confidences = own_winners, own_confidences
     seconds = torch.empty_like(own_winners) if second and classes > 1 else None
-    least = torch.empty_like(own_confidences) if swings is not None else None
-    left = field.left() if isinstance(field, Focused) and least is not None else None
     if evidence is not None:
         winners, confidences = torch.empty_like(own_winners), torch.empty_like(own_confidences)
     for top, bottom in bands(field.size, channels or classes, device=device):
@@ -217,14 +215,18 @@ def top_classes(
             power = band.teacher_weight / (1 if field.probable else temperature)
             weigh = _weigh_some if values.device.type == "cpu" else _weigh_all
             winners[:, top:bottom], confidences[:, top:bottom] = weigh(values, band, own, power, field.probable)
-        if least is not None and swings is not None and left is not None and isinstance(field, Focused):
-            decided = winners[:, top:bottom], confidences[:, top:bottom]
-            row = torch.arange(top, bottom, device=device)
-            seen = (row >= field.seen[:, :1]) & (row < field.seen[:, 1:])  # (B, rows)
-            power = max(1.0, evidence.teacher_weight if evidence else 1.0) / temperature
-            share = left.rows(top, bottom)[:, 0].add_(SPARE_SHARE).mul_(power)
-            least[:, top:bottom] = least_probability(*decided, share, swings, seen=seen.unsqueeze(2))
-    return Tops(winners, confidences, own_winners, own_confidences, seconds, least)
+    tops = Tops(winners, confidences, own_winners, own_confidences, seconds)
+    if swings is None or not isinstance(field, Focused):
+        return tops
+    power = max(1.0, evidence.teacher_weight if evidence else 1.0) / temperature
+    left, least = field.left(), torch.empty_like(confidences)
+    for top, bottom in bands(field.size, channels or classes, device=device):
+        row = torch.arange(top, bottom, device=device)
+        seen = (row >= field.seen[:, :1]) & (row < field.seen[:, 1:])  # (B, rows)
+        share = (left.rows(top, bottom)[:, 0] + SPARE_SHARE) * power
+        decided = winners[:, top:bottom], confidences[:, top:bottom]
+        least[:, top:bottom] = least_probability(*decided, share, swings, seen=seen.unsqueeze(2))
+    return tops._replace(least=least)
 
 
 def least_probability(winner: Tensor, confidence: Tensor, share: Tensor, swings: Swings, *, seen: Tensor) -> Tensor:
