@@ -90,7 +90,9 @@ def main() -> None:
         size, arch, precisions, drawn, asked.images = (96, 192), "hrnet18s_ocr_mscale", ("float32",), 2, 4
         print("--smallest: these numbers mean nothing\n")
     on_gpu = torch.cuda.is_available()
-    print(f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, {os.cpu_count()} cores, {arch}, {size[0]} x {size[1]}\n")
+    print(
+        f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, {os.cpu_count()} cores, {arch}, {size[0]} x {size[1]}\n"
+    )
     print("| run | images | first s | images/s | GPU load |\n|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
