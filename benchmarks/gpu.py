@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -90,7 +91,8 @@ class Traced:
 def traced(work: Callable[[], object], device: torch.device) -> Traced:
     """Trace one run of a piece of work."""
     on_gpu = device.type == "cuda"
-    kept = {"acc_events": True} if "acc_events" in inspect.signature(profile).parameters else {}  # else torch warns
+    known = inspect.signature(profile).parameters
+    kept: dict[str, Any] = {"acc_events": True} if "acc_events" in known else {}  # torch warns without it
     with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], **kept) as recorder:
         work()
         finished(device)

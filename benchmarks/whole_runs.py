@@ -86,7 +86,8 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--smallest", action="store_true")
     asked = parser.parse_args()
-    size, arch, precisions, drawn = (1024, 2048), "hrnet48_ocr_mscale", ("bfloat16", "float16"), DRAWN
+    size, arch, drawn = (1024, 2048), "hrnet48_ocr_mscale", DRAWN
+    precisions: tuple[str, ...] = ("bfloat16", "float16")
     if asked.smallest:
         size, arch, precisions, drawn, asked.images = (96, 192), "hrnet18s_ocr_mscale", ("float32",), 2, 4
         print("--smallest: these numbers mean nothing\n")
