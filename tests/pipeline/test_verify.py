@@ -31,7 +31,7 @@ TABLES = tuple(RunFolder(Path()).table_paths())
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
 UNCHECKED = ("progress.json", ".lock")
-SECOND = "b512x512.000001.parquet"  # the record of the second unit
+SECOND = "b512x512.000001.0.parquet"  # the record of the second unit
 FLIPS = {"run.json": 20, "plan": 30, "records": 30, "labels": 50, "tables": 20}  # by kind of file
 
 
@@ -172,7 +172,7 @@ def test_a_file_that_is_gone_or_cut_is_found(asked: LabelJob, kind: str, damage:
 
 def test_another_unit_in_its_place_is_found(asked: LabelJob) -> None:
     """Whole files, each with good checksums; only the plan tells that they are not where they belong."""
-    first = asked.out / "units" / "b512x512.000000.parquet"
+    first = asked.out / "units" / "b512x512.000000.0.parquet"
     shutil.copyfile(first, asked.out / "units" / SECOND)
     (fault,) = verify(asked.out).faults
     assert fault.startswith(
@@ -181,7 +181,7 @@ def test_another_unit_in_its_place_is_found(asked: LabelJob) -> None:
 
 
 def test_a_record_of_no_unit_is_named_and_removed_by_repair(asked: LabelJob) -> None:
-    stray = asked.out / "units" / "b512x512.000099.parquet"
+    stray = asked.out / "units" / "b512x512.000099.0.parquet"
     shutil.copyfile(asked.out / "units" / SECOND, stray)
     assert verify(asked.out).faults == [f"{stray} belongs to no unit of the plan"]
     assert verify(asked.out, repair=True).undone == 0
@@ -246,7 +246,7 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "labels cut": lambda run: _halved(_of_the_second_unit(run)),
     "record cut": lambda run: _halved(run / "units" / SECOND),
     "record of another unit": lambda run: shutil.copyfile(
-        run / "units" / "b512x512.000000.parquet", run / "units" / SECOND
+        run / "units" / "b512x512.000000.0.parquet", run / "units" / SECOND
     ),
 }  # fmt: skip
 
