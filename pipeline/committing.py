@@ -2,7 +2,7 @@
 
 Nothing is locked, and two workers may be at one unit: a machine that was given up as lost goes on computing. A shard is
 created, or written over only in the version that this writer knows; the record is created. So one of two writers finds
-the other one's record in its place. It is superseded then: it puts back what it wrote over, and leaves the unit.
+the other one's record in its place. It is overtaken then: it puts back what it wrote over, and leaves the unit.
 docs/storage.md says what happens if either dies between two steps.
 """
 
@@ -17,12 +17,12 @@ import google_crc32c
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import in_layer, zarr_place
-from autolabel.manifests.run.ledger import Commit, Superseded, find_commit
-from autolabel.manifests.run.shards import Frames, WrittenShard, zarr_shard
+from autolabel.manifests.run.ledger import Commit, Overtaken, find_commit
+from autolabel.manifests.run.shards import Frames, WrittenShard, shard_path, zarr_shard
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.by_hand import write_maps
-from autolabel.pipeline.records import RecordWriter, Row, read_record, shard_file
+from autolabel.pipeline.records import RecordWriter, Row, read_record
 from autolabel.pipeline.units import Unit
 
 _TRIES = 20  # looks at a shard that others keep changing
@@ -39,29 +39,33 @@ class UnitWriter:
             self._known = {path: storage.stat(path) for path in map(self._shard_file, run.zarr_layers())}
 
     def _shard_file(self, layer: str) -> Path:
-        return shard_file(self.run, self.unit, layer)
+        """The shard of a layer; a link in its place is removed, as a repair leaves it to us."""
+        array = storage.inside(self.run.path, in_layer(zarr_place(self.unit.bucket), layer))
+        path = shard_path(array, self.unit.first_row // self.run.recipe.unit_size)
+        if storage.is_link(path):
+            storage.remove(path)
+        return path
 
     def save(self, rows: Sequence[Row], maps: Sequence[Mapping[str, Frames]], *, last: bool) -> None:
         """Write a shard for each layer, then the record of the rows.
 
         maps: the encoded maps of every sample of the unit, in order, by layer. last: the unit is not saved again.
-        Raises Superseded if another writer has committed the unit; what it had written is in its place then.
+        Raises Overtaken if another writer has committed the unit; what it had written is in its place then.
         """
         shards: dict[str, WrittenShard] = {}
         try:
             for layer in dict.fromkeys(layer for one in maps for layer in one):
-                array = storage.inside(self.run.path, in_layer(zarr_place(self.unit.bucket), layer))
+                path = self._shard_file(layer)
                 shard, data = zarr_shard(
-                    array, self.unit.first_row, shard_rows=self.run.recipe.unit_size,
+                    path.parent, self.unit.first_row, shard_rows=self.run.recipe.unit_size,
                     labels=[one.get(layer) for one in maps],
                 )  # fmt: skip
-                path = self._shard_file(layer)
                 self._put(path, data)
                 self._known[path] = None if last else storage.stat(path)
                 shards[layer] = shard
             self.commit = self._write_record(self.run, self.unit, rows, shards, self.commit)
-        except Superseded as superseded:
-            self._restore(superseded.commit)
+        except Overtaken as overtaken:
+            self._restore(overtaken.commit)
             raise
 
     def save_pngs(self, rows: Sequence[Row], maps: Mapping[str, Mapping[str, bytes]], attempt: Attempt) -> None:
@@ -104,7 +108,7 @@ class UnitWriter:
                 return
             newest = find_commit(self.run.path, self.unit.name)
             if newest is not None and (self.commit is None or newest.generation > self.commit.generation):
-                raise Superseded(newest)
+                raise Overtaken(newest)
             version = there
             if _done(lambda: storage.replace(path, data, unchanged=version), path, data):  # noqa: B023 - called at once
                 self._replaced.append((path, before, data))

@@ -54,7 +54,7 @@ class Work:
         return replace(self, known=Known(find_commit(run.path, self.unit.name), careful or self.known.careful, True))
 
     def rest(self, run: RunFolder, done: int) -> Work | None:
-        """The work that is left, of which `done` samples are: None unless another worker has overtaken this one.
+        """Return the rest of the work, `done` samples of which are; None unless another worker has overtaken this one.
 
         That one may have been given up as lost, and have committed less than was wanted before it really was.
         """

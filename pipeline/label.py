@@ -23,7 +23,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.ledger import Commit, Superseded
+from autolabel.manifests.run.ledger import Commit, Overtaken
 from autolabel.manifests.run.shards import Frames
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
@@ -145,10 +145,10 @@ class Labeller:
                 yield total
             if unsaved:
                 self._commit(writer, labelled, attempt, last=True)
-        except Superseded as superseded:
-            self.commit = superseded.commit
+        except Overtaken as overtaken:
+            self.commit = overtaken.commit
             attempt.end(committed=False)
-            yield tally(row for row in read_rows(superseded.commit) if row.sample_id in asked)
+            yield tally(row for row in read_rows(overtaken.commit) if row.sample_id in asked)
             return
         except BaseException:
             attempt.end(committed=False)

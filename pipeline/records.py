@@ -19,9 +19,9 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import LABELS, LAYERS, in_layer
+from autolabel.manifests.run.labels import LABELS, LAYERS, in_layer, stored_labels
 from autolabel.manifests.run.ledger import Commit, Ledger, create_record, read_newest
-from autolabel.manifests.run.shards import WrittenShard, shard_path
+from autolabel.manifests.run.shards import DamagedLabel, WrittenShard, shard_path
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
 from autolabel.manifests.tables import BadTable, OtherVersion, sealed_table, table_bytes
 from autolabel.pipeline.units import Tally, Unit
@@ -62,6 +62,7 @@ _BRIEF = [
     "image_bytes",
     "image_mtime_ns",
     "image_version",
+    "label_crc32c",
     "top_crc32c",
     "confidence_crc32c",
     "probability_crc32c",
@@ -144,7 +145,7 @@ FRESH = Known()  # a unit at which nobody has been
 def write_record(
     run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard], before: Commit | None = None
 ) -> Commit:
-    """Commit a unit behind the record `before`. Raises Superseded if another writer has done so.
+    """Commit a unit behind the record `before`. Raises Overtaken if another writer has done so.
 
     shards: its shard of every layer, nothing where labels are PNGs or there are none.
     """
@@ -246,12 +247,12 @@ def committed(run: Run, unit: Unit, commit: Commit | None, *, retry_quarantined:
     if commit is None:
         return {}
     table, shards = read_unit(run, unit, commit, _BRIEF)
-    for layer, shard in shards.items():
-        status = storage.stat(shard_file(run, unit, layer))
-        if status is None or status.size != shard["bytes"]:
-            return {}
+    rows = [Row(**values) for values in table.to_pylist()]
+    if any(_differs(shard_file(run, unit, layer), shard["bytes"]) for layer, shard in shards.items()):
+        # A writer died between a shard and its record. A unit that the record calls whole is not: it is made again.
+        rows = _whole_in_store(run, rows) if len(rows) < len(unit.samples) else []
     done = []
-    for row in (Row(**values) for values in table.to_pylist()):
+    for row in rows:
         whole = shards or all(map(storage.exists, _files(run, row)))
         if whole if row.labelled else not retry_quarantined:
             done.append(row)
@@ -265,6 +266,23 @@ def committed(run: Run, unit: Unit, commit: Commit | None, *, retry_quarantined:
                 f"image {image} {what} since it was labelled: put the old one back, or label into a new --out"
             )
     return {row.sample_id: row for row in done if row.sample_id not in changed}
+
+
+def _differs(shard: Path, size: int) -> bool:
+    there = storage.stat(shard)
+    return there is None or there.size != size
+
+
+def _whole_in_store(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """The rows whose maps can be read as they were committed."""
+    whole = {row.sample_id: row for row in rows}
+    for layer in LAYERS:
+        for sample_id, stored in stored_labels(run.path, map(vars, rows), layer=layer).items():
+            try:
+                stored.read(sample_id, None)
+            except DamagedLabel:
+                whole.pop(sample_id, None)
+    return list(whole.values())
 
 
 def tally(rows: Iterable[Row]) -> Tally:

@@ -40,7 +40,7 @@ class Commit:
         return storage.read(self.path)
 
 
-class Superseded(Exception):
+class Overtaken(Exception):
     """Another writer has committed a unit that this one was at. `commit` is the record that stands."""
 
     def __init__(self, commit: Commit) -> None:
@@ -110,7 +110,7 @@ def read_newest(commit: Commit) -> tuple[Commit, bytes]:
 def create_record(run: Path, unit: str, data: bytes, *, before: Commit | None) -> Commit:
     """Commit a unit: create its record of the generation behind `before`, which is removed then.
 
-    Raises Superseded if another writer has committed the unit meanwhile. A lost reply is none: who finds his own bytes
+    Raises Overtaken if another writer has committed the unit meanwhile. A lost reply is none: who finds his own bytes
     there has written them.
     """
     commit = Commit(run, unit, 0 if before is None else before.generation + 1)
@@ -122,7 +122,7 @@ def create_record(run: Path, unit: str, data: bytes, *, before: Commit | None) -
             raise
         created = True
     if not created and _content(commit.path) != data:
-        raise Superseded(find_commit(run, unit) or commit)
+        raise Overtaken(find_commit(run, unit) or commit)
     if before is not None:
         with contextlib.suppress(OSError):  # the newest one counts, however many lie there
             storage.remove(before.path)
