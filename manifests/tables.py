@@ -188,7 +188,7 @@ def read_table(path: Path, schema: pa.Schema, *, sealed: bool = False) -> pa.Tab
     for part in parts_of(path) or [path]:
         with _opened(part, schema, must_be_sealed=sealed) as file:
             table = file.read(columns=schema.names, use_threads=False)
-            found.append(_as_expected(part, table, schema).replace_schema_metadata(_metadata(file)))
+            found.append(as_expected(part, table, schema).replace_schema_metadata(_metadata(file)))
     return found[0] if len(found) == 1 else pa.concat_tables(found)
 
 
@@ -197,7 +197,7 @@ def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     for part in parts_of(path) or [path]:
         with _opened(part, schema) as file:
             for batch in file.iter_batches(ROWS_AT_ONCE, columns=schema.names, use_threads=False):
-                yield _as_expected(part, pa.Table.from_batches([batch]), schema)
+                yield as_expected(part, pa.Table.from_batches([batch]), schema)
 
 
 def read_metadata(path: Path, schema: pa.Schema) -> dict[bytes, bytes]:
@@ -212,7 +212,14 @@ def read_sealed(path: Path, columns: list[str] | None = None, *, schema: pa.Sche
     columns: the paths of those that are wanted. schema: that of the file, if another one is to be refused.
     """
     with _translated(path):
-        data = storage.read(path)
+        return sealed_table(path, storage.read(path), columns, schema=schema)
+
+
+def sealed_table(
+    path: Path, data: bytes, columns: list[str] | None = None, *, schema: pa.Schema | None = None
+) -> pa.Table:
+    """Take a table from the bytes that were read of a path; otherwise as `read_sealed`."""
+    with _translated(path):
         if not _seal_holds(path, io.BytesIO(data), len(data)):
             raise BadTable(f"{path} is damaged: it has no checksum")
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
@@ -277,7 +284,8 @@ def _translated(path: Path) -> Iterator[None]:
         raise BadTable(f"{path} is not a readable parquet file: {reason(error)}") from error
 
 
-def _as_expected(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
+def as_expected(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` of a table that was read of a path. Raises BadTable."""
     try:
         return table.select(schema.names).cast(schema)
     except ValueError as error:  # another type, or null where there must be a value

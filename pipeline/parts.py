@@ -1,4 +1,4 @@
-"""The tables of a run, or of a chapter of it, from its commit records; and processes that make several chapters at once.
+"""The tables of a run, or of a chapter of it, from its commit records; and processes that make several at once.
 
 `python -m autolabel.pipeline.parts` is such a process: it reads from its standard input what to do, a line each.
 """
@@ -12,7 +12,7 @@ import queue
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.samples import writing_rows
 from autolabel.manifests.schemas import MANIFEST_SCHEMA, QUARANTINE_SCHEMA, STATISTICS
-from autolabel.manifests.tables import BadTable, TableWriter, part_path, writing_table
+from autolabel.manifests.tables import BadTable, part_path, writing_table
 from autolabel.pipeline.records import LABELLED, QUARANTINED, read_unit
 from autolabel.pipeline.units import Packed, Plan
 
@@ -76,13 +76,15 @@ def table_name(run: Run, path: Path) -> str:
     return path.relative_to(run.path).as_posix()
 
 
-def write_tables(
-    run: Run, plan: Plan, ledger: Ledger, units: Sequence[int], paths: Mapping[str, Path], head: Head
-) -> Iterator[tuple[Counts, dict[str, pa.Table], dict[str, TableWriter]]]:
-    """Write the tables of some units to `paths`, by their names in `run.json`.
+Files = dict[str, tuple[str, int]]  # sha256 and bytes of tables, by their names in `run.json`
 
-    Yields for every unit its counts, its rows of the statistics, and the writers of all tables, which know the digests
-    of their files when the last unit is through. Raises BadTable.
+
+def write_tables(
+    run: Run, plan: Plan, ledger: Ledger, units: range, paths: Mapping[str, Path], head: Head, *, files: Files
+) -> Iterator[tuple[Counts, dict[str, pa.Table]]]:
+    """Write the tables of some units to `paths`, by their names in `run.json`; `files` has them when all are through.
+
+    Yields the counts of every unit and its rows of the statistics. Raises BadTable.
     """
     names = {name: table_name(run, run.statistics_path(name)) for name in MERGED}
     manifest, quarantine = table_name(run, run.manifest_path), table_name(run, run.quarantine_path)
@@ -97,7 +99,7 @@ def write_tables(
             packed = plan.packed(number)
             commit = ledger.get(packed.name)
             if commit is None:
-                yield Counts(left=plan.count(number)), {}, add
+                yield Counts(left=plan.count(number)), {}
                 continue
             record, _ = read_unit(run, packed.unit(), commit)
             labelled = record.filter(pc.equal(record["status"], LABELLED))
@@ -109,7 +111,8 @@ def write_tables(
             refused = _quarantined(packed, planned, record)
             add[quarantine](refused)
             left = plan.count(number) - pc.count_distinct(record["sample_id"]).as_py()
-            yield Counts(len(labelled), len(refused), left), rows, add
+            yield Counts(len(labelled), len(refused), left), rows
+    files.update({name: (table.sha256, table.bytes) for name, table in add.items()})
 
 
 def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
@@ -146,35 +149,34 @@ def _quarantined(unit: Packed, planned: pa.Table, record: pa.Table) -> pa.Table:
 # --- chapters ---------------------------------------------------------------------------------------------------------
 
 
-def write_part(run: Run, plan: Plan, ledger: Ledger, chapter: int, head: Head) -> Part:
-    """Write the tables of a chapter, all but the review. Raises BadTable."""
-    units = range(chapter * CHAPTER, min(len(plan), (chapter + 1) * CHAPTER))
+def write_part(run: Run, plan: Plan, ledger: Ledger, chapter: tuple[int, range], head: Head) -> Part:
+    """Write the tables of a chapter, its number and its units, all but the review. Raises BadTable."""
+    number, units = chapter
     names = [name for name, path in run.table_paths().items() if path != run.statistics_path("review")]
-    paths = {name: part_path(run.path / name, chapter) for name in names}
-    counts, writers = Counts(), dict[str, TableWriter]()
-    for some, _, writers in write_tables(run, plan, ledger, units, paths, head):
-        counts += some
-    return Part(counts, {name: (writer.sha256, writer.bytes) for name, writer in writers.items()})
+    paths = {name: part_path(run.path / name, number) for name in names}
+    files = Files()
+    counts = sum((some for some, _ in write_tables(run, plan, ledger, units, paths, head, files=files)), Counts())
+    return Part(counts, files)
 
 
 def write_parts(
-    run: Run, plan: Plan, ledger: Ledger, chapters: Sequence[int], head: Head, *, processes: int
+    run: Run, plan: Plan, ledger: Ledger, chapters: Mapping[int, range], head: Head, *, processes: int
 ) -> Iterator[tuple[int, Part]]:
     """Write the tables of chapters in several processes. Yields each with its number when it is there, in any order.
 
     Raises BadTable and OSError as `write_part`.
     """
     if processes < 2 or len(chapters) < 2:
-        for chapter in chapters:
-            yield chapter, write_part(run, plan, ledger, chapter, head)
+        for chapter in chapters.items():
+            yield chapter[0], write_part(run, plan, ledger, chapter, head)
         return
     request = json.dumps(
         {"run": str(run.path), "plan": str(plan.path), "roots": [str(root) for root in plan.roots],
          "image_root": str(head.image_root), "provenance": head.provenance}
     )  # fmt: skip
-    left: queue.SimpleQueue[int] = queue.SimpleQueue()
+    left: queue.SimpleQueue[tuple[int, range]] = queue.SimpleQueue()
     found: queue.SimpleQueue[tuple[int, Part] | BaseException | None] = queue.SimpleQueue()
-    for chapter in chapters:
+    for chapter in chapters.items():
         left.put(chapter)
     children = [_child() for _ in range(min(processes, len(chapters)))]
     threads = [threading.Thread(target=_feed, args=(child, request, left, found)) for child in children]
@@ -209,7 +211,7 @@ def _child() -> subprocess.Popen[str]:
 def _feed(
     child: subprocess.Popen[str],
     request: str,
-    left: queue.SimpleQueue[int],
+    left: queue.SimpleQueue[tuple[int, range]],
     found: queue.SimpleQueue[tuple[int, Part] | BaseException | None],
 ) -> None:
     """Give one process chapters until there are none left."""
@@ -218,11 +220,11 @@ def _feed(
         print(request, file=child.stdin, flush=True)
         while True:
             try:
-                chapter = left.get_nowait()
+                number, units = left.get_nowait()
             except queue.Empty:
                 found.put(None)
                 return
-            print(chapter, file=child.stdin, flush=True)
+            print(number, units.start, units.stop, file=child.stdin, flush=True)
             line = child.stdout.readline()
             if not line:
                 raise OSError(f"a process that makes tables has ended by itself (status {child.wait()}): run it again")
@@ -232,7 +234,7 @@ def _feed(
             if "failed" in answer:
                 raise OSError(*answer["failed"])
             files = {name: (digest, size) for name, (digest, size) in answer["files"].items()}
-            found.put((chapter, Part(Counts(**answer["counts"]), files)))
+            found.put((number, Part(Counts(**answer["counts"]), files)))
     except Exception as error:
         found.put(error)
 
@@ -246,7 +248,8 @@ def _serve(lines: Iterable[str]) -> None:
     head, ledger = Head(Path(request["image_root"]), request["provenance"]), Ledger(run.path)
     for line in asked:
         try:
-            part = write_part(run, plan, ledger, int(line), head)
+            number, start, stop = map(int, line.split())
+            part = write_part(run, plan, ledger, (number, range(start, stop)), head)
             answer: dict[str, Any] = {"counts": asdict(part.counts), "files": part.files}
         except BadTable as error:
             answer = {"damaged": str(error)}

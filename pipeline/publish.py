@@ -23,7 +23,7 @@ from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.manifests.tables import digest_of_parts, part_path, parts_of, read_pieces, table_sha256
-from autolabel.pipeline.parts import CHAPTER, Counts, Head, Part, table_name, write_parts, write_tables
+from autolabel.pipeline.parts import CHAPTER, Counts, Files, Head, Part, table_name, write_parts, write_tables
 from autolabel.pipeline.units import Plan
 
 _PARTS = "stats/parts.json"
@@ -35,7 +35,7 @@ def publish(run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any]) 
     paths = run.table_paths()
     in_parts = len(plan) > CHAPTER
     for path in paths.values():  # a run grows, or a repair cuts it anew: nobody reads a table in two shapes
-        if storage.exists(path) if in_parts else parts_of(path):
+        if storage.exists(path) == in_parts and parts_of(path):
             storage.remove(path)
     counts, digests = (_in_parts if in_parts else _whole)(run, plan, ledger, head)
     accounts = Accounts(plan.samples, counts.labelled, counts.quarantined, counts.left)
@@ -44,14 +44,15 @@ def publish(run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any]) 
 
 def _whole(run: Run, plan: Plan, ledger: Ledger, head: Head) -> tuple[Counts, dict[str, str]]:
     """One file for each table."""
-    counts, digests = Counts(), dict[str, str]()
+    counts, files = Counts(), Files()
     with writing_review(run.statistics_path("review"), run.label_space.names) as review:
-        for some, rows, writers in write_tables(run, plan, ledger, range(len(plan)), run.table_paths(), head):
+        units, paths = range(len(plan)), run.table_paths()
+        for some, rows in write_tables(run, plan, ledger, units, paths, head, files=files):
             counts += some
             if rows:
                 review(rows["images"], rows["classes"])
-        digests = {name: writer.sha256 for name, writer in writers.items()}
     name = table_name(run, run.statistics_path("review"))
+    digests = {name: digest for name, (digest, _) in files.items()}
     return counts, {**digests, name: table_sha256(run.path / name)}
 
 
@@ -65,7 +66,11 @@ def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Head) -> tuple[Counts,
         for chapter, source in sources.items()
         if source and chapter in known and known[chapter][0] == source and _there(run, chapter, known[chapter][1])
     }
-    missing = [chapter for chapter in chapters if chapter not in made]
+    missing = {
+        chapter: range(chapter * CHAPTER, min(len(plan), (chapter + 1) * CHAPTER))
+        for chapter in chapters
+        if chapter not in made
+    }
     for chapter, part in write_parts(run, plan, ledger, missing, head, processes=cores()):
         made[chapter] = sources[chapter], part
     _remove_others(run, len(chapters))

@@ -76,7 +76,7 @@ class Worker:
     def run(self, item: Work, pause: float) -> Iterator[Tick]:
         """Run `Labeller.run` with a tick at most once in `pause` seconds: each one is a message to the driver."""
         last, tally = time.monotonic(), Tally()
-        for tally in self.labeller.run(item.unit.unit(), item.wanted):
+        for tally in self.labeller.run(item.unit.unit(), item.wanted, item.known):
             if time.monotonic() - last > pause:
                 last = time.monotonic()
                 yield Tick(tally)
@@ -245,7 +245,11 @@ class _Loop:
                 self._give(reference, slot)
             else:
                 tick: Tick = self.ray.get(next(reference))
-                self.monitor.unit(slot.work.unit.name, tick.tally, whole=tick.budget is not None)
+                whole, tally = tick.budget is not None, tick.tally
+                if whole and not self.stop.is_set() and (rest := slot.work.rest(self.crew.run, tally.done)):
+                    self.again.append(rest)
+                    tally = Tally()
+                self.monitor.unit(slot.work.unit.name, tally, whole=whole)
                 if tick.budget is not None:
                     self.full = 0
                     self.monitor.budget(tick.budget)
@@ -316,11 +320,12 @@ class _Loop:
         counter[name] += 1
         if infrastructure:
             excuse(note_path(self.crew.run, slot.work.unit))
+        work = slot.work.again(self.crew.run, careful=not infrastructure)
         if counter[name] >= limit:
             self.ended.failed[name] = why
             self.monitor.note(f"unit {name} failed {counter[name]} times, it is left for another call ({why})")
         else:
-            self.again.append(slot.work)  # it goes behind all others: healthy units go first
+            self.again.append(work)  # it goes behind all others: healthy units go first
             self.monitor.note(f"unit {name} will be tried again ({why})")
 
     def _do_without(self, why: str) -> None:

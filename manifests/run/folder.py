@@ -33,6 +33,7 @@ from autolabel.manifests.run.labels import (
     committed_labels,
     zarr_folder,
 )  # fmt: skip
+from autolabel.manifests.run.ledger import UNITS
 from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_outside_runs
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
@@ -40,7 +41,7 @@ from autolabel.manifests.tables import BadTable, parts_of, read_pieces, read_tab
 from autolabel.manifests.teachers import AnyTeacher, TeacherName
 from autolabel.manifests.wording import Shown
 
-FORMAT = f"{KIND}9"
+FORMAT = f"{KIND}10"
 _INPUT = "input.parquet"
 PREPARING = "preparing"
 _CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
@@ -65,7 +66,7 @@ class RunFolder:
     @property
     def units(self) -> Path:
         """The folder of the commit records."""
-        return self.path / "units"
+        return self.path / UNITS
 
     @property
     def attempts(self) -> Path:
