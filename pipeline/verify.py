@@ -19,9 +19,10 @@ from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, Shown, counted
 from autolabel.pipeline.adopted import Adopted
 from autolabel.pipeline.by_hand import edited_label, is_whole_picture, set_aside
+from autolabel.pipeline.cutting import gained, write_plan
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file
-from autolabel.pipeline.units import Plan, Unit, gained, write_plan
+from autolabel.pipeline.units import Plan, Unit
 
 
 @dataclass
