@@ -5,12 +5,14 @@ Everything here also runs on a CPU (`teacher.py --gpu --smallest`), where its nu
 
 from __future__ import annotations
 
+import inspect
 import itertools
 import math
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,7 +91,9 @@ class Traced:
 def traced(work: Callable[[], object], device: torch.device) -> Traced:
     """Trace one run of a piece of work."""
     on_gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU]) as recorder:
+    known = inspect.signature(profile).parameters
+    kept: dict[str, Any] = {"acc_events": True} if "acc_events" in known else {}  # torch warns without it
+    with profile(activities=[ProfilerActivity.CUDA if on_gpu else ProfilerActivity.CPU], **kept) as recorder:
         work()
         finished(device)
     events = [event for event in recorder.events() or () if event.device_type.name == ("CUDA" if on_gpu else "CPU")]
@@ -117,18 +121,32 @@ def differing(found: list[Prediction], expected: list[Prediction]) -> float:
     return float(np.mean([np.mean(one.codes != other.codes) for one, other in pairs]))
 
 
+def untrained(arch: str) -> OCRNet:
+    """A network with random weights that keep its activations in range and make many classes win."""
+    torch.manual_seed(0)
+    network = build(arch, CLASSES)
+    assert isinstance(network, OCRNet)
+    with torch.no_grad():
+        for name, module in network.named_modules():
+            if isinstance(module, torch.nn.Conv2d):
+                filters = torch.randn_like(module.weight)
+                filters -= filters.mean(dim=(1, 2, 3), keepdim=True)
+                gain = 12.0 if name == "ocr.cls_head" else 0.7
+                module.weight.copy_(filters * gain * (2 / filters[0].numel()) ** 0.5)
+    return network.eval()
+
+
 def report(
     device: torch.device,
     extent: Extent,
     *,
     scales: tuple[float, ...],
-    network: Callable[[str], OCRNet],
     teacher: Callable[[OCRNet, str, str], Teacher],
     images: Callable[[tuple[int, int], int], Pixels],
 ) -> None:
     """Print one table for labelling and one for training.
 
-    network: makes an untrained one. teacher: of a network, a device and a precision. images: of a size, so many.
+    teacher: of a network, a device and a precision. images: of a size, so many.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     compared = images(extent.compared, 2)
@@ -138,13 +156,13 @@ def report(
         return list(own.predict_in_batches(pixels, batch, edges=EDGES, scales=scales, flip=flip))
 
     print(f"\n### {name}: labelling, {extent.arch} at {', '.join(f'{s:g}' for s in scales)}\n")
-    expected = labels(teacher(network(extent.arch), "cpu", "float32"), compared)
+    expected = labels(teacher(untrained(extent.arch), "cpu", "float32"), compared)
     print(
         "| precision | image | flip | batch | images/s | two feeders | of the ceiling | launches | copies | busy |"
         " peak GiB | other labels | again |\n|---|---|---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|"
     )
     for precision in PRECISIONS:
-        own = teacher(network(extent.arch), str(device), precision)
+        own = teacher(untrained(extent.arch), str(device), precision)
         other = differing(labels(own, compared), expected)
         top = ceiling(device, PRECISIONS[precision], extent.side)
         cases = (

@@ -216,21 +216,6 @@ def teacher_of(network: OCRNet, device: str, precision: str) -> Teacher:
     return Teacher(network, device=device, precision=precision)
 
 
-def untrained(arch: str) -> OCRNet:
-    """A network with random weights that keep its activations in range and make many classes win."""
-    torch.manual_seed(0)
-    network = build(arch, CLASSES)
-    assert isinstance(network, OCRNet)
-    with torch.no_grad():
-        for name, module in network.named_modules():
-            if isinstance(module, torch.nn.Conv2d):
-                filters = torch.randn_like(module.weight)
-                filters -= filters.mean(dim=(1, 2, 3), keepdim=True)
-                gain = 12.0 if name == "ocr.cls_head" else 0.7
-                module.weight.copy_(filters * gain * (2 / filters[0].numel()) ** 0.5)
-    return network.eval()
-
-
 def street(size: tuple[int, int], images: int) -> Pixels:
     """(images, H, W, 3) uint8: smooth noise."""
     dice = np.random.default_rng(0)
@@ -241,7 +226,7 @@ def street(size: tuple[int, int], images: int) -> Pixels:
 def whole_labelling(size: tuple[int, int], arch: str) -> None:
     """Time labelling on the CPU, images per second with all cores, both ways."""
     images = street(size, CORES)
-    network = untrained(arch)
+    network = gpu.untrained(arch)
 
     def plain(image: Pixels) -> Pixels:
         with torch.no_grad(), tempfile.TemporaryDirectory() as name:
@@ -253,7 +238,7 @@ def whole_labelling(size: tuple[int, int], arch: str) -> None:
     rows.append(("published forward, float32", slow, 0.0))
     with ThreadPoolExecutor(CORES, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         for precision in ("float32", "bfloat16"):
-            teacher = teacher_of(untrained(arch), "cpu", precision)
+            teacher = teacher_of(gpu.untrained(arch), "cpu", precision)
             runs: list[list[Pixels]] = []
             fast = seconds(lambda: runs.append(_labelled(pool, teacher, images)), 2) / len(images)  # noqa: B023
             differing = float((np.stack(runs[-1]) != labels).mean())
@@ -331,7 +316,7 @@ def main() -> None:
         gpu.report(
             torch.device("cuda" if torch.cuda.is_available() else "cpu"),
             gpu.SMALLEST if asked.smallest else gpu.FULL,
-            scales=SCALES, network=untrained, teacher=teacher_of, images=street,
+            scales=SCALES, teacher=teacher_of, images=street,
         )  # fmt: skip
 
 

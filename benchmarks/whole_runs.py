@@ -19,13 +19,14 @@ import subprocess
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from gpu import untrained
 from PIL import Image
-from teacher import CLASSES, untrained
 
 import autolabel as al
 from autolabel.manifests.label_space import CITYSCAPES
@@ -74,7 +75,7 @@ def line(name: str, folder: Path, teacher: Path, **settings: Any) -> None:
     begun, first = next((moment, count) for moment, count in counted if count)
     done = counted[-1][1]
     within = [load for moment, load in loads if begun <= moment <= ended]
-    busy = f"{sum(within) / len(within):.0f} %" if within else "-"
+    busy = f"{sum(within) / len(within):.0f} %" if within else "–"
     print(f"| {name} | {done} | {begun - started:.1f} | {(done - first) / (ended - begun):.2f} | {busy} |", flush=True)
 
 
@@ -85,12 +86,13 @@ def main() -> None:
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--smallest", action="store_true")
     asked = parser.parse_args()
-    size, arch, precisions, drawn = (1024, 2048), "hrnet48_ocr_mscale", ("bfloat16", "float16"), DRAWN
+    size, arch, drawn = (1024, 2048), "hrnet48_ocr_mscale", DRAWN
+    precisions: tuple[str, ...] = ("bfloat16", "float16")
     if asked.smallest:
         size, arch, precisions, drawn, asked.images = (96, 192), "hrnet18s_ocr_mscale", ("float32",), 2, 4
         print("--smallest: these numbers mean nothing\n")
-    on_gpu = torch.cuda.is_available()
-    print(f"{torch.cuda.get_device_name() if on_gpu else 'CPU'}, {os.cpu_count()} cores, {arch}, {size[0]} x {size[1]}\n")
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "CPU"
+    print(f"{device}, {os.cpu_count()} cores, {arch}, {size[0]} x {size[1]}\n")
     print("| run | images | first s | images/s | GPU load |\n|---|---:|---:|---:|---:|")
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -101,7 +103,8 @@ def main() -> None:
                 Image.fromarray(draw_scene(number, height=size[0], width=size[1]).image).save(path)
             else:
                 os.link(folder / "images" / f"{number % drawn:05d}.png", path)
-        al.scan(folder / "images", out=folder / "m.parquet")
+        with warnings.catch_warnings(action="ignore"):  # copies, as we know
+            al.scan(folder / "images", out=folder / "m.parquet")
         save_checkpoint(folder / "teacher.pt", untrained(arch), arch=arch, space=CITYSCAPES)
         for precision in precisions:
             for name, how in (("all rows", {}), ("focus", {"focus": 0.25})):

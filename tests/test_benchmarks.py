@@ -84,6 +84,7 @@ SCRIPTS = {
     "teacher": Script(tables=5, lines=("labels differ in 0 of ",)),
     "teachers": Script(tables=1),
     "training_step": Script(tables=1),
+    "whole_runs": Script(tables=1, lines=("CPU, ",), dashes=2),
 }
 
 

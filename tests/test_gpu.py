@@ -36,6 +36,7 @@ from autolabel.manifests.policy import SCALES
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
+from autolabel.manifests.teachers import TeacherPlace
 from autolabel.pipeline.engine import EngineFailed
 from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.run import generate
@@ -51,6 +52,7 @@ from autolabel.teacher.checkpoints import read_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import PRECISIONS
 from autolabel.teacher.feed import normalise
+from autolabel.teacher.foreign.transformers import TransformersModel, load
 from autolabel.teacher.loading import load_teacher
 from autolabel.teacher.memory import MemoryTaken
 from autolabel.teacher.networks.build import build
@@ -58,6 +60,7 @@ from autolabel.teacher.networks.decoders import SegmentationNet
 from autolabel.teacher.predict import Teacher
 
 pytestmark = pytest.mark.thorough
+torch.set_num_threads(1)  # as in labelling: several threads on a CPU may round otherwise
 
 Pixels = NDArray[np.uint8]
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
@@ -152,7 +155,11 @@ def require_equal(found: Sequence[Prediction], expected: Sequence[Prediction]) -
 def test_labels_in_float32_are_those_of_the_cpu(
     device: str, arch: str, flip: bool, weighed: bool, streets: Pixels, record_property: Callable[[str, object], None]
 ) -> None:
-    """Fewer than one pixel in a thousand differs; float32 is float32, or many more would. bfloat16 is told only."""
+    """Fewer than one pixel in a thousand differs; float32 is float32, or many more would.
+
+    bfloat16 only must not be nonsense: random weights are chaotic. On an H200 12 to 41 % of the codes differed; by the
+    codes of other images 90 to 99 % do.
+    """
     network, temperature = lively(arch, streets)
     how = {"flip": flip, "evidence": drawn_factors(19) if weighed else None, "own": True}
     expected = predicted(Teacher(copy.deepcopy(network)), streets[:3], temperature, **how)
@@ -162,7 +169,7 @@ def test_labels_in_float32_are_those_of_the_cpu(
     assert differing(found, expected) < 0.001
     half = predicted(Teacher(network, device=device, precision="bfloat16"), streets[:3], temperature, **how)
     record_property("bfloat16", differing(half, expected))
-    assert differing(half, expected) < 0.3
+    assert differing(half, expected) < 0.6
 
 
 @pytest.mark.parametrize("arch", ["hrnet18s_ocr_mscale", "hrnet18s_ocr"])
@@ -181,9 +188,15 @@ def test_a_focus_looks_at_the_rows_that_it_looks_at_on_the_cpu(device: str, arch
 
 
 @pytest.mark.parametrize("architecture", ["segformer", "mask2former"])
-def test_a_model_of_another_library_labels_as_on_the_cpu(
-    device: str, architecture: str, streets: Pixels, tmp_path: Path
+def test_a_model_of_another_library_labels_as_on_the_cpu_from_the_same_pixel_values(
+    device: str, architecture: str, streets: Pixels, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    as_it_is = TransformersModel._processed
+
+    def processed_on_the_cpu(self: TransformersModel, images: torch.Tensor, **settings: Any) -> dict[str, Any]:
+        return {name: value.to(images.device) for name, value in as_it_is(self, images.cpu(), **settings).items()}
+
+    monkeypatch.setattr(TransformersModel, "_processed", processed_on_the_cpu)
     place = save(tmp_path / "net", architecture, CITYSCAPES.names)
     expected, found = (
         predicted(load_teacher(place, device=name), streets[:3], 1.0, scales=(1.0,), flip=True)
@@ -191,6 +204,22 @@ def test_a_model_of_another_library_labels_as_on_the_cpu(
     )
     assert float(np.mean([np.mean(one.codes % one.levels > 0) for one in expected])) > 0
     assert differing(found, expected) < 0.001
+
+
+@pytest.mark.parametrize("architecture", ["segformer", "mask2former"])
+def test_a_processor_of_another_library_rounds_by_one_level_of_255_at_most(
+    device: str, architecture: str, streets: Pixels, tmp_path: Path
+) -> None:
+    """Resizing whole numbers on a GPU, torchvision rounds otherwise: on an H200 16 % of the values differ."""
+    place = TeacherPlace.of(save(tmp_path / "net", architecture, CITYSCAPES.names))
+    images = torch.from_numpy(streets[:3]).permute(0, 3, 1, 2)
+    expected, found = (
+        load(place, device=torch.device(name))._processed(images.to(name))["pixel_values"].cpu()
+        for name in ("cpu", device)
+    )
+    model = load(place, device=torch.device("cpu"))
+    level = 1 / 255 / torch.tensor(model.processor.image_std).view(3, 1, 1)
+    assert ((found - expected).abs() <= 1.001 * level).all()
 
 
 @pytest.mark.gpu
