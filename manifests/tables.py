@@ -169,7 +169,7 @@ def digest_of_parts(digests: Mapping[str, str]) -> str:
 
 
 def _missing(path: Path) -> BadTable:
-    return BadTable(f"{path} {'is no file' if path.exists() else 'does not exist'}")
+    return BadTable(f"{path} {'is no file' if storage.is_folder(path) else 'does not exist'}")
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------

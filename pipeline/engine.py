@@ -76,7 +76,8 @@ class Crew:
 
     workers: their number, or None for as many as the machine is good for. worker_bytes: memory that one needs at once
     on a CPU; 0 where unknown. predictor: makes the source of predictions. device: that of this process, such as
-    "cuda:1"; empty for the recipe's kind.
+    "cuda:1"; empty for the recipe's kind. least: the number of Ray's workers to begin with, where `workers` is the most
+    of a range; None for the first one that comes.
     """
 
     run: Run
@@ -87,6 +88,7 @@ class Crew:
     write: RecordWriter = write_record
     limits: Limits = field(default_factory=Limits)
     device: str = ""
+    least: int | None = None
 
     def needs(self) -> str:
         """A worker's machine in words."""
@@ -183,7 +185,7 @@ def run_local(crew: Crew, work: Iterator[Work], monitor: Monitor) -> Ended:
                 for tally in labeller.run(left.unit.unit(), left.wanted, left.known):
                     monitor.unit(name, tally)
                 left = None if stop.is_set() else left.rest(crew.run, tally.done)
-                monitor.unit(name, Tally() if left else tally, whole=True)
+                monitor.unit(name, tally, whole=left is None)
                 monitor.budget(labeller.budget())
         monitor.workers(0)
         return Ended(stopped=stop.is_set())

@@ -21,6 +21,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from autolabel.manifests.locations import location
 from autolabel.manifests.metadata import metadata_bytes
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.ledger import Ledger
@@ -243,9 +244,9 @@ def _serve(lines: Iterable[str]) -> None:
     """Make the tables of every chapter whose number comes."""
     asked = iter(lines)
     request = json.loads(next(asked))
-    run = Run.open(Path(request["run"]))
-    plan = Plan(Path(request["plan"]), run.recipe.unit_size, *map(Path, request["roots"]))
-    head, ledger = Head(Path(request["image_root"]), request["provenance"]), Ledger(run.path)
+    run = Run.open(location(request["run"]))
+    plan = Plan(location(request["plan"]), run.recipe.unit_size, *map(location, request["roots"]))
+    head, ledger = Head(location(request["image_root"]), request["provenance"]), Ledger(run.path)
     for line in asked:
         try:
             number, start, stop = map(int, line.split())

@@ -10,8 +10,9 @@ import numpy as np
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import PREPARING, Run
-from autolabel.manifests.run.labels import LABELS, ChangedLabel, read_sample_label, stored_labels
+from autolabel.manifests.run.labels import LABELS, ChangedLabel, stored_labels
 from autolabel.manifests.run.ledger import Commit, Ledger
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, crc32c, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import EXACT

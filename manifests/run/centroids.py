@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import CHUNK
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import parts_of, table_sha256

@@ -1,7 +1,7 @@
 """A run folder: the name of every file in it, and the run that `run.json` describes.
 
-docs/words-and-files.md lists the files. The commit records, units/*.parquet, are the only truth about what is done; the
-tables, the manifest and the quarantine list are derived from them when the run ends.
+docs/words-and-files.md lists the files. The commit records (manifests/run/ledger.py) are the only truth about what is
+done; tables, manifest and quarantine list are derived from them when the run ends.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import location
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.accounts import Accounts as Accounts
@@ -174,10 +175,8 @@ class Run(RunFolder, Shown):
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: its
     name at the time; None where predictions were adopted. source: the run whose kept confidence stood in for the
-    teacher, if any. engine: who labelled last. versions: of our packages. budgets: the memory that each kind of device
-    had and needed. state:
-    "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
-    table, by name; None until they are published.
+    teacher. engine: who labelled last. budgets: the memory that each kind of device had and needed. state: "preparing"
+    (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published table, by name.
     """
 
     recipe: Recipe
@@ -202,10 +201,10 @@ class Run(RunFolder, Shown):
         """
         if isinstance(path, Run):
             return path
-        file = RunFolder(Path(path)).record
+        file = RunFolder(location(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        require_no_links(Path(path))
+        require_no_links(location(path))
         data = storage.read(file, at_most=storage.SMALL)
         if data == _CLAIM:
             raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
@@ -224,7 +223,7 @@ class Run(RunFolder, Shown):
             raise ValueError(
                 f"{file} differs from what was written (its checksum is another): restore it, or choose another --out"
             )
-        return cls._of(Path(path), document)
+        return cls._of(location(path), document)
 
     @classmethod
     def _of(cls, path: Path, document: dict[str, Any]) -> Run:
