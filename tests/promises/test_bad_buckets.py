@@ -5,26 +5,21 @@ moto answers; what it never says comes from the proxy before it, in the words of
 
 from __future__ import annotations
 
-import shutil
 import sys
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from buckets import Place, place, upload
 from click.testing import Result
-from conftest import ROOT, autolabel, labels_of, refused
-from PIL import Image
+from conftest import ROOT, autolabel, labels_of
 
 from autolabel.manifests import storage
 from autolabel.manifests.locations import location
 
 sys.path.append(str(ROOT / "benchmarks"))
-from fault_proxy import BLIND, CUT_BEFORE, HANG, HUGE, OMIT, WRITES, Rule, s3_error
-from object_servers import KEY_ID, NOWHERE, SECRET
+from fault_proxy import BLIND, WRITES, Rule, s3_error
+from object_servers import KEY_ID, SECRET
 
 READS = ("get", "head", "list")
 DENIED = s3_error(403, "AccessDenied", "Access Denied")
