@@ -18,7 +18,7 @@ except ImportError:  # Windows, where filelock needs no more than the lock's nam
     fcntl = None  # type: ignore[assignment]
 
 _HOLDER = ".holder"  # suffix of the file that says who holds a lock
-_READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 _LOCAL = LocalStorage()
 
 
@@ -26,8 +26,23 @@ class Busy(ValueError):
     """Another process holds a folder."""
 
 
+class Superseded(ValueError):
+    """Another process has taken over what this one held, and this one must write nothing more."""
+
+
+class Hold:
+    """A folder that is held."""
+
+    def require(self, *, surely: bool = False) -> None:
+        """Raise Superseded if another process has taken the folder over.
+
+        It costs nothing, unless the caller has to know it `surely`. On a disk nobody takes over from a process that
+        lives.
+        """
+
+
 @contextlib.contextmanager
-def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0, only_read: bool = False) -> Iterator[None]:
+def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0, only_read: bool = False) -> Iterator[Hold]:
     """Hold a folder, made if need be, against other processes; the lock goes with this one, however it ends.
 
     name: of the lock's file; locks of other names do not meet. wait: seconds to wait for another holder, at most.
@@ -43,17 +58,17 @@ def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0, only_read: bool =
     except filelock.Timeout:
         raise _busy(folder, signature) from None
     except OSError as error:
-        if not only_read or error.errno not in _READ_ONLY:
+        if not only_read or error.errno not in READ_ONLY:
             raise
         with _held_unsigned(folder, folder / name, signature):
-            yield
+            yield Hold()
         return
     with lock:
         since = datetime.now(UTC).isoformat(timespec="seconds")
         with _LOCAL.writing(signature) as file:  # removes what a holder left that was killed here
             file.write(f"process {os.getpid()} on {platform.node()} since {since}".encode())
         try:
-            yield
+            yield Hold()
         finally:
             _LOCAL.remove(signature)
 

@@ -20,9 +20,9 @@ from typing import Any, BinaryIO, Protocol, cast
 
 import google_crc32c
 
-from autolabel.manifests import local_storage
+from autolabel.manifests import local_locks, local_storage
 from autolabel.manifests.bucket_storage import BucketError, BucketStorage
-from autolabel.manifests.local_locks import Busy, hold
+from autolabel.manifests.local_locks import Busy, Hold, Superseded
 from autolabel.manifests.local_storage import LOCK, TEMPORARY, ChangedFile, LocalStorage, NotAFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath
 
@@ -32,11 +32,12 @@ __all__ = [
     "BucketError",
     "Busy",
     "ChangedFile",
+    "Hold",
     "NotAFile",
     "Stat",
     "Storage",
+    "Superseded",
     "TooLarge",
-    "hold",
 ]
 
 _DIGITS = 16  # of a fingerprint
@@ -244,12 +245,35 @@ def remove_folder(path: Path) -> None:
     storage_of(path).remove_folder(path)
 
 
+@contextlib.contextmanager
+def hold(
+    folder: Path, *, name: str = LOCK, wait: float = 0.0, only_read: bool = False, at_once: bool = False
+) -> Iterator[Hold]:
+    """Hold a folder against other processes, and give what tells whether it is still held.
+
+    name: of the lock's file; locks of other names do not meet. wait: seconds to wait for another holder, at most; a
+    holder of a folder in a bucket who gives no sign of life is waited for until he counts as dead, unless the caller
+    wants his answer `at_once`. only_read: the holder writes nothing, so a folder that nobody may write to is held all
+    the same. On a disk the lock goes with this process, however that ends, and the folder is made if need be. Raises
+    Busy naming who holds it.
+    """
+    if isinstance(storage_of(folder), LocalStorage):
+        with local_locks.hold(folder, name=name, wait=wait, only_read=only_read) as held:
+            yield held
+    else:
+        from autolabel.manifests import bucket_locks  # late: it reads and writes through this module
+
+        with bucket_locks.hold(folder, name=name, wait=wait, only_read=only_read, at_once=at_once) as held:
+            yield held
+
+
 def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """Delete the temporary files that killed writers of ours left in a folder, or at any depth below it.
 
-    Only the command that holds and fills the folder may call it. Links are not followed. A bucket has no such files.
+    Only the command that holds and fills the folder may call it. Links are not followed. Buckets hold none: an upload
+    that was cut is no object, and the bucket's own rules remove it.
     """
-    if not isinstance(folder, BucketPath):
+    if isinstance(storage_of(folder), LocalStorage):
         local_storage.remove_leftovers(folder, recursive=recursive)
 
 

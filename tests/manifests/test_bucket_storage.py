@@ -5,15 +5,22 @@ from __future__ import annotations
 import io
 import multiprocessing
 import pickle
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import buckets
 import pytest
 
 from autolabel.manifests import storage
 from autolabel.manifests.locations import BucketPath, common, joined, location, relative
 
-pytest_plugins = ["buckets"]
+
+@pytest.fixture
+def bucket() -> Iterator[Path]:
+    """An empty bucket of a server on this machine."""
+    with buckets.place() as place:
+        yield location(place.url)
 
 
 def test_what_was_written_is_read_back_under_any_name(bucket: Path) -> None:
