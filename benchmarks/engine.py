@@ -208,7 +208,7 @@ def loop(folder: Path, extent: Extent, photographs: Path | None) -> None:
             work = [Work(unit, tuple(unit.ids())) for unit in units]
             clock = Clock(run, CITYSCAPES.names, asked=0, wanted=0, before=Tally())
             clock.ends = []
-            crew = Crew(run, asked.machine.workers)
+            crew = Crew(run, asked.machine.most)
             if engine == "ray":
                 run_ray(crew, iter(work), len(work), clock, None)
             else:

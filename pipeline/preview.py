@@ -180,7 +180,7 @@ def _probe(
 ) -> Probe:
     machine, recipe, samples = request.job.machine, request.recipe, list(unit.samples)
     engine, _ = choose_engine(request, in_process=teachers.handed_in)
-    crew = Crew(trial, machine.workers)
+    crew = Crew(trial, machine.most)
     if engine == "local":
         crew = replace(
             crew,
