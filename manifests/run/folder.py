@@ -34,6 +34,7 @@ from autolabel.manifests.run.labels import (
     zarr_folder,
 )  # fmt: skip
 from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_outside_runs
+from autolabel.manifests.run.to_torch import ToTorch
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
@@ -165,15 +166,14 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Run(RunFolder, Shown):
+class Run(RunFolder, ToTorch, Shown):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: its
     name at the time; None where predictions were adopted. source: the run whose kept confidence stood in for the
     teacher, if any. engine: who labelled last. versions: of our packages. budgets: the memory that each kind of device
-    had and needed. state:
-    "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
-    table, by name; None until they are published.
+    had and needed. state: "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256
+    of every published table, by name; None until they are published.
     """
 
     recipe: Recipe
