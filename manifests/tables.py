@@ -193,7 +193,7 @@ def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
 @contextlib.contextmanager
 def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> Iterator[pq.ParquetFile]:
     if not storage.exists(path):
-        raise BadTable(f"{path} {'is no file' if path.exists() else 'does not exist'}")
+        raise BadTable(f"{path} {'is no file' if storage.is_folder(path) else 'does not exist'}")
     with _translated(path), storage.reading(path) as source:
         size = source.seek(0, io.SEEK_END)
         sealed = _seal_holds(path, source, size)
