@@ -6,9 +6,11 @@ import importlib
 from collections.abc import Callable
 from typing import Any
 
+from autolabel.manifests.wording import Shown
 
-class ToTorch:
-    """Runs have this of the room `student`, which knows torch."""
+
+class ToTorch(Shown):
+    """A run's way into the room `student`, which knows torch."""
 
     def to_torch(
         self,
