@@ -150,7 +150,7 @@ def read_group(path: Path, schema: pa.Schema, number: int) -> pa.Table:
 
 
 def _group(path: Path, file: pq.ParquetFile, number: int, schema: pa.Schema) -> pa.Table:
-    return _as_expected(path, file.read_row_group(number, columns=schema.names, use_threads=False), schema)
+    return as_expected(path, file.read_row_group(number, columns=schema.names, use_threads=False), schema)
 
 
 def read_metadata(path: Path, schema: pa.Schema) -> dict[bytes, bytes]:
