@@ -10,9 +10,12 @@ and pyarrow read both by the same name, and so do all functions here.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
+import functools
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -200,6 +203,41 @@ def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
                 yield as_expected(part, pa.Table.from_batches([batch]), schema)
 
 
+def read_groups(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Read a parquet file as `read_table` does, one row group after the other. Raises BadTable."""
+    for part in parts_of(path) or [path]:
+        with _opened(part, schema) as file:
+            for number in range(file.num_row_groups):
+                yield _group(part, file, number, schema)
+
+
+def read_group(path: Path, schema: pa.Schema, number: int) -> pa.Table:
+    """Read one row group of a file that `read_groups` has read whole: only its pages. Raises BadTable."""
+    parts = parts_of(path) or [path]
+    if len(parts) > 1:
+        ends = _group_ends(tuple(parts), storage.stat(parts[-1]))
+        place = bisect.bisect_right(ends, number)
+        path, number = parts[place], number - (ends[place - 1] if place else 0)
+    else:
+        (path,) = parts
+    with _opened(path, schema, whole=False) as file:
+        return _group(path, file, number, schema)
+
+
+@functools.lru_cache(4)
+def _group_ends(parts: tuple[Path, ...], last: storage.Stat | None) -> list[int]:
+    """The number of row groups up to the end of each part; `last` tells a table from one that was written over it."""
+    counts = []
+    for part in parts:
+        with _opened(part, pa.schema([]), whole=False) as file:
+            counts.append(file.num_row_groups)
+    return list(itertools.accumulate(counts))
+
+
+def _group(path: Path, file: pq.ParquetFile, number: int, schema: pa.Schema) -> pa.Table:
+    return as_expected(path, file.read_row_group(number, columns=schema.names, use_threads=False), schema)
+
+
 def read_metadata(path: Path, schema: pa.Schema) -> dict[bytes, bytes]:
     """Read the key-value metadata of a parquet file, or of the first part. Raises BadTable as `read_table`."""
     with _opened((parts_of(path) or [path])[0], schema) as file:
@@ -255,12 +293,15 @@ def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> Iterator[pq.ParquetFile]:
+def _opened(
+    path: Path, schema: pa.Schema, *, must_be_sealed: bool = False, whole: bool = True
+) -> Iterator[pq.ParquetFile]:
+    """Open a table. whole: compare the seal with all of the file; each page has a checksum of its own."""
     if not storage.exists(path):
         raise _missing(path)
     with _translated(path), storage.reading(path) as source:
         size = source.seek(0, io.SEEK_END)
-        sealed = _seal_holds(path, source, size)
+        sealed = not whole or _seal_holds(path, source, size)
         source.seek(0)
         file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
         missing = [name for name in schema.names if name not in file.schema_arrow.names]

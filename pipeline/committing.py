@@ -46,10 +46,10 @@ class UnitWriter:
             storage.remove(path)
         return path
 
-    def save(self, rows: Sequence[Row], maps: Sequence[Mapping[str, Frames]], *, last: bool) -> None:
+    def put(self, rows: Sequence[Row], maps: Sequence[Mapping[str, Frames]], *, last: bool) -> None:
         """Write a shard for each layer, then the record of the rows.
 
-        maps: the encoded maps of every sample of the unit, in order, by layer. last: the unit is not saved again.
+        maps: the encoded maps of every sample of the unit, in order, by layer. last: the unit is not put again.
         Raises Overtaken if another writer has committed the unit; what it had written is in its place then.
         """
         shards: dict[str, WrittenShard] = {}
@@ -68,7 +68,7 @@ class UnitWriter:
             self._restore(overtaken.commit)
             raise
 
-    def save_pngs(self, rows: Sequence[Row], maps: Mapping[str, Mapping[str, bytes]], attempt: Attempt) -> None:
+    def put_pngs(self, rows: Sequence[Row], maps: Mapping[str, Mapping[str, bytes]], attempt: Attempt) -> None:
         """Write the label PNGs of some samples, by sample id and layer, then the record of the rows.
 
         The PNGs are noted before, so that they are known to be the run's own.

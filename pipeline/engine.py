@@ -50,7 +50,7 @@ class Work:
     known: Known = FRESH
 
     def again(self, run: RunFolder, *, careful: bool) -> Work:
-        """The same once more, after a worker was lost at it."""
+        """Return the same work, for another worker after one was lost at it."""
         return replace(self, known=Known(find_commit(run.path, self.unit.name), careful or self.known.careful, True))
 
     def rest(self, run: RunFolder, done: int) -> Work | None:

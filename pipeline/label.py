@@ -330,8 +330,8 @@ class Labeller:
         if self.recipe.store == "png":
             new = {sample_id: one for sample_id, one in present.items() if one.encoded}
             pngs = {sample_id: {layer: d for layer, (d,) in one.encoded.items()} for sample_id, one in new.items()}
-            writer.save_pngs(rows, pngs, attempt)
+            writer.put_pngs(rows, pngs, attempt)
             labelled |= {sample_id: Labelled(one.row) for sample_id, one in new.items()}  # they are written once
             return
         maps = [present[s.sample_id].encoded if s.sample_id in present else {} for s in writer.unit.samples]
-        writer.save(rows, maps, last=last)
+        writer.put(rows, maps, last=last)

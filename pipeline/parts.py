@@ -50,7 +50,7 @@ class Counts:
 
 
 @dataclass(frozen=True)
-class Head:
+class Heading:
     """All that the tables say beside the records. image_root: as in the input manifest; provenance: of the labels."""
 
     image_root: Path
@@ -65,7 +65,7 @@ class Head:
 
 
 @dataclass(frozen=True)
-class Part:
+class Made:
     """The tables of a chapter. files: sha256 and bytes of each, by the table's name in `run.json`."""
 
     counts: Counts
@@ -81,7 +81,7 @@ Files = dict[str, tuple[str, int]]  # sha256 and bytes of tables, by their names
 
 
 def write_tables(
-    run: Run, plan: Plan, ledger: Ledger, units: range, paths: Mapping[str, Path], head: Head, *, files: Files
+    run: Run, plan: Plan, ledger: Ledger, units: range, paths: Mapping[str, Path], head: Heading, *, files: Files
 ) -> Iterator[tuple[Counts, dict[str, pa.Table]]]:
     """Write the tables of some units to `paths`, by their names in `run.json`; `files` has them when all are through.
 
@@ -150,19 +150,19 @@ def _quarantined(unit: Packed, planned: pa.Table, record: pa.Table) -> pa.Table:
 # --- chapters ---------------------------------------------------------------------------------------------------------
 
 
-def write_part(run: Run, plan: Plan, ledger: Ledger, chapter: tuple[int, range], head: Head) -> Part:
+def write_part(run: Run, plan: Plan, ledger: Ledger, chapter: tuple[int, range], head: Heading) -> Made:
     """Write the tables of a chapter, its number and its units, all but the review. Raises BadTable."""
     number, units = chapter
     names = [name for name, path in run.table_paths().items() if path != run.statistics_path("review")]
     paths = {name: part_path(run.path / name, number) for name in names}
     files = Files()
     counts = sum((some for some, _ in write_tables(run, plan, ledger, units, paths, head, files=files)), Counts())
-    return Part(counts, files)
+    return Made(counts, files)
 
 
 def write_parts(
-    run: Run, plan: Plan, ledger: Ledger, chapters: Mapping[int, range], head: Head, *, processes: int
-) -> Iterator[tuple[int, Part]]:
+    run: Run, plan: Plan, ledger: Ledger, chapters: Mapping[int, range], head: Heading, *, processes: int
+) -> Iterator[tuple[int, Made]]:
     """Write the tables of chapters in several processes. Yields each with its number when it is there, in any order.
 
     Raises BadTable and OSError as `write_part`.
@@ -176,7 +176,7 @@ def write_parts(
          "image_root": str(head.image_root), "provenance": head.provenance}
     )  # fmt: skip
     left: queue.SimpleQueue[tuple[int, range]] = queue.SimpleQueue()
-    found: queue.SimpleQueue[tuple[int, Part] | BaseException | None] = queue.SimpleQueue()
+    found: queue.SimpleQueue[tuple[int, Made] | BaseException | None] = queue.SimpleQueue()
     for chapter in chapters.items():
         left.put(chapter)
     children = [_child() for _ in range(min(processes, len(chapters)))]
@@ -213,7 +213,7 @@ def _feed(
     child: subprocess.Popen[str],
     request: str,
     left: queue.SimpleQueue[tuple[int, range]],
-    found: queue.SimpleQueue[tuple[int, Part] | BaseException | None],
+    found: queue.SimpleQueue[tuple[int, Made] | BaseException | None],
 ) -> None:
     """Give one process chapters until there are none left."""
     assert child.stdin and child.stdout
@@ -235,7 +235,7 @@ def _feed(
             if "failed" in answer:
                 raise OSError(*answer["failed"])
             files = {name: (digest, size) for name, (digest, size) in answer["files"].items()}
-            found.put((number, Part(Counts(**answer["counts"]), files)))
+            found.put((number, Made(Counts(**answer["counts"]), files)))
     except Exception as error:
         found.put(error)
 
@@ -246,7 +246,7 @@ def _serve(lines: Iterable[str]) -> None:
     request = json.loads(next(asked))
     run = Run.open(location(request["run"]))
     plan = Plan(location(request["plan"]), run.recipe.unit_size, *map(location, request["roots"]))
-    head, ledger = Head(location(request["image_root"]), request["provenance"]), Ledger(run.path)
+    head, ledger = Heading(location(request["image_root"]), request["provenance"]), Ledger(run.path)
     for line in asked:
         try:
             number, start, stop = map(int, line.split())

@@ -23,7 +23,7 @@ from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.manifests.tables import digest_of_parts, part_path, parts_of, read_pieces, table_sha256
-from autolabel.pipeline.parts import CHAPTER, Counts, Files, Head, Part, table_name, write_parts, write_tables
+from autolabel.pipeline.parts import CHAPTER, Counts, Files, Heading, Made, table_name, write_parts, write_tables
 from autolabel.pipeline.units import Plan
 
 _PARTS = "stats/parts.json"
@@ -31,7 +31,7 @@ _PARTS = "stats/parts.json"
 
 def publish(run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any]) -> tuple[Accounts, dict[str, str]]:
     """Write the run's tables. Returns the accounts, and every table's sha256. Raises BadTable."""
-    ledger, head = Ledger(run.path), Head(image_root, provenance)
+    ledger, head = Ledger(run.path), Heading(image_root, provenance)
     paths = run.table_paths()
     in_parts = len(plan) > CHAPTER
     for path in paths.values():  # a run grows, or a repair cuts it anew: nobody reads a table in two shapes
@@ -42,7 +42,7 @@ def publish(run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any]) 
     return accounts, {name: digests[name] for name in paths}
 
 
-def _whole(run: Run, plan: Plan, ledger: Ledger, head: Head) -> tuple[Counts, dict[str, str]]:
+def _whole(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Counts, dict[str, str]]:
     """One file for each table."""
     counts, files = Counts(), Files()
     with writing_review(run.statistics_path("review"), run.label_space.names) as review:
@@ -56,12 +56,12 @@ def _whole(run: Run, plan: Plan, ledger: Ledger, head: Head) -> tuple[Counts, di
     return counts, {**digests, name: table_sha256(run.path / name)}
 
 
-def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Head) -> tuple[Counts, dict[str, str]]:
+def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Counts, dict[str, str]]:
     """A folder for each table, with a part for each chapter."""
     chapters = range(-(-len(plan) // CHAPTER))
     sources = {chapter: _source(run, plan, ledger, chapter, head) for chapter in chapters}
     known = _known_parts(run)
-    made: dict[int, tuple[str, Part]] = {
+    made: dict[int, tuple[str, Made]] = {
         chapter: (source, known[chapter][1])
         for chapter, source in sources.items()
         if source and chapter in known and known[chapter][0] == source and _there(run, chapter, known[chapter][1])
@@ -92,7 +92,7 @@ def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Head) -> tuple[Counts,
     return counts, {**digests, review: table_sha256(run.path / review)}
 
 
-def _source(run: Run, plan: Plan, ledger: Ledger, chapter: int, head: Head) -> str:
+def _source(run: Run, plan: Plan, ledger: Ledger, chapter: int, head: Heading) -> str:
     """A mark of all that the tables of a closed chapter are made from; empty for a chapter that is open."""
     closed = _closed(ledger, chapter)
     if closed is None:
@@ -105,14 +105,14 @@ def _closed(ledger: Ledger, chapter: int) -> str | None:
     return None
 
 
-def _known_parts(run: Run) -> dict[int, tuple[str, Part]]:
+def _known_parts(run: Run) -> dict[int, tuple[str, Made]]:
     """The parts that an earlier call has made, with the marks of their sources; nothing that cannot be read counts."""
     try:
         found: Mapping[str, Any] = read_json(run.path / _PARTS, dict[str, Any])
         return {
             int(number): (
                 str(about["source"]),
-                Part(Counts(**about["counts"]), {name: (str(d), int(n)) for name, (d, n) in about["files"].items()}),
+                Made(Counts(**about["counts"]), {name: (str(d), int(n)) for name, (d, n) in about["files"].items()}),
             )
             for number, about in found.items()
         }
@@ -120,7 +120,7 @@ def _known_parts(run: Run) -> dict[int, tuple[str, Part]]:
         return {}
 
 
-def _there(run: Run, chapter: int, part: Part) -> bool:
+def _there(run: Run, chapter: int, part: Made) -> bool:
     found = {name: storage.stat(part_path(run.path / name, chapter)) for name in part.files}
     return all(stat is not None and stat.size == part.files[name][1] for name, stat in found.items())
 

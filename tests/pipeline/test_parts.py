@@ -21,7 +21,7 @@ from autolabel.manifests.run import review
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, open_manifest
 from autolabel.manifests.schemas import STATISTICS
-from autolabel.manifests.tables import BadTable, part_path, parts_of, table_sha256
+from autolabel.manifests.tables import BadTable, part_path, parts_of, read_group, read_groups, table_sha256
 from autolabel.pipeline import parts, publish
 from autolabel.pipeline.analysis.stats import summarise
 from autolabel.pipeline.job import LabelJob
@@ -59,6 +59,9 @@ def test_parts_hold_the_same_rows_in_the_same_order_and_everybody_reads_them(bot
         names = [part.name for part in parts_of(path)]
         assert names == ["00000.parquet"] if table == "review" else ["00000.parquet", "00001.parquet", "00002.parquet"]
         assert run.statistics(table).equals(whole.statistics(table))
+        assert [read_group(path, STATISTICS[table], n) for n in range(len(names))] == list(
+            read_groups(path, STATISTICS[table])
+        )
         assert pa.concat_tables(run.stream_statistics(table)).equals(whole.statistics(table))
         assert ds.dataset(path).to_table().equals(ds.dataset(whole.statistics_path(table)).to_table())
         assert pd.read_parquet(path).equals(pd.read_parquet(whole.statistics_path(table)))
