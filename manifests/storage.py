@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, Protocol, cast
 import google_crc32c
 
 from autolabel.manifests import local_locks, local_storage
-from autolabel.manifests.bucket_storage import BucketError, BucketStorage
+from autolabel.manifests.bucket_errors import BucketError
+from autolabel.manifests.bucket_storage import BucketStorage
 from autolabel.manifests.local_locks import Busy, Hold, Superseded
 from autolabel.manifests.local_storage import LOCK, TEMPORARY, ChangedFile, LocalStorage, NotAFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath
@@ -216,6 +217,11 @@ def copy(source: Path, target: Path) -> None:
 def append(path: Path, data: bytes) -> None:
     """Add bytes to the end of a file, or of a new one, and force them to disk. A kill may leave a part of them."""
     storage_of(path).append(path, data)
+
+
+def commit_interval(path: Path) -> float:
+    """Seconds of work after which a place shall be told what is done: writing costs money in a bucket."""
+    return 5.0 if isinstance(storage_of(path), LocalStorage) else 60.0
 
 
 def create(path: Path, data: bytes) -> bool:
