@@ -114,7 +114,7 @@ class Manifest(Shown):
     @property
     def corrects(self) -> tuple[Path, ...]:
         """The folders of the runs whose labels people have corrected: their teachers still speak in most pixels."""
-        return tuple(map(Path, self.provenance.get(CORRECTS, ())))
+        return tuple(map(location, self.provenance.get(CORRECTS, ())))
 
     def lines(self) -> list[str]:
         """Size, classes and roots for a terminal; `tables` has the samples."""
