@@ -32,7 +32,6 @@ from autolabel.pipeline.records import LABELLED, QUARANTINED, read_unit
 from autolabel.pipeline.units import Packed, Plan
 
 MERGED = {name: schema for name, schema in STATISTICS.items() if name != "review"}  # the records hold their rows
-CHAPTER = 1000  # units
 
 
 @dataclass(frozen=True)

@@ -18,12 +18,13 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.machine import cores
+from autolabel.manifests.run import chapters
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.manifests.tables import digest_of_parts, part_path, parts_of, read_pieces, table_sha256
-from autolabel.pipeline.parts import CHAPTER, Counts, Files, Heading, Made, table_name, write_parts, write_tables
+from autolabel.pipeline.parts import Counts, Files, Heading, Made, table_name, write_parts, write_tables
 from autolabel.pipeline.units import Plan
 
 _PARTS = "stats/parts.json"
@@ -33,7 +34,7 @@ def publish(run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any]) 
     """Write the run's tables. Returns the accounts, and every table's sha256. Raises BadTable."""
     ledger, head = Ledger(run.path), Heading(image_root, provenance)
     paths = run.table_paths()
-    in_parts = len(plan) > CHAPTER
+    in_parts = len(plan) > chapters.UNITS_OF_A_CHAPTER
     for path in paths.values():  # a run grows, or a repair cuts it anew: nobody reads a table in two shapes
         if storage.exists(path) == in_parts and parts_of(path):
             storage.remove(path)
@@ -58,8 +59,9 @@ def _whole(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Counts,
 
 def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Counts, dict[str, str]]:
     """A folder for each table, with a part for each chapter."""
-    chapters = range(-(-len(plan) // CHAPTER))
-    sources = {chapter: _source(run, plan, ledger, chapter, head) for chapter in chapters}
+    size = chapters.UNITS_OF_A_CHAPTER
+    numbers = range(-(-len(plan) // size))
+    sources = {chapter: _source(plan, ledger, chapter, head) for chapter in numbers}
     known = _known_parts(run)
     made: dict[int, tuple[str, Made]] = {
         chapter: (source, known[chapter][1])
@@ -67,42 +69,49 @@ def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Coun
         if source and chapter in known and known[chapter][0] == source and _there(run, chapter, known[chapter][1])
     }
     missing = {
-        chapter: range(chapter * CHAPTER, min(len(plan), (chapter + 1) * CHAPTER))
-        for chapter in chapters
+        chapter: range(chapter * size, min(len(plan), (chapter + 1) * size))
+        for chapter in numbers
         if chapter not in made
     }
     for chapter, part in write_parts(run, plan, ledger, missing, head, processes=cores()):
         made[chapter] = sources[chapter], part
-    _remove_others(run, len(chapters))
+    _remove_others(run, len(numbers))
     storage.write_json(
         run.path / _PARTS,
         {
             str(k): {"source": made[k][0], "counts": asdict(made[k][1].counts), "files": made[k][1].files}
-            for k in chapters
+            for k in numbers
         },
     )
-    _rank(run, len(chapters))
+    _rank(run, len(numbers))
     counts = sum((part.counts for _, part in made.values()), Counts())
     review = table_name(run, run.statistics_path("review"))
     digests = {
-        name: digest_of_parts({part_path(path, k).name: made[k][1].files[name][0] for k in chapters})
+        name: digest_of_parts({part_path(path, k).name: made[k][1].files[name][0] for k in numbers})
         for name, path in run.table_paths().items()
         if name != review
     }
     return counts, {**digests, review: table_sha256(run.path / review)}
 
 
-def _source(run: Run, plan: Plan, ledger: Ledger, chapter: int, head: Heading) -> str:
+def _source(plan: Plan, ledger: Ledger, chapter: int, head: Heading) -> str:
     """A mark of all that the tables of a closed chapter are made from; empty for a chapter that is open."""
-    closed = _closed(ledger, chapter)
+    closed = _closed(plan, ledger, chapter)
     if closed is None:
         return ""
     return hashlib.sha256(json.dumps([closed, str(head.image_root), head.provenance]).encode()).hexdigest()
 
 
-def _closed(ledger: Ledger, chapter: int) -> str | None:
-    """A mark of the records of a closed chapter."""
-    return None
+def _closed(plan: Plan, ledger: Ledger, number: int) -> list[object] | None:
+    """A mark of the records of a closed chapter; None for one that is open, or of which a record is newer."""
+    chapter, first = ledger.chapters.get(number), number * chapters.UNITS_OF_A_CHAPTER
+    if chapter is None or chapter.units != [plan.name(first + place) for place in range(len(chapter.units))]:
+        return None
+    commits = (ledger.get(name) for name in chapter.units)
+    if not all(commit and commit.chapter for commit in commits):
+        return None
+    stat = storage.stat(chapter.path)
+    return None if stat is None else [number, *stat]
 
 
 def _known_parts(run: Run) -> dict[int, tuple[str, Made]]:
@@ -125,15 +134,15 @@ def _there(run: Run, chapter: int, part: Made) -> bool:
     return all(stat is not None and stat.size == part.files[name][1] for name, stat in found.items())
 
 
-def _remove_others(run: Run, chapters: int) -> None:
+def _remove_others(run: Run, count: int) -> None:
     """Remove parts of chapters that the plan has no more."""
     for path in run.table_paths().values():
         for part in parts_of(path):
-            if part.name >= part_path(path, chapters).name and path != run.statistics_path("review"):
+            if part.name >= part_path(path, count).name and path != run.statistics_path("review"):
                 storage.remove(part)
 
 
-def _rank(run: Run, chapters: int) -> None:
+def _rank(run: Run, count: int) -> None:
     """Write the review list from the other tables: a ranking is of the whole run, so no part of it is ever done."""
     columns = {
         "images": ("sample_id", "agreement_with_coarse", "mean_confidence", "ignored_fraction", "coarse_pixels"),
@@ -141,7 +150,7 @@ def _rank(run: Run, chapters: int) -> None:
     }
     schemas = {name: pa.schema([STATISTICS[name].field(c) for c in of]) for name, of in columns.items()}
     with writing_review(run.statistics_path("review"), run.label_space.names, parts=True) as add:
-        for chapter in range(chapters):
+        for chapter in range(count):
             images, classes = (
                 pa.concat_tables(
                     [schema.empty_table(), *read_pieces(part_path(run.statistics_path(name), chapter), schema)]

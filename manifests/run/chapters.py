@@ -17,7 +17,10 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.tables import BadTable, sealed_table, table_bytes
@@ -87,6 +90,21 @@ class Chapter:
     def span(self, place: int) -> tuple[int, int]:
         """Where the record of the unit at a place begins, and its length in bytes."""
         return int(self._numbers["start"][place]), int(self._numbers["length"][place])
+
+    @property
+    def quarantined(self) -> NDArray[np.int64]:
+        """The number of quarantined samples of every unit."""
+        return np.asarray(self._index["quarantined"].to_numpy())
+
+    def sum(self, places: NDArray[np.bool_]) -> Totals:
+        """The counts of some of the units together: a flag for each."""
+        some = self._index.filter(pa.array(places))
+        done, quarantined, pixels = (int(some[name].to_numpy().sum()) for name in ("done", "quarantined", "pixels"))
+        classes, kept = (pc.list_flatten(some[name]).to_numpy() for name in ("classes", "kept"))
+        numbers = np.unique(classes)
+        sums = np.zeros(len(numbers), np.int64)
+        np.add.at(sums, np.searchsorted(numbers, classes), kept)
+        return Totals(done, quarantined, pixels, Counter(dict(zip(numbers.tolist(), sums.tolist(), strict=True))))
 
     def totals(self, place: int) -> Totals:
         """The counts of the unit at a place."""
