@@ -36,8 +36,10 @@ def publish(run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any]) 
     paths = run.table_paths()
     in_parts = len(plan) > chapters.UNITS_OF_A_CHAPTER
     for path in paths.values():  # a run grows, or a repair cuts it anew: nobody reads a table in two shapes
-        if storage.exists(path) == in_parts and parts_of(path):
+        if in_parts and storage.exists(path):
             storage.remove(path)
+        elif not in_parts and storage.is_folder(path):
+            storage.remove_folder(path)
     counts, digests = (_in_parts if in_parts else _whole)(run, plan, ledger, head)
     accounts = Accounts(plan.samples, counts.labelled, counts.quarantined, counts.left)
     return accounts, {name: digests[name] for name in paths}

@@ -114,6 +114,19 @@ def test_a_part_that_is_a_link_is_refused(both: tuple[Run, Run, LabelJob], tmp_p
         Run.open(tmp_path / "run").statistics("images")
 
 
+def test_a_table_changes_its_shape_with_the_run(
+    both: tuple[Run, Run, LabelJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(both[1].path, tmp_path / "run")
+    run, root = Run.open(tmp_path / "run"), open_manifest(both[2].manifest).image_root
+    plan = publish.Plan(run.plan_path, 2, root, root)
+    for size, name in ((8, "images.parquet"), (2, "00000.parquet")):
+        monkeypatch.setattr(chapters, "UNITS_OF_A_CHAPTER", size)
+        accounts, digests = publish.publish(run, plan, root, {})
+        assert accounts == run.accounts and parts_of(run.statistics_path("images"))[0].name == name
+        assert digests["stats/images.parquet"] == table_sha256(run.statistics_path("images"))
+
+
 def test_a_damaged_record_is_named_by_the_process_that_reads_it(
     both: tuple[Run, Run, LabelJob], tmp_path: Path
 ) -> None:
