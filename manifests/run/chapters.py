@@ -2,8 +2,8 @@
 
 `chapters/00012.records` is created once and never changed. It holds the records as they were, byte for byte, one after
 the other; then an index, a sealed parquet table; then the index's length and `END`. So one unit is one ranged read, and
-its record's own seal tells of every flipped bit. To write them as row groups of one parquet file would cost a hundred
-times the CPU, and a footer of 4 MB where the index has 0.1.
+its record's own seal tells of every flipped bit. To write them as row groups of one parquet file would cost 35
+times the CPU, and a footer of 4 MB where the index has 0.01 to 0.1.
 
 manifests/run/ledger.py says which records count: a later generation in `units/` is newer than that in a chapter.
 """
