@@ -12,7 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 from autolabel.manifests import storage
 from autolabel.manifests.run import chapters
-from autolabel.manifests.run.chapters import Chapter, Page, Totals, create_chapter
+from autolabel.manifests.run.chapters import Chapter, Leaf, Totals, create_chapter
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.ledger import Commit, Ledger, read_newest, record_path
 from autolabel.manifests.run.shards import shard_path
@@ -91,7 +91,7 @@ def close_chapter(run: Run, plan: Plan, number: int) -> bool:
         return True
     commits = [ledger.get(plan.name(unit)) for unit in units]
 
-    def page(unit: int, commit: Commit | None) -> Page | None:
+    def page(unit: int, commit: Commit | None) -> Leaf | None:
         return None if commit is None else _page(run, plan, unit, commit)
 
     with ThreadPoolExecutor(_READERS) as pool:
@@ -102,7 +102,7 @@ def close_chapter(run: Run, plan: Plan, number: int) -> bool:
     return True
 
 
-def _page(run: Run, plan: Plan, number: int, commit: Commit) -> Page | None:
+def _page(run: Run, plan: Plan, number: int, commit: Commit) -> Leaf | None:
     """The record of a unit for its chapter, None unless it is whole and its shards are as long as it says."""
     commit, data = read_newest(commit)
     table, shards = parse_record(commit.path, data, BRIEF)
@@ -114,7 +114,7 @@ def _page(run: Run, plan: Plan, number: int, commit: Commit) -> Page | None:
         if there is None or there.size != shard["bytes"]:
             return None
     t = tally(Row(**row) for row in table.to_pylist())
-    return Page(commit.unit, commit.generation, data, Totals(t.done, t.quarantined, t.pixels, t.kept))
+    return Leaf(commit.unit, commit.generation, data, Totals(t.done, t.quarantined, t.pixels, t.kept))
 
 
 def _remove_records(run: Run, chapter: Chapter) -> None:

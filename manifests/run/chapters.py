@@ -56,7 +56,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Page:
+class Leaf:
     """A record for a chapter."""
 
     unit: str
@@ -85,7 +85,7 @@ class Chapter:
         return int(self._numbers["generation"][place])
 
     def span(self, place: int) -> tuple[int, int]:
-        """Where the record of the unit at a place begins, and its length in bytes."""
+        """Begin and length, in bytes, of the record of the unit at a place."""
         return int(self._numbers["start"][place]), int(self._numbers["length"][place])
 
     def totals(self, place: int) -> Totals:
@@ -107,7 +107,7 @@ def chapters_of(run: Path) -> Iterator[tuple[int, Path]]:
             yield int(name[1]), path
 
 
-def create_chapter(run: Path, number: int, pages: Sequence[Page]) -> Chapter:
+def create_chapter(run: Path, number: int, pages: Sequence[Leaf]) -> Chapter:
     """Write a chapter, unless there is one: then that one counts, and is returned. Raises BadTable if it is damaged."""
     start, rows = 0, []
     for page in pages:

@@ -149,6 +149,14 @@ def read_newest(commit: Commit) -> tuple[Commit, bytes]:
     raise BadTable(f"{commit.path} is gone: `autolabel generate` labels its unit again")
 
 
+def later_record(commit: Commit) -> Commit | None:
+    """A record of this unit of a later generation, if there is one in `units/`."""
+    name = re.compile(re.escape(commit.unit) + r"\.(0|[1-9][0-9]{0,8})\.parquet")
+    found = (name.fullmatch(path.name) for path in storage.list(commit.run / UNITS, suffix=".parquet"))
+    newest = max((int(one[1]) for one in found if one), default=0)
+    return Commit(commit.run, commit.unit, newest) if newest > commit.generation else None
+
+
 def create_record(run: Path, unit: str, data: bytes, *, before: Commit | None) -> Commit:
     """Commit a unit: create its record of the generation behind `before`, which is removed then.
 
