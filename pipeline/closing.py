@@ -91,18 +91,18 @@ def close_chapter(run: Run, plan: Plan, number: int) -> bool:
         return True
     commits = [ledger.get(plan.name(unit)) for unit in units]
 
-    def page(unit: int, commit: Commit | None) -> Leaf | None:
-        return None if commit is None else _page(run, plan, unit, commit)
+    def leaf(unit: int, commit: Commit | None) -> Leaf | None:
+        return None if commit is None else _leaf(run, plan, unit, commit)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        pages = [one for one in pool.map(page, units, commits) if one is not None]
-    if len(pages) < size:
+        leaves = [one for one in pool.map(leaf, units, commits) if one is not None]
+    if len(leaves) < size:
         return False
-    _remove_records(run, create_chapter(run.path, number, pages))
+    _remove_records(run, create_chapter(run.path, number, leaves))
     return True
 
 
-def _page(run: Run, plan: Plan, number: int, commit: Commit) -> Leaf | None:
+def _leaf(run: Run, plan: Plan, number: int, commit: Commit) -> Leaf | None:
     """The record of a unit for its chapter, None unless it is whole and its shards are as long as it says."""
     commit, data = read_newest(commit)
     table, shards = parse_record(commit.path, data, BRIEF)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import google_crc32c
+import numpy as np
 import pyarrow as pa
 
 from autolabel.manifests import storage
@@ -33,6 +35,7 @@ _INDEX = pa.schema(
         pa.field("generation", pa.int64(), nullable=False),
         pa.field("start", pa.int64(), nullable=False),  # where its record lies in the file
         pa.field("length", pa.int64(), nullable=False),
+        pa.field("crc32c", pa.uint32(), nullable=False),
         pa.field("done", pa.int64(), nullable=False),
         pa.field("quarantined", pa.int64(), nullable=False),
         pa.field("pixels", pa.int64(), nullable=False),
@@ -94,6 +97,18 @@ class Chapter:
         kept = Counter(dict(zip(row["classes"], row["kept"], strict=False)))
         return Totals(row["done"], row["quarantined"], row["pixels"], kept)
 
+    def sum(self) -> Totals:
+        """The counts of all its units together."""
+        done, quarantined, pixels = (int(np.asarray(self._index[x]).sum()) for x in ("done", "quarantined", "pixels"))
+        classes, kept = (self._index[name].combine_chunks().flatten() for name in ("classes", "kept"))
+        table = pa.table({"class": classes, "kept": kept}).group_by("class").aggregate([("kept", "sum")])
+        counts = zip(table["class"].to_pylist(), table["kept_sum"].to_pylist(), strict=True)
+        return Totals(done, quarantined, pixels, Counter(dict(counts)))
+
+    def mark(self) -> bytes:
+        """Bytes that differ for other records, or other generations of them."""
+        return b"".join(np.asarray(self._index[name]).tobytes() for name in ("generation", "crc32c"))
+
 
 def chapter_path(run: Path, number: int) -> Path:
     """The file of a chapter: that of units number * 1000, number * 1000 + 1, … of the plan."""
@@ -107,17 +122,18 @@ def chapters_of(run: Path) -> Iterator[tuple[int, Path]]:
             yield int(name[1]), path
 
 
-def create_chapter(run: Path, number: int, pages: Sequence[Leaf]) -> Chapter:
+def create_chapter(run: Path, number: int, leaves: Sequence[Leaf]) -> Chapter:
     """Write a chapter, unless there is one: then that one counts, and is returned. Raises BadTable if it is damaged."""
     start, rows = 0, []
-    for page in pages:
-        t = page.totals
+    for leaf in leaves:
+        t = leaf.totals
         rows.append(
             {
-                "unit": page.unit,
-                "generation": page.generation,
+                "unit": leaf.unit,
+                "generation": leaf.generation,
                 "start": start,
-                "length": len(page.record),
+                "length": len(leaf.record),
+                "crc32c": google_crc32c.value(leaf.record),
                 "done": t.done,
                 "quarantined": t.quarantined,
                 "pixels": t.pixels,
@@ -125,10 +141,10 @@ def create_chapter(run: Path, number: int, pages: Sequence[Leaf]) -> Chapter:
                 "kept": [t.kept[c] for c in sorted(t.kept)],
             }
         )
-        start += len(page.record)
+        start += len(leaf.record)
     index = table_bytes(pa.Table.from_pylist(rows, schema=_INDEX))
     path = chapter_path(run, number)
-    data = b"".join([*(page.record for page in pages), index, len(index).to_bytes(8, "little"), END])
+    data = b"".join([*(leaf.record for leaf in leaves), index, len(index).to_bytes(8, "little"), END])
     try:
         storage.create(path, data)
     except (ConnectionError, TimeoutError):

@@ -11,6 +11,7 @@ Nobody else composes or takes apart the name of a record.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -123,6 +124,14 @@ class Ledger(Mapping[str, Commit]):
             return None
         chapter, place = self._place[unit]
         return chapter.totals(place)
+
+    def mark(self, number: int) -> str | None:
+        """Return a mark of all newest records of a closed chapter's units; None for one that is not closed."""
+        if number not in self.chapters:
+            return None
+        chapter = self.chapters[number]
+        later = [(unit, self._newest[unit]) for unit in chapter.units if unit in self._newest]
+        return hashlib.sha256(chapter.mark() + repr(later).encode()).hexdigest()
 
 
 def record_path(run: Path, unit: str, generation: int) -> Path:
