@@ -30,7 +30,7 @@ from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.machine import cores
 from autolabel.manifests.metadata import metadata_bytes
 from autolabel.manifests.recipe import Recipe
-from autolabel.manifests.run.chapters import UNITS_OF_A_CHAPTER, Page, Totals, create_chapter
+from autolabel.manifests.run.chapters import UNITS_OF_A_CHAPTER, Leaf, Totals, create_chapter
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.samples import open_manifest, writing_rows
@@ -101,7 +101,7 @@ def write_chapters(run: Run, plan: Plan, *, records: bool) -> None:
         for unit in range(first, first + UNITS_OF_A_CHAPTER):
             count = plan.count(unit)
             data = record(plan, unit, rng) if records else b"-"
-            pages.append(Page(plan.name(unit), 0, data, Totals(count, 0, HEIGHT * WIDTH * count, kept)))
+            pages.append(Leaf(plan.name(unit), 0, data, Totals(count, 0, HEIGHT * WIDTH * count, kept)))
         create_chapter(run.path, number, pages)
 
 

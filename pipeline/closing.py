@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.run import chapters
-from autolabel.manifests.run.chapters import Chapter, Page, Totals, create_chapter
+from autolabel.manifests.run.chapters import Chapter, Leaf, Totals, create_chapter
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.ledger import Commit, Ledger, read_newest, record_path
 from autolabel.manifests.run.shards import shard_path
@@ -113,18 +113,18 @@ def close_chapter(run: Run, plan: Plan, number: int) -> bool:
         return True
     commits = [ledger.get(plan.name(unit)) for unit in units]
 
-    def page(unit: int, commit: Commit | None) -> Page | None:
-        return None if commit is None else _page(run, plan, unit, commit)
+    def leaf(unit: int, commit: Commit | None) -> Leaf | None:
+        return None if commit is None else _leaf(run, plan, unit, commit)
 
     with ThreadPoolExecutor(_READERS) as pool:
-        pages = [one for one in pool.map(page, units, commits) if one is not None]
-    if len(pages) < size:
+        leaves = [one for one in pool.map(leaf, units, commits) if one is not None]
+    if len(leaves) < size:
         return False
-    _remove_records(run, create_chapter(run.path, number, pages))
+    _remove_records(run, create_chapter(run.path, number, leaves))
     return True
 
 
-def _page(run: Run, plan: Plan, number: int, commit: Commit) -> Page | None:
+def _leaf(run: Run, plan: Plan, number: int, commit: Commit) -> Leaf | None:
     """The record of a unit for its chapter, None unless it is whole and its shards are as long as it says."""
     commit, data = read_newest(commit)
     table, shards = parse_record(commit.path, data, BRIEF)
@@ -136,7 +136,7 @@ def _page(run: Run, plan: Plan, number: int, commit: Commit) -> Page | None:
         if there is None or there.size != shard["bytes"]:
             return None
     t = tally(Row(**row) for row in table.to_pylist())
-    return Page(commit.unit, commit.generation, data, Totals(t.done, t.quarantined, t.pixels, t.kept))
+    return Leaf(commit.unit, commit.generation, data, Totals(t.done, t.quarantined, t.pixels, t.kept))
 
 
 def _remove_records(run: Run, chapter: Chapter) -> None:

@@ -63,7 +63,7 @@ def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Coun
     """A folder for each table, with a part for each chapter."""
     size = chapters.UNITS_OF_A_CHAPTER
     numbers = range(-(-len(plan) // size))
-    sources = {chapter: _source(plan, ledger, chapter, head) for chapter in numbers}
+    sources = {chapter: _source(ledger, chapter, head) for chapter in numbers}
     known = _known_parts(run)
     made: dict[int, tuple[str, Made]] = {
         chapter: (source, known[chapter][1])
@@ -96,24 +96,12 @@ def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Coun
     return counts, {**digests, review: table_sha256(run.path / review)}
 
 
-def _source(plan: Plan, ledger: Ledger, chapter: int, head: Heading) -> str:
+def _source(ledger: Ledger, chapter: int, head: Heading) -> str:
     """A mark of all that the tables of a closed chapter are made from; empty for a chapter that is open."""
-    closed = _closed(plan, ledger, chapter)
+    closed = ledger.mark(chapter)
     if closed is None:
         return ""
     return hashlib.sha256(json.dumps([closed, str(head.image_root), head.provenance]).encode()).hexdigest()
-
-
-def _closed(plan: Plan, ledger: Ledger, number: int) -> list[object] | None:
-    """A mark of the records of a closed chapter; None for one that is open, or of which a record is newer."""
-    chapter, first = ledger.chapters.get(number), number * chapters.UNITS_OF_A_CHAPTER
-    if chapter is None or chapter.units != [plan.name(first + place) for place in range(len(chapter.units))]:
-        return None
-    commits = (ledger.get(name) for name in chapter.units)
-    if not all(commit and commit.chapter for commit in commits):
-        return None
-    stat = storage.stat(chapter.path)
-    return None if stat is None else [number, *stat]
 
 
 def _known_parts(run: Run) -> dict[int, tuple[str, Made]]:

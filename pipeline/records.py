@@ -213,7 +213,7 @@ def tally(rows: Iterable[Row]) -> Tally:
 
 
 def tally_of(totals: Totals) -> Tally:
-    """The same counts, as a driver adds them up."""
+    """Turn the counts of a chapter into those that a driver adds up."""
     return Tally(totals.done, totals.quarantined, totals.pixels, totals.kept)
 
 

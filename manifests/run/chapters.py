@@ -2,8 +2,8 @@
 
 `chapters/00012.records` is created once and never changed. It holds the records as they were, byte for byte, one after
 the other; then an index, a sealed parquet table; then the index's length and `END`. So one unit is one ranged read, and
-its record's own seal tells of every flipped bit. To write them as row groups of one parquet file would cost a hundred
-times the CPU, and a footer of 4 MB where the index has 0.1.
+its record's own seal tells of every flipped bit. To write them as row groups of one parquet file would cost 35
+times the CPU, and a footer of 4 MB where the index has 0.01 to 0.1.
 
 manifests/run/ledger.py says which records count: a later generation in `units/` is newer than that in a chapter.
 """
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import google_crc32c
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -36,6 +37,7 @@ _INDEX = pa.schema(
         pa.field("generation", pa.int64(), nullable=False),
         pa.field("start", pa.int64(), nullable=False),  # where its record lies in the file
         pa.field("length", pa.int64(), nullable=False),
+        pa.field("crc32c", pa.uint32(), nullable=False),
         pa.field("done", pa.int64(), nullable=False),
         pa.field("quarantined", pa.int64(), nullable=False),
         pa.field("pixels", pa.int64(), nullable=False),
@@ -59,7 +61,7 @@ class Totals:
 
 
 @dataclass(frozen=True)
-class Page:
+class Leaf:
     """A record for a chapter."""
 
     unit: str
@@ -88,7 +90,7 @@ class Chapter:
         return int(self._numbers["generation"][place])
 
     def span(self, place: int) -> tuple[int, int]:
-        """Where the record of the unit at a place begins, and its length in bytes."""
+        """Begin and length, in bytes, of the record of the unit at a place."""
         return int(self._numbers["start"][place]), int(self._numbers["length"][place])
 
     @property
@@ -96,9 +98,9 @@ class Chapter:
         """The number of quarantined samples of every unit."""
         return np.asarray(self._index["quarantined"].to_numpy())
 
-    def sum(self, places: NDArray[np.bool_]) -> Totals:
-        """The counts of some of the units together: a flag for each."""
-        some = self._index.filter(pa.array(places))
+    def sum(self, places: NDArray[np.bool_] | None = None) -> Totals:
+        """The counts of all units together, or of some of them: a flag for each."""
+        some = self._index if places is None else self._index.filter(pa.array(places))
         done, quarantined, pixels = (int(some[name].to_numpy().sum()) for name in ("done", "quarantined", "pixels"))
         classes, kept = (pc.list_flatten(some[name]).to_numpy() for name in ("classes", "kept"))
         numbers = np.unique(classes)
@@ -111,6 +113,10 @@ class Chapter:
         (row,) = self._index.slice(place, 1).to_pylist()
         kept = Counter(dict(zip(row["classes"], row["kept"], strict=False)))
         return Totals(row["done"], row["quarantined"], row["pixels"], kept)
+
+    def mark(self) -> bytes:
+        """Bytes that differ for other records, or other generations of them."""
+        return b"".join(np.asarray(self._index[name]).tobytes() for name in ("generation", "crc32c"))
 
 
 def chapter_path(run: Path, number: int) -> Path:
@@ -125,17 +131,18 @@ def chapters_of(run: Path) -> Iterator[tuple[int, Path]]:
             yield int(name[1]), path
 
 
-def create_chapter(run: Path, number: int, pages: Sequence[Page]) -> Chapter:
+def create_chapter(run: Path, number: int, leaves: Sequence[Leaf]) -> Chapter:
     """Write a chapter, unless there is one: then that one counts, and is returned. Raises BadTable if it is damaged."""
     start, rows = 0, []
-    for page in pages:
-        t = page.totals
+    for leaf in leaves:
+        t = leaf.totals
         rows.append(
             {
-                "unit": page.unit,
-                "generation": page.generation,
+                "unit": leaf.unit,
+                "generation": leaf.generation,
                 "start": start,
-                "length": len(page.record),
+                "length": len(leaf.record),
+                "crc32c": google_crc32c.value(leaf.record),
                 "done": t.done,
                 "quarantined": t.quarantined,
                 "pixels": t.pixels,
@@ -143,10 +150,10 @@ def create_chapter(run: Path, number: int, pages: Sequence[Page]) -> Chapter:
                 "kept": [t.kept[c] for c in sorted(t.kept)],
             }
         )
-        start += len(page.record)
+        start += len(leaf.record)
     index = table_bytes(pa.Table.from_pylist(rows, schema=_INDEX))
     path = chapter_path(run, number)
-    data = b"".join([*(page.record for page in pages), index, len(index).to_bytes(8, "little"), END])
+    data = b"".join([*(leaf.record for leaf in leaves), index, len(index).to_bytes(8, "little"), END])
     try:
         storage.create(path, data)
     except (ConnectionError, TimeoutError):

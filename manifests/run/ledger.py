@@ -11,6 +11,7 @@ Nobody else composes or takes apart the name of a record.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -124,6 +125,14 @@ class Ledger(Mapping[str, Commit]):
         chapter, place = self._place[unit]
         return chapter.totals(place)
 
+    def mark(self, number: int) -> str | None:
+        """Return a mark of all newest records of a closed chapter's units; None for one that is not closed."""
+        if number not in self.chapters:
+            return None
+        chapter = self.chapters[number]
+        later = [(unit, self._newest[unit]) for unit in chapter.units if unit in self._newest]
+        return hashlib.sha256(chapter.mark() + repr(later).encode()).hexdigest()
+
 
 def record_path(run: Path, unit: str, generation: int) -> Path:
     """The file of a record."""
@@ -147,6 +156,14 @@ def read_newest(commit: Commit) -> tuple[Commit, bytes]:
             if newest == commit:
                 break
     raise BadTable(f"{commit.path} is gone: `autolabel generate` labels its unit again")
+
+
+def later_record(commit: Commit) -> Commit | None:
+    """A record of this unit of a later generation, if there is one in `units/`."""
+    name = re.compile(re.escape(commit.unit) + r"\.(0|[1-9][0-9]{0,8})\.parquet")
+    found = (name.fullmatch(path.name) for path in storage.list(commit.run / UNITS, suffix=".parquet"))
+    newest = max((int(one[1]) for one in found if one), default=0)
+    return Commit(commit.run, commit.unit, newest) if newest > commit.generation else None
 
 
 def create_record(run: Path, unit: str, data: bytes, *, before: Commit | None) -> Commit:

@@ -17,6 +17,7 @@ from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline import prepare
 from autolabel.pipeline.job import LabelJob, Portion
+from autolabel.pipeline.records import read_rows, tally, tally_of
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import Verification, verify
 
@@ -60,6 +61,9 @@ def test_chapters_are_closed_in_the_course_of_a_run_and_nothing_is_done_again(
     run = generate(job(place)).run.path
     assert records(run) == CLOSED
     require_like(place, run)
+    ledger = Ledger(run)
+    rows = [row for name in list(ledger)[:3] for row in read_rows(ledger[name])]
+    assert tally_of(ledger.chapters[0].sum()) == tally(rows)
     before = contents(run)
     looked: list[str] = []
     real = prepare.committed
