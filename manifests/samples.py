@@ -220,11 +220,15 @@ class ManifestFile:
     provenance: dict[str, Any]
     runs: tuple[Path, ...]
 
-    def tables(self) -> Iterator[pa.Table]:
-        """The samples in order, as tables of MANIFEST_SCHEMA. Raises BadTable, also where a path leaves its root."""
+    def tables(self, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """The samples in order, as tables of MANIFEST_SCHEMA, or of some of its `columns`.
+
+        Raises BadTable, also where a path leaves its root.
+        """
         roots = {"image": self.image_root, "label": self.label_root, "coarse_label": self.label_root}
-        for table in read_pieces(self.path, MANIFEST_SCHEMA):
-            for column, root in roots.items():
+        schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in columns or MANIFEST_SCHEMA.names])
+        for table in read_pieces(self.path, schema):
+            for column, root in ((name, root) for name, root in roots.items() if name in schema.names):
                 leaving = table[column].filter(pc.match_substring_regex(table[column], storage.LEAVING))
                 if len(leaving):
                     raise BadTable(f"{self.path}: path {leaving[0].as_py()!r} leaves its root {root}")

@@ -20,7 +20,8 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.reading import blames_file, read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, middles, read_sample_label
+from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, middles
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.selection import by_trust

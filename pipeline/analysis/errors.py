@@ -24,8 +24,8 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.machine import cores
 from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.tables import read_pieces
