@@ -204,7 +204,7 @@ def tables(images: Sequence[int], gpus: Sequence[int], asked: Setup) -> Iterator
         "`--keep-confidence`": replace(base, kept=True),
         "a file server": replace(base, disk=True),
     }
-    yield f"\n| {base.images:,} images, {base.gpus} GPUs | " + COLUMNS + "|---|" + "---:|" * 10 + "---|"
+    yield f"\n{base.images:,} images, {base.gpus:,} GPUs:\n\n| way | " + COLUMNS + "|---|" + "---:|" * 10 + "---|"
     for name, setup in ways.items():
         yield f"| {name} | {row(Cost.of(setup))}"
 
