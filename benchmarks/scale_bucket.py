@@ -1,12 +1,11 @@
-"""What labelling costs in a bucket: `python benchmarks/scale_bucket.py [PHOTOGRAPHS LABELS] [--latency MS …]`.
+"""What labelling costs in a bucket: `python benchmarks/scale_bucket.py [--size HxW] [--latency MS …]`.
 
-Three units of 64 images, beside a device that sleeps 94 ms an image, as long as an H200 takes for hrnet48_ocr_mscale.
-Images and run folder lie on a disk, then in a bucket of moto's server, in a process of its own behind a proxy that lets
-every request wait and counts them. All else is real, as in feed.py.
+Units of 64 images beside a device that sleeps. Images and run folder lie on a disk, then in a bucket of moto's server, in
+a process of its own behind a proxy that lets every request wait and counts them. All else is real, as in feed.py.
 
-"Pause" is the time between the last image of a unit and the first of the next in which the device has nothing to do:
-the last label, the commit, the first image. Requests and bytes are those of a worker, so without plan, lock, chapters
-and tables. With --smallest the numbers mean nothing.
+"Pause" is the time between the last image of a unit and the first of the next, in which the device has nothing to do:
+the last label, the commit, the first image. Images are small, so that nearly all of it is waiting. Requests and bytes are
+those of a worker, so without plan, lock, chapters and tables. With --smallest the numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import os
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
@@ -34,9 +33,9 @@ from autolabel.manifests.locations import location
 from autolabel.manifests.policy import PAPER
 
 CASE = feed.Case("paper", PAPER, suffix="jpg")
-FULL = feed.Extent(units=3, sleep=0.094)
+FULL = feed.Extent((128, 256), 8, 64, 6, 0.03)
 SMALLEST = feed.Extent((64, 128), 2, 3, 2, 0.002)
-LATENCIES = (0, 50)  # ms
+LATENCIES = (0, 25, 50, 100)  # ms
 
 
 def serve(pipe: Connection) -> None:
@@ -65,8 +64,8 @@ class Bucket:
 
 @contextmanager
 def bucket() -> Iterator[Bucket]:
-    """Run the server."""
-    process_of = multiprocessing.get_context("spawn")
+    """Run the server. The process is forked, before this one has threads: it would import torch once more."""
+    process_of = multiprocessing.get_context("fork")
     ours, theirs = process_of.Pipe()
     process = process_of.Process(target=serve, args=(theirs,), daemon=True)
     process.start()
@@ -78,7 +77,8 @@ def bucket() -> Iterator[Bucket]:
 
 def row(name: str, latency: str, found: feed.Found, requests: Sequence[Passed], extent: feed.Extent) -> str:
     """The cells of a case."""
-    starts = range(extent.unit, found.images, extent.unit)
+    batches = len(found.worked) // extent.units
+    starts = range(batches, len(found.worked), batches)
     pause = mean(found.worked[n][0] - found.worked[n - 1][1] for n in starts)
     others = [one for one in requests if not one.key.startswith("images/")]
     kinds = ("create", "put", "replace", "get", "head", "list", "delete")
@@ -97,18 +97,18 @@ def row(name: str, latency: str, found: feed.Found, requests: Sequence[Passed], 
     )
 
 
-def measure(given: tuple[Path | None, Path | None], extent: feed.Extent, latencies: Sequence[float]) -> None:
+def measure(extent: feed.Extent, latencies: Sequence[float]) -> None:
     """Print the table."""
     print(
         "| where | latency ms | device busy | pause between units s | images/s | CPU ms an image | writes a unit |"
         " reads a unit, without images | deletes a unit | bytes written an image |\n|---|---:|" + "---:|" * 8
     )
-    maps: list[NDArray[np.uint8]] = feed.label_maps(given[1], extent)
     with tempfile.TemporaryDirectory() as place, bucket() as server:
+        maps: list[NDArray[np.uint8]] = feed.label_maps(None, extent)
         folder = Path(place)
         root = folder / "images"
         root.mkdir()
-        feed.write_files(root, given[0], maps, extent)
+        feed.write_files(root, None, maps, extent)
         (folder / "disk").mkdir()
         print(row("a disk", "0", feed.measured(folder / "disk", root, CASE, maps, extent), (), extent), flush=True)
         there = location("s3://scale")
@@ -128,8 +128,7 @@ def measure(given: tuple[Path | None, Path | None], extent: feed.Extent, latenci
 def main() -> None:
     """Parse the arguments and measure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("photographs", type=Path, nargs="?")
-    parser.add_argument("labels", type=Path, nargs="?")
+    parser.add_argument("--size", help="height x width of the images")
     parser.add_argument("--latency", type=float, nargs="+", default=LATENCIES, metavar="MS", help="of every request")
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     asked: Any = parser.parse_args()
@@ -137,9 +136,12 @@ def main() -> None:
     if asked.smallest:
         print("--smallest: these numbers mean nothing\n")
         asked.latency = (1,)
+    if asked.size:
+        height, width = map(int, asked.size.split("x"))
+        extent = replace(extent, size=(height, width))
     load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
     print(f"{extent.units} units of {extent.unit} images, {1000 * extent.sleep:.0f} ms each{load}\n")
-    measure((asked.photographs, asked.labels), extent, asked.latency)
+    measure(extent, asked.latency)
 
 
 if __name__ == "__main__":
