@@ -1,11 +1,11 @@
 """What labelling costs in a bucket: `python benchmarks/scale_bucket.py [--size HxW] [--latency MS …]`.
 
-Units of 64 images beside a device that sleeps. Images and run folder lie on a disk, then in a bucket of moto's server, in
-a process of its own behind a proxy that lets every request wait and counts them. All else is real, as in feed.py.
+Units of 64 images beside a device that sleeps. Images and run folder lie on a disk, then in a bucket of moto's server,
+in a process of its own behind a proxy that lets every request wait and counts them. All else is real, as in feed.py.
 
 "Pause" is the time between the last image of a unit and the first of the next, in which the device has nothing to do:
-the last label, the commit, the first image. Images are small, so that nearly all of it is waiting. Requests and bytes are
-those of a worker, so without plan, lock, chapters and tables. With --smallest the numbers mean nothing.
+the last label, the commit, the first image. Images are small, so that nearly all of it is waiting. Requests and bytes
+are those of a worker, so without plan, lock, chapters and tables. With --smallest the numbers mean nothing.
 """
 
 from __future__ import annotations
