@@ -17,7 +17,7 @@ import re
 import tempfile
 import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from functools import lru_cache, partial
@@ -197,9 +197,12 @@ class BucketStorage:
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         place = _place(folder)
         names = _insist("list", place, lambda: _names(place, recursive=recursive))
-        start = len(place.key) + 1 if place.key else 0
-        inner = sorted(name[start:].rstrip("/") for name in names if name.endswith(suffix))
-        return [place / name for name in inner if name]
+        return _below(place, (name for name in names if name.endswith(suffix)))
+
+    def folders(self, folder: Path) -> builtins.list[Path]:
+        place = _place(folder)
+        found = _insist("list", place, lambda: _obstore().list_with_delimiter(_store(place), prefix=_prefix(place)))
+        return _below(place, found["common_prefixes"])
 
     def remove(self, path: Path) -> None:
         place = _place(path)
@@ -295,6 +298,12 @@ def _key(place: BucketPath) -> str:
 
 def _prefix(place: BucketPath) -> str | None:
     return f"{place.key}/" if place.key else None
+
+
+def _below(place: BucketPath, keys: Iterable[str]) -> list[Path]:
+    """The places of keys below a folder, sorted; not the empty object of its own name that other tools make."""
+    start = len(place.key) + 1 if place.key else 0
+    return [place / name for name in sorted({key[start:].rstrip("/") for key in keys}) if name]
 
 
 def _stat(meta: Mapping[str, Any]) -> Stat:
