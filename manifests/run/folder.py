@@ -36,11 +36,11 @@ from autolabel.manifests.run.labels import (
 )  # fmt: skip
 from autolabel.manifests.run.ledger import UNITS
 from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_outside_runs
+from autolabel.manifests.run.to_torch import ToTorch
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
-from autolabel.manifests.tables import BadTable, read_pieces, read_table
+from autolabel.manifests.tables import BadTable, parts_of, read_pieces, read_table
 from autolabel.manifests.teachers import AnyTeacher, TeacherName
-from autolabel.manifests.wording import Shown
 
 FORMAT = f"{KIND}10"
 _INPUT = "input.parquet"
@@ -134,8 +134,11 @@ class RunFolder:
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
         path = storage.inside(self.path, self.statistics_path(table).relative_to(self.path).as_posix())
-        if not storage.exists(path):
+        parts = parts_of(path)
+        if not parts:
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
+        for part in parts:
+            storage.require_no_link(part)
         schema = STATISTICS[table]
         return path, pa.schema([schema.field(name) for name in columns or schema.names])
 
@@ -167,7 +170,7 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Run(RunFolder, Shown):
+class Run(RunFolder, ToTorch):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: its
