@@ -41,19 +41,19 @@ CONSTANTS: dict[str, Constant] = {
     "JPEG": Constant(755_794, "bytes", "measured", "the same, quality 95"),
     "label": Constant(17_552, "bytes an image", "measured", "the label store"),
     "kept confidence": Constant(80_630, "bytes an image", "measured", "`dense` from kept confidence: three layers"),
-    "record, statistics": Constant(600, "bytes an image", "measured", "TODO"),
+    "record, statistics": Constant(1_460, "bytes an image", "measured", "1,024 drawn streets, 11 classes: 890 and 570"),
     "pause, disk": Constant(0.0, "s a unit", "computed", "it is in the images a second of a whole run"),
-    "pause, bucket": Constant(0.4, "s a unit", "measured", "TODO"),
-    "plan": Constant(4.8, "s a million images", "measured", "TODO"),
-    "publish": Constant(30.0, "s a million images", "measured", "TODO"),
+    "pause, bucket": Constant(0.2, "s a unit", "measured", "labelling in a bucket, 50 ms a request; beyond a disk's"),
+    "plan": Constant(0.85, "s a million images", "measured", "20 million samples are cut in 17 s of a core"),
+    "tables": Constant(200, "s of CPU a million images", "measured", "of 1,024 drawn streets, a busy machine"),
+    "cores of the driver's machine": Constant(8, "", "taken", "the tables are made by as many processes"),
     "driver": Constant(1.16, "ms of CPU a unit", "measured", "the driver of many workers"),
-    "writes": Constant(2, "a unit", "measured", "TODO; one more for each kept layer"),
-    "reads": Constant(2, "a unit", "measured", "TODO, beyond the images"),
+    "writes": Constant(2, "a unit", "measured", "labelling in a bucket; one more for each kept layer"),
+    "reads": Constant(1, "a unit", "computed", "of its record, for the chapter; a worker reads images alone"),
     "most reads": Constant(5500, "a second", "taken", "S3: at least, for a part of a bucket; more after a while"),
     "most bytes of a server": Constant(1.25e9, "a second", "taken", "a file server with 10 Gbit/s"),
     "price of writes": Constant(0.005, "$ a thousand", "taken", "S3 Standard us-east-1, and Google: 2026-11"),
     "price of reads": Constant(0.0004, "$ a thousand", "taken", "the same"),
-    "price of storage": Constant(0.023, "$ a GB and month", "taken", "S3; Google 0.020"),
 }
 
 
@@ -101,7 +101,10 @@ class Cost:
         units, millions = math.ceil(setup.images / setup.unit), setup.images / 1e6
         unit = min(setup.unit, setup.images) / rate + known("pause, disk" if setup.disk else "pause, bucket")
         start = known("first label") + millions * known("plan")
-        work, end = math.ceil(units / setup.gpus) * unit, millions * known("publish")
+        work, end = (
+            math.ceil(units / setup.gpus) * unit,
+            millions * known("tables") / known("cores of the driver's machine"),
+        )
         host = known("host, JPEG" if setup.jpeg else "host, PNG") + known("kernels")
         chapters, minutes = units // CHAPTER, (start + work + end) / 60
         layers = 3 if setup.kept else 0
@@ -152,7 +155,7 @@ class Cost:
             "the driver": self.driver,
             "too few units": 1 - self.working / self.setup.gpus,
             "start": self.start / (self.start + self.work),
-            "publishing": self.end / self.seconds,
+            "tables": self.end / self.seconds,
             "patience (a month)": self.seconds / (30 * 86400),
         }
 

@@ -5,7 +5,7 @@ in a process of its own behind a proxy that lets every request wait and counts t
 
 "Pause" is the time between the last image of a unit and the first of the next, in which the device has nothing to do:
 the last label, the commit, the first image. Images are small, so that nearly all of it is waiting. Requests and bytes
-are those of a worker, so without plan, lock, chapters and tables. With --smallest the numbers mean nothing.
+are those of a worker, so without plan, progress, lock, chapters and tables. With --smallest the numbers mean nothing.
 """
 
 from __future__ import annotations
@@ -80,7 +80,7 @@ def row(name: str, latency: str, found: feed.Found, requests: Sequence[Passed], 
     batches = len(found.worked) // extent.units
     starts = range(batches, len(found.worked), batches)
     pause = mean(found.worked[n][0] - found.worked[n - 1][1] for n in starts)
-    others = [one for one in requests if not one.key.startswith("images/")]
+    others = [one for one in requests if not one.key.startswith("images/") and not one.key.endswith("progress.json")]
     kinds = ("create", "put", "replace", "get", "head", "list", "delete")
     counts = {kind: sum(one.operation == kind for one in others) / extent.units for kind in kinds}
     writes, reads = (sum(counts[kind] for kind in some) for some in (kinds[:3], kinds[3:6]))
