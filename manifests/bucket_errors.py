@@ -142,6 +142,8 @@ def reason(error: BaseException) -> str:
         return _advised(f"{code} ({message.rstrip('.')})" if message else code, _ADVICE.get(code, ""))
     if _UNSIGNED.search(text):
         return _advised("no credentials were found", _CREDENTIALS)
+    if "redirect" in text:
+        return _advised("the server redirects to another address", _REGION)
     if status:
         return _advised(f"{status[1]} {status[2]}".strip(), _ADVICE.get(status[1], ""))
     if key:
