@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, Protocol, cast
 import google_crc32c
 
 from autolabel.manifests import local_locks, local_storage
-from autolabel.manifests.bucket_storage import BucketError, BucketStorage
+from autolabel.manifests.bucket_errors import BucketError
+from autolabel.manifests.bucket_storage import BucketStorage
 from autolabel.manifests.local_locks import Busy, Hold, Superseded
 from autolabel.manifests.local_storage import LOCK, TEMPORARY, ChangedFile, LocalStorage, NotAFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath
@@ -235,7 +236,7 @@ def replace(path: Path, data: bytes, *, unchanged: Stat) -> bool:
 
 def link(target: Path, path: Path) -> None:
     """Make `path` a symbolic link to a file elsewhere, over whatever is there. Raises OSError where none can be."""
-    storage_of(path).link(target, path)
+    storage_of(target if isinstance(target, BucketPath) else path).link(target, path)
 
 
 def list(folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
