@@ -39,7 +39,7 @@ def read_file(path: Path) -> bytes:
 
 
 def read_version(path: Path) -> tuple[storage.Stat, bytes]:
-    """The bytes of an image file and the stat of that very version. Raises BadImage as `read_file`."""
+    """The stat and the bytes of one version of an image file. Raises BadImage as `read_file`."""
     try:
         return storage.read_version(path, at_most=_MAX_BYTES)
     except FileNotFoundError as error:

@@ -66,7 +66,7 @@ class Storage(Protocol):
         """Return the whole content. Raises TooLarge if it has more than `at_most` bytes."""
 
     def read_version(self, path: Path, *, at_most: int | None = None) -> tuple[Stat, bytes]:
-        """Return the whole content, and the stat of that very version. Raises TooLarge."""
+        """Return what `stat` and `read` return, of one version of the file; a bucket is asked once."""
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
         """At most `length` bytes from `start` on. Raises ChangedFile if the file is not the version `unchanged`."""
@@ -156,7 +156,7 @@ def read(path: Path, *, at_most: int | None = None) -> bytes:
 
 
 def read_version(path: Path, *, at_most: int | None = None) -> tuple[Stat, bytes]:
-    """Return the content of a file and the stat of that very version, in a bucket by one request. Raises as `read`."""
+    """Return what `stat` and `read` return, of one version of the file. Raises as `read`."""
     return storage_of(path).read_version(path, at_most=at_most)
 
 

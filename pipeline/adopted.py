@@ -29,7 +29,7 @@ from autolabel.manifests.samples import Sample
 from autolabel.manifests.tables import BadTable, read_sealed, table_bytes
 from autolabel.pipeline.posterior import KeptPosterior
 from autolabel.pipeline.predictor import Decoded, Refused, Size
-from autolabel.pipeline.records import Row, changed_images, identified, read_identified
+from autolabel.pipeline.records import Row, changed_images, identified
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.counting import count
 from autolabel.teacher.decide import Prediction, encode
@@ -217,15 +217,18 @@ class AdoptedPredictor:
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         """Read the photograph, which has to be one of the manifest's size, and the coarse label."""
+        row = identified(row, sample.image)
         try:
-            row, data = read_identified(row, sample.image)
+            data = read_file(sample.image)
+            row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
             decode_photograph(sample, data)
             space, weighed = self.recipe.label_space, self._posterior is not None
             coarse = read_coarse(sample, space, drawn_void=weighed)
             around = places(coarse, len(space)) if weighed and coarse is not None else None
-        except (BadImage, MemoryError) as error:
-            known = row if row.image_fingerprint else identified(row, sample.image)
-            return Refused(known, str(error) if isinstance(error, BadImage) else "not enough memory to decode it")
+        except BadImage as error:
+            return Refused(row, str(error))
+        except MemoryError:
+            return Refused(row, "not enough memory to decode it")
         reason = self.entries[sample.sample_id].reason
         return Refused(row, reason) if reason else Decoded(row, coarse=coarse, places=around)
 

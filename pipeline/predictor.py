@@ -12,17 +12,18 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.places import Places, places
-from autolabel.manifests.reading import decode_photograph, read_coarse
+from autolabel.manifests.reading import decode_photograph, read_coarse, read_version
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.run.labels import RunLabels, stored_labels
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.teachers import TeacherName
-from autolabel.pipeline.records import Row, identified, read_identified
+from autolabel.pipeline.records import Row, identified, known_by
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.loading import load_teacher
@@ -100,14 +101,15 @@ class TeacherPredictor:
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         """Read photograph and coarse label, of the size that the manifest says."""
         try:
-            row, data = read_identified(row, sample.image)
+            now, data = read_version(sample.image)
+            row = replace(known_by(row, now), image_fingerprint=storage.fingerprint_bytes(data))
             image = decode_photograph(sample, data)
             space, weighed = self.recipe.label_space, self._evidence is not None
             coarse = read_coarse(sample, space, drawn_void=weighed)
             around = places(coarse, len(space)) if weighed and coarse is not None else None
         except (BadImage, MemoryError) as error:
-            known = row if row.image_fingerprint else identified(row, sample.image)
-            return Refused(known, str(error) if isinstance(error, BadImage) else "not enough memory to decode it")
+            reason = str(error) if isinstance(error, BadImage) else "not enough memory to decode it"
+            return Refused(row if row.image_fingerprint else identified(row, sample.image), reason)
         return Decoded(row, image, coarse, around)
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:

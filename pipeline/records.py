@@ -18,7 +18,6 @@ import pyarrow as pa
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
-from autolabel.manifests.reading import read_version
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import LABELS, LAYERS, in_layer, stored_labels
 from autolabel.manifests.run.ledger import Commit, Ledger, create_record, read_newest
@@ -315,18 +314,12 @@ def identified(row: Row, image: Path) -> Row:
         now = storage.stat(image)
     except OSError:
         return row
-    return of_version(row, now) if now else row
+    return known_by(row, now) if now else row
 
 
-def of_version(row: Row, version: storage.Stat) -> Row:
-    """The row with the stat of the version of the image file that was read."""
-    return replace(row, image_bytes=version.size, image_mtime_ns=version.mtime_ns, image_version=version.version)
-
-
-def read_identified(row: Row, image: Path) -> tuple[Row, bytes]:
-    """Read an image file, in a bucket with one request; the row says which version that was. Raises BadImage."""
-    version, data = read_version(image)
-    return replace(of_version(row, version), image_fingerprint=storage.fingerprint_bytes(data)), data
+def known_by(row: Row, now: storage.Stat) -> Row:
+    """The row with this stat of its image file."""
+    return replace(row, image_bytes=now.size, image_mtime_ns=now.mtime_ns, image_version=now.version)
 
 
 def changed_images(images: Sequence[tuple[Path, Row]], *, read_all: bool = False) -> dict[str, str | None]:

@@ -16,9 +16,10 @@ from PIL import Image
 
 from autolabel.manifests import storage
 from autolabel.manifests.locations import location
+from autolabel.manifests.reading import read_version
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.records import Row, changed_images, identified, read_identified
+from autolabel.pipeline.records import Row, changed_images, identified, known_by
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import verify
 
@@ -61,9 +62,10 @@ def test_an_image_and_its_identity_are_read_from_a_bucket_by_one_request(tmp_pat
         storage.write(image, noise(tmp_path / "image.png", 0).read_bytes())
         expected = labelled(image)
         place.proxy.passed.clear()
-        row, data = read_identified(Row("a"), image)
+        now, data = read_version(image)
         assert [one.operation for one in place.proxy.passed] == ["get"]
-        assert (row, data) == (expected, (tmp_path / "image.png").read_bytes())
+        assert replace(known_by(Row("a"), now), image_fingerprint=storage.fingerprint_bytes(data)) == expected
+        assert data == (tmp_path / "image.png").read_bytes()
 
 
 @pytest.mark.parametrize("place", [0, 2_500_000, 4_999_999])
