@@ -80,7 +80,7 @@ SCRIPTS = {
     "resizing": Script(tables=1),
     "review": Script(("camvid", "reviewed"), tables=2, dashes=12),
     "scale": Script(tables=3, page="docs/scale.md"),
-    "scale_bucket": Script(tables=1, lines=("3 units of 3 images, ",), dashes=4),
+    "scale_bucket": Script(tables=1, lines=("2 units of 3 images, ",), dashes=4),
     "scale_combination": Script(tables=1),
     "store": Script(tables=1, lines=("2 workers by fork: ",), dashes=8),
     "teacher": Script(tables=5, lines=("labels differ in 0 of ",)),
