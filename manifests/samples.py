@@ -9,7 +9,6 @@ that a folder can be moved as a whole.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import pyarrow.compute as pc
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import common, location
 from autolabel.manifests.metadata import CORRECTS, METADATA_KEY, metadata_bytes, parse_metadata
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SOURCES
 from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
@@ -146,8 +146,8 @@ def _span(values: Sequence[str]) -> str:
 
 def common_root(paths: Iterable[Path], *, fallback: Path) -> Path:
     """The deepest folder that holds all of `paths`; `fallback` if there are none."""
-    folders = {str(p.parent) for p in paths}
-    return Path(os.path.commonpath(folders)) if folders else fallback
+    folders = {p.parent for p in paths}
+    return common(folders) if folders else fallback
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -251,7 +251,7 @@ class ManifestFile:
 
 def open_manifest(path: str | Path) -> ManifestFile:
     """Read what holds for all samples of a manifest. Raises BadTable, also for a folder."""
-    path = Path(path)
+    path = location(path)
     if storage.is_folder(path):
         of_run = path / "manifest.parquet"
         advice = f"this run's is {of_run}" if storage.exists(of_run) else f"`autolabel manifest scan {path}` makes one"

@@ -18,6 +18,7 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import location
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.accounts import Accounts as Accounts
@@ -198,10 +199,10 @@ class Run(RunFolder, Shown):
         """
         if isinstance(path, Run):
             return path
-        file = RunFolder(Path(path)).record
+        file = RunFolder(location(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        require_no_links(Path(path))
+        require_no_links(location(path))
         data = storage.read(file, at_most=storage.SMALL)
         if data == _CLAIM:
             raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
@@ -220,7 +221,7 @@ class Run(RunFolder, Shown):
             raise ValueError(
                 f"{file} differs from what was written (its checksum is another): restore it, or choose another --out"
             )
-        return cls._of(Path(path), document)
+        return cls._of(location(path), document)
 
     @classmethod
     def _of(cls, path: Path, document: dict[str, Any]) -> Run:
