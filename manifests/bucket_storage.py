@@ -12,19 +12,22 @@ import contextlib
 import errno
 import io
 import os
+import random
 import re
 import tempfile
+import time
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from datetime import timedelta
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO, TypeVar, cast
 
 from autolabel.manifests.local_storage import ChangedFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath
 
+T = TypeVar("T")
 WHOLE = 1 << 23  # bytes up to which a reader takes an object with one request
 _BUFFER = 1 << 22  # bytes that a reader of a larger one asks for at once
 _SPOOL = 1 << 26  # bytes of a new object that wait in memory, not on a disk
@@ -154,8 +157,11 @@ class BucketStorage:
         errors = _exceptions()
         for _ in range(_TRIES):
             try:
-                with _told("write", place):
-                    _obstore().put(_store(place), _key(place), data, mode=mode, use_multipart=False)
+                _insist(
+                    "write",
+                    place,
+                    lambda: _obstore().put(_store(place), _key(place), data, mode=mode, use_multipart=False),
+                )
                 return True
             except (errors.AlreadyExistsError, errors.PreconditionError):
                 break
@@ -173,8 +179,11 @@ class BucketStorage:
 
     def is_folder(self, path: Path) -> bool:
         place = _place(path)
-        with _told("list", place):
-            return any(chunk for chunk in _obstore().list(_store(place), prefix=_prefix(place), chunk_size=1))
+        return _insist(
+            "list",
+            place,
+            lambda: any(chunk for chunk in _obstore().list(_store(place), prefix=_prefix(place), chunk_size=1)),
+        )
 
     def is_link(self, path: Path) -> bool:
         return False
@@ -184,31 +193,27 @@ class BucketStorage:
 
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         place = _place(folder)
-        with _told("list", place):
-            if recursive:
-                chunks = _obstore().list(_store(place), prefix=_prefix(place), chunk_size=1000)
-                names = [one["path"] for chunk in chunks for one in chunk]
-            else:
-                found = _obstore().list_with_delimiter(_store(place), prefix=_prefix(place))
-                names = [*(one["path"] for one in found["objects"]), *found["common_prefixes"]]
-        start = len(place.key) + 1 if place.key else 0
-        inner = sorted(name[start:].rstrip("/") for name in names if name.endswith(suffix))
-        return [place / name for name in inner if name]
+        names = _insist("list", place, lambda: _names(place, recursive=recursive))
+        return _below(place, (name for name in names if name.endswith(suffix)))
+
+    def folders(self, folder: Path) -> builtins.list[Path]:
+        place = _place(folder)
+        found = _insist("list", place, lambda: _obstore().list_with_delimiter(_store(place), prefix=_prefix(place)))
+        return _below(place, found["common_prefixes"])
 
     def remove(self, path: Path) -> None:
         place = _place(path)
-        with _told("remove", place):
-            if place.key:
-                with contextlib.suppress(FileNotFoundError):
-                    _obstore().delete(_store(place), place.key)
+        if place.key:
+            with contextlib.suppress(FileNotFoundError):
+                _insist("remove", place, lambda: _obstore().delete(_store(place), place.key))
 
     def remove_folder(self, path: Path) -> None:
         place = _place(path)
         if not place.key:
             raise BucketError(errno.EPERM, "a whole bucket is never removed", str(path))
-        with _told("remove", place):
-            for chunk in _obstore().list(_store(place), prefix=_prefix(place), chunk_size=1000):
-                _obstore().delete(_store(place), [one["path"] for one in chunk])
+        keys = _insist("list", place, lambda: _names(place, recursive=True))
+        for first in range(0, len(keys), 1000):
+            _insist("remove", place, partial(_obstore().delete, _store(place), keys[first : first + 1000]))
 
     def require_conditions(self, folder: Path) -> None:
         """Raise BucketError unless this storage lets one of two writers win. It costs four small requests."""
@@ -267,6 +272,15 @@ class _Ranges(io.RawIOBase):
         return len(data)
 
 
+def _names(place: BucketPath, *, recursive: bool) -> builtins.list[str]:
+    """The keys below a place, at any depth; or those right below it, and what is in between as folders."""
+    if recursive:
+        chunks = _obstore().list(_store(place), prefix=_prefix(place), chunk_size=1000)
+        return [one["path"] for chunk in chunks for one in chunk]
+    found = _obstore().list_with_delimiter(_store(place), prefix=_prefix(place))
+    return [*(one["path"] for one in found["objects"]), *found["common_prefixes"]]
+
+
 def _place(path: Path) -> BucketPath:
     assert isinstance(path, BucketPath)
     return path
@@ -281,6 +295,12 @@ def _key(place: BucketPath) -> str:
 
 def _prefix(place: BucketPath) -> str | None:
     return f"{place.key}/" if place.key else None
+
+
+def _below(place: BucketPath, keys: Iterable[str]) -> list[Path]:
+    """The places of keys below a folder, sorted; not the empty object of its own name that other tools make."""
+    start = len(place.key) + 1 if place.key else 0
+    return [place / name for name in sorted({key[start:].rstrip("/") for key in keys}) if name]
 
 
 def _stat(meta: Mapping[str, Any]) -> Stat:
@@ -358,6 +378,24 @@ def _credentials(scheme: str) -> dict[str, Any]:
     return {"credential_provider": Boto3CredentialProvider()}
 
 
+def _insist(what: str, place: BucketPath, request: Callable[[], T]) -> T:
+    """Make a request again whose connection was lost.
+
+    obstore itself does so with reads and plain writes, but with no conditional write, listing or removal.
+    """
+    pause = 0.1
+    for tries_left in range(_RETRIES["max_retries"], -1, -1):
+        try:
+            with _told(what, place):
+                return request()
+        except BucketError as error:
+            if error.errno != errno.ECONNRESET or not tries_left:
+                raise
+        time.sleep(random.uniform(pause / 2, pause))
+        pause = min(2 * pause, 10.0)
+    raise AssertionError
+
+
 @contextlib.contextmanager
 def _told(what: str, place: BucketPath) -> Iterator[None]:
     """Raise errors of requests as an OSError of one line, which names the place and holds no secrets."""
@@ -377,7 +415,9 @@ def _told(what: str, place: BucketPath) -> Iterator[None]:
             raise
         raise BucketError(errno.EACCES, f"cannot {what} it: {_reason(error)}", str(place)) from None
     except errors.BaseError as error:
-        number = errno.EACCES if isinstance(error, _refusals(errors)) else errno.EIO
+        lost = "HTTP error" in str(error) and not re.search(r"after \d+ retries", str(error))
+        refused = isinstance(error, _refusals(errors))
+        number = errno.EACCES if refused else errno.ECONNRESET if lost else errno.EIO
         raise BucketError(number, f"cannot {what} it: {_reason(error)}", str(place)) from None
 
 

@@ -126,14 +126,14 @@ def read_table(path: Path, schema: pa.Schema, *, sealed: bool = False) -> pa.Tab
     """
     with _opened(path, schema, must_be_sealed=sealed) as file:
         table = file.read(columns=schema.names, use_threads=False)
-        return _as_expected(path, table, schema).replace_schema_metadata(_metadata(file))
+        return as_expected(path, table, schema).replace_schema_metadata(_metadata(file))
 
 
 def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
     """Read a parquet file as `read_table` does, at most ROWS_AT_ONCE rows at a time. Raises BadTable."""
     with _opened(path, schema) as file:
         for batch in file.iter_batches(ROWS_AT_ONCE, columns=schema.names, use_threads=False):
-            yield _as_expected(path, pa.Table.from_batches([batch]), schema)
+            yield as_expected(path, pa.Table.from_batches([batch]), schema)
 
 
 def read_metadata(path: Path, schema: pa.Schema) -> dict[bytes, bytes]:
@@ -148,7 +148,14 @@ def read_sealed(path: Path, columns: list[str] | None = None, *, schema: pa.Sche
     columns: the paths of those that are wanted. schema: that of the file, if another one is to be refused.
     """
     with _translated(path):
-        data = storage.read(path)
+        return sealed_table(path, storage.read(path), columns, schema=schema)
+
+
+def sealed_table(
+    path: Path, data: bytes, columns: list[str] | None = None, *, schema: pa.Schema | None = None
+) -> pa.Table:
+    """Take a table from the bytes that were read of a path; otherwise as `read_sealed`."""
+    with _translated(path):
         if not _seal_holds(path, io.BytesIO(data), len(data)):
             raise BadTable(f"{path} is damaged: it has no checksum")
         file = pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True, pre_buffer=False)
@@ -186,7 +193,7 @@ def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
 @contextlib.contextmanager
 def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> Iterator[pq.ParquetFile]:
     if not storage.exists(path):
-        raise BadTable(f"{path} {'is no file' if path.exists() else 'does not exist'}")
+        raise BadTable(f"{path} {'is no file' if storage.is_folder(path) else 'does not exist'}")
     with _translated(path), storage.reading(path) as source:
         size = source.seek(0, io.SEEK_END)
         sealed = _seal_holds(path, source, size)
@@ -213,7 +220,8 @@ def _translated(path: Path) -> Iterator[None]:
         raise BadTable(f"{path} is not a readable parquet file: {reason(error)}") from error
 
 
-def _as_expected(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
+def as_expected(path: Path, table: pa.Table, schema: pa.Schema) -> pa.Table:
+    """The columns of `schema` of a table that was read of a path. Raises BadTable."""
     try:
         return table.select(schema.names).cast(schema)
     except ValueError as error:  # another type, or null where there must be a value

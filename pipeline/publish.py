@@ -13,6 +13,7 @@ import pyarrow.compute as pc
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Accounts, Run
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.samples import Sample, writing_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
@@ -41,11 +42,13 @@ def publish(
                 provenance=provenance,
             )
         )  # fmt: skip
+        ledger = Ledger(run.path)
         for unit in plan:
-            if storage.stat(run.units / unit.record) is None:
+            commit = ledger.get(unit.name)
+            if commit is None:
                 left += len(unit.samples)
                 continue
-            record, _ = read_unit(run, unit)
+            record, _ = read_unit(run, unit, commit)
             labelled_rows = record.filter(pc.equal(record["status"], LABELLED))
             rows = {name: _statistics(name, labelled_rows, schema) for name, schema in _MERGED.items()}
             for name in _MERGED:

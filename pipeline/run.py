@@ -13,6 +13,7 @@ import torch
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address, is_connected, require_gpus
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.by_hand import set_aside
@@ -110,7 +111,8 @@ def generate(
             request, run = settle(job, digest, job.out, source)
         run, plan = prepare(request, run, lock, source)
         lock.share()
-        left = survey(run, job.portion, plan)
+        # Ray's workers ended with their driver, which knew of every death before; one without Ray may itself have died.
+        left = survey(run, job.portion, plan, died=run.state == "running" and run.engine == "local")
         meter = Meter(
             run, recipe.label_space.names, asked=plan.samples, wanted=left.wanted, before=left.before,
             on_progress=on_progress, on_note=on_note, budgets=run.budgets,
@@ -184,8 +186,10 @@ def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, s
 
 
 def _tidy(run: Run, *, whole: bool) -> None:
-    """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
+    """Remove what killed workers left: temporary files, old records, and notes about units that they had committed."""
     remove_leftovers(run)
+    for old in Ledger(run.path).old:
+        storage.remove(old)
     if whole:
         for note in storage.list(run.attempts):
             storage.remove(note)

@@ -52,11 +52,6 @@ class Unit:
     samples: tuple[Sample, ...]
     images: tuple[str, ...] = ()
 
-    @property
-    def record(self) -> str:
-        """File name of the commit record."""
-        return f"{self.name}.parquet"
-
     def place(self, number: int, store: str) -> tuple[str, int | None]:
         """The place of a sample's label in the run folder: its Zarr array and the row in it, or its PNG and None."""
         if store == "png":
@@ -77,11 +72,6 @@ class Packed:
     rows: bytes
     image_root: Path
     label_root: Path
-
-    @property
-    def record(self) -> str:
-        """File name of the commit record."""
-        return f"{self.name}.parquet"
 
     def _batch(self) -> pa.RecordBatch:
         return pa.ipc.read_record_batch(self.rows, PLAN_SCHEMA)

@@ -11,6 +11,7 @@ import numpy as np
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import PREPARING, Run
 from autolabel.manifests.run.labels import LABELS, ChangedLabel, stored_labels
+from autolabel.manifests.run.ledger import Commit, Ledger
 from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, crc32c, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
@@ -21,7 +22,7 @@ from autolabel.pipeline.adopted import Adopted
 from autolabel.pipeline.by_hand import edited_label, is_whole_picture, set_aside
 from autolabel.pipeline.cutting import gained, write_plan
 from autolabel.pipeline.lock import Lock
-from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file
+from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file, write_record
 from autolabel.pipeline.units import Plan, Unit
 
 
@@ -97,22 +98,25 @@ def verify(
                 result.faults += [f"{file} differs from what was written" for file in damaged]
                 if damaged and repair:
                     create_zarr(group, arrays, shard_rows=size, attributes=attributes)
-        undone, obsolete = list[str](), list[Path]()
+        undone, obsolete = list[tuple[Unit, Commit]](), list[Path]()
         adopted = _adopted(run, result)
-        records = {file.name for file in storage.list(run.units, suffix=".parquet")}
+        ledger = Ledger(run.path)
+        strays = {commit.unit: commit.path for commit in ledger.values()}
         for number, unit in enumerate(plan, start=1):
-            if unit.record in records:
-                records.discard(unit.record)
+            commit = ledger.get(unit.name)
+            if commit is not None:
+                del strays[unit.name]
                 result.units += 1
                 own, peoples = list[Path](), len(result.changed)
-                faults = list(_faults(run, unit, result, adopted, own))
+                faults = list(_faults(run, unit, commit, result, adopted, own))
                 result.faults += faults
                 if faults or len(result.changed) > peoples:
-                    undone.append(unit.record)
+                    undone.append((unit, commit))
                     obsolete += own
             if progress:
                 progress(number, len(plan))
-        result.faults += [f"{run.units / name} belongs to no unit of the plan" for name in sorted(records)]
+        foreign = sorted([*strays.values(), *ledger.strays])
+        result.faults += [f"{path} belongs to no unit of the plan" for path in foreign]
         accounts = run.accounts
         if accounts and not undone and result.samples != accounts.labelled + accounts.quarantined:
             result.faults.append(
@@ -124,8 +128,10 @@ def verify(
         if repair and not result.advice and (result.faults or result.changed):
             for file in (*obsolete, *result.changed.values()):  # before its record: a unit that lacks a label is undone
                 storage.remove(file)
-            for name in (*undone, *records):
-                storage.remove(run.units / name)
+            for unit, commit in undone:
+                write_record(run, unit, (), {}, commit)  # a newer record, without a sample
+            for path in foreign:
+                storage.remove(path)
             result.undone, result.repaired = len(undone), True
             replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None).save()
     return result
@@ -213,21 +219,25 @@ def _adopted(run: Run, result: Verification) -> Adopted | None:
         return None
 
 
-def _faults(run: Run, unit: Unit, result: Verification, adopted: Adopted | None, own: list[Path]) -> Iterator[str]:
-    path = run.units / unit.record
+def _faults(
+    run: Run, unit: Unit, commit: Commit, result: Verification, adopted: Adopted | None, own: list[Path]
+) -> Iterator[str]:
     try:
-        yield from _differences(run, unit, result, adopted, own)
+        yield from _differences(run, unit, commit, result, adopted, own)
     except BadTable as error:
         yield str(error)
     except ValueError as error:  # a link in the folder
-        yield f"{path}: {error}"
+        yield f"{commit.path}: {error}"
 
 
-def _differences(run: Run, unit: Unit, result: Verification, adopted: Adopted | None, own: list[Path]) -> Iterator[str]:
+def _differences(
+    run: Run, unit: Unit, commit: Commit, result: Verification, adopted: Adopted | None, own: list[Path]
+) -> Iterator[str]:
     """Every difference in words; `own` gains the label PNGs that are as committed."""
-    record, shards = read_unit(run, unit)
+    record, shards = read_unit(run, unit, commit)
     rows = [Row(**row) for row in record.to_pylist()]
     result.samples += len(rows)
+    result.units -= not rows  # a repair has put it back to undone
     for layer, shard in shards.items():
         file = shard_file(run, unit, layer)
         status = storage.stat(file)
