@@ -50,8 +50,9 @@ def ray_session(
     """Connect to a cluster, or start a private Ray on this machine with room for `workers`; end it on leaving.
 
     A connection that this process has already is used, and stays. `folder` becomes the workers' first import path, so
-    it must hold no Python files; an empty one takes its place if it lies in a bucket. A private Ray has its sockets and logs in a folder that no other user may enter.
-    `otherwise` is the option that does without Ray, for the message. Raises ClusterFailed.
+    it must hold no Python files; where it lies in a bucket, an empty one takes its place. A private Ray has its sockets
+    and logs in a folder that no other user may enter. `otherwise` is the option that does without Ray, for the message.
+    Raises ClusterFailed.
     """
     connected = sys.modules.get("ray")
     if connected is None or not connected.is_initialized():

@@ -145,7 +145,7 @@ def test_the_head_among_own_machines_labels_nothing() -> None:
 def test_placeholders_of_the_cluster_file_are_marked(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
     invented = re.compile(
-        r"PROJECT|REGISTRY|ami-0|region:|_zone:|head_ip:|worker_ips:|s3://my-bucket|ACCOUNT|export AWS_|name: AWS_"
+        r"PROJECT|REGISTRY|ami-0|region:|_zone:|head_ip:|worker_ips:|s3://drive|ACCOUNT|export AWS_|name: AWS_"
     )
     places = [at for at, line in enumerate(lines) if invented.search(line) and not line.lstrip().startswith("# ")]
     assert places
