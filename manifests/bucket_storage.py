@@ -12,18 +12,16 @@ import contextlib
 import errno
 import io
 import os
-import random
-import re
 import tempfile
-import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from datetime import timedelta
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO, TypeVar, cast
 
+from autolabel.manifests.bucket_clients import client_of, tries_for
+from autolabel.manifests.bucket_errors import BucketError, exceptions, insist, library, told
 from autolabel.manifests.local_storage import ChangedFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath
 
@@ -32,41 +30,6 @@ WHOLE = 1 << 23  # bytes up to which a reader takes an object with one request
 _BUFFER = 1 << 22  # bytes that a reader of a larger one asks for at once
 _SPOOL = 1 << 26  # bytes of a new object that wait in memory, not on a disk
 _TRIES = 8  # of a write that others come in between of
-_CONDITIONS = {  # by what the environment asks for
-    "s3": {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"},
-    "gs": {"GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"},
-    "az": {"AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"},
-}
-_RETRIES: dict[str, Any] = {
-    "max_retries": 8,
-    "retry_timeout": timedelta(seconds=90),
-    "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=10), "base": 2},
-}
-_TIMES: dict[str, Any] = {"connect_timeout": "5s", "read_timeout": "30s", "timeout": "15m"}
-_CODE = re.compile(r"<Code>([^<]*)</Code>|<Error><Message>|\"(?:code|reason)\": ?\"?([A-Za-z0-9]+)")
-_MESSAGE = re.compile(r"<Message>([^<]*)</Message>|\"message\": ?\"([^\"]*)\"")
-_STATUS = re.compile(r"status code: (\d{3} [A-Za-z ]*)")
-# What to do about an error, by its code.
-_ADVICE = {
-    "NoSuchBucket": "make the bucket, or correct its name",
-    "ExpiredToken": "renew the credentials, then run the same again",
-    "TokenRefreshRequired": "renew the credentials, then run the same again",
-    "InvalidAccessKeyId": "check the credentials",
-    "SignatureDoesNotMatch": "check the credentials",
-    "RequestTimeTooSkewed": "set this machine's clock",
-    "PermanentRedirect": "the bucket lies in another region: set AWS_REGION to it",
-    "IllegalLocationConstraintException": "the bucket lies in another region: set AWS_REGION to it",
-    "AuthorizationHeaderMalformed": "the bucket lies in another region: set AWS_REGION to it",
-    "AccessDenied": "the credentials may not do this; a bucket whose requester pays wants AWS_REQUEST_PAYER=true",
-    "NotImplemented": "this storage lacks what a run needs (docs/storage.md)",
-}
-
-
-class BucketError(OSError):
-    """A bucket refused a request, or could not be reached; one line says which, why and what to do."""
-
-    def __str__(self) -> str:
-        return f"{self.filename}: {self.strerror}"
 
 
 class BucketStorage:
@@ -77,8 +40,8 @@ class BucketStorage:
         if not place.key:
             return None
         try:
-            with _told("look at", place):
-                return _stat(_obstore().head(_store(place), place.key))
+            with told("look at", place):
+                return _stat(library().head(client_of(place), place.key))
         except FileNotFoundError:
             return None
 
@@ -96,13 +59,13 @@ class BucketStorage:
             options = {"range": (start, start + length), "if_match": _marks(unchanged).get("e_tag")}
         if length <= 0:
             return b""
-        with _told("read", place):
+        with told("read", place):
             try:
-                got = _obstore().get(_store(place), _key(place), options=options)
+                got = library().get(client_of(place), _key(place), options=options)
                 data = bytes(got.bytes())
-            except _exceptions().PreconditionError as error:
+            except exceptions().PreconditionError as error:
                 raise ChangedFile(f"{path} has changed while it was read") from error
-            except _exceptions().GenericError as error:
+            except exceptions().GenericError as error:
                 if "InvalidRange" in str(error) or " 416" in str(error):
                     return b""
                 raise
@@ -112,8 +75,8 @@ class BucketStorage:
 
     def reading(self, path: Path) -> BinaryIO:
         place = _place(path)
-        with _told("read", place):
-            got = _obstore().get(_store(place), _key(place))
+        with told("read", place):
+            got = library().get(client_of(place), _key(place))
             now = _stat(got.meta)
             if now.size <= WHOLE:
                 return io.BytesIO(bytes(got.bytes()))
@@ -122,8 +85,8 @@ class BucketStorage:
 
     def write(self, path: Path, data: bytes, *, durable: bool = True) -> None:
         place = _place(path)
-        with _told("write", place):
-            _obstore().put(_store(place), _key(place), data)
+        with told("write", place):
+            library().put(client_of(place), _key(place), data)
 
     def writing(self, path: Path) -> AbstractContextManager[BinaryIO]:
         return self._writing(_place(path))
@@ -133,8 +96,8 @@ class BucketStorage:
         with tempfile.SpooledTemporaryFile(_SPOOL) as file:
             yield cast(BinaryIO, file)
             file.seek(0)
-            with _told("write", place):
-                _obstore().put(_store(place), _key(place), file)
+            with told("write", place):
+                library().put(client_of(place), _key(place), file)
 
     def append(self, path: Path, data: bytes) -> None:
         for _ in range(_TRIES):
@@ -154,13 +117,13 @@ class BucketStorage:
 
     def _put_if(self, place: BucketPath, data: bytes, mode: Any) -> bool:
         """Write under a condition; True if these bytes are there now, also where only the answer was lost."""
-        errors = _exceptions()
+        errors = exceptions()
         for _ in range(_TRIES):
             try:
                 _insist(
                     "write",
                     place,
-                    lambda: _obstore().put(_store(place), _key(place), data, mode=mode, use_multipart=False),
+                    lambda: library().put(client_of(place), _key(place), data, mode=mode, use_multipart=False),
                 )
                 return True
             except (errors.AlreadyExistsError, errors.PreconditionError):
@@ -182,7 +145,7 @@ class BucketStorage:
         return _insist(
             "list",
             place,
-            lambda: any(chunk for chunk in _obstore().list(_store(place), prefix=_prefix(place), chunk_size=1)),
+            lambda: any(chunk for chunk in library().list(client_of(place), prefix=_prefix(place), chunk_size=1)),
         )
 
     def is_link(self, path: Path) -> bool:
@@ -198,14 +161,14 @@ class BucketStorage:
 
     def folders(self, folder: Path) -> builtins.list[Path]:
         place = _place(folder)
-        found = _insist("list", place, lambda: _obstore().list_with_delimiter(_store(place), prefix=_prefix(place)))
+        found = _insist("list", place, lambda: library().list_with_delimiter(client_of(place), prefix=_prefix(place)))
         return _below(place, found["common_prefixes"])
 
     def remove(self, path: Path) -> None:
         place = _place(path)
         if place.key:
             with contextlib.suppress(FileNotFoundError):
-                _insist("remove", place, lambda: _obstore().delete(_store(place), place.key))
+                _insist("remove", place, lambda: library().delete(client_of(place), place.key))
 
     def remove_folder(self, path: Path) -> None:
         place = _place(path)
@@ -213,7 +176,7 @@ class BucketStorage:
             raise BucketError(errno.EPERM, "a whole bucket is never removed", str(path))
         keys = _insist("list", place, lambda: _names(place, recursive=True))
         for first in range(0, len(keys), 1000):
-            _insist("remove", place, partial(_obstore().delete, _store(place), keys[first : first + 1000]))
+            _insist("remove", place, partial(library().delete, client_of(place), keys[first : first + 1000]))
 
     def require_conditions(self, folder: Path) -> None:
         """Raise BucketError unless this storage lets one of two writers win. It costs four small requests."""
@@ -237,8 +200,8 @@ class BucketStorage:
             )
 
     def _whole(self, place: BucketPath, at_most: int | None) -> tuple[Stat, bytes]:
-        with _told("read", place):
-            got = _obstore().get(_store(place), _key(place))
+        with told("read", place):
+            got = library().get(client_of(place), _key(place))
             now = _stat(got.meta)
             if at_most is not None and now.size > at_most:
                 raise TooLarge(errno.EFBIG, f"{now.size} bytes: expected at most {at_most}", str(place))
@@ -275,10 +238,14 @@ class _Ranges(io.RawIOBase):
 def _names(place: BucketPath, *, recursive: bool) -> builtins.list[str]:
     """The keys below a place, at any depth; or those right below it, and what is in between as folders."""
     if recursive:
-        chunks = _obstore().list(_store(place), prefix=_prefix(place), chunk_size=1000)
+        chunks = library().list(client_of(place), prefix=_prefix(place), chunk_size=1000)
         return [one["path"] for chunk in chunks for one in chunk]
-    found = _obstore().list_with_delimiter(_store(place), prefix=_prefix(place))
+    found = library().list_with_delimiter(client_of(place), prefix=_prefix(place))
     return [*(one["path"] for one in found["objects"]), *found["common_prefixes"]]
+
+
+def _insist(what: str, place: BucketPath, request: Callable[[], T]) -> T:
+    return insist(what, place, request, tries=tries_for(place))
 
 
 def _place(path: Path) -> BucketPath:
@@ -312,133 +279,3 @@ def _stat(meta: Mapping[str, Any]) -> Stat:
 def _marks(version: Stat) -> dict[str, str]:
     e_tag, _, number = version.version.rpartition(" ")
     return {name: mark for name, mark in (("e_tag", e_tag), ("version", number)) if mark}
-
-
-def _obstore() -> Any:
-    """The library, loaded late: most people label files of their own disk."""
-    try:
-        import obstore
-    except ImportError as error:
-        raise ValueError("places in buckets need obstore: pip install 'autolabel[buckets]'") from error
-    return obstore
-
-
-def _exceptions() -> Any:
-    _obstore()
-    import obstore.exceptions
-
-    return obstore.exceptions
-
-
-_first_user: int | None = None  # the process whose threads do the requests
-
-
-def _store(place: BucketPath) -> Any:
-    """The client of a bucket. Raises BucketError in a process that was forked from one which had clients."""
-    global _first_user
-    if _first_user is None:
-        _first_user = os.getpid()
-    elif _first_user != os.getpid():
-        raise BucketError(
-            errno.ENOTSUP,
-            "a forked process cannot use its parent's connections: start it with multiprocessing_context='spawn'",
-            str(place),
-        )
-    return _client(place.scheme, place.bucket)
-
-
-@lru_cache(64)
-def _client(scheme: str, bucket: str) -> Any:
-    import obstore.store
-
-    connect: Any = obstore.store.from_url
-
-    options = dict(_TIMES)
-    if any(os.environ.get(name, "").startswith("http://") for name in _CONDITIONS[scheme]):
-        options["allow_http"] = True
-    try:
-        return connect(f"{scheme}://{bucket}", client_options=options, retry_config=_RETRIES, **_credentials(scheme))
-    except Exception as error:
-        raise BucketError(errno.EINVAL, _reason(error), f"{scheme}://{bucket}") from None
-
-
-def _credentials(scheme: str) -> dict[str, Any]:
-    """boto3's own search for credentials where boto3 is installed, which knows profiles and single sign-on.
-
-    obstore alone finds those of the environment, of web identities, containers and instances.
-    """
-    asked = ("AWS_PROFILE", "AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE")
-    profile = any(os.environ.get(name) for name in asked) or Path("~/.aws/credentials").expanduser().is_file()
-    if scheme != "s3" or os.environ.get("AWS_ACCESS_KEY_ID") or os.environ.get("AWS_SKIP_SIGNATURE") or not profile:
-        return {}
-    try:
-        from obstore.auth.boto3 import Boto3CredentialProvider
-    except ImportError:
-        return {}
-    return {"credential_provider": Boto3CredentialProvider()}
-
-
-def _insist(what: str, place: BucketPath, request: Callable[[], T]) -> T:
-    """Make a request again whose connection was lost.
-
-    obstore itself does so with reads and plain writes, but with no conditional write, listing or removal.
-    """
-    pause = 0.1
-    for tries_left in range(_RETRIES["max_retries"], -1, -1):
-        try:
-            with _told(what, place):
-                return request()
-        except BucketError as error:
-            if error.errno != errno.ECONNRESET or not tries_left:
-                raise
-        time.sleep(random.uniform(pause / 2, pause))
-        pause = min(2 * pause, 10.0)
-    raise AssertionError
-
-
-@contextlib.contextmanager
-def _told(what: str, place: BucketPath) -> Iterator[None]:
-    """Raise errors of requests as an OSError of one line, which names the place and holds no secrets."""
-    errors = _exceptions()
-    try:
-        yield
-    except (errors.AlreadyExistsError, errors.PreconditionError):
-        raise
-    except FileNotFoundError as error:
-        if error.errno is not None:
-            raise
-        if "NoSuchBucket" in str(error) or "ContainerNotFound" in str(error):
-            raise BucketError(errno.ENOENT, f"cannot {what} it: {_reason(error)}", str(place)) from None
-        raise FileNotFoundError(errno.ENOENT, "no such object", str(place)) from None
-    except PermissionError as error:
-        if error.errno is not None:
-            raise
-        raise BucketError(errno.EACCES, f"cannot {what} it: {_reason(error)}", str(place)) from None
-    except errors.BaseError as error:
-        lost = "HTTP error" in str(error) and not re.search(r"after \d+ retries", str(error))
-        refused = isinstance(error, _refusals(errors))
-        number = errno.EACCES if refused else errno.ECONNRESET if lost else errno.EIO
-        raise BucketError(number, f"cannot {what} it: {_reason(error)}", str(place)) from None
-
-
-def _refusals(errors: Any) -> tuple[type[Exception], ...]:
-    return errors.PermissionDeniedError, errors.UnauthenticatedError
-
-
-def _reason(error: BaseException) -> str:
-    """The server's own code and message, or the library's first line, and what to do."""
-    text = str(error)
-    code = next((found[1] or found[2] for found in [_CODE.search(text)] if found), None)
-    message = next((found[1] or found[2] for found in [_MESSAGE.search(text)] if found), None)
-    status = _STATUS.search(text)
-    if code:
-        told = f"{code} ({message})" if message else code
-    elif status:
-        told = status[1].strip()
-    else:
-        told = re.sub(r"\s+", " ", text.partition("\n\nDebug source")[0])[:300]
-    advice = _ADVICE.get(code or "", "")
-    if not code and re.search(r"169\.254\.169\.254|metadata|credential", text, re.IGNORECASE):
-        told = "no credentials were found"
-        advice = "set them as for the cloud's own tools (docs/storage.md), or AWS_SKIP_SIGNATURE=true for open data"
-    return f"{told}: {advice}" if advice else told

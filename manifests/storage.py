@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, Protocol, cast
 import google_crc32c
 
 from autolabel.manifests import local_locks, local_storage
-from autolabel.manifests.bucket_storage import BucketError, BucketStorage
+from autolabel.manifests.bucket_errors import BucketError
+from autolabel.manifests.bucket_storage import BucketStorage
 from autolabel.manifests.local_locks import Busy, Hold, Superseded
 from autolabel.manifests.local_storage import LOCK, TEMPORARY, ChangedFile, LocalStorage, NotAFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath

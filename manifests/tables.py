@@ -136,6 +136,23 @@ def read_pieces(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
             yield as_expected(path, pa.Table.from_batches([batch]), schema)
 
 
+def read_groups(path: Path, schema: pa.Schema) -> Iterator[pa.Table]:
+    """Read a parquet file as `read_table` does, one row group after the other. Raises BadTable."""
+    with _opened(path, schema) as file:
+        for number in range(file.num_row_groups):
+            yield _group(path, file, number, schema)
+
+
+def read_group(path: Path, schema: pa.Schema, number: int) -> pa.Table:
+    """Read one row group of a file that `read_groups` has read whole: only its pages. Raises BadTable."""
+    with _opened(path, schema, whole=False) as file:
+        return _group(path, file, number, schema)
+
+
+def _group(path: Path, file: pq.ParquetFile, number: int, schema: pa.Schema) -> pa.Table:
+    return as_expected(path, file.read_row_group(number, columns=schema.names, use_threads=False), schema)
+
+
 def read_metadata(path: Path, schema: pa.Schema) -> dict[bytes, bytes]:
     """Read the key-value metadata of a parquet file that has the columns of `schema`. Raises BadTable."""
     with _opened(path, schema) as file:
@@ -191,12 +208,15 @@ def _metadata(file: pq.ParquetFile) -> dict[bytes, bytes]:
 
 
 @contextlib.contextmanager
-def _opened(path: Path, schema: pa.Schema, *, must_be_sealed: bool = False) -> Iterator[pq.ParquetFile]:
+def _opened(
+    path: Path, schema: pa.Schema, *, must_be_sealed: bool = False, whole: bool = True
+) -> Iterator[pq.ParquetFile]:
+    """Open a table. whole: compare the seal with all of the file; each page has a checksum of its own."""
     if not storage.exists(path):
         raise BadTable(f"{path} {'is no file' if storage.is_folder(path) else 'does not exist'}")
     with _translated(path), storage.reading(path) as source:
         size = source.seek(0, io.SEEK_END)
-        sealed = _seal_holds(path, source, size)
+        sealed = not whole or _seal_holds(path, source, size)
         source.seek(0)
         file = pq.ParquetFile(source, page_checksum_verification=True, pre_buffer=False)
         missing = [name for name in schema.names if name not in file.schema_arrow.names]

@@ -36,11 +36,11 @@ from autolabel.manifests.run.labels import (
 )  # fmt: skip
 from autolabel.manifests.run.ledger import UNITS
 from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_outside_runs
+from autolabel.manifests.run.to_torch import ToTorch
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
 from autolabel.manifests.tables import BadTable, read_pieces, read_table
 from autolabel.manifests.teachers import AnyTeacher, TeacherName
-from autolabel.manifests.wording import Shown
 
 FORMAT = f"{KIND}10"
 _INPUT = "input.parquet"
@@ -167,7 +167,7 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Run(RunFolder, Shown):
+class Run(RunFolder, ToTorch):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: its
