@@ -152,7 +152,9 @@ class BucketStorage:
         return False
 
     def link(self, target: Path, path: Path) -> None:
-        raise BucketError(errno.ENOTSUP, "a bucket has no links", str(path))
+        raise BucketError(
+            errno.ENOTSUP, "a bucket has no links: copy the images (--images copy), or leave them out", str(path)
+        )
 
     def list(self, folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
         place = _place(folder)

@@ -236,7 +236,7 @@ def replace(path: Path, data: bytes, *, unchanged: Stat) -> bool:
 
 def link(target: Path, path: Path) -> None:
     """Make `path` a symbolic link to a file elsewhere, over whatever is there. Raises OSError where none can be."""
-    storage_of(path).link(target, path)
+    storage_of(target if isinstance(target, BucketPath) else path).link(target, path)
 
 
 def list(folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:

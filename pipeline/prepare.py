@@ -19,6 +19,7 @@ from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
 from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
+from autolabel.manifests.tables import table_sha256
 from autolabel.pipeline.attempts import excuse, noted_units
 from autolabel.pipeline.cutting import extend_plan, write_plan
 from autolabel.pipeline.engine import Work
@@ -121,7 +122,7 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)
-    return Request(job, manifest, recipe, storage.sha256(job.manifest), notes), run
+    return Request(job, manifest, recipe, table_sha256(job.manifest), notes), run
 
 
 def _settle_device(job: LabelJob, scratch: Path) -> tuple[str, str]:

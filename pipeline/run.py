@@ -15,6 +15,7 @@ from autolabel.manifests.cluster import cluster_address, is_connected, require_g
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
 from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.samples import ManifestFile
+from autolabel.manifests.tables import parts_of
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.by_hand import set_aside
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
@@ -200,11 +201,11 @@ def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[st
     run = Run.open(run.path)  # as another part may have left it
     moved = run.input_manifest != manifest.path  # then the published manifest names the old place of the images
     tables = run.table_paths().values()
-    published = run.accounts and run.tables_sha256 and not (left.units or moved) and all(map(storage.stat, tables))
+    published = run.accounts and run.tables_sha256 and not (left.units or moved) and all(map(parts_of, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(manifest.path), "policy": run.policy.name}
-    accounts, digests = publish(run, plan, manifest.label_space, manifest.image_root, provenance)
+    accounts, digests = publish(run, plan, manifest.image_root, provenance)
     kinds = {budget["device"] for budget in budgets}
     run = replace(
         run,

@@ -16,7 +16,7 @@ from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, crc32c, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import EXACT
-from autolabel.manifests.tables import BadTable
+from autolabel.manifests.tables import BadTable, parts_of, table_sha256
 from autolabel.manifests.wording import Progress, Shown, counted
 from autolabel.pipeline.adopted import Adopted
 from autolabel.pipeline.by_hand import edited_label, is_whole_picture, set_aside
@@ -181,7 +181,7 @@ def _not_held(run: Run, changed: Mapping[str, Path], imported: Sequence[Path]) -
 
 def _plan(run: Run, result: Verification, *, repair: bool) -> Plan | None:
     """The plan, compared with the manifest if that is still the same; `repair` makes it again from there."""
-    unchanged = storage.exists(run.input_manifest) and storage.sha256(run.input_manifest) == run.input_sha256
+    unchanged = parts_of(run.input_manifest) and table_sha256(run.input_manifest) == run.input_sha256
     manifest = open_manifest(run.input_manifest) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
     if manifest is None:
@@ -204,7 +204,7 @@ def _damaged_tables(run: Run) -> list[str]:
     return [
         f"{path} differs from what was published"
         for name, path in run.table_paths().items()
-        if name in digests and (storage.stat(path) is None or storage.sha256(path) != digests[name])
+        if name in digests and (not parts_of(path) or table_sha256(path) != digests[name])
     ]
 
 

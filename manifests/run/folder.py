@@ -39,7 +39,7 @@ from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_o
 from autolabel.manifests.run.to_torch import ToTorch
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
-from autolabel.manifests.tables import BadTable, read_pieces, read_table
+from autolabel.manifests.tables import BadTable, parts_of, read_pieces, read_table
 from autolabel.manifests.teachers import AnyTeacher, TeacherName
 
 FORMAT = f"{KIND}10"
@@ -134,8 +134,11 @@ class RunFolder:
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
         path = storage.inside(self.path, self.statistics_path(table).relative_to(self.path).as_posix())
-        if not storage.exists(path):
+        parts = parts_of(path)
+        if not parts:
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
+        for part in parts:
+            storage.require_no_link(part)
         schema = STATISTICS[table]
         return path, pa.schema([schema.field(name) for name in columns or schema.names])
 
