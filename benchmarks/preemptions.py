@@ -10,6 +10,7 @@ that is noted twice has been computed twice, or was under way when its process e
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import random
 import signal
@@ -45,6 +46,7 @@ class Slow(TeacherPredictor):
     """A predictor that takes its time and notes what it begins; a file "hurry" beside the run makes it refuse all."""
 
     def __init__(self, run: Run, seconds: float) -> None:
+        assert run.teacher is not None
         super().__init__(load_teacher(run.teacher, device="cpu"), run.recipe)
         self.notes, self.seconds = run.path.parent / "begun", seconds
 
@@ -110,14 +112,13 @@ def label(manifest: str, teacher: str, out: str, address: str, seconds: float) -
 
 def with_notice(cluster: Any, dice: random.Random) -> float:
     """Announce that a machine will be taken back, and return after how long nobody worked there any more."""
-    from ray._raylet import GcsClient
-    from ray.core.generated import autoscaler_pb2
-
+    raylet: Any = importlib.import_module("ray._raylet")
+    autoscaler: Any = importlib.import_module("ray.core.generated.autoscaler_pb2")
     node = dice.choice(sorted(cluster.worker_nodes, key=lambda node: node.node_id))
-    spot = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    spot = autoscaler.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
     started = time.monotonic()
     deadline = int(1000 * (time.time() + NOTICE_S))
-    GcsClient(address=cluster.address).drain_node(node.node_id, spot, "spot", deadline)
+    raylet.GcsClient(address=cluster.address).drain_node(node.node_id, spot, "spot", deadline)
     while not any(kind == "raylet" for kind, _ in node.dead_processes()):  # an idle one ends by itself
         time.sleep(0.05)
         if time.monotonic() - started > NOTICE_S:
@@ -216,7 +217,8 @@ def main() -> None:
     parser.add_argument("--label", nargs=4, help=argparse.SUPPRESS)
     asked = parser.parse_args()
     if asked.label:
-        sys.exit(label(*asked.label, asked.seconds))
+        manifest, teacher, out, address = asked.label
+        sys.exit(label(manifest, teacher, out, address, asked.seconds))
     if asked.smallest:
         print("--smallest: these numbers mean nothing")
         asked.times, asked.seconds, asked.pause = 1, 0.05, 0.2
