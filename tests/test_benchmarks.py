@@ -67,7 +67,7 @@ SCRIPTS = {
     "focus": Script(tables=3, lines=("128 x 128, random weights: ",), dashes=9),
     "kept_evidence": Script(("out",), "camvid", tables=2, lines=("one core, 2048 x 1024, ",)),
     "labelling_tools": Script(tables=2),
-    "loader": Script(tables=2, lines=("centroids of a PNG label: ",), dashes=2),
+    "loader": Script(tables=3, lines=("centroids of a PNG label: ",), dashes=2),
     # Ray and transformers take half a minute to start: `make bench` has all ways.
     "peers": Script(("--only", "own", "--ways", "loop", "ours"), tables=2),
     "pictures": Script(
@@ -75,6 +75,7 @@ SCRIPTS = {
         lines=("pictures/docs/compare.webp ",) if shutil.which("chromium") else ("no chromium, no pictures",),
     ),
     "polygons": Script(tables=1),
+    "preemptions": Script(tables=1),
     "policy": Script(("out/runs/kept-coarse",), "camvid", lines=("policy ", "8 levels kept ", "two 8-bit PNGs ")),
     "recipes": Script(tables=2),
     "resizing": Script(tables=1),
