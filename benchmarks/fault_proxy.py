@@ -113,6 +113,7 @@ class Passed:
     sent: int
     received: int
     fault: str
+    signed: bool
 
 
 @dataclass
@@ -393,7 +394,8 @@ class _Handler(BaseHTTPRequestHandler):
         self._note(request, answer.status, sent, HUGE)
 
     def _note(self, request: Request, status: int, received: int, fault: str) -> None:
-        one = Passed(request.operation, request.key, status, len(request.body), received, fault)
+        signed = any(name.lower() == "authorization" for name, _ in request.headers)
+        one = Passed(request.operation, request.key, status, len(request.body), received, fault, signed)
         with self.proxy.lock:
             self.proxy.passed.append(one)
 

@@ -37,8 +37,11 @@ _TIMES: dict[str, Any] = {"connect_timeout": "5s", "read_timeout": "30s", "timeo
 _first_user: int | None = None  # the process whose threads do the requests
 
 
-def client_of(place: BucketPath) -> Any:
-    """The client of a bucket. Raises BucketError in a process that was forked from one which had clients."""
+def client_of(place: BucketPath, *, patient: bool | None = None) -> Any:
+    """The client of a bucket. patient: with a server that is away; by default with a bucket that has answered.
+
+    Raises BucketError in a process that was forked from one which had clients.
+    """
     global _first_user
     if _first_user is None:
         _first_user = os.getpid()
@@ -48,7 +51,7 @@ def client_of(place: BucketPath) -> Any:
             "a forked process cannot use its parent's connections: start it with multiprocessing_context='spawn'",
             str(place),
         )
-    return _client(place.scheme, place.bucket, patient=_is_known(place))
+    return _client(place.scheme, place.bucket, patient=_is_known(place) if patient is None else patient)
 
 
 def tries_for(place: BucketPath) -> int:
@@ -71,7 +74,7 @@ def _client(scheme: str, bucket: str, *, patient: bool) -> Any:
     for name in _CONDITIONS[scheme]:
         endpoint = os.environ.get(name, "")
         if endpoint and not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", endpoint):
-            said = re.sub(r"//[^/]*@|\?.*", "…", endpoint)
+            said = re.sub(r"//.*@|\?.*", "//…@", endpoint, flags=re.DOTALL)
             raise BucketError(
                 errno.EINVAL, f"{name} is {said!r}: expected an address such as https://host", f"{scheme}://{bucket}"
             )

@@ -59,7 +59,8 @@ class BucketError(OSError):
     """A bucket refused a request, or could not be reached; one line says which, why and what to do."""
 
     def __str__(self) -> str:
-        return f"{self.filename}: {self.strerror}"
+        # A loading process of torch sends its errors as one text.
+        return super().__str__() if self.filename is None else f"{self.filename}: {self.strerror}"
 
 
 ANSWERED: set[tuple[str, ...]] = set()  # scheme and name of the buckets that have answered this process
@@ -142,6 +143,8 @@ def reason(error: BaseException) -> str:
         return _advised(f"{code} ({message.rstrip('.')})" if message else code, _ADVICE.get(code, ""))
     if _UNSIGNED.search(text):
         return _advised("no credentials were found", _CREDENTIALS)
+    if "redirect" in text:
+        return _advised("the server redirects to another address", _REGION)
     if status:
         return _advised(f"{status[1]} {status[2]}".strip(), _ADVICE.get(status[1], ""))
     if key:

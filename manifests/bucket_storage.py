@@ -22,7 +22,7 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from autolabel.manifests.bucket_clients import client_of, tries_for
 from autolabel.manifests.bucket_errors import BucketError, exceptions, insist, library, told
-from autolabel.manifests.local_storage import ChangedFile, Stat, TooLarge
+from autolabel.manifests.local_storage import LOCK, ChangedFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath
 
 T = TypeVar("T")
@@ -40,16 +40,26 @@ class BucketStorage:
         if not place.key:
             return None
         try:
-            with told("look at", place):
-                return _stat(library().head(client_of(place), place.key))
+            return self._look(place)
         except FileNotFoundError:
             return None
+
+    def _look(self, place: BucketPath) -> Stat:
+        try:
+            with told("look at", place):
+                return _stat(library().head(client_of(place), place.key))
+        except BucketError:  # the answer to this request has no words: that to the first byte has some
+            with told("look at", place):
+                return _stat(library().get(client_of(place), place.key, options={"range": (0, 1)}).meta)
 
     def exists(self, path: Path) -> bool:
         return self.stat(path) is not None
 
     def read(self, path: Path, *, at_most: int | None = None) -> bytes:
         return self._whole(_place(path), at_most)[1]
+
+    def read_version(self, path: Path, *, at_most: int | None = None) -> tuple[Stat, bytes]:
+        return self._whole(_place(path), at_most)
 
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
         place = _place(path)
@@ -181,23 +191,31 @@ class BucketStorage:
             _insist("remove", place, partial(library().delete, client_of(place), keys[first : first + 1000]))
 
     def require_conditions(self, folder: Path) -> None:
-        """Raise BucketError unless this storage lets one of two writers win. It costs four small requests."""
-        probe = _place(folder) / f".probe-{uuid.uuid4().hex[:12]}"
-        first, second = uuid.uuid4().bytes, uuid.uuid4().bytes
+        """Raise BucketError unless this storage lets one of two writers win. It costs five small requests."""
+        probe = _place(folder) / f"{LOCK}.probe-{uuid.uuid4().hex[:12]}"
+        client, errors = client_of(probe, patient=False), exceptions()
+        stale = {"e_tag": '"00000000000000000000000000000000"', "version": "1"}
+        if probe.scheme != "gs":
+            del stale["version"]
+        first = uuid.uuid4().bytes
+        kept = b""
         try:
-            made, again = self.create(probe, first), self.create(probe, second)
+            for data, mode in ((first, "create"), (uuid.uuid4().bytes, "create"), (uuid.uuid4().bytes, stale)):
+                put = partial(library().put, client, probe.key, data, mode=cast(Any, mode), use_multipart=False)
+                with contextlib.suppress(errors.AlreadyExistsError, errors.PreconditionError):
+                    insist("write", probe, put, tries=3)
+            kept = self.read(probe)
         except BucketError as error:
             if "NotImplemented" not in str(error):
-                raise
-            made = again = True
+                raise BucketError(error.errno, error.strerror, str(folder)) from None
         finally:
             with contextlib.suppress(OSError):  # without the right to delete, 16 bytes stay
                 self.remove(probe)
-        if not made or again:
+        if kept != first:
             raise BucketError(
                 errno.ENOTSUP,
-                "this storage knows no conditional writes (If-None-Match), without which two drivers could mix their"
-                " labels: use a newer version of it, or another bucket for --out",
+                "this storage knows no conditional writes (If-None-Match, If-Match), without which two drivers could"
+                " mix their labels: use a newer version of it, or another bucket for --out",
                 str(folder),
             )
 

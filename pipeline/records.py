@@ -231,7 +231,12 @@ def identified(row: Row, image: Path) -> Row:
         now = storage.stat(image)
     except OSError:
         return row
-    return replace(row, image_bytes=now.size, image_mtime_ns=now.mtime_ns, image_version=now.version) if now else row
+    return known_by(row, now) if now else row
+
+
+def known_by(row: Row, now: storage.Stat) -> Row:
+    """The row with this stat of its image file."""
+    return replace(row, image_bytes=now.size, image_mtime_ns=now.mtime_ns, image_version=now.version)
 
 
 def changed_images(images: Sequence[tuple[Path, Row]], *, read_all: bool = False) -> dict[str, str | None]:
