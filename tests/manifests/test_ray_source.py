@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import pickle
-import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,7 +10,6 @@ from pathlib import Path
 import buckets
 import numpy as np
 import pytest
-from conftest import ROOT
 from noise import noise_run
 from PIL import Image
 
@@ -117,15 +115,6 @@ def test_ray_data_reads_exact_pixels_at_its_workers_from_a_disk_and_a_bucket(
     assert sorted(labels.schema().names) == ["label", "sample_id"]
     pixels = labels.map_batches(lambda batch: {"pixels": [label.size for label in batch["label"]]}).sum("pixels")
     assert pixels == sum(run.labels[name].size for name in LABELLED)
-
-
-@pytest.mark.thorough
-def test_the_lines_on_the_page_run(connected: None, run: al.Run, capsys: pytest.CaptureFixture[str]) -> None:
-    text = (ROOT / "docs/python.md").read_text(encoding="utf-8")
-    (lines,) = re.findall(r"```python\n(labels = al\.ray_dataset.*?)```", text, re.DOTALL)
-    exec(lines, {"al": al, "run": run})
-    roads = [(run.labels[name] == 0).mean() for name in LABELLED]
-    assert float(capsys.readouterr().out) == pytest.approx(np.mean(roads))
 
 
 def test_the_driver_hands_out_places_and_no_pixels(run: al.Run) -> None:
