@@ -51,8 +51,8 @@ from autolabel.manifests.scenes import write_city
 from autolabel.teacher.checkpoints import DRAWN_STREETS
 
 TIMINGS = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that may differ
-RATES = {  # keys of JSON and of checkpoints that may differ: times, rates, memory, and checksums of files with such
-    "budgets", "crc32c", "decode_ms", "encode_ms", "eta_s", "images_per_s", "infer_ms", "seconds", "tables_sha256",
+RATES = {  # keys of JSON and of checkpoints that may differ: times, rates, memory, drivers, checksums of files with such
+    "budgets", "crc32c", "decode_ms", "encode_ms", "eta_s", "fence", "images_per_s", "infer_ms", "seconds", "tables_sha256",
     "updated",
 }  # fmt: skip
 SEVERAL = re.compile(r"pictures-[0-9a-f]{12}")  # a folder of pictures has a new name every time

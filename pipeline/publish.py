@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,18 @@ _MERGED = {name: schema for name, schema in STATISTICS.items() if name != "revie
 
 
 def publish(
-    run: Run, plan: Plan, space: LabelSpace, image_root: Path, provenance: dict[str, Any]
+    run: Run,
+    plan: Plan,
+    space: LabelSpace,
+    image_root: Path,
+    provenance: dict[str, Any],
+    *,
+    before_end: Callable[[], None] = lambda: None,
 ) -> tuple[Accounts, dict[str, str]]:
-    """Write the run's tables, one unit at a time. Returns the accounts, and every table's sha256. Raises BadTable."""
+    """Write the run's tables, one unit at a time. Returns the accounts, and every table's sha256. Raises BadTable.
+
+    before_end: called when all tables are written, just before they appear.
+    """
     labelled = quarantined = left = 0  # all counted, none inferred from the others: the balance is a check
     with contextlib.ExitStack() as stack:
         tables = {
@@ -56,6 +66,7 @@ def publish(
             bad(refused)
             labelled, quarantined = labelled + len(labelled_rows), quarantined + len(refused)
             left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
+        before_end()
     accounts = Accounts(plan.samples, labelled, quarantined, left)
     return accounts, {name: storage.sha256(path) for name, path in run.table_paths().items()}
 

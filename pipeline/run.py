@@ -26,6 +26,7 @@ from autolabel.pipeline.prepare import (
     Left,
     Request,
     TeacherSource,
+    is_prepared,
     prepare,
     require_fitting,
     settle,
@@ -105,23 +106,36 @@ def generate(
         predictor = predictor or (lambda run, device: KeptPredictor(source, run.recipe))
     elif engine == "local":
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe), recipe))
-    with Lock(job.out, job.portion.part).held() as lock:
+    with Lock(job.out, job.portion.part, prepared=is_prepared(run, request)).held() as lock:
         if run is None and RunFolder(job.out).exists():  # another part has made it meanwhile
             request, run = settle(job, digest, job.out, source)
+        elif run is not None:
+            run = Run.open(job.out)  # as another driver may have left it
+            run.require_same(recipe)
         run, plan = prepare(request, run, lock, source)
         lock.share()
         left = survey(run, job.portion, plan)
+
+        def on_tick(counters: Counters) -> None:
+            lock.require()
+            if on_progress:
+                on_progress(counters)
+
         meter = Meter(
             run, recipe.label_space.names, asked=plan.samples, wanted=left.wanted, before=left.before,
-            on_progress=on_progress, on_note=on_note, budgets=run.budgets,
+            on_progress=on_tick, on_note=on_note, budgets=run.budgets,
         )  # fmt: skip
         meter.tick()
         for note in request.notes:
             meter.note(note)
         ended = Ended()
         if left.units:
-            run = replace(run, engine=engine, state="running", accounts=None, tables_sha256=None)
-            run.save()
+            place = run.input_manifest
+            run = lock.save(
+                lambda now: replace(
+                    now, engine=engine, state="running", input_manifest=place, accounts=None, tables_sha256=None
+                )
+            )
             if reason:
                 meter.note(f"engine {engine}: {reason}")
             crew = Crew(
@@ -137,11 +151,12 @@ def generate(
                     memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe))
                     crew = replace(crew, worker_bytes=memory)
                 ended = run_ray(crew, left.work(), len(left.units), meter, job.machine.address)
+        lock.require(surely=True)
         meter.tick(last=True)
         if moved := set_aside(run):
             meter.note(moved)
         with lock.publishing():
-            run = _publish(run, request.manifest, plan, meter.budgets, left)
+            run = _publish(lock, request.manifest, plan, meter.budgets, left)
         if lock.alone:
             _tidy(run, whole=run.state == "complete")
     assert run.accounts is not None
@@ -190,26 +205,31 @@ def _tidy(run: Run, *, whole: bool) -> None:
             storage.remove(note)
 
 
-def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
+def _publish(lock: Lock, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
-    run = Run.open(run.path)  # as another part may have left it
+    run = Run.open(left.run.path)  # as another part may have left it
     moved = run.input_manifest != manifest.path  # then the published manifest names the old place of the images
     tables = run.table_paths().values()
     published = run.accounts and run.tables_sha256 and not (left.units or moved) and all(map(storage.stat, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(manifest.path), "policy": run.policy.name}
-    accounts, digests = publish(run, plan, manifest.label_space, manifest.image_root, provenance)
+    accounts, digests = publish(
+        run, plan, manifest.label_space, manifest.image_root, provenance,
+        before_end=lambda: lock.require(surely=True),
+    )  # fmt: skip
     kinds = {budget["device"] for budget in budgets}
-    run = replace(
-        run,
-        input_manifest=manifest.path,
-        state="complete" if accounts.left == 0 else "partial",
-        accounts=accounts,
-        budgets=(*(budget for budget in run.budgets if budget["device"] not in kinds), *budgets),
-        tables_sha256=digests,
+    run = lock.save(
+        lambda now: replace(
+            now,
+            input_manifest=manifest.path,
+            state="complete" if accounts.left == 0 else "partial",
+            accounts=accounts,
+            budgets=(*(budget for budget in now.budgets if budget["device"] not in kinds), *budgets),
+            tables_sha256=digests,
+        ),
+        last=True,
     )
-    run.save()
     if not accounts.balanced():
         raise EngineFailed(f"the accounts of {run.path} do not balance: {accounts}")
     return run
