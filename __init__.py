@@ -23,6 +23,8 @@ from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autolabel.manifests.locations import location as _place
+
 if TYPE_CHECKING:
     from autolabel.manifests.account import Account
     from autolabel.manifests.coarsen import Coarsened
@@ -94,14 +96,14 @@ def scan(
     from autolabel.manifests.scan import scan
 
     manifest, account = scan(
-        Path(folder), layout=layout, splits=splits, labels=_path(labels), coarse=_path(coarse), suffix=suffix,
+        _place(folder), layout=layout, splits=splits, labels=_path(labels), coarse=_path(coarse), suffix=suffix,
         pairs=_path(pairs), label_space=_space(label_space), label_ids=label_ids, progress=progress,
     )  # fmt: skip
     if strict:
         account.require_plausible()
     _warn(account)
     if out is not None:
-        save_manifest(Path(out), manifest)
+        save_manifest(_place(out), manifest)
     return manifest
 
 
@@ -116,7 +118,7 @@ def load_manifest(path: AnyPath) -> Manifest:
     """Read a manifest: its samples with absolute paths, and its label space. Raises BadTable (a ValueError)."""
     from autolabel.manifests.samples import load_manifest
 
-    return load_manifest(Path(path))
+    return load_manifest(_place(path))
 
 
 def fuse(
@@ -136,7 +138,7 @@ def fuse(
     from autolabel.manifests.fuse import fuse
 
     fused = fuse(
-        [Path(path) for path in manifests], Path(out), weights=dict(weights or {}), leak_check=_path(leak_check),
+        [_place(path) for path in manifests], _place(out), weights=dict(weights or {}), leak_check=_path(leak_check),
         drop=_path(drop), only=_path(only), drop_worst=drop_worst, keep_if=keep_if,
     )  # fmt: skip
     return fused.manifest
@@ -152,7 +154,7 @@ def coarsen(
     """
     from autolabel.manifests.coarsen import coarsen_manifest
 
-    return coarsen_manifest(Path(fine), Path(out), hand=hand, seed=seed, progress=progress)
+    return coarsen_manifest(_place(fine), _place(out), hand=hand, seed=seed, progress=progress)
 
 
 def train(
@@ -168,7 +170,7 @@ def train(
     from autolabel.student.job import TrainJob
     from autolabel.student.train import train
 
-    job = build_job(TrainJob, {"manifest": Path(manifest), "val": Path(val), "out": Path(out), **settings})
+    job = build_job(TrainJob, {"manifest": _place(manifest), "val": _place(val), "out": _place(out), **settings})
     return train(job, None if progress is None else lambda step: progress(step.step, job.steps))
 
 
@@ -189,7 +191,7 @@ def evaluate(
     from autolabel.student.job import ScoreMachine
 
     return evaluate(
-        Path(checkpoint), Path(manifest), scales=scales, flip=flip, focus=focus, combine=combine,
+        _place(checkpoint), _place(manifest), scales=scales, flip=flip, focus=focus, combine=combine,
         pictures=_path(pictures), allow_overlap=allow_overlap, device=device, machine=ScoreMachine(workers, address),
         progress=progress,
     )  # fmt: skip
@@ -213,10 +215,10 @@ def compare(
     from autolabel.student.comparison.compare import all_arms, compare
     from autolabel.student.job import TrainJob
 
-    chosen = all_arms(_path(coarse), _path(auto), {name: Path(path) for name, path in (arms or {}).items()})
-    template = build_job(TrainJob, {"manifest": Path(fine), "val": Path(val), "out": Path(out), **settings})
+    chosen = all_arms(_path(coarse), _path(auto), {name: _place(path) for name, path in (arms or {}).items()})
+    template = build_job(TrainJob, {"manifest": _place(fine), "val": _place(val), "out": _place(out), **settings})
     return compare(
-        Path(fine), chosen, template=template, seeds=range(seeds), added_share=added_share,
+        _place(fine), chosen, template=template, seeds=range(seeds), added_share=added_share,
         on_progress=None if progress is None else lambda now: progress(now.done, now.total),
     )  # fmt: skip
 
@@ -258,10 +260,10 @@ def generate(
     if loaded:
         settings = {"combine": loaded.combine, "window": loaded.window, "class_map": loaded.class_map, **settings}
     manifest = manifest_of(
-        Path(source), Path(out), teacher=name, label_space=_space(label_space),
+        _place(source), _place(out), teacher=name, label_space=_space(label_space),
         mapped=settings.get("class_map") is not None, part=settings.get("part"), progress=progress, on_account=_warn,
     )  # fmt: skip
-    values = {"manifest": manifest, "teacher": name, "out": Path(out), "policy": rules}
+    values = {"manifest": manifest, "teacher": name, "out": _place(out), "policy": rules}
     job = build_job(LabelJob, values | settings)
     return generate(job, teacher=loaded, on_progress=_counting(progress)).require_success()
 
@@ -279,7 +281,7 @@ def relabel(
     from autolabel.pipeline.relabel import relabel
 
     return relabel(
-        open_run(run), _policy(policy, polygons), out=Path(out), keep_probability=keep_probability, workers=workers,
+        open_run(run), _policy(policy, polygons), out=_place(out), keep_probability=keep_probability, workers=workers,
         on_progress=_counting(progress),
     ).require_success()  # fmt: skip
 
@@ -300,15 +302,15 @@ def count_polygons(
             raise ValueError(f"{asked} says how a teacher is weighed: name a teacher")
         from autolabel.pipeline.analysis.polygons import count_polygons
 
-        return count_polygons(Path(fine), output=Path(out), workers=workers, progress=progress)
+        return count_polygons(_place(fine), output=_place(out), workers=workers, progress=progress)
     from autolabel.manifests.settings import build_job
     from autolabel.manifests.teachers import TeacherName
     from autolabel.pipeline.analysis.polygon_weights import weigh_polygons
     from autolabel.pipeline.job import LabelJob
 
-    named = {"manifest": Path(fine), "teacher": TeacherName.of(teacher), "out": Path(out).parent}
+    named = {"manifest": _place(fine), "teacher": TeacherName.of(teacher), "out": _place(out).parent}
     job = build_job(LabelJob, named | settings)
-    return weigh_polygons(job, target_precision, output=Path(out), workers=workers, progress=progress)
+    return weigh_polygons(job, target_precision, output=_place(out), workers=workers, progress=progress)
 
 
 def focus(
@@ -325,9 +327,9 @@ def focus(
     from autolabel.pipeline.analysis.focus import try_focus
     from autolabel.pipeline.job import LabelJob
 
-    named = {"manifest": Path(manifest), "teacher": TeacherName.of(teacher), "out": Path(out).parent}
+    named = {"manifest": _place(manifest), "teacher": TeacherName.of(teacher), "out": _place(out).parent}
     job = build_job(LabelJob, named | settings)
-    return try_focus(job, share, output=Path(out), limit=limit, progress=progress)
+    return try_focus(job, share, output=_place(out), limit=limit, progress=progress)
 
 
 def adopt(
@@ -345,8 +347,8 @@ def adopt(
     """
     from autolabel.pipeline.adopt import Pngs, adopt, adopting_job
 
-    source = Pngs(Path(pngs), _path(confidence), label_ids, _space(label_space))
-    job = adopting_job(Path(manifest), Path(out), _policy(policy, polygons), **settings)
+    source = Pngs(_place(pngs), _path(confidence), label_ids, _space(label_space))
+    job = adopting_job(_place(manifest), _place(out), _policy(policy, polygons), **settings)
     return adopt(source, job, progress=progress).require_success()
 
 
@@ -365,7 +367,7 @@ def export(
     from autolabel.pipeline.export import export
 
     return export(
-        _opened(source), to, Path(out), style=Style(label_ids, flat, images), worst=worst, ids=_path(ids),
+        _opened(source), to, _place(out), style=Style(label_ids, flat, images), worst=worst, ids=_path(ids),
         keep_if=keep_if, progress=progress,
     )  # fmt: skip
 
@@ -383,7 +385,7 @@ def import_corrections(
     from autolabel.pipeline.corrections import import_corrections
 
     return import_corrections(
-        format, [Path(path) for path in paths], run=open_run(run), out=Path(out), partial=partial,
+        format, [_place(path) for path in paths], run=open_run(run), out=_place(out), partial=partial,
         only_changed=only_changed, label_ids=label_ids, suffix=suffix, progress=progress,
     )  # fmt: skip
 
@@ -400,7 +402,7 @@ def review(
     from autolabel.pipeline.review.review import review
 
     return review(
-        open_run(run), budget, out=Path(out), to=to, audit=_path(audit), student=_path(student), done=_path(done),
+        open_run(run), budget, out=_place(out), to=to, audit=_path(audit), student=_path(student), done=_path(done),
         progress=progress,
     )  # fmt: skip
 
@@ -417,7 +419,7 @@ def find_errors(
     from autolabel.pipeline.analysis.errors import find_errors
 
     return find_errors(
-        _opened(source), Path(out), runs=[open_run(run) for run in runs], coarse=coarse, worst=worst,
+        _opened(source), _place(out), runs=[open_run(run) for run in runs], coarse=coarse, worst=worst,
         pictures=pictures, progress=progress,
     )  # fmt: skip
 
@@ -435,7 +437,7 @@ def export_model(
     from autolabel.teacher.export import export_model
 
     return export_model(
-        Path(checkpoint), Path(output), size=size, scales=scales, gives=gives, progress=progress, **settings
+        _place(checkpoint), _place(output), size=size, scales=scales, gives=gives, progress=progress, **settings
     )
 
 
@@ -483,7 +485,7 @@ def audit(
     from autolabel.pipeline.analysis.audit import audit
 
     return audit(
-        _folder(run), Path(truth), target_precision=target_precision, fit_temperature=fit_temperature,
+        _folder(run), _place(truth), target_precision=target_precision, fit_temperature=fit_temperature,
         allow_leak=allow_leak, teacher=teacher, progress=progress,
     )  # fmt: skip
 
@@ -507,15 +509,15 @@ def report(
 
 
 def _path(path: AnyPath | None) -> Path | None:
-    return None if path is None else Path(path)
+    return None if path is None else _place(path)
 
 
 def _opened(source: Run | AnyPath) -> Run | Path:
-    return Path(source) if isinstance(source, str | PathLike) else source
+    return _place(source) if isinstance(source, str | PathLike) else source
 
 
 def _folder(run: Run | AnyPath) -> Path:
-    return Path(run) if isinstance(run, str | PathLike) else run.path
+    return _place(run) if isinstance(run, str | PathLike) else run.path
 
 
 def _policy(policy: Policy | str, polygons: AnyPath | None = None) -> Policy:
@@ -523,7 +525,7 @@ def _policy(policy: Policy | str, polygons: AnyPath | None = None) -> Policy:
     from autolabel.manifests.policy import load_policy
 
     rules = load_policy(policy) if isinstance(policy, str) else policy
-    return rules if polygons is None else rules.counted(PolygonCounts.read(Path(polygons)))
+    return rules if polygons is None else rules.counted(PolygonCounts.read(_place(polygons)))
 
 
 def _space(space: LabelSpace | str | None) -> LabelSpace | None:

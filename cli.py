@@ -21,6 +21,7 @@ from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.formats.known import WRITTEN
 from autolabel.manifests.formats.style import IMAGES, Style
 from autolabel.manifests.label_space import BUILT_IN, LabelSpace, load_label_space
+from autolabel.manifests.locations import BucketPath, location
 from autolabel.manifests.policy import PAPER, PRESETS, Policy, load_policy
 from autolabel.manifests.settings import JobField, build_job, job_fields, parse_numbers, parse_pair, parse_share
 from autolabel.manifests.teachers import TeacherName
@@ -48,12 +49,25 @@ if TYPE_CHECKING:
 
 HELP = ["-h", "--help"]
 F = TypeVar("F", bound=Callable[..., Any])
-FILE = click.Path(path_type=Path, dir_okay=False)
-FOLDER = click.Path(path_type=Path, file_okay=False)
-MANIFEST = click.Path(path_type=Path)  # a folder is refused where it is opened, with the way to make a manifest of it
 
 
 # --- options ----------------------------------------------------------------------------------------------------------
+
+
+class Place(click.Path):
+    """A path of this machine, or an address such as s3://bucket/key."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        try:
+            place = location(value)
+        except ValueError as error:
+            self.fail(str(error), param, ctx)
+        return place if isinstance(place, BucketPath) else super().convert(place, param, ctx)
+
+
+FILE = Place(path_type=Path, dir_okay=False)
+FOLDER = Place(path_type=Path, file_okay=False)
+MANIFEST = Place(path_type=Path)  # a folder is refused where it is opened, with the way to make a manifest of it
 
 
 class Option(click.Option):
@@ -535,7 +549,7 @@ def relabel(run: Path, policy: Policy, polygons: Path | None, out: Path, **optio
 
 @main.command("import")
 @click.argument("reads", metavar="FORMAT")
-@click.argument("paths", type=click.Path(path_type=Path), nargs=-1, required=True)
+@click.argument("paths", type=Place(path_type=Path), nargs=-1, required=True)
 @option("--run", type=FOLDER, required=True, help="The run whose labels were corrected.")
 @option("-o", "--output", "out", type=FILE, required=True, help="Manifest to write; labels go into a folder beside it.")
 @option("--partial", is_flag=True, help="Pixels without a class were not looked at: the machine's stay there.")

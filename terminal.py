@@ -233,7 +233,7 @@ def _one_line(error: BaseException) -> str:
         message = " ".join(error.format_message().split()).removesuffix(".").replace(". Did you", "; did you")
         message = message[:1].lower() + message[1:] + ("" if message.endswith("?") else ";")
         return f"{message} `{path} --help` lists the options"
-    if isinstance(error, OSError) and error.strerror:
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, storage.BucketError):
         place = f": {error.filename}" if error.filename else ""
         full = error.errno in (errno.ENOSPC, errno.EDQUOT)
         advice = "; free some space and run the same again, finished work is kept" if full else ""

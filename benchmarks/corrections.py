@@ -26,7 +26,7 @@ from autolabel.manifests.corrected import read_origin
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import draw_scene

@@ -42,7 +42,7 @@ from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, HUMAN_FIRST, Policy, load_policy
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import Sample, load_manifest, save_manifest
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.manifests.teachers import TeacherName

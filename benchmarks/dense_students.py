@@ -32,7 +32,7 @@ from camvid import copy_imagenet_weights, draw, run, save_sure_weights
 
 from autolabel.manifests.evidence import PolygonCounts
 from autolabel.manifests.policy import DENSE
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import load_manifest, save_manifest
 from autolabel.manifests.scores import BoundaryF, Confusion
 from autolabel.student.comparison.compare import joined_arm

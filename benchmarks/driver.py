@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +29,7 @@ from engine import SHARD, job
 
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.samples import Sample, writing_manifest
-from autolabel.pipeline import ray_engine
+from autolabel.pipeline import ray_engine, ray_worker
 from autolabel.pipeline.engine import Crew
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.prepare import prepare, settle, survey
@@ -47,6 +48,7 @@ class Sleeping:
     """A labeller that sleeps `seconds` for a unit, half as long to half as long again."""
 
     seconds: float
+    stopping = threading.Event()
 
     def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
         """Sleep, and say so four times."""
@@ -64,7 +66,7 @@ class Sleeping:
         """Nothing to stop."""
 
 
-class Player(ray_engine.Worker):
+class Player(ray_worker.Worker):
     """A process that plays many workers."""
 
     def __init__(self, seconds: float) -> None:
@@ -116,7 +118,7 @@ def listed(folder: Path, count: int) -> Path:
 
 
 def players(count: int, seconds: float) -> Callable[[Any, Crew], Callable[[], Any]]:
-    """What `ray_engine._actor` returns for each run, with workers that share a few processes."""
+    """What `ray_worker.actor_of` returns for each run, with workers that share a few processes."""
     remote: Any = ray.remote(Player)
     remote = remote.options(num_cpus=0, max_concurrency=2 * count // PROCESSES + 8)
     made = [remote.remote(seconds) for _ in range(PROCESSES)]
@@ -149,7 +151,7 @@ def measure(workers: int, rate: float, seconds: float) -> None:
                 on_progress=in_words,
             )  # fmt: skip
             clock.start(workers)
-            with patch.object(ray_engine, "_actor", players(workers, workers / rate)):
+            with patch.object(ray_engine, "actor_of", players(workers, workers / rate)):
                 ray_engine.run_ray(Crew(run, workers), left.work(), len(left.units), clock, None)
     assert clock.began
     wall, cpu = (end - begin for begin, end in zip(clock.began, clock.ended, strict=True))

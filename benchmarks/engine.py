@@ -35,6 +35,7 @@ from autolabel.manifests.samples import Sample, open_manifest, save_manifest, wr
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
 from autolabel.manifests.settings import build_job
+from autolabel.pipeline.cutting import write_plan
 from autolabel.pipeline.engine import Crew, Work, run_local
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.predictor import Decoded, Refused, Size, TeacherPredictor
@@ -43,7 +44,7 @@ from autolabel.pipeline.progress import Meter
 from autolabel.pipeline.ray_engine import run_ray
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import generate
-from autolabel.pipeline.units import Plan, Tally, Unit, write_plan
+from autolabel.pipeline.units import Plan, Tally, Unit
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.networks.build import build
@@ -207,7 +208,7 @@ def loop(folder: Path, extent: Extent, photographs: Path | None) -> None:
             work = [Work(unit, tuple(unit.ids())) for unit in units]
             clock = Clock(run, CITYSCAPES.names, asked=0, wanted=0, before=Tally())
             clock.ends = []
-            crew = Crew(run, asked.machine.workers)
+            crew = Crew(run, asked.machine.most)
             if engine == "ray":
                 run_ray(crew, iter(work), len(work), clock, None)
             else:

@@ -42,6 +42,7 @@ from autolabel.manifests.samples import Sample, open_manifest, writing_manifest
 from autolabel.manifests.scenes import draw_scene
 from autolabel.manifests.settings import build_job
 from autolabel.pipeline import measure, predictor
+from autolabel.pipeline.cutting import write_plan
 from autolabel.pipeline.engine import Crew, Work, run_local
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.label import Labeller
@@ -49,7 +50,7 @@ from autolabel.pipeline.predictor import TeacherPredictor
 from autolabel.pipeline.prepare import new_run, settle
 from autolabel.pipeline.progress import Meter
 from autolabel.pipeline.rules import Rules
-from autolabel.pipeline.units import Plan, Tally, write_plan
+from autolabel.pipeline.units import Plan, Tally
 from autolabel.teacher.checkpoints import save_checkpoint
 from autolabel.teacher.counting import count
 from autolabel.teacher.decide import Prediction, encode

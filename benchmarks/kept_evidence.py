@@ -29,7 +29,8 @@ from autolabel.manifests.images import encode_label, read_image, read_label
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, HUMAN_FIRST, Policy, load_policy
-from autolabel.manifests.run.labels import middles, read_sample_label
+from autolabel.manifests.run.labels import middles
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import Label, encode_zarr
 from autolabel.manifests.samples import Manifest, load_manifest
 from autolabel.manifests.scores import BoundaryF

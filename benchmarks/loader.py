@@ -7,21 +7,25 @@ augmentation, in one process with one thread, half of them aimed at a class. "no
 done but the reading. Times are CPU time of this process, the best of 3 turns, in each of which every variant runs once.
 Then loading processes take the crops of PNG images with Zarr labels, one process and two, in turn: crops a second by
 the clock, which the load of the machine touches, and CPU time a crop, which it hardly does.
+Last, two loading processes read from a disk whose every request sleeps as a bucket's would, with more and fewer crops
+read ahead by threads; "of the disk" compares the best of as many turns with the best without a sleep, taken in turn.
 With --smallest the numbers mean nothing.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import multiprocessing
 import os
 import platform
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -29,14 +33,18 @@ import torch
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
+from autolabel.manifests.reading import fetch_photograph
 from autolabel.manifests.run.centroids import find_centroids
 from autolabel.manifests.run.labels import LABELS, zarr_folder
-from autolabel.manifests.run.shards import Label, Window, bucket_of, create_zarr, encode_zarr, write_zarr_shard
+from autolabel.manifests.run.sample_labels import FetchedLabel
+from autolabel.manifests.run.shards import Label, bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Manifest, Sample
 from autolabel.manifests.scenes import draw_scene
-from autolabel.student.data import Augmentation, ManifestDataset, TrainingCrops
-from autolabel.student.sampling import Draws
+from autolabel.student.data import Augmentation, Fetched, ManifestDataset, TrainingCrops
+from autolabel.student.loading import AHEAD, batches_of
+from autolabel.student.sampling import Draw, Draws
 
 
 @dataclass(frozen=True)
@@ -49,9 +57,12 @@ class Extent:
     crops: int = 48
     crop: tuple[int, int] = (512, 1024)
     turns: int = 3
+    delays: tuple[float, ...] = (0.02, 0.05, 0.1)
+    depths: tuple[int, ...] = (1, 4, 8, 16, 32)
+    far_crops: int = 192
 
 
-SMALLEST = Extent(2, 64, 128, 2, (32, 64), 1)
+SMALLEST = Extent(2, 64, 128, 2, (32, 64), 1, (0.02,), (1, 4), 8)
 
 
 def draws_of(dataset: ManifestDataset, crops: int) -> Draws:
@@ -66,10 +77,40 @@ class InMemory(TrainingCrops):
         super().__init__(dataset, draws, augmentation=augmentation)
         self.labels = labels
 
-    def reader(self, sample: Sample) -> Callable[[Window], Label]:
-        """Slices."""
-        whole = self.labels[sample.sample_id]
-        return lambda window: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+    def fetch(self, draw: Draw) -> Fetched:
+        """Read the photograph alone."""
+        sample = self.dataset.samples[draw.sample]
+        label = FetchedLabel(sample, self.labels[sample.sample_id])
+        return Fetched(draw, fetch_photograph(sample), label, None)
+
+
+class Far:
+    """A storage whose every answer takes `seconds` longer, as a bucket's does; `asked` counts the requests."""
+
+    def __init__(self, near: Any, seconds: float) -> None:
+        self.near, self.seconds, self.asked = near, seconds, 0
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        method = getattr(self.near, name)
+
+        def far(*args: Any, **options: Any) -> Any:
+            self.asked += 1
+            time.sleep(self.seconds)
+            return method(*args, **options)
+
+        return far
+
+
+@contextlib.contextmanager
+def far_away(seconds: float) -> Iterator[Far]:
+    """Let every request of this process, and of those that it forks, take so much longer."""
+    near = storage.storage_of(Path())
+    far, storage_of = Far(near, seconds), storage.storage_of
+    storage.storage_of = lambda _: far  # type: ignore[assignment]
+    try:
+        yield far
+    finally:
+        storage.storage_of = storage_of
 
 
 def main() -> None:
@@ -139,6 +180,7 @@ def measure(root: Path, extent: Extent) -> None:
             print(f"| {kind} | {name} | {1e3 * seconds:.1f} | {1 / seconds:.1f} | {share} |", flush=True)
     dataset = ManifestDataset(manifests["png"]["Zarr"])
     by_processes(TrainingCrops(dataset, draws_of(dataset, extent.crops), augmentation=augmentation), extent)
+    from_afar(manifests, augmentation, extent)
     samples = manifests["png"]["PNG"].samples
     started = time.process_time()
     find_centroids(samples, CITYSCAPES)
@@ -163,6 +205,38 @@ def by_processes(crops: TrainingCrops, extent: Extent) -> None:
         speed, each = max(s for s, _ in turns), min(e for _, e in turns)
         load = os.getloadavg()[0]
         print(f"| {workers} | {speed:.1f} | {speed / one:.2f} | {1e3 * each:.1f} | {load:.1f} |", flush=True)
+
+
+def from_afar(manifests: dict[str, dict[str, Manifest]], augmentation: Augmentation, extent: Extent) -> None:
+    """Table of latencies: two loading processes, and how many crops each of them reads ahead."""
+    print("\n| images | ms a request | ahead | crops/s | of the disk | requests a crop |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for kind, stores in manifests.items():
+        dataset = ManifestDataset(stores["Zarr"])
+        crops = TrainingCrops(dataset, draws_of(dataset, extent.far_crops), augmentation=augmentation)
+        ways = [(0.0, AHEAD), *((delay, depth) for delay in extent.delays for depth in extent.depths)]
+        speeds: dict[tuple[float, int], list[float]] = {way: [] for way in ways}
+        for _ in range(extent.turns):
+            for delay, depth in ways:
+                with far_away(delay):
+                    speeds[delay, depth].append(speed(crops, extent.far_crops, depth=depth))
+        with far_away(0) as counted:
+            for _ in batches_of(crops, range(extent.far_crops), size=1):
+                pass
+        disk = max(speeds[ways[0]])
+        for (delay, depth), found in speeds.items():
+            told = f"{kind} | {1e3 * delay:.0f} | {depth} | {max(found):.1f} | {max(found) / disk:.2f}"
+            print(f"| {told} | {counted.asked / extent.far_crops:.2f} |", flush=True)
+
+
+def speed(crops: TrainingCrops, count: int, *, depth: int) -> float:
+    """Crops a second of two loading processes, from their first batches on."""
+    loader = iter(batches_of(crops, range(count), size=2, loaders=2, depth=depth))
+    for _ in range(2):
+        next(loader)
+    started = time.perf_counter()
+    rest = sum(2 for _ in loader)
+    return rest / (time.perf_counter() - started)
 
 
 def children() -> float:

@@ -35,7 +35,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 from camvid import copy_imagenet_weights, draw, run, split_training_images
 
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import CONFIDENCE, middles, read_sample_label
+from autolabel.manifests.run.labels import CONFIDENCE, middles
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.predictor import read_layer
 from autolabel.pipeline.review.choose import choose

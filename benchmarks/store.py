@@ -41,8 +41,9 @@ from zarr.codecs import ZstdCodec
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.run import shards as stores
+from autolabel.manifests.run.frames import read_zarr
 from autolabel.manifests.run.labels import LABELS, zarr_folder
-from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, read_zarr, write_zarr_shard
+from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.manifests.scenes import draw_scene
 
 Label = NDArray[np.uint8]

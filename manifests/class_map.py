@@ -20,6 +20,7 @@ from typing import Any
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json, read_toml, shaped
 from autolabel.manifests.label_space import IGNORE, SPACES, LabelSpace
+from autolabel.manifests.locations import location
 
 IGNORED = "ignore"  # the key of the classes that are none of the label space's
 CLASS_MAPS = (
@@ -168,7 +169,7 @@ def load_class_map(name_or_file: str) -> ClassMap:
     if name_or_file in CLASS_MAPS:
         table = read_json(SPACES / f"{name_or_file}.json", dict[str, Any])[_TABLE]
         return ClassMap.of({_TABLE: table}, where=f"class map {name_or_file!r}")
-    path = Path(name_or_file)
+    path = location(name_or_file)
     if not storage.exists(path):
         raise ValueError(
             f"class map {name_or_file!r} is neither built in ({', '.join(CLASS_MAPS)}) nor a TOML file that exists"

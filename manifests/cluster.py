@@ -145,6 +145,15 @@ def is_connected() -> bool:
     return ray is not None and ray.is_initialized()
 
 
+def draining_nodes(ray: Any) -> set[str]:
+    """Return the ids of nodes that will be taken back: announced with `ray drain-node`, by an autoscaler or Kubernetes.
+
+    Ray has no public name for the question; Ray Train asks it like this.
+    """
+    ask = getattr(ray._private.state.state, "get_draining_nodes", None)
+    return set(ask()) if ask else set()
+
+
 def cluster_gpus(address: str | None, folder: Path) -> int:
     """Return the number of GPUs that a cluster has now."""
     with ray_session(address, folder) as ray:

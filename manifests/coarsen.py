@@ -21,6 +21,7 @@ from autolabel.manifests.formats.portable import portable
 from autolabel.manifests.hands import HANDS, Labels, coarsen
 from autolabel.manifests.images import encode_label, read_label
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.locations import location
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.place import require_outside_runs
 from autolabel.manifests.samples import Sample, common_root, load_manifest, writing_manifest
@@ -95,7 +96,7 @@ def coarsen_manifest(
     samples = tuple(s for s in whole.labelled if s.source in EXACT and s.label_index is None)
     if not samples:
         raise ValueError(f"{fine} has no fine label to draw polygons out of: scan a folder with --labels")
-    request = {"fine": storage.sha256(Path(fine)), "hand": hand, "seed": seed}
+    request = {"fine": storage.sha256(location(fine)), "hand": hand, "seed": seed}
     repeated = _claim(out, folder, request)
     work = _Drawing(folder, whole.label_space, hand, seed)
     storage.remove_leftovers(folder, recursive=True)

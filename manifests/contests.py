@@ -16,7 +16,7 @@ import numpy as np
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.machine import cores
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.schemas import EXACT, SOURCES
 from autolabel.manifests.wording import counted

@@ -78,10 +78,12 @@ class CorrectedFolder:
 
     def discard(self) -> None:
         """Remove what an import has written here, and the folder if nothing else lies in it."""
-        for path in (self.path / "labels", self.path / "origin", self.changes, self.disagreements, self.record):
+        for folder in (self.path / "labels", self.path / "origin"):
+            storage.remove_folder(folder)
+        for path in (self.changes, self.disagreements, self.record):
             storage.remove(path)
         if storage.is_folder(self.path) and not storage.list(self.path):
-            storage.remove(self.path)
+            storage.remove_folder(self.path)
 
 
 def _png_name(sample_id: str) -> str:

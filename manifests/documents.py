@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from autolabel.manifests import storage
+from autolabel.manifests.locations import location
 
 POLICY_BYTES = 1 << 16  # what people write by hand
 MOST_BYTES = 1 << 24  # what this program writes: a manifest's metadata, an audit, curves
@@ -196,7 +197,10 @@ def shaped(kind: Any, value: Any, where: str) -> Any:
         return _require(type(value) is kind, value, where, _NAMES[kind])
     if kind is Path:
         fine = type(value) is str and value != "" and "\0" not in value
-        return Path(_require(fine, value, where, "a path"))
+        try:
+            return location(_require(fine, value, where, "a path"))
+        except ValueError as error:
+            raise BadDocument(f"{where}: {error}") from error
     if dataclasses.is_dataclass(kind):
         return _dataclass(kind, value, where)
     base = origin or kind

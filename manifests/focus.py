@@ -15,6 +15,7 @@ from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import plain_json, read_parsed, shaped
+from autolabel.manifests.locations import location
 
 FORMAT = "autolabel focus 1"
 
@@ -129,9 +130,9 @@ def parse_focus(text: str) -> Focus | FocusCertificate | None:
     try:
         share = float(text)
     except ValueError:
-        if not storage.exists(Path(text)):
+        if not storage.exists(location(text)):
             raise ValueError(_EXPECTED) from None
-        return focus_of(Path(text))
+        return focus_of(location(text))
     if not 0 < share <= 1:
         raise ValueError(_EXPECTED)
     return focus_of(share)
@@ -140,7 +141,7 @@ def parse_focus(text: str) -> Focus | FocusCertificate | None:
 def focus_of(value: object) -> Focus | FocusCertificate | None:
     """The focus of a share, or of a file; None where the highest scale sees all. Raises ValueError."""
     if isinstance(value, str | Path):
-        value = FocusCertificate.read(Path(value))
+        value = FocusCertificate.read(location(value))
     elif isinstance(value, int | float) and not isinstance(value, bool):
         value = Focus(float(value))
     if value is not None and not isinstance(value, Focus | FocusCertificate):

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from autolabel.manifests.contests import Contest, Images, settle
 from autolabel.manifests.ids import read_ids
+from autolabel.manifests.locations import location
 from autolabel.manifests.metadata import CORRECTS
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
 from autolabel.manifests.schemas import SOURCES
@@ -126,8 +127,8 @@ def fuse(
     selection |= {name: str(path) for name, path in (("drop", drop), ("only", only)) if path is not None}
     told = {"parts": [asdict(account) for account in accounts], **({"selection": selection} if selection else {})}
     manifest = replace(manifest, provenance={**manifest.provenance, **told})
-    save_manifest(Path(out), manifest)
-    return Fused(Path(out), manifest, accounts, result.contests, tuple(notes), drops, drop_worst, keep_if)
+    save_manifest(location(out), manifest)
+    return Fused(location(out), manifest, accounts, result.contests, tuple(notes), drops, drop_worst, keep_if)
 
 
 def _account(stages: Sequence[NamedManifest], gave_way: int) -> PartAccount:

@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 
 from autolabel.manifests.documents import BadDocument, read_names
+from autolabel.manifests.locations import location
 from autolabel.manifests.wording import counted
 
 _MOST_BYTES = 1 << 30  # ten million ids
@@ -53,7 +54,7 @@ def read_ids(path: str | Path) -> Ids:
     A CSV is called so; the first cell of its header, if it has one, is `sample_id`, `id`, `image`, `image_id` or
     `name`. An id that comes twice counts once. Raises BadIds, also for a file that names none.
     """
-    path = Path(path)
+    path = location(path)
     try:
         names = read_names(path, headers=_HEADERS, at_most=_MOST_BYTES)
     except BadDocument as error:

@@ -17,6 +17,7 @@ from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of, name_of, read_json, shaped
+from autolabel.manifests.locations import location
 
 IGNORE = 255
 VOID = 254  # in a coarse label: somebody drew a polygon here, of something that is no class
@@ -248,7 +249,7 @@ def load_label_space(name_or_file: str) -> LabelSpace:
         return _IN_CODE[name_or_file]
     if name_or_file in _IN_FILES:
         return _in_file(name_or_file)
-    path = Path(name_or_file)
+    path = location(name_or_file)
     if not storage.exists(path):
         raise ValueError(
             f"label space {name_or_file!r} is neither built in ({', '.join(BUILT_IN)}) nor a JSON file that exists"

@@ -168,14 +168,15 @@ class LocalStorage:
         return [folder / name for name in names if name.endswith(suffix) and not _is_temporary(name)]
 
     def remove(self, path: Path) -> None:
-        try:
+        with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
-        except FileNotFoundError:
-            pass
-        except (IsADirectoryError, PermissionError):  # Linux says the first of a folder, macOS and Windows the second
-            if not os.path.isdir(path):
-                raise
-            shutil.rmtree(path)
+
+    def remove_folder(self, path: Path) -> None:
+        if os.path.islink(path):
+            os.unlink(path)
+        else:
+            with contextlib.suppress(FileNotFoundError):
+                shutil.rmtree(path)
 
 
 def _look(path: Path) -> os.stat_result | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +10,7 @@ from typing import Any, NamedTuple
 
 from autolabel.manifests.documents import BadDocument, json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import joined, location, relative
 from autolabel.manifests.schemas import SCHEMA_VERSION
 from autolabel.manifests.tables import BadTable
 
@@ -25,8 +25,8 @@ class _Stored:
     kind: str
     schema_version: int
     label_space: dict[str, Any]
-    image_root: Path
-    label_root: Path
+    image_root: str
+    label_root: str
     provenance: dict[str, Any]
 
 
@@ -51,24 +51,18 @@ def metadata_bytes(
 ) -> bytes:
     """The metadata of a manifest that is to be written at `path`; roots and runs become relative to its folder."""
     base = path.absolute().parent
-    named = {"runs": [_relative(run, base) for run in runs]} if runs else {}
+    named = {"runs": [relative(run, base) for run in runs]} if runs else {}
     if CORRECTS in provenance:
-        named[CORRECTS] = [_relative(Path(run), base) for run in provenance[CORRECTS]]
+        named[CORRECTS] = [relative(location(run), base) for run in provenance[CORRECTS]]
     header = {
         "kind": "manifest",
         "schema_version": SCHEMA_VERSION,
         "label_space": space.to_dict(),
-        "image_root": _relative(image_root, base),
-        "label_root": _relative(label_root, base),
+        "image_root": relative(image_root, base),
+        "label_root": relative(label_root, base),
         "provenance": {**provenance, **named},
     }
     return json.dumps(header).encode()
-
-
-def _relative(path: Path, base: Path) -> str:
-    """`path` from `base` where they share more than the file system's root, else absolute."""
-    shared = os.path.commonpath([path, base])
-    return Path(os.path.relpath(path, base)).as_posix() if shared != path.anchor else path.as_posix()
 
 
 def parse_metadata(path: Path, metadata: Mapping[bytes, bytes]) -> ManifestMetadata:
@@ -86,15 +80,17 @@ def parse_metadata(path: Path, metadata: Mapping[bytes, bytes]) -> ManifestMetad
             raise BadTable(f"{path} has schema version {version!r}: this program knows {SCHEMA_VERSION}")
         stored: _Stored = shaped(_Stored, document, where)
         space = LabelSpace.of(stored.label_space, where=f"{where}, 'label_space'")
-        named = shaped(list[Path], stored.provenance.pop("runs", []), f"{where}, 'provenance', 'runs'")
-        corrected = shaped(list[Path], stored.provenance.get(CORRECTS, []), f"{where}, 'provenance', {CORRECTS!r}")
+        named = shaped(list[str], stored.provenance.pop("runs", []), f"{where}, 'provenance', 'runs'")
+        corrected = shaped(list[str], stored.provenance.get(CORRECTS, []), f"{where}, 'provenance', {CORRECTS!r}")
     except BadDocument as error:
         raise BadTable(str(error)) from error
     base = path.absolute().parent
-    folders = (stored.image_root, stored.label_root, *named)
-    image_root, label_root, *runs = (Path(os.path.normpath(base / folder)) for folder in folders)
-    if corrected:
-        stored.provenance[CORRECTS] = [os.path.normpath(base / run) for run in corrected]
+    try:
+        image_root, label_root, *runs = (joined(base, name) for name in (stored.image_root, stored.label_root, *named))
+        if corrected:
+            stored.provenance[CORRECTS] = [str(joined(base, run)) for run in corrected]
+    except ValueError as error:
+        raise BadTable(f"{where}: {error}") from error
     return ManifestMetadata(space, image_root, label_root, stored.provenance, tuple(runs))
 
 

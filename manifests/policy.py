@@ -20,6 +20,7 @@ from autolabel.manifests.area import Area as Area
 from autolabel.manifests.documents import BadDocument, name_of, plain_json, read_toml
 from autolabel.manifests.evidence import BESIDE_WEIGHT, POLYGON_WEIGHT, Factors, PolygonCounts, PolygonEvidence
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import location
 
 SCALES = (0.5, 1.0, 2.0)  # the inference scales of arXiv 2005.10821, section 4
 COMBINE = ("network", "average")  # combine scales as the network has learnt to, or average their logits
@@ -292,7 +293,7 @@ def load_policy(name_or_file: str) -> Policy:
     """
     if name_or_file in PRESETS:
         return PRESETS[name_or_file]
-    path = Path(name_or_file)
+    path = location(name_or_file)
     if not storage.exists(path):
         raise ValueError(f"policy {name_or_file!r} is neither a preset ({', '.join(PRESETS)}) nor a file that exists")
     document = {"name": name_of(path)} | read_toml(path)

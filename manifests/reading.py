@@ -67,14 +67,24 @@ def read_photograph(sample: Sample) -> NDArray[np.uint8]:
         return decode_photograph(sample, read_file(sample.image))
 
 
+def fetch_photograph(sample: Sample) -> bytes:
+    """The bytes of a sample's photograph. Raises BadImage, naming the file; OSError."""
+    with _naming(sample):
+        return read_file(sample.image)
+
+
 def read_picture(sample: Sample, *, shrink: float = 1, rows: int | None = None) -> tuple[Image.Image, int]:
-    """The photograph as a Pillow image, and the factor, at most `shrink`, by which it is smaller than the file's.
+    """The photograph of a sample as `picture_of` gives it. Raises BadImage, naming the file; OSError."""
+    return picture_of(sample, fetch_photograph(sample), shrink=shrink, rows=rows)
+
+
+def picture_of(sample: Sample, data: bytes, *, shrink: float = 1, rows: int | None = None) -> tuple[Image.Image, int]:
+    """A sample's photograph as a Pillow image, and by which factor, at most `shrink`, it is smaller than the file's.
 
     rows: how many of the upper rows are needed; the others may be missing. See `decode_picture`. Raises BadImage,
-    naming the file; OSError.
+    naming the file.
     """
     with _naming(sample):
-        data = read_file(sample.image)
         picture, smaller = decode_picture(data, shrink, rows=rows)
         _require_size(sample, photograph_header(io.BytesIO(data)).size)
         return picture, smaller

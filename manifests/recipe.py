@@ -107,9 +107,28 @@ def _short(value: Any) -> str:
     return text if len(text) <= 40 else text[:12] + "…" + text[-4:]
 
 
+_WORKERS = "expected a number, or MIN..MAX such as 2..8"
+
+
+def _parse_workers(text: str) -> int | tuple[int, int]:
+    least, range_of, most = text.partition("..")
+    try:
+        return (int(least), int(most)) if range_of else int(text)
+    except ValueError as error:
+        raise ValueError(_WORKERS) from error
+
+
+def _whole(number: Any) -> bool:
+    return isinstance(number, int) and not isinstance(number, bool)
+
+
 @dataclass(frozen=True)
 class Machine:
-    """The engine, the workers and the cluster of a call; labels do not depend on it. Raises ValueError."""
+    """The engine, the workers and the cluster of a call; labels do not depend on it. Raises ValueError.
+
+    workers: a number, or (least, most), which asks for Ray: the call begins with the least, and takes up to the most
+    while machines come and go.
+    """
 
     engine: str = setting(
         ENGINES[0],
@@ -117,16 +136,45 @@ class Machine:
         group="machine",
         choices=ENGINES,
     )
-    workers: int | None = setting(
-        None, "Number of workers.", group="machine", unset="one per GPU, or one per core without GPUs"
-    )
+    workers: int | tuple[int, int] | None = setting(
+        None, "Number of workers; MIN..MAX begins with MIN of Ray's and takes up to MAX as machines come and go.",
+        group="machine", metavar="N|MIN..MAX", parse=_parse_workers, unset="one per GPU, or one per core without GPUs",
+    )  # fmt: skip
     address: str | None = setting(
         None, "Ray cluster to use.", group="machine", unset="$RAY_ADDRESS, else a private Ray on this machine"
     )
 
     def __post_init__(self) -> None:
         require_choices(self)
-        if self.workers is not None and self.workers < 1:
-            raise ValueError(f"workers {self.workers}: expected 1 or more")
+        self._check_workers()
         if self.engine == ENGINES[1] and self.address:
             raise ValueError(f"engine local and address {self.address!r}: a cluster needs engine ray, or auto")
+
+    def _check_workers(self) -> None:
+        workers = self.workers
+        if isinstance(workers, (tuple, list)):
+            if len(workers) != 2 or not all(map(_whole, workers)) or not 1 <= workers[0] <= workers[1]:
+                given = "..".join(map(str, workers))
+                raise ValueError(f"workers {given}: expected MIN..MAX with MIN from 1 to MAX, such as 2..8")
+            if self.engine == ENGINES[1]:
+                raise ValueError(
+                    f"workers {workers[0]}..{workers[1]} and engine local: workers that come and go are Ray's; give"
+                    " engine ray, or one number"
+                )
+            object.__setattr__(self, "workers", tuple(workers))
+            object.__setattr__(self, "engine", ENGINES[2])
+        elif workers is not None:
+            if not _whole(workers):
+                raise ValueError(f"workers {workers!r}: {_WORKERS}")
+            if workers < 1:
+                raise ValueError(f"workers {workers}: expected 1 or more")
+
+    @property
+    def least(self) -> int | None:
+        """The number of workers that a range begins with; None without a range: then the first one begins."""
+        return self.workers[0] if isinstance(self.workers, tuple) else None
+
+    @property
+    def most(self) -> int | None:
+        """The number of workers to ask for; None for as many as there is room for."""
+        return self.workers[1] if isinstance(self.workers, tuple) else self.workers

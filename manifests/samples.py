@@ -9,7 +9,6 @@ that a folder can be moved as a whole.
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -25,6 +24,7 @@ import pyarrow.compute as pc
 
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import common, location
 from autolabel.manifests.metadata import CORRECTS, METADATA_KEY, metadata_bytes, parse_metadata
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SOURCES
 from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
@@ -146,8 +146,8 @@ def _span(values: Sequence[str]) -> str:
 
 def common_root(paths: Iterable[Path], *, fallback: Path) -> Path:
     """The deepest folder that holds all of `paths`; `fallback` if there are none."""
-    folders = {str(p.parent) for p in paths}
-    return Path(os.path.commonpath(folders)) if folders else fallback
+    folders = {p.parent for p in paths}
+    return common(folders) if folders else fallback
 
 
 # --- writing ----------------------------------------------------------------------------------------------------------
@@ -220,11 +220,15 @@ class ManifestFile:
     provenance: dict[str, Any]
     runs: tuple[Path, ...]
 
-    def tables(self) -> Iterator[pa.Table]:
-        """The samples in order, as tables of MANIFEST_SCHEMA. Raises BadTable, also where a path leaves its root."""
+    def tables(self, columns: Sequence[str] = ()) -> Iterator[pa.Table]:
+        """The samples in order, as tables of MANIFEST_SCHEMA, or of some of its `columns`.
+
+        Raises BadTable, also where a path leaves its root.
+        """
         roots = {"image": self.image_root, "label": self.label_root, "coarse_label": self.label_root}
-        for table in read_pieces(self.path, MANIFEST_SCHEMA):
-            for column, root in roots.items():
+        schema = pa.schema([MANIFEST_SCHEMA.field(name) for name in columns or MANIFEST_SCHEMA.names])
+        for table in read_pieces(self.path, schema):
+            for column, root in ((name, root) for name, root in roots.items() if name in schema.names):
                 leaving = table[column].filter(pc.match_substring_regex(table[column], storage.LEAVING))
                 if len(leaving):
                     raise BadTable(f"{self.path}: path {leaving[0].as_py()!r} leaves its root {root}")
@@ -247,7 +251,7 @@ class ManifestFile:
 
 def open_manifest(path: str | Path) -> ManifestFile:
     """Read what holds for all samples of a manifest. Raises BadTable, also for a folder."""
-    path = Path(path)
+    path = location(path)
     if storage.is_folder(path):
         of_run = path / "manifest.parquet"
         advice = f"this run's is {of_run}" if storage.exists(of_run) else f"`autolabel manifest scan {path}` makes one"

@@ -1,7 +1,7 @@
 """The one place through which stored files go: images, run folders, stores, manifests, checkpoints and reports.
 
-Callers import this module and call its functions with a `Path`. `storage_of` picks the implementation; today it is the
-local file system (manifests/local_storage.py).
+Callers import this module and call its functions with a `Path`. `storage_of` picks the implementation: buckets for a
+`BucketPath` (manifests/bucket_storage.py), else the local file system (manifests/local_storage.py).
 """
 
 from __future__ import annotations
@@ -21,20 +21,15 @@ from typing import Any, BinaryIO, Protocol, cast
 import google_crc32c
 
 from autolabel.manifests import local_locks, local_storage
+from autolabel.manifests.bucket_storage import BucketError, BucketStorage
 from autolabel.manifests.local_locks import Busy, Hold, Superseded
-from autolabel.manifests.local_storage import (
-    LOCK,
-    TEMPORARY,
-    ChangedFile,
-    LocalStorage,
-    NotAFile,
-    Stat,
-    TooLarge,
-)
+from autolabel.manifests.local_storage import LOCK, TEMPORARY, ChangedFile, LocalStorage, NotAFile, Stat, TooLarge
+from autolabel.manifests.locations import BucketPath
 
 __all__ = [
     "LOCK",
     "TEMPORARY",
+    "BucketError",
     "Busy",
     "ChangedFile",
     "Hold",
@@ -88,7 +83,10 @@ class Storage(Protocol):
         """Add bytes to the end of a file, or of a new one. A kill may leave a part of them, at the end."""
 
     def create(self, path: Path, data: bytes) -> bool:
-        """Write a file that is not there yet, and return True; return False if there is one. One of several wins."""
+        """Write a file that is not there yet, and return True; return False if there is one. One of several wins.
+
+        A bucket also returns True where these very bytes are there already: the answer of a write may get lost.
+        """
 
     def replace(self, path: Path, data: bytes, *, unchanged: Stat) -> bool:
         """Write over a file if it is the version `unchanged`, and return whether it was. One of several wins."""
@@ -109,17 +107,20 @@ class Storage(Protocol):
         """
 
     def remove(self, path: Path) -> None:
-        """Remove a file, or a folder with everything in it; a missing one is fine."""
+        """Remove a file; a missing one is fine."""
+
+    def remove_folder(self, path: Path) -> None:
+        """Remove a folder with everything in it; a missing one is fine."""
 
 
 # --- functions that callers use ---------------------------------------------------------------------------------------
 
-_LOCAL = LocalStorage()
+_LOCAL, _BUCKETS = LocalStorage(), BucketStorage()
 
 
 def storage_of(path: Path) -> Storage:
-    """The storage that a location lies in. Another kind of storage is picked here, and nowhere else."""
-    return _LOCAL
+    """The storage that a place lies in. Another kind of storage is picked here, and nowhere else."""
+    return _BUCKETS if isinstance(path, BucketPath) else _LOCAL
 
 
 def stat(path: Path) -> Stat | None:
@@ -235,8 +236,13 @@ def list(folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins
 
 
 def remove(path: Path) -> None:
-    """Remove a file, or a folder with everything in it; a missing one is fine."""
+    """Remove a file; a missing one is fine."""
     storage_of(path).remove(path)
+
+
+def remove_folder(path: Path) -> None:
+    """Remove a folder with everything in it; a missing one is fine."""
+    storage_of(path).remove_folder(path)
 
 
 @contextlib.contextmanager
@@ -269,6 +275,12 @@ def remove_leftovers(folder: Path, *, recursive: bool = False) -> None:
     """
     if isinstance(storage_of(folder), LocalStorage):
         local_storage.remove_leftovers(folder, recursive=recursive)
+
+
+def require_conditions(folder: Path) -> None:
+    """Raise BucketError for a bucket without conditional writes, in which no run can be kept: four small requests."""
+    if isinstance(folder, BucketPath):
+        _BUCKETS.require_conditions(folder)
 
 
 def under(root: Path, name: str) -> Path:

@@ -24,6 +24,7 @@ from pathlib import Path
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_toml
 from autolabel.manifests.label_space import BUILT_IN
+from autolabel.manifests.locations import location
 from autolabel.manifests.onnx_file import read_onnx
 from autolabel.manifests.policy import SCALES
 from autolabel.manifests.wording import reason
@@ -56,15 +57,15 @@ class TeacherPlace:
         """The place that a person has typed, whether there is anything or not."""
         text = str(spelling)
         if text.startswith(_HUB):
-            path = Path(text.removeprefix(_HUB))
+            path = location(text.removeprefix(_HUB))
             name, _, revision = text.removeprefix(_HUB).partition("@")
             if _HUB_NAME.fullmatch(name) and not storage.is_folder(path):
                 return cls(TRANSFORMERS, Path(name), revision=revision or "main")
             return cls(TRANSFORMERS, path)
         file, colon, name = text.rpartition(":")
         if colon and file.endswith(".py"):
-            return cls(PYTHON, Path(file), name)
-        path = Path(text)
+            return cls(PYTHON, location(file), name)
+        path = location(text)
         if storage.is_folder(path):
             return cls(TRANSFORMERS, path)
         return cls({".pt2": EXPORTED, ".onnx": ONNX, ".py": PYTHON}.get(path.suffix, CHECKPOINT), path)

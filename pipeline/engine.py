@@ -60,7 +60,8 @@ class Crew:
 
     workers: their number, or None for as many as the machine is good for. worker_bytes: memory that one needs at once
     on a CPU; 0 where unknown. predictor: makes the source of predictions. device: that of this process, such as
-    "cuda:1"; empty for the recipe's kind.
+    "cuda:1"; empty for the recipe's kind. least: the number of Ray's workers to begin with, where `workers` is the most
+    of a range; None for the first one that comes.
     """
 
     run: Run
@@ -71,6 +72,7 @@ class Crew:
     write: RecordWriter = write_record
     limits: Limits = field(default_factory=Limits)
     device: str = ""
+    least: int | None = None
 
     def needs(self) -> str:
         """A worker's machine in words."""

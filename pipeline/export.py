@@ -23,6 +23,7 @@ from autolabel.manifests.formats.exchange import Format, Outgoing, Packing
 from autolabel.manifests.formats.known import known_format
 from autolabel.manifests.formats.style import Style
 from autolabel.manifests.images import BadImage
+from autolabel.manifests.locations import location
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.place import require_outside_runs
@@ -99,10 +100,10 @@ def export(
     Raises ValueError for a format or style that is not known, for a selection that leaves nothing, and for a folder
     that holds something else or an export that was asked for differently; OSError for a disk that is full.
     """
-    style, folder = style or Style(), Path(out).absolute()
+    style, folder = style or Style(), location(out).absolute()
     labels = LabelSource.open(source)
     writer = known_format(to).writer(labels.space, style)
-    selection = Selection(worst, None if ids is None else Path(ids), keep_if)
+    selection = Selection(worst, None if ids is None else location(ids), keep_if)
     _require_place(folder)
     choice = choose(labels, selection, in_one_folder=style.flat)
     request = {
@@ -117,7 +118,7 @@ def export(
             result = _write(_Work(folder, labels, choice, writer, style.images != "none"), to, request, progress)
         else:
             result = Export(folder, to, **account | {"notes": tuple(account["notes"])}, repeated=True)
-        storage.remove(folder / _CHUNKS)
+        storage.remove_folder(folder / _CHUNKS)
     return result
 
 

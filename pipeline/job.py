@@ -101,7 +101,7 @@ class LabelJob:
         if not _DEVICE.fullmatch(self.device):
             raise ValueError(f"device {self.device!r}: expected auto, cpu, cuda, cuda:N or mps")
         machine = self.machine
-        workers = machine.engine == "auto" and (machine.workers or 1) > 1
+        workers = machine.engine == "auto" and (machine.most or 1) > 1
         if self.one_gpu and (machine.engine == "ray" or machine.address or workers):
             raise ValueError(
                 f"device {self.device!r}: it is one GPU, and Ray gives each worker its own: give --device cuda, or"

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import location
 from autolabel.manifests.reading import blames_file, read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, middles, read_sample_label
+from autolabel.manifests.run.labels import ChangedLabel, RunConfidence, RunLabels, middles
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.selection import by_trust
@@ -147,8 +149,8 @@ class LabelSource:
     @classmethod
     def open(cls, source: Run | str | Path) -> LabelSource:
         """Open a run, by its folder, or a manifest. Raises ValueError, also for a run that has published no label."""
-        if not isinstance(source, Run) and not storage.is_folder(Path(source)):
-            return cls(Path(source), open_manifest(source))
+        if not isinstance(source, Run) and not storage.is_folder(location(source)):
+            return cls(location(source), open_manifest(source))
         run = Run.open(source)
         if run.accounts is None:
             raise ValueError(f"{run.path} has published no label yet: finish it first with `autolabel generate`")

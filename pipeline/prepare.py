@@ -19,6 +19,7 @@ from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
 from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.pipeline.attempts import excuse
+from autolabel.pipeline.cutting import extend_plan, write_plan
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.fitting import focus_for, notes_on_polygons, require_large_enough, require_policy
 from autolabel.pipeline.job import LabelJob, Portion
@@ -26,7 +27,7 @@ from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.predictor import load_for
 from autolabel.pipeline.records import Row, committed, tally
-from autolabel.pipeline.units import Plan, Tally, extend_plan, in_part, matcher, write_plan
+from autolabel.pipeline.units import Plan, Tally, in_part, matcher
 from autolabel.teacher.device import common_precision, gpu_precisions, pick_device, pick_precision
 from autolabel.teacher.memory import batch_pixels
 from autolabel.teacher.predict import Teacher
@@ -227,7 +228,7 @@ def _require_labels(run: Run, plan: Plan, manifest: ManifestFile) -> None:
     if not plan.samples:
         raise ValueError(f"{run.input_manifest} lists no samples: nothing to label")
     if run.recipe.store == "png":
-        require_png_names(run.path, lambda: (table["image"].to_pylist() for table in manifest.tables()))
+        require_png_names(run.path, lambda: (table["image"] for table in manifest.tables(("image",))))
 
 
 def _make_stores(run: Run, plan: Plan) -> None:

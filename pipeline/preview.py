@@ -15,6 +15,7 @@ from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress, Shown, Table, counted, duration, size
+from autolabel.pipeline.cutting import extend_plan, write_plan
 from autolabel.pipeline.engine import Crew, local_labeller, teacher_predictor
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.pace import HostNeeds
@@ -33,7 +34,7 @@ from autolabel.pipeline.prepare import (
 from autolabel.pipeline.progress import at_once, memory_needed
 from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import choose_engine
-from autolabel.pipeline.units import Plan, Unit, extend_plan, write_plan
+from autolabel.pipeline.units import Plan, Unit
 from autolabel.teacher.predict import Teacher
 
 PROBED = 16  # images that are labelled on trial
@@ -179,7 +180,7 @@ def _probe(
 ) -> Probe:
     machine, recipe, samples = request.job.machine, request.recipe, list(unit.samples)
     engine, _ = choose_engine(request, in_process=teachers.handed_in)
-    crew = Crew(trial, machine.workers)
+    crew = Crew(trial, machine.most)
     if engine == "local":
         crew = replace(
             crew,

@@ -1,96 +1,38 @@
-"""Ray's workers do the units. The only file of this room that imports Ray.
+"""Ray's workers do the units.
 
-Plain actors and one small `ray.wait` loop. An actor takes one unit, labels and commits it, and asks for the next; only
-the list of its samples goes in and counts come out. Actors are never restarted by Ray: a dead one is replaced here and
-its unit goes to the back of the queue. Crashes of our own and lost machines are counted apart.
+Plain actors (pipeline/ray_worker.py) and one small `ray.wait` loop. An actor takes one unit, labels and commits it, and
+asks for the next; only the list of its samples goes in and counts come out. Actors are never restarted by Ray: a dead
+one is replaced here and its unit goes to the back of the queue. Crashes of our own and lost machines are counted apart.
+A worker on a machine that is taken back finishes its images, commits them, and gives the rest of its unit back: that
+goes to the front of the queue and counts as no failure.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.metadata
 import os
 import threading
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import Any
 
-from autolabel.manifests.cluster import cluster_address, ray_session
+from autolabel.manifests.cluster import cluster_address, draining_nodes, ray_session
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.wording import kind_and_reason
+from autolabel.manifests.wording import counted, kind_and_reason
 from autolabel.pipeline.attempts import excuse, note_path
 from autolabel.pipeline.engine import STOPPING, Crew, Ended, EngineFailed, Monitor, Work, stoppable
 from autolabel.pipeline.label import Trial
+from autolabel.pipeline.ray_worker import Slot, Tick, actor_of
 from autolabel.pipeline.units import Tally, Unit
 from autolabel.teacher.compiled import CompilationFailed
 from autolabel.teacher.memory import MemoryTaken
 
 _TICKS = 100  # a second, of all workers together
 _PAUSE = 5e-5  # seconds between two looks at the workers, for each of them: a look costs 3e-6
+_QUIET_S = 30  # without workers, or with too few, before a line says so
 _STOPS_THE_RUN = {errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EPERM, errno.EROFS}  # no other worker fares better
-
-
-@dataclass(frozen=True)
-class Tick:
-    """A sign of life: the finished samples of a unit so far. The last one brings the memory budget."""
-
-    tally: Tally
-    budget: dict[str, Any] | None = None
-
-
-class Worker:
-    """An actor: a `Labeller` on the device that Ray gave it."""
-
-    def __init__(self, crew: Crew, version: str) -> None:
-        import ray
-
-        mine = importlib.metadata.version("autolabel")
-        if mine != version:
-            raise EngineFailed(f"a node has autolabel {mine}, the driver {version}: install the same on all nodes")
-        device, threads = "cpu", 1
-        if ray.get_gpu_ids():  # an actor without GPUs may see them all the same
-            device = "cuda"
-            here = ray.get_runtime_context().get_node_id()
-            nodes: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]
-            resources = next(node["Resources"] for node in nodes if node["NodeID"] == here)
-            threads = max(1, int(resources.get("CPU", 1) // resources.get("GPU", 1)))
-        self.labeller = crew.labeller(device, threads)
-
-    def ready(self) -> str:
-        """Return the id of its node, once the teacher is loaded."""
-        import ray
-
-        return str(ray.get_runtime_context().get_node_id())
-
-    def stop(self) -> None:
-        """Call `Labeller.stop`, from another thread than `run`."""
-        self.labeller.stop()
-
-    def probe(self, samples: list[Sample], unit: Unit) -> Trial:
-        """Call `Labeller.probe`."""
-        return self.labeller.probe(samples, unit)
-
-    def run(self, item: Work, pause: float) -> Iterator[Tick]:
-        """Run `Labeller.run` with a tick at most once in `pause` seconds: each one is a message to the driver."""
-        last, tally = time.monotonic(), Tally()
-        for tally in self.labeller.run(item.unit.unit(), item.wanted):
-            if time.monotonic() - last > pause:
-                last = time.monotonic()
-                yield Tick(tally)
-        yield Tick(tally, self.labeller.budget())
-
-
-def _actor(ray: Any, crew: Crew) -> Callable[[], Any]:
-    """Make a function that asks Ray for a new worker."""
-    needs: dict[str, Any] = {"num_cpus": 1, "num_gpus": int(crew.run.recipe.device == "cuda")}
-    if crew.run.recipe.device == "cpu" and crew.worker_bytes:
-        needs["memory"] = crew.worker_bytes  # so that Ray puts no more of them on a node than fit
-    remote = ray.remote(Worker).options(**needs, max_restarts=0, max_task_retries=0, max_concurrency=2)
-    sent, version = ray.put(crew), importlib.metadata.version("autolabel")
-    return lambda: remote.remote(sent, version)
 
 
 def _has(ray: Any) -> str:
@@ -99,13 +41,13 @@ def _has(ray: Any) -> str:
     return f"{gpus:g} GPU, {cpus:g} CPU and {memory / 2**30:.1f} GiB of memory"
 
 
-def _no_worker(ray: Any, crew: Crew) -> str:
-    return f"no worker started in {crew.limits.start_s:.0f} s: each needs {crew.needs()}, the cluster has {_has(ray)}"
+def _no_worker(ray: Any, crew: Crew, there: str = "no worker") -> str:
+    return f"{there} started in {crew.limits.start_s:.0f} s: each needs {crew.needs()}, the cluster has {_has(ray)}"
 
 
 def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, address: str | None) -> Ended:
     """Do `total` units of work with Ray actors. Raises EngineFailed, ClusterFailed, OSError."""
-    with ray_session(address, crew.run.path, workers=crew.workers) as ray:
+    with ray_session(address, crew.run.path, workers=crew.least or crew.workers) as ray:
         if not cluster_address(address) and crew.run.recipe.device == "cuda" and not ray.cluster_resources().get("GPU"):
             raise EngineFailed("no GPU can be had: Ray sees none on this machine (it has " + _has(ray) + ")")
         with stoppable(lambda: monitor.note(STOPPING)) as stop:
@@ -115,24 +57,13 @@ def run_ray(crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, addr
 def probe_ray(crew: Crew, samples: list[Sample], unit: Unit, address: str | None) -> Trial:
     """Label some samples with one of Ray's workers and keep nothing."""
     with ray_session(address, crew.run.path) as ray:
-        actor = _actor(ray, crew)()
+        actor = actor_of(ray, crew)()
         try:
             ray.get(actor.ready.remote(), timeout=crew.limits.start_s)
         except ray.exceptions.GetTimeoutError as error:
             raise EngineFailed(_no_worker(ray, crew)) from error
         trial: Trial = ray.get(actor.probe.remote(samples, unit))
         return trial
-
-
-@dataclass
-class _Slot:
-    """A worker and its work, which is None while it starts. beat: the time of its last sign of life."""
-
-    actor: Any
-    node: str | None = None
-    work: Work | None = None
-    beat: float = field(default_factory=time.monotonic)
-    stalled: bool = False
 
 
 class _Loop:
@@ -142,10 +73,16 @@ class _Loop:
         self, ray: Any, crew: Crew, work: Iterator[Work], total: int, monitor: Monitor, stop: threading.Event
     ) -> None:
         self.ray, self.crew, self.monitor, self.stop, self.limits = ray, crew, monitor, stop, crew.limits
-        self.new_worker = _actor(ray, crew)
+        self.new_worker = actor_of(ray, crew)
         self.work, self.unseen = work, total  # number of units that nobody has taken yet
+        self.given_back: deque[Work] = deque()  # by workers that left in order
         self.again: deque[Work] = deque()  # units to be tried again
-        self.live: dict[Any, _Slot] = {}  # pending reference or stream -> slot
+        self.live: dict[Any, Slot] = {}  # pending reference or stream -> slot
+        self.least = min(crew.least or 1, total)  # workers to begin with
+        self.waiting: list[Slot] = []  # workers that are ready before as many are there
+        self.begun = False
+        self.draining: set[str] = set()  # nodes that are taken back
+        self.home = ray.get_runtime_context().get_node_id()
         self.crashes: Counter[str] = Counter()
         self.lost: Counter[str] = Counter()
         self.ended = Ended()
@@ -154,7 +91,7 @@ class _Loop:
         self.fewer = 0  # workers that are not replaced, because memory ran out or their machine is unfit
         self.last_life, self.last_look = time.monotonic(), float("-inf")
         self.wanted = 0  # number of workers to keep
-        self.said_waiting = False
+        self.said_waiting, self.enough, self.said_fewer = False, time.monotonic(), False
         self.metrics = _metrics()
 
     def run(self) -> Ended:
@@ -169,7 +106,7 @@ class _Loop:
                     self._advance(reference)
                 self.monitor.workers(self._busy())
         finally:
-            for slot in self.live.values():
+            for slot in [*self.live.values(), *self.waiting]:
                 self._dismiss(slot)
             self.monitor.workers(0)
         self.ended.stopped = self.stop.is_set()
@@ -198,7 +135,7 @@ class _Loop:
         return sum(slot.work is not None for slot in self.live.values())
 
     def _left(self) -> int:
-        return self.unseen + len(self.again)
+        return self.unseen + len(self.given_back) + len(self.again)
 
     def _look(self) -> None:
         """Now and then, end workers that hang, set the metrics and count how many workers there is room for."""
@@ -210,27 +147,71 @@ class _Loop:
         counters = self.monitor.now()
         for name, gauge in self.metrics.items():
             gauge.set(getattr(counters, name))
-        if not self._busy() and not self.stop.is_set():
+        self._leave_machines()
+        if not self.stop.is_set():
             self._check_for_life(now)
-        resources = self.ray.cluster_resources()  # nodes come and go
-        fitting = int(resources.get("GPU", 0) if self.crew.run.recipe.device == "cuda" else resources.get("CPU", 1))
-        self.wanted = max(1, (self.crew.workers or fitting) - self.fewer)
+        self.wanted = max(1, (self.crew.workers or self._fitting()) - self.fewer)
+
+    def _fitting(self) -> int:
+        """Count the workers that there is room for now: nodes come and go."""
+        name = "GPU" if self.crew.run.recipe.device == "cuda" else "CPU"
+        room = self.ray.cluster_resources().get(name, name == "CPU")
+        if self.draining:
+            room -= sum(node["Resources"].get(name, 0) for node in self._nodes() if node["NodeID"] in self.draining)
+        return int(room)
+
+    def _nodes(self) -> list[dict[str, Any]]:
+        return [node for node in self.ray.nodes() if node["Alive"]]
+
+    def _leave_machines(self) -> None:
+        """Let workers on machines that are taken back finish their images; nobody is hired there, by Ray's own care."""
+        known, self.draining = self.draining, draining_nodes(self.ray)
+        if self.waiting:  # one whose machine is gone has nothing to tell it by
+            alive = {node["NodeID"] for node in self._nodes()}
+            for slot in [slot for slot in self.waiting if slot.node in self.draining or slot.node not in alive]:
+                self.waiting.remove(slot)
+                self._dismiss(slot)
+        leaving = [slot for slot in self.live.values() if slot.node in self.draining and slot.work and not slot.leaves]
+        for slot in leaving:
+            slot.leaves = True
+            slot.actor.stop.remote()
+        if leaving:
+            self.monitor.note(
+                f"{counted(len({slot.node for slot in leaving}), 'machine')} will be taken back: workers there finish"
+                " the images under way, and others go on with their units"
+            )
+        if self.home in self.draining - known and not self.stop.is_set():
+            self.monitor.note(f"the machine of this command will be taken back; {STOPPING}")
+            self.stop.set()
 
     def _hire(self) -> None:
         """Replace workers that are gone; those that wait for a machine are what an autoscaler looks at."""
         room = min(self.wanted, self._left() + self._busy())
-        while not self.stop.is_set() and len(self.live) < room:
+        while not self.stop.is_set() and len(self.live) + len(self.waiting) < room:
             actor = self.new_worker()
-            self.live[actor.ready.remote()] = _Slot(actor)
+            self.live[actor.ready.remote()] = Slot(actor)
+        starting = [reference for reference, slot in self.live.items() if slot.work is None]
+        for reference in starting[::-1][: max(0, len(self.live) + len(self.waiting) - room)]:
+            self._dismiss(self.live.pop(reference))  # else an autoscaler would bring machines for no work
 
     def _check_for_life(self, now: float) -> None:
+        busy = self._busy()
+        if busy >= min(self.least, self._left() + busy):
+            self.enough, self.said_fewer = now, False
+        elif self.begun and busy and now - self.enough > _QUIET_S and not self.said_fewer:
+            self.said_fewer = True
+            self.monitor.note(f"going on with {counted(busy, 'worker')} of at least {self.least}, and waiting for more")
+        if busy:
+            return
         waited = now - self.last_life
+        there = f"only {len(self.waiting)} of at least {counted(self.least, 'worker')}" if self.waiting else "no worker"
         if waited > self.limits.start_s:
-            raise EngineFailed(_no_worker(self.ray, self.crew))
-        if waited > 30 and not self.said_waiting:
+            raise EngineFailed(_no_worker(self.ray, self.crew, there))
+        if waited > _QUIET_S and not self.said_waiting:
             self.said_waiting = True
+            awaited = f"{self.least} workers, {len(self.waiting)} so far" if self.least > 1 else "a worker"
             self.monitor.note(
-                f"waiting for a worker: each needs {self.crew.needs()}, the cluster has {_has(self.ray)};"
+                f"waiting for {awaited}: each needs {self.crew.needs()}, the cluster has {_has(self.ray)};"
                 f" giving up after {self.limits.start_s / 60:.0f} min"
             )
 
@@ -245,12 +226,18 @@ class _Loop:
                 self._give(reference, slot)
             else:
                 tick: Tick = self.ray.get(next(reference))
-                self.monitor.unit(slot.work.unit.name, tick.tally, whole=tick.budget is not None)
+                rest = tick.leaves and tick.tally.done < len(slot.work.wanted) and not self.stop.is_set()
+                self.monitor.unit(slot.work.unit.name, tick.tally, whole=tick.budget is not None and not rest)
+                if rest:
+                    self.given_back.append(slot.work)
                 if tick.budget is not None:
                     self.full = 0
+                    slot.leaves |= tick.leaves
                     self.monitor.budget(tick.budget)
                     self._give(reference, slot)  # the end of its stream says no more
-            slot.beat = self.last_life = time.monotonic()
+            slot.beat = time.monotonic()
+            if self.begun:
+                self.last_life = slot.beat
         except RayTaskError as error:
             cause = error.cause
             if isinstance(cause, CompilationFailed) or (isinstance(cause, OSError) and cause.errno in _STOPS_THE_RUN):
@@ -263,7 +250,7 @@ class _Loop:
         except RayError as error:  # not only RayActorError: a worker that the system ended for its memory is none
             self._lose(reference, slot, *self._judge(error, slot))
 
-    def _judge(self, error: Exception, slot: _Slot) -> tuple[str, bool]:
+    def _judge(self, error: Exception, slot: Slot) -> tuple[str, bool]:
         """Return why a worker is gone, and True if its machine is to blame."""
         from ray.exceptions import ActorUnavailableError, OutOfMemoryError
 
@@ -273,7 +260,7 @@ class _Loop:
             self.fewer += 1
             self.monitor.note("a machine ran out of memory: going on with one worker less")
             return "the machine ran out of memory", False
-        alive = {node["NodeID"] for node in self.ray.nodes() if node["Alive"]}
+        alive = {node["NodeID"] for node in self._nodes()} - self.draining
         gone = isinstance(error, ActorUnavailableError) or getattr(error, "preempted", False)
         gone = gone or "node has died" in str(error) or (slot.node is not None and slot.node not in alive)
         if gone:
@@ -283,22 +270,30 @@ class _Loop:
         told = lines[-1 if getattr(error, "actor_init_failed", False) else 0] if lines else "an error without words"
         return f"{type(error).__name__}: {told}", False
 
-    def _give(self, reference: Any, slot: _Slot) -> None:
+    def _give(self, reference: Any, slot: Slot) -> None:
         """Hand the worker its next unit, or let it go."""
         del self.live[reference]
-        if self.stop.is_set() or not self._left():
+        if self.stop.is_set() or not self._left() or slot.leaves or slot.node in self.draining:
             self._dismiss(slot)
             return
-        if self.unseen:
+        self.waiting.append(slot)
+        self.begun = self.begun or len(self.waiting) >= self.least
+        while self.begun and self.waiting and self._left():
+            self._send(self.waiting.pop(0))
+
+    def _send(self, slot: Slot) -> None:
+        if self.given_back:
+            work = self.given_back.popleft()
+        elif self.unseen:
             work = next(self.work)
             self.unseen -= 1
         else:
             work = self.again.popleft()
         pause = max(1.0, self.wanted / _TICKS)
         stream = slot.actor.run.options(num_returns="streaming").remote(work, pause)
-        self.live[stream] = _Slot(slot.actor, slot.node, work)
+        self.live[stream] = Slot(slot.actor, slot.node, work)
 
-    def _lose(self, reference: Any, slot: _Slot, why: str, infrastructure: bool) -> None:
+    def _lose(self, reference: Any, slot: Slot, why: str, infrastructure: bool) -> None:
         """A worker died or raised: drop it, and try its unit again later."""
         del self.live[reference]
         self._dismiss(slot)
@@ -331,7 +326,7 @@ class _Loop:
         self.wanted = max(1, self.wanted - 1)
         self.monitor.note(f"going on with one worker less ({why})")
 
-    def _dismiss(self, slot: _Slot) -> None:
+    def _dismiss(self, slot: Slot) -> None:
         with contextlib.suppress(Exception):
             self.ray.kill(slot.actor)
 

@@ -139,8 +139,8 @@ def generate(
             if reason:
                 meter.note(f"engine {engine}: {reason}")
             crew = Crew(
-                run, job.machine.workers, 0, job.portion.retry_quarantined,
-                predictor or teacher_predictor, write, limits or Limits(), request.device,
+                run, job.machine.most, 0, job.portion.retry_quarantined,
+                predictor or teacher_predictor, write, limits or Limits(), request.device, job.machine.least,
             )  # fmt: skip
             if engine == "local":
                 ended = run_local(crew, left.work(), meter)
@@ -183,14 +183,15 @@ def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, s
         return "local", f"{one}; --engine ray uses all of them, --device cuda:N another" if gpus > 1 else ""
     address = cluster_address(machine.address)
     private = not (address or is_connected())
-    if device == "cuda" and private and machine.workers and machine.workers > 1:
-        require_gpus(machine.workers, gpus)
+    needed = machine.least or machine.most
+    if device == "cuda" and private and needed and needed > 1:
+        require_gpus(needed, gpus)
     if machine.engine != "auto":
         return machine.engine, ""
     if address:
         return "ray", f"the cluster at {address}"
-    if (machine.workers or 1) > 1:
-        return "ray", f"{machine.workers} workers"
+    if (machine.most or 1) > 1:
+        return "ray", f"{machine.most} workers"
     several = gpus > 1 and machine.workers is None
     if several and any(islice(request.manifest.samples(), request.recipe.unit_size, None)):
         return "ray", f"one worker for each of {gpus} GPUs"

@@ -226,7 +226,7 @@ def _name(choice: Choice, *, in_one_folder: bool) -> None:
                     " rename the image" + (", or leave out --flat" if in_one_folder else "")
                 )
     require_distinct(
-        ([folded(name) for name in some] for some in names()),
+        lambda: ([folded(name) for name in some] for some in names()),
         lambda name: (
             f"two samples would be called {name!r} on many disks, which tell apart neither the case nor the composition"
             " of letters: rename one, or export them apart with --ids" + (" or without --flat" * in_one_folder)

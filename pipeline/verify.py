@@ -10,7 +10,8 @@ import numpy as np
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import PREPARING, Run
-from autolabel.manifests.run.labels import LABELS, ChangedLabel, read_sample_label, stored_labels
+from autolabel.manifests.run.labels import LABELS, ChangedLabel, stored_labels
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, crc32c, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import EXACT
@@ -18,9 +19,10 @@ from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import Progress, Shown, counted
 from autolabel.pipeline.adopted import Adopted
 from autolabel.pipeline.by_hand import edited_label, is_whole_picture, set_aside
+from autolabel.pipeline.cutting import gained, write_plan
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file
-from autolabel.pipeline.units import Plan, Unit, gained, write_plan
+from autolabel.pipeline.units import Plan, Unit
 
 
 @dataclass

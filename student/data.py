@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,12 +20,13 @@ from PIL import Image, ImageEnhance, ImageFilter
 from torch.utils.data import Dataset
 
 from autolabel.manifests.label_space import IGNORE
-from autolabel.manifests.reading import read_photograph, read_picture
-from autolabel.manifests.run.labels import CERTAIN, read_sample_label, read_sample_probability
+from autolabel.manifests.reading import fetch_photograph, picture_of, read_photograph
+from autolabel.manifests.run.labels import CERTAIN, PROBABILITY
+from autolabel.manifests.run.sample_labels import FetchedLabel, fetch_label, fetch_layer, read_sample_label
 from autolabel.manifests.run.shards import CHUNK, Label, Window
 from autolabel.manifests.samples import Manifest, Sample, load_manifest
 from autolabel.manifests.schemas import AUTO
-from autolabel.student.sampling import Centroid, Draws
+from autolabel.student.sampling import Centroid, Draw, Draws
 
 _PADDING = (124, 116, 104)  # RGB; the mean colour that normalisation subtracts, so that padding becomes zero
 _BLUR = (0.15, 1.3)  # pixels; the published code's range of the Gaussian's standard deviation
@@ -81,8 +82,17 @@ class Augmentation:
     blur: bool = False
 
 
+class Fetched(NamedTuple):
+    """The stored bytes behind a draw. weight: the probability of an automatic label, if it is asked."""
+
+    draw: Draw
+    image: bytes
+    label: FetchedLabel
+    weight: FetchedLabel | None
+
+
 class TrainingCrops(Dataset[dict[str, Any]]):
-    """A dataset whose item n is the augmented crop of draw n.
+    """A dataset whose item n is the augmented crop of draw n: what `fetch` reads, `crop` decodes and augments.
 
     An item is {"image": (3, h, w) uint8, "label": (h, w) uint8, "sample_id": str, "automatic": bool}, the last true for
     labels of source auto. With `weights` it also has "weight" (h, w) uint8: the probability of an automatic label, in
@@ -99,22 +109,22 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         return len(self.draws)
 
     def __getitem__(self, n: int) -> dict[str, Any]:
-        draw, rng = self.draws[n], np.random.default_rng((self.draws.seed, n))
-        return self._augmented(self.dataset.samples[draw.sample], draw.around, rng)
+        return self.crop(n, self.fetch(self.draws[n]))
 
-    def reader(self, sample: Sample) -> Callable[[Window], Label]:
-        """Return a reader of windows of a label: it reads only their chunks of a Zarr store, or a whole PNG once."""
-        space = self.dataset.label_space
-        if sample.label_index is not None:
-            return lambda window: read_sample_label(sample, space, window=window)
-        whole = read_sample_label(sample, space)
-        return lambda window: whole[window[0] : window[0] + window[2], window[1] : window[1] + window[3]]
+    def fetch(self, draw: Draw) -> Fetched:
+        """Read what a draw needs: the photograph's bytes, and one range for its label. Threads may do it ahead."""
+        sample = self.dataset.samples[draw.sample]
+        weight = fetch_layer(sample, PROBABILITY) if self.weights and sample.source == AUTO else None
+        return Fetched(draw, fetch_photograph(sample), fetch_label(sample, self.dataset.label_space), weight)
 
-    def _augmented(self, sample: Sample, around: Centroid | None, rng: np.random.Generator) -> dict[str, Any]:
+    def crop(self, n: int, fetched: Fetched) -> dict[str, Any]:
+        """Make the item of draw n of what was read for it."""
+        rng = np.random.default_rng((self.draws.seed, n))
+        sample, around = self.dataset.samples[fetched.draw.sample], fetched.draw.around
         published, (crop_height, crop_width) = self.augmentation.published, self.augmentation.crop
         low, high = self.augmentation.scale if published else np.log(self.augmentation.scale)
         scale = float(rng.uniform(low, high) if published else np.exp(rng.uniform(low, high)))
-        read = self.reader(sample)
+        read = fetched.label.crop
         y, x = _focus(sample, around, read) if around else (None, None)
         window = _published_window if published else _window
         top, height, place_y, out_height = window(sample.height, crop_height, scale, y, rng)
@@ -122,7 +132,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
 
         # Image and label go through the same geometry; the image's colours are changed after it.
         needed = min(sample.height, top + height + _beyond(height / out_height, published=published))
-        whole, by = read_picture(sample, shrink=1 / scale, rows=needed)
+        whole, by = picture_of(sample, fetched.image, shrink=1 / scale, rows=needed)
         box = (left / by, top / by, (left + width) / by, (top + height) / by)
         by_colour = Image.Resampling.BICUBIC if published else Image.Resampling.BILINEAR
         picture = whole.resize((out_width, out_height), by_colour, box=box)
@@ -148,7 +158,8 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         inside = (top, left, height, width)
         item = _item(np.asarray(crop), placed(read(inside)), sample.sample_id) | {"automatic": sample.source == AUTO}
         if self.weights:
-            item["weight"] = torch.from_numpy(placed(_weights(sample, inside)))
+            sure = np.full(inside[2:], CERTAIN, np.uint8) if fetched.weight is None else fetched.weight.crop(inside)
+            item["weight"] = torch.from_numpy(placed(sure))
         return item
 
     def _recoloured(self, picture: Image.Image, rng: np.random.Generator) -> Image.Image:
@@ -165,13 +176,6 @@ class TrainingCrops(Dataset[dict[str, Any]]):
 def _beyond(reduction: float, *, published: bool) -> int:
     """How many rows below a window Pillow's resizing looks at, or a few more: 1 or 2 times the reduction, at least."""
     return math.ceil((2 if published else 1) * max(reduction, 1)) + 2
-
-
-def _weights(sample: Sample, window: Window) -> Label:
-    """The probability of every pixel's label in 255ths: 255 for labels that people made."""
-    if sample.source != AUTO:
-        return np.full(window[2:], CERTAIN, np.uint8)
-    return read_sample_probability(sample, window=window)
 
 
 def _brightened(picture: Image.Image, by: float) -> Image.Image:

@@ -124,7 +124,7 @@ def run_workers(
         on_note("the cluster has no GPU, so CPUs train; --device cuda would wait for GPUs")
     own_node = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     mailbox = ray.remote(_Mailbox).options(num_cpus=0, scheduling_strategy=own_node).remote()
-    storage.remove(folder / _SCRATCH)
+    storage.remove_folder(folder / _SCRATCH)
     work = partial(_work, body, mailbox, final, os.getcwd(), placement)
     fitting = _Fitting(_trainer(work, workers, placement=placement, folder=folder))
     fitting.start()
@@ -133,7 +133,7 @@ def run_workers(
         _follow(ray, fitting, mailbox, needs=needs, on_step=on_step, on_note=on_note)
     finally:
         with contextlib.suppress(OSError):  # a worker that ends may still write there
-            storage.remove(folder / _SCRATCH)
+            storage.remove_folder(folder / _SCRATCH)
 
 
 def _trainer(work: Callable[[], None], workers: int, *, placement: Placement, folder: Path) -> Any:

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import read_json
-from autolabel.manifests.run.labels import keeps_probability
 from autolabel.manifests.run.place import require_outside_runs
+from autolabel.manifests.run.sample_labels import keeps_probability
 from autolabel.manifests.samples import Manifest, fingerprints
 from autolabel.manifests.schemas import AUTO
 from autolabel.manifests.wording import Progress

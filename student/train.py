@@ -34,7 +34,6 @@ from typing import Any, NoReturn, cast
 import torch
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.data import DataLoader
 
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import ray_session
@@ -43,6 +42,7 @@ from autolabel.manifests.wording import Progress, counted
 from autolabel.student.batches import Batch
 from autolabel.student.evaluate import Scores, score
 from autolabel.student.job import TrainJob
+from autolabel.student.loading import batches_of
 from autolabel.student.losses import BatchCounts
 from autolabel.student.optimizer import WeightUpdater, learning_rate_at
 from autolabel.student.parallel import DrawSampler, Team
@@ -182,15 +182,11 @@ class Training:
         if self.request.crops is None:
             return ()
         job, on_gpu = self.job, self.team.device.type == "cuda"
-        return DataLoader(
-            self.request.crops,
-            batch_size=job.batch_size // self.team.size,
-            sampler=DrawSampler(
-                self.team, first=self.step, steps=job.steps, batch=job.batch_size, accumulate=job.accumulate
-            ),
-            num_workers=self.team.loaders,
-            pin_memory=on_gpu,
+        draws = DrawSampler(
+            self.team, first=self.step, steps=job.steps, batch=job.batch_size, accumulate=job.accumulate
         )
+        size = job.batch_size // self.team.size
+        return batches_of(self.request.crops, draws, size=size, loaders=self.team.loaders, pin=on_gpu)
 
     def run(self, on_step: OnStep, on_note: Callable[[str], None]) -> None:
         """Do the steps that are left. The first process of a team calls `on_step` after each, and writes the files."""

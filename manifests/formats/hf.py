@@ -107,7 +107,7 @@ class HfWriter:
         text = "\n".join([*head, *files, "---", "", words, ""])
         storage.write(folder / "README.md", text.encode())
         storage.write_json(folder / "id2label.json", {str(i): name for i, name in enumerate(self._space.names)})
-        storage.remove(folder / _PARTS)
+        storage.remove_folder(folder / _PARTS)
 
 
 def _picture(folder: Path, column: str, name: str | None) -> dict[str, Any] | None:

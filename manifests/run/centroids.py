@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import CHUNK
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress

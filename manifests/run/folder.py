@@ -16,6 +16,7 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, shaped
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import location
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.accounts import Accounts as Accounts
@@ -197,11 +198,11 @@ class Run(RunFolder, Shown):
         """
         if isinstance(path, Run):
             return path
-        file = RunFolder(Path(path)).record
+        file = RunFolder(location(path)).record
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
-        require_no_links(Path(path))
-        run = cls.read(Path(path))
+        require_no_links(location(path))
+        run = cls.read(location(path))
         if run is None:
             raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
         return run

@@ -1,4 +1,4 @@
-"""The committed labels of a run, by sample id, and the label of any sample of a manifest.
+"""The committed labels of a run, by sample id; manifests/run/sample_labels.py reads those of a manifest's samples.
 
 A run that keeps the teacher's confidence has more layers, stored just like the labels: `top`, the top class of every
 pixel, `confidence`, its level of confidence, and `second`, the second class where people named none, else 255. One that
@@ -23,10 +23,10 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.images import PNG_END, BadImage, decode_label, read_label
+from autolabel.manifests.images import PNG_END, BadImage, decode_label
 from autolabel.manifests.label_space import LabelSpace
-from autolabel.manifests.run.shards import DamagedLabel, Label, Window, bucket_of, crc32c, read_zarr
-from autolabel.manifests.samples import Sample
+from autolabel.manifests.run.frames import read_zarr
+from autolabel.manifests.run.shards import DamagedLabel, Label, Window, bucket_of, crc32c
 from autolabel.manifests.tables import BadTable, read_table
 
 # Layers: the maps of bytes that a run may hold of an image.
@@ -235,56 +235,3 @@ def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:
 
 def _checksum(layer: str) -> str:
     return "label_crc32c" if layer == LABELS else f"{layer}_crc32c"
-
-
-def read_sample_label(sample: Sample, space: LabelSpace, *, window: Window | None = None) -> Label:
-    """The label of a manifest's sample as (h, w) uint8 train ids, whole or the crop `window`.
-
-    Raises ValueError if the sample has no label. A label that cannot be read raises DamagedLabel if a run made it,
-    which names sample and run and says what to do; else BadImage, DamagedLabel or OSError.
-    """
-    if sample.label is None:
-        raise ValueError(f"sample {sample.sample_id!r} has no label")
-    try:
-        return _sample_label(sample, sample.label, space, window or (0, 0, sample.height, sample.width))
-    except (BadImage, DamagedLabel, OSError) as error:
-        if sample.run is None:
-            raise
-        reason = f"{sample.label}: {error.strerror}" if isinstance(error, OSError) else str(error)
-        raise DamagedLabel(
-            f"sample {sample.sample_id!r} of run {sample.run}: {reason}; `autolabel verify {sample.run}` finds all that"
-            " is damaged or was changed by hand, and says what to do"
-        ) from error
-
-
-def keeps_probability(run: Path) -> bool:
-    """True if a run has kept the probabilities of its labels."""
-    return any(storage.is_folder(run / name) for name in (PROBABILITY, zarr_folder(PROBABILITY)))
-
-
-def read_sample_probability(sample: Sample, *, window: Window | None = None) -> Label:
-    """The probability of a sample's automatic label in 255ths, (h, w) uint8, whole or the crop `window`.
-
-    Raises ValueError if no run made the label, or one that has kept no probabilities; DamagedLabel if they cannot be
-    read.
-    """
-    if sample.label is None or sample.run is None:
-        raise ValueError(f"sample {sample.sample_id!r} has no label of a run")
-    if not keeps_probability(sample.run):
-        raise ValueError(f"{sample.run} has kept no probabilities: {KEEP_PROBABILITY}")
-    top, left, height, width = window or (0, 0, sample.height, sample.width)
-    place = sample.run / in_layer(sample.label.relative_to(sample.run).as_posix(), PROBABILITY)
-    if sample.label_index is not None:
-        return read_zarr(place, sample.label_index, window=(top, left, height, width))
-    whole = read_png(place)
-    if whole.shape != (sample.height, sample.width):
-        raise DamagedLabel(f"{place}: its size is not that of the image: `autolabel verify {sample.run}`")
-    return whole[top : top + height, left : left + width]
-
-
-def _sample_label(sample: Sample, path: Path, space: LabelSpace, window: Window) -> Label:
-    top, left, height, width = window
-    if sample.label_index is not None:
-        return read_zarr(path, sample.label_index, window=window)
-    label = read_label(path, space, ids=sample.label_ids, size=(sample.height, sample.width))
-    return label[top : top + height, left : left + width]

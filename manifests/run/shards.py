@@ -1,24 +1,20 @@
-"""Shards: labels in a Zarr store, written a whole unit at a time, read by row or by crop.
+"""Shards: labels in a Zarr store, written a whole unit at a time; manifests/run/frames.py reads them.
 
 A store is one Zarr v3 group with an array per size bucket, such as `b1024x2048` of shape (n, 1024, 2048) uint8 with
 fill value 255. A bucket's sides are multiples of 512; a label lies at the top left of its row. One shard holds the
 labels of one unit. Chunks are (1, 512, 512), zstd with checksums, so that a flipped bit is an error and never another
 class. The codecs are Zarr's core codecs: plain zarr reads the store.
 
-zarr-python makes the metadata; the shards are put together and read here. Writing a label takes zarr-python 1.4 times
-the CPU of a PNG by Pillow with the zstd parameters that give 0.57 of its bytes; it takes ours 1.0 times. Reading a crop
-takes zarr-python seven times as long as ours, and tensorstore 1.3 times as long; tensorstore also aborts in a forked
-worker once the parent has read. benchmarks/store.py has these measurements.
+zarr-python makes the metadata; the shards are put together here. Writing a label takes zarr-python 1.4 times the CPU of
+a PNG by Pillow with the zstd parameters that give 0.57 of its bytes; it takes ours 1.0 times. Reading a crop takes
+zarr-python seven times as long as ours, and tensorstore 1.3 times as long; tensorstore also aborts in a forked worker
+once the parent has read. benchmarks/store.py has these measurements.
 """
 
 from __future__ import annotations
 
-import math
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
-from itertools import product
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -28,12 +24,10 @@ import zstandard
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import read_json, shaped
 from autolabel.manifests.label_space import IGNORE
-from autolabel.manifests.wording import kind_and_reason
 
 CHUNK = 512  # pixels, both ways; measured best for crops and size
-_NO_FRAME = 2**64 - 1  # offset and size of a chunk in which all is ignored
+NO_FRAME = 2**64 - 1  # offset and size of a chunk in which all is ignored
 Pixels = TypeVar("Pixels", int, NDArray[np.int64])
 Label = NDArray[np.uint8]
 Frames = tuple[bytes, ...]  # one label, encoded
@@ -54,7 +48,8 @@ def bucket_of(height: int, width: int) -> str:
     return f"b{whole_chunks(height)}x{whole_chunks(width)}"
 
 
-def _bucket_size(bucket: str) -> tuple[int, int]:
+def bucket_size(bucket: str) -> tuple[int, int]:
+    """Height and width of the rows of an array, from its name."""
     height, width = bucket.removeprefix("b").split("x")
     return int(height), int(width)
 
@@ -94,8 +89,8 @@ def _metadata(
     for bucket, rows in buckets.items():
         group.create_array(
             bucket,
-            shape=(rows, *_bucket_size(bucket)),
-            shards=(shard_rows, *_bucket_size(bucket)),
+            shape=(rows, *bucket_size(bucket)),
+            shards=(shard_rows, *bucket_size(bucket)),
             chunks=(1, CHUNK, CHUNK),
             dtype="uint8",
             fill_value=IGNORE,
@@ -167,7 +162,7 @@ def write_zarr_shard(array: Path, first_row: int, *, shard_rows: int, labels: Se
     file too, so that a missing file is always a loss and never "all ignored".
     """
     assert first_row % shard_rows == 0 and len(labels) <= shard_rows
-    height, width = _bucket_size(array.name)
+    height, width = bucket_size(array.name)
     sizes = np.zeros((shard_rows, height // CHUNK * (width // CHUNK)), "<u8")
     for row, frames in zip(sizes, labels, strict=False):
         if frames is not None:
@@ -176,98 +171,10 @@ def write_zarr_shard(array: Path, first_row: int, *, shard_rows: int, labels: Se
             row[:] = [len(frame) for frame in frames]
     ends = sizes.cumsum().reshape(sizes.shape)
     index = np.stack([ends - sizes, sizes], axis=-1)
-    index[sizes == 0] = _NO_FRAME
+    index[sizes == 0] = NO_FRAME
     body = b"".join(frame for frames in labels if frames for frame in frames)
     data = body + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
     path = shard_path(array, first_row // shard_rows)
     storage.write(path, data)
     by_row = tuple(int(size) for size in sizes[: len(labels)].sum(axis=1))
     return WrittenShard(path.name, len(data), int(google_crc32c.value(data)), by_row)
-
-
-def read_zarr(array: Path, row: int, *, window: Window) -> Label:
-    """Read a crop (height, width) uint8 of one row. Raises DamagedLabel unless the store vouches for every pixel.
-
-    No descriptor, lock or thread outlives a read, so workers may be forked at any time.
-    """
-    try:
-        try:
-            return _read(array, row, window)
-        except storage.ChangedFile:  # a repair has replaced the shard between two looks at it
-            return _read(array, row, window)
-    except (OSError, ArithmeticError, LookupError, TypeError, ValueError, zstandard.ZstdError) as error:
-        raise DamagedLabel(f"{array} row {row}: {kind_and_reason(error)}") from error
-
-
-def _read(array: Path, row: int, window: Window) -> Label:
-    top, left, height, width = window
-    metadata = array / "zarr.json"
-    rows, shard_rows = _rows(metadata, storage.stat(metadata))
-    tall, wide = _bucket_size(array.name)
-    if not (0 <= row < rows and 0 <= top <= top + height <= tall and 0 <= left <= left + width <= wide):
-        raise IndexError(f"{height} x {width} at ({top}, {left}) leaves the array of {rows} x {tall} x {wide}")
-    path = shard_path(array, row // shard_rows)
-    version = storage.stat(path)
-    if version is None:
-        raise DamagedLabel(f"{path} is missing: run `autolabel generate` again to restore it")
-    ys, xs = (range(a // CHUNK, -(-(a + n) // CHUNK)) for a, n in ((top, height), (left, width)))
-    index = _shard_index(path, version, (shard_rows, tall // CHUNK, wide // CHUNK))
-    entries = index[row % shard_rows, ys.start : ys.stop, xs.start : xs.stop].reshape(-1, 2).tolist()
-    frames = [(offset, offset + size) for offset, size in entries if offset != _NO_FRAME]
-    start, end = min(frames, default=(0, 0))[0], max(frames, default=(0, 0))[1]
-    data = storage.read_range(path, start, end - start, unchanged=version)  # the frames of a label lie side by side
-    crop = np.empty((height, width), np.uint8)
-    for (y, x), (offset, size) in zip(product(ys, xs), entries, strict=True):
-        up, left_of = y * CHUNK - top, x * CHUNK - left  # the chunk's corner, relative to the crop's
-        part = crop[max(0, up) : up + CHUNK, max(0, left_of) : left_of + CHUNK]
-        if offset == _NO_FRAME:
-            part[:] = IGNORE
-        else:
-            chunk = _decoded(data[offset - start : offset - start + size])
-            part[:] = chunk[max(0, -up) : height - up, max(0, -left_of) : width - left_of]
-    return crop
-
-
-class _Decoder(threading.local):
-    """A zstd decompressor of its own for every thread."""
-
-    def __init__(self) -> None:
-        self.decompress = zstandard.ZstdDecompressor().decompress
-
-
-_decoder = _Decoder()
-
-
-def _decoded(frame: bytes) -> Label:
-    if zstandard.frame_content_size(frame) != CHUNK * CHUNK:  # checked before that much memory is taken
-        raise ValueError("a chunk of another size")
-    # A flipped bit may say that there is no checksum: the checksum is extra data then, and refused.
-    return np.frombuffer(_decoder.decompress(frame, allow_extra_data=False), np.uint8).reshape(CHUNK, CHUNK)
-
-
-@lru_cache(maxsize=64)
-def _rows(metadata: Path, version: storage.Stat | None) -> tuple[int, int]:
-    """Rows of an array and of each of its shards; read once for every version of its metadata."""
-    array = read_json(metadata, dict[str, Any])
-    chunks = array["chunk_grid"]["configuration"]["chunk_shape"]
-    rows, shard_rows = (shaped(int, sizes[0], f"a size in {metadata}") for sizes in (array["shape"], chunks))
-    return rows, shard_rows
-
-
-_INDICES = 1024  # shards whose index stays in memory: 8 KiB each for 64 labels of 1024 x 2048
-_indices: dict[Path, tuple[storage.Stat, NDArray[np.uint64]]] = {}
-
-
-def _shard_index(path: Path, version: storage.Stat, shape: tuple[int, int, int]) -> NDArray[np.uint64]:
-    """(offset, size) of every chunk of a shard, (rows, down, across, 2); read once for every version of it."""
-    cached = _indices.get(path)
-    if cached is None or cached[0] != version or cached[1].shape[:3] != shape:
-        length = 16 * math.prod(shape) + 4
-        data = storage.read_range(path, max(0, version.size - length), length, unchanged=version)
-        if len(data) != length or google_crc32c.value(data[:-4]) != int.from_bytes(data[-4:], "little"):
-            raise DamagedLabel(f"{path}: its index is damaged")
-        cached = version, np.frombuffer(data[:-4], "<u8").reshape(*shape, 2)
-        if len(_indices) >= _INDICES:
-            _indices.clear()
-        _indices[path] = cached
-    return cached[1]

@@ -25,7 +25,7 @@ from autolabel.manifests.places import without_void
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.scores import BoundaryF, Confusion, Counts, shares
 from autolabel.manifests.teachers import AnyTeacher
 from autolabel.manifests.wording import Progress, counted, percent

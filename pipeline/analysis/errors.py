@@ -21,11 +21,12 @@ from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.locations import location
 from autolabel.manifests.machine import cores
 from autolabel.manifests.reading import read_coarse, read_photograph
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import ManifestFile, Sample, open_manifest
 from autolabel.manifests.tables import read_pieces
@@ -94,7 +95,7 @@ def find_errors(
         if value is not None and value < least:
             raise ValueError(f"--{name} {value}: expected {least} or more")
     paths = [run.path if isinstance(run, Run) else run for run in runs]
-    manifest, judges, own = _opened(source.path if isinstance(source, Run) else Path(source), paths)
+    manifest, judges, own = _opened(source.path if isinstance(source, Run) else location(source), paths)
     _require_place(out)
     spaces = f"the labels of {manifest.path}"
     require_one_space(manifest.label_space, judges, of=spaces)

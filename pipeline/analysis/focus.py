@@ -21,8 +21,8 @@ from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.machine import cores
 from autolabel.manifests.reading import read_photograph
-from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest
 from autolabel.manifests.schemas import EXACT

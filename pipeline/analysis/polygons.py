@@ -25,8 +25,8 @@ from autolabel.manifests.label_space import IGNORE, VOID, LabelSpace
 from autolabel.manifests.machine import cores
 from autolabel.manifests.places import NOWHERE, depths, places
 from autolabel.manifests.reading import read_coarse
-from autolabel.manifests.run.labels import read_sample_label
 from autolabel.manifests.run.place import require_outside_runs
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, Label
 from autolabel.manifests.samples import Sample, load_manifest
 from autolabel.manifests.scores import Counts

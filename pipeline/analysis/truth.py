@@ -17,7 +17,8 @@ from autolabel.manifests.documents import read_json
 from autolabel.manifests.label_space import IGNORE
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import RunLabels, read_sample_label, stored_labels
+from autolabel.manifests.run.labels import RunLabels, stored_labels
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, open_manifest
 from autolabel.manifests.schemas import EXACT
 from autolabel.manifests.tables import BadTable

@@ -107,11 +107,11 @@ def write_report(
             )
             storage.write(run.report / "index.html", page.render().encode())
         except BaseException:
-            storage.remove(pictures)
+            storage.remove_folder(pictures)
             raise
         for path in storage.list(run.report):  # older reports' pictures go; what a user has put beside them stays
             if _PICTURES.fullmatch(path.name) and path != pictures:
-                storage.remove(path)
+                storage.remove_folder(path)
         storage.remove_leftovers(run.report)
     return run.report / "index.html"
 

@@ -20,6 +20,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.formats.known import known_format
 from autolabel.manifests.formats.style import Style
 from autolabel.manifests.ids import read_ids
+from autolabel.manifests.locations import location
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.wording import Progress, Shown, Table, counted, duration, percent, points
 from autolabel.pipeline.analysis.confidences import kept_in
@@ -103,7 +104,7 @@ def review(
     Raises ValueError for a budget that cannot be met, for regions where no confidence was kept, and for a folder that
     holds something else; BadTable until the run has published its tables, DamagedLabel for a label that has changed.
     """
-    run, out, pace = Run.open(run), Path(out), pace or Pace()
+    run, out, pace = Run.open(run), location(out), pace or Pace()
     effort = budget if isinstance(budget, Effort) else Effort.of(str(budget))
     by_region = effort.seconds is not None
     if by_region and kept_in(run) is None:

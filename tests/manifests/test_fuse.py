@@ -16,7 +16,7 @@ from tiny import manifest, sample
 from autolabel.manifests.contests import Contest
 from autolabel.manifests.fuse import PartAccount, fuse, join, joined
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import (
     Sample,
     load_manifest,

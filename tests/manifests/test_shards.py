@@ -26,6 +26,7 @@ from stores import (
 )
 
 from autolabel.manifests.label_space import IGNORE
+from autolabel.manifests.run.frames import read_zarr
 from autolabel.manifests.run.labels import (
     LABELS,
     zarr_folder,
@@ -37,7 +38,6 @@ from autolabel.manifests.run.shards import (
     create_zarr,
     damaged_metadata,
     encode_zarr,
-    read_zarr,
     shard_path,
     write_zarr_shard,
 )

@@ -19,7 +19,8 @@ from autolabel.manifests.places import places
 from autolabel.manifests.policy import Policy, load_policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import middles, read_sample_label
+from autolabel.manifests.run.labels import middles
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.analysis.audit import audit

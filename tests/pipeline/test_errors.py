@@ -17,7 +17,7 @@ from autolabel.manifests import storage
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.policy import PAPER, Policy
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import Manifest, Sample, load_manifest, save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.pipeline.adopt import Pngs, adopt, adopting_job

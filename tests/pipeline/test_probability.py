@@ -12,7 +12,8 @@ from autolabel.manifests.label_space import CAMVID, IGNORE
 from autolabel.manifests.policy import HUMAN_FIRST, PAPER, Policy
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import middles, read_sample_probability
+from autolabel.manifests.run.labels import middles
+from autolabel.manifests.run.sample_labels import read_sample_probability
 from autolabel.manifests.run.shards import crc32c
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.job import LabelJob, Portion

@@ -20,7 +20,8 @@ from PIL import Image
 from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import ChangedLabel, read_sample_label
+from autolabel.manifests.run.labels import ChangedLabel
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import WrittenShard, crc32c
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.pipeline.attempts import Attempt

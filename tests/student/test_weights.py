@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from autolabel.manifests.label_space import CAMVID
-from autolabel.manifests.run.labels import keeps_probability
+from autolabel.manifests.run.sample_labels import keeps_probability
 from autolabel.manifests.run.shards import bucket_of, create_zarr, encode_zarr, write_zarr_shard
 from autolabel.manifests.samples import Manifest, Sample, load_manifest
 from autolabel.manifests.scan import scan

@@ -23,7 +23,7 @@ from autolabel.manifests.formats.ultralytics import UltralyticsWriter
 from autolabel.manifests.images import decode_label
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES, IGNORE, LabelClass, LabelSpace
 from autolabel.manifests.reading import read_photograph
-from autolabel.manifests.run.labels import read_sample_label
+from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import Sample, load_manifest
 from autolabel.manifests.scan import scan
 
