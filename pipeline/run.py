@@ -215,10 +215,14 @@ def _publish(lock: Lock, manifest: ManifestFile, plan: Plan, budgets: list[dict[
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(manifest.path), "policy": run.policy.name}
-    accounts, digests = publish(
-        run, plan, manifest.label_space, manifest.image_root, provenance,
-        before_end=lambda: lock.require(surely=True),
-    )  # fmt: skip
+    try:
+        accounts, digests = publish(
+            run, plan, manifest.label_space, manifest.image_root, provenance,
+            before_end=lambda: lock.require(surely=True),
+        )  # fmt: skip
+    except OSError:
+        lock.require(surely=True)  # a successor removes the temporary files of a driver that it takes for dead
+        raise
     kinds = {budget["device"] for budget in budgets}
     run = lock.save(
         lambda now: replace(
