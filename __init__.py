@@ -74,7 +74,7 @@ __all__ = [
     "LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob",
     "__version__", "adopt", "audit", "coarsen", "compare", "count_polygons", "evaluate", "export", "export_model",
     "find_errors", "focus", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look",
-    "open_run", "relabel", "report", "review", "scan", "summarise", "train",
+    "open_run", "ray_dataset", "relabel", "report", "review", "scan", "summarise", "train",
 ]  # fmt: skip
 
 
@@ -449,6 +449,19 @@ def open_run(run: Run | AnyPath) -> Run:
     from autolabel.manifests.run.folder import Run
 
     return Run.open(_folder(run))
+
+
+def ray_dataset(run: Run | AnyPath, *, columns: Sequence[str] = ()) -> Any:
+    """Make a Ray Data data set of the labelled samples of a finished run; return the `ray.data.Dataset`.
+
+    Its columns are "sample_id", "image" (H, W, 3) uint8, "label" (H, W) uint8 with 255 = ignore, "height", "width", and
+    what the run has kept: "confidence", levels (H, W) uint8, and "probability", 255ths (H, W) uint8. columns: the ones
+    that are read; () for all. Pixels are read by the workers, which need the package and access to the files. Raises
+    BadTable until the run has been published, ValueError for a column that it does not have.
+    """
+    from autolabel.manifests.ray_source import ray_dataset
+
+    return ray_dataset(open_run(run), columns)
 
 
 def summarise(run: Run | AnyPath) -> Summary:

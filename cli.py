@@ -67,7 +67,8 @@ class Place(click.Path):
 
 FILE = Place(path_type=Path, dir_okay=False)
 FOLDER = Place(path_type=Path, file_okay=False)
-MANIFEST = Place(path_type=Path)  # a folder is refused where it is opened, with the way to make a manifest of it
+PLACE = Place(path_type=Path)
+MANIFEST = PLACE  # a folder is refused where it is opened, with the way to make a manifest of it
 
 
 class Option(click.Option):
@@ -173,13 +174,13 @@ def manifest() -> None:
 
 
 @manifest.command()
-@click.argument("folder", type=Path)
+@click.argument("folder", type=PLACE)
 @output_manifest
 @option("--layout", type=click.Choice(("auto", "cityscapes", "mapillary", "folder")), default="auto",
         help="cityscapes and mapillary: the data sets as unzipped. folder: any folder of images.")  # fmt: skip
 @option("--split", "splits", multiple=True, help="Take only this split of a data set; may be given several times.")
-@option("--labels", type=Path, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
-@option("--coarse", type=Path, help="Folder of coarse labels, likewise.")
+@option("--labels", type=PLACE, help="Folder of fine labels: PNGs with the images' relative paths and stems.")
+@option("--coarse", type=PLACE, help="Folder of coarse labels, likewise.")
 @space_option
 @option("--suffix", default="", metavar="TEXT", show_default=False,
         help="The labels' names are longer by this, such as _mask.")  # fmt: skip
@@ -382,7 +383,7 @@ def export_model(checkpoint: Path, output: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("source", type=Path)
+@click.argument("source", type=PLACE)
 @option("--teacher", "teachers", metavar="TEACHER", required=True, multiple=True, group="what",
         help="A checkpoint, or another model (docs/teachers.md); several are averaged.")  # fmt: skip
 @option("--out", type=FOLDER, required=True, group="what", help="Run folder; started again, it does what is left.")
@@ -663,7 +664,7 @@ def stats(run: Path, threshold: float | None) -> None:
 
 
 @main.command()
-@click.argument("source", metavar="RUN_OR_MANIFEST", type=Path)
+@click.argument("source", metavar="RUN_OR_MANIFEST", type=PLACE)
 @option("--to", type=click.Choice(WRITTEN), required=True, group="what", help="The format; see docs/export-labels.md.")
 @option("-o", "--output", type=FOLDER, required=True, group="what", help="Folder to write; asked again, it goes on.")
 @option("--worst", type=click.IntRange(min=1), group="what", help="So many images of runs, the least trusted first.")
@@ -818,7 +819,7 @@ def audit(runs: tuple[Path, ...], truth: Path, **options: Any) -> None:
 
 
 @main.command()
-@click.argument("source", metavar="RUN_OR_MANIFEST", type=Path)
+@click.argument("source", metavar="RUN_OR_MANIFEST", type=PLACE)
 @option("--run", "runs", type=FOLDER, multiple=True,
         help="A run that has labelled images of the manifest; may be given several times.")  # fmt: skip
 @option("-o", "--output", type=FOLDER, required=True, help="Folder for errors.parquet, errors.csv and ids.txt.")

@@ -34,6 +34,7 @@ from autolabel.pipeline.engine import Crew
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.prepare import prepare, settle, survey
 from autolabel.pipeline.progress import Counters, Meter
+from autolabel.pipeline.records import Known
 from autolabel.pipeline.units import Tally, Unit
 
 PROCESSES, GOAL = 4, 390  # that play workers; units a second of a thousand workers at 25 images/s each
@@ -50,7 +51,7 @@ class Sleeping:
     seconds: float
     stopping = threading.Event()
 
-    def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
+    def run(self, unit: Unit, wanted: Sequence[str], known: Known) -> Iterator[Tally]:
         """Sleep, and say so four times."""
         pause = self.seconds * random.uniform(0.5, 1.5) / 4
         for quarter in range(1, 5):

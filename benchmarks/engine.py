@@ -30,7 +30,8 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from autolabel.manifests.label_space import CITYSCAPES
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.ledger import Commit
 from autolabel.manifests.samples import Sample, open_manifest, save_manifest, writing_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
@@ -105,8 +106,9 @@ class Refusing(Sleeper):
         return Refused(row, "not opened")
 
 
-def unwritten(*_: object) -> None:
+def unwritten(run: RunFolder, unit: Unit, *_: object) -> Commit:
     """Write no record."""
+    return Commit(run.path, unit.name, 0)
 
 
 def _nothing(height: int, width: int) -> Prediction:

@@ -38,7 +38,7 @@ from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.manifests.tables import read_table
 from autolabel.pipeline.analysis.errors_table import ERRORS_SCHEMA, TABLE
-from autolabel.pipeline.records import read_rows, write_record
+from autolabel.pipeline.records import all_rows, write_record
 from autolabel.pipeline.rules import pieces
 from autolabel.pipeline.units import Unit
 
@@ -180,10 +180,8 @@ def many(images: int, source: Path, out: Path) -> str:
         shutil.rmtree(out / "run", ignore_errors=True)
         shutil.copytree(source, out / "run")
         folder = RunFolder(out / "run")
-        records = sorted(folder.units.iterdir())
-        rows = [row for record in records for row in read_rows(record) if row.labelled]
-        for record in records:
-            record.unlink()
+        rows = [row for row in all_rows(folder.path) if row.labelled]
+        shutil.rmtree(folder.units)
         repeated = [replace(rows[n % len(rows)], sample_id=f"{n:06}") for n in range(images)]
         for first in range(0, images, 64):
             unit = Unit(f"many-{first:06}", "", 0, ())

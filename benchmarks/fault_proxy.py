@@ -7,6 +7,7 @@ that they name; a `Deck` deals faults to any request, as its seed says. Everythi
 
 from __future__ import annotations
 
+import contextlib
 import html
 import http.client
 import random
@@ -16,8 +17,8 @@ import struct
 import threading
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
@@ -33,8 +34,14 @@ FAILED = "500"  # InternalError, and the server has seen nothing
 SLOW_DOWN = "503"  # the same, in the words of S3 for too many requests
 TWICE = "twice"  # the server gets the request twice, and the client the second answer
 OMIT = "omit"  # a listing leaves out the newest objects
+BLIND = "blind"  # the conditions of a write are left out, as by a server that does not know them
+HUGE = "huge"  # an object says that it has 5 GiB, and sends zeros for as long as somebody reads
+KILL_BEFORE = "kill before"  # `FaultProxy.kill` is called, and the server sees nothing
+KILL_AFTER = "kill after"  # it is called when the server has done its work, and nobody hears of it
 WRITES = ("put", "create", "replace", "delete", "part")
 READS = ("get", "head", "list")
+GIBS = 5 * 2**30
+_CONDITIONS = {"if-none-match", "if-match", "x-goog-if-generation-match"}
 
 
 @dataclass(frozen=True)
@@ -106,21 +113,30 @@ class Passed:
     sent: int
     received: int
     fault: str
+    signed: bool
 
 
 @dataclass
 class Rule:
-    """What is done to the requests that fit. times: how often; None: always."""
+    """What is done to the requests that fit.
+
+    key: a regular expression that is found in their keys. times: how often; None: always. unless: a header that saves
+    a request. when: is asked last, and may say no. before: is called first, with the request.
+    """
 
     fault: str | Answer
     operations: Sequence[str] = ()
-    key: str = ""  # a regular expression that is found in the key
+    key: str = ""
     times: int | None = None
+    unless: str = ""
+    when: Callable[[], bool] = lambda: True
+    before: Callable[[Request], object] = lambda request: None
 
     def fits(self, request: Request) -> bool:
         """Return True for a request that this rule disturbs."""
         named = not self.operations or request.operation in self.operations
-        return self.times != 0 and named and re.search(self.key, request.key) is not None
+        named = named and self.unless.lower() not in {name.lower() for name, _ in request.headers}
+        return self.times != 0 and named and re.search(self.key, request.key) is not None and self.when()
 
 
 @dataclass
@@ -153,7 +169,7 @@ def suits(fault: str, operation: str) -> bool:
     """Return True if a fault means something to this kind of request."""
     if fault == OMIT:
         return operation == "list"
-    return operation in WRITES if fault in (LOST_REPLY, FAILED_AFTER, TWICE) else True
+    return operation in WRITES if fault in (LOST_REPLY, FAILED_AFTER, TWICE, KILL_BEFORE, KILL_AFTER) else True
 
 
 class FaultProxy:
@@ -167,6 +183,7 @@ class FaultProxy:
     def __init__(self, server: str, *, one_by_one: bool = False, before: int = 1) -> None:
         self.server, self.before = urlsplit(server).netloc, before
         self.rules: list[Rule] = []
+        self.kill: Callable[[], object] = lambda: None
         self.deck: Deck | None = None
         self.latency, self.slow, self.fresh = 0.0, 0.5, 2.0
         self.done: Counter[str] = Counter()
@@ -199,6 +216,7 @@ class FaultProxy:
                 if rule.fits(request):
                     if rule.times is not None:
                         rule.times -= 1
+                    rule.before(request)
                     return self._count(rule.fault)
             fault = self.deck.deal(request) if self.deck else None
             return self._count(fault) if fault else None
@@ -271,9 +289,11 @@ class _Handler(BaseHTTPRequestHandler):
         if isinstance(fault, Answer) or fault in (FAILED, SLOW_DOWN):
             answer = fault if isinstance(fault, Answer) else INTERNAL if fault == FAILED else REDUCE
             self._tell(request, answer, str(answer.status))
-        elif fault in (CUT_BEFORE, HANG):
+        elif fault in (CUT_BEFORE, HANG, KILL_BEFORE):
             if fault == HANG:
                 proxy.ended.wait(600)
+            elif fault == KILL_BEFORE:
+                proxy.kill()
             self._note(request, 0, 0, fault)
             self._cut()
         else:
@@ -283,6 +303,9 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, request: Request, fault: str | None) -> None:
         proxy = self.proxy
+        if fault == BLIND:
+            headers = [(name, value) for name, value in request.headers if name.lower() not in _CONDITIONS]
+            request = replace(request, headers=headers)
         for _ in range(2 if fault == TWICE else 1):
             answer = self._ask(request)
             if request.method == "PUT" and answer.status < 300:
@@ -294,11 +317,15 @@ class _Handler(BaseHTTPRequestHandler):
                 proxy.forget(OMIT)
                 fault = None
             answer = Answer(answer.status, shorter, answer.headers)
-        if fault == LOST_REPLY:
+        if fault in (LOST_REPLY, KILL_AFTER):
+            if fault == KILL_AFTER:
+                proxy.kill()
             self._note(request, 0, 0, fault)
             self._cut()
         elif fault == FAILED_AFTER:
             self._tell(request, INTERNAL, fault)
+        elif fault == HUGE:
+            self._pretend(request, answer)
         elif fault == CUT_WITHIN:
             self._tell(request, answer, fault, until=len(answer.body) // 2)
             self._cut()
@@ -353,8 +380,22 @@ class _Handler(BaseHTTPRequestHandler):
         self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1") + body)
         self.wfile.flush()
 
+    def _pretend(self, request: Request, answer: Answer) -> None:
+        """Say that the object has 5 GiB; note how much of it was sent before the client had enough."""
+        lines = [f"HTTP/1.1 {answer.status} OK", f"Content-Length: {GIBS}"]
+        lines += [f"{name}: {value}" for name, value in answer.headers if name.lower() in ("etag", "last-modified")]
+        sent = 0
+        self.wfile.write("\r\n".join([*lines, "", ""]).encode("latin-1"))
+        self.wfile.flush()
+        with contextlib.suppress(OSError):
+            while request.method != "HEAD" and sent < GIBS:
+                self.wfile.write(bytes(1 << 16))
+                sent += 1 << 16
+        self._note(request, answer.status, sent, HUGE)
+
     def _note(self, request: Request, status: int, received: int, fault: str) -> None:
-        one = Passed(request.operation, request.key, status, len(request.body), received, fault)
+        signed = any(name.lower() == "authorization" for name, _ in request.headers)
+        one = Passed(request.operation, request.key, status, len(request.body), received, fault, signed)
         with self.proxy.lock:
             self.proxy.passed.append(one)
 

@@ -60,7 +60,7 @@ from autolabel.manifests.wording import Table
 from autolabel.pipeline.adopted import TABLE, Adopted
 from autolabel.pipeline.analysis.audit_record import Audit
 from autolabel.pipeline.attempts import Attempt
-from autolabel.pipeline.records import read_record
+from autolabel.pipeline.records import parse_record
 from autolabel.pipeline.units import Plan
 from autolabel.teacher.checkpoints import DRAWN_STREETS, load_network, read_checkpoint, save_checkpoint
 
@@ -229,7 +229,7 @@ def kinds(root: Path) -> list[Kind]:
         return found.samples, found.label_space
 
     def record_of(path: Path) -> Any:
-        table, shards = read_record(path)
+        table, shards = parse_record(path, path.read_bytes())
         return table.to_pylist(), shards
 
     files = {name: (root / name).read_bytes() for name in ("m.parquet", "policy.toml", "space.json", "run/run.json")}

@@ -7,8 +7,9 @@ augmentation, in one process with one thread, half of them aimed at a class. "no
 done but the reading. Times are CPU time of this process, the best of 3 turns, in each of which every variant runs once.
 Then loading processes take the crops of PNG images with Zarr labels, one process and two, in turn: crops a second by
 the clock, which the load of the machine touches, and CPU time a crop, which it hardly does.
-Last, two loading processes read from a disk whose every request sleeps as a bucket's would, with more and fewer crops
-read ahead by threads; "of the disk" compares the best of as many turns with the best without a sleep, taken in turn.
+Last, a disk whose every answer sleeps as a bucket's would, with more and fewer crops read ahead by threads. There two
+loading processes sleep for the time that a crop takes a core, instead of computing it: on a machine with other work too
+they show how long they wait for bytes. "of the disk" is the speed without the slow answers, measured in turn.
 With --smallest the numbers mean nothing.
 """
 
@@ -59,10 +60,10 @@ class Extent:
     turns: int = 3
     delays: tuple[float, ...] = (0.02, 0.05, 0.1)
     depths: tuple[int, ...] = (1, 4, 8, 16, 32)
-    far_crops: int = 192
+    far_crops: int = 160
 
 
-SMALLEST = Extent(2, 64, 128, 2, (32, 64), 1, (0.02,), (1, 4), 8)
+SMALLEST = Extent(2, 64, 128, 2, (32, 64), 1, (0.02,), (1, 4), 16)
 
 
 def draws_of(dataset: ManifestDataset, crops: int) -> Draws:
@@ -85,10 +86,10 @@ class InMemory(TrainingCrops):
 
 
 class Far:
-    """A storage whose every answer takes `seconds` longer, as a bucket's does; `asked` counts the requests."""
+    """A storage whose every answer takes `seconds` longer, as a bucket's does; `asked` and `bytes` count."""
 
     def __init__(self, near: Any, seconds: float) -> None:
-        self.near, self.seconds, self.asked = near, seconds, 0
+        self.near, self.seconds, self.asked, self.bytes = near, seconds, 0, 0
 
     def __getattr__(self, name: str) -> Callable[..., Any]:
         method = getattr(self.near, name)
@@ -96,7 +97,9 @@ class Far:
         def far(*args: Any, **options: Any) -> Any:
             self.asked += 1
             time.sleep(self.seconds)
-            return method(*args, **options)
+            answer = method(*args, **options)
+            self.bytes += len(answer) if isinstance(answer, bytes) else 0
+            return answer
 
         return far
 
@@ -157,6 +160,7 @@ def measure(root: Path, extent: Extent) -> None:
     print(f"{datetime.now(UTC):%Y-%m-%d}, {platform.machine()}, {os.cpu_count()} cores\n")
     print("| images | labels | ms a crop | crops/s/core | reading labels, share of the time |")
     print("|---|---|---:|---:|---:|")
+    each: dict[str, float] = {}
     for kind, stores in manifests.items():
         loaders: dict[str, TrainingCrops] = {
             name: TrainingCrops(dataset, draws_of(dataset, extent.crops), augmentation=augmentation)
@@ -175,17 +179,18 @@ def measure(root: Path, extent: Extent) -> None:
                     crops[n]
                 taken[name].append(time.process_time() - started)
         best = {name: min(times) / extent.crops for name, times in taken.items()}
+        each[kind] = best["Zarr"]
         for name, seconds in best.items():
             share = f"{100 * (1 - best['none'] / seconds):.1f} %" if name != "none" else "–"
             print(f"| {kind} | {name} | {1e3 * seconds:.1f} | {1 / seconds:.1f} | {share} |", flush=True)
     dataset = ManifestDataset(manifests["png"]["Zarr"])
     by_processes(TrainingCrops(dataset, draws_of(dataset, extent.crops), augmentation=augmentation), extent)
-    from_afar(manifests, augmentation, extent)
+    from_afar(manifests, augmentation, extent, each)
     samples = manifests["png"]["PNG"].samples
     started = time.process_time()
     find_centroids(samples, CITYSCAPES)
-    each = 1e3 * (time.process_time() - started) / extent.scenes
-    print(f"\ncentroids of a PNG label: {each:.1f} ms of CPU, once a training")
+    counted = 1e3 * (time.process_time() - started) / extent.scenes
+    print(f"\ncentroids of a PNG label: {counted:.1f} ms of CPU, once a training")
 
 
 def by_processes(crops: TrainingCrops, extent: Extent) -> None:
@@ -207,26 +212,44 @@ def by_processes(crops: TrainingCrops, extent: Extent) -> None:
         print(f"| {workers} | {speed:.1f} | {speed / one:.2f} | {1e3 * each:.1f} | {load:.1f} |", flush=True)
 
 
-def from_afar(manifests: dict[str, dict[str, Manifest]], augmentation: Augmentation, extent: Extent) -> None:
-    """Table of latencies: two loading processes, and how many crops each of them reads ahead."""
-    print("\n| images | ms a request | ahead | crops/s | of the disk | requests a crop |")
-    print("|---|---:|---:|---:|---:|---:|")
+class Asleep(TrainingCrops):
+    """Crops that are read as ever, and take their time without being made."""
+
+    def __init__(self, dataset: ManifestDataset, draws: Draws, augmentation: Augmentation, seconds: float) -> None:
+        super().__init__(dataset, draws, augmentation=augmentation)
+        self.seconds = seconds
+
+    def crop(self, n: int, fetched: Fetched) -> dict[str, Any]:
+        """Sleep."""
+        time.sleep(self.seconds)
+        return {"bytes": len(fetched.image)}
+
+
+def from_afar(
+    manifests: dict[str, dict[str, Manifest]], augmentation: Augmentation, extent: Extent, each: dict[str, float]
+) -> None:
+    """Table of latencies, and how many crops each of two loading processes reads ahead; `each`: seconds a crop."""
+    print("\n| images | ms a crop | ms a request | ahead | crops/s | of the disk | requests a crop | KiB a crop |")
+    print("|---|---:|---:|---:|---:|---:|---:|---:|")
     for kind, stores in manifests.items():
         dataset = ManifestDataset(stores["Zarr"])
-        crops = TrainingCrops(dataset, draws_of(dataset, extent.far_crops), augmentation=augmentation)
+        crops = Asleep(dataset, draws_of(dataset, extent.far_crops), augmentation, each[kind])
+        with far_away(0) as far:
+            for _ in range(2):  # what is remembered of the store is known in the second turn
+                far.asked = far.bytes = 0
+                for n in range(extent.far_crops):
+                    crops.fetch(crops.draws[n])
         ways = [(0.0, AHEAD), *((delay, depth) for delay in extent.delays for depth in extent.depths)]
         speeds: dict[tuple[float, int], list[float]] = {way: [] for way in ways}
         for _ in range(extent.turns):
             for delay, depth in ways:
                 with far_away(delay):
                     speeds[delay, depth].append(speed(crops, extent.far_crops, depth=depth))
-        with far_away(0) as counted:
-            for _ in batches_of(crops, range(extent.far_crops), size=1):
-                pass
         disk = max(speeds[ways[0]])
+        requests, size = far.asked / extent.far_crops, far.bytes / extent.far_crops / 1024
         for (delay, depth), found in speeds.items():
-            told = f"{kind} | {1e3 * delay:.0f} | {depth} | {max(found):.1f} | {max(found) / disk:.2f}"
-            print(f"| {told} | {counted.asked / extent.far_crops:.2f} |", flush=True)
+            told = f"{kind} | {1e3 * each[kind]:.1f} | {1e3 * delay:.0f} | {depth} | {max(found):.1f}"
+            print(f"| {told} | {max(found) / disk:.2f} | {requests:.2f} | {size:.0f} |", flush=True)
 
 
 def speed(crops: TrainingCrops, count: int, *, depth: int) -> float:

@@ -28,10 +28,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 KEY_ID, SECRET = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # of S3's documentation
 AZURE_ACCOUNT = "devstoreaccount1"  # the one that Azurite knows, with its published key
 AZURE_KEY = "Eby8vdM02xNOcqFlqUwJPLlmEtlCDXJ1OUzFT50uSRZ6IFsuFq2UVErCz4I6tq/K1SZFPTOtr/KBHBeksoGMGw=="
+SECRETS = (SECRET, AZURE_KEY)
 NOWHERE = "127.0.0.1:9"  # nobody listens at this port, and asking it ends at once
 
 
@@ -66,13 +68,30 @@ class Server:
             "AWS_METADATA_ENDPOINT": f"http://{NOWHERE}",
         }
 
+    def client(self) -> Any:
+        """boto3's client of this server, which reaches it directly."""
+        import boto3
+        from botocore.config import Config
+
+        return boto3.client(
+            "s3", endpoint_url=self.endpoint, region_name="us-east-1", aws_access_key_id=KEY_ID,
+            aws_secret_access_key=SECRET, config=Config(retries={"max_attempts": 1}),
+        )  # fmt: skip
+
     def make_bucket(self, name: str) -> str:
         """Make a bucket; return its URL."""
         if self.scheme == "az":
             _azure_container(self.endpoint, name)
         else:
-            _s3_client(self).create_bucket(Bucket=name)
+            self.client().create_bucket(Bucket=name)
         return f"{self.scheme}://{name}"
+
+    def unfinished_uploads(self, bucket: str) -> list[str]:
+        """The keys of uploads in parts that were begun and neither ended nor given up."""
+        if self.scheme == "az":
+            return []
+        found = self.client().list_multipart_uploads(Bucket=bucket).get("Uploads", [])
+        return [str(one["Key"]) for one in found]
 
 
 @contextmanager
@@ -159,16 +178,6 @@ def _process(command: Sequence[str], *, ready: Callable[[], object], seconds: fl
         finally:
             process.kill()
             process.wait()
-
-
-def _s3_client(server: Server):  # type: ignore[no-untyped-def]
-    import boto3
-    from botocore.config import Config
-
-    return boto3.client(
-        "s3", endpoint_url=server.endpoint, region_name="us-east-1", aws_access_key_id=KEY_ID,
-        aws_secret_access_key=SECRET, config=Config(retries={"max_attempts": 1}),
-    )  # fmt: skip
 
 
 def _azure_container(endpoint: str, name: str) -> None:

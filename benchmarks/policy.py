@@ -30,6 +30,7 @@ from autolabel.manifests.label_space import CITYSCAPES, IGNORE
 from autolabel.manifests.places import places
 from autolabel.manifests.policy import DENSE, PAPER, REFERENCE, Policy
 from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.shards import crc32c, encode_zarr
 from autolabel.manifests.samples import load_manifest
 from autolabel.pipeline.records import read_record
@@ -152,8 +153,8 @@ def show_bytes(run: Path) -> None:
             png += len(buffer.getvalue())
         png_pixels += top.size
     layers: dict[str, int] = {}
-    for record in (run / "units").glob("*.parquet"):
-        for name, shard in read_record(record)[1].items():
+    for commit in Ledger(run).values():
+        for name, shard in read_record(commit)[1].items():
             layers[name] = layers.get(name, 0) + shard["bytes"]
     layers["top + confidence"] = layers["top"] + layers["confidence"]
     layers["two 8-bit PNGs"] = png * pixels // png_pixels

@@ -17,6 +17,7 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.formats.portable import portable
 from autolabel.manifests.images import decode_label, require_size
+from autolabel.manifests.locations import location
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
 
@@ -96,8 +97,8 @@ def folder_of(sample: Sample) -> CorrectedFolder | None:
     """The folder that holds the corrected label of a sample; None for any other label."""
     if sample.source != "corrected" or sample.label is None:
         return None
-    end = f"/labels/{_png_name(sample.sample_id)}"
-    return CorrectedFolder(Path(text.removesuffix(end))) if (text := sample.label.as_posix()).endswith(end) else None
+    text, end = sample.label.as_posix(), f"/labels/{_png_name(sample.sample_id)}"
+    return CorrectedFolder(location(text.removesuffix(end))) if text.endswith(end) else None
 
 
 def read_origin(sample: Sample) -> Label | None:

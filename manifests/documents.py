@@ -197,8 +197,9 @@ def shaped(kind: Any, value: Any, where: str) -> Any:
         return _require(type(value) is kind, value, where, _NAMES[kind])
     if kind is Path:
         fine = type(value) is str and value != "" and "\0" not in value
+        text = _require(fine, value, where, "a path")
         try:
-            return location(_require(fine, value, where, "a path"))
+            return location(text)
         except ValueError as error:
             raise BadDocument(f"{where}: {error}") from error
     if dataclasses.is_dataclass(kind):

@@ -116,7 +116,7 @@ def _cityscapes_files(
 
 
 def _folders(folder: Path) -> list[Path]:
-    return [path for path in storage.list(folder) if storage.is_folder(path)]
+    return storage.folders(folder)
 
 
 def _open_folders(folder: Path, aside: Aside) -> Iterator[Path]:

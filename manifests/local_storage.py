@@ -167,6 +167,13 @@ class LocalStorage:
             return []
         return [folder / name for name in names if name.endswith(suffix) and not _is_temporary(name)]
 
+    def folders(self, folder: Path) -> builtins.list[Path]:
+        try:
+            with os.scandir(folder) as entries:
+                return [folder / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+        except (FileNotFoundError, NotADirectoryError):
+            return []
+
     def remove(self, path: Path) -> None:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)

@@ -101,6 +101,10 @@ def location(name: str | PathLike[str]) -> Path:
     bucket, _, key = rest.partition("/")
     if not _BUCKET.fullmatch(bucket):
         raise ValueError(f"{_without_secrets(text)}: no bucket can have the name {_without_secrets(bucket)!r}")
+    if re.search(r"\?.*(sig|signature|token|credential|accesskey\w*)=", key, re.IGNORECASE | re.DOTALL):
+        raise ValueError(
+            f"{_without_secrets(text)}: expected no signature: write {scheme}://bucket/key, and set credentials"
+        )
     parts = key.removesuffix("/").split("/") if key else []
     if any(part in ("", ".", "..") for part in parts):
         raise ValueError(f"{text!r}: a key with an empty part, '.' or '..' names no file here: rename the object")
@@ -119,8 +123,8 @@ def _local(text: str) -> Path:
 
 
 def _without_secrets(text: str) -> str:
-    """An address without the user and password that somebody may have put into it."""
-    return re.sub(r"[^/@]*@", "…@", text)
+    """An address without the user, password and signature that somebody may have put into it."""
+    return re.sub(r"\?.*", "?…", re.sub(r"[^/@]*@", "…@", text), flags=re.DOTALL)
 
 
 def joined(base: Path, name: str) -> Path:

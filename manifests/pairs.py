@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_csv
+from autolabel.manifests.locations import joined
 from autolabel.manifests.walk import BadLayout, composed, is_holdable
 
 _MOST_BYTES = 1 << 30  # ten million pairs
@@ -53,10 +53,10 @@ def _find(name: str, root: Path, table: Path, place: str) -> Path | None:
     """The file of a cell, None for an empty one."""
     if not name:
         return None
-    path = Path(name)
+    path = PurePosixPath(name)
     if not all(part == ".." or is_holdable(part) for part in path.parts[path.is_absolute() :]):
         raise BadLayout(f"{place}: path {name!r}: expected a name that a manifest can hold, with forward slashes")
     found = next((f / path for f in (root, table.parent) if storage.exists(f / path)), None)
     if found is None:
         raise BadLayout(f"{place}: {name} does not exist under {root} or beside the CSV")
-    return Path(os.path.normpath(found.absolute()))
+    return joined(found.absolute(), "")

@@ -63,8 +63,13 @@ def decode_photograph(sample: Sample, data: bytes) -> NDArray[np.uint8]:
 
 def read_photograph(sample: Sample) -> NDArray[np.uint8]:
     """The photograph of a sample as (H, W, 3) uint8 RGB. Raises BadImage, naming the file; OSError."""
+    return photograph_of(sample, fetch_photograph(sample))
+
+
+def photograph_of(sample: Sample, data: bytes) -> NDArray[np.uint8]:
+    """The bytes of a sample's photograph as (H, W, 3) uint8 RGB. Raises BadImage, naming the file."""
     with _naming(sample):
-        return decode_photograph(sample, read_file(sample.image))
+        return decode_photograph(sample, data)
 
 
 def fetch_photograph(sample: Sample) -> bytes:

@@ -27,7 +27,7 @@ from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.locations import common, location
 from autolabel.manifests.metadata import CORRECTS, METADATA_KEY, metadata_bytes, parse_metadata
 from autolabel.manifests.schemas import LABEL_IDS, MANIFEST_SCHEMA, ROWS_AT_ONCE, SOURCES
-from autolabel.manifests.tables import BadTable, read_metadata, read_pieces, writing_table
+from autolabel.manifests.tables import BadTable, TableWriter, parts_of, read_metadata, read_pieces, writing_table
 from autolabel.manifests.wording import Shown, Table
 
 
@@ -114,7 +114,7 @@ class Manifest(Shown):
     @property
     def corrects(self) -> tuple[Path, ...]:
         """The folders of the runs whose labels people have corrected: their teachers still speak in most pixels."""
-        return tuple(map(Path, self.provenance.get(CORRECTS, ())))
+        return tuple(map(location, self.provenance.get(CORRECTS, ())))
 
     def lines(self) -> list[str]:
         """Size, classes and roots for a terminal; `tables` has the samples."""
@@ -187,8 +187,7 @@ def writing_manifest(
     header = metadata_bytes(
         path, space=space, image_root=image_root, label_root=label_root, provenance=provenance or {}, runs=runs
     )
-    schema = MANIFEST_SCHEMA.with_metadata({METADATA_KEY: header})
-    with writing_table(path, schema) as add:
+    with writing_rows(path, header) as add:
 
         def write(samples: Sequence[Sample]) -> None:
             for first in range(0, len(samples), ROWS_AT_ONCE):
@@ -201,9 +200,19 @@ def writing_manifest(
                     }
                     for s in samples[first : first + ROWS_AT_ONCE]
                 ]
-                add(pa.Table.from_pylist(rows, schema=schema))
+                add(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
 
         yield write
+
+
+@contextlib.contextmanager
+def writing_rows(path: Path, header: bytes) -> Iterator[TableWriter]:
+    """Give what adds tables of MANIFEST_SCHEMA, with paths below their roots, to a manifest; header: `metadata_bytes`.
+
+    A path may be that of a part, which is then a manifest itself.
+    """
+    with writing_table(path, MANIFEST_SCHEMA.with_metadata({METADATA_KEY: header})) as add:
+        yield add
 
 
 # --- reading ----------------------------------------------------------------------------------------------------------
@@ -252,11 +261,12 @@ class ManifestFile:
 def open_manifest(path: str | Path) -> ManifestFile:
     """Read what holds for all samples of a manifest. Raises BadTable, also for a folder."""
     path = location(path)
-    if storage.is_folder(path):
+    first = next(iter(parts_of(path)), path)  # every part is a manifest itself
+    if first == path and storage.is_folder(path):
         of_run = path / "manifest.parquet"
         advice = f"this run's is {of_run}" if storage.exists(of_run) else f"`autolabel manifest scan {path}` makes one"
         raise BadTable(f"{path} is a folder: expected a manifest; {advice}")
-    header = parse_metadata(path, read_metadata(path, MANIFEST_SCHEMA))
+    header = parse_metadata(first, read_metadata(first, MANIFEST_SCHEMA))
     return ManifestFile(path, *header)
 
 

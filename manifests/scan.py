@@ -22,6 +22,7 @@ from autolabel.manifests.layouts import (
     list_mapillary,
     list_pairs,
 )
+from autolabel.manifests.locations import location
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.samples import Manifest
 from autolabel.manifests.schemas import LABEL_IDS
@@ -59,14 +60,14 @@ def scan(
     folder, or "color" if they show the colours of the classes; None is "train", and suspicious where "source" fits too.
     progress hears of checked samples. Raises BadLayout.
     """
-    root = Path(root)
+    root = location(root)
     if layout not in LAYOUTS:
         raise BadLayout(f"unknown layout {layout!r}: expected one of {', '.join(LAYOUTS)}")
     if label_ids not in (None, *LABEL_IDS):
         raise BadLayout(f"unknown label ids {label_ids!r}: expected one of {', '.join(LABEL_IDS)}")
     for folder in (root, labels, coarse):
         if folder is not None and not storage.is_folder(folder):
-            raise BadLayout(f"{folder} is not a folder" + ("" if folder.exists() else " that exists"))
+            raise BadLayout(f"{folder} is not a folder" + ("" if storage.exists(folder) else " that exists"))
     if pairs is not None and (labels or coarse or suffix):
         raise BadLayout(f"{pairs} names the labels: leave out {labels or coarse or suffix!s}")
     guessed, skipped_runs, top, used = layout == "auto", list[Path](), root, [root]

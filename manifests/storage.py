@@ -21,7 +21,8 @@ from typing import Any, BinaryIO, Protocol, cast
 import google_crc32c
 
 from autolabel.manifests import local_locks, local_storage
-from autolabel.manifests.bucket_storage import BucketError, BucketStorage
+from autolabel.manifests.bucket_errors import BucketError
+from autolabel.manifests.bucket_storage import BucketStorage
 from autolabel.manifests.local_locks import Busy, Hold, Superseded
 from autolabel.manifests.local_storage import LOCK, TEMPORARY, ChangedFile, LocalStorage, NotAFile, Stat, TooLarge
 from autolabel.manifests.locations import BucketPath
@@ -105,6 +106,9 @@ class Storage(Protocol):
 
         suffix: the end of the names that are wanted. Temporary files of writers are left out.
         """
+
+    def folders(self, folder: Path) -> builtins.list[Path]:
+        """List the folders in a folder, sorted; nothing if there is no folder."""
 
     def remove(self, path: Path) -> None:
         """Remove a file; a missing one is fine."""
@@ -215,6 +219,11 @@ def append(path: Path, data: bytes) -> None:
     storage_of(path).append(path, data)
 
 
+def commit_interval(path: Path) -> float:
+    """Seconds of work after which a place shall be told what is done: writing costs money in a bucket."""
+    return 5.0 if isinstance(storage_of(path), LocalStorage) else 60.0
+
+
 def create(path: Path, data: bytes) -> bool:
     """Write a file that is not there yet, and return True; return False if there is one."""
     return storage_of(path).create(path, data)
@@ -227,12 +236,17 @@ def replace(path: Path, data: bytes, *, unchanged: Stat) -> bool:
 
 def link(target: Path, path: Path) -> None:
     """Make `path` a symbolic link to a file elsewhere, over whatever is there. Raises OSError where none can be."""
-    storage_of(path).link(target, path)
+    storage_of(target if isinstance(target, BucketPath) else path).link(target, path)
 
 
 def list(folder: Path, *, suffix: str = "", recursive: bool = False) -> builtins.list[Path]:
     """List the content of a folder, sorted, or with `recursive` the files at any depth; nothing without a folder."""
     return storage_of(folder).list(folder, suffix=suffix, recursive=recursive)
+
+
+def folders(folder: Path) -> builtins.list[Path]:
+    """List the folders in a folder, sorted; nothing without one."""
+    return storage_of(folder).folders(folder)
 
 
 def remove(path: Path) -> None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import re
+import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -24,7 +25,7 @@ from pathlib import Path
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_toml
 from autolabel.manifests.label_space import BUILT_IN
-from autolabel.manifests.locations import location
+from autolabel.manifests.locations import BucketPath, location
 from autolabel.manifests.onnx_file import read_onnx
 from autolabel.manifests.policy import SCALES
 from autolabel.manifests.wording import reason
@@ -86,6 +87,10 @@ class TeacherPlace:
     def folder(self) -> Path:
         """The folder with the files of a model of transformers; those of the hub are fetched. Raises BadTeacher."""
         return _snapshot(self.path.as_posix(), self.revision) if self.revision else self.path
+
+    def near(self) -> TeacherPlace:
+        """Return it where libraries can open it: files in a bucket are copied to this machine, once in a process."""
+        return replace(self, path=_copied(self)) if isinstance(self.path, BucketPath) else self
 
     def files(self) -> list[Path]:
         """The files on which its labels depend, sorted; empty if there is no such teacher."""
@@ -204,6 +209,20 @@ def _snapshot(name: str, revision: str) -> Path:
     finally:
         if shown:
             bars.enable_progress_bars()
+
+
+_scratch: list[tempfile.TemporaryDirectory[str]] = []  # removed when this process ends
+
+
+@lru_cache(8)
+def _copied(place: TeacherPlace) -> Path:
+    """The place of copies of all files of a teacher. Raises BadTeacher if there are none."""
+    _scratch.append(tempfile.TemporaryDirectory(prefix="autolabel-teacher-"))
+    folder = place.path if storage.is_folder(place.path) else place.path.parent
+    here = Path(_scratch[-1].name)
+    for file in place.require_files():
+        storage.copy(file, here / file.relative_to(folder).as_posix())
+    return here if folder == place.path else here / place.path.name
 
 
 def _weights(network: Path) -> list[Path]:

@@ -74,12 +74,13 @@ def files_under(folder: Path, *, skip: Collection[Path] = (), aside: Aside | Non
 def _walk(folder: Path, real: Path, above: frozenset[Path], *, skip: Collection[Path], aside: Aside) -> Iterator[Path]:
     """See `files_under`. real: the folder that is meant after all links; above: those on the way to it."""
     above |= {real}
+    folders = {path.name for path in storage.folders(folder)}
     for path in storage.list(folder):
         if is_hidden(path.name):
             aside.note(HIDDEN, path)
         elif not is_holdable(path.name):
             aside.note(NAMES, path)
-        elif not storage.is_folder(path):
+        elif path.name not in folders:
             yield path
         elif RunFolder(path).exists():
             aside.note(RUNS, path)

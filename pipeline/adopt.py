@@ -105,7 +105,7 @@ def _source(pngs: Pngs, job: LabelJob, manifest: ManifestFile) -> PngSource:
     """The folders and ids as they are read. Raises ValueError."""
     for path in (pngs.folder, pngs.confidence):
         if path is not None and not storage.is_folder(path):
-            raise ValueError(f"{path} is not a folder" + ("" if path.exists() else " that exists"))
+            raise ValueError(f"{path} is not a folder" + ("" if storage.exists(path) else " that exists"))
     if pngs.label_ids not in LABEL_IDS:
         raise ValueError(f"label ids {pngs.label_ids!r}: expected {', '.join(LABEL_IDS)}")
     if job.class_map is not None and pngs.space is None:

@@ -6,15 +6,16 @@ import contextlib
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from types import FrameType
 from typing import Any, Protocol
 
 from autolabel.manifests.machine import cores
-from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.folder import Run, RunFolder
+from autolabel.manifests.run.ledger import find_commit
 from autolabel.pipeline.label import DEATHS, Labeller
 from autolabel.pipeline.predictor import Predictor, TeacherPredictor, load_for
-from autolabel.pipeline.records import RecordWriter, write_record
+from autolabel.pipeline.records import FRESH, Known, RecordWriter, write_record
 from autolabel.pipeline.units import Packed, Tally
 
 PredictorFactory = Callable[[Run, str], Predictor]  # called with the run and a device
@@ -42,10 +43,25 @@ class Limits:
 
 @dataclass(frozen=True)
 class Work:
-    """A unit and the ids of its samples that are to be done now."""
+    """A unit, the ids of its samples that are to be done now, and what is known of it."""
 
     unit: Packed
     wanted: tuple[str, ...]
+    known: Known = FRESH
+
+    def again(self, run: RunFolder, *, careful: bool) -> Work:
+        """Return the same work, for another worker after one was lost at it."""
+        return replace(self, known=Known(find_commit(run.path, self.unit.name), careful or self.known.careful, True))
+
+    def rest(self, run: RunFolder, done: int) -> Work | None:
+        """Return the rest of the work, `done` samples of which are; None unless another worker has overtaken this one.
+
+        That one may have been given up as lost, and have committed less than was wanted before it really was.
+        """
+        if done >= len(self.wanted):
+            return None
+        again = self.again(run, careful=False)
+        return None if again.known.commit == self.known.commit else again
 
 
 def teacher_predictor(run: Run, device: str) -> Predictor:
@@ -163,10 +179,13 @@ def run_local(crew: Crew, work: Iterator[Work], monitor: Monitor) -> Ended:
             if stop.is_set():
                 break
             monitor.workers(1)
-            tally = Tally()
-            for tally in labeller.run(item.unit.unit(), item.wanted):
-                monitor.unit(item.unit.name, tally)
-            monitor.unit(item.unit.name, tally, whole=True)
-            monitor.budget(labeller.budget())
+            left: Work | None = item
+            while left is not None:
+                name, tally = left.unit.name, Tally()
+                for tally in labeller.run(left.unit.unit(), left.wanted, left.known):
+                    monitor.unit(name, tally)
+                left = None if stop.is_set() else left.rest(crew.run, tally.done)
+                monitor.unit(name, tally, whole=left is None)
+                monitor.budget(labeller.budget())
         monitor.workers(0)
         return Ended(stopped=stop.is_set())

@@ -27,6 +27,7 @@ from autolabel.manifests.corrected import (
 )
 from autolabel.manifests.documents import BadDocument, shaped
 from autolabel.manifests.label_space import IGNORE, LabelSpace
+from autolabel.manifests.locations import location
 from autolabel.manifests.metadata import CORRECTS
 from autolabel.manifests.run.labels import middles
 from autolabel.manifests.run.shards import Label
@@ -217,7 +218,7 @@ class Imported(Shown):
         tally = ChangeTally(found.edges)
         for piece in read_pieces(CorrectedFolder.of(path).changes, CHANGES_SCHEMA):
             tally.add(piece)
-        (run,) = map(Path, file.provenance.get(CORRECTS, [""]))
+        (run,) = map(location, file.provenance.get(CORRECTS, [""]))
         return cls(path, run, found, tally, new)
 
     @property

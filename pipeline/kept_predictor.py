@@ -14,6 +14,7 @@ from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, SECOND, TOP
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.schemas import CONFIDENCE_BINS
 from autolabel.manifests.tables import BadTable
@@ -40,16 +41,20 @@ class KeptPredictor:
         assert source.recipe.confidence_edges is not None
         self.edges = source.recipe.confidence_edges
         self._levels = FromLevels(policy, source.label_space, self.edges, silent=source.teacher is None)
+        self._ledger = Ledger(source.path)
         self._rows = lru_cache(maxsize=4)(self._read_rows)
 
-    def _read_rows(self, record: str) -> dict[str, Row]:
-        return {row.sample_id: row for row in read_rows(self.source.units / record)}
+    def _read_rows(self, unit: str) -> dict[str, Row]:
+        commit = self._ledger.get(unit)
+        if commit is None:
+            raise BadTable(f"{self.source.path} lacks the record of unit {unit}: verify the run")
+        return {row.sample_id: row for row in read_rows(commit)}
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         """Take over the identity of the image from the earlier run, and read the coarse label."""
-        earlier = self._rows(unit.record).get(sample.sample_id)
+        earlier = self._rows(unit.name).get(sample.sample_id)
         if earlier is None:
-            raise BadTable(f"{self.source.units / unit.record} lacks sample {sample.sample_id!r}: verify the run")
+            raise BadTable(f"{self._ledger[unit.name].path} lacks sample {sample.sample_id!r}: verify the run")
         row = replace(row, **{name: getattr(earlier, name) for name in _IDENTITY})
         if not earlier.labelled:
             return Refused(row, earlier.reason or "")
@@ -64,7 +69,7 @@ class KeptPredictor:
         return [self._kept(decoded) for decoded in batch]
 
     def _kept(self, decoded: Decoded) -> Prediction:
-        row = self._rows(f"{decoded.row.unit}.parquet")[decoded.row.sample_id]
+        row = self._rows(decoded.row.unit)[decoded.row.sample_id]
         top, level = (read_layer(self.source, row, layer) for layer in (TOP, CONFIDENCE))
         second = decoded.places is not None and SECOND in row.layers()
         prediction = self._levels(

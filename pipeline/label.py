@@ -10,7 +10,7 @@ import platform
 import threading
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import cycle, islice, takewhile
@@ -23,18 +23,20 @@ from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
-from autolabel.manifests.run.labels import in_layer, zarr_place
-from autolabel.manifests.run.shards import Frames, write_zarr_shard
+from autolabel.manifests.run.ledger import Commit, Overtaken
+from autolabel.manifests.run.shards import Frames
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import Progress
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.blame import in_words, overflow, require_of_image
-from autolabel.pipeline.by_hand import write_maps
+from autolabel.pipeline.committing import UnitWriter
 from autolabel.pipeline.measure import Labelled, Predicted, encoded, labelled
 from autolabel.pipeline.pace import HostNeeds, HostPace
 from autolabel.pipeline.predictor import Decoded, Predictor, Refused, read_layer
 from autolabel.pipeline.records import (
+    FRESH,
     QUARANTINED,
+    Known,
     RecordWriter,
     Row,
     committed,
@@ -50,7 +52,6 @@ from autolabel.teacher.memory import BATCHES, HELPERS, LARGEST_BATCH, NotEnoughM
 
 _NO_IMAGE = np.empty((0, 0, 3), np.uint8)
 DEATHS = 4  # processes that may die at one image before it is quarantined
-COMMIT_S = 5.0  # seconds of a unit's work after which it is committed as far as it is
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class Labeller:
         self._begin_threads(self.most if predictor.device == "cpu" else min(HELPERS, self.most))
         self.feeders = ThreadPoolExecutor(BATCHES)
         self._retry_quarantined, self._write_record = retry_quarantined, write
+        self.commit: Commit | None = None  # the newest record of the unit that `run` was at last
         self.pool.submit(predictor.budget).result()  # probes the device as the threads will use it
 
     def _begin_threads(self, threads: int) -> None:
@@ -108,39 +110,50 @@ class Labeller:
         """Let `run` end soon: images under way are finished and committed, the rest of the unit is left."""
         self.stopping.set()
 
-    def run(self, unit: Unit, wanted: Sequence[str]) -> Iterator[Tally]:
+    def run(self, unit: Unit, wanted: Sequence[str], known: Known = FRESH) -> Iterator[Tally]:
         """Label the samples `wanted` (ids) of a unit that are not committed yet, then commit it.
 
-        A unit that takes long is committed every `COMMIT_S` seconds: a process that is killed loses no more than that.
-        Yields the sum of the finished samples, as they finish. Where an earlier process died at this unit, one image is
-        computed and committed after the other, suspects last, and one at which `DEATHS` processes died is quarantined
-        instead. So an image that was not to blame is soon done, and the one that is stands alone.
+        A unit that takes long is committed now and then: a process that is killed loses no more than that. Yields the
+        sum of the finished samples, as they finish. Where an earlier process died at this unit, one image is computed
+        and committed after the other, suspects last, and one at which `DEATHS` processes died is quarantined instead.
+        So an image that was not to blame is soon done, and the one that is stands alone. If another worker commits the
+        unit meanwhile, the sum is that of its record, and the rest is left.
         """
-        done = self._committed(unit)
-        todo = [s for s in unit.samples if s.sample_id in set(wanted) and s.sample_id not in done]
-        attempt = Attempt(self.run_folder, unit)
+        self.commit = known.commit
+        done = self._committed(unit, known.commit)
+        asked = set(wanted)
+        todo = [s for s in unit.samples if s.sample_id in asked and s.sample_id not in done]
+        attempt = Attempt(self.run_folder, unit, careful=known.careful, noted=known.noted)
+        attempt.add_written(self._before(known.commit, todo))
+        writer = UnitWriter(self.run_folder, unit, known.commit, self._write_record)
         try:
             # An earlier call may have stopped inside this unit: the shard is written again with its rows.
             labelled = {sample_id: Labelled(row, self._stored(row)) for sample_id, row in done.items()}
-            before = self._before(unit, todo)
             # Some of them may be wanted: another process committed them and died since.
-            total = tally(row for sample_id, row in done.items() if sample_id in set(wanted))
+            total = tally(row for sample_id, row in done.items() if sample_id in asked)
             yield total
-            saved = time.monotonic()
-            for sample, one in self._label(todo, unit, attempt):
+            unsaved = False
+            saved, interval = time.monotonic(), storage.commit_interval(self.run_folder.path)
+            for number, (sample, one) in enumerate(self._label(todo, unit, attempt), 1):
                 if one.encoded:
                     one = replace(one, row=self._placed(one.row, sample, unit))
-                labelled[sample.sample_id] = one
+                labelled[sample.sample_id], unsaved = one, True
                 total += tally([one.row])
-                if attempt.careful or time.monotonic() - saved >= COMMIT_S:
-                    self._commit(unit, labelled, attempt, before)
-                    saved = time.monotonic()
+                if number < len(todo) and (attempt.careful or time.monotonic() - saved >= interval):
+                    self._commit(writer, labelled, attempt, last=False)
+                    saved, unsaved = time.monotonic(), False
                 yield total
-            if labelled:  # else the stop came before the first sample
-                self._commit(unit, labelled, attempt, before)
+            if unsaved:
+                self._commit(writer, labelled, attempt, last=True)
+        except Overtaken as overtaken:
+            self.commit = overtaken.commit
+            attempt.end(committed=False)
+            yield tally(row for row in read_rows(overtaken.commit) if row.sample_id in asked)
+            return
         except BaseException:
             attempt.end(committed=False)
             raise
+        self.commit = writer.commit
         attempt.end(committed=len(labelled) == len(done) + len(todo))
 
     def probe(self, samples: Sequence[Sample], unit: Unit, *, progress: Progress | None = None) -> Trial:
@@ -184,20 +197,18 @@ class Labeller:
         (one,) = self._predict([self._decode(sample, unit)])
         return self._finish(one)
 
-    def _committed(self, unit: Unit) -> dict[str, Row]:
+    def _committed(self, unit: Unit, commit: Commit | None) -> dict[str, Row]:
         """The rows in full of a unit's finished samples, by sample id."""
-        brief = committed(self.run_folder, unit, retry_quarantined=self._retry_quarantined)
-        if not brief:
+        brief = committed(self.run_folder, unit, commit, retry_quarantined=self._retry_quarantined)
+        if not brief or commit is None:
             return {}
-        rows = read_rows(self.run_folder.units / unit.record)
-        return {row.sample_id: row for row in rows if row.sample_id in brief}
+        return {row.sample_id: row for row in read_rows(commit) if row.sample_id in brief}
 
-    def _before(self, unit: Unit, todo: Sequence[Sample]) -> dict[str, int]:
+    def _before(self, commit: Commit | None, todo: Sequence[Sample]) -> dict[str, int]:
         """The crc32c of label PNGs that the unit's record names, by sample id, though they are to be made again."""
-        path = self.run_folder.units / unit.record
-        if self.recipe.store != "png" or not todo or storage.stat(path) is None:
+        if self.recipe.store != "png" or not todo or commit is None:
             return {}
-        rows = read_rows(path, ["sample_id", "label_crc32c"])
+        rows = read_rows(commit, ["sample_id", "label_crc32c"])
         return {row.sample_id: row.label_crc32c for row in rows if row.label_crc32c is not None}
 
     def _stored(self, row: Row) -> dict[str, Frames]:
@@ -313,21 +324,14 @@ class Labeller:
         label, index = unit.place(unit.samples.index(sample), self.recipe.store)
         return replace(row, label=label, label_index=index)
 
-    def _commit(self, unit: Unit, labelled: dict[str, Labelled], attempt: Attempt, before: Mapping[str, int]) -> None:
-        present = [labelled[s.sample_id] for s in unit.samples if s.sample_id in labelled]
-        run, shards = self.run_folder, {}
+    def _commit(self, writer: UnitWriter, labelled: dict[str, Labelled], attempt: Attempt, *, last: bool) -> None:
+        present = {s.sample_id: labelled[s.sample_id] for s in writer.unit.samples if s.sample_id in labelled}
+        rows = [one.row for one in present.values()]
         if self.recipe.store == "png":
-            new = {one.row.sample_id: one for one in present if one.encoded}
-            if new:
-                attempt.writes({sample_id: one.row.label_crc32c or 0 for sample_id, one in new.items()})
-            for sample_id, one in new.items():
-                known = {*attempt.written.get(sample_id, ()), before.get(sample_id)}
-                write_maps(run, one.row.label or "", {layer: data for layer, (data,) in one.encoded.items()}, known)
-                labelled[sample_id] = Labelled(one.row)  # written once, however often the unit is committed
-        else:
-            encoded = [labelled[s.sample_id].encoded if s.sample_id in labelled else {} for s in unit.samples]
-            for layer in dict.fromkeys(layer for maps in encoded for layer in maps):
-                maps = [one.get(layer) for one in encoded]
-                array = storage.inside(run.path, in_layer(zarr_place(unit.bucket), layer))
-                shards[layer] = write_zarr_shard(array, unit.first_row, shard_rows=self.recipe.unit_size, labels=maps)
-        self._write_record(run, unit, [one.row for one in present], shards)
+            new = {sample_id: one for sample_id, one in present.items() if one.encoded}
+            pngs = {sample_id: {layer: d for layer, (d,) in one.encoded.items()} for sample_id, one in new.items()}
+            writer.put_pngs(rows, pngs, attempt)
+            labelled |= {sample_id: Labelled(one.row) for sample_id, one in new.items()}  # they are written once
+            return
+        maps = [present[s.sample_id].encoded if s.sample_id in present else {} for s in writer.unit.samples]
+        writer.put(rows, maps, last=last)

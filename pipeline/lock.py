@@ -68,6 +68,8 @@ class Lock:
         """Hold the lock. Raises ValueError naming who holds it, and for a link in the folder."""
         require_no_links(self._out)
         own = f"{storage.LOCK}.{self._part[0]}-of-{self._part[1]}" if self._part else None
+        if not (self._only_read or storage.exists(RunFolder(self._out).record)):
+            storage.require_conditions(self._out)
         with self._door, contextlib.ExitStack() as stack:
             wait = _SETUP_SECONDS if self._part else 0
             door = self._door.enter_context(storage.hold(self._out, wait=wait, only_read=self._only_read))

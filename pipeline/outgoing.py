@@ -29,7 +29,7 @@ from autolabel.manifests.selection import by_trust
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import reason
 from autolabel.pipeline.decided import Decided
-from autolabel.pipeline.records import Row, changed_images, read_rows
+from autolabel.pipeline.records import Row, all_rows, changed_images
 
 Confidence = NDArray[np.uint8]
 _IDENTITY = ["sample_id", "image_bytes", "image_mtime_ns", "image_version", "image_fingerprint"]
@@ -74,8 +74,7 @@ class RunMaps:
     @cached_property
     def _images(self) -> dict[str, Row]:
         """The identity of every image file that was labelled, by sample id."""
-        records = storage.list(self.run.units, suffix=".parquet")
-        return {row.sample_id: row for record in records for row in read_rows(record, _IDENTITY)}
+        return {row.sample_id: row for row in all_rows(self.run.path, _IDENTITY)}
 
     def prepare(self) -> None:
         """Read the tables that `load` and `require_same_photograph` look into; they are cached."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -16,9 +16,11 @@ from autolabel.manifests.cluster import ask_gpus, cluster_address, cluster_gpus,
 from autolabel.manifests.machine import resident_memory
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import PREPARING, Run, RunFolder
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
-from autolabel.pipeline.attempts import excuse
+from autolabel.manifests.tables import table_sha256
+from autolabel.pipeline.attempts import excuse, noted_units
 from autolabel.pipeline.cutting import extend_plan, write_plan
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.fitting import focus_for, notes_on_polygons, require_large_enough, require_policy
@@ -26,7 +28,7 @@ from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.predictor import load_for
-from autolabel.pipeline.records import Row, committed, tally
+from autolabel.pipeline.records import FRESH, Known, Row, committed, tally
 from autolabel.pipeline.units import Plan, Tally, in_part, matcher
 from autolabel.teacher.device import common_precision, gpu_precisions, pick_device, pick_precision
 from autolabel.teacher.memory import batch_pixels
@@ -120,7 +122,7 @@ def settle(job: LabelJob, teacher_sha256: str, scratch: Path, source: Run | None
     )  # fmt: skip
     if run is not None:
         run.require_same(recipe)
-    return Request(job, manifest, recipe, storage.sha256(job.manifest), notes), run
+    return Request(job, manifest, recipe, table_sha256(job.manifest), notes), run
 
 
 def _settle_device(job: LabelJob, scratch: Path) -> tuple[str, str]:
@@ -245,7 +247,8 @@ def _make_stores(run: Run, plan: Plan) -> None:
 class Left:
     """The work of this call: numbers of units, the number of samples in them; and the samples done before.
 
-    room: the number of samples that --limit leaves of a unit that it cuts.
+    room: the number of samples that --limit leaves of a unit that it cuts. known: what is known of units at which
+    somebody has been, by name.
     """
 
     run: Run
@@ -255,37 +258,43 @@ class Left:
     room: dict[int, int]
     wanted: int
     before: Tally
+    known: Mapping[str, Known]
 
     def work(self) -> Iterator[Work]:
         """Yield the units with their samples, made as they are needed."""
         for number in self.units:
             unit = self.plan.packed(number)
-            done = dict[str, Row]()
-            if storage.stat(self.run.units / unit.record):
-                done = committed(self.run, unit.unit(), retry_quarantined=self.portion.retry_quarantined)
+            known, done = self.known.get(unit.name, FRESH), dict[str, Row]()
+            if known.commit is not None:
+                retry = self.portion.retry_quarantined
+                done = committed(self.run, unit.unit(), known.commit, retry_quarantined=retry)
             ids = _wanted_ids(self.portion, unit.ids(), self.room.get(number))
-            yield Work(unit, tuple(name for name in ids if name not in done))
+            yield Work(unit, tuple(name for name in ids if name not in done), known)
 
 
 def _wanted_ids(portion: Portion, ids: Iterable[str], room: int | None) -> list[str]:
     return list(islice(filter(matcher(portion.only), ids), room))
 
 
-def survey(run: Run, portion: Portion, plan: Plan) -> Left:
-    """Compare the plan with the commit records."""
-    records = {path.name for path in storage.list(run.units, suffix=".parquet")}
+def survey(run: Run, portion: Portion, plan: Plan, *, died: bool = False) -> Left:
+    """Compare the plan with the commit records.
+
+    died: the process of the call before may have died at an image: the unit at which it was is the first that is left.
+    """
+    ledger, noted = Ledger(run.path), noted_units(run)
     units: list[int] = []
     cut: dict[int, int] = {}
+    known: dict[str, Known] = {}
     wanted, before, room = 0, Tally(), portion.limit
     for number in range(len(plan)):
         mine = in_part(number, portion.part) and room != 0
-        recorded = f"{plan.name(number)}.parquet" in records
-        if portion.only is None and not recorded and (room is None or room >= plan.count(number)):
+        commit = ledger.get(plan.name(number))
+        if portion.only is None and commit is None and (room is None or room >= plan.count(number)):
             wanted_here = left = plan.count(number) if mine else 0
         else:
             unit = plan.packed(number)
             retry = portion.retry_quarantined
-            done = committed(run, unit.unit(), retry_quarantined=retry) if recorded else {}
+            done = committed(run, unit.unit(), commit, retry_quarantined=retry) if commit else {}
             before += tally(done.values())
             ids = _wanted_ids(portion, unit.ids(), room) if mine else []
             wanted_here, left = len(ids), sum(name not in done for name in ids)
@@ -293,9 +302,12 @@ def survey(run: Run, portion: Portion, plan: Plan) -> Left:
                 cut[number] = room
         room = None if room is None else room - wanted_here
         if left:
+            name, careful = plan.name(number), died and not units
+            if commit or careful or name in noted:
+                known[name] = Known(commit, careful, name in noted)
             units.append(number)
             wanted += left
-    return Left(run, portion, plan, units, cut, wanted, before)
+    return Left(run, portion, plan, units, cut, wanted, before, known)
 
 
 def worker_bytes(request: Request, left: Left, load: Callable[[], Teacher]) -> int:

@@ -1,98 +1,164 @@
-"""Publish a run: derive statistics, manifest and quarantine list from its commit records."""
+"""Publish a run: derive statistics, manifest and quarantine list from its commit records.
+
+A run of one chapter gets one file for each table. A longer one gets a folder with a part for each chapter; those of
+chapters that are closed are made once. `stats/parts.json` says what each part was made from.
+"""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable
-from dataclasses import replace
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from autolabel.manifests import storage
-from autolabel.manifests.label_space import LabelSpace
+from autolabel.manifests.documents import BadDocument, read_json
+from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Accounts, Run
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.review import writing_review
-from autolabel.manifests.samples import Sample, writing_manifest
-from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
-from autolabel.manifests.tables import writing_table
-from autolabel.pipeline.records import LABELLED, QUARANTINED, read_unit
-from autolabel.pipeline.units import Plan, Unit
+from autolabel.manifests.schemas import STATISTICS
+from autolabel.manifests.tables import digest_of_parts, part_path, parts_of, read_pieces, table_sha256
+from autolabel.pipeline.parts import CHAPTER, Counts, Files, Heading, Made, table_name, write_parts, write_tables
+from autolabel.pipeline.units import Plan
 
-_MERGED = {name: schema for name, schema in STATISTICS.items() if name != "review"}  # the records hold their rows
+_PARTS = "stats/parts.json"
 
 
 def publish(
-    run: Run,
-    plan: Plan,
-    space: LabelSpace,
-    image_root: Path,
-    provenance: dict[str, Any],
-    *,
-    before_end: Callable[[], None] = lambda: None,
+    run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any], *, before_end: Callable[[], None] = lambda: None
 ) -> tuple[Accounts, dict[str, str]]:
-    """Write the run's tables, one unit at a time. Returns the accounts, and every table's sha256. Raises BadTable.
+    """Write the run's tables. Returns the accounts, and every table's sha256. Raises BadTable.
 
-    before_end: called when all tables are written, just before they appear.
+    before_end: called when tables are written, just before they appear.
     """
-    labelled = quarantined = left = 0  # all counted, none inferred from the others: the balance is a check
-    with contextlib.ExitStack() as stack:
-        tables = {
-            name: stack.enter_context(writing_table(run.statistics_path(name), schema))
-            for name, schema in _MERGED.items()
-        }
-        bad = stack.enter_context(writing_table(run.quarantine_path, QUARANTINE_SCHEMA))
-        review = stack.enter_context(writing_review(run.statistics_path("review"), space.names))
-        add = stack.enter_context(
-            writing_manifest(
-                run.manifest_path, space, image_root=image_root, label_root=run.path, runs=[run.path],
-                provenance=provenance,
-            )
-        )  # fmt: skip
-        for unit in plan:
-            if storage.stat(run.units / unit.record) is None:
-                left += len(unit.samples)
-                continue
-            record, _ = read_unit(run, unit)
-            labelled_rows = record.filter(pc.equal(record["status"], LABELLED))
-            rows = {name: _statistics(name, labelled_rows, schema) for name, schema in _MERGED.items()}
-            for name in _MERGED:
-                tables[name](rows[name])
-            review(rows["images"], rows["classes"])
-            add(_auto_samples(unit, labelled_rows, run.path))
-            refused = _quarantined(unit, record)
-            bad(refused)
-            labelled, quarantined = labelled + len(labelled_rows), quarantined + len(refused)
-            left += len({s.sample_id for s in unit.samples}.difference(record["sample_id"].to_pylist()))
+    ledger, head = Ledger(run.path), Heading(image_root, provenance)
+    paths = run.table_paths()
+    in_parts = len(plan) > CHAPTER
+    for path in paths.values():  # a run grows, or a repair cuts it anew: nobody reads a table in two shapes
+        if storage.exists(path) == in_parts and parts_of(path):
+            storage.remove(path)
+    counts, digests = (_in_parts if in_parts else _whole)(run, plan, ledger, head, before_end)
+    accounts = Accounts(plan.samples, counts.labelled, counts.quarantined, counts.left)
+    return accounts, {name: digests[name] for name in paths}
+
+
+def _whole(
+    run: Run, plan: Plan, ledger: Ledger, head: Heading, before_end: Callable[[], None]
+) -> tuple[Counts, dict[str, str]]:
+    """One file for each table."""
+    counts, files = Counts(), Files()
+    with writing_review(run.statistics_path("review"), run.label_space.names) as review:
+        units, paths = range(len(plan)), run.table_paths()
+        written = write_tables(run, plan, ledger, units, paths, head, files=files)
+        for number, (some, rows) in enumerate(written, start=1):
+            counts += some
+            if rows:
+                review(rows["images"], rows["classes"])
+            if number == len(plan):
+                before_end()
+    name = table_name(run, run.statistics_path("review"))
+    digests = {name: digest for name, (digest, _) in files.items()}
+    return counts, {**digests, name: table_sha256(run.path / name)}
+
+
+def _in_parts(
+    run: Run, plan: Plan, ledger: Ledger, head: Heading, before_end: Callable[[], None]
+) -> tuple[Counts, dict[str, str]]:
+    """A folder for each table, with a part for each chapter."""
+    chapters = range(-(-len(plan) // CHAPTER))
+    sources = {chapter: _source(run, plan, ledger, chapter, head) for chapter in chapters}
+    known = _known_parts(run)
+    made: dict[int, tuple[str, Made]] = {
+        chapter: (source, known[chapter][1])
+        for chapter, source in sources.items()
+        if source and chapter in known and known[chapter][0] == source and _there(run, chapter, known[chapter][1])
+    }
+    missing = {
+        chapter: range(chapter * CHAPTER, min(len(plan), (chapter + 1) * CHAPTER))
+        for chapter in chapters
+        if chapter not in made
+    }
+    for chapter, part in write_parts(run, plan, ledger, missing, head, processes=cores()):
+        made[chapter] = sources[chapter], part
         before_end()
-    accounts = Accounts(plan.samples, labelled, quarantined, left)
-    return accounts, {name: storage.sha256(path) for name, path in run.table_paths().items()}
+    _remove_others(run, len(chapters))
+    storage.write_json(
+        run.path / _PARTS,
+        {
+            str(k): {"source": made[k][0], "counts": asdict(made[k][1].counts), "files": made[k][1].files}
+            for k in chapters
+        },
+    )
+    _rank(run, len(chapters))
+    counts = sum((part.counts for _, part in made.values()), Counts())
+    review = table_name(run, run.statistics_path("review"))
+    digests = {
+        name: digest_of_parts({part_path(path, k).name: made[k][1].files[name][0] for k in chapters})
+        for name, path in run.table_paths().items()
+        if name != review
+    }
+    return counts, {**digests, review: table_sha256(run.path / review)}
 
 
-def _statistics(name: str, rows: pa.Table, schema: pa.Schema) -> pa.Table:
-    if name == "images":
-        return rows.select(schema.names).cast(schema)
-    nested = rows[name].combine_chunks()
-    inner = pc.list_flatten(nested)
-    ids = rows["sample_id"].take(pc.list_parent_indices(nested))
-    columns = [ids, *(pc.struct_field(inner, field) for field in schema.names[1:])]
-    return pa.table(columns, schema=schema)
+def _source(run: Run, plan: Plan, ledger: Ledger, chapter: int, head: Heading) -> str:
+    """A mark of all that the tables of a closed chapter are made from; empty for a chapter that is open."""
+    closed = _closed(ledger, chapter)
+    if closed is None:
+        return ""
+    return hashlib.sha256(json.dumps([closed, str(head.image_root), head.provenance]).encode()).hexdigest()
 
 
-def _auto_samples(unit: Unit, rows: pa.Table, run: Path) -> list[Sample]:
-    by_id = {s.sample_id: s for s in unit.samples}
-    return [
-        replace(
-            by_id[row["sample_id"]], source="auto", label=storage.under(run, row["label"]),
-            label_index=row["label_index"], label_ids="train", coarse_label=None, weight=1.0,
-        )
-        for row in rows.select(["sample_id", "label", "label_index"]).to_pylist()
-    ]  # fmt: skip
+def _closed(ledger: Ledger, chapter: int) -> str | None:
+    """A mark of the records of a closed chapter."""
+    return None
 
 
-def _quarantined(unit: Unit, record: pa.Table) -> pa.Table:
-    images = {s.sample_id: str(s.image) for s in unit.samples}
-    rows = record.filter(pc.equal(record["status"], QUARANTINED)).select(["sample_id", "reason"]).to_pylist()
-    return pa.Table.from_pylist([{**row, "image": images[row["sample_id"]]} for row in rows], schema=QUARANTINE_SCHEMA)
+def _known_parts(run: Run) -> dict[int, tuple[str, Made]]:
+    """The parts that an earlier call has made, with the marks of their sources; nothing that cannot be read counts."""
+    try:
+        found: Mapping[str, Any] = read_json(run.path / _PARTS, dict[str, Any])
+        return {
+            int(number): (
+                str(about["source"]),
+                Made(Counts(**about["counts"]), {name: (str(d), int(n)) for name, (d, n) in about["files"].items()}),
+            )
+            for number, about in found.items()
+        }
+    except (BadDocument, OSError, KeyError, TypeError, ValueError):
+        return {}
+
+
+def _there(run: Run, chapter: int, part: Made) -> bool:
+    found = {name: storage.stat(part_path(run.path / name, chapter)) for name in part.files}
+    return all(stat is not None and stat.size == part.files[name][1] for name, stat in found.items())
+
+
+def _remove_others(run: Run, chapters: int) -> None:
+    """Remove parts of chapters that the plan has no more."""
+    for path in run.table_paths().values():
+        for part in parts_of(path):
+            if part.name >= part_path(path, chapters).name and path != run.statistics_path("review"):
+                storage.remove(part)
+
+
+def _rank(run: Run, chapters: int) -> None:
+    """Write the review list from the other tables: a ranking is of the whole run, so no part of it is ever done."""
+    columns = {
+        "images": ("sample_id", "agreement_with_coarse", "mean_confidence", "ignored_fraction", "coarse_pixels"),
+        "classes": ("sample_id", "class_id", "contradicted_pixels"),
+    }
+    schemas = {name: pa.schema([STATISTICS[name].field(c) for c in of]) for name, of in columns.items()}
+    with writing_review(run.statistics_path("review"), run.label_space.names, parts=True) as add:
+        for chapter in range(chapters):
+            images, classes = (
+                pa.concat_tables(
+                    [schema.empty_table(), *read_pieces(part_path(run.statistics_path(name), chapter), schema)]
+                )
+                for name, schema in schemas.items()
+            )
+            add(images, classes)

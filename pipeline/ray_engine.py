@@ -226,10 +226,10 @@ class _Loop:
                 self._give(reference, slot)
             else:
                 tick: Tick = self.ray.get(next(reference))
-                rest = tick.leaves and tick.tally.done < len(slot.work.wanted) and not self.stop.is_set()
-                self.monitor.unit(slot.work.unit.name, tick.tally, whole=tick.budget is not None and not rest)
-                if rest:
-                    self.given_back.append(slot.work)
+                rest = None if tick.budget is None or self.stop.is_set() else self._rest(slot.work, tick)
+                self.monitor.unit(slot.work.unit.name, tick.tally, whole=tick.budget is not None and rest is None)
+                if rest is not None:
+                    self.given_back.append(rest)
                 if tick.budget is not None:
                     self.full = 0
                     slot.leaves |= tick.leaves
@@ -249,6 +249,12 @@ class _Loop:
                     self._do_without(str(cause))
         except RayError as error:  # not only RayActorError: a worker that the system ended for its memory is none
             self._lose(reference, slot, *self._judge(error, slot))
+
+    def _rest(self, work: Work, tick: Tick) -> Work | None:
+        """Return the work that a worker gives back: it leaves, or another one was at its unit."""
+        if tick.leaves and tick.tally.done < len(work.wanted):
+            return work.again(self.crew.run, careful=False)
+        return work.rest(self.crew.run, tick.tally.done)
 
     def _judge(self, error: Exception, slot: Slot) -> tuple[str, bool]:
         """Return why a worker is gone, and True if its machine is to blame."""
@@ -311,11 +317,12 @@ class _Loop:
         counter[name] += 1
         if infrastructure:
             excuse(note_path(self.crew.run, slot.work.unit))
+        work = slot.work.again(self.crew.run, careful=not infrastructure)
         if counter[name] >= limit:
             self.ended.failed[name] = why
             self.monitor.note(f"unit {name} failed {counter[name]} times, it is left for another call ({why})")
         else:
-            self.again.append(slot.work)  # it goes behind all others: healthy units go first
+            self.again.append(work)  # it goes behind all others: healthy units go first
             self.monitor.note(f"unit {name} will be tried again ({why})")
 
     def _do_without(self, why: str) -> None:

@@ -81,7 +81,7 @@ class Worker:
     def run(self, item: Work, pause: float) -> Iterator[Tick]:
         """Run `Labeller.run` with a tick at most once in `pause` seconds: each one is a message to the driver."""
         last, tally = time.monotonic(), Tally()
-        for tally in self.labeller.run(item.unit.unit(), item.wanted):
+        for tally in self.labeller.run(item.unit.unit(), item.wanted, item.known):
             if time.monotonic() - last > pause:
                 last = time.monotonic()
                 yield Tick(tally)

@@ -1,14 +1,14 @@
 """Commit records: the only truth about finished work.
 
-A unit is done when `units/NAME.parquet` says so: a row for every sample, labelled or quarantined, with the digest of
-its shard and of itself. It is written last.
+A unit is done when its record says so: a row for every sample, labelled or quarantined, with the digest of its shard
+and of itself. It is written last, and never written over: manifests/run/ledger.py knows where the newest one lies.
 """
 
 from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,10 +19,11 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import LABELS, LAYERS, in_layer
-from autolabel.manifests.run.shards import WrittenShard, shard_path
+from autolabel.manifests.run.labels import LABELS, LAYERS, in_layer, stored_labels
+from autolabel.manifests.run.ledger import Commit, Ledger, create_record, read_newest
+from autolabel.manifests.run.shards import DamagedLabel, WrittenShard, shard_path
 from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
-from autolabel.manifests.tables import BadTable, OtherVersion, read_sealed, table_bytes
+from autolabel.manifests.tables import BadTable, OtherVersion, sealed_table, table_bytes
 from autolabel.pipeline.units import Tally, Unit
 
 LABELLED, QUARANTINED = "labelled", "quarantined"
@@ -61,6 +62,7 @@ _BRIEF = [
     "image_bytes",
     "image_mtime_ns",
     "image_version",
+    "label_crc32c",
     "top_crc32c",
     "confidence_crc32c",
     "probability_crc32c",
@@ -121,21 +123,55 @@ class Row:
         return [LABELS, *(name for name in LAYERS[1:] if getattr(self, f"{name}_crc32c") is not None)]
 
 
-RecordWriter = Callable[[RunFolder, Unit, Sequence[Row], Mapping[str, WrittenShard]], None]
+RecordWriter = Callable[[RunFolder, Unit, Sequence[Row], Mapping[str, WrittenShard], Commit | None], Commit]
 
 
-def write_record(run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> None:
-    """Commit a unit. `shards` has its shard of every layer, nothing where labels are PNGs or there are none."""
+@dataclass(frozen=True)
+class Known:
+    """The knowledge of a driver about a unit that it hands out, so that its worker lists nothing.
+
+    commit: its newest record, None without one. careful: an earlier process has died at it, or may have. noted: there
+    may be notes of earlier attempts.
+    """
+
+    commit: Commit | None = None
+    careful: bool = False
+    noted: bool = False
+
+
+FRESH = Known()  # a unit at which nobody has been
+
+
+def write_record(
+    run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard], before: Commit | None = None
+) -> Commit:
+    """Commit a unit behind the record `before`. Raises Overtaken if another writer has done so.
+
+    shards: its shard of every layer, nothing where labels are PNGs or there are none.
+    """
+    return create_record(run.path, unit.name, record_bytes(rows, shards), before=before)
+
+
+def record_bytes(rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> bytes:
+    """The bytes of a record."""
     table = pa.Table.from_pylist([vars(row) for row in rows], schema=RECORD_SCHEMA)
     files = {name: {"bytes": s.bytes, "crc32c": s.crc32c} for name, s in shards.items()}
     metadata = {_SHARDS: json.dumps(files).encode()}
-    storage.write(run.units / unit.record, table_bytes(table.replace_schema_metadata(metadata)))
+    return table_bytes(table.replace_schema_metadata(metadata))
 
 
-def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
-    """A commit record, and by layer its shard's size and checksum. Raises BadTable unless it is as written."""
+def read_record(commit: Commit, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
+    """A unit's newest record, and by layer its shard's size and checksum. Raises BadTable unless it is as written."""
+    commit, data = read_newest(commit)
+    return parse_record(commit.path, data, columns)
+
+
+def parse_record(
+    path: Path, data: bytes, columns: list[str] | None = None
+) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
+    """Take a record from the bytes that were read of a path, as `read_record`. Raises BadTable."""
     try:
-        table = read_sealed(path, columns, schema=RECORD_SCHEMA)
+        table = sealed_table(path, data, columns, schema=RECORD_SCHEMA)
         metadata = table.schema.metadata or {}
         shards = json_of(metadata.get(_SHARDS, b""), dict[str, dict[str, Any]], name="its list of shards")
     except OtherVersion:
@@ -145,14 +181,17 @@ def read_record(path: Path, columns: list[str] | None = None) -> tuple[pa.Table,
     return table, shards
 
 
-def read_unit(run: Run, unit: Unit, columns: list[str] | None = None) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
+def read_unit(
+    run: Run, unit: Unit, commit: Commit, columns: list[str] | None = None
+) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
     """The record of a unit as `read_record` gives it, with `columns` that hold those of `_PLACE`, or all.
 
     A checksum is no signature: no place is taken from a record. Raises BadTable unless it lists samples of this unit,
     each once and of its size, with their labels where they belong, and shards of layers that the run has.
     """
-    path = run.units / unit.record
-    table, shards = read_record(path, columns)
+    commit, data = read_newest(commit)
+    path = commit.path
+    table, shards = parse_record(path, data, columns)
     places = {sample.sample_id: number for number, sample in enumerate(unit.samples)}
     for row in table.select(_PLACE).to_pylist():
         name = row["sample_id"]
@@ -180,9 +219,15 @@ def shard_file(run: Run, unit: Unit, layer: str) -> Path:
     return storage.inside(run.path, file.relative_to(run.path).as_posix())
 
 
-def read_rows(path: Path, columns: list[str] | None = None) -> list[Row]:
-    """The rows of a commit record, with all columns or some. Raises BadTable."""
-    return [Row(**row) for row in read_record(path, columns)[0].to_pylist()]
+def read_rows(commit: Commit, columns: list[str] | None = None) -> list[Row]:
+    """The rows of a unit's newest record, with all columns or some. Raises BadTable."""
+    return [Row(**row) for row in read_record(commit, columns)[0].to_pylist()]
+
+
+def all_rows(run: Path, columns: list[str] | None = None) -> Iterator[Row]:
+    """The rows of all records of a run, with all columns or some. Raises BadTable."""
+    for commit in Ledger(run).values():
+        yield from read_rows(commit, columns)
 
 
 def _damaged(path: Path, why: str) -> BadTable:
@@ -191,24 +236,23 @@ def _damaged(path: Path, why: str) -> BadTable:
     )
 
 
-def committed(run: Run, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row]:
-    """The finished samples of a unit: their rows in brief, by sample id.
+def committed(run: Run, unit: Unit, commit: Commit | None, *, retry_quarantined: bool) -> dict[str, Row]:
+    """The finished samples of a unit: their rows in brief, by sample id; nothing without a commit.
 
     Left out, so that they are done again: quarantined samples whose file has since been replaced, or all of them with
     `retry_quarantined`, and everything whose label file is gone.
 
     Raises ValueError if the image of a labelled sample has changed: its label belongs to another picture; BadTable.
     """
-    path = run.units / unit.record
-    if storage.stat(path) is None:
+    if commit is None:
         return {}
-    table, shards = read_unit(run, unit, _BRIEF)
-    for layer, shard in shards.items():
-        status = storage.stat(shard_file(run, unit, layer))
-        if status is None or status.size != shard["bytes"]:
-            return {}
+    table, shards = read_unit(run, unit, commit, _BRIEF)
+    rows = [Row(**values) for values in table.to_pylist()]
+    if any(_differs(shard_file(run, unit, layer), shard["bytes"]) for layer, shard in shards.items()):
+        # A writer died between a shard and its record. A unit that the record calls whole is not: it is made again.
+        rows = _whole_in_store(run, rows) if len(rows) < len(unit.samples) else []
     done = []
-    for row in (Row(**values) for values in table.to_pylist()):
+    for row in rows:
         whole = shards or all(map(storage.exists, _files(run, row)))
         if whole if row.labelled else not retry_quarantined:
             done.append(row)
@@ -222,6 +266,23 @@ def committed(run: Run, unit: Unit, *, retry_quarantined: bool) -> dict[str, Row
                 f"image {image} {what} since it was labelled: put the old one back, or label into a new --out"
             )
     return {row.sample_id: row for row in done if row.sample_id not in changed}
+
+
+def _differs(shard: Path, size: int) -> bool:
+    there = storage.stat(shard)
+    return there is None or there.size != size
+
+
+def _whole_in_store(run: Run, rows: Sequence[Row]) -> list[Row]:
+    """The rows whose maps can be read as they were committed."""
+    whole = {row.sample_id: row for row in rows}
+    for layer in LAYERS:
+        for sample_id, stored in stored_labels(run.path, map(vars, rows), layer=layer).items():
+            try:
+                stored.read(sample_id, None)
+            except DamagedLabel:
+                whole.pop(sample_id, None)
+    return list(whole.values())
 
 
 def tally(rows: Iterable[Row]) -> Tally:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from autolabel.manifests import storage
 from autolabel.manifests.focus import Focus
 from autolabel.manifests.machine import cores
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Machine
 from autolabel.manifests.run.folder import Run
+from autolabel.manifests.tables import parts_of, table_sha256
 from autolabel.manifests.teachers import TeacherName
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.progress import Counters
@@ -36,7 +36,7 @@ def relabel(
     """
     source = replace(source, path=source.path.absolute())
     _require_enough(source, policy)
-    if not storage.exists(source.input_manifest) or storage.sha256(source.input_manifest) != source.input_sha256:
+    if not parts_of(source.input_manifest) or table_sha256(source.input_manifest) != source.input_sha256:
         raise ValueError(
             f"{source.input_manifest}, the manifest of {source.path}, is gone or has changed: put it back as it was"
         )

@@ -13,7 +13,9 @@ import torch
 from autolabel.manifests import storage
 from autolabel.manifests.cluster import cluster_address, is_connected, require_gpus
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.samples import ManifestFile
+from autolabel.manifests.tables import parts_of
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.by_hand import set_aside
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
@@ -114,7 +116,8 @@ def generate(
             run.require_same(recipe)
         run, plan = prepare(request, run, lock, source)
         lock.share()
-        left = survey(run, job.portion, plan)
+        # Ray's workers ended with their driver, which knew of every death before; one without Ray may itself have died.
+        left = survey(run, job.portion, plan, died=lock.after_death and run.engine == "local")
 
         def on_tick(counters: Counters) -> None:
             lock.require()
@@ -199,8 +202,10 @@ def choose_engine(request: Request, *, in_process: bool = False) -> tuple[str, s
 
 
 def _tidy(run: Run, *, whole: bool) -> None:
-    """Remove what killed workers left: temporary files, and notes about units that they had just committed."""
+    """Remove what killed workers left: temporary files, old records, and notes about units that they had committed."""
     remove_leftovers(run)
+    for old in Ledger(run.path).old:
+        storage.remove(old)
     if whole:
         for note in storage.list(run.attempts):
             storage.remove(note)
@@ -211,15 +216,14 @@ def _publish(lock: Lock, manifest: ManifestFile, plan: Plan, budgets: list[dict[
     run = Run.open(left.run.path)  # as another part may have left it
     moved = run.input_manifest != manifest.path  # then the published manifest names the old place of the images
     tables = run.table_paths().values()
-    published = run.accounts and run.tables_sha256 and not (left.units or moved) and all(map(storage.stat, tables))
+    published = run.accounts and run.tables_sha256 and not (left.units or moved) and all(map(parts_of, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(manifest.path), "policy": run.policy.name}
     try:
         accounts, digests = publish(
-            run, plan, manifest.label_space, manifest.image_root, provenance,
-            before_end=lambda: lock.require(surely=True),
-        )  # fmt: skip
+            run, plan, manifest.image_root, provenance, before_end=lambda: lock.require(surely=True)
+        )
     except OSError:
         lock.require(surely=True)  # a successor removes the temporary files of a driver that it takes for dead
         raise

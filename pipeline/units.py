@@ -21,6 +21,7 @@ from typing import BinaryIO, cast
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
@@ -52,11 +53,6 @@ class Unit:
     samples: tuple[Sample, ...]
     images: tuple[str, ...] = ()
 
-    @property
-    def record(self) -> str:
-        """File name of the commit record."""
-        return f"{self.name}.parquet"
-
     def place(self, number: int, store: str) -> tuple[str, int | None]:
         """The place of a sample's label in the run folder: its Zarr array and the row in it, or its PNG and None."""
         if store == "png":
@@ -78,17 +74,17 @@ class Packed:
     image_root: Path
     label_root: Path
 
-    @property
-    def record(self) -> str:
-        """File name of the commit record."""
-        return f"{self.name}.parquet"
-
     def _batch(self) -> pa.RecordBatch:
         return pa.ipc.read_record_batch(self.rows, PLAN_SCHEMA)
 
     def ids(self) -> list[str]:
         """The ids of the samples, in order."""
         return list(self._batch()["sample_id"].to_pylist())
+
+    def rows_of(self, sample_ids: pa.ChunkedArray) -> pa.Table:
+        """The rows of the plan about some of the samples, in the order of their ids."""
+        batch = self._batch()
+        return pa.Table.from_batches([batch.take(pc.index_in(sample_ids.combine_chunks(), batch["sample_id"]))])
 
     def unit(self) -> Unit:
         """The unit with its samples. Raises ValueError for a path that leaves its root."""
@@ -130,7 +126,7 @@ class Plan:
     """The units of a run by number. Raises BadTable unless the file is what was written, for this shard size."""
 
     def __init__(self, path: Path, unit_size: int, image_root: Path, label_root: Path) -> None:
-        self.path, self.unit_size, self._roots = path, unit_size, (image_root, label_root)
+        self.path, self.unit_size, self.roots = path, unit_size, (image_root, label_root)
         self._latest: tuple[int, pa.RecordBatch] | None = None
         try:
             file = _local(path)
@@ -192,7 +188,7 @@ class Plan:
         """A unit as it is handed out."""
         rows = self._rows(number).serialize().to_pybytes()
         bucket, first_row = self._names[self._bucket[number]], int(self._first[number])
-        return Packed(self.name(number), bucket, first_row, rows, *self._roots)
+        return Packed(self.name(number), bucket, first_row, rows, *self.roots)
 
     def __iter__(self) -> Iterator[Unit]:
         return map(self.__getitem__, range(len(self)))

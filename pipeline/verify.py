@@ -11,17 +11,18 @@ import numpy as np
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import PREPARING, Run
 from autolabel.manifests.run.labels import LABELS, ChangedLabel, stored_labels
+from autolabel.manifests.run.ledger import Commit, Ledger
 from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import DamagedLabel, crc32c, create_zarr, damaged_metadata
 from autolabel.manifests.samples import open_manifest
 from autolabel.manifests.schemas import EXACT
-from autolabel.manifests.tables import BadTable
+from autolabel.manifests.tables import BadTable, parts_of, table_sha256
 from autolabel.manifests.wording import Progress, Shown, counted
 from autolabel.pipeline.adopted import Adopted
 from autolabel.pipeline.by_hand import edited_label, is_whole_picture, set_aside
 from autolabel.pipeline.cutting import gained, write_plan
 from autolabel.pipeline.lock import Lock
-from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file
+from autolabel.pipeline.records import Row, changed_images, read_unit, shard_file, write_record
 from autolabel.pipeline.units import Plan, Unit
 
 
@@ -97,22 +98,25 @@ def verify(
                 result.faults += [f"{file} differs from what was written" for file in damaged]
                 if damaged and repair:
                     create_zarr(group, arrays, shard_rows=size, attributes=attributes)
-        undone, obsolete = list[str](), list[Path]()
+        undone, obsolete = list[tuple[Unit, Commit]](), list[Path]()
         adopted = _adopted(run, result)
-        records = {file.name for file in storage.list(run.units, suffix=".parquet")}
+        ledger = Ledger(run.path)
+        strays = {commit.unit: commit.path for commit in ledger.values()}
         for number, unit in enumerate(plan, start=1):
-            if unit.record in records:
-                records.discard(unit.record)
+            commit = ledger.get(unit.name)
+            if commit is not None:
+                del strays[unit.name]
                 result.units += 1
                 own, peoples = list[Path](), len(result.changed)
-                faults = list(_faults(run, unit, result, adopted, own))
+                faults = list(_faults(run, unit, commit, result, adopted, own))
                 result.faults += faults
                 if faults or len(result.changed) > peoples:
-                    undone.append(unit.record)
+                    undone.append((unit, commit))
                     obsolete += own
             if progress:
                 progress(number, len(plan))
-        result.faults += [f"{run.units / name} belongs to no unit of the plan" for name in sorted(records)]
+        foreign = sorted([*strays.values(), *ledger.strays])
+        result.faults += [f"{path} belongs to no unit of the plan" for path in foreign]
         accounts = run.accounts
         if accounts and not undone and result.samples != accounts.labelled + accounts.quarantined:
             result.faults.append(
@@ -124,8 +128,10 @@ def verify(
         if repair and not result.advice and (result.faults or result.changed):
             for file in (*obsolete, *result.changed.values()):  # before its record: a unit that lacks a label is undone
                 storage.remove(file)
-            for name in (*undone, *records):
-                storage.remove(run.units / name)
+            for unit, commit in undone:
+                write_record(run, unit, (), {}, commit)  # a newer record, without a sample
+            for path in foreign:
+                storage.remove(path)
             result.undone, result.repaired = len(undone), True
             reset = replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None)
             lock.save(reset, last=True)
@@ -176,7 +182,7 @@ def _not_held(run: Run, changed: Mapping[str, Path], imported: Sequence[Path]) -
 
 def _plan(run: Run, result: Verification, *, repair: bool) -> Plan | None:
     """The plan, compared with the manifest if that is still the same; `repair` makes it again from there."""
-    unchanged = storage.exists(run.input_manifest) and storage.sha256(run.input_manifest) == run.input_sha256
+    unchanged = parts_of(run.input_manifest) and table_sha256(run.input_manifest) == run.input_sha256
     manifest = open_manifest(run.input_manifest) if unchanged else None
     roots = (manifest.image_root, manifest.label_root) if manifest else (Path(), Path())
     if manifest is None:
@@ -199,7 +205,7 @@ def _damaged_tables(run: Run) -> list[str]:
     return [
         f"{path} differs from what was published"
         for name, path in run.table_paths().items()
-        if name in digests and (storage.stat(path) is None or storage.sha256(path) != digests[name])
+        if name in digests and (not parts_of(path) or table_sha256(path) != digests[name])
     ]
 
 
@@ -214,21 +220,25 @@ def _adopted(run: Run, result: Verification) -> Adopted | None:
         return None
 
 
-def _faults(run: Run, unit: Unit, result: Verification, adopted: Adopted | None, own: list[Path]) -> Iterator[str]:
-    path = run.units / unit.record
+def _faults(
+    run: Run, unit: Unit, commit: Commit, result: Verification, adopted: Adopted | None, own: list[Path]
+) -> Iterator[str]:
     try:
-        yield from _differences(run, unit, result, adopted, own)
+        yield from _differences(run, unit, commit, result, adopted, own)
     except BadTable as error:
         yield str(error)
     except ValueError as error:  # a link in the folder
-        yield f"{path}: {error}"
+        yield f"{commit.path}: {error}"
 
 
-def _differences(run: Run, unit: Unit, result: Verification, adopted: Adopted | None, own: list[Path]) -> Iterator[str]:
+def _differences(
+    run: Run, unit: Unit, commit: Commit, result: Verification, adopted: Adopted | None, own: list[Path]
+) -> Iterator[str]:
     """Every difference in words; `own` gains the label PNGs that are as committed."""
-    record, shards = read_unit(run, unit)
+    record, shards = read_unit(run, unit, commit)
     rows = [Row(**row) for row in record.to_pylist()]
     result.samples += len(rows)
+    result.units -= not rows  # a repair has put it back to undone
     for layer, shard in shards.items():
         file = shard_file(run, unit, layer)
         status = storage.stat(file)

@@ -28,7 +28,7 @@ from autolabel.manifests.samples import Manifest, Sample, load_manifest
 from autolabel.manifests.schemas import AUTO
 from autolabel.student.sampling import Centroid, Draw, Draws
 
-_PADDING = (124, 116, 104)  # RGB; the mean colour that normalisation subtracts, so that padding becomes zero
+PADDING = (124, 116, 104)  # RGB; the mean colour that normalisation subtracts, so that padding becomes zero
 _BLUR = (0.15, 1.3)  # pixels; the published code's range of the Gaussian's standard deviation
 
 
@@ -126,7 +126,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
         scale = float(rng.uniform(low, high) if published else np.exp(rng.uniform(low, high)))
         read = fetched.label.crop
         y, x = _focus(sample, around, read) if around else (None, None)
-        window = _published_window if published else _window
+        window = _published_window if published else window_along
         top, height, place_y, out_height = window(sample.height, crop_height, scale, y, rng)
         left, width, place_x, out_width = window(sample.width, crop_width, scale, x, rng)
 
@@ -141,7 +141,7 @@ class TrainingCrops(Dataset[dict[str, Any]]):
             picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         if not published:
             picture = self._recoloured(picture, rng)
-        crop = Image.new("RGB", (crop_width, crop_height), "black" if published else _PADDING)
+        crop = Image.new("RGB", (crop_width, crop_height), "black" if published else PADDING)
         crop.paste(picture, (place_x, place_y))
         if published:
             crop = self._recoloured(crop, rng)
@@ -213,7 +213,7 @@ def _focus(sample: Sample, around: Centroid, read: Callable[[Window], Label]) ->
     return top + int(ys[nearest]), left + int(xs[nearest])
 
 
-def _window(
+def window_along(
     side: int, crop: int, scale: float, focus: int | None, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Place a crop along one axis: return first source pixel, source pixels, first crop pixel, crop pixels.
@@ -233,7 +233,7 @@ def _published_window(
     side: int, crop: int, scale: float, focus: int | None, rng: np.random.Generator
 ) -> tuple[int, int, int, int]:
     """Place a crop as the published code does: over `focus`, then moved into the image; a small image in the middle."""
-    first, length, _, out = _window(side, crop, scale, focus, rng)
+    first, length, _, out = window_along(side, crop, scale, focus, rng)
     if focus is not None and length < side:
         first = min(max(0, int(rng.integers(focus - length + 1, focus + 1))), side - length)
     return first, length, (crop - out) // 2, out

@@ -149,7 +149,7 @@ def seen_by(teacher: TeacherName) -> Tensor | None:
         if place.kind == CHECKPOINT:
             seen.append(read_checkpoint(place.path).trained_on)
         else:
-            seen.append(_module(place).load(place, device=torch.device("cpu")).trained_on)
+            seen.append(_module(place).load(place.near(), device=torch.device("cpu")).trained_on)
     return _joined(teacher.places, seen)
 
 
@@ -168,7 +168,7 @@ def _load(
         own, space = own_network(network, torch.device(device), combine=combine), checkpoint.label_space
         seen = checkpoint.trained_on
         return _Member(place, own, space.names if space else None, space, lambda: seen)
-    model = _module(place).load(place, device=torch.device(device))
+    model = _module(place).load(place.near(), device=torch.device(device))
     around = ForeignNetwork(model, name=str(place), window=window)
     space = model.classes if isinstance(model.classes, LabelSpace) else _named(place, around.names)
     return _Member(place, around, around.names, space, lambda: model.trained_on)

@@ -19,8 +19,8 @@ from autolabel.manifests.samples import load_manifest, save_manifest
 # A later issue extends this list on purpose; a name that goes, or changes its meaning, goes into CHANGELOG.md.
 FUNCTIONS = [
     "adopt", "audit", "coarsen", "compare", "count_polygons", "evaluate", "export", "export_model", "find_errors",
-    "focus", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run", "relabel",
-    "report", "review", "scan", "summarise", "train",
+    "focus", "fuse", "generate", "import_corrections", "load_manifest", "load_teacher", "look", "open_run",
+    "ray_dataset", "relabel", "report", "review", "scan", "summarise", "train",
 ]  # fmt: skip
 CLASSES = ["LabelJob", "LabelSpace", "Manifest", "ManifestDataset", "Model", "Policy", "Run", "Teacher", "TrainJob"]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.run.shards import CHUNK
 from autolabel.manifests.samples import Sample
+from autolabel.manifests.tables import parts_of, table_sha256
 from autolabel.manifests.wording import Progress
 
 _COLUMNS = ("sample_id", "class_id", "y", "x")
@@ -125,7 +125,7 @@ def _unchanged(run: Path) -> bool:
     path = folder.statistics_path("centroids")
     digests = Run.open(run).tables_sha256 or {}
     recorded = digests.get(path.relative_to(run).as_posix())
-    return recorded is not None and storage.exists(path) and storage.sha256(path) == recorded
+    return recorded is not None and bool(parts_of(path)) and table_sha256(path) == recorded
 
 
 def _from_table(run: Path, places: dict[str, int]) -> Iterable[Centroids]:

@@ -1,7 +1,7 @@
 """A run folder: the name of every file in it, and the run that `run.json` describes.
 
-docs/words-and-files.md lists the files. The commit records, units/*.parquet, are the only truth about what is done; the
-tables, the manifest and the quarantine list are derived from them when the run ends.
+docs/words-and-files.md lists the files. The commit records (manifests/run/ledger.py) are the only truth about what is
+done; tables, manifest and quarantine list are derived from them when the run ends.
 """
 
 from __future__ import annotations
@@ -32,15 +32,16 @@ from autolabel.manifests.run.labels import (
     committed_labels,
     zarr_folder,
 )  # fmt: skip
+from autolabel.manifests.run.ledger import UNITS
 from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_outside_runs
 from autolabel.manifests.run.record import Fence, opened, sealed
+from autolabel.manifests.run.to_torch import ToTorch
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
-from autolabel.manifests.tables import BadTable, read_pieces, read_table
+from autolabel.manifests.tables import BadTable, parts_of, read_pieces, read_table
 from autolabel.manifests.teachers import AnyTeacher, TeacherName
-from autolabel.manifests.wording import Shown
 
-FORMAT = f"{KIND}9"
+FORMAT = f"{KIND}10"
 _INPUT = "input.parquet"
 PREPARING = "preparing"
 _CLAIM = storage.json_bytes({"format": FORMAT, "state": PREPARING})  # `run.json` until the plan is there
@@ -65,7 +66,7 @@ class RunFolder:
     @property
     def units(self) -> Path:
         """The folder of the commit records."""
-        return self.path / "units"
+        return self.path / UNITS
 
     @property
     def attempts(self) -> Path:
@@ -132,8 +133,11 @@ class RunFolder:
 
     def _statistics(self, table: str, columns: Sequence[str]) -> tuple[Path, pa.Schema]:
         path = storage.inside(self.path, self.statistics_path(table).relative_to(self.path).as_posix())
-        if not storage.exists(path):
+        parts = parts_of(path)
+        if not parts:
             raise BadTable(f"{path} does not exist: finish the run first with `autolabel generate`")
+        for part in parts:
+            storage.require_no_link(part)
         schema = STATISTICS[table]
         return path, pa.schema([schema.field(name) for name in columns or schema.names])
 
@@ -164,15 +168,14 @@ class RunFolder:
 
 
 @dataclass(frozen=True)
-class Run(RunFolder, Shown):
+class Run(RunFolder, ToTorch):
     """A run as `run.json` describes it. Open one with `Run.open`.
 
     input_manifest: the manifest that was to be labelled, and its sha256. plan: name of the plan's file. teacher: its
     name at the time; None where predictions were adopted. source: the run whose kept confidence stood in for the
-    teacher, if any. engine: who labelled last. versions: of our packages. budgets: the memory that each kind of device
-    had and needed. state:
-    "preparing" (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published
-    table, by name; None until they are published. fence: keeps drivers apart.
+    teacher. engine: who labelled last. budgets: the memory that each kind of device had and needed. state: "preparing"
+    (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published table, by name.
+    fence: keeps drivers apart.
     """
 
     recipe: Recipe

@@ -5,7 +5,7 @@ pixel, `confidence`, its level of confidence, and `second`, the second class whe
 keeps probabilities has the layer `probability`, of the class that a pixel's label has.
 
 Labels lie in a Zarr group `labels.zarr` (manifests/run/shards.py), or with `--store png` as one 8-bit grey PNG per
-sample under `labels/`. The records `units/*.parquet` alone say which labels are committed: a missing Zarr shard reads
+sample under `labels/`. The commit records alone say which labels are committed: a missing Zarr shard reads
 as 255 everywhere, and a file that exists may belong to a unit that died.
 """
 
@@ -26,8 +26,9 @@ from autolabel.manifests import storage
 from autolabel.manifests.images import PNG_END, BadImage, decode_label
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.frames import read_zarr
+from autolabel.manifests.run.ledger import Ledger, read_newest
 from autolabel.manifests.run.shards import DamagedLabel, Label, Window, bucket_of, crc32c
-from autolabel.manifests.tables import BadTable, read_table
+from autolabel.manifests.tables import BadTable, as_expected, sealed_table
 
 # Layers: the maps of bytes that a run may hold of an image.
 LABELS, TOP, CONFIDENCE, SECOND, PROBABILITY = LAYERS = "labels", "top", "confidence", "second", "probability"
@@ -228,8 +229,10 @@ def committed_labels(run: Path, layer: str) -> dict[str, StoredLabel]:
     """The places of a layer's committed maps, by sample id, from the records of a run folder. Raises BadTable."""
     schema = pa.schema([*_PLACE, pa.field(_checksum(layer), pa.uint32())])
     labels: dict[str, StoredLabel] = {}
-    for record in storage.list(run / "units", suffix=".parquet"):
-        labels |= stored_labels(run, read_table(record, schema, sealed=True).to_pylist(), layer=layer)
+    for commit in Ledger(run).values():
+        commit, data = read_newest(commit)
+        table = sealed_table(commit.path, data, schema.names)
+        labels |= stored_labels(run, as_expected(commit.path, table, schema).to_pylist(), layer=layer)
     return labels
 
 

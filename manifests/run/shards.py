@@ -153,13 +153,15 @@ class WrittenShard:
     label_bytes: tuple[int, ...]
 
 
-def write_zarr_shard(array: Path, first_row: int, *, shard_rows: int, labels: Sequence[Frames | None]) -> WrittenShard:
-    """Write the shard of `shard` rows that starts at first_row, whole, over whatever is there; it is on disk then.
+def zarr_shard(
+    array: Path, first_row: int, *, shard_rows: int, labels: Sequence[Frames | None]
+) -> tuple[WrittenShard, bytes]:
+    """Put together the shard of `shard` rows that starts at first_row: what it is on disk, and its bytes.
 
     labels: the result of `encode_zarr` for its rows, None for a row without a label. Such rows, and those beyond the
     last label, read as 255 everywhere. The file holds the frames of all labels, then the index: (offset, size) uint64
     of every chunk, all bits set for a chunk without a frame, and the crc32c of these. A shard without any frame is a
-    file too, so that a missing file is always a loss and never "all ignored".
+    file too, so that a missing file is always a loss and never "all ignored". The same labels give the same bytes.
     """
     assert first_row % shard_rows == 0 and len(labels) <= shard_rows
     height, width = bucket_size(array.name)
@@ -174,7 +176,13 @@ def write_zarr_shard(array: Path, first_row: int, *, shard_rows: int, labels: Se
     index[sizes == 0] = NO_FRAME
     body = b"".join(frame for frames in labels if frames for frame in frames)
     data = body + index.tobytes() + google_crc32c.value(index.tobytes()).to_bytes(4, "little")
-    path = shard_path(array, first_row // shard_rows)
-    storage.write(path, data)
     by_row = tuple(int(size) for size in sizes[: len(labels)].sum(axis=1))
-    return WrittenShard(path.name, len(data), int(google_crc32c.value(data)), by_row)
+    name = shard_path(array, first_row // shard_rows).name
+    return WrittenShard(name, len(data), int(google_crc32c.value(data)), by_row), data
+
+
+def write_zarr_shard(array: Path, first_row: int, *, shard_rows: int, labels: Sequence[Frames | None]) -> WrittenShard:
+    """Write a shard, whole, over whatever is there; parameters as of `zarr_shard`."""
+    shard, data = zarr_shard(array, first_row, shard_rows=shard_rows, labels=labels)
+    storage.write(array / shard.file, data)
+    return shard

@@ -8,13 +8,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from autolabel.manifests import storage
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import RunConfidence, middles
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.wording import counted
-from autolabel.pipeline.records import Row, fingerprint_of, read_rows, surely_same
+from autolabel.pipeline.records import Row, all_rows, fingerprint_of, surely_same
 from autolabel.teacher.checkpoints import overlap
 from autolabel.teacher.loading import seen_by
 
@@ -47,12 +46,7 @@ class Judge:
         """
         run = _keeping(run)
         kept = run.confidence
-        rows = {
-            row.sample_id: row
-            for path in storage.list(run.units, suffix=".parquet")
-            for row in read_rows(path, _RECORD)
-            if row.labelled
-        }
+        rows = {row.sample_id: row for row in all_rows(run.path, _RECORD) if row.labelled}
         if not rows:
             raise ValueError(f"{run.path} holds no labelled image: go on with `autolabel generate`")
         by_content = {str(row.image_fingerprint): row.sample_id for row in rows.values()}

@@ -23,7 +23,7 @@ from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_man
 from autolabel.manifests.schemas import EXACT
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import counted, percent
-from autolabel.pipeline.records import Row, read_rows
+from autolabel.pipeline.records import Row, all_rows
 
 _RECORD = ["sample_id", "status", "height", "width", "label", "label_index", "label_crc32c", "image_fingerprint"]
 
@@ -60,10 +60,9 @@ def match_truth(run: Run, truth: Path) -> MatchedTruth:
             )
         known[mark] = sample
     labelled, rows = 0, list[Row]()
-    for path in storage.list(run.units, suffix=".parquet"):
-        for row in read_rows(path, _RECORD):
-            labelled += row.labelled
-            rows += [row] if row.labelled and row.image_fingerprint in known else []
+    for row in all_rows(run.path, _RECORD):
+        labelled += row.labelled
+        rows += [row] if row.labelled and row.image_fingerprint in known else []
     if not labelled:
         raise ValueError(f"{run.path} holds no labelled image: nothing to audit; go on with `autolabel generate`")
     if not rows:

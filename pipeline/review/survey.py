@@ -14,7 +14,6 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE, VOID
@@ -22,6 +21,7 @@ from autolabel.manifests.machine import cores
 from autolabel.manifests.reading import read_coarse
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import CONFIDENCE, LABELS, SECOND, TOP
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample, open_manifest
 from autolabel.manifests.tables import BadTable
@@ -153,10 +153,11 @@ class Looking:
     def rows(self) -> Iterator[tuple[Row, Row]]:
         """The labelled rows of the records, each with the one whose confidence was kept."""
         run, kept = self.run, self.kept
-        for path in storage.list(run.units, suffix=".parquet"):
-            rows, others = read_rows(path, _RECORD), dict[str, Row]()
-            if kept.path != run.path:
-                others = {row.sample_id: row for row in read_rows(kept.units / path.name, _RECORD)}
+        behind = Ledger(kept.path)
+        for name, commit in Ledger(run.path).items():
+            rows, others = read_rows(commit, _RECORD), dict[str, Row]()
+            if kept.path != run.path and name in behind:
+                others = {row.sample_id: row for row in read_rows(behind[name], _RECORD)}
             yield from ((row, others.get(row.sample_id, row)) for row in rows if row.labelled)
 
     def again(self, sample_ids: Collection[str]) -> Iterator[tuple[str, Regions]]:

@@ -27,6 +27,7 @@ from autolabel.manifests.documents import read_json
 from autolabel.manifests.fuse import joined
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
+from autolabel.manifests.tables import parts_of
 from autolabel.manifests.teachers import TeacherName
 from autolabel.student.comparison.page import render
 from autolabel.student.comparison.verdicts import Comparison
@@ -94,7 +95,7 @@ def manifest_of(name: str, path: Path) -> Path:
     if not run.exists():
         advice = f"expected a run, or a manifest (`autolabel manifest scan {path}` makes one)"
         raise ValueError(f"arm {name!r}: {path} is a folder without run.json: {advice}")
-    if not storage.exists(run.manifest_path):
+    if not parts_of(run.manifest_path):
         raise ValueError(
             f"arm {name!r}: the run {path} is not finished: `autolabel generate` with the same --out first"
         )

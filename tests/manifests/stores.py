@@ -70,7 +70,7 @@ def rows_of(units: Units) -> dict[str, int]:
 
 
 def record_of(run: Path, bucket: str, number: int) -> Path:
-    return run / f"units/{bucket}.{number:06d}.parquet"
+    return run / f"units/{bucket}.{number:06d}.0.parquet"
 
 
 def commit(

@@ -164,6 +164,15 @@ def test_places_join_split_and_travel_as_paths_do() -> None:
         ("gcs://bucket/x", "gcs://bucket/x: unknown scheme 'gcs': write gs://"),
         ("http://host/x", "http://host/x: unknown scheme 'http': expected s3, gs, az or file"),
         ("s3://user:secret@host/x", "s3://…@host/x: no bucket can have the name '…@host'"),
+        ("https://host/x?X-Amz-Signature=secret", "https://host/x?…: unknown scheme 'https'"),
+        (
+            "s3://bucket/x?X-Amz-Signature=secret",
+            "s3://bucket/x?…: expected no signature: write s3://",
+        ),
+        (
+            "az://container/x?sv=1&sig=secret",
+            "az://container/x?…: expected no signature: write az://",
+        ),
         ("file://host/x", "expected a file of this machine"),
     ],
 )

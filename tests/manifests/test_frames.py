@@ -3,6 +3,7 @@ costs more requests than one, or is put together from two versions of a shard.""
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -119,7 +120,7 @@ def test_a_shard_that_is_gone_is_an_error_also_where_all_of_a_label_is_ignored(t
 
 def test_a_store_that_was_made_anew_with_other_shards_is_read_as_it_is_now(array: Path) -> None:
     read_zarr(array, 0, window=(0, 0, 10, 10))
-    storage.remove(array.parent)
+    shutil.rmtree(array.parent)
     create_zarr(array.parent, {WIDE: 9}, shard_rows=3, attributes={})
     labels = [street(50 + row, 1024, 1024) for row in range(9)]
     for first in (0, 3, 6):

@@ -304,7 +304,7 @@ def test_leftovers_of_killed_writers_are_removed_and_nothing_else(tmp_path: Path
     left = [
         ".run.json.0123456789ab.autolabel-tmp",
         "labels/deep/er/.a.png.0123456789ab.autolabel-tmp",
-        "units/.b512x512.000000.parquet.0123456789ab.autolabel-tmp",
+        "units/.b512x512.000000.0.parquet.0123456789ab.autolabel-tmp",
     ]
     for name in kept + left:
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)

@@ -226,7 +226,9 @@ def test_an_attempt_tells_what_earlier_processes_died_on(tmp_path: Path) -> None
     unit = Unit("b512x512.000000", "b512x512", 0, ())
     first = Attempt(RunFolder(tmp_path), unit)
     assert not first.careful and not first.deaths
-    second = Attempt(RunFolder(tmp_path), unit)  # the first one died without a word
+    first.end(committed=True)
+    assert not (tmp_path / "attempts").exists()  # a unit at which nobody has died costs no file
+    second = Attempt(RunFolder(tmp_path), unit, careful=True)  # its driver knows that the first one died
     assert second.careful and not second.deaths
     second.begin("a")
     second.begin("b")

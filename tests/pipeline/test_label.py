@@ -126,7 +126,7 @@ def test_a_process_that_ends_amid_a_unit_keeps_what_it_has_labelled_where_images
     job: LabelJob, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job = replace(job, store=store)
-    monkeypatch.setattr("autolabel.pipeline.label.COMMIT_S", 0.0)
+    monkeypatch.setattr(storage, "commit_interval", lambda path: 0.0)
     with pytest.raises(MemoryError):
         label(job, "predict", MemoryError())  # at the third of four
     again = label(job, "", MemoryError())

@@ -129,7 +129,7 @@ def image(job: LabelJob, number: int) -> Path:
 
 
 def test_a_data_set_that_was_copied_or_moved_is_recognised_and_resumed(job: LabelJob, tmp_path: Path) -> None:
-    (job.out / "units" / "b512x512.000001.parquet").unlink()
+    (job.out / "units" / "b512x512.000001.0.parquet").unlink()
     assert generate(job).done == 2
     (tmp_path / "copy").rename(tmp_path / "moved")
     moved = replace(job, manifest=tmp_path / "moved" / "m.parquet", out=tmp_path / "moved" / "run")

@@ -32,6 +32,7 @@ from autolabel.manifests.cluster import ClusterFailed
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
+from autolabel.manifests.run.ledger import Commit
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.settings import build_job
 from autolabel.manifests.teachers import TeacherName
@@ -483,11 +484,11 @@ def test_a_full_disk_stops_the_run_and_keeps_what_is_there(
     asked = job(drive, teacher)
     written: list[str] = []
 
-    def write_until_full(run: RunFolder, unit: Unit, *more: Any) -> None:
+    def write_until_full(run: RunFolder, unit: Unit, *more: Any) -> Commit:
         if written:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(run.path))
         written.append("one")
-        write_record(run, unit, *more)
+        return write_record(run, unit, *more)
 
     with pytest.raises(OSError, match="No space left on device"):
         generate(asked, write=write_until_full)

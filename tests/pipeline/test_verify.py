@@ -33,7 +33,7 @@ TABLES = tuple(RunFolder(Path()).table_paths())
 SAMPLES, UNITS = 10, 3  # of up to four samples
 MEASURED = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that differ from call to call
 UNCHECKED = ("progress.json", ".lock")
-SECOND = "b512x512.000001.parquet"  # the record of the second unit
+SECOND = "b512x512.000001.0.parquet"  # the record of the second unit
 FLIPS = {"run.json": 20, "plan": 30, "records": 30, "labels": 50, "tables": 20}  # by kind of file
 
 
@@ -174,7 +174,7 @@ def test_a_file_that_is_gone_or_cut_is_found(asked: LabelJob, kind: str, damage:
 
 def test_another_unit_in_its_place_is_found(asked: LabelJob) -> None:
     """Whole files, each with good checksums; only the plan tells that they are not where they belong."""
-    first = asked.out / "units" / "b512x512.000000.parquet"
+    first = asked.out / "units" / "b512x512.000000.0.parquet"
     shutil.copyfile(first, asked.out / "units" / SECOND)
     (fault,) = verify(asked.out).faults
     assert fault.startswith(
@@ -183,7 +183,7 @@ def test_another_unit_in_its_place_is_found(asked: LabelJob) -> None:
 
 
 def test_a_record_of_no_unit_is_named_and_removed_by_repair(asked: LabelJob) -> None:
-    stray = asked.out / "units" / "b512x512.000099.parquet"
+    stray = asked.out / "units" / "b512x512.000099.0.parquet"
     shutil.copyfile(asked.out / "units" / SECOND, stray)
     assert verify(asked.out).faults == [f"{stray} belongs to no unit of the plan"]
     assert verify(asked.out, repair=True).undone == 0
@@ -248,9 +248,15 @@ DAMAGES: dict[str, Callable[[Path], None]] = {
     "labels cut": lambda run: _halved(_of_the_second_unit(run)),
     "record cut": lambda run: _halved(run / "units" / SECOND),
     "record of another unit": lambda run: shutil.copyfile(
-        run / "units" / "b512x512.000000.parquet", run / "units" / SECOND
+        run / "units" / "b512x512.000000.0.parquet", run / "units" / SECOND
     ),
 }  # fmt: skip
+
+
+def _after(run: Path, generation: int) -> tuple[str, int]:
+    """The record of the second unit in a later generation, and its time."""
+    path = run / "units" / f"b512x512.000001.{generation}.parquet"
+    return path.name, path.stat().st_mtime_ns
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
@@ -264,13 +270,13 @@ def test_repair_has_exactly_the_damaged_unit_labelled_again(asked: LabelJob, dam
     assert result.stdout.splitlines()[-1] == ("units put back to undone: 1; run the same command again to label them")
     assert json.loads((run / "run.json").read_text())["state"] == "partial"
     del written[SECOND]
-    assert records(run) == written
+    assert {name for name in records(run).items() - written.items()} == {_after(run, 1)}  # it names no sample
     assert labels_of(run) == {name: label for name, label in labels.items() if name not in lost}
     again = generate(asked)
     assert (again.accounts, again.done) == (Accounts(SAMPLES, SAMPLES, 0, 0), len(lost))
-    assert records(run).items() >= written.items()
+    assert {name for name in records(run).items() - written.items()} == {_after(run, 2)}
     after = contents(run)
-    assert after.keys() == before.keys()
+    assert {*after} - {f"units/{_after(run, 2)[0]}"} == {*before} - {f"units/{SECOND}"}
     for name, data in before.items():
         if kind_of(name) in ("labels", "plan") and name not in UNCHECKED:
             assert after[name] == data, name

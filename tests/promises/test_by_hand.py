@@ -6,7 +6,7 @@ If this fails, an hour of somebody's work is gone, byte for byte, by the command
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,13 +21,13 @@ from autolabel.manifests.images import encode_label
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.run.folder import Run, RunFolder
 from autolabel.manifests.run.labels import ChangedLabel
+from autolabel.manifests.run.ledger import Commit
 from autolabel.manifests.run.sample_labels import read_sample_label
-from autolabel.manifests.run.shards import WrittenShard, crc32c
+from autolabel.manifests.run.shards import crc32c
 from autolabel.manifests.samples import Manifest, load_manifest, save_manifest
 from autolabel.pipeline.attempts import Attempt
 from autolabel.pipeline.by_hand import set_aside, write_maps
 from autolabel.pipeline.job import LabelJob, Portion
-from autolabel.pipeline.records import Row
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.units import Unit
 from autolabel.pipeline.verify import verify
@@ -208,7 +208,7 @@ def test_repair_leaves_pictures_of_another_program_alone(place: Path) -> None:
 # --- whoever labels looks first ---------------------------------------------------------------------------------------
 
 
-def _no_record(run: RunFolder, unit: Unit, rows: Sequence[Row], shards: Mapping[str, WrittenShard]) -> None:
+def _no_record(*_: object) -> Commit:
     """Die after the PNGs of a unit are written, and before its record is."""
     raise OSError(5, "Input/output error")
 
@@ -278,7 +278,7 @@ def _within_a_unit(place: Path) -> str:
 def _where_a_process_died(place: Path) -> str:
     """What is left of the unit is done carefully, and committed image by image."""
     generate(plain(place, portion=Portion(limit=1)))
-    Attempt(RunFolder(place / "run"), Unit("b512x512.000000", "b512x512", 0, ()))
+    Attempt(RunFolder(place / "run"), Unit("b512x512.000000", "b512x512", 0, ())).begin("s03")
     return "s01"
 
 

@@ -98,7 +98,7 @@ def lose_account(run: Path) -> None:
 
 def label_twice(run: Path) -> None:
     first = min((run / "units").iterdir())
-    shutil.copyfile(first, first.with_name("b512x512.000099.parquet"))
+    shutil.copyfile(first, first.with_name("b512x512.000099.0.parquet"))
 
 
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {

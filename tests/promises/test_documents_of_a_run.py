@@ -119,7 +119,7 @@ def test_notes_that_cannot_be_read_make_the_next_process_careful_and_nothing_els
     unit = sorted((mine / "units").iterdir())[0]
     unit.unlink()
     (mine / "attempts").mkdir(exist_ok=True)
-    (mine / "attempts" / f"{unit.stem}.jsonl").write_bytes(RUBBISH[kind] + b"\n")
+    (mine / "attempts" / f"{unit.stem.removesuffix('.0')}.jsonl").write_bytes(RUBBISH[kind] + b"\n")
     made = generate(city, teacher, mine)
     assert made.exit_code == 0, made.output
     assert labels_of(mine) == labels_of(run)

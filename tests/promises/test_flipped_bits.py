@@ -15,7 +15,7 @@ from conftest import autolabel
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest
 from autolabel.manifests.schemas import STATISTICS
-from autolabel.pipeline.records import read_record
+from autolabel.pipeline.records import parse_record
 from autolabel.pipeline.units import Plan
 
 
@@ -43,7 +43,7 @@ def readers(run: Path) -> dict[str, Callable[[], object]]:
         **tables,
         "quarantine.parquet": lambda: folder.quarantine().to_pylist(),
         "manifest.parquet": lambda: load_manifest(run / "manifest.parquet"),
-        f"units/{record.name}": lambda: [table.to_pylist() for table in read_record(record)[:1]],
+        f"units/{record.name}": lambda: [table.to_pylist() for table in parse_record(record, record.read_bytes())[:1]],
         folder.plan: lambda: plan(folder.plan_path),
         "run.json": lambda: Run.open(run),
     }

@@ -242,7 +242,7 @@ def test_a_manifest_that_has_grown_is_planned_again_after_a_kill(
 
 @pytest.mark.parametrize(
     "where",
-    [("unlink", r"000001\.parquet$"), ("create", r"/\.run\.json"), ("replace", r"/run\.json$")],
+    [("unlink", r"000001\.0\.parquet$"), ("create", r"/\.run\.json"), ("replace", r"/run\.json$")],
     ids=["before the second record goes", "before run.json", "while run.json is written"],
 )
 @pytest.mark.parametrize("then_repair", [True, False], ids=["repaired again", "labelled at once"])
@@ -375,7 +375,7 @@ def test_a_disk_that_is_full_in_the_middle_of_a_file_is_told_and_resumed(
     """In the claim, the plan, run.json, a store, the second shard of a layer, a record, tables."""
     places = [
         ("/run.json", 20), ("/plan-*.arrow", 1000), ("/run.json", 3000), ("/top.zarr/b512x512/zarr.json", 500),
-        ("/labels.zarr/b512x512/c.1.0.0", 1500), ("/units/b512x512.000001.parquet", 9000),
+        ("/labels.zarr/b512x512/c.1.0.0", 1500), ("/units/b512x512.000001.0.parquet", 9000),
         ("/stats/classes.parquet", 4000), ("/manifest.parquet", 100),
     ]  # fmt: skip
     for number, (name, room) in enumerate(places):

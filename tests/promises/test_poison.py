@@ -377,7 +377,7 @@ PLACES = {  # regular expressions of paths
     "a shard": r"/\.?c\.1\.0\.0",
     "the folder of a shard": r"/labels\.zarr/b512x512$",  # after the shard was renamed
     "a label": r"/labels/\.?e\.png",  # the second one of the second unit
-    "a record": r"/units/\.?b512x512\.000001\.parquet",
+    "a record": r"/units/\.?b512x512\.000001\.0\.parquet",
     "the folder of a record": r"/units$",
     "run.json": r"/\.?run\.json",
     "a table": r"/stats/\.?classes\.parquet",
@@ -428,7 +428,7 @@ def test_an_error_of_the_disk_ends_the_call_and_costs_no_label(
     target = re.sub(r"/\.([^/]+)\.[0-9a-f]{12}\.autolabel-tmp$", r"/\1", disk.failed)
     assert line.startswith(f"autolabel: {os.strerror(number)}: {target}")
     assert not list(asked.out.rglob("*.autolabel-tmp"))
-    committed = {p.stem for p in (asked.out / "units").iterdir()} == {"b512x512.000000", "b512x512.000001"}
+    committed = {p.stem for p in (asked.out / "units").iterdir()} == {"b512x512.000000.0", "b512x512.000001.0"}
     assert labels_of(asked.out) == (whole if committed else before)
     require_finished(asked, originals / f"{store}-whole")
 

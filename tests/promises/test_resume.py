@@ -251,7 +251,7 @@ def test_a_unit_that_was_done_in_two_calls_has_the_bytes_of_one(place: Path, sto
     generate(replace(asked, portion=Portion(limit=4)))
     first = records(asked)
     assert generate(asked).done == 3
-    assert records(asked)["b512x512.000000.parquet"] == first["b512x512.000000.parquet"]
+    assert records(asked)["b512x512.000000.0.parquet"] == first["b512x512.000000.0.parquet"]
     here, there = contents(asked.out), contents(whole.out)
     labels = [name for name in there if name.startswith("labels") and not name.endswith(".json")]
     assert len(labels) == (3 if store == "zarr" else 7)

@@ -14,7 +14,7 @@ SOURCES = sorted(
     path
     for pattern in ("*.py", *(f"{room}/**/*.py" for room in ("manifests", "teacher", "pipeline", "student")))
     for path in ROOT.glob(pattern)
-    if path.name not in ("storage.py", "bucket_storage.py", "local_storage.py", "local_locks.py")
+    if path.name not in ("storage.py", "bucket_storage.py", "bucket_clients.py", "local_storage.py", "local_locks.py")
 )
 MODULES = {"fcntl", "filelock", "glob", "mmap", "msvcrt", "shutil"}
 # Of `os` only what touches no file, or no stored one.

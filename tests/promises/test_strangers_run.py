@@ -27,9 +27,8 @@ from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.record import _checksum
 from autolabel.manifests.tables import table_bytes
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.records import RECORD_SCHEMA, Row, read_record, write_record
+from autolabel.pipeline.records import RECORD_SCHEMA, Row, parse_record, record_bytes
 from autolabel.pipeline.run import generate
-from autolabel.pipeline.units import Unit
 
 WATCHED = (
     "open",
@@ -72,15 +71,13 @@ class Trap:
         ]
 
     def rows(self) -> list[dict[str, Any]]:
-        return read_record(self.record)[0].to_pylist()
+        return parse_record(self.record, self.record.read_bytes())[0].to_pylist()
 
     def commit(self, rows: list[dict[str, Any]]) -> None:
         """Write the record again, with good checksums."""
-        shards = read_record(self.record)[1]
-        write_record(
-            Run.open(self.run), Unit(self.record.stem, "", 0, ()), [Row(**row) for row in rows],
-            {name: _Shard(**shard) for name, shard in shards.items()},  # type: ignore[misc]
-        )  # fmt: skip
+        shards = parse_record(self.record, self.record.read_bytes())[1]
+        written = {name: _Shard(**shard) for name, shard in shards.items()}
+        self.record.write_bytes(record_bytes([Row(**row) for row in rows], written))  # type: ignore[arg-type]
 
     def request(self) -> tuple[object, ...]:
         """The command that made the run."""
@@ -243,7 +240,7 @@ def test_no_text_of_a_plan_leads_out_of_the_data(trap: Trap, column: str) -> Non
 
 LINKS = {  # by store, what is moved out of the run and linked there
     "zarr": ["labels.zarr", "labels.zarr/b512x512", "top.zarr/zarr.json", "units", "stats", "stats/review.parquet",
-             ".lock", "run.json", "units/b512x512.000000.parquet"],
+             ".lock", "run.json", "units/b512x512.000000.0.parquet"],
     "png": ["labels", "confidence", "manifest.parquet", "progress.json"],
 }  # fmt: skip
 

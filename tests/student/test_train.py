@@ -503,7 +503,7 @@ def test_a_training_deletes_no_file_of_others_in_its_folder(
         "downloads/.draft.tmp",
         ".draft.0123456789ab.tmp",
         "last.pt.partial",
-        "other/run/units/.b512x512.000001.parquet.0123456789ab.autolabel-tmp",  # a run that may be under way
+        "other/run/units/.b512x512.000001.0.parquet.0123456789ab.autolabel-tmp",  # a run that may be under way
     ]
     for name in others:
         (out / name).parent.mkdir(parents=True, exist_ok=True)
