@@ -86,7 +86,7 @@ class Lock:
             finally:
                 if self._begun:  # an error ended the driver, but no death
                     with contextlib.suppress(OSError, ValueError):
-                        self.save(lambda run: run, last=True)
+                        self.update(lambda run: run, last=True)
 
     def _require_no_other(self, own: str | None) -> bool:
         """Return True if no other part is at work. Raises Busy for one if `own` is None, as for a driver of all."""
@@ -141,7 +141,7 @@ class Lock:
             self._require(self._fence(self._read()))
             self._looked.restart()
 
-    def save(self, change: Run | Callable[[Run], Run], *, last: bool = False) -> Run:
+    def update(self, change: Run | Callable[[Run], Run], *, last: bool = False) -> Run:
         """Save the run: this one, or a change of the run as it is now, which another part may have saved meanwhile.
 
         With the first save this driver begins, with the `last` one it ends. Raises Superseded if another driver has

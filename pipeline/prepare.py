@@ -187,7 +187,7 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         )  # fmt: skip
         plan = open_plan(run, manifest)
         _require_labels(run, plan, manifest)
-        run = lock.save(run)
+        run = lock.update(run)
     else:
         plan = open_plan(run, manifest)
         run = replace(run, input_manifest=job.manifest)  # the data set may have moved; saved if the call gets that far

@@ -134,7 +134,7 @@ def generate(
         ended = Ended()
         if left.units:
             place = run.input_manifest
-            run = lock.save(
+            run = lock.update(
                 lambda now: replace(
                     now, engine=engine, state="running", input_manifest=place, accounts=None, tables_sha256=None
                 )
@@ -228,7 +228,7 @@ def _publish(lock: Lock, manifest: ManifestFile, plan: Plan, budgets: list[dict[
         lock.require(surely=True)  # a successor removes the temporary files of a driver that it takes for dead
         raise
     kinds = {budget["device"] for budget in budgets}
-    run = lock.save(
+    run = lock.update(
         lambda now: replace(
             now,
             input_manifest=manifest.path,

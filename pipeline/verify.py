@@ -134,7 +134,7 @@ def verify(
                 storage.remove(path)
             result.undone, result.repaired = len(undone), True
             reset = replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None)
-            lock.save(reset, last=True)
+            lock.update(reset, last=True)
     return result
 
 

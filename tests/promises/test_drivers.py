@@ -17,6 +17,7 @@ from drive import NAMES, draw_drive, drive_job
 from autolabel.manifests import bucket_locks, storage
 from autolabel.manifests.locations import BucketPath, location
 from autolabel.manifests.run.folder import Accounts, Run
+from autolabel.manifests.run.ledger import Ledger
 from autolabel.pipeline.lock import Lock
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import verify
@@ -129,8 +130,8 @@ def forget_lock(out: Path) -> None:
 
 
 def stored(out: Path) -> dict[str, bytes]:
-    """Every file of the run that is no sign of life."""
-    files = storage.list(out, recursive=True)
+    """Every file of the run that is no sign of life, and no record that a later one has replaced."""
+    files = set(storage.list(out, recursive=True)).difference(Ledger(out).old)
     return {str(path): storage.read(path) for path in files if not path.name.startswith(LIVE)}
 
 
