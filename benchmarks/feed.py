@@ -64,8 +64,7 @@ DEVICES = (90, 40, 18)  # ms an image
 # Functions by the stage that their time belongs to: where they are looked up, and under which name.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "read, fingerprint": (
-        (predictor, "identified"),
-        (predictor, "read_file"),
+        (predictor, "read_version"),
         (storage, "fingerprint_bytes"),
     ),
     "decode": ((predictor, "decode_photograph"),),

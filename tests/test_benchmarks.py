@@ -75,6 +75,7 @@ SCRIPTS = {
         lines=("pictures/docs/compare.webp ",) if shutil.which("chromium") else ("no chromium, no pictures",),
     ),
     "polygons": Script(tables=1),
+    "preemptions": Script(tables=1),
     "policy": Script(("out/runs/kept-coarse",), "camvid", lines=("policy ", "8 levels kept ", "two 8-bit PNGs ")),
     "recipes": Script(tables=2),
     "resizing": Script(tables=1),
