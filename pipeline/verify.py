@@ -84,7 +84,7 @@ def verify(
     run, result = Run.open(path), Verification()
     if run.state == PREPARING and not repair:
         raise ValueError(f"{path} is not whole yet: its command was stopped at once; run the same again, then verify")
-    with Lock(path, None, only_read=not repair).held():
+    with Lock(path, None, only_read=not repair).held() as lock:
         plan = _plan(run, result, repair=repair)
         if plan is None:
             again = "`, then the same generate again" if not repair else f"` needs {run.input_manifest}: put it back"
@@ -100,7 +100,8 @@ def verify(
                     create_zarr(group, arrays, shard_rows=size, attributes=attributes)
         undone, obsolete = list[tuple[Unit, Commit]](), list[Path]()
         adopted = _adopted(run, result)
-        ledger = Ledger(run.path)
+        ledger = Ledger(run.path, only_whole=False)
+        result.faults += map(str, ledger.damaged.values())
         strays = {commit.unit: commit.path for commit in ledger.values()}
         for number, unit in enumerate(plan, start=1):
             commit = ledger.get(unit.name)
@@ -130,10 +131,11 @@ def verify(
                 storage.remove(file)
             for unit, commit in undone:
                 write_record(run, unit, (), {}, commit)  # a newer record, without a sample
-            for path in foreign:
+            for path in (*foreign, *ledger.damaged):
                 storage.remove(path)
             result.undone, result.repaired = len(undone), True
-            replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None).save()
+            reset = replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None)
+            lock.update(reset, last=True)
     return result
 
 
