@@ -316,7 +316,7 @@ def test_a_machine_or_worker_that_is_told_to_leave_costs_no_image_and_hires_nobo
     assert told() == [
         "1 machine will be taken back: workers there finish the images under way, and others go on with their units"
     ]
-    assert not list((asked.out / "attempts").iterdir())
+    assert not list((asked.out / "attempts").glob("*"))
 
 
 @pytest.mark.slow
