@@ -12,6 +12,7 @@ from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
+from autolabel.manifests.locations import BucketPath
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.wording import counted, percent, size
 from autolabel.pipeline.units import Tally
@@ -56,7 +57,7 @@ def last_update(run: RunFolder) -> str:
 
 
 class Meter:
-    """Adds up what workers report, writes `progress.json` about once a second, and tells the caller.
+    """Adds up what workers report, for the caller and `progress.json`: once a second, in a bucket once a minute.
 
     It is what the engines call a monitor; see `pipeline/engine.py`.
     """
@@ -82,7 +83,7 @@ class Meter:
         self._under_way: dict[str, Tally] = {}  # the share of units that are not left yet
         self._history = deque([(time.monotonic(), 0)])  # (time, samples done in this call)
         self._alive = 0
-        self._written = float("-inf")
+        self._written, self._pause = float("-inf"), 60 if isinstance(out.path, BucketPath) else 1
 
     def unit(self, name: str, tally: Tally, *, whole: bool = False) -> None:
         """Count the finished samples of a unit so far; `whole` when the unit is left."""
@@ -143,11 +144,11 @@ class Meter:
         self._history.append((now, self._total.done))
         while len(self._history) > 2 and now - self._history[1][0] > _WINDOW:
             self._history.popleft()
-        if now - self._written > 1 or last:
-            self._written = now
-            self._write()
         if self._on_progress:
             self._on_progress(self.now())
+        if now - self._written > self._pause or last:
+            self._written = now
+            self._write()
 
     def _write(self) -> None:
         everything = self.before + self._total
