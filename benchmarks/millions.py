@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import resource as limits
 import subprocess
@@ -26,6 +27,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from autolabel.manifests import storage
+from autolabel.manifests.fuse import fuse
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.machine import cores
 from autolabel.manifests.metadata import metadata_bytes
@@ -53,14 +56,14 @@ CLASSES, CENTROIDS = 8, 40  # rows of a street scene of this size
 ROWS = 16_384
 
 
-def write_images(path: Path, count: int) -> None:
+def write_images(path: Path, count: int, *, start: int = 0, source: str = "none") -> None:
     """A manifest of images that are not there, with names as long as those of Cityscapes, 3,000 in a town."""
     about = metadata_bytes(
         path, space=CITYSCAPES, image_root=path.parent, label_root=path.parent, provenance={}, runs=[]
     )
     with writing_rows(path, about) as add:
-        for first in range(0, count, ROWS):
-            numbers = np.arange(first, min(count, first + ROWS))
+        for first in range(start, start + count, ROWS):
+            numbers = np.arange(first, min(start + count, first + ROWS))
             towns = [f"town_{k:05d}" for k in numbers // 3000]
             names = [f"{town}_{k:09d}_000019" for town, k in zip(towns, numbers, strict=True)]
             images = [f"leftImg8bit/train_extra/{name[:10]}/{name}_leftImg8bit.png" for name in names]
@@ -68,8 +71,10 @@ def write_images(path: Path, count: int) -> None:
             columns: dict[str, Any] = {
                 "sample_id": names, "image": images, "height": np.full(size, HEIGHT, np.int32),
                 "width": np.full(size, WIDTH, np.int32), "split": ["train_extra"] * size, "group": towns,
-                "source": ["none"] * size, "label_ids": ["train"] * size, "weight": np.ones(size, np.float32),
+                "source": [source] * size, "label_ids": ["train"] * size, "weight": np.ones(size, np.float32),
             }  # fmt: skip
+            if source != "none":
+                columns["label"] = [f"{source}/{name[:10]}/{name}_labelIds.png" for name in names]
             add(
                 pa.table(
                     [pa.array(columns[f.name]) if f.name in columns else pa.nulls(size, f.type)
@@ -212,9 +217,24 @@ def stats(folder: Path, _: int) -> None:
     summarise(folder)
 
 
+def sources(folder: Path, count: int) -> None:
+    """Write two manifests to join, of fine and of automatic labels; half of the ids are in both."""
+    write_images(folder / "fine.parquet", count, source="fine")
+    write_images(folder / "auto.parquet", count, start=count // 2, source="auto")
+
+
+def joined(folder: Path, count: int) -> None:
+    """Join them. The names of the images stand for what is in them, which is not there to read."""
+    storage.fingerprint = lambda path: hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    assert fuse([folder / "fine.parquet", folder / "auto.parquet"], folder / "fused.parquet").samples == count * 2 - (
+        count - count // 2
+    )
+
+
 STEPS: dict[str, Callable[[Path, int], None]] = {
     "make": make, "plan": plan, "names": names, "compare": compare, "close": close, "resume": resume,
     "records": records, "publish": published, "again": published, "alone": alone, "stats": stats,
+    "sources": sources, "fuse": joined,
 }  # fmt: skip
 
 
