@@ -2,8 +2,9 @@
 
 Manifest and records are made up, and no image is there, so nothing is decoded, computed or encoded. Three tables, each
 number from a process of its own: a run planned, its names checked, and resumed when all its chapters are closed; its
-tables published, ranked and summed up by `stats`; records made up. `--published N …` sets how many images are published
-(14 KB of disk each). `--smallest` makes all of it in seconds, and its numbers mean nothing.
+tables published, ranked and summed up by `stats`, from records that are made up; two manifests joined.
+`--published N …` sets how many images are published (14 KB of disk each), `--fused N …` how many each of the two
+manifests lists. `--smallest` makes all of it in seconds, and its numbers mean nothing.
 
 The disk is the machine's own; CPU is that of the process and of those that it started.
 """
@@ -316,11 +317,28 @@ def publishing(counts: list[int]) -> None:
                 )
 
 
+def fusing(counts: list[int]) -> None:
+    """Print the table of joining."""
+    print("\n### Two manifests joined, half of whose images are the same\n")
+    print("| images in each | step | s | CPU s | peak MiB | MiB on disk |\n|---:|---|---:|---:|---:|---:|")
+    for count in counts:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            for step in ("sources", "fuse"):
+                took = measured(step, folder, count)
+                print(
+                    f"| {count:,} | {step} | {took['s']:.1f} | {took['cpu']:.1f} | {took['peak']:.0f}"
+                    f" | {size(*folder.glob('fused.parquet' if step == 'fuse' else '*.parquet')):.1f} |",
+                    flush=True,
+                )
+
+
 def main() -> None:
     """Print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="*", default=[1_000_000, 20_000_000])
     parser.add_argument("--published", type=int, nargs="*", default=[256_000, 1_024_000])
+    parser.add_argument("--fused", type=int, nargs="*", default=[250_000, 1_000_000])
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)  # name, folder, images
     asked = parser.parse_args()
@@ -330,9 +348,10 @@ def main() -> None:
         return
     if asked.smallest:
         print("--smallest: these numbers mean nothing")
-        asked.images, asked.published = [130], [130]
+        asked.images, asked.published, asked.fused = [130], [130], [130]
     planning(asked.images)
     publishing(asked.published)
+    fusing(asked.fused)
 
 
 if __name__ == "__main__":
