@@ -55,19 +55,19 @@ class HeldSamples:
 
     @property
     def sources(self) -> NDArray[np.uint8]:
-        """As `SampleRows` says."""
+        """Places in SOURCES."""
         return np.fromiter((SOURCES.index(s.source) for s in self._samples), np.uint8, len(self))
 
     def ids(self) -> Iterator[Sequence[str]]:
-        """As `SampleRows` says."""
+        """The sample ids, all at once."""
         yield [s.sample_id for s in self._samples]
 
     def samples(self, rows: Rows | None = None) -> Iterator[Sample]:
-        """As `SampleRows` says."""
+        """All samples, or those of some rows."""
         return iter(self._samples) if rows is None else (self._samples[row] for row in rows.tolist())
 
     def keep(self, mask: Mask) -> None:
-        """As `SampleRows` says."""
+        """Leave out all samples but some."""
         self._samples = [self._samples[row] for row in np.flatnonzero(mask).tolist()]
 
 

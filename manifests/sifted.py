@@ -55,7 +55,7 @@ class SiftedManifest:
 
     @property
     def sources(self) -> NDArray[np.uint8]:
-        """As `SampleRows` says."""
+        """Places in SOURCES."""
         return self._sources[self._live]
 
     @property
@@ -76,12 +76,12 @@ class SiftedManifest:
             raise BadTable(f"{self.file.path} was changed while it was read: do it again")
 
     def ids(self) -> Iterator[Sequence[str]]:
-        """As `SampleRows` says."""
+        """The sample ids, piece by piece."""
         for table in self.tables(("sample_id",)):
             yield table["sample_id"].to_pylist()
 
     def samples(self, rows: Rows | None = None) -> Iterator[Sample]:
-        """As `SampleRows` says."""
+        """All samples, or those of some rows, which ascend."""
         first = 0
         for table in self.tables():
             if rows is not None:
@@ -91,7 +91,7 @@ class SiftedManifest:
             yield from self.file.samples_of(table)
 
     def keep(self, mask: Mask) -> None:
-        """As `SampleRows` says."""
+        """Leave out all samples but some, of those that are left."""
         self._live[self._live] = mask
 
     def keep_of_all(self, mask: Mask) -> None:
