@@ -1,4 +1,4 @@
-"""What a place for files has to offer: the port behind manifests/storage.py, and the errors of all that offer it."""
+"""The port behind manifests/storage.py: everything that a place for files has to offer, and its errors.
 
 from __future__ import annotations
 
