@@ -64,8 +64,7 @@ DEVICES = (90, 40, 18)  # ms an image
 # Functions by the stage that their time belongs to: where they are looked up, and under which name.
 STAGES: dict[str, tuple[tuple[Any, str], ...]] = {
     "read, fingerprint": (
-        (predictor, "identified"),
-        (predictor, "read_file"),
+        (predictor, "read_version"),
         (storage, "fingerprint_bytes"),
     ),
     "decode": ((predictor, "decode_photograph"),),
@@ -184,6 +183,7 @@ class Found:
     busy: float = 0.0
     rate: float = 0.0
     peak: int = 0
+    worked: Sequence[tuple[float, float]] = ()  # of the device: begin and end of every batch
 
     @property
     def cpu(self) -> float:
@@ -254,14 +254,23 @@ def write_manifest(folder: Path, root: Path, case: Case, extent: Extent) -> Path
 # --- a run ------------------------------------------------------------------------------------------------------------
 
 
-def measured(folder: Path, root: Path, case: Case, maps: Sequence[NDArray[np.uint8]], extent: Extent) -> Found:
-    """Label all images of a case."""
+def measured(
+    folder: Path,
+    root: Path,
+    case: Case,
+    maps: Sequence[NDArray[np.uint8]],
+    extent: Extent,
+    *,
+    out: Path | None = None,
+    begin: Callable[[], object] = lambda: None,
+) -> Found:
+    """Label all images of a case. out: the run folder, if it is not in `folder`. begin: is called before the first."""
     teacher = folder / "teacher.pt"
     if not teacher.is_file():
         save_checkpoint(teacher, build("hrnet18s_plain", CLASSES), arch="hrnet18s_plain", space=CITYSCAPES)
     here = folder / case.name
     here.mkdir()
-    paths = {"manifest": write_manifest(here, root, case, extent), "teacher": teacher, "out": here / "run"}
+    paths = {"manifest": write_manifest(here, root, case, extent), "teacher": teacher, "out": out or here / "run"}
     job = build_job(
         LabelJob, {**paths, "device": "cpu", "engine": "local", "unit_size": extent.unit, "policy": case.policy}
     )
@@ -270,7 +279,8 @@ def measured(folder: Path, root: Path, case: Case, maps: Sequence[NDArray[np.uin
     plan = Plan(write_plan(here, manifest, extent.unit), extent.unit, manifest.image_root, manifest.label_root)
     run = new_run(request, "", job.out)
     run = replace(run, recipe=replace(run.recipe, batch_pixels=BATCH_PIXELS))  # the batches of a GPU
-    (job.out / "units").mkdir(parents=True)
+    if out is None:
+        (job.out / "units").mkdir(parents=True)
     device, clock, found = Sleeping(extent.sleep, maps), Clock(), Found(extent.unit * extent.units)
     device.answers = device.answer(run.policy.edges(CITYSCAPES))
     crew = Crew(run, predictor=lambda run, _: TeacherPredictor(cast(Teacher, device), run.recipe))
@@ -281,6 +291,7 @@ def measured(folder: Path, root: Path, case: Case, maps: Sequence[NDArray[np.uin
             for where, name in functions:
                 setattr(where, name, clock.timed(stage, getattr(where, name)))
         with PeakMemory() as memory:
+            begin()
             started, cpu = time.perf_counter(), time.process_time()
             work = (Work(plan.packed(n), tuple(s.sample_id for s in plan[n].samples)) for n in range(len(plan)))
             run_local(crew, work, meter)
@@ -291,7 +302,7 @@ def measured(folder: Path, root: Path, case: Case, maps: Sequence[NDArray[np.uin
     assert device.images == found.images
     each = {stage: 1e3 * clock.seconds[stage] / found.images for stage in STAGES}
     found.stages = {**each, REST: 1e3 * cpu / found.images - sum(each.values())}
-    found.busy, found.rate, found.peak = device.busy, found.images / taken, memory.bytes
+    found.busy, found.rate, found.peak, found.worked = device.busy, found.images / taken, memory.bytes, device.worked
     return found
 
 

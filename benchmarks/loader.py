@@ -59,7 +59,7 @@ class Extent:
     crop: tuple[int, int] = (512, 1024)
     turns: int = 3
     delays: tuple[float, ...] = (0.02, 0.05, 0.1)
-    depths: tuple[int, ...] = (1, 4, 8, 16, 32)
+    depths: tuple[int, ...] = (1, 4, 8, 16)
     far_crops: int = 160
 
 

@@ -59,7 +59,8 @@ class BucketError(OSError):
     """A bucket refused a request, or could not be reached; one line says which, why and what to do."""
 
     def __str__(self) -> str:
-        return f"{self.filename}: {self.strerror}"
+        # A loading process of torch sends its errors as one text.
+        return super().__str__() if self.filename is None else f"{self.filename}: {self.strerror}"
 
 
 ANSWERED: set[tuple[str, ...]] = set()  # scheme and name of the buckets that have answered this process

@@ -58,6 +58,9 @@ class BucketStorage:
     def read(self, path: Path, *, at_most: int | None = None) -> bytes:
         return self._whole(_place(path), at_most)[1]
 
+    def read_version(self, path: Path, *, at_most: int | None = None) -> tuple[Stat, bytes]:
+        return self._whole(_place(path), at_most)
+
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
         place = _place(path)
         options: dict[str, Any] = {"range": (start, start + length)}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from autolabel.manifests import notes
+from autolabel.manifests.locations import BucketPath
 from autolabel.manifests.machine import cores
 from autolabel.manifests.wording import counted
 
@@ -49,8 +50,9 @@ def ray_session(
     """Connect to a cluster, or start a private Ray on this machine with room for `workers`; end it on leaving.
 
     A connection that this process has already is used, and stays. `folder` becomes the workers' first import path, so
-    it must hold no Python files. A private Ray has its sockets and logs in a folder that no other user may enter.
-    `otherwise` is the option that does without Ray, for the message. Raises ClusterFailed.
+    it must hold no Python files; where it lies in a bucket, an empty one takes its place. A private Ray has its sockets
+    and logs in a folder that no other user may enter. `otherwise` is the option that does without Ray, for the message.
+    Raises ClusterFailed.
     """
     connected = sys.modules.get("ray")
     if connected is None or not connected.is_initialized():
@@ -83,6 +85,8 @@ def ray_session(
             settings["_temp_dir"] = f"{private.enter_context(_private_folder(otherwise))}/s"
         with contextlib.redirect_stdout(sys.stderr):  # Ray prints errors of nodes on stdout
             try:
+                if isinstance(folder, BucketPath):
+                    folder = Path(private.enter_context(tempfile.TemporaryDirectory()))
                 with contextlib.chdir(folder):
                     ray.init(**settings)
             except (Exception, SystemExit) as error:  # a node that does not come up is a bare Exception

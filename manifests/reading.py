@@ -35,8 +35,13 @@ _MAX_BYTES = 1 << 30  # no photograph comes near this
 
 def read_file(path: Path) -> bytes:
     """The bytes of an image file. Raises BadImage if it is missing, unreadable, too large or no regular file."""
+    return read_version(path)[1]
+
+
+def read_version(path: Path) -> tuple[storage.Stat, bytes]:
+    """The stat and the bytes of one version of an image file. Raises BadImage as `read_file`."""
     try:
-        return storage.read(path, at_most=_MAX_BYTES)
+        return storage.read_version(path, at_most=_MAX_BYTES)
     except FileNotFoundError as error:
         raise BadImage("the file is missing") from error
     except (storage.NotAFile, storage.TooLarge) as error:

@@ -65,6 +65,9 @@ class Storage(Protocol):
     def read(self, path: Path, *, at_most: int | None = None) -> bytes:
         """Return the whole content. Raises TooLarge if it has more than `at_most` bytes."""
 
+    def read_version(self, path: Path, *, at_most: int | None = None) -> tuple[Stat, bytes]:
+        """Return what `stat` and `read` return, of one version of the file; a bucket is asked once."""
+
     def read_range(self, path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:
         """At most `length` bytes from `start` on. Raises ChangedFile if the file is not the version `unchanged`."""
 
@@ -150,6 +153,11 @@ def is_link(path: Path) -> bool:
 def read(path: Path, *, at_most: int | None = None) -> bytes:
     """Return the whole content of a file. Raises FileNotFoundError, NotAFile, TooLarge beyond `at_most` bytes."""
     return storage_of(path).read(path, at_most=at_most)
+
+
+def read_version(path: Path, *, at_most: int | None = None) -> tuple[Stat, bytes]:
+    """Return what `stat` and `read` return, of one version of the file. Raises as `read`."""
+    return storage_of(path).read_version(path, at_most=at_most)
 
 
 def read_range(path: Path, start: int, length: int, *, unchanged: Stat | None = None) -> bytes:

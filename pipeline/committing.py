@@ -17,7 +17,7 @@ import google_crc32c
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import in_layer, zarr_place
-from autolabel.manifests.run.ledger import Commit, Overtaken, find_commit
+from autolabel.manifests.run.ledger import Commit, Overtaken, find_commit, later_record
 from autolabel.manifests.run.shards import Frames, WrittenShard, shard_path, zarr_shard
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.attempts import Attempt
@@ -79,6 +79,9 @@ class UnitWriter:
         for sample_id, of_layers in maps.items():
             write_maps(self.run, placed[sample_id].label or "", of_layers, attempt.written.get(sample_id, ()))
         self.commit = self._write_record(self.run, self.unit, rows, {}, self.commit)
+        # No shard has told of another writer, whose first record may have been removed since.
+        if later := later_record(self.commit):
+            raise Overtaken(later)
 
     def _put(self, path: Path, data: bytes) -> None:
         known = self._known.get(path)

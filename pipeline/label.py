@@ -21,6 +21,7 @@ import torch
 
 from autolabel.manifests import storage
 from autolabel.manifests.ahead import ahead
+from autolabel.manifests.locations import BucketPath
 from autolabel.manifests.machine import cores
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.ledger import Commit, Overtaken
@@ -72,9 +73,9 @@ class Labeller:
 
     A GPU is fed batches of one size, two of them in flight so that it computes one while the other is prepared or
     fetched. After a unit the threads that decode and finish are as many as it asked for, at most `threads` and the
-    cores of this process. On a CPU each thread predicts one image at a time with a single thread of torch: how torch
-    splits one image over several threads changes the last bits of its numbers, and a label must not depend on the cores
-    of a machine.
+    cores of this process, or as many as there are images under way where these come from a bucket. On a CPU each thread
+    predicts one image at a time with a single thread of torch: how torch splits one image over several threads changes
+    the last bits of its numbers, and a label must not depend on the cores of a machine.
     """
 
     def __init__(
@@ -223,8 +224,11 @@ class Labeller:
         yield from ahead(self.pool, lambda sample: self._label_one(sample, unit), self._until_stop(todo), depth)
 
     def _label_on_gpu(self, todo: Sequence[Sample], unit: Unit) -> Iterator[Labelled]:
+        now, most = self.threads, self.most
+        if any(isinstance(sample.image, BucketPath) for sample in todo[:1]):  # threads that wait need no core
+            now, most = max(now, HELPERS), max(most, 2 * LARGEST_BATCH)
         # The pace is that of the unit before.
-        if (threads := self.pace.threads(now=self.threads, most=self.most)) != self.threads:
+        if (threads := self.pace.threads(now=now, most=most)) != self.threads:
             self.pool.shutdown()
             self._begin_threads(threads)
         depth, self.pace = 2 * LARGEST_BATCH, HostPace()

@@ -21,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.run.chapters import CHAPTERS
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.run.labels import LAYERS
 from autolabel.manifests.run.place import require_no_links
@@ -88,5 +89,5 @@ def remove_leftovers(run: RunFolder) -> None:
     """Delete the temporary files of killed writers, in the folders that a run fills. Only its holder may call it."""
     storage.remove_leftovers(run.path)
     layers = [place for name in LAYERS for place in (run.layer(name), run.path / name)]
-    for folder in (run.units, run.attempts, run.path / "stats", *layers):
+    for folder in (run.units, run.path / CHAPTERS, run.attempts, run.path / "stats", *layers):
         storage.remove_leftovers(folder, recursive=True)

@@ -16,14 +16,14 @@ from autolabel.manifests import storage
 from autolabel.manifests.images import BadImage
 from autolabel.manifests.label_space import IGNORE, LabelSpace
 from autolabel.manifests.places import Places, places
-from autolabel.manifests.reading import decode_photograph, read_coarse, read_file
+from autolabel.manifests.reading import decode_photograph, read_coarse, read_version
 from autolabel.manifests.recipe import Recipe
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.run.labels import RunLabels, stored_labels
 from autolabel.manifests.run.shards import Label
 from autolabel.manifests.samples import Sample
 from autolabel.manifests.teachers import TeacherName
-from autolabel.pipeline.records import Row, identified
+from autolabel.pipeline.records import Row, identified, known_by
 from autolabel.pipeline.units import Unit
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.loading import load_teacher
@@ -100,18 +100,16 @@ class TeacherPredictor:
 
     def decode(self, sample: Sample, unit: Unit, row: Row) -> Decoded | Refused:
         """Read photograph and coarse label, of the size that the manifest says."""
-        row = identified(row, sample.image)
         try:
-            data = read_file(sample.image)
-            row = replace(row, image_fingerprint=storage.fingerprint_bytes(data))
+            now, data = read_version(sample.image)
+            row = replace(known_by(row, now), image_fingerprint=storage.fingerprint_bytes(data))
             image = decode_photograph(sample, data)
             space, weighed = self.recipe.label_space, self._evidence is not None
             coarse = read_coarse(sample, space, drawn_void=weighed)
             around = places(coarse, len(space)) if weighed and coarse is not None else None
-        except BadImage as error:
-            return Refused(row, str(error))
-        except MemoryError:
-            return Refused(row, "not enough memory to decode it")
+        except (BadImage, MemoryError) as error:
+            reason = str(error) if isinstance(error, BadImage) else "not enough memory to decode it"
+            return Refused(row if row.image_fingerprint else identified(row, sample.image), reason)
         return Decoded(row, image, coarse, around)
 
     def predict(self, batch: Sequence[Decoded]) -> list[Prediction]:

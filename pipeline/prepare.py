@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import platform
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.predictor import load_for
-from autolabel.pipeline.records import FRESH, Known, Row, committed, tally
+from autolabel.pipeline.records import FRESH, Known, Row, committed, tally, tally_of
 from autolabel.pipeline.units import Plan, Tally, in_part, matcher
 from autolabel.teacher.device import common_precision, gpu_precisions, pick_device, pick_precision
 from autolabel.teacher.memory import batch_pixels
@@ -243,7 +243,7 @@ class Left:
     """The work of this call: numbers of units, the number of samples in them; and the samples done before.
 
     room: the number of samples that --limit leaves of a unit that it cuts. known: what is known of units at which
-    somebody has been, by name.
+    somebody has been, by name. whole: numbers of the units that are whole and in no chapter.
     """
 
     run: Run
@@ -254,6 +254,7 @@ class Left:
     wanted: int
     before: Tally
     known: Mapping[str, Known]
+    whole: Sequence[int] = ()
 
     def work(self) -> Iterator[Work]:
         """Yield the units with their samples, made as they are needed."""
@@ -280,17 +281,25 @@ def survey(run: Run, portion: Portion, plan: Plan, *, died: bool = False) -> Lef
     units: list[int] = []
     cut: dict[int, int] = {}
     known: dict[str, Known] = {}
+    whole: list[int] = []
     wanted, before, room = 0, Tally(), portion.limit
     for number in range(len(plan)):
         mine = in_part(number, portion.part) and room != 0
         commit = ledger.get(plan.name(number))
-        if portion.only is None and commit is None and (room is None or room >= plan.count(number)):
+        totals, all_of_it = ledger.totals(plan.name(number)), portion.only is None
+        all_of_it = all_of_it and (room is None or room >= plan.count(number))
+        if all_of_it and commit is None:
             wanted_here = left = plan.count(number) if mine else 0
+        elif all_of_it and totals is not None and not totals.quarantined:  # whole, and not looked at again
+            before += tally_of(totals)
+            wanted_here, left = plan.count(number) if mine else 0, 0
         else:
             unit = plan.packed(number)
             retry = portion.retry_quarantined
             done = committed(run, unit.unit(), commit, retry_quarantined=retry) if commit else {}
             before += tally(done.values())
+            if len(done) == plan.count(number) and totals is None:
+                whole.append(number)
             ids = _wanted_ids(portion, unit.ids(), room) if mine else []
             wanted_here, left = len(ids), sum(name not in done for name in ids)
             if room is not None and room < len(_wanted_ids(portion, unit.ids(), None)):
@@ -302,7 +311,7 @@ def survey(run: Run, portion: Portion, plan: Plan, *, died: bool = False) -> Lef
                 known[name] = Known(commit, careful, name in noted)
             units.append(number)
             wanted += left
-    return Left(run, portion, plan, units, cut, wanted, before, known)
+    return Left(run, portion, plan, units, cut, wanted, before, known, whole)
 
 
 def worker_bytes(request: Request, left: Left, load: Callable[[], Teacher]) -> int:

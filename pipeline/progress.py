@@ -71,10 +71,11 @@ class Meter:
         before: Tally,
         on_progress: Callable[[Counters], None] | None = None,
         on_note: Callable[[str], None] | None = None,
+        on_unit: Callable[[str, int], None] | None = None,
         budgets: Iterable[Mapping[str, Any]] = (),
     ) -> None:
         self.out, self.names, self.asked, self.wanted, self.before = out, names, asked, wanted, before
-        self._on_progress, self._on_note = on_progress, on_note
+        self._on_progress, self._on_note, self._on_unit = on_progress, on_note, on_unit
         self.budgets: list[dict[str, Any]] = []  # the latest memory budget of every kind of device
         self._gpus = {str(budget["device"]) for budget in budgets if _of_gpu(budget)}  # kinds in this and earlier calls
         self._total = Tally()  # of this call
@@ -88,6 +89,8 @@ class Meter:
         self._total = self._total + tally - self._under_way.pop(name, Tally())
         if not whole:
             self._under_way[name] = tally
+        elif self._on_unit:
+            self._on_unit(name, tally.done)
         self.tick()
 
     def workers(self, alive: int) -> None:

@@ -102,7 +102,7 @@ def _source(run: Run, plan: Plan, ledger: Ledger, chapter: int, head: Heading) -
 
 def _closed(ledger: Ledger, chapter: int) -> str | None:
     """A mark of the records of a closed chapter."""
-    return None
+    return ledger.mark(chapter)
 
 
 def _known_parts(run: Run) -> dict[int, tuple[str, Made]]:

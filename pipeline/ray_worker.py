@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
-import os
 import signal
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -92,20 +91,19 @@ def on_sigterm(call: Callable[[], None]) -> None:
     """Call a function, from a thread of its own, when this process is sent SIGTERM; in the main thread only.
 
     The main thread of an actor with several threads waits within Ray and runs no handler of Python's. The interpreter
-    writes to a pipe all the same.
+    writes to a socket all the same.
     """
     if threading.current_thread() is not threading.main_thread():
         return
-    reading, writing = os.pipe()
-    os.set_blocking(writing, False)
-    signal.set_wakeup_fd(writing, warn_on_full_buffer=False)
+    ours, interpreters = socket.socketpair()
+    interpreters.setblocking(False)
+    signal.set_wakeup_fd(interpreters.fileno(), warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda number, frame: None)
 
-    def wait() -> None:
-        with contextlib.suppress(OSError):
-            while os.read(reading, 1)[0] != signal.SIGTERM:
-                pass
-            call()
+    def wait(keep: socket.socket = interpreters) -> None:
+        while ours.recv(1) != bytes([signal.SIGTERM]):
+            pass
+        call()
 
     threading.Thread(target=wait, daemon=True).start()
 

@@ -18,111 +18,20 @@ import pyarrow as pa
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, json_of
+from autolabel.manifests.run.chapters import Totals
 from autolabel.manifests.run.folder import Run, RunFolder
-from autolabel.manifests.run.labels import LABELS, LAYERS, in_layer, stored_labels
+from autolabel.manifests.run.labels import LAYERS, in_layer, stored_labels
 from autolabel.manifests.run.ledger import Commit, Ledger, create_record, read_newest
 from autolabel.manifests.run.shards import DamagedLabel, WrittenShard, shard_path
-from autolabel.manifests.schemas import CENTROIDS_SCHEMA, CLASSES_SCHEMA, IMAGES_SCHEMA
 from autolabel.manifests.tables import BadTable, OtherVersion, sealed_table, table_bytes
+from autolabel.pipeline.rows import BRIEF, PLACE
+from autolabel.pipeline.rows import LABELLED as LABELLED
+from autolabel.pipeline.rows import QUARANTINED as QUARANTINED
+from autolabel.pipeline.rows import RECORD_SCHEMA as RECORD_SCHEMA
+from autolabel.pipeline.rows import Row as Row
 from autolabel.pipeline.units import Tally, Unit
 
-LABELLED, QUARANTINED = "labelled", "quarantined"
 _SHARDS = b"shards"  # the key of a record's metadata that lists its shards
-_OWN = ("sample_id",)  # nested rows leave out the columns of the outer row
-
-
-def _nested(schema: pa.Schema) -> pa.DataType:
-    return pa.list_(pa.struct([f for f in schema if f.name not in _OWN]))
-
-
-# One row per sample: its rows of the statistics tables, the place of its label, and the identity of its image file.
-RECORD_SCHEMA = pa.schema(
-    [
-        *IMAGES_SCHEMA,
-        pa.field("status", pa.string()),
-        pa.field("reason", pa.string()),
-        pa.field("label", pa.string()),  # path in the run folder: an array of the Zarr group, or a PNG
-        pa.field("label_index", pa.int64()),
-        pa.field("top_crc32c", pa.uint32()),  # checksums of the other layers, where they are kept
-        pa.field("confidence_crc32c", pa.uint32()),
-        pa.field("second_crc32c", pa.uint32()),
-        pa.field("probability_crc32c", pa.uint32()),
-        pa.field("image_bytes", pa.int64()),
-        pa.field("image_mtime_ns", pa.int64()),
-        pa.field("image_version", pa.string()),
-        pa.field("image_fingerprint", pa.string()),
-        pa.field("classes", _nested(CLASSES_SCHEMA)),
-        pa.field("centroids", _nested(CENTROIDS_SCHEMA)),
-    ]
-)
-_PLACE = ["sample_id", "status", "height", "width", "label", "label_index"]
-# The columns that tell whether a sample is done and which pixels have a label: a small part of a record.
-_BRIEF = [
-    *_PLACE,
-    "image_bytes",
-    "image_mtime_ns",
-    "image_version",
-    "label_crc32c",
-    "top_crc32c",
-    "confidence_crc32c",
-    "probability_crc32c",
-    "second_crc32c",
-    "image_fingerprint",
-    "classes.list.element.class_id",
-    "classes.list.element.pixels",
-]
-
-
-@dataclass(frozen=True)
-class Row:
-    """One sample's row of a record, or the part of it that was read. The fields are the columns of RECORD_SCHEMA.
-
-    A quarantined sample has a reason and no label. `classes` and `centroids` are rows of the statistics tables.
-    """
-
-    sample_id: str
-    unit: str = ""
-    height: int = 0
-    width: int = 0
-    labelled_pixels: int | None = None
-    ignored_fraction: float | None = None
-    mean_confidence: float | None = None
-    agreement_with_coarse: float | None = None
-    coarse_pixels: int | None = None
-    focus_top: int | None = None
-    focus_bottom: int | None = None
-    certified_fraction: float | None = None
-    label_crc32c: int | None = None
-    label_bytes: int | None = None
-    decode_ms: float | None = None
-    infer_ms: float | None = None
-    encode_ms: float | None = None
-    worker: str | None = None
-    status: str | None = None
-    reason: str | None = None
-    label: str | None = None
-    label_index: int | None = None
-    top_crc32c: int | None = None
-    confidence_crc32c: int | None = None
-    probability_crc32c: int | None = None
-    second_crc32c: int | None = None
-    image_bytes: int | None = None
-    image_mtime_ns: int | None = None
-    image_version: str | None = None
-    image_fingerprint: str | None = None
-    classes: list[dict[str, Any]] | None = None
-    centroids: list[dict[str, Any]] | None = None
-
-    @property
-    def labelled(self) -> bool:
-        """True if the sample has a label."""
-        return self.status == LABELLED
-
-    def layers(self) -> list[str]:
-        """The layers in which a labelled sample has a map."""
-        return [LABELS, *(name for name in LAYERS[1:] if getattr(self, f"{name}_crc32c") is not None)]
-
-
 RecordWriter = Callable[[RunFolder, Unit, Sequence[Row], Mapping[str, WrittenShard], Commit | None], Commit]
 
 
@@ -184,7 +93,7 @@ def parse_record(
 def read_unit(
     run: Run, unit: Unit, commit: Commit, columns: list[str] | None = None
 ) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
-    """The record of a unit as `read_record` gives it, with `columns` that hold those of `_PLACE`, or all.
+    """The record of a unit as `read_record` gives it, with `columns` that hold those of `PLACE`, or all.
 
     A checksum is no signature: no place is taken from a record. Raises BadTable unless it lists samples of this unit,
     each once and of its size, with their labels where they belong, and shards of layers that the run has.
@@ -193,7 +102,7 @@ def read_unit(
     path = commit.path
     table, shards = parse_record(path, data, columns)
     places = {sample.sample_id: number for number, sample in enumerate(unit.samples)}
-    for row in table.select(_PLACE).to_pylist():
+    for row in table.select(PLACE).to_pylist():
         name = row["sample_id"]
         number = places.pop(name, None)
         if number is None:
@@ -246,7 +155,7 @@ def committed(run: Run, unit: Unit, commit: Commit | None, *, retry_quarantined:
     """
     if commit is None:
         return {}
-    table, shards = read_unit(run, unit, commit, _BRIEF)
+    table, shards = read_unit(run, unit, commit, BRIEF)
     rows = [Row(**values) for values in table.to_pylist()]
     if any(_differs(shard_file(run, unit, layer), shard["bytes"]) for layer, shard in shards.items()):
         # A writer died between a shard and its record. A unit that the record calls whole is not: it is made again.
@@ -300,6 +209,11 @@ def tally(rows: Iterable[Row]) -> Tally:
     return Tally(done, quarantined, pixels, kept)
 
 
+def tally_of(totals: Totals) -> Tally:
+    """Turn the counts of a chapter into those that a driver adds up."""
+    return Tally(totals.done, totals.quarantined, totals.pixels, totals.kept)
+
+
 def _files(run: RunFolder, row: Row) -> list[Path]:
     """The PNGs of a labelled sample."""
     return [storage.inside(run.path, in_layer(row.label or "", layer)) for layer in row.layers()]
@@ -314,7 +228,12 @@ def identified(row: Row, image: Path) -> Row:
         now = storage.stat(image)
     except OSError:
         return row
-    return replace(row, image_bytes=now.size, image_mtime_ns=now.mtime_ns, image_version=now.version) if now else row
+    return known_by(row, now) if now else row
+
+
+def known_by(row: Row, now: storage.Stat) -> Row:
+    """The row with this stat of its image file."""
+    return replace(row, image_bytes=now.size, image_mtime_ns=now.mtime_ns, image_version=now.version)
 
 
 def changed_images(images: Sequence[tuple[Path, Row]], *, read_all: bool = False) -> dict[str, str | None]:

@@ -18,6 +18,7 @@ from autolabel.manifests.samples import ManifestFile
 from autolabel.manifests.tables import parts_of
 from autolabel.manifests.wording import Shown, counted
 from autolabel.pipeline.by_hand import set_aside
+from autolabel.pipeline.closing import Closing
 from autolabel.pipeline.engine import Crew, Ended, EngineFailed, Limits, PredictorFactory, run_local, teacher_predictor
 from autolabel.pipeline.focus_counts import FocusCounts
 from autolabel.pipeline.job import LabelJob
@@ -114,9 +115,10 @@ def generate(
         lock.share()
         # Ray's workers ended with their driver, which knew of every death before; one without Ray may itself have died.
         left = survey(run, job.portion, plan, died=run.state == "running" and run.engine == "local")
+        closing = Closing(run, plan, left.whole, on_note)
         meter = Meter(
             run, recipe.label_space.names, asked=plan.samples, wanted=left.wanted, before=left.before,
-            on_progress=on_progress, on_note=on_note, budgets=run.budgets,
+            on_progress=on_progress, on_note=on_note, on_unit=closing.unit, budgets=run.budgets,
         )  # fmt: skip
         meter.tick()
         for note in request.notes:
@@ -131,15 +133,20 @@ def generate(
                 run, job.machine.most, 0, job.portion.retry_quarantined,
                 predictor or teacher_predictor, write, limits or Limits(), request.device, job.machine.least,
             )  # fmt: skip
-            if engine == "local":
-                ended = run_local(crew, left.work(), meter)
-            else:
-                from autolabel.pipeline.ray_engine import run_ray
+            work = closing.watch(left.units, left.work())
+            try:
+                if engine == "local":
+                    ended = run_local(crew, work, meter)
+                else:
+                    from autolabel.pipeline.ray_engine import run_ray
 
-                if predictor is None:
-                    memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe))
-                    crew = replace(crew, worker_bytes=memory)
-                ended = run_ray(crew, left.work(), len(left.units), meter, job.machine.address)
+                    if predictor is None:
+                        memory = worker_bytes(request, left, lambda: teachers.load("cpu", recipe))
+                        crew = replace(crew, worker_bytes=memory)
+                    ended = run_ray(crew, work, len(left.units), meter, job.machine.address)
+            finally:
+                closing.end()
+        closing.end()
         meter.tick(last=True)
         if moved := set_aside(run):
             meter.note(moved)

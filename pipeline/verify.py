@@ -100,7 +100,8 @@ def verify(
                     create_zarr(group, arrays, shard_rows=size, attributes=attributes)
         undone, obsolete = list[tuple[Unit, Commit]](), list[Path]()
         adopted = _adopted(run, result)
-        ledger = Ledger(run.path)
+        ledger = Ledger(run.path, only_whole=False)
+        result.faults += map(str, ledger.damaged.values())
         strays = {commit.unit: commit.path for commit in ledger.values()}
         for number, unit in enumerate(plan, start=1):
             commit = ledger.get(unit.name)
@@ -130,7 +131,7 @@ def verify(
                 storage.remove(file)
             for unit, commit in undone:
                 write_record(run, unit, (), {}, commit)  # a newer record, without a sample
-            for path in foreign:
+            for path in (*foreign, *ledger.damaged):
                 storage.remove(path)
             result.undone, result.repaired = len(undone), True
             replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None).save()

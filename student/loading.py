@@ -15,6 +15,7 @@ from typing import Any
 from torch.utils.data import BatchSampler, DataLoader, IterableDataset, default_collate, get_worker_info
 
 from autolabel.manifests.ahead import ahead
+from autolabel.manifests.locations import BucketPath
 from autolabel.student.data import TrainingCrops
 
 AHEAD = 16  # crops whose bytes a loading process reads or holds
@@ -50,7 +51,17 @@ def batches_of(
 ) -> DataLoader[dict[str, Any]]:
     """Load batches of `size` crops in the order of `draws`, by so many loading processes; 0 for this process.
 
-    The order does not depend on `loaders` and `depth`. pin: give batches in page-locked memory.
+    The order does not depend on `loaders` and `depth`. pin: give batches in page-locked memory. Loading processes are
+    forked where that is usual, but not for data in buckets, whose connections a forked process cannot use.
     """
     lists = BatchSampler(draws, size, drop_last=False)
-    return DataLoader(Batches(crops, lists, depth=depth), batch_size=None, num_workers=loaders, pin_memory=pin)
+    far = any(
+        isinstance(place, BucketPath) for sample in crops.dataset.samples for place in (sample.image, sample.label)
+    )
+    return DataLoader(
+        Batches(crops, lists, depth=depth),
+        batch_size=None,
+        num_workers=loaders,
+        pin_memory=pin,
+        multiprocessing_context="spawn" if loaders and far else None,
+    )

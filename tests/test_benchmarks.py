@@ -23,7 +23,6 @@ from conftest import ROOT
 from autolabel.teacher.checkpoints import DRAWN_STREETS
 
 FOLDER = ROOT / "benchmarks"
-RESULTS = (FOLDER / "RESULTS.md").read_text(encoding="utf-8")
 # Scripts that have a test of their own under tests/, and a word by which it calls them.
 ELSEWHERE = {
     "chaos": ("promises/test_chaos.py", '"--kills"'),
@@ -37,7 +36,7 @@ ELSEWHERE = {
 class Script:
     """Arguments of a script, the script that must have run before in the same folder, and what its output has.
 
-    tables: number of tables in Markdown, whose headers RESULTS.md must have too. lines: beginnings of other lines.
+    tables: number of tables in Markdown, whose headers the page must have too. lines: beginnings of other lines.
     dashes: cells of numbers that stay empty.
     """
 
@@ -46,6 +45,7 @@ class Script:
     tables: int = 0
     lines: tuple[str, ...] = ()
     dashes: int = 0
+    page: str = "benchmarks/RESULTS.md"
 
 
 SCRIPTS = {
@@ -67,7 +67,7 @@ SCRIPTS = {
     "focus": Script(tables=3, lines=("128 x 128, random weights: ",), dashes=9),
     "kept_evidence": Script(("out",), "camvid", tables=2, lines=("one core, 2048 x 1024, ",)),
     "labelling_tools": Script(tables=2),
-    "loader": Script(tables=2, lines=("centroids of a PNG label: ",), dashes=2),
+    "loader": Script(tables=3, lines=("centroids of a PNG label: ",), dashes=2),
     # Ray and transformers take half a minute to start: `make bench` has all ways.
     "peers": Script(("--only", "own", "--ways", "loop", "ours"), tables=2),
     "pictures": Script(
@@ -75,10 +75,13 @@ SCRIPTS = {
         lines=("pictures/docs/compare.webp ",) if shutil.which("chromium") else ("no chromium, no pictures",),
     ),
     "polygons": Script(tables=1),
+    "preemptions": Script(tables=1),
     "policy": Script(("out/runs/kept-coarse",), "camvid", lines=("policy ", "8 levels kept ", "two 8-bit PNGs ")),
     "recipes": Script(tables=2),
     "resizing": Script(tables=1),
     "review": Script(("camvid", "reviewed"), tables=2, dashes=12),
+    "scale": Script(tables=3, page="docs/scale.md"),
+    "scale_bucket": Script(tables=1, lines=("2 units of 3 images, ",), dashes=4),
     "scale_combination": Script(tables=1),
     "store": Script(tables=1, lines=("2 workers by fork: ",), dashes=8),
     "teacher": Script(tables=5, lines=("labels differ in 0 of ",)),
@@ -128,8 +131,9 @@ def test_every_script_runs_to_its_end_and_fills_its_tables(name: str, folder: Pa
     assert text.startswith("--smallest: these numbers mean nothing\n")
     found = tables(text)
     assert len(found) == script.tables
+    page = (ROOT / script.page).read_text(encoding="utf-8")
     for header, *_ in found:
-        assert f"| {' | '.join(header)} |".replace("|  |", "| |") in RESULTS
+        assert f"| {' | '.join(header)} |".replace("|  |", "| |") in page
     cells = [cell for table in found for cell in numbers(table)]
     assert cells.count("–") == script.dashes
     for cell in cells:
@@ -146,6 +150,13 @@ def test_even_polygons_say_everything_where_a_teacher_says_one_class_everywhere(
     (fitted,) = (row[2:] for row in by_class if row[:2] == ["even", "fitted"])
     assert fitted == ["100.0"] * 11
     assert [row[-1] for row in policies if row[0] == "paper"] == ["100.0"]
+
+
+def test_the_page_on_scale_shows_what_the_script_prints() -> None:
+    command = [sys.executable, FOLDER / "scale.py"]
+    printed = subprocess.run(command, capture_output=True, text=True, check=True).stdout.splitlines()
+    shown = set((ROOT / "docs" / "scale.md").read_text(encoding="utf-8").splitlines())
+    assert [line for line in printed if line.startswith("|") and line not in shown] == []
 
 
 @pytest.mark.thorough

@@ -26,9 +26,9 @@ class ToTorch(Shown):
         torch's random numbers; a smaller image is padded, by 255 in its label. transform: called with an item, returns
         what the loader gets. weights: add "weight": (H, W) float32, the probability of every pixel's label.
 
-        It can be pickled, and a DataLoader may start its processes in any way where the run lies on a disk, and by
-        "spawn" or "forkserver" where it lies in a bucket; a batch is read by threads, side by side. Raises BadTable
-        until the run has been published, ValueError if it has no label or has kept no probabilities.
+        It can be pickled. A DataLoader may start its processes in any way where the run lies on a disk, and by "spawn"
+        or "forkserver" where it lies in a bucket. A batch is read by threads, side by side. Raises BadTable until the
+        run has been published, ValueError if it has no label or has kept no probabilities.
         """
         room = importlib.import_module("autolabel.student.run_dataset")  # by name: manifests imports no other room
         return room.RunDataset(self, crop=crop, transform=transform, weights=weights)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
+import buckets
 import numpy as np
 import pytest
+from noise import noise_run
 from PIL import Image
 
 import autolabel as al
@@ -18,25 +21,11 @@ from autolabel.manifests.tables import BadTable
 SIZES = [(96, 128)] * 9 + [(64, 200)] * 3 + [(96, 128)] * 2
 
 
-def adopted(folder: Path, *, store: str = "zarr", **options: object) -> al.Run:
-    """A run of noise in three kinds of order, of two sizes; one photograph is damaged after the scan."""
-    dice = np.random.default_rng(7)
-    for n, size in enumerate(SIZES):
-        for kind, shape in (("photographs", (*size, 3)), ("pngs", size), ("sure", size)):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            low, high = (0, 11) if kind == "pngs" else (100, 256) if kind == "sure" else (0, 256)
-            Image.fromarray(dice.integers(low, high, shape, np.uint8)).save(folder / kind / f"p{n:02}.png")
-    al.scan(folder / "photographs", folder / "m.parquet", label_space="camvid")
-    (folder / "photographs/p03.png").write_bytes(b"gone bad")
-    return al.adopt(
-        folder / "pngs", manifest=folder / "m.parquet", out=folder / "run", confidence=folder / "sure", store=store,
-        unit_size=4, max_quarantined=1, **options,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> al.Run:
-    return adopted(tmp_path_factory.mktemp("run"), keep_confidence=8, keep_probability=True)
+    return noise_run(
+        tmp_path_factory.mktemp("run"), SIZES, damaged=3, unit_size=4, keep_confidence=8, keep_probability=True
+    )
 
 
 def photograph(run: al.Run, sample_id: str) -> np.ndarray:  # type: ignore[type-arg]
@@ -72,7 +61,7 @@ def test_a_piece_gives_the_pixels_of_the_run_in_blocks_of_one_size(run: al.Run) 
 
 
 def test_a_run_that_is_not_there_or_has_kept_less_is_refused(run: al.Run, tmp_path: Path) -> None:
-    plain = adopted(tmp_path, store="png")
+    plain = noise_run(tmp_path, SIZES, store="png")
     message = r"columns: .*run has kept no probability: it has sample_id, image, label, height, width"
     with pytest.raises(ValueError, match=message):
         al.ray_dataset(plain, columns=["probability"])
@@ -86,7 +75,7 @@ def test_a_run_that_is_not_there_or_has_kept_less_is_refused(run: al.Run, tmp_pa
 
 
 def test_a_manifest_that_is_published_anew_while_it_is_read_is_refused(tmp_path: Path) -> None:
-    run = adopted(tmp_path)
+    run = noise_run(tmp_path, SIZES)
     (piece,) = pieces_of(run.manifest, 1)
     shutil.copy(run.manifest_path, tmp_path / "copy")
     shutil.move(tmp_path / "copy", run.manifest_path)
@@ -95,23 +84,39 @@ def test_a_manifest_that_is_published_anew_while_it_is_read_is_refused(tmp_path:
 
 
 @pytest.fixture(scope="module")
-def connected(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def place() -> Iterator[buckets.Place]:
+    with buckets.place() as place:
+        yield place
+
+
+@pytest.fixture(scope="module")
+def connected(place: buckets.Place, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """A Ray whose workers find the bucket as this process does."""
     with ray_session(None, tmp_path_factory.mktemp("ray"), workers=2):
         yield
 
 
 @pytest.mark.thorough
-def test_ray_data_reads_exact_pixels_at_its_workers(connected: None, run: al.Run) -> None:
-    data = al.ray_dataset(run)
-    assert data.count() == len(LABELLED)
-    rows = {row["sample_id"]: row for row in data.iter_rows()}
-    assert sorted(rows) == LABELLED
-    for name, row in rows.items():
-        assert np.array_equal(row["image"], photograph(run, name))
-        assert np.array_equal(row["label"], run.labels[name])
-        assert np.array_equal(row["confidence"], run.confidence[name][1])
-        assert np.array_equal(row["probability"], run.probability[name])
-    labels = al.ray_dataset(run.path, columns=["label", "sample_id"])
+def test_ray_data_reads_exact_pixels_at_its_workers_from_a_disk_and_a_bucket(
+    place: buckets.Place, connected: None, run: al.Run
+) -> None:
+    buckets.upload(run.path.parent, place.url)
+    for read in (run.path, f"{place.url}/run"):
+        data = al.ray_dataset(read)
+        assert data.count() == len(LABELLED)
+        rows = {row["sample_id"]: row for row in data.iter_rows()}
+        assert sorted(rows) == LABELLED
+        for name, row in rows.items():
+            assert np.array_equal(row["image"], photograph(run, name))
+            assert np.array_equal(row["label"], run.labels[name])
+            assert np.array_equal(row["confidence"], run.confidence[name][1])
+            assert np.array_equal(row["probability"], run.probability[name])
+    labels = al.ray_dataset(run, columns=["label", "sample_id"])
     assert sorted(labels.schema().names) == ["label", "sample_id"]
     pixels = labels.map_batches(lambda batch: {"pixels": [label.size for label in batch["label"]]}).sum("pixels")
     assert pixels == sum(run.labels[name].size for name in LABELLED)
+
+
+def test_the_driver_hands_out_places_and_no_pixels(run: al.Run) -> None:
+    whole = sum(len(pickle.dumps(piece)) for piece in pieces_of(run.manifest, 1))
+    assert whole < 20_000 < sum(run.labels[name].size for name in LABELLED)

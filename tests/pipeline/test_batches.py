@@ -14,17 +14,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import buckets
 import pyarrow.parquet as pq
 import pytest
 import torch
 from conftest import labels_of, photograph, quarantined, scanned
 from PIL import Image
 
+from autolabel.manifests.locations import location
 from autolabel.manifests.policy import Policy
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.pipeline import prepare
 from autolabel.pipeline.attempts import note_path
 from autolabel.pipeline.job import LabelJob, Portion
+from autolabel.pipeline.label import Labeller
 from autolabel.pipeline.predictor import Decoded, TeacherPredictor
 from autolabel.pipeline.relabel import relabel
 from autolabel.pipeline.run import Labelling, generate
@@ -33,7 +36,7 @@ from autolabel.teacher import memory
 from autolabel.teacher.decide import Prediction
 from autolabel.teacher.device import DeviceMemory
 from autolabel.teacher.loading import load_teacher
-from autolabel.teacher.memory import BATCH_PIXELS, Gate, MemoryTaken, planned_batch
+from autolabel.teacher.memory import BATCH_PIXELS, HELPERS, Gate, MemoryTaken, planned_batch
 from autolabel.teacher.predict import Teacher
 
 NAMES = tuple(f"street{n}" for n in range(9))
@@ -102,6 +105,29 @@ def label(asked: LabelJob, *, retry: bool = False, **settings: Any) -> Labelling
     asked = replace(asked, portion=replace(asked.portion, retry_quarantined=retry))
     knows = load_teacher(asked.teacher, device="cpu")
     return generate(asked, predictor=lambda run, device: LikeAGPU(knows, run, **settings))
+
+
+def test_more_threads_than_cores_wait_for_images_in_a_bucket(
+    place: Path, teacher: Path, city: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    threads: list[int] = []
+    begin = Labeller._begin_threads
+
+    def spy(self: Labeller, count: int) -> None:
+        threads.append(count)
+        begin(self, count)
+
+    monkeypatch.setattr(Labeller, "_begin_threads", spy)
+    monkeypatch.setattr("autolabel.pipeline.label.cores", lambda: 1)
+    label(job(place, teacher, tmp_path / "disk", unit_size=6))
+    assert set(threads) == {1}
+    threads.clear()
+    with buckets.place() as bucket:
+        buckets.upload(place / "drive", f"{bucket.url}/drive")
+        manifest = scanned(city, location(bucket.url) / "drive")
+        label(replace(job(place, teacher, tmp_path / "far", unit_size=6), manifest=manifest))
+    assert threads[:2] == [1, HELPERS]
+    assert labels_of(tmp_path / "far") == labels_of(tmp_path / "disk")
 
 
 def rows_of(run: Path) -> dict[str, dict[str, Any]]:

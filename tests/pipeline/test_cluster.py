@@ -6,7 +6,12 @@ import copy
 import os
 import re
 import shlex
+import shutil
+import subprocess
+import threading
+from collections import Counter
 from collections.abc import Callable
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +24,7 @@ from ray.autoscaler._private.util import prepare_config, validate_config
 from ray.scripts.scripts import cli as ray_cli
 
 from autolabel.cli import main
+from autolabel.manifests.locations import BucketPath, location
 
 pytestmark = pytest.mark.thorough
 
@@ -116,7 +122,7 @@ def test_nodes_install_this_package_and_its_pinned_versions(path: Path) -> None:
     assert place == {"~/autolabel": "."}  # the folder of constraints.txt, where `ray up` is typed
     installs = [line for line in cluster["setup_commands"] if "pip install" in line]
     assert [shlex.split(line)[2:] for line in installs] == [
-        ["--constraint", "~/autolabel/constraints.txt", "ray[default]", "~/autolabel"]
+        ["--constraint", "~/autolabel/constraints.txt", "ray[default]", "$HOME/autolabel[buckets]"]
     ]
 
 
@@ -138,10 +144,104 @@ def test_the_head_among_own_machines_labels_nothing() -> None:
 @pytest.mark.parametrize("path", [AWS, GCP, OWN, RAYJOB], ids=lambda path: path.stem)
 def test_placeholders_of_the_cluster_file_are_marked(path: Path) -> None:
     lines = path.read_text(encoding="utf-8").splitlines()
-    invented = re.compile(r"PROJECT|REGISTRY|ami-0|region:|_zone:|head_ip:|worker_ips:|claimName:")
-    places = [at for at, line in enumerate(lines) if invented.search(line)]
+    invented = re.compile(
+        r"PROJECT|REGISTRY|ami-0|region:|_zone:|head_ip:|worker_ips:|s3://drive|ACCOUNT|export AWS_|name: AWS_"
+    )
+    places = [at for at, line in enumerate(lines) if invented.search(line) and not line.lstrip().startswith("# ")]
     assert places
     assert [lines[at] for at in places if "EDIT" not in lines[at] + lines[at - 1]] == []
+
+
+@pytest.mark.parametrize("path", [AWS, GCP, OWN], ids=lambda path: path.stem)
+def test_workers_know_the_bucket_and_no_secret_is_in_the_file(path: Path) -> None:
+    cluster, text = load(path), path.read_text(encoding="utf-8")
+    kept = [line for line in cluster["setup_commands"] if line.endswith("> ~/storage.env")]
+    starts = [*cluster["head_start_ray_commands"], *cluster["worker_start_ray_commands"]]
+    if path != GCP:  # whose metadata server says everything
+        assert len(kept) == 1
+        assert all(line.startswith(". ~/storage.env; ") for line in starts if "ray start" in line)
+    if path != OWN:  # a role of the machine in place of a key
+        assert {AWS: "IamInstanceProfile", GCP: "serviceAccounts"}[path] in (
+            cluster["available_node_types"]["teacher"]["node_config"]
+        )
+    assert not re.search(r"(KEY_ID|SECRET\w*|PASSWORD|TOKEN)=[^…]", text)
+
+
+@pytest.mark.parametrize(("path", "cloud"), [(AWS, "aws"), (GCP, "gcp")])
+def test_every_spot_node_tells_ray_of_its_notice(path: Path, cloud: str) -> None:
+    *_, line = load(path)["worker_start_ray_commands"]
+    assert f"sh ~/autolabel/docs/spot_notice.sh {cloud} <" in line and line.endswith("&")
+    assert {"RAY_AUTH_MODE=token", "RAY_ADDRESS=$RAY_HEAD_IP:6379"} <= set(line.split())
+
+
+# --- the notice of a cloud --------------------------------------------------------------------------------------------
+
+NOTICES = {  # what the metadata server answers before and after the notice; None for 404
+    "aws": {
+        "PUT /latest/api/token": ("t0ken", "t0ken"),
+        "GET /latest/meta-data/spot/instance-action": (None, '{"action": "terminate", "time": "2026-11-26T17:02:00Z"}'),
+    },
+    "gcp": {"GET /computeMetadata/v1/instance/preempted": ("FALSE", "TRUE")},
+    "azure": {
+        "GET /metadata/instance/compute/name?api-version=2021-02-01&format=text": ("node-1", "node-1"),
+        "GET /metadata/scheduledevents?api-version=2020-07-01": (
+            '{"Events":[{"EventType":"Preempt","Resources":["node-11"]},'
+            '{"EventType":"Reboot","Resources":["node-1"]}]}',
+            '{"Events":[{"EventType":"Preempt","Resources":["node-0","node-1"]}]}',
+        ),
+    },
+}
+HEADERS = {
+    "aws": ("X-aws-ec2-metadata-token", "t0ken"),
+    "gcp": ("Metadata-Flavor", "Google"),
+    "azure": ("Metadata", "true"),
+}
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="there is no curl")
+@pytest.mark.parametrize("cloud", NOTICES)
+def test_the_notice_of_a_cloud_becomes_a_drain(cloud: str, tmp_path: Path) -> None:
+    answers, asked = NOTICES[cloud], Counter[str]()
+
+    class Metadata(BaseHTTPRequestHandler):
+        """Answers as the cloud does: nothing is announced when it is asked for the first time."""
+
+        def do_GET(self) -> None:
+            what = f"{self.command} {self.path}"
+            name, value = HEADERS[cloud]
+            allowed = self.headers.get(name) == value or self.command == "PUT"
+            body = answers[what][min(asked[what], 1)] if allowed else None
+            asked[what] += 1
+            self.send_response(404 if body is None else 200)
+            self.end_headers()
+            self.wfile.write((body or "").encode())
+
+        do_PUT = do_GET
+
+        def log_message(self, format: str, *words: object) -> None:
+            pass
+
+    told = tmp_path / "told"
+    fake = tmp_path / "ray"
+    fake.write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {told}\n')
+    fake.chmod(0o755)
+    with ThreadingHTTPServer(("127.0.0.1", 0), Metadata) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        where = {"METADATA_SERVER": f"http://127.0.0.1:{server.server_port}", "PAUSE": "0"}
+        path = f"{tmp_path}:{os.environ['PATH']}"
+        script = ROOT / "docs" / "spot_notice.sh"
+        subprocess.run(["sh", script, cloud], env={**os.environ, **where, "PATH": path}, check=True, timeout=30)
+        server.shutdown()
+    assert set(asked.values()) == {2}
+    words = told.read_text().splitlines()
+    parse(ray_cli, [*words])
+    assert words[:3] == ["drain-node", "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+    assert words[-1] == ("110" if cloud == "aws" else "25")
+
+
+def test_the_name_of_the_cloud_must_be_said() -> None:
+    done = subprocess.run(["sh", ROOT / "docs" / "spot_notice.sh"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (2, "expected aws, gcp or azure\n")
 
 
 # --- KubeRay ----------------------------------------------------------------------------------------------------------
@@ -168,6 +268,7 @@ POD = closed(
     "spec",
     spec=closed(
         "containers",
+        serviceAccountName=TEXT,
         terminationGracePeriodSeconds=COUNT,
         nodeSelector=TEXTS,
         tolerations=several(closed(key=TEXT, operator=TEXT, value=TEXT, effect=TEXT)),
@@ -178,6 +279,7 @@ POD = closed(
                 image=TEXT,
                 env=several(closed("name", name=TEXT, value=TEXT)),
                 resources=closed(limits=AMOUNTS, requests=AMOUNTS),
+                lifecycle=closed(preStop=closed(exec=closed(command=several(TEXT)))),
                 volumeMounts=several(closed("name mountPath", name=TEXT, mountPath=TEXT, readOnly=FLAG)),
             )
         ),
@@ -270,12 +372,11 @@ def test_the_job_runs_a_command_of_ours_on_as_many_gpus_as_it_may_have() -> None
     command, asked = parse(main, shlex.split(spec["entrypoint"])[1:])
     (workers,) = spec["rayClusterSpec"]["workerGroupSpecs"]
     assert (command.name, asked.params["device"]) == ("generate", "cuda")
-    assert asked.params["workers"] == workers["maxReplicas"]
+    assert asked.params["workers"] == (1, workers["maxReplicas"])
     containers = workers["template"]["spec"]["containers"]
     assert [c["resources"]["limits"]["nvidia.com/gpu"] for c in containers] == ["1"]
-    paths = [asked.params["source"], *map(Path, asked.params["teachers"]), asked.params["out"]]
-    mounts = [mount["mountPath"] for mount in containers[0]["volumeMounts"]]
-    assert all(any(path.is_relative_to(mount) for mount in mounts) for path in paths)
+    places = [asked.params["source"], *asked.params["teachers"], asked.params["out"]]
+    assert all(isinstance(location(place), BucketPath) for place in places)
 
 
 def test_the_job_is_private_quiet_and_of_the_tested_version() -> None:
@@ -289,7 +390,9 @@ def test_the_job_is_private_quiet_and_of_the_tested_version() -> None:
         env = {entry["name"]: entry["value"] for entry in container["env"]}
         assert env["RAY_USAGE_STATS_ENABLED"] == "0"
         assert env.get("RAY_JOB_STOP_WAIT_TIME_S", "120") == str(pod["terminationGracePeriodSeconds"])
-        assert [mount["name"] for mount in container["volumeMounts"]] == [volume["name"] for volume in pod["volumes"]]
+        assert pod["serviceAccountName"] == "autolabel" and not {"volumes", "volumeMounts"} & {*pod, *container}
+    _, _, drain = container["lifecycle"]["preStop"]["exec"]["command"]
+    parse(ray_cli, shlex.split(drain.partition(" && ")[0])[1:])
 
 
 def strict(schema: Any) -> Any:

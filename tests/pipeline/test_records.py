@@ -8,15 +8,18 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import buckets
 import numpy as np
 import pytest
 from conftest import autolabel, labels_of
 from PIL import Image
 
 from autolabel.manifests import storage
+from autolabel.manifests.locations import location
+from autolabel.manifests.reading import read_version
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.pipeline.job import LabelJob
-from autolabel.pipeline.records import Row, changed_images, identified
+from autolabel.pipeline.records import Row, changed_images, identified, known_by
 from autolabel.pipeline.run import generate
 from autolabel.pipeline.verify import verify
 
@@ -51,6 +54,18 @@ def exchange(path: Path, other: Path) -> None:
 def labelled(path: Path) -> Row:
     """The row of a file as it is now."""
     return replace(identified(Row("a"), path), image_fingerprint=storage.fingerprint(path))
+
+
+def test_an_image_and_its_identity_are_read_from_a_bucket_by_one_request(tmp_path: Path) -> None:
+    with buckets.place() as place:
+        image = location(place.url) / "image.png"
+        storage.write(image, noise(tmp_path / "image.png", 0).read_bytes())
+        expected = labelled(image)
+        place.proxy.passed.clear()
+        now, data = read_version(image)
+        assert [one.operation for one in place.proxy.passed] == ["get"]
+        assert replace(known_by(Row("a"), now), image_fingerprint=storage.fingerprint_bytes(data)) == expected
+        assert data == (tmp_path / "image.png").read_bytes()
 
 
 @pytest.mark.parametrize("place", [0, 2_500_000, 4_999_999])

@@ -199,7 +199,7 @@ def test_a_changed_request_is_refused_with_the_difference_and_nothing_is_written
         (lambda text: text[: len(text) // 2], "is no JSON, or cut off"),
         (lambda text: "", "is empty"),
         (lambda text: "7", "is 7: expected an object"),
-        (lambda text: text.replace("autolabel-run/9", "autolabel-run/1"), "has format 'autolabel-run/1'"),
+        (lambda text: text.replace("autolabel-run/10", "autolabel-run/1"), "has format 'autolabel-run/1'"),
     ],
     ids=["threshold", "accounts", "bracket", "half", "empty", "a number", "format"],
 )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from noise import noise_run
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -18,30 +18,14 @@ from autolabel.manifests.tables import BadTable
 SIZES = [(96, 128), (64, 200), (600, 700), (96, 128)]
 
 
-def adopted(folder: Path, store: str = "zarr", **options: Any) -> al.Run:
-    """A run whose label is the image's red channel, and whose confidence is its green one."""
-    dice = np.random.default_rng(7)
-    for n, size in enumerate(SIZES):
-        label, sure = dice.integers(0, 11, size, np.uint8), dice.integers(128, 256, size, np.uint8)
-        image = np.stack([label, sure, dice.integers(0, 256, size, np.uint8)], axis=-1)
-        for kind, pixels in (("photographs", image), ("pngs", label), ("sure", sure)):
-            (folder / kind).mkdir(parents=True, exist_ok=True)
-            Image.fromarray(pixels).save(folder / kind / f"p{n}.png")
-    al.scan(folder / "photographs", folder / "m.parquet", label_space="camvid")
-    return al.adopt(
-        folder / "pngs", manifest=folder / "m.parquet", out=folder / "run", confidence=folder / "sure", store=store,
-        **options,
-    )  # fmt: skip
-
-
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> al.Run:
-    return adopted(tmp_path_factory.mktemp("run"), keep_confidence=8, keep_probability=True)
+    return noise_run(tmp_path_factory.mktemp("run"), SIZES, keep_confidence=8, keep_probability=True)
 
 
 @pytest.mark.parametrize("store", ["zarr", "png"])
 def test_whole_images_have_the_pixels_of_the_run(store: str, tmp_path: Path) -> None:
-    run = adopted(tmp_path, store)
+    run = noise_run(tmp_path, SIZES, store=store)
     data = run.to_torch()
     assert len(data) == 4
     for item in (data[n] for n in range(4)):
@@ -99,7 +83,7 @@ def test_a_loader_reads_it_in_processes_of_any_kind(run: al.Run, method: str) ->
 
 
 def test_what_a_run_cannot_give_is_refused(run: al.Run, tmp_path: Path) -> None:
-    plain = adopted(tmp_path)
+    plain = noise_run(tmp_path, SIZES)
     with pytest.raises(ValueError, match=r"run has kept no probabilities: generate or relabel with --keep-probability"):
         plain.to_torch(weights=True)
     with pytest.raises(ValueError, match=r"crop \(0, 32\): expected a height and a width of 1 or more"):
