@@ -51,9 +51,9 @@ from autolabel.manifests.scenes import write_city
 from autolabel.teacher.checkpoints import DRAWN_STREETS
 
 TIMINGS = ("decode_ms", "infer_ms", "encode_ms", "worker")  # columns that may differ
-RATES = {  # keys of JSON and of checkpoints that may differ: times, rates, memory, and checksums of files with such
-    "budgets", "crc32c", "decode_ms", "encode_ms", "eta_s", "images_per_s", "infer_ms", "seconds", "tables_sha256",
-    "updated",
+RATES = {  # keys of JSON and of checkpoints that may differ: times, rates, memory, drivers, checksums that follow
+    "budgets", "crc32c", "decode_ms", "encode_ms", "eta_s", "fence", "images_per_s", "infer_ms", "seconds",
+    "tables_sha256", "updated",
 }  # fmt: skip
 SEVERAL = re.compile(r"pictures-[0-9a-f]{12}")  # a folder of pictures has a new name every time
 CREATES = {"open": 0, "os.link": 1, "os.mkdir": 0}  # events of Python, and which argument is the path

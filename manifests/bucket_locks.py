@@ -14,22 +14,19 @@ import contextlib
 import dataclasses
 import errno
 import os
-import platform
 import random
 import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 from uuid import uuid4
 
 from autolabel.manifests import notes, storage
 from autolabel.manifests.documents import BadDocument, json_of
-from autolabel.manifests.local_locks import READ_ONLY, Busy, Hold, Superseded
+from autolabel.manifests.local_locks import READ_ONLY, Busy, Hold, Superseded, this_process
 from autolabel.manifests.machine import is_alive, process_space
 
-_DENIED = (*READ_ONLY, errno.EPERM)
 _AGAIN = 5.0  # seconds until a failed renewal is tried again, at most
 _PATIENCE = 5.0  # seconds without a word about somebody who is likely to be quick
 _TRIES = 5  # of a conditional write whose condition failed although the lock is ours: a reply was lost
@@ -69,9 +66,7 @@ class _Lock:
 
     @classmethod
     def own(cls, lease_s: float) -> _Lock:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
-        holder = f"process {os.getpid()} on {platform.node()} since {since}"
-        return cls(holder, 1, uuid4().hex, process_space(), os.getpid(), 0, lease_s)
+        return cls(this_process(), 1, uuid4().hex, process_space(), os.getpid(), 0, lease_s)
 
     @classmethod
     def read(cls, path: Path) -> _Lock | None:
@@ -94,7 +89,7 @@ class _Lock:
         )
 
 
-class _Clock:
+class Clock:
     """Seconds since a moment, also those in which the process or its machine was suspended."""
 
     def __init__(self) -> None:
@@ -112,7 +107,7 @@ class Lease(Hold):
 
     def __init__(self, path: Path, lock: _Lock, times: Times) -> None:
         self._path, self._lock, self._times = path, lock, times
-        self._clock, self._turn, self._end = _Clock(), threading.Lock(), threading.Event()
+        self._clock, self._turn, self._end = Clock(), threading.Lock(), threading.Event()
         self._loss = ""
         threading.Thread(target=self._beat, daemon=True, name=f"lock {path.name}").start()
 
@@ -153,7 +148,7 @@ class Lease(Hold):
     def _write(self, lock: _Lock) -> None:
         """Replace the lock if it is ours. A lost reply is no loss: what is there is read before every try."""
         for _ in range(_TRIES):
-            began = _Clock()
+            began = Clock()
             seen, now = storage.stat(self._path), _Lock.read(self._path)
             if seen is None or now is None or now.token != self._lock.token:
                 by = f"by {now.holder}" if now and now.holder else "by another process"
@@ -203,7 +198,7 @@ def _acquire(folder: Path, name: str, *, wait: float, only_read: bool, at_once: 
                 else:
                     won = found is not None and storage.replace(path, own.data(), unchanged=seen)
             except OSError as error:
-                if not only_read or not (isinstance(error, PermissionError) or error.errno in _DENIED):
+                if not only_read or not (isinstance(error, PermissionError) or error.errno in READ_ONLY):
                     raise
                 denied = True
                 continue

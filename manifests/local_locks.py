@@ -41,6 +41,12 @@ class Hold:
         """
 
 
+def this_process() -> str:
+    """This process in words, for whoever meets its lock."""
+    since = datetime.now(UTC).isoformat(timespec="seconds")
+    return f"process {os.getpid()} on {platform.node()} since {since}"
+
+
 @contextlib.contextmanager
 def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0, only_read: bool = False) -> Iterator[Hold]:
     """Hold a folder, made if need be, against other processes; the lock goes with this one, however it ends.
@@ -64,9 +70,8 @@ def hold(folder: Path, *, name: str = LOCK, wait: float = 0.0, only_read: bool =
             yield Hold()
         return
     with lock:
-        since = datetime.now(UTC).isoformat(timespec="seconds")
         with _LOCAL.writing(signature) as file:  # removes what a holder left that was killed here
-            file.write(f"process {os.getpid()} on {platform.node()} since {since}".encode())
+            file.write(this_process().encode())
         try:
             yield Hold()
         finally:

@@ -157,6 +157,11 @@ def require_fitting(request: Request, teacher: Teacher) -> None:
     teacher.require_sound(recipe.scales, flip=recipe.flip)
 
 
+def is_prepared(run: Run | None, request: Request) -> bool:
+    """True for a run in which `prepare` has nothing left to do."""
+    return run is not None and run.state != PREPARING and run.input_sha256 == request.input_sha256
+
+
 def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = None) -> tuple[Run, Plan]:
     """Make `run.json`, the plan and the folders of the labels, or bring those of a run up to date.
 
@@ -182,7 +187,7 @@ def prepare(request: Request, run: Run | None, lock: Lock, source: Run | None = 
         )  # fmt: skip
         plan = open_plan(run, manifest)
         _require_labels(run, plan, manifest)
-        run.save()
+        run = lock.update(run)
     else:
         plan = open_plan(run, manifest)
         run = replace(run, input_manifest=job.manifest)  # the data set may have moved; saved if the call gets that far

@@ -143,11 +143,11 @@ class Meter:
         self._history.append((now, self._total.done))
         while len(self._history) > 2 and now - self._history[1][0] > _WINDOW:
             self._history.popleft()
+        if self._on_progress:
+            self._on_progress(self.now())
         if now - self._written > 1 or last:
             self._written = now
             self._write()
-        if self._on_progress:
-            self._on_progress(self.now())
 
     def _write(self) -> None:
         everything = self.before + self._total

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -29,34 +29,46 @@ from autolabel.pipeline.units import Plan
 _PARTS = "stats/parts.json"
 
 
-def publish(run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any]) -> tuple[Accounts, dict[str, str]]:
-    """Write the run's tables. Returns the accounts, and every table's sha256. Raises BadTable."""
+def publish(
+    run: Run, plan: Plan, image_root: Path, provenance: dict[str, Any], *, before_end: Callable[[], None] = lambda: None
+) -> tuple[Accounts, dict[str, str]]:
+    """Write the run's tables. Returns the accounts, and every table's sha256. Raises BadTable.
+
+    before_end: called when tables are written, just before they appear.
+    """
     ledger, head = Ledger(run.path), Heading(image_root, provenance)
     paths = run.table_paths()
     in_parts = len(plan) > CHAPTER
     for path in paths.values():  # a run grows, or a repair cuts it anew: nobody reads a table in two shapes
         if storage.exists(path) == in_parts and parts_of(path):
             storage.remove(path)
-    counts, digests = (_in_parts if in_parts else _whole)(run, plan, ledger, head)
+    counts, digests = (_in_parts if in_parts else _whole)(run, plan, ledger, head, before_end)
     accounts = Accounts(plan.samples, counts.labelled, counts.quarantined, counts.left)
     return accounts, {name: digests[name] for name in paths}
 
 
-def _whole(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Counts, dict[str, str]]:
+def _whole(
+    run: Run, plan: Plan, ledger: Ledger, head: Heading, before_end: Callable[[], None]
+) -> tuple[Counts, dict[str, str]]:
     """One file for each table."""
     counts, files = Counts(), Files()
     with writing_review(run.statistics_path("review"), run.label_space.names) as review:
         units, paths = range(len(plan)), run.table_paths()
-        for some, rows in write_tables(run, plan, ledger, units, paths, head, files=files):
+        written = write_tables(run, plan, ledger, units, paths, head, files=files)
+        for number, (some, rows) in enumerate(written, start=1):
             counts += some
             if rows:
                 review(rows["images"], rows["classes"])
+            if number == len(plan):
+                before_end()
     name = table_name(run, run.statistics_path("review"))
     digests = {name: digest for name, (digest, _) in files.items()}
     return counts, {**digests, name: table_sha256(run.path / name)}
 
 
-def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Counts, dict[str, str]]:
+def _in_parts(
+    run: Run, plan: Plan, ledger: Ledger, head: Heading, before_end: Callable[[], None]
+) -> tuple[Counts, dict[str, str]]:
     """A folder for each table, with a part for each chapter."""
     chapters = range(-(-len(plan) // CHAPTER))
     sources = {chapter: _source(run, plan, ledger, chapter, head) for chapter in chapters}
@@ -73,6 +85,7 @@ def _in_parts(run: Run, plan: Plan, ledger: Ledger, head: Heading) -> tuple[Coun
     }
     for chapter, part in write_parts(run, plan, ledger, missing, head, processes=cores()):
         made[chapter] = sources[chapter], part
+        before_end()
     _remove_others(run, len(chapters))
     storage.write_json(
         run.path / _PARTS,

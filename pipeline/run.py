@@ -29,6 +29,7 @@ from autolabel.pipeline.prepare import (
     Left,
     Request,
     TeacherSource,
+    is_prepared,
     prepare,
     require_fitting,
     settle,
@@ -108,25 +109,38 @@ def generate(
         predictor = predictor or (lambda run, device: KeptPredictor(source, run.recipe))
     elif engine == "local":
         predictor = predictor or (lambda run, device: TeacherPredictor(teachers.load(device, recipe), recipe))
-    with Lock(job.out, job.portion.part).held() as lock:
+    with Lock(job.out, job.portion.part, prepared=is_prepared(run, request)).held() as lock:
         if run is None and RunFolder(job.out).exists():  # another part has made it meanwhile
             request, run = settle(job, digest, job.out, source)
+        elif run is not None:
+            run = Run.open(job.out)  # as another driver may have left it
+            run.require_same(recipe)
         run, plan = prepare(request, run, lock, source)
         lock.share()
         # Ray's workers ended with their driver, which knew of every death before; one without Ray may itself have died.
-        left = survey(run, job.portion, plan, died=run.state == "running" and run.engine == "local")
+        left = survey(run, job.portion, plan, died=lock.after_death and run.engine == "local")
+
+        def on_tick(counters: Counters) -> None:
+            lock.require()
+            if on_progress:
+                on_progress(counters)
+
         closing = Closing(run, plan, left.whole, on_note)
         meter = Meter(
             run, recipe.label_space.names, asked=plan.samples, wanted=left.wanted, before=left.before,
-            on_progress=on_progress, on_note=on_note, on_unit=closing.unit, budgets=run.budgets,
+            on_progress=on_tick, on_note=on_note, on_unit=closing.unit, budgets=run.budgets,
         )  # fmt: skip
         meter.tick()
         for note in request.notes:
             meter.note(note)
         ended = Ended()
         if left.units:
-            run = replace(run, engine=engine, state="running", accounts=None, tables_sha256=None)
-            run.save()
+            place = run.input_manifest
+            run = lock.update(
+                lambda now: replace(
+                    now, engine=engine, state="running", input_manifest=place, accounts=None, tables_sha256=None
+                )
+            )
             if reason:
                 meter.note(f"engine {engine}: {reason}")
             crew = Crew(
@@ -146,12 +160,13 @@ def generate(
                     ended = run_ray(crew, work, len(left.units), meter, job.machine.address)
             finally:
                 closing.end()
+        lock.require(surely=True)
         closing.end()
         meter.tick(last=True)
         if moved := set_aside(run):
             meter.note(moved)
         with lock.publishing():
-            run = _publish(run, request.manifest, plan, meter.budgets, left)
+            run = _publish(lock, request.manifest, plan, meter.budgets, left)
         if lock.alone:
             _tidy(run, whole=run.state == "complete")
     assert run.accounts is not None
@@ -203,26 +218,34 @@ def _tidy(run: Run, *, whole: bool) -> None:
             storage.remove(note)
 
 
-def _publish(run: Run, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
+def _publish(lock: Lock, manifest: ManifestFile, plan: Plan, budgets: list[dict[str, object]], left: Left) -> Run:
     """Derive the tables and write the accounts; not again where nothing has changed since."""
-    run = Run.open(run.path)  # as another part may have left it
+    run = Run.open(left.run.path)  # as another part may have left it
     moved = run.input_manifest != manifest.path  # then the published manifest names the old place of the images
     tables = run.table_paths().values()
     published = run.accounts and run.tables_sha256 and not (left.units or moved) and all(map(parts_of, tables))
     if run.accounts and published and run.accounts.labelled + run.accounts.quarantined == left.before.done:
         return run
     provenance = {"manifest": str(manifest.path), "policy": run.policy.name}
-    accounts, digests = publish(run, plan, manifest.image_root, provenance)
+    try:
+        accounts, digests = publish(
+            run, plan, manifest.image_root, provenance, before_end=lambda: lock.require(surely=True)
+        )
+    except OSError:
+        lock.require(surely=True)  # a successor removes the temporary files of a driver that it takes for dead
+        raise
     kinds = {budget["device"] for budget in budgets}
-    run = replace(
-        run,
-        input_manifest=manifest.path,
-        state="complete" if accounts.left == 0 else "partial",
-        accounts=accounts,
-        budgets=(*(budget for budget in run.budgets if budget["device"] not in kinds), *budgets),
-        tables_sha256=digests,
+    run = lock.update(
+        lambda now: replace(
+            now,
+            input_manifest=manifest.path,
+            state="complete" if accounts.left == 0 else "partial",
+            accounts=accounts,
+            budgets=(*(budget for budget in now.budgets if budget["device"] not in kinds), *budgets),
+            tables_sha256=digests,
+        ),
+        last=True,
     )
-    run.save()
     if not accounts.balanced():
         raise EngineFailed(f"the accounts of {run.path} do not balance: {accounts}")
     return run

@@ -84,7 +84,7 @@ def verify(
     run, result = Run.open(path), Verification()
     if run.state == PREPARING and not repair:
         raise ValueError(f"{path} is not whole yet: its command was stopped at once; run the same again, then verify")
-    with Lock(path, None, only_read=not repair).held():
+    with Lock(path, None, only_read=not repair).held() as lock:
         plan = _plan(run, result, repair=repair)
         if plan is None:
             again = "`, then the same generate again" if not repair else f"` needs {run.input_manifest}: put it back"
@@ -134,7 +134,8 @@ def verify(
             for path in (*foreign, *ledger.damaged):
                 storage.remove(path)
             result.undone, result.repaired = len(undone), True
-            replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None).save()
+            reset = replace(run, plan=plan.path.name, state="partial", accounts=None, tables_sha256=None)
+            lock.update(reset, last=True)
     return result
 
 

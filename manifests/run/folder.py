@@ -6,17 +6,15 @@ done; tables, manifest and quarantine list are derived from them when the run en
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, get_type_hints
 
-import google_crc32c
 import pyarrow as pa
 
 from autolabel.manifests import storage
-from autolabel.manifests.documents import BadDocument, json_of, shaped
+from autolabel.manifests.documents import BadDocument, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.locations import location
 from autolabel.manifests.policy import Policy
@@ -36,6 +34,7 @@ from autolabel.manifests.run.labels import (
 )  # fmt: skip
 from autolabel.manifests.run.ledger import UNITS
 from autolabel.manifests.run.place import KIND, RUN, require_no_links, require_outside_runs
+from autolabel.manifests.run.record import Fence, opened, sealed
 from autolabel.manifests.run.to_torch import ToTorch
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.schemas import QUARANTINE_SCHEMA, STATISTICS
@@ -165,8 +164,7 @@ class RunFolder:
         folder. Raises ValueError if the folder holds something that is not a run.
         """
         self.require_new_or_run()
-        if not storage.exists(self.record):
-            storage.write(self.record, _CLAIM)
+        storage.create(self.record, _CLAIM)
 
 
 @dataclass(frozen=True)
@@ -177,6 +175,7 @@ class Run(RunFolder, ToTorch):
     name at the time; None where predictions were adopted. source: the run whose kept confidence stood in for the
     teacher. engine: who labelled last. budgets: the memory that each kind of device had and needed. state: "preparing"
     (its stores are being made), "running", "partial" or "complete". tables: sha256 of every published table, by name.
+    fence: keeps drivers apart.
     """
 
     recipe: Recipe
@@ -192,6 +191,7 @@ class Run(RunFolder, ToTorch):
     state: str = "partial"
     accounts: Accounts | None = None
     tables_sha256: Mapping[str, str] | None = None
+    fence: Fence = field(default_factory=Fence)
 
     @classmethod
     def open(cls, path: Run | str | Path) -> Run:
@@ -205,25 +205,17 @@ class Run(RunFolder, ToTorch):
         if not storage.exists(file):
             raise FileNotFoundError(f"{path} is not a run: it has no {RUN}; make one with `autolabel generate`")
         require_no_links(location(path))
-        data = storage.read(file, at_most=storage.SMALL)
-        if data == _CLAIM:
+        run = cls.read(location(path))
+        if run is None:
             raise FileNotFoundError(f"{path} holds no label yet: its command was stopped at once; run the same again")
-        try:
-            document = json_of(data, dict[str, Any], name=str(file))
-        except BadDocument as error:
-            raise ValueError(f"{error}; restore it, or choose another --out") from error
-        if storage.json_bytes(document) != data:
-            raise ValueError(f"{file} differs from what was written: restore it, or choose another --out")
-        if document.get("format") != FORMAT:
-            raise ValueError(
-                f"{file} has format {document.get('format')!r}{_writer(document)}, this program knows {FORMAT!r}:"
-                " choose another --out, or read it with the version that wrote it"
-            )
-        if document.pop("crc32c", None) != _checksum(document):
-            raise ValueError(
-                f"{file} differs from what was written (its checksum is another): restore it, or choose another --out"
-            )
-        return cls._of(location(path), document)
+        return run
+
+    @classmethod
+    def read(cls, path: Path) -> Run | None:
+        """Read and check `run.json` alone; None for a folder that is only claimed. Raises as `open`."""
+        file = RunFolder(path).record
+        data = storage.read(file, at_most=storage.SMALL)
+        return None if data == _CLAIM else cls._of(path, opened(data, file, format_=FORMAT))
 
     @classmethod
     def _of(cls, path: Path, document: dict[str, Any]) -> Run:
@@ -239,8 +231,8 @@ class Run(RunFolder, ToTorch):
         except ValueError as error:
             raise ValueError(f"{path / RUN} is damaged ({error}): restore it, or choose another --out") from error
 
-    def save(self) -> None:
-        """Write `run.json` with a checksum of itself."""
+    def data(self) -> bytes:
+        """The content of `run.json`."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "path"}
         document = {
             "format": FORMAT,
@@ -251,8 +243,13 @@ class Run(RunFolder, ToTorch):
             "source": None if self.source is None else str(self.source),
             "budgets": list(self.budgets),
             "accounts": None if self.accounts is None else asdict(self.accounts),
+            "fence": asdict(self.fence),
         }
-        storage.write_json(self.record, {**document, "crc32c": _checksum(document)})
+        return sealed(document)
+
+    def save(self) -> None:
+        """Write `run.json`, whoever else is at work; drivers save through their lock."""
+        storage.write(self.record, self.data())
 
     def require_same(self, now: Recipe) -> None:
         """Raise ValueError, naming both values, if the labels were asked for by another recipe."""
@@ -341,13 +338,3 @@ class Run(RunFolder, ToTorch):
         if edges is not None:
             layers |= {TOP: space, CONFIDENCE: {"edges": edges}, SECOND: space}
         return layers | ({PROBABILITY: {"unit": "255ths"}} if recipe["keep_probability"] else {})
-
-
-def _writer(document: Mapping[str, Any]) -> str:
-    versions = document.get("versions")
-    version = versions.get("autolabel") if isinstance(versions, dict) else None
-    return f", written by autolabel {version}" if version else ""
-
-
-def _checksum(document: Mapping[str, Any]) -> str:
-    return f"{google_crc32c.value(json.dumps(document, sort_keys=True).encode()):08x}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autolabel.manifests import storage
+from autolabel.manifests.locations import BucketPath
 from autolabel.manifests.run.labels import LAYERS
 
 RUN = "run.json"
@@ -22,8 +23,11 @@ def require_outside_runs(folder: Path) -> None:
 def require_no_links(run: Path) -> None:
     """Raise ValueError for a link among the files of a run, or among those of its folders.
 
-    The folders of PNG labels may be large and deep: `storage.inside` looks at each label's way instead.
+    The folders of PNG labels may be large and deep: `storage.inside` looks at each label's way instead. A bucket has
+    no links, and its objects are not listed for them.
     """
+    if isinstance(run, BucketPath):
+        return
     for path in storage.list(run):
         storage.require_no_link(path)
         if storage.is_folder(path) and path.name not in LAYERS:

@@ -13,6 +13,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -21,6 +22,7 @@ from conftest import autolabel, contents, labels_of
 
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Accounts, Run, RunFolder
+from autolabel.manifests.run.record import Fence
 from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.pipeline.job import STORES, LabelJob
 from autolabel.pipeline.run import generate
@@ -302,13 +304,15 @@ def test_repair_writes_damaged_metadata_and_a_damaged_plan_again(
 
 @pytest.mark.parametrize("name", TABLES)
 def test_a_damaged_table_undoes_no_unit_and_is_written_again(asked: LabelJob, name: str) -> None:
-    written, before = records(asked.out), contents(asked.out)
+    written, before, run = records(asked.out), contents(asked.out), Run.open(asked.out)
     flip(asked.out / name, 50)
     assert verify(asked.out, repair=True).undone == 0
     result = generate(asked)
     assert (result.accounts, result.done) == (Accounts(SAMPLES, SAMPLES, 0, 0), 0)
     assert records(asked.out) == written
-    assert {**contents(asked.out), "progress.json": b"", ".lock": b""} == {**before, "progress.json": b"", ".lock": b""}
+    assert Run.open(asked.out) == replace(run, fence=Fence(run.fence.number + 2))  # the repair, and the call after it
+    several = {"progress.json": b"", ".lock": b"", "run.json": b""}
+    assert {**contents(asked.out), **several} == {**before, **several}
 
 
 # --- what readers are given -------------------------------------------------------------------------------------------

@@ -23,7 +23,8 @@ from PIL import Image
 
 from autolabel.manifests import storage
 from autolabel.manifests.images import encode_label
-from autolabel.manifests.run.folder import Run, _checksum
+from autolabel.manifests.run.folder import Run
+from autolabel.manifests.run.record import _checksum
 from autolabel.manifests.tables import table_bytes
 from autolabel.pipeline.job import LabelJob
 from autolabel.pipeline.records import RECORD_SCHEMA, Row, parse_record, record_bytes
