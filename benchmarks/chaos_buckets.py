@@ -430,13 +430,9 @@ def costs(world: World, images: int, unit: int) -> None:
         if path.is_file():
             storage.write(world.top / path.relative_to(world.out).as_posix(), path.read_bytes())
     print(f"\n96 x 48 pixels, units of {unit}; without the images and labels that were given:\n")
-    print(
-        "| store | writes a unit | reads a unit | listings a unit | removals a unit | requests for 1,000 labels in units of 64",
-        end="",
-    )
-    print(
-        " | MB sent for 1,000 labels | MB received | requests of one run, whatever its size |\n|---|---:|---:|---:|---:|---:|---:|---:|---:|"
-    )
+    names = ["store", *(f"{kind} a unit" for kind in ("writes", "reads", "listings", "removals"))]
+    names += ["requests for 1,000 labels in units of 64", "MB sent for 1,000 labels", "MB received", "of any run"]
+    print(f"| {' | '.join(names)} |\n|---|{'---:|' * (len(names) - 1)}")
     for store in STORES:
         half, whole = (cost(world, store, limit, unit) for limit in (images // 2, images))
         units, labels = whole.units - half.units, whole.labels - half.labels

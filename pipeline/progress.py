@@ -12,6 +12,7 @@ from typing import Any
 
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
+from autolabel.manifests.locations import BucketPath
 from autolabel.manifests.run.folder import RunFolder
 from autolabel.manifests.wording import counted, percent, size
 from autolabel.pipeline.units import Tally
@@ -83,6 +84,7 @@ class Meter:
         self._history = deque([(time.monotonic(), 0)])  # (time, samples done in this call)
         self._alive = 0
         self._written = float("-inf")
+        self._pause = 60.0 if isinstance(out.path, BucketPath) else 1.0  # seconds; each writing is a request there
 
     def unit(self, name: str, tally: Tally, *, whole: bool = False) -> None:
         """Count the finished samples of a unit so far; `whole` when the unit is left."""
@@ -145,7 +147,7 @@ class Meter:
             self._history.popleft()
         if self._on_progress:
             self._on_progress(self.now())
-        if now - self._written > 1 or last:
+        if now - self._written > self._pause or last:
             self._written = now
             self._write()
 
