@@ -20,6 +20,7 @@ import random
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections import Counter
 from contextlib import ExitStack
@@ -259,10 +260,14 @@ class Victims:
     def __init__(self, dice: random.Random, cluster: Any = None) -> None:
         self.dice, self.cluster, self.account = dice, cluster, Account()
         self.process: Any = None
+        self.turn = threading.Lock()
 
-    def kill(self) -> None:
+    def kill(self, kinds: tuple[str, ...] = ("command", "worker")) -> None:
         """Kill one of them."""
-        kind = self.dice.choice(("command", "worker", "worker", "node")) if self.cluster else "command"
+        with self.turn:
+            self._kill(self.dice.choice(kinds) if self.cluster else "command")
+
+    def _kill(self, kind: str) -> None:
         actors = processes({raylet(node) for node in self.cluster.worker_nodes}) if self.cluster else {}
         if kind == "worker" and not actors:
             kind = "command"
@@ -293,7 +298,7 @@ def disturb(world: World, run: BucketRun, victims: Victims, kills: int) -> int:
         now = time.monotonic()
         if process.exitcode is None:
             if kills and now >= due:
-                victims.kill()
+                victims.kill(("command", "worker", "worker", "node"))
                 kills -= 1
                 due = now + dice.uniform(0, span)
             elif now - begun > PATIENCE:
@@ -337,8 +342,10 @@ def once_more(world: World, run: BucketRun) -> list[str]:
     return [f"{run.folder.name}: {what}" for what in found]
 
 
-def deal(world: World, engine: str, kills: int, faults: int, seed: int, cluster: Any = None) -> Account:
-    """Deal so many kills and faults to one run after another."""
+def deal(
+    world: World, engine: str, kills: int, faults: int, seed: int, *, seconds: float, cluster: Any = None
+) -> Account:
+    """Deal so many kills and faults to one run after another. After so many seconds no other run is begun."""
     dice = random.Random(seed)
     victims = Victims(dice, cluster)
     at_writes = kills // 2
@@ -353,7 +360,8 @@ def deal(world: World, engine: str, kills: int, faults: int, seed: int, cluster:
         left -= some - disturb(world, run, victims, some)
         killed, faulty = victims.account.kills.total(), sum(proxy.done[fault] for fault in FAULTS)
         print(f"{time.monotonic() - started:5.0f} s  {run.folder.name}: {killed} kills, {faulty} faults", flush=True)
-        if not left and not [card for card in proxy.deck.cards if card != OMIT]:
+        done = not left and not [card for card in proxy.deck.cards if card != OMIT]
+        if done or time.monotonic() - started > seconds:
             break
     victims.account.seconds = time.monotonic() - started
     return victims.account
@@ -411,12 +419,15 @@ def deaths(world: World, after: int, seconds: float) -> list[str]:
 
 @dataclass(frozen=True)
 class Cost:
-    """Requests and bytes of a whole run; `given`: those for images and labels that were there before."""
+    """Requests and bytes of a whole run, without those for images and labels that were given.
+
+    of_images: requests for one label alone, as a PNG has them.
+    """
 
     units: int
     labels: int
     requests: Counter[str]
-    given: int
+    of_images: int
     sent: int
     received: int
 
@@ -441,7 +452,8 @@ def costs(world: World, images: int, unit: int) -> None:
         }
         fixed = whole.requests.total() - sum(each.values()) * whole.units
         words = [f"{number:.1f}" for number in each.values()]
-        words.append(f"{sum(each.values()) * 1000 / 64:.0f}")
+        alone = (whole.of_images - half.of_images) / labels  # requests of every image, in whatever unit
+        words.append(f"{1000 * alone + (sum(each.values()) - alone * unit) * 1000 / 64:.0f}")
         words += [
             f"{(b - a) / labels / 1000:.2f}" for a, b in ((half.sent, whole.sent), (half.received, whole.received))
         ]
@@ -456,13 +468,16 @@ def cost(world: World, store: str, limit: int, unit: int) -> Cost:
     words = ["generate", f"{world.url}/cost/coarse.parquet", "--teacher", teacher, "--out", f"{world.url}/{name}"]
     words += ["--engine", "local", "--limit", str(limit), "--scales", "1", "--unit-size", str(unit), *STORES[store]]
     world.finish(words, world.out / f"{name}.log")
-    given = [one for one in proxy.passed if one.key.startswith("cost/data/")]
     others = [one for one in proxy.passed if not one.key.startswith("cost/data/")]
     kinds = {"get": "read", "head": "read", "list": "list", "delete": "delete"}
     return Cost(
-        -(-limit // unit), limit, Counter(kinds.get(one.operation, "write") for one in others), len(given),
-        sum(one.sent for one in others), sum(one.received for one in others),
-    )  # fmt: skip
+        units=-(-limit // unit),
+        labels=limit,
+        requests=Counter(kinds.get(one.operation, "write") for one in others),
+        of_images=sum(one.key.endswith(".png") for one in others),
+        sent=sum(one.sent for one in others),
+        received=sum(one.received for one in others),
+    )
 
 
 # --- all of it --------------------------------------------------------------------------------------------------------
@@ -498,6 +513,7 @@ def main() -> None:
     parser.add_argument("--faults", type=int, default=225)
     parser.add_argument("--ray", type=int, default=50, help="kills and faults of runs with Ray, half of each")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=3600, help="after so many no other run is begun")
     parser.add_argument("--images", type=int, default=24)
     parser.add_argument("--server", choices=list(SERVERS), help="default: weed where it is installed, else moto")
     parser.add_argument("--only", choices=("local", "ray", "deaths", "costs"), nargs="*", help="parts of it")
@@ -518,7 +534,7 @@ def main() -> None:
         world.undisturbed()
         wrong: list[str] = []
         if "local" in parts:
-            account = deal(world, "local", asked.kills, asked.faults, asked.seed)
+            account = deal(world, "local", asked.kills, asked.faults, asked.seed, seconds=asked.seconds)
             show("this process", account, proxy.done)
             wrong += account.differences
         if "ray" in parts:
@@ -527,7 +543,15 @@ def main() -> None:
             cluster = stack.enter_context(ray_cluster(scratch / "ray"))
             world.commands.variables = dict(os.environ)
             os.environ.update(server.environment())
-            account = deal(world, "ray", asked.ray // 2, asked.ray - asked.ray // 2, asked.seed + 1, cluster)
+            account = deal(
+                world,
+                "ray",
+                asked.ray // 2,
+                asked.ray - asked.ray // 2,
+                asked.seed + 1,
+                seconds=asked.seconds,
+                cluster=cluster,
+            )
             show("Ray", account, proxy.done)
             wrong += account.differences
         proxy.deck = None
