@@ -13,8 +13,10 @@ Linux only: workers are found through /proc.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import random
+import re
 import secrets
 import signal
 import statistics
@@ -41,6 +43,7 @@ from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.pipeline.label import DEATHS
+from autolabel.pipeline.records import all_rows
 from autolabel.pipeline.verify import verify
 from autolabel.teacher.checkpoints import DRAWN_STREETS
 
@@ -103,15 +106,16 @@ class Driver:
 
     def at_work(self) -> set[int]:
         """The command itself, if it has a unit: without Ray it is its own worker."""
-        notes = RunFolder(self.folder).attempts.glob("*.jsonl")
-        return {self.process} if any(_changed(path) > self.started for path in notes) else set()
+        counters = RunFolder(self.folder).progress_path
+        busy = _changed(counters) > self.started and json.loads(counters.read_bytes())["workers"]
+        return {self.process} if busy else set()
 
     @property
     def log(self) -> Path:
         return self.folder.with_suffix(".log")
 
     def look(self) -> None:
-        """Remember who was at which unit: the notes go when the unit is committed."""
+        """Remember who was at which unit after a death: the notes go when the unit is committed."""
         self.most = 0
         for path in RunFolder(self.folder).attempts.glob("*.jsonl"):
             try:
@@ -123,8 +127,8 @@ class Driver:
             self.most = max(self.most, len(tags))
 
     def begun_again(self) -> int:
-        """How often a unit was begun that had been begun before."""
-        return sum(len(tags) - 1 for tags in self.seen.values())
+        """How often a unit was begun again; label PNGs are noted without a death, too."""
+        return sum(len(tags) - (self.store == "png") for tags in self.seen.values())
 
 
 def _changed(path: Path) -> float:
@@ -180,7 +184,7 @@ def differences(run: Path, quiet: Path) -> list[str]:
     ]
     tables = ("manifest.parquet", "quarantine.parquet", *(f"stats/{name}.parquet" for name in STATISTICS))
     found += [f"the rows of {name} differ" for name in tables if _rows(run / name) != _rows(quiet / name)]
-    names = [name for record in RunFolder(run).units.glob("*.parquet") for name in _column(record, "sample_id")]
+    names = [row.sample_id for row in all_rows(run, ["sample_id"])]
     opened = Run.open(run)
     asked = _column(opened.input_manifest, "sample_id")
     if sorted(names) != sorted(asked):
@@ -198,7 +202,9 @@ def differences(run: Path, quiet: Path) -> list[str]:
 
 
 def _files(run: Path) -> dict[str, str]:
-    return {path.relative_to(run).as_posix(): storage.sha256(path) for path in run.rglob("*") if path.is_file()}
+    """The sha256 of every file by its name; without the generations of records, which tell how often they were made."""
+    files = {path.relative_to(run).as_posix(): path for path in run.rglob("*") if path.is_file()}
+    return {re.sub(r"^(units/.+)\.\d+\.parquet$", r"\1.parquet", name): storage.sha256(files[name]) for name in files}
 
 
 def _rows(table: Path) -> list[str]:
@@ -350,7 +356,7 @@ class Chaos:
         """Do what the last card says; None where there is nothing to kill at this moment."""
         kind = self.cards[run.engine][-1]
         before, actors = self._busy(run), self._actors()
-        if self.spare and run.most > DEATHS:  # the first death accuses no image, each of the next three may hit one
+        if self.spare and run.most >= DEATHS:  # the first death is not noted, each of the next three may hit an image
             return None
         if driver.poll() is not None or (kind == "actor" and not actors):
             return None

@@ -110,12 +110,18 @@ def export(
         "to": to, **asdict(style), "label_space": labels.space.to_dict(), "samples": choice.samples,
         "asked": choice.count, "samples_and_labels": choice.digest,
     }  # fmt: skip
-    with storage.hold(folder):
+    with storage.hold(folder) as held:
+
+        def on_image(done: int, total: int) -> None:
+            held.require()
+            if progress:
+                progress(done, total)
+
         _require_place(folder)
         account = _claimed(folder, request)
         if account is None:
             storage.remove_leftovers(folder, recursive=True)
-            result = _write(_Work(folder, labels, choice, writer, style.images != "none"), to, request, progress)
+            result = _write(_Work(folder, labels, choice, writer, style.images != "none"), to, request, on_image)
         else:
             result = Export(folder, to, **account | {"notes": tuple(account["notes"])}, repeated=True)
         storage.remove_folder(folder / _CHUNKS)

@@ -57,7 +57,7 @@ def last_update(run: RunFolder) -> str:
 
 
 class Meter:
-    """Adds up what workers report, writes `progress.json` about once a second, and tells the caller.
+    """Adds up what workers report, for the caller and `progress.json`: once a second, in a bucket once a minute.
 
     It is what the engines call a monitor; see `pipeline/engine.py`.
     """
@@ -83,8 +83,7 @@ class Meter:
         self._under_way: dict[str, Tally] = {}  # the share of units that are not left yet
         self._history = deque([(time.monotonic(), 0)])  # (time, samples done in this call)
         self._alive = 0
-        self._written = float("-inf")
-        self._pause = 60.0 if isinstance(out.path, BucketPath) else 1.0  # seconds; each writing is a request there
+        self._written, self._pause = float("-inf"), 60 if isinstance(out.path, BucketPath) else 1
 
     def unit(self, name: str, tally: Tally, *, whole: bool = False) -> None:
         """Count the finished samples of a unit so far; `whole` when the unit is left."""

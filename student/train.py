@@ -89,12 +89,13 @@ def train(
     told: list[StepReport] = []
 
     def tell(report: StepReport) -> None:
+        held.require()
         told[:] = [report]
         on_step(report)
 
     if request.started_from and not storage.exists(request.last):
         on_note(f"starts with {request.started_from}")
-    with storage.hold(job.out):
+    with storage.hold(job.out) as held:
         if not job.machine.uses_ray:
             device = torch.device(pick_device(job.device))
             gpus = torch.cuda.device_count() if device.type == "cuda" else 1

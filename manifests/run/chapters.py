@@ -11,11 +11,13 @@ manifests/run/ledger.py says which records count: a later generation in `units/`
 from __future__ import annotations
 
 import re
+import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import google_crc32c
 import numpy as np
@@ -28,6 +30,7 @@ CHAPTERS = "chapters"  # the folder of the chapters in a run
 UNITS_OF_A_CHAPTER = 1000
 END = b"CHAPTER1"
 _NAME = re.compile(r"([0-9]{5,9})\.records")
+_AHEAD = 1 << 22  # bytes that are read at once where records are read one after the other
 _TAIL = 1 << 18  # bytes that are read at first: most indices are smaller
 _INDEX = pa.schema(
     [
@@ -68,6 +71,50 @@ class Leaf:
     totals: Totals
 
 
+class Span(NamedTuple):
+    """A record in a chapter: its file, its begin and length in bytes, and the version of the file."""
+
+    path: Path
+    start: int
+    length: int
+    version: storage.Stat
+
+    def read(self) -> bytes:
+        """Return the record. Raises FileNotFoundError or ChangedFile if the chapter is another one now.
+
+        Who reads one record after the other gets them in few requests: the next ones are read with it.
+        """
+        before = _last.block
+        if before is not None and before.of == (self.path, self.version):
+            data = before.data[self.start - before.start :] if self.start >= before.start else b""
+            if len(data) >= self.length:
+                _last.next = self.start + self.length
+                return data[: self.length]
+        follows = before is not None and before.of == (self.path, self.version) and self.start == _last.next
+        data = storage.read_range(
+            self.path, self.start, max(self.length, _AHEAD if follows else 0), unchanged=self.version
+        )
+        _last.block, _last.next = _Block((self.path, self.version), self.start, data), self.start + self.length
+        return data[: self.length]
+
+
+class _Block(NamedTuple):
+    of: tuple[Path, storage.Stat]
+    start: int
+    data: bytes
+
+
+class _Last(threading.local):
+    """The bytes that a thread has read last of a chapter, and the place behind the record that it has taken last."""
+
+    def __init__(self) -> None:
+        self.block: _Block | None = None
+        self.next = 0
+
+
+_last = _Last()
+
+
 class Chapter:
     """One chapter: the names of its units, in order, and where each one's record lies.
 
@@ -79,6 +126,7 @@ class Chapter:
         version = storage.stat(path)
         if version is None:
             raise _damaged(path, "it is gone")
+        self._version = version
         self._index = _index(path, version)
         self.units: list[str] = self._index["unit"].to_pylist()
         self._numbers = {name: self._index[name].to_numpy() for name in ("generation", "start", "length")}
@@ -87,9 +135,10 @@ class Chapter:
         """The generation of the unit at a place."""
         return int(self._numbers["generation"][place])
 
-    def span(self, place: int) -> tuple[int, int]:
-        """Begin and length, in bytes, of the record of the unit at a place."""
-        return int(self._numbers["start"][place]), int(self._numbers["length"][place])
+    def span(self, place: int) -> Span:
+        """The record of the unit at a place."""
+        start, length = (int(self._numbers[name][place]) for name in ("start", "length"))
+        return Span(self.path, start, length, self._version)
 
     def totals(self, place: int) -> Totals:
         """The counts of the unit at a place."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autolabel.manifests import storage
-from autolabel.manifests.run.chapters import Chapter, Totals, chapters_of
+from autolabel.manifests.run.chapters import Chapter, Span, Totals, chapters_of
 from autolabel.manifests.tables import BadTable
 
 UNITS = "units"  # the folder of the records in a run
@@ -29,22 +29,22 @@ _RECORD = re.compile(r"(.+)\.(0|[1-9][0-9]{0,8})\.parquet", re.DOTALL)
 class Commit:
     """The newest record of a unit, as somebody has seen it.
 
-    run: the folder of the run. chapter: the file that holds it among others, and where it begins and how long it is.
+    run: the folder of the run. chapter: its place in a chapter, None for a record in `units/`.
     """
 
     run: Path
     unit: str
     generation: int
-    chapter: tuple[Path, int, int] | None = None
+    chapter: Span | None = None
 
     @property
     def path(self) -> Path:
         """The file that holds the record."""
-        return self.chapter[0] if self.chapter else record_path(self.run, self.unit, self.generation)
+        return self.chapter.path if self.chapter else record_path(self.run, self.unit, self.generation)
 
     def read(self) -> bytes:
-        """The bytes of the record. Raises FileNotFoundError if a newer one, or a chapter, has taken its place."""
-        return storage.read_range(*self.chapter) if self.chapter else storage.read(self.path)
+        """The bytes of the record. Raises FileNotFoundError, or ChangedFile, if another one has taken its place."""
+        return self.chapter.read() if self.chapter else storage.read(self.path)
 
 
 class Overtaken(Exception):
@@ -107,7 +107,7 @@ class Ledger(Mapping[str, Commit]):
         if unit in self._newest:
             return Commit(self.run, unit, self._newest[unit])
         chapter, place = self._place[unit]
-        return Commit(self.run, unit, chapter.generation(place), (chapter.path, *chapter.span(place)))
+        return Commit(self.run, unit, chapter.generation(place), chapter.span(place))
 
     def __contains__(self, unit: object) -> bool:
         return unit in self._newest or unit in self._place
@@ -151,7 +151,7 @@ def read_newest(commit: Commit) -> tuple[Commit, bytes]:
         commit = newest
         try:
             return commit, commit.read()
-        except FileNotFoundError:
+        except (FileNotFoundError, storage.ChangedFile):
             newest = find_commit(commit.run, commit.unit)
             if newest == commit:
                 break

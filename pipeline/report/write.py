@@ -78,7 +78,7 @@ def write_report(
     seen = table.loc[wanted, ["focus_top", "focus_bottom"]].dropna().astype(int)
     rows = {str(name): (top, bottom) for name, top, bottom in seen.itertuples(name=None)}
     painter = Painter(pictures, sources, teacher=network, attention=several, specks=specks, seen=rows)
-    with storage.hold(run.path, name=_LOCK):
+    with storage.hold(run.path, name=_LOCK) as held:
         key = _marks_key(run)
         try:
             painted = dict(zip(wanted, painter.paint_all(wanted, progress=progress), strict=True))
@@ -105,6 +105,7 @@ def write_report(
                 weights=weights(network.combination) if several and network else "",
                 quarantine=quarantine,
             )
+            held.require(surely=True)
             storage.write(run.report / "index.html", page.render().encode())
         except BaseException:
             storage.remove_folder(pictures)

@@ -159,7 +159,7 @@ def in_a_thread(work: Callable[[], Labelling]) -> Callable[[], Labelling]:
     thread.start()
 
     def result() -> Labelling:
-        thread.join(180)
+        thread.join(400)
         (found,) = box
         if isinstance(found, BaseException):
             raise found
@@ -169,7 +169,7 @@ def in_a_thread(work: Callable[[], Labelling]) -> Callable[[], Labelling]:
 
 
 def wait_for(what: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 90
+    deadline = time.monotonic() + 300
     while not what():
         assert time.monotonic() < deadline
         time.sleep(0.05)
@@ -292,12 +292,16 @@ def test_a_machine_or_worker_that_is_told_to_leave_costs_no_image_and_hires_nobo
 ) -> None:
     asked = job(drive(*names(70)), teacher, unit_size=10, address=cluster.address)
     notes: list[str] = []
+
+    def told() -> list[str]:
+        return [note for note in notes if not note.startswith("waiting for a worker")]  # this machine may be busy
+
     finish = in_a_thread(lambda: generate(asked, on_note=notes.append, predictor=Counted))
     wait_for(lambda: len({pid for _, pid, _ in computed(asked)}) == 2 and len(computed(asked)) >= 6)
     _, pid, _ = computed(asked)[-1]
     os.kill(int(pid), signal.SIGTERM)
     wait_for(lambda: len({pid for _, pid, _ in computed(asked)}) == 3)
-    assert notes == []  # neither a failure nor a try
+    assert told() == []  # neither a failure nor a try
     home, _, _ = computed(asked)[-1]
     drain(cluster, home)
     wait_for(lambda: any("will be taken back" in note for note in notes))
@@ -309,10 +313,10 @@ def test_a_machine_or_worker_that_is_told_to_leave_costs_no_image_and_hires_nobo
     (asked.out.parent / "hurry").touch()
     assert outcome(finish()) == (Accounts(70, 70, 0, 0), 70, {}, False)
     assert sorted(image for _, _, image in computed(asked)) == names(70)  # each of them once
-    assert notes == [
+    assert told() == [
         "1 machine will be taken back: workers there finish the images under way, and others go on with their units"
     ]
-    assert not list((asked.out / "attempts").iterdir())
+    assert not list((asked.out / "attempts").glob("*"))
 
 
 @pytest.mark.slow

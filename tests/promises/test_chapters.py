@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from collections import Counter
 from pathlib import Path
 
+import buckets
 import pytest
 from conftest import autolabel, contents, labels_of, outcome, photograph, scanned
 from drive import NAMES, draw_drive, drive_job
 from test_killed import dying
 
 from autolabel.manifests import storage
+from autolabel.manifests.locations import location
 from autolabel.manifests.run import chapters
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.run.ledger import Ledger
@@ -171,3 +175,27 @@ def test_a_chapter_that_cannot_be_written_costs_a_note(place: Path, monkeypatch:
     assert [note for note in notes if note.startswith("chapter 1 was not written, the next call tries again: ")]
     assert len(Ledger(run)) == 7 and not (run / "chapters").exists()
     require_like(place, run)
+
+
+def test_a_run_in_a_bucket_costs_two_writes_a_unit_and_at_most_two_reads(place: Path) -> None:
+    """One shard and one record; when its chapter is closed the record is read and the shard's size asked."""
+    with buckets.place() as server:
+        run = location(f"{server.url}/run")
+        assert generate(job(place, portion=Portion(limit=1), out=run)).accounts == Accounts(7, 1, 0, 6)
+        begun = len(server.proxy.passed)
+        assert generate(job(place, out=run)).accounts == ALL
+        calls = Counter((one.operation, of) for one in server.proxy.passed[begun:] if (of := unit_of(one.key)))
+        assert labels_of(run) == labels_of(place / "plain")
+        assert sorted(path.name for path in storage.list(run / "chapters")) == ["00000.records", "00001.records"]
+        assert [path.name for path in storage.list(run / "units")] == ["b512x512.000006.0.parquet"]
+        assert verify(run) == WHOLE
+    writes = {of: n for (operation, of), n in calls.items() if operation in ("create", "replace", "put")}
+    assert writes == {f"{kind} {number}": 1 for kind in ("record", "shard") for number in range(1, 7)}
+    read = Counter(of for operation, of in calls.elements() if operation not in ("create", "replace", "put"))
+    assert {of: read[of] for of in writes} == {of: 1 for of in writes} | {"shard 6": 0}  # unit 6 is in no chapter
+
+
+def unit_of(key: str) -> str | None:
+    """The shard or record of a key, by the number of its unit."""
+    name = re.search(r"units/b512x512\.0*(\d+)\.\d+\.parquet$|labels\.zarr/b512x512/c\.(\d+)\.", key)
+    return None if name is None else f"record {name[1]}" if name[1] else f"shard {name[2]}"

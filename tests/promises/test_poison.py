@@ -390,11 +390,9 @@ PLACES = {  # regular expressions of paths
     ("store", "call", "place", "number"),
     [
         ("zarr", "fsync", "a shard", errno.ENOSPC),
-        ("zarr", "replace", "a shard", errno.EIO),
         ("zarr", "open", "a shard", errno.EACCES),
         ("zarr", "fsync", "the folder of a shard", errno.EIO),
         ("zarr", "fsync", "a record", errno.EDQUOT),
-        ("zarr", "replace", "a record", errno.ENOSPC),
         ("zarr", "open", "a record", errno.EIO),
         ("zarr", "fsync", "the folder of a record", errno.EDQUOT),
         ("zarr", "replace", "run.json", errno.EACCES),
@@ -404,7 +402,7 @@ PLACES = {  # regular expressions of paths
         ("png", "fsync", "a label", errno.EIO),
         ("png", "replace", "a label", errno.ENOSPC),
         ("png", "open", "a label", errno.EDQUOT),
-        ("png", "replace", "a record", errno.EACCES),
+        ("png", "fsync", "a record", errno.ENOSPC),
     ],
     ids=lambda value: errno.errorcode[value] if isinstance(value, int) else value,
 )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import pickle
+import re
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from conftest import ROOT
 from noise import noise_run
 from PIL import Image
 from torch.utils.data import DataLoader
@@ -80,6 +82,24 @@ def test_a_loader_reads_it_in_processes_of_any_kind(run: al.Run, method: str) ->
     for batch in batches:
         seen = batch["label"] != 255
         assert torch.equal(batch["label"][seen], batch["image"][:, 0][seen].long())
+
+
+def test_the_lines_of_python_on_the_page_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of torch and of zarr-python; Ray Data's are those of tests/manifests/test_ray_source.py."""
+    text = (ROOT / "docs/python.md").read_text(encoding="utf-8").partition("## Runs in other programs")[2]
+    of_torch, _, of_zarr = re.findall(r"```python\n(.*?)```", text, re.DOTALL)[:3]
+    run = noise_run(tmp_path, SIZES)
+    (tmp_path / "runs").mkdir()
+    run.path.rename(tmp_path / "runs/auto")
+    (tmp_path / "photographs").rename(tmp_path / "runs/photographs")  # a run names its photographs from its own folder
+    monkeypatch.chdir(tmp_path)
+    known: dict[str, object] = {}
+    exec(of_torch, known)
+    item = known["item"]
+    assert isinstance(item, dict) and item["image"].shape == (2, 3, 128, 256) and item["label"].dtype == torch.int64
+    exec(of_zarr, known)
+    first = known["first"]
+    assert isinstance(first, np.ndarray) and np.array_equal(first[:96, :128], al.open_run("runs/auto").labels["p00"])
 
 
 def test_what_a_run_cannot_give_is_refused(run: al.Run, tmp_path: Path) -> None:
