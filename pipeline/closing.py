@@ -10,6 +10,9 @@ import contextlib
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 
+import numpy as np
+from numpy.typing import NDArray
+
 from autolabel.manifests import storage
 from autolabel.manifests.run import chapters
 from autolabel.manifests.run.chapters import Chapter, Leaf, Totals, create_chapter
@@ -19,11 +22,30 @@ from autolabel.manifests.run.shards import shard_path
 from autolabel.manifests.tables import BadTable
 from autolabel.manifests.wording import kind_and_reason
 from autolabel.pipeline.engine import Work
-from autolabel.pipeline.records import parse_record, tally
+from autolabel.pipeline.records import parse_record, tally, tally_of
 from autolabel.pipeline.rows import BRIEF, Row
-from autolabel.pipeline.units import Plan
+from autolabel.pipeline.units import Plan, Tally
 
 _READERS = 16  # records that are read at once
+
+
+def closed_units(ledger: Ledger, plan: Plan) -> tuple[NDArray[np.bool_], Tally]:
+    """The units whose chapter vouches for every label, which are not looked at again, as flags (U,), and their counts.
+
+    Units with quarantined samples are not among them: their images may have been replaced.
+    """
+    closed, before = np.zeros(len(plan), np.bool_), Tally()
+    for number, chapter in ledger.chapters.items():
+        first = number * chapters.UNITS_OF_A_CHAPTER
+        numbers = range(first, min(first + len(chapter.units), len(plan)))
+        vouched = np.zeros(len(chapter.units), np.bool_)
+        for place, (unit, planned) in enumerate(zip(chapter.units, numbers, strict=False)):
+            commit = ledger.get(unit)
+            vouched[place] = commit is not None and commit.chapter is not None and unit == plan.name(planned)
+        vouched &= chapter.quarantined == 0
+        closed[numbers.start : numbers.stop] = vouched[: len(numbers)]
+        before += tally_of(chapter.sum(vouched))
+    return closed, before
 
 
 class Closing:

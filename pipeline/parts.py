@@ -23,7 +23,6 @@ import pyarrow.compute as pc
 
 from autolabel.manifests.locations import location
 from autolabel.manifests.metadata import metadata_bytes
-from autolabel.manifests.run.chapters import UNITS_OF_A_CHAPTER
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.samples import writing_rows
@@ -33,7 +32,6 @@ from autolabel.pipeline.records import LABELLED, QUARANTINED, read_unit
 from autolabel.pipeline.units import Packed, Plan
 
 MERGED = {name: schema for name, schema in STATISTICS.items() if name != "review"}  # the records hold their rows
-CHAPTER = UNITS_OF_A_CHAPTER
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from autolabel.manifests.run.shards import create_zarr
 from autolabel.manifests.samples import ManifestFile, open_manifest
 from autolabel.manifests.tables import table_sha256
 from autolabel.pipeline.attempts import excuse, noted_units
+from autolabel.pipeline.closing import closed_units
 from autolabel.pipeline.cutting import extend_plan, write_plan
 from autolabel.pipeline.engine import Work
 from autolabel.pipeline.fitting import focus_for, notes_on_polygons, require_large_enough, require_policy
@@ -28,7 +29,7 @@ from autolabel.pipeline.job import LabelJob, Portion
 from autolabel.pipeline.lock import Lock, remove_leftovers
 from autolabel.pipeline.names import require_png_names
 from autolabel.pipeline.predictor import load_for
-from autolabel.pipeline.records import FRESH, Known, Row, committed, tally, tally_of
+from autolabel.pipeline.records import FRESH, Known, Row, committed, tally
 from autolabel.pipeline.units import Plan, Tally, in_part, matcher
 from autolabel.teacher.device import common_precision, gpu_precisions, pick_device, pick_precision
 from autolabel.teacher.memory import batch_pixels
@@ -287,23 +288,23 @@ def survey(run: Run, portion: Portion, plan: Plan, *, died: bool = False) -> Lef
     cut: dict[int, int] = {}
     known: dict[str, Known] = {}
     whole: list[int] = []
-    wanted, before, room = 0, Tally(), portion.limit
+    wanted, room = 0, portion.limit
+    closed, before = closed_units(ledger, plan)
     for number in range(len(plan)):
         mine = in_part(number, portion.part) and room != 0
+        all_of_it = portion.only is None and (room is None or room >= plan.count(number))
+        if all_of_it and closed[number]:
+            room = room if room is None or not mine else room - plan.count(number)
+            continue
         commit = ledger.get(plan.name(number))
-        totals, all_of_it = ledger.totals(plan.name(number)), portion.only is None
-        all_of_it = all_of_it and (room is None or room >= plan.count(number))
         if all_of_it and commit is None:
             wanted_here = left = plan.count(number) if mine else 0
-        elif all_of_it and totals is not None and not totals.quarantined:  # whole, and not looked at again
-            before += tally_of(totals)
-            wanted_here, left = plan.count(number) if mine else 0, 0
         else:
-            unit = plan.packed(number)
+            unit, trusted = plan.packed(number), commit is not None and commit.chapter is not None
             retry = portion.retry_quarantined
-            done = committed(run, unit.unit(), commit, retry_quarantined=retry) if commit else {}
-            before += tally(done.values())
-            if len(done) == plan.count(number) and totals is None:
+            done = committed(run, unit.unit(), commit, retry_quarantined=retry, trusted=trusted) if commit else {}
+            before = before if closed[number] else before + tally(done.values())
+            if len(done) == plan.count(number) and not trusted:
                 whole.append(number)
             ids = _wanted_ids(portion, unit.ids(), room) if mine else []
             wanted_here, left = len(ids), sum(name not in done for name in ids)

@@ -18,12 +18,13 @@ import pyarrow as pa
 from autolabel.manifests import storage
 from autolabel.manifests.documents import BadDocument, read_json
 from autolabel.manifests.machine import cores
+from autolabel.manifests.run import chapters
 from autolabel.manifests.run.folder import Accounts, Run
 from autolabel.manifests.run.ledger import Ledger
 from autolabel.manifests.run.review import writing_review
 from autolabel.manifests.schemas import STATISTICS
 from autolabel.manifests.tables import digest_of_parts, part_path, parts_of, read_pieces, table_sha256
-from autolabel.pipeline.parts import CHAPTER, Counts, Files, Heading, Made, table_name, write_parts, write_tables
+from autolabel.pipeline.parts import Counts, Files, Heading, Made, table_name, write_parts, write_tables
 from autolabel.pipeline.units import Plan
 
 _PARTS = "stats/parts.json"
@@ -38,10 +39,12 @@ def publish(
     """
     ledger, head = Ledger(run.path), Heading(image_root, provenance)
     paths = run.table_paths()
-    in_parts = len(plan) > CHAPTER
+    in_parts = len(plan) > chapters.UNITS_OF_A_CHAPTER
     for path in paths.values():  # a run grows, or a repair cuts it anew: nobody reads a table in two shapes
-        if storage.exists(path) == in_parts and parts_of(path):
+        if in_parts and storage.exists(path):
             storage.remove(path)
+        elif not in_parts and storage.is_folder(path):
+            storage.remove_folder(path)
     counts, digests = (_in_parts if in_parts else _whole)(run, plan, ledger, head, before_end)
     accounts = Accounts(plan.samples, counts.labelled, counts.quarantined, counts.left)
     return accounts, {name: digests[name] for name in paths}
@@ -70,8 +73,9 @@ def _in_parts(
     run: Run, plan: Plan, ledger: Ledger, head: Heading, before_end: Callable[[], None]
 ) -> tuple[Counts, dict[str, str]]:
     """A folder for each table, with a part for each chapter."""
-    chapters = range(-(-len(plan) // CHAPTER))
-    sources = {chapter: _source(run, plan, ledger, chapter, head) for chapter in chapters}
+    size = chapters.UNITS_OF_A_CHAPTER
+    numbers = range(-(-len(plan) // size))
+    sources = {chapter: _source(ledger, chapter, head) for chapter in numbers}
     known = _known_parts(run)
     made: dict[int, tuple[str, Made]] = {
         chapter: (source, known[chapter][1])
@@ -79,43 +83,38 @@ def _in_parts(
         if source and chapter in known and known[chapter][0] == source and _there(run, chapter, known[chapter][1])
     }
     missing = {
-        chapter: range(chapter * CHAPTER, min(len(plan), (chapter + 1) * CHAPTER))
-        for chapter in chapters
+        chapter: range(chapter * size, min(len(plan), (chapter + 1) * size))
+        for chapter in numbers
         if chapter not in made
     }
     for chapter, part in write_parts(run, plan, ledger, missing, head, processes=cores()):
         made[chapter] = sources[chapter], part
         before_end()
-    _remove_others(run, len(chapters))
+    _remove_others(run, len(numbers))
     storage.write_json(
         run.path / _PARTS,
         {
             str(k): {"source": made[k][0], "counts": asdict(made[k][1].counts), "files": made[k][1].files}
-            for k in chapters
+            for k in numbers
         },
     )
-    _rank(run, len(chapters))
+    _rank(run, len(numbers))
     counts = sum((part.counts for _, part in made.values()), Counts())
     review = table_name(run, run.statistics_path("review"))
     digests = {
-        name: digest_of_parts({part_path(path, k).name: made[k][1].files[name][0] for k in chapters})
+        name: digest_of_parts({part_path(path, k).name: made[k][1].files[name][0] for k in numbers})
         for name, path in run.table_paths().items()
         if name != review
     }
     return counts, {**digests, review: table_sha256(run.path / review)}
 
 
-def _source(run: Run, plan: Plan, ledger: Ledger, chapter: int, head: Heading) -> str:
+def _source(ledger: Ledger, chapter: int, head: Heading) -> str:
     """A mark of all that the tables of a closed chapter are made from; empty for a chapter that is open."""
-    closed = _closed(ledger, chapter)
+    closed = ledger.mark(chapter)
     if closed is None:
         return ""
     return hashlib.sha256(json.dumps([closed, str(head.image_root), head.provenance]).encode()).hexdigest()
-
-
-def _closed(ledger: Ledger, chapter: int) -> str | None:
-    """A mark of the records of a closed chapter."""
-    return ledger.mark(chapter)
 
 
 def _known_parts(run: Run) -> dict[int, tuple[str, Made]]:
@@ -138,15 +137,15 @@ def _there(run: Run, chapter: int, part: Made) -> bool:
     return all(stat is not None and stat.size == part.files[name][1] for name, stat in found.items())
 
 
-def _remove_others(run: Run, chapters: int) -> None:
+def _remove_others(run: Run, count: int) -> None:
     """Remove parts of chapters that the plan has no more."""
     for path in run.table_paths().values():
         for part in parts_of(path):
-            if part.name >= part_path(path, chapters).name and path != run.statistics_path("review"):
+            if part.name >= part_path(path, count).name and path != run.statistics_path("review"):
                 storage.remove(part)
 
 
-def _rank(run: Run, chapters: int) -> None:
+def _rank(run: Run, count: int) -> None:
     """Write the review list from the other tables: a ranking is of the whole run, so no part of it is ever done."""
     columns = {
         "images": ("sample_id", "agreement_with_coarse", "mean_confidence", "ignored_fraction", "coarse_pixels"),
@@ -154,7 +153,7 @@ def _rank(run: Run, chapters: int) -> None:
     }
     schemas = {name: pa.schema([STATISTICS[name].field(c) for c in of]) for name, of in columns.items()}
     with writing_review(run.statistics_path("review"), run.label_space.names, parts=True) as add:
-        for chapter in range(chapters):
+        for chapter in range(count):
             images, classes = (
                 pa.concat_tables(
                     [schema.empty_table(), *read_pieces(part_path(run.statistics_path(name), chapter), schema)]

@@ -22,6 +22,8 @@ from typing import NamedTuple
 import google_crc32c
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from autolabel.manifests import storage
 from autolabel.manifests.tables import BadTable, sealed_table, table_bytes
@@ -140,19 +142,26 @@ class Chapter:
         start, length = (int(self._numbers[name][place]) for name in ("start", "length"))
         return Span(self.path, start, length, self._version)
 
+    @property
+    def quarantined(self) -> NDArray[np.int64]:
+        """The number of quarantined samples of every unit."""
+        return np.asarray(self._index["quarantined"].to_numpy())
+
+    def sum(self, places: NDArray[np.bool_] | None = None) -> Totals:
+        """The counts of all units together, or of some of them: a flag for each."""
+        some = self._index if places is None else self._index.filter(pa.array(places))
+        done, quarantined, pixels = (int(some[name].to_numpy().sum()) for name in ("done", "quarantined", "pixels"))
+        classes, kept = (pc.list_flatten(some[name]).to_numpy() for name in ("classes", "kept"))
+        numbers = np.unique(classes)
+        sums = np.zeros(len(numbers), np.int64)
+        np.add.at(sums, np.searchsorted(numbers, classes), kept)
+        return Totals(done, quarantined, pixels, Counter(dict(zip(numbers.tolist(), sums.tolist(), strict=True))))
+
     def totals(self, place: int) -> Totals:
         """The counts of the unit at a place."""
         (row,) = self._index.slice(place, 1).to_pylist()
         kept = Counter(dict(zip(row["classes"], row["kept"], strict=False)))
         return Totals(row["done"], row["quarantined"], row["pixels"], kept)
-
-    def sum(self) -> Totals:
-        """The counts of all its units together."""
-        done, quarantined, pixels = (int(np.asarray(self._index[x]).sum()) for x in ("done", "quarantined", "pixels"))
-        classes, kept = (self._index[name].combine_chunks().flatten() for name in ("classes", "kept"))
-        table = pa.table({"class": classes, "kept": kept}).group_by("class").aggregate([("kept", "sum")])
-        counts = zip(table["class"].to_pylist(), table["kept_sum"].to_pylist(), strict=True)
-        return Totals(done, quarantined, pixels, Counter(dict(counts)))
 
     def mark(self) -> bytes:
         """Bytes that differ for other records, or other generations of them."""

@@ -17,7 +17,7 @@ import pyarrow.dataset as ds
 import pytest
 
 from autolabel.manifests.fuse import fuse
-from autolabel.manifests.run import review
+from autolabel.manifests.run import chapters, review
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.samples import load_manifest, open_manifest
 from autolabel.manifests.schemas import STATISTICS
@@ -41,7 +41,7 @@ def asked(city: Path, teacher: Path, tmp_path_factory: pytest.TempPathFactory) -
 @pytest.fixture
 def both(asked: LabelJob, monkeypatch: pytest.MonkeyPatch) -> tuple[Run, Run, LabelJob]:
     """The same run of five units with tables in one file each, and in parts of two units."""
-    monkeypatch.setattr(publish, "CHAPTER", 2)
+    monkeypatch.setattr(chapters, "UNITS_OF_A_CHAPTER", 2)
     monkeypatch.setattr(publish, "cores", lambda: 2)
     again = dataclasses.replace(asked, out=asked.out.with_name("parts"))
     run = Run.open(again.out)
@@ -114,6 +114,19 @@ def test_a_part_that_is_a_link_is_refused(both: tuple[Run, Run, LabelJob], tmp_p
         Run.open(tmp_path / "run").statistics("images")
 
 
+def test_a_table_changes_its_shape_with_the_run(
+    both: tuple[Run, Run, LabelJob], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(both[1].path, tmp_path / "run")
+    run, root = Run.open(tmp_path / "run"), open_manifest(both[2].manifest).image_root
+    plan = publish.Plan(run.plan_path, 2, root, root)
+    for size, name in ((8, "images.parquet"), (2, "00000.parquet")):
+        monkeypatch.setattr(chapters, "UNITS_OF_A_CHAPTER", size)
+        accounts, digests = publish.publish(run, plan, root, {})
+        assert accounts == run.accounts and parts_of(run.statistics_path("images"))[0].name == name
+        assert digests["stats/images.parquet"] == table_sha256(run.statistics_path("images"))
+
+
 def test_a_damaged_record_is_named_by_the_process_that_reads_it(
     both: tuple[Run, Run, LabelJob], tmp_path: Path
 ) -> None:
@@ -121,11 +134,32 @@ def test_a_damaged_record_is_named_by_the_process_that_reads_it(
     shutil.copytree(run.path, tmp_path / "run")
     run = dataclasses.replace(Run.open(tmp_path / "run"), tables_sha256=None)
     run.save()
-    record = sorted(run.units.glob("*.parquet"))[3]
-    record.write_bytes(record.read_bytes()[:-1])
-    with pytest.raises(BadTable, match=f"{record.name} is damaged"):
+    chapter = run.path / "chapters" / "00001.records"
+    data = bytearray(chapter.read_bytes())
+    data[100] ^= 1
+    chapter.write_bytes(data)
+    with pytest.raises(BadTable, match=r"00001\.records is damaged"):
         plan = publish.Plan(run.plan_path, 2, *[open_manifest(again.manifest).image_root] * 2)
         publish.publish(run, plan, open_manifest(again.manifest).image_root, {})
+
+
+def test_parts_of_closed_chapters_are_made_once(both: tuple[Run, Run, LabelJob], tmp_path: Path) -> None:
+    whole, run, again = both
+    shutil.copytree(run.path, tmp_path / "run")
+    run = Run.open(tmp_path / "run")
+    again = dataclasses.replace(again, out=run.path)
+    dataclasses.replace(run, tables_sha256=None).save()  # the copy's chapters are other files: all is made once more
+    assert generate(again).done == 0
+    (record,) = run.units.iterdir()  # that of the fifth unit: the others are in two chapters
+    record.unlink()
+    before = {path: path.stat().st_mtime_ns for path in run.path.rglob("0000?.parquet")}
+    assert generate(again).done == 2
+    changed = {path.relative_to(run.path).as_posix() for path, at in before.items() if path.stat().st_mtime_ns != at}
+    assert changed == {
+        *(f"stats/{name}.parquet/00002.parquet" for name in ("images", "classes", "centroids")),
+        "stats/review.parquet/00000.parquet", "manifest.parquet/00002.parquet", "quarantine.parquet/00002.parquet",
+    }  # fmt: skip
+    assert run.statistics("review").equals(whole.statistics("review")) and verify(run.path).faults == []
 
 
 def test_a_process_that_ends_by_itself_is_no_silence(
@@ -135,7 +169,7 @@ def test_a_process_that_ends_by_itself_is_no_silence(
     monkeypatch.setattr(parts.sys, "executable", shutil.which("true") or os.devnull)
     plan = publish.Plan(run.plan_path, 2, *[open_manifest(again.manifest).image_root] * 2)
     with pytest.raises(OSError):
-        publish.publish(run, plan, open_manifest(again.manifest).image_root, {})
+        publish.publish(run, plan, open_manifest(again.manifest).image_root, {"policy": "other"})
 
 
 def test_a_ranking_that_is_merged_is_the_one_that_is_sorted_at_once(
