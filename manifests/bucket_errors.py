@@ -94,7 +94,10 @@ def insist(what: str, place: Path, request: Callable[[], T], *, tries: int) -> T
             with told(what, place):
                 return request()
         except BucketError as error:
-            if error.errno != errno.ECONNRESET or not left:
+            if error.errno != errno.ECONNRESET:
+                raise
+            if not left:
+                ANSWERED.discard(place.parts[:2])
                 raise
         time.sleep(random.uniform(pause / 2, pause))
         pause = min(2 * pause, 10.0)
@@ -127,7 +130,10 @@ def told(what: str, place: Path) -> Iterator[None]:
             raise
         raise BucketError(errno.EACCES, f"cannot {what} it: {reason(error)}", str(place)) from None
     except errors.BaseError as error:
-        lost = "HTTP error" in str(error) and not re.search(r"after \d+ retries", str(error))
+        tried = re.search(r"after \d+ retries", str(error)) is not None
+        if tried:  # it was waited for: what the command has still to do is not
+            ANSWERED.discard(place.parts[:2])
+        lost = "HTTP error" in str(error) and not tried
         refused = isinstance(error, (errors.PermissionDeniedError, errors.UnauthenticatedError))
         number = errno.EACCES if refused else errno.ECONNRESET if lost else errno.EIO
         raise BucketError(number, f"cannot {what} it: {reason(error)}", str(place)) from None
