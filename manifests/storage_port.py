@@ -1,4 +1,4 @@
-"""The port behind manifests/storage.py: everything that a place for files has to offer, and its errors.
+"""The port behind manifests/storage.py: everything that a place for files has to offer, and its errors."""
 
 from __future__ import annotations
 
