@@ -63,6 +63,7 @@ class BucketError(OSError):
         return super().__str__() if self.filename is None else f"{self.filename}: {self.strerror}"
 
 
+_LONGEST = 60.0  # seconds after which no lost request is made again; the last one may take half a minute more
 ANSWERED: set[tuple[str, ...]] = set()  # scheme and name of the buckets that have answered this process
 
 
@@ -88,7 +89,7 @@ def insist(what: str, place: Path, request: Callable[[], T], *, tries: int) -> T
 
     obstore itself does so with reads and plain writes, but with no conditional write, listing or removal.
     """
-    pause = 0.1
+    pause, until = 0.1, time.monotonic() + _LONGEST
     for left in range(tries - 1, -1, -1):
         try:
             with told(what, place):
@@ -96,7 +97,7 @@ def insist(what: str, place: Path, request: Callable[[], T], *, tries: int) -> T
         except BucketError as error:
             if error.errno != errno.ECONNRESET:
                 raise
-            if not left:
+            if not left or time.monotonic() > until:
                 ANSWERED.discard(place.parts[:2])
                 raise
         time.sleep(random.uniform(pause / 2, pause))
