@@ -198,7 +198,7 @@ class FaultProxy:
         self._thread.start()
 
     def close(self) -> None:
-        """Stop answering; who still waits is cut off."""
+        """Stop answering: whoever waits, or asks again over a connection that is open, is cut off."""
         self.ended.set()
         self._http.shutdown()
         self._http.server_close()
@@ -278,6 +278,9 @@ class _Handler(BaseHTTPRequestHandler):
     def handle_any(self) -> None:
         """Pass on one request, or disturb it."""
         body, proxy = self._body(), self.proxy
+        if proxy.ended.is_set():
+            self._cut()
+            return
         request = Request(self.command, self.path, self.headers.items(), body, proxy.before)
         fault = proxy.choose(request)
         if proxy.latency:

@@ -25,8 +25,9 @@ import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -119,15 +120,22 @@ def weed() -> Iterator[Server]:
         rights = {"name": "tests", "credentials": [identity], "actions": ["Admin", "Read", "Write", "List", "Tagging"]}
         Path(folder, "s3.json").write_text(json.dumps({"identities": [rights]}))
         kinds = ("master.port", "volume.port", "filer.port", "s3.port")
-        ports = {f"{kind}{more}": free_port() for kind in kinds for more in ("", ".grpc")}
-        ports |= {"s3.port.iceberg": 0, "s3.port.lance": 0}
-        command = [
-            "weed", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3",
-            f"-s3.config={folder}/s3.json", "-master.telemetry=false", "-volume.max=20",
-            *(f"-{name}={port}" for name, port in ports.items()),
-        ]  # fmt: skip
-        server = Server("weed", f"http://127.0.0.1:{ports['s3.port']}")
-        with _process(command, ready=lambda: server.make_bucket("first-one")):
+        with ExitStack() as stack:
+            for left in (2, 1, 0):  # somebody else may take a port meanwhile
+                ports = {f"{kind}{more}": free_port() for kind in kinds for more in ("", ".grpc")}
+                ports |= {"s3.port.iceberg": 0, "s3.port.lance": 0}
+                command = [
+                    "weed", "server", "-ip=127.0.0.1", "-ip.bind=127.0.0.1", f"-dir={folder}", "-s3",
+                    f"-s3.config={folder}/s3.json", "-master.telemetry=false", "-volume.max=20",
+                    *(f"-{name}={port}" for name, port in ports.items()),
+                ]  # fmt: skip
+                server = Server("weed", f"http://127.0.0.1:{ports['s3.port']}")
+                try:
+                    stack.enter_context(_process(command, ready=partial(server.make_bucket, "first-one")))
+                    break
+                except RuntimeError:
+                    if not left:
+                        raise
             yield server
 
 

@@ -28,7 +28,7 @@ _RETRIES: dict[bool, dict[str, Any]] = {
     },
     False: {
         "max_retries": 5,
-        "retry_timeout": timedelta(seconds=20),
+        "retry_timeout": timedelta(seconds=8),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
     },
 }
@@ -70,7 +70,7 @@ def _client(scheme: str, bucket: str, *, patient: bool) -> Any:
     import obstore.store
 
     connect: Any = obstore.store.from_url
-    options = dict(_TIMES)
+    options = dict(_TIMES) if patient else {**_TIMES, "read_timeout": "10s"}
     for name in _CONDITIONS[scheme]:
         endpoint = os.environ.get(name, "")
         if endpoint and not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", endpoint):

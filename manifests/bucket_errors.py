@@ -63,6 +63,7 @@ class BucketError(OSError):
         return super().__str__() if self.filename is None else f"{self.filename}: {self.strerror}"
 
 
+_LONGEST = 60.0  # seconds after which no lost request is made again; the last one may take half a minute more
 ANSWERED: set[tuple[str, ...]] = set()  # scheme and name of the buckets that have answered this process
 
 
@@ -88,13 +89,16 @@ def insist(what: str, place: Path, request: Callable[[], T], *, tries: int) -> T
 
     obstore itself does so with reads and plain writes, but with no conditional write, listing or removal.
     """
-    pause = 0.1
+    pause, until = 0.1, time.monotonic() + _LONGEST
     for left in range(tries - 1, -1, -1):
         try:
             with told(what, place):
                 return request()
         except BucketError as error:
-            if error.errno != errno.ECONNRESET or not left:
+            if error.errno != errno.ECONNRESET:
+                raise
+            if not left or time.monotonic() > until:
+                ANSWERED.discard(place.parts[:2])
                 raise
         time.sleep(random.uniform(pause / 2, pause))
         pause = min(2 * pause, 10.0)
@@ -127,7 +131,10 @@ def told(what: str, place: Path) -> Iterator[None]:
             raise
         raise BucketError(errno.EACCES, f"cannot {what} it: {reason(error)}", str(place)) from None
     except errors.BaseError as error:
-        lost = "HTTP error" in str(error) and not re.search(r"after \d+ retries", str(error))
+        tried = re.search(r"after \d+ retries", str(error)) is not None
+        if tried:  # it was waited for: what the command has still to do is not
+            ANSWERED.discard(place.parts[:2])
+        lost = "HTTP error" in str(error) and not tried
         refused = isinstance(error, (errors.PermissionDeniedError, errors.UnauthenticatedError))
         number = errno.EACCES if refused else errno.ECONNRESET if lost else errno.EIO
         raise BucketError(number, f"cannot {what} it: {reason(error)}", str(place)) from None

@@ -22,8 +22,9 @@ from typing import Any, BinaryIO, TypeVar, cast
 
 from autolabel.manifests.bucket_clients import client_of, tries_for
 from autolabel.manifests.bucket_errors import BucketError, exceptions, insist, library, told
-from autolabel.manifests.local_storage import LOCK, ChangedFile, Stat, TooLarge
+from autolabel.manifests.local_storage import LOCK
 from autolabel.manifests.locations import BucketPath
+from autolabel.manifests.storage_port import ChangedFile, Stat, TooLarge
 
 T = TypeVar("T")
 WHOLE = 1 << 23  # bytes up to which a reader takes an object with one request

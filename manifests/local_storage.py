@@ -17,7 +17,9 @@ import uuid
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import BinaryIO, NamedTuple
+from typing import BinaryIO
+
+from autolabel.manifests.storage_port import ChangedFile, NotAFile, Stat, TooLarge
 
 try:
     import fcntl
@@ -35,30 +37,6 @@ _KINDS = {
     modes.S_IFBLK: "a device",
     modes.S_IFSOCK: "a socket",
 }
-
-
-class Stat(NamedTuple):
-    """Size in bytes, time of the last change in nanoseconds, and a mark of the storage's own.
-
-    If two of a path are equal, its content is the same; every change gives another one. Here the mark is the inode and
-    the time of its last change, which `cp -p`, `rsync -t` and `git checkout` cannot set back as they do the other time.
-    """
-
-    size: int
-    mtime_ns: int
-    version: str
-
-
-class ChangedFile(OSError):
-    """A file is not the version that the caller has seen."""
-
-
-class NotAFile(OSError):
-    """There is something of this name that has no content of its own to read: a pipe, a device, a socket."""
-
-
-class TooLarge(OSError):
-    """A file has more bytes than its reader expects of its kind."""
 
 
 class LocalStorage:
@@ -173,7 +151,7 @@ class LocalStorage:
     def folders(self, folder: Path) -> builtins.list[Path]:
         try:
             with os.scandir(folder) as entries:
-                return [folder / name for name in sorted(entry.name for entry in entries if entry.is_dir())]
+                return [folder / name for name in sorted(entry.name for entry in entries if _is_folder(entry))]
         except (FileNotFoundError, NotADirectoryError):
             return []
 
@@ -187,6 +165,13 @@ class LocalStorage:
         else:
             with contextlib.suppress(FileNotFoundError):
                 shutil.rmtree(path)
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+    try:
+        return entry.is_dir()
+    except OSError:  # links in a circle
+        return False
 
 
 def _look(path: Path) -> os.stat_result | None:

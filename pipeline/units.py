@@ -9,14 +9,12 @@ from __future__ import annotations
 
 import fnmatch
 import re
-import shutil
-import tempfile
 import weakref
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import BinaryIO
 
 import google_crc32c
 import numpy as np
@@ -25,7 +23,6 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from autolabel.manifests import storage
-from autolabel.manifests.local_storage import LocalStorage
 from autolabel.manifests.run.labels import png_place, zarr_place
 from autolabel.manifests.run.shards import bucket_of, whole_chunks
 from autolabel.manifests.samples import Sample, samples_of
@@ -37,7 +34,6 @@ PLAN_SCHEMA = pa.schema([pa.field("row", pa.int64()), *(MANIFEST_SCHEMA.field(na
 UNIT_SIZE = b"unit_size"  # the key of a plan's metadata
 _PLACES = [PLAN_SCHEMA.get_field_index(name) for name in ("row", "height", "width")]
 _PIECE = 1 << 22
-_SPOOLED = 1 << 26  # bytes of a plan elsewhere that are kept in memory; a larger one gets a file on this machine
 
 
 @dataclass(frozen=True)
@@ -129,7 +125,7 @@ class Plan:
         self.path, self.unit_size, self.roots = path, unit_size, (image_root, label_root)
         self._latest: tuple[int, pa.RecordBatch] | None = None
         try:
-            file = _local(path)
+            file = storage.near(path)
             weakref.finalize(self, file.close)
             if path.name != plan_name(file):  # asked first: Arrow trusts what it reads
                 raise self._damaged("its checksum is another")
@@ -217,17 +213,6 @@ class Plan:
         """The rows of some units at a time as a table, in order."""
         for number in range(self._reader.num_record_batches):
             yield pa.Table.from_batches([self._reader.get_batch(number)])
-
-
-def _local(path: Path) -> BinaryIO:
-    """The file of a plan on this machine: one in a bucket is fetched once, whole."""
-    file = storage.reading(path)
-    if isinstance(storage.storage_of(path), LocalStorage):
-        return file
-    copied = cast(BinaryIO, tempfile.SpooledTemporaryFile(_SPOOLED))  # noqa: SIM115 - the plan closes it
-    with file:
-        shutil.copyfileobj(file, copied, _PIECE)
-    return copied
 
 
 def bucket_sizes(samples: pa.Table | pa.RecordBatch) -> NDArray[np.int64]:

@@ -49,6 +49,7 @@ class Script:
 
 
 SCRIPTS = {
+    "chaos_buckets": Script(tables=2, lines=("longest command: ", "moto: 0 differences")),
     "camvid": Script(
         ("camvid", "out"), lines=(" class ", " mean IoU ", "fine + truth: ", "wrote compare/compare.json")
     ),

@@ -117,6 +117,17 @@ def test_a_listing_omits_what_was_just_written_and_nothing_else(proxy: FaultProx
     assert ask(proxy, "GET", "/bucket?list-type=2&prefix=run") == (200, LISTING)
 
 
+def test_a_proxy_that_is_closed_answers_no_open_connection(proxy: FaultProxy) -> None:
+    client = http.client.HTTPConnection(urlsplit(proxy.url).netloc, timeout=10)
+    client.request("GET", "/bucket/a")
+    assert client.getresponse().read() == b"0123456789"
+    proxy.close()
+    with pytest.raises((OSError, http.client.HTTPException)):
+        client.request("GET", "/bucket/a")
+        client.getresponse()
+    assert len(Store.seen) == 1
+
+
 def test_requests_are_told_apart_by_what_they_do(proxy: FaultProxy) -> None:
     ask(proxy, "GET", "/bucket/a")
     ask(proxy, "HEAD", "/bucket/a")

@@ -281,8 +281,10 @@ def test_files_and_folders_are_removed_and_missing_ones_are_fine(tmp_path: Path)
     (tmp_path / "folder" / "deep" / "a").write_bytes(b"x")
     (tmp_path / "file").write_bytes(b"x")
     (tmp_path / "link").symlink_to(tmp_path / "kept")
-    for name in ("folder", "file", "link", "nowhere"):
+    for name in ("file", "link", "nowhere"):
         storage.remove(tmp_path / name)
+    for name in ("folder", "no folder"):
+        storage.remove_folder(tmp_path / name)
     assert names(tmp_path) == ["kept", "kept/a"]
 
 

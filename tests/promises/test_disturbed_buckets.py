@@ -29,13 +29,15 @@ from fault_proxy import (
     TWICE,
     Rule,
 )
+from object_servers import installed
 
 FAULTS = (DELAY, CUT_BEFORE, CUT_WITHIN, CUT_AFTER, LOST_REPLY, FAILED_AFTER, FAILED, SLOW_DOWN, TWICE)
 
 
-@pytest.fixture(scope="module")
-def bucket() -> Iterator[Place]:
-    with place() as found:
+@pytest.fixture(scope="module", params=installed())
+def bucket(request: pytest.FixtureRequest) -> Iterator[Place]:
+    """A bucket of every server that can be started here; moto always can."""
+    with place(request.param) as found:
         yield found
 
 
