@@ -287,7 +287,7 @@ def planning(counts: list[int]) -> None:
                     "close": size(folder / "chapters"),
                 }.get(step)  # fmt: skip
                 units = -(-count // SHARD)
-                told = "" if disk is None else f"{disk:.1f}"
+                told = "–" if disk is None else f"{disk:.1f}"
                 print(
                     f"| {count:,} | {units:,} | {step} | {took['s']:.1f} | {took['cpu']:.1f} | {took['peak']:.0f}"
                     f" | {told} |",
@@ -309,7 +309,7 @@ def publishing(counts: list[int]) -> None:
                 took = measured(step, folder, count)
                 parts = len(parts_of(folder / "stats" / "images.parquet"))
                 disk = {"records": size(folder / "chapters"), "publish": size(folder / "stats")}.get(step)
-                told = "" if disk is None else f"{disk:.0f}"
+                told = "–" if disk is None else f"{disk:.0f}"
                 print(
                     f"| {count:,} | {step} | {took['s']:.1f} | {took['cpu']:.1f} | {took['peak']:.0f}"
                     f" | {took['child']:.0f} | {parts} | {told} |",
