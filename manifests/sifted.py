@@ -1,4 +1,4 @@
-"""A manifest on disk of which some samples count, however many there are: eleven bytes each are in memory."""
+"""A manifest on disk of which some samples count, however many there are: three bytes each are in memory."""
 
 from __future__ import annotations
 
