@@ -396,9 +396,14 @@ def deaths(world: World, after: int, seconds: float) -> list[str]:
             if not rules:
                 proxy.close()
             waiting.append((how, run, process, time.monotonic()))
+        ended, last_call = dict[str, float](), time.monotonic() + seconds
+        while len(ended) < len(waiting) and time.monotonic() < last_call:
+            time.sleep(0.1)
+            ended |= {
+                how: time.monotonic() for how, _, one, _ in waiting if one.exitcode is not None and how not in ended
+            }
         for how, run, process, since in waiting:
-            process.join(max(0.0, since + seconds - time.monotonic()))
-            took, last = time.monotonic() - since, last_line(run.log)
+            took, last = ended.get(how, time.monotonic()) - since, last_line(run.log)
             text = run.log.read_text(errors="replace")
             if process.exitcode is None:
                 found.append(f"{how}: the command had not ended after {seconds:.0f} s")
