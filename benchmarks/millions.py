@@ -2,8 +2,9 @@
 
 Manifest and records are made up, and no image is there, so nothing is decoded, computed or encoded. Three tables, each
 number from a process of its own: a run planned, its names checked, and resumed when all its chapters are closed; its
-tables published, ranked and summed up by `stats`; records made up. `--published N …` sets how many images are published
-(14 KB of disk each). `--smallest` makes all of it in seconds, and its numbers mean nothing.
+tables published, ranked and summed up by `stats`, from records that are made up; two manifests joined.
+`--published N …` sets how many images are published (14 KB of disk each), `--fused N …` how many each of the two
+manifests lists. `--smallest` makes all of it in seconds, and its numbers mean nothing.
 
 The disk is the machine's own; CPU is that of the process and of those that it started.
 """
@@ -12,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import hashlib
 import json
 import resource as limits
 import subprocess
@@ -26,6 +28,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from autolabel.manifests import storage
+from autolabel.manifests.fuse import fuse
 from autolabel.manifests.label_space import CITYSCAPES
 from autolabel.manifests.machine import cores
 from autolabel.manifests.metadata import metadata_bytes
@@ -53,14 +57,14 @@ CLASSES, CENTROIDS = 8, 40  # rows of a street scene of this size
 ROWS = 16_384
 
 
-def write_images(path: Path, count: int) -> None:
+def write_images(path: Path, count: int, *, start: int = 0, source: str = "none") -> None:
     """A manifest of images that are not there, with names as long as those of Cityscapes, 3,000 in a town."""
     about = metadata_bytes(
         path, space=CITYSCAPES, image_root=path.parent, label_root=path.parent, provenance={}, runs=[]
     )
     with writing_rows(path, about) as add:
-        for first in range(0, count, ROWS):
-            numbers = np.arange(first, min(count, first + ROWS))
+        for first in range(start, start + count, ROWS):
+            numbers = np.arange(first, min(start + count, first + ROWS))
             towns = [f"town_{k:05d}" for k in numbers // 3000]
             names = [f"{town}_{k:09d}_000019" for town, k in zip(towns, numbers, strict=True)]
             images = [f"leftImg8bit/train_extra/{name[:10]}/{name}_leftImg8bit.png" for name in names]
@@ -68,8 +72,10 @@ def write_images(path: Path, count: int) -> None:
             columns: dict[str, Any] = {
                 "sample_id": names, "image": images, "height": np.full(size, HEIGHT, np.int32),
                 "width": np.full(size, WIDTH, np.int32), "split": ["train_extra"] * size, "group": towns,
-                "source": ["none"] * size, "label_ids": ["train"] * size, "weight": np.ones(size, np.float32),
+                "source": [source] * size, "label_ids": ["train"] * size, "weight": np.ones(size, np.float32),
             }  # fmt: skip
+            if source != "none":
+                columns["label"] = [f"{source}/{name[:10]}/{name}_labelIds.png" for name in names]
             add(
                 pa.table(
                     [pa.array(columns[f.name]) if f.name in columns else pa.nulls(size, f.type)
@@ -212,9 +218,24 @@ def stats(folder: Path, _: int) -> None:
     summarise(folder)
 
 
+def sources(folder: Path, count: int) -> None:
+    """Write two manifests to join, of fine and of automatic labels; half of the ids are in both."""
+    write_images(folder / "fine.parquet", count, source="fine")
+    write_images(folder / "auto.parquet", count, start=count // 2, source="auto")
+
+
+def joined(folder: Path, count: int) -> None:
+    """Join them. The names of the images stand for what is in them, which is not there to read."""
+    storage.fingerprint = lambda path: hashlib.sha256(path.name.encode()).hexdigest()[:16]
+    assert fuse([folder / "fine.parquet", folder / "auto.parquet"], folder / "fused.parquet").samples == count * 2 - (
+        count - count // 2
+    )
+
+
 STEPS: dict[str, Callable[[Path, int], None]] = {
     "make": make, "plan": plan, "names": names, "compare": compare, "close": close, "resume": resume,
     "records": records, "publish": published, "again": published, "alone": alone, "stats": stats,
+    "sources": sources, "fuse": joined,
 }  # fmt: skip
 
 
@@ -266,7 +287,7 @@ def planning(counts: list[int]) -> None:
                     "close": size(folder / "chapters"),
                 }.get(step)  # fmt: skip
                 units = -(-count // SHARD)
-                told = "" if disk is None else f"{disk:.1f}"
+                told = "–" if disk is None else f"{disk:.1f}"
                 print(
                     f"| {count:,} | {units:,} | {step} | {took['s']:.1f} | {took['cpu']:.1f} | {took['peak']:.0f}"
                     f" | {told} |",
@@ -288,10 +309,26 @@ def publishing(counts: list[int]) -> None:
                 took = measured(step, folder, count)
                 parts = len(parts_of(folder / "stats" / "images.parquet"))
                 disk = {"records": size(folder / "chapters"), "publish": size(folder / "stats")}.get(step)
-                told = "" if disk is None else f"{disk:.0f}"
+                told = "–" if disk is None else f"{disk:.0f}"
                 print(
                     f"| {count:,} | {step} | {took['s']:.1f} | {took['cpu']:.1f} | {took['peak']:.0f}"
                     f" | {took['child']:.0f} | {parts} | {told} |",
+                    flush=True,
+                )
+
+
+def fusing(counts: list[int]) -> None:
+    """Print the table of joining."""
+    print("\n### Two manifests joined, half of whose images are the same\n")
+    print("| images in each | step | s | CPU s | peak MiB | MiB on disk |\n|---:|---|---:|---:|---:|---:|")
+    for count in counts:
+        with tempfile.TemporaryDirectory() as place:
+            folder = Path(place)
+            for step in ("sources", "fuse"):
+                took = measured(step, folder, count)
+                print(
+                    f"| {count:,} | {step} | {took['s']:.1f} | {took['cpu']:.1f} | {took['peak']:.0f}"
+                    f" | {size(*folder.glob('fused.parquet' if step == 'fuse' else '*.parquet')):.1f} |",
                     flush=True,
                 )
 
@@ -301,6 +338,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, nargs="*", default=[1_000_000, 20_000_000])
     parser.add_argument("--published", type=int, nargs="*", default=[256_000, 1_024_000])
+    parser.add_argument("--fused", type=int, nargs="*", default=[250_000, 1_000_000])
     parser.add_argument("--smallest", action="store_true", help="only show that the script runs")
     parser.add_argument("--step", nargs=3, help=argparse.SUPPRESS)  # name, folder, images
     asked = parser.parse_args()
@@ -310,9 +348,10 @@ def main() -> None:
         return
     if asked.smallest:
         print("--smallest: these numbers mean nothing")
-        asked.images, asked.published = [130], [130]
+        asked.images, asked.published, asked.fused = [130], [130], [130]
     planning(asked.images)
     publishing(asked.published)
+    fusing(asked.fused)
 
 
 if __name__ == "__main__":

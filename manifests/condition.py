@@ -49,6 +49,11 @@ def parse_condition(text: str, *, texts: Sequence[str] = ()) -> pc.Expression:
     )
 
 
+def columns_of(text: str) -> set[str]:
+    """The columns that a condition names, which `parse_condition` has read."""
+    return {node.id for node in ast.walk(ast.parse(text.strip(), mode="eval")) if isinstance(node, ast.Name)}
+
+
 class _Unknown(Exception):
     """A part of a condition that has no meaning here."""
 

@@ -7,21 +7,21 @@ the one that was given later stands. A whole label stands, so a pixel that a per
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from autolabel.manifests.ahead import ahead
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.machine import cores
+from autolabel.manifests.marks import Marks, Mask, SampleRows, meetings
 from autolabel.manifests.run.sample_labels import read_sample_label
 from autolabel.manifests.samples import Sample
-from autolabel.manifests.schemas import EXACT, SOURCES
+from autolabel.manifests.schemas import EXACT, ROWS_AT_ONCE, SOURCES
 from autolabel.manifests.wording import counted
-
-Images = Mapping[str, Sample]  # labelled samples by the fingerprint of their image
 
 
 @dataclass(frozen=True)
@@ -56,68 +56,101 @@ class Contest:
         return text
 
 
-def settle(parts: Sequence[tuple[str, Images]], space: LabelSpace) -> tuple[list[set[str]], list[Contest]]:
-    """Decide which labels stand: by part, the fingerprints of those that give way; and what was decided, counted.
+def settle(parts: Sequence[tuple[SampleRows, Marks]], space: LabelSpace) -> tuple[list[Mask], list[Contest]]:
+    """Decide which labels stand: by part, the rows of those that give way; and what was decided, counted.
 
-    `parts` are the images of each manifest, by its name, in the order given. Labels of people that meet are read, to
-    count the pixels in which they differ. Raises ValueError where a coarse and an automatic label of one image meet and
-    no person's stands before both, and as `read_sample_label`.
+    `parts` are the labelled samples of each manifest and the marks of their images, none of which is there twice, in
+    the order given. Labels of people that meet are read, to count the pixels in which they differ. Raises ValueError
+    where a coarse and an automatic label of one image meet and no person's stands before both, and as
+    `read_sample_label`.
     """
-    places: dict[str, list[int]] = {}  # the parts that share an image
-    for place, (_, images) in enumerate(parts):
-        for earlier, (_, others) in enumerate(parts[:place]):
-            for mark in images.keys() & others.keys():
-                places.setdefault(mark, []).extend(p for p in (earlier, place) if p not in places.get(mark, ()))
-    _require_separate(parts, places)
-    losing: list[set[str]] = [set() for _ in parts]
-    met: list[tuple[Sample, Sample]] = []
-    for mark, those in places.items():
-        best = min(those, key=lambda place: (SOURCES.index(parts[place][1][mark].source), -place))
-        for place in those:
-            if place != best:
-                losing[place].add(mark)
-                met.append((parts[best][1][mark], parts[place][1][mark]))
-    return losing, _counted(met, space)
-
-
-def _require_separate(parts: Sequence[tuple[str, Images]], places: Mapping[str, Sequence[int]]) -> None:
-    """Raise ValueError where coarse and automatic labels of one image meet, and no person's stands before both."""
-    together = [
-        (mark, {parts[place][1][mark].source: place for place in those})
-        for mark, those in places.items()
-        if {"coarse", "auto"} <= (sources := {parts[place][1][mark].source for place in those})
-        and sources.isdisjoint(EXACT)
-    ]
-    if together:
-        mark, of = min(together, key=lambda one: parts[one[1]["coarse"]][1][one[0]].sample_id)
-        coarse, auto = (parts[of[source]] for source in ("coarse", "auto"))
-        raise ValueError(
-            f"{counted(len(together), 'image')} with a coarse label in {coarse[0]} and an automatic one in {auto[0]}"
-            f" (same content; the first is {coarse[1][mark].sample_id!r}): the policy has put the coarse label into the"
-            f" automatic one already, so leave {coarse[0]} out, or these images with --drop"
+    sources = [samples.sources for samples, _ in parts]
+    losing = [np.zeros(len(samples), np.bool_) for samples, _ in parts]
+    counts = np.zeros((len(SOURCES), len(SOURCES)), np.int64)
+    peoples: list[NDArray[np.int64]] = []  # part and row of the label that stands, and of the one that gives way
+    mixed: list[NDArray[np.int64]] = []  # part and row of a coarse label, and the part of an automatic one
+    for part, row, mark in meetings([marks for _, marks in parts]):
+        if not len(mark):
+            continue
+        source = np.empty(len(row), np.int64)
+        for place, of_part in enumerate(sources):
+            source[part == place] = of_part[row[part == place]]
+        begins = np.flatnonzero(np.diff(mark, prepend=-1))
+        group = np.repeat(np.arange(len(begins)), np.diff(begins, append=len(mark)))
+        rank = source * len(parts) - part
+        stands = rank == np.minimum.reduceat(rank, begins)[group]
+        best, loses = np.flatnonzero(stands), np.flatnonzero(~stands)  # one of each group, in order; the others
+        wins = best[group[loses]]
+        for place, mask in enumerate(losing):
+            mask[row[loses[part[loses] == place]]] = True
+        np.add.at(counts, (source[wins], source[loses]), 1)
+        read = source[loses] < len(EXACT)
+        pairs = (part[wins], row[wins], part[loses], row[loses])
+        peoples.append(np.stack(pairs, axis=1)[read])
+        coarse, auto = (
+            np.maximum.reduceat(np.where(source == SOURCES.index(name), np.arange(len(row)), -1), begins)
+            for name in ("coarse", "auto")
         )
+        meet = (coarse >= 0) & (auto >= 0) & (source[best] >= len(EXACT))
+        mixed.append(np.stack((part[coarse], row[coarse], part[auto]), axis=1)[meet])
+    _require_separate([samples for samples, _ in parts], np.concatenate([np.empty((0, 3), np.int64), *mixed]))
+    met = np.concatenate([np.empty((0, 4), np.int64), *peoples])
+    return losing, _counted(counts, _pairs([samples for samples, _ in parts], met), space)
 
 
-def _counted(met: Sequence[tuple[Sample, Sample]], space: LabelSpace) -> list[Contest]:
+def _require_separate(parts: Sequence[SampleRows], mixed: NDArray[np.int64]) -> None:
+    """Raise ValueError where coarse and automatic labels of one image meet, and no person's stands before both."""
+    if not len(mixed):
+        return
+    firsts = []
+    for place, part in enumerate(parts):
+        of_part = mixed[mixed[:, 0] == place]
+        of_part = of_part[np.argsort(of_part[:, 1])]
+        if len(of_part):
+            names = (sample.sample_id for sample in part.samples(of_part[:, 1]))
+            name, auto = min(zip(names, of_part[:, 2].tolist(), strict=True))
+            firsts.append((name, place, auto))
+    name, coarse, auto = min(firsts)
+    raise ValueError(
+        f"{counted(len(mixed), 'image')} with a coarse label in {parts[coarse].name} and an automatic one in"
+        f" {parts[auto].name} (same content; the first is {name!r}): the policy has put the coarse label into the"
+        f" automatic one already, so leave {parts[coarse].name} out, or these images with --drop"
+    )
+
+
+def _pairs(parts: Sequence[SampleRows], met: NDArray[np.int64]) -> Iterator[tuple[Sample, Sample]]:
+    """The labels of people that meet, the one that stands and the one that gives way; some are in memory at a time."""
+    for first in range(0, len(met), ROWS_AT_ONCE):
+        some = met[first : first + ROWS_AT_ONCE]
+        found: list[dict[int, Sample]] = []
+        for place, part in enumerate(parts):
+            rows = np.unique(np.concatenate([some[some[:, k] == place, k + 1] for k in (0, 2)]))
+            found.append(dict(zip(rows.tolist(), part.samples(rows), strict=True)) if len(rows) else {})
+        for winner, row, loser, other in some.tolist():
+            yield found[winner][row], found[loser][other]
+
+
+def _counted(images: NDArray[np.int64], peoples: Iterator[tuple[Sample, Sample]], space: LabelSpace) -> list[Contest]:
     """Count pairs of labels, the one that stands and the one that gives way, by their sources."""
-    images = Counter((stands.source, gives_way.source) for stands, gives_way in met)
-    peoples = [pair for pair in met if {sample.source for sample in pair} <= set(EXACT)]
     differing, pixels = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
-    for (stands, gives_way), number in zip(peoples, _different_pixels(peoples, space), strict=True):
-        kind = (stands.source, gives_way.source)
+    for kind, number in _different_pixels(peoples, space):
         differing[kind] += number > 0
         pixels[kind] += number
-    read = {(stands.source, gives_way.source) for stands, gives_way in peoples}
+    kinds = [(SOURCES[stands], SOURCES[gives_way]) for stands, gives_way in np.argwhere(images)]
+    numbers = images[images > 0].tolist()
     return [
-        Contest(*kind, images[kind], *((differing[kind], pixels[kind]) if kind in read else ()))
-        for kind in sorted(images, key=lambda kind: tuple(map(SOURCES.index, kind)))
+        Contest(*kind, number, *((differing[kind], pixels[kind]) if set(kind) <= set(EXACT) else ()))
+        for kind, number in zip(kinds, numbers, strict=True)
     ]
 
 
-def _different_pixels(pairs: Sequence[tuple[Sample, Sample]], space: LabelSpace) -> Iterator[int]:
-    def different(pair: tuple[Sample, Sample]) -> int:
+def _different_pixels(
+    pairs: Iterator[tuple[Sample, Sample]], space: LabelSpace
+) -> Iterator[tuple[tuple[str, str], int]]:
+    def different(pair: tuple[Sample, Sample]) -> tuple[tuple[str, str], int]:
         stands, gives_way = (read_sample_label(sample, space) for sample in pair)
-        return int(np.count_nonzero(stands != gives_way)) if stands.shape == gives_way.shape else stands.size
+        number = int(np.count_nonzero(stands != gives_way)) if stands.shape == gives_way.shape else stands.size
+        return (pair[0].source, pair[1].source), number
 
     with ThreadPoolExecutor(cores()) as pool:
         yield from ahead(pool, different, pairs, 2 * cores())

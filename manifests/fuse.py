@@ -2,6 +2,8 @@
 
 Where manifests share an image, one label stands: a person's before a machine's. Samples can be left out by their ids,
 and automatic labels by the statistics of the runs that made them; a manifest's provenance names its runs.
+
+`fuse` passes over the files several times, and keeps some bytes of each sample; `joined` takes samples in memory.
 """
 
 from __future__ import annotations
@@ -9,15 +11,31 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
-from autolabel.manifests.contests import Contest, Images, settle
+import numpy as np
+
+from autolabel.manifests.contests import Contest, settle
 from autolabel.manifests.ids import read_ids
+from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.locations import location
-from autolabel.manifests.metadata import CORRECTS
-from autolabel.manifests.samples import Manifest, Sample, fingerprints, load_manifest, save_manifest
+from autolabel.manifests.marks import (
+    HeldSamples,
+    Marks,
+    Rows,
+    SampleRows,
+    image_marks,
+    key_marks,
+    meetings,
+    shared_keys,
+)
+from autolabel.manifests.metadata import CORRECTS, metadata_bytes
+from autolabel.manifests.samples import Manifest, load_manifest, writing_rows
 from autolabel.manifests.schemas import SOURCES
-from autolabel.manifests.selection import DropCounts, NamedManifest, listed_only, select
+from autolabel.manifests.selection import DropCounts, NamedManifest, keep_listed, select
+from autolabel.manifests.sifted import SiftedManifest, rewritten, roots_of
 from autolabel.manifests.wording import Shown, counted
 
 
@@ -49,13 +67,18 @@ class Fused(Shown):
     """
 
     path: Path
-    manifest: Manifest
+    samples: int
     parts: tuple[PartAccount, ...]
     contests: tuple[Contest, ...]
     notes: tuple[str, ...]
     drops: Mapping[str, DropCounts]
     drop_worst: float | None = None
     keep_if: str | None = None
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The joined manifest, all of it, as it was written. Raises BadTable."""
+        return load_manifest(self.path)
 
     def lines(self) -> list[str]:
         """The account for a terminal."""
@@ -74,7 +97,7 @@ class Fused(Shown):
                     reasons_of_run.append(f"{count.failed} by --keep-if, {count.missing} because the value is missing")
                 lines.append(f"  dropped: {', '.join(reasons_of_run)}")
         lines += [*map(str, self.contests), *self.notes]
-        return [*lines, f"wrote {self.path}: {len(self.manifest.samples)} samples"]
+        return [*lines, f"wrote {self.path}: {self.samples} samples"]
 
 
 def fuse(
@@ -101,45 +124,66 @@ def fuse(
             raise ValueError(
                 f"weight {source}={weight:g}: expected a source ({', '.join(SOURCES)}) and a number, 0 or more"
             )
-    parts = [(str(path), load_manifest(path)) for path in manifests]
-    held_out = None if leak_check is None else (str(leak_check), load_manifest(leak_check))
-    stages = [parts]  # after --drop, --only, and the statistics
+    parts = [SiftedManifest(path) for path in manifests]
+    held_out = None if leak_check is None else SiftedManifest(leak_check)
+    stages = [[*map(len, parts)]]  # all, after --drop, --only, and the statistics
     notes: list[str] = []
     drops: dict[str, DropCounts] = {}
     for option, path in (("drop", drop), ("only", only)):
         if path is not None:
-            parts, unknown = listed_only(parts, **{option: read_ids(path)}, known=stages[0])
-            notes += unknown
-        stages.append(parts)
+            notes += keep_listed(parts, read_ids(path), only=option == "only")
+        stages.append([*map(len, parts)])
     if drop_worst is not None or keep_if is not None:
-        parts, drops = select(parts, drop_worst=drop_worst or 0.0, keep_if=keep_if)
-    stages.append(parts)
-    result = joined(parts, weights=weights, leak_check=held_out)
-    if not result.manifest.samples:
+        drops = select(parts, drop_worst=drop_worst or 0.0, keep_if=keep_if)
+    stages.append([*map(len, parts)])
+    for part in parts:
+        part.keep(part.labelled)
+    stages.append([*map(len, parts)])
+    spaces = [(part.name, part.file.label_space) for part in (*parts, *([held_out] if held_out else []))]
+    contests, gave_way = _settled(parts, spaces, held_out)
+    total = sum(map(len, parts))
+    if not total:
         options = {"--drop": drop, "--only": only, "--drop-worst": drop_worst, "--keep-if": keep_if}
         given = " and ".join(name for name, value in options.items() if value is not None)
         raise ValueError(f"no labelled sample in these manifests{given and f' after {given}'}: nothing to fuse")
-    accounts = tuple(map(_account, zip(*stages, strict=True), result.gave_way))
-    manifest, selection = result.manifest, dict[str, object]()
+    accounts = tuple(map(_account, (part.name for part in parts), zip(*stages, strict=True), gave_way))
+    corrects = [run for part in parts for run in part.file.provenance.get(CORRECTS, ())]
+    provenance = _provenance(parts, dict(weights or {}), held_out, contests, corrects)
+    selection = dict[str, object]()
     if drops:
         counts = {name: asdict(count) for name, count in drops.items()}
         selection = {"drop_worst": drop_worst, "keep_if": keep_if, "dropped": counts}
     selection |= {name: str(path) for name, path in (("drop", drop), ("only", only)) if path is not None}
-    told = {"parts": [asdict(account) for account in accounts], **({"selection": selection} if selection else {})}
-    manifest = replace(manifest, provenance={**manifest.provenance, **told})
-    save_manifest(location(out), manifest)
-    return Fused(location(out), manifest, accounts, result.contests, tuple(notes), drops, drop_worst, keep_if)
+    provenance |= {
+        "parts": [asdict(account) for account in accounts],
+        **({"selection": selection} if selection else {}),
+    }
+    _write(location(out), parts, provenance, weights or {})
+    return Fused(location(out), total, accounts, contests, tuple(notes), drops, drop_worst, keep_if)
 
 
-def _account(stages: Sequence[NamedManifest], gave_way: int) -> PartAccount:
-    """The account of a part that has gone through --drop, --only and the statistics."""
-    name, last = stages[-1]
-    listed, dropped, unlisted, selected = (len(manifest.samples) for _, manifest in stages)
-    labelled = len(last.labelled)
+def _account(name: str, stages: Sequence[int], gave_way: int) -> PartAccount:
+    """The account of a part, by the numbers of its samples after each stage."""
+    listed, dropped, unlisted, selected, labelled = stages
     return PartAccount(
         name, listed, labelled - gave_way, selected - labelled, listed - dropped, dropped - unlisted,
         unlisted - selected, gave_way,
     )  # fmt: skip
+
+
+def _write(
+    path: Path, parts: Sequence[SiftedManifest], provenance: dict[str, Any], weights: Mapping[str, float]
+) -> None:
+    """Write all samples, whole or not at all."""
+    image_root, label_root = roots_of(parts)
+    runs = dict.fromkeys(run for part in parts for run in part.runs_of_labels())
+    header = metadata_bytes(
+        path, space=parts[0].file.label_space, image_root=image_root, label_root=label_root, provenance=provenance,
+        runs=[*runs],
+    )  # fmt: skip
+    with writing_rows(path, header) as add:
+        for rows in rewritten(parts, image_root, label_root, weights):
+            add(rows)
 
 
 # --- joining ----------------------------------------------------------------------------------------------------------
@@ -176,71 +220,96 @@ def joined(
     ValueError for different label spaces, for an image that one manifest lists twice, for one that is also in the
     manifest of `leak_check`, for two images of one source that share an id, and where `settle` does.
     """
-    (first_name, first), *rest = manifests
-    for name, manifest in [*rest, *([leak_check] if leak_check else [])]:
-        if manifest.label_space != first.label_space:
-            raise ValueError(
-                f"{name} uses label space {manifest.label_space.name!r} ({len(manifest.label_space)} classes) but"
-                f" {first_name} {first.label_space.name!r} ({len(first.label_space)}): fuse only one label space"
-            )
-    by_content = [(name, _by_content(name, manifest)) for name, manifest in manifests]
-    if leak_check:
-        name, manifest = leak_check
-        held_out = dict(zip(fingerprints(manifest.samples), manifest.samples, strict=True))
-        for other, images in by_content:
-            _require_held_out(other, images, name, held_out)
-    losing, contests = settle(by_content, first.label_space)
-    given_way = [{images[mark].key for mark in marks} for (_, images), marks in zip(by_content, losing, strict=True)]
+    (_, first), *_ = manifests
+    parts = [HeldSamples(name, manifest.labelled) for name, manifest in manifests]
+    held_out = HeldSamples(leak_check[0], leak_check[1].samples) if leak_check else None
+    spaces = [(name, manifest.label_space) for name, manifest in (*manifests, *([leak_check] if leak_check else []))]
+    contests, gave_way = _settled(parts, spaces, held_out)
     weights = dict(weights or {})
-    standing = [
-        (name, [s for s in manifest.labelled if s.key not in keys] if keys else manifest.labelled)
-        for (name, manifest), keys in zip(manifests, given_way, strict=True)
-    ]
-    _require_ids(standing)
-    samples = tuple(replace(s, weight=weights.get(s.source, s.weight)) for _, of_part in standing for s in of_part)
-    corrects = sorted({str(run) for _, manifest in manifests for run in manifest.corrects})
-    provenance = {
-        "fused": [name for name, _ in manifests],
-        "weights": weights,
-        "leak_check": leak_check[0] if leak_check else None,
-        **({"contests": [asdict(contest) for contest in contests]} if contests else {}),
-        **({CORRECTS: corrects} if corrects else {}),
-    }
-    manifest = Manifest.of(first.label_space, samples, provenance=provenance)
-    return Joined(manifest, tuple(contests), tuple(map(len, losing)))
+    samples = tuple(replace(s, weight=weights.get(s.source, s.weight)) for part in parts for s in part.samples())
+    corrects = [str(run) for _, manifest in manifests for run in manifest.corrects]
+    provenance = _provenance(parts, weights, held_out, contests, corrects)
+    return Joined(Manifest.of(first.label_space, samples, provenance=provenance), contests, gave_way)
 
 
-def _by_content(name: str, manifest: Manifest) -> Images:
-    """The labelled samples by the fingerprint of their image. Raises ValueError where two share one."""
-    images: dict[str, Sample] = {}
-    for sample, mark in zip(manifest.labelled, fingerprints(manifest.labelled), strict=True):
-        if mark in images:
+def _settled(
+    parts: Sequence[SampleRows], spaces: Sequence[tuple[str, LabelSpace]], held_out: SampleRows | None
+) -> tuple[tuple[Contest, ...], tuple[int, ...]]:
+    """Leave in each part the labels that stand; returns what was decided, and how many of each part give way."""
+    (first_name, first), *rest = spaces
+    for name, space in rest:
+        if space != first:
             raise ValueError(
-                f"{name}: {images[mark].sample_id!r} and {sample.sample_id!r} are the same image (same content):"
-                " leave one of them out"
+                f"{name} uses label space {space.name!r} ({len(space)} classes) but"
+                f" {first_name} {first.name!r} ({len(first)}): fuse only one label space"
             )
-        images[mark] = sample
-    return images
+    marked = [(part, _image_marks(part)) for part in parts]
+    if held_out is not None:
+        validation = image_marks(held_out)
+        for part, marks in marked:
+            _require_held_out(part, np.flatnonzero(np.isin(marks, validation)), held_out.name)
+    losing, contests = settle(marked, first)
+    for part, mask in zip(parts, losing, strict=True):
+        part.keep(~mask)
+    _require_ids(parts)
+    return tuple(contests), tuple(int(np.count_nonzero(mask)) for mask in losing)
 
 
-def _require_held_out(name: str, images: Images, held_out: str, validation: Images) -> None:
-    shared = sorted(images.keys() & validation.keys(), key=lambda mark: images[mark].sample_id)
-    if shared:
+def _provenance(
+    parts: Sequence[SampleRows],
+    weights: dict[str, float],
+    held_out: SampleRows | None,
+    contests: Sequence[Contest],
+    corrects: Sequence[str],
+) -> dict[str, Any]:
+    return {
+        "fused": [part.name for part in parts],
+        "weights": weights,
+        "leak_check": held_out.name if held_out is not None else None,
+        **({"contests": [asdict(contest) for contest in contests]} if contests else {}),
+        **({CORRECTS: sorted(set(corrects))} if corrects else {}),
+    }
+
+
+def _image_marks(part: SampleRows) -> Marks:
+    """The fingerprints of the images. Raises ValueError where two samples share one."""
+    marks, again = image_marks(part), (len(part), 0)
+    for _, row, mark in meetings([marks]):
+        firsts = row[np.searchsorted(mark, mark)]
+        later = np.flatnonzero(row != firsts)
+        if len(later):
+            least = later[row[later].argmin()]
+            again = min(again, (int(row[least]), int(firsts[least])))
+    if again[0] < len(part):
+        one, other = part.samples(np.array(again[::-1]))
         raise ValueError(
-            f"{len(shared)} images are in both {name} and {held_out} (same content; the first is"
-            f" {images[shared[0]].sample_id!r}): a network trained on them cannot be scored on them"
+            f"{part.name}: {one.sample_id!r} and {other.sample_id!r} are the same image (same content):"
+            " leave one of them out"
+        )
+    return marks
+
+
+def _require_held_out(part: SampleRows, shared: Rows, held_out: str) -> None:
+    if len(shared):
+        first = min(sample.sample_id for sample in part.samples(shared))
+        raise ValueError(
+            f"{len(shared)} images are in both {part.name} and {held_out} (same content; the first is"
+            f" {first!r}): a network trained on them cannot be scored on them"
         )
 
 
-def _require_ids(parts: Sequence[tuple[str, Sequence[Sample]]]) -> None:
+def _require_ids(parts: Sequence[SampleRows]) -> None:
     """Raise ValueError where two parts call two images of one source the same."""
-    for place, (name, samples) in enumerate(parts[1:], 1):
-        keys = {sample.key for sample in samples}
-        for other, earlier in parts[:place]:
-            twice = [sample.key for sample in earlier if sample.key in keys]
+    marks = [key_marks(part) for part in parts]
+    if not any(len(mark) for _, _, mark in meetings(marks)):
+        return
+    del marks
+    for place, part in enumerate(parts[1:], 1):
+        for earlier in parts[:place]:
+            twice = shared_keys(earlier, part)
             if twice:
                 raise ValueError(
-                    f"{other} and {name} use {counted(len(twice), 'id')} for different images (the first is"
+                    f"{earlier.name} and {part.name} use {counted(len(twice), 'id')} for different images (the first is"
                     f" {twice[0][1]!r}, {twice[0][0]}): scan the folder above both, so that ids tell them apart, or"
                     " leave them out"
                 )

@@ -78,19 +78,11 @@ class Manifest(Shown):
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        counts = Counter(s.key for s in self.samples)
-        twice = [key for key, n in counts.items() if n > 1]
-        if twice:
-            source, sample_id = twice[0]
-            raise ValueError(
-                f"sample {sample_id!r} ({source}) is listed {counts[twice[0]]} times"
-                f"{f', and {len(twice) - 1} more are too' if len(twice) > 1 else ''}: every sample may appear once"
-            )
+        wrong = repeated({key: n for key, n in Counter(s.key for s in self.samples).items() if n > 1})
         for name, values in (("source", SOURCES), ("label_ids", LABEL_IDS)):
-            others = sorted({getattr(s, name) for s in self.samples} - set(values))
-            if others:
-                text = name.replace("_", " ")
-                raise ValueError(f"unknown {text} {others[0]!r}: expected one of {', '.join(values)}")
+            wrong = wrong or unknown(name, {getattr(s, name) for s in self.samples}, values)
+        if wrong:
+            raise ValueError(wrong)
 
     @classmethod
     def of(
@@ -140,6 +132,21 @@ class Manifest(Shown):
         return [Table("samples", header, rows)]
 
 
+def repeated(counts: Mapping[tuple[str, str], int]) -> str:
+    """The objection to sources and ids that several samples of a manifest have, empty if there are none."""
+    for (source, sample_id), count in counts.items():
+        more = f", and {len(counts) - 1} more are too" if len(counts) > 1 else ""
+        return f"sample {sample_id!r} ({source}) is listed {count} times{more}: every sample may appear once"
+    return ""
+
+
+def unknown(column: str, found: set[str], known: Sequence[str]) -> str:
+    """The objection to values of a column that are none of those known, empty if all are."""
+    others = sorted(found - set(known))
+    text = column.replace("_", " ")
+    return f"unknown {text} {others[0]!r}: expected one of {', '.join(known)}" if others else ""
+
+
 def _span(values: Sequence[str]) -> str:
     return values[0] if len(values) == 1 else f"{values[0]} … {values[-1]}"
 
@@ -176,14 +183,6 @@ def writing_manifest(
 
     runs: the folders of the runs whose labels are written. The function raises ValueError for a path outside its root.
     """
-
-    def name_under(root: Path, file: Path | None) -> str | None:
-        if file is None:
-            return None
-        name = file.relative_to(root).as_posix()
-        storage.under(root, name)  # refuses names that reading would refuse
-        return name
-
     header = metadata_bytes(
         path, space=space, image_root=image_root, label_root=label_root, provenance=provenance or {}, runs=runs
     )
@@ -191,18 +190,20 @@ def writing_manifest(
 
         def write(samples: Sequence[Sample]) -> None:
             for first in range(0, len(samples), ROWS_AT_ONCE):
-                rows = [
-                    {
-                        **{name: getattr(s, name) for name in MANIFEST_SCHEMA.names},
-                        "image": name_under(image_root, s.image),
-                        "label": name_under(label_root, s.label),
-                        "coarse_label": name_under(label_root, s.coarse_label),
-                    }
-                    for s in samples[first : first + ROWS_AT_ONCE]
-                ]
-                add(pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA))
+                add(rows_of(samples[first : first + ROWS_AT_ONCE], image_root=image_root, label_root=label_root))
 
         yield write
+
+
+def rows_of(samples: Iterable[Sample], *, image_root: Path, label_root: Path) -> pa.Table:
+    """The rows of a manifest. Raises ValueError for a path outside its root, or that reading would refuse."""
+    paths = {"image": image_root, "label": label_root, "coarse_label": label_root}
+    rows = [{name: getattr(sample, name) for name in MANIFEST_SCHEMA.names} for sample in samples]
+    for row in rows:
+        for column, root in ((name, root) for name, root in paths.items() if row[name] is not None):
+            row[column] = row[column].relative_to(root).as_posix()
+            storage.under(root, row[column])
+    return pa.Table.from_pylist(rows, schema=MANIFEST_SCHEMA)
 
 
 @contextlib.contextmanager
@@ -246,15 +247,16 @@ class ManifestFile:
     def samples(self) -> Iterator[Sample]:
         """The samples in order. Raises BadTable."""
         for table in self.tables():
-            yield from self._samples_of(table)
+            yield from self.samples_of(table)
 
     def find(self, sample_ids: Collection[str]) -> dict[str, Sample]:
         """The samples with these ids, by id; the others are read, but not kept. Raises BadTable."""
         ids = pa.array(list(sample_ids), pa.string())
         parts = (table.filter(pc.is_in(table["sample_id"], ids)) for table in self.tables())
-        return {s.sample_id: s for part in parts for s in self._samples_of(part)}
+        return {s.sample_id: s for part in parts for s in self.samples_of(part)}
 
-    def _samples_of(self, table: pa.Table) -> list[Sample]:
+    def samples_of(self, table: pa.Table) -> list[Sample]:
+        """Rows of its tables as samples."""
         return samples_of(table, image_root=self.image_root, label_root=self.label_root, runs=self.runs)
 
 
@@ -292,7 +294,7 @@ def samples_of(
     def under(root: Path, name: str | None) -> Path | None:
         return None if name is None else _under(root, name)
 
-    inside = _inside(label_root, runs)
+    inside = labels_inside(label_root, runs)
 
     def run_of(label: str | None) -> Path | None:
         return None if label is None else next((run for start, run in inside if label.startswith(start)), None)
@@ -316,7 +318,7 @@ def _under(root: Path, name: str) -> Path:
     return root / name if re.search(storage.NAMELESS, name) else storage.under(root, name)
 
 
-def _inside(label_root: Path, runs: Sequence[Path]) -> list[tuple[str, Path]]:
+def labels_inside(label_root: Path, runs: Sequence[Path]) -> list[tuple[str, Path]]:
     """Every run with the beginning of the paths, relative to `label_root`, that lie inside; the deepest run first."""
     inside = []
     for run in sorted(runs, key=lambda run: -len(run.parts)):

@@ -69,7 +69,7 @@ SCRIPTS = {
     "kept_evidence": Script(("out",), "camvid", tables=2, lines=("one core, 2048 x 1024, ",)),
     "labelling_tools": Script(tables=2),
     "loader": Script(tables=3, lines=("centroids of a PNG label: ",), dashes=2),
-    "millions": Script(tables=2),
+    "millions": Script(tables=3, dashes=6),
     # Ray and transformers take half a minute to start: `make bench` has all ways.
     "peers": Script(("--only", "own", "--ways", "loop", "ours"), tables=2),
     "pictures": Script(

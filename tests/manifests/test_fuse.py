@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import autolabel, refused
+from numpy.typing import NDArray
 from PIL import Image
 from tiny import manifest, sample
 
+from autolabel.manifests import marks, samples, sifted
 from autolabel.manifests.contests import Contest
 from autolabel.manifests.fuse import PartAccount, fuse, join, joined
 from autolabel.manifests.label_space import CAMVID, CITYSCAPES
@@ -255,6 +257,44 @@ def test_a_weight_that_is_none_is_refused(tmp_path: Path, source: str, weight: f
     assert str(refusal.value) == (
         f"weight {source}={weight:g}: expected a source (fine, corrected, coarse, auto, none) and a number, 0 or more"
     )
+    assert not (tmp_path / "fused.parquet").exists()
+
+
+@pytest.mark.parametrize("weak", [False, True], ids=["marks", "marks that all meet"])
+def test_files_are_joined_to_the_bytes_of_samples_in_memory_also_where_marks_of_other_ids_meet(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weak: bool
+) -> None:
+    if weak:
+        monkeypatch.setattr(marks, "hash", lambda _: 5, raising=False)
+    monkeypatch.setattr(sifted, "ROWS_AT_ONCE", 3)  # pieces of the output
+    monkeypatch.setattr(samples, "ROWS_AT_ONCE", 3)
+    monkeypatch.chdir(tmp_path)
+    coarse = tmp_path / "deep/coarse/x.png"
+    parts = {
+        "fine": [drawn(tmp_path / "deep/f", n, n, "fine", [1]) for n in "abcd"],
+        "auto": [sample(tmp_path / "deep/a", n, n, source="auto", coarse_label=coarse) for n in ("e", "c", "g/h", "i")],
+        "fixed": [drawn(tmp_path / "fixed", n, n, "corrected", [2]) for n in "dijk"],
+    }
+    files = [str(saved(tmp_path / f"{name}.parquet", *some)) for name, some in parts.items()]
+    fused = fuse(files, tmp_path / "fused.parquet", weights={"auto": 0.3, "coarse": 2})
+    held = joined([(name, load_manifest(name)) for name in files], weights={"auto": 0.3, "coarse": 2})
+    told = {"parts": [asdict(part) for part in fused.parts]}
+    save_manifest(tmp_path / "held.parquet", replace(held.manifest, provenance={**held.manifest.provenance, **told}))
+    assert (tmp_path / "fused.parquet").read_bytes() == (tmp_path / "held.parquet").read_bytes()
+    assert [s.sample_id for s in fused.manifest.samples] == ["a", "b", "c", "d", "e", "g/h", "i", "j", "k"]
+
+
+def test_a_manifest_that_changes_while_it_is_read_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fine = saved(tmp_path / "fine.parquet", *(sample(tmp_path, name) for name in "abc"))
+
+    def settle(*_: object) -> tuple[list[NDArray[np.bool_]], list[Contest]]:
+        saved(fine, *(sample(tmp_path, name) for name in "ab"))
+        return [np.zeros(3, np.bool_)], []
+
+    monkeypatch.setattr("autolabel.manifests.fuse.settle", settle)
+    with pytest.raises(ValueError) as refusal:
+        fuse([fine], tmp_path / "fused.parquet")
+    assert str(refusal.value) == f"{fine} was changed while it was read: do it again"
     assert not (tmp_path / "fused.parquet").exists()
 
 
