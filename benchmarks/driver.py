@@ -17,7 +17,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import cycle
 from pathlib import Path
 from types import SimpleNamespace
@@ -49,7 +49,7 @@ class Sleeping:
     """A labeller that sleeps `seconds` for a unit, half as long to half as long again."""
 
     seconds: float
-    stopping = threading.Event()
+    stopping: threading.Event = field(default_factory=threading.Event)
 
     def run(self, unit: Unit, wanted: Sequence[str], known: Known) -> Iterator[Tally]:
         """Sleep, and say so four times."""

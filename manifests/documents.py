@@ -175,6 +175,10 @@ def plain_json(value: Any) -> Any:
 # --- types ------------------------------------------------------------------------------------------------------------
 
 
+class PathText(str):
+    """The kind of a text that names a path, which its reader joins to a root."""
+
+
 def shaped(kind: Any, value: Any, where: str) -> Any:
     """Return a JSON value as one of a type. `where` is the file and the key, for messages. Raises BadDocument.
 
@@ -195,9 +199,11 @@ def shaped(kind: Any, value: Any, where: str) -> Any:
         return _require(type(value) is str and _whole(value), value, where, "a text")
     if kind in _NAMES:
         return _require(type(value) is kind, value, where, _NAMES[kind])
-    if kind is Path:
+    if kind in (Path, PathText):
         fine = type(value) is str and value != "" and "\0" not in value
         text = _require(fine, value, where, "a path")
+        if kind is PathText:
+            return text
         try:
             return location(text)
         except ValueError as error:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from autolabel.manifests.documents import BadDocument, json_of, shaped
+from autolabel.manifests.documents import BadDocument, PathText, json_of, shaped
 from autolabel.manifests.label_space import LabelSpace
 from autolabel.manifests.locations import joined, location, relative
 from autolabel.manifests.schemas import SCHEMA_VERSION
@@ -25,8 +25,8 @@ class _Stored:
     kind: str
     schema_version: int
     label_space: dict[str, Any]
-    image_root: str
-    label_root: str
+    image_root: PathText
+    label_root: PathText
     provenance: dict[str, Any]
 
 
@@ -80,8 +80,8 @@ def parse_metadata(path: Path, metadata: Mapping[bytes, bytes]) -> ManifestMetad
             raise BadTable(f"{path} has schema version {version!r}: this program knows {SCHEMA_VERSION}")
         stored: _Stored = shaped(_Stored, document, where)
         space = LabelSpace.of(stored.label_space, where=f"{where}, 'label_space'")
-        named = shaped(list[str], stored.provenance.pop("runs", []), f"{where}, 'provenance', 'runs'")
-        corrected = shaped(list[str], stored.provenance.get(CORRECTS, []), f"{where}, 'provenance', {CORRECTS!r}")
+        named = shaped(list[PathText], stored.provenance.pop("runs", []), f"{where}, 'provenance', 'runs'")
+        corrected = shaped(list[PathText], stored.provenance.get(CORRECTS, []), f"{where}, 'provenance', {CORRECTS!r}")
     except BadDocument as error:
         raise BadTable(str(error)) from error
     base = path.absolute().parent

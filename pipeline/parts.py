@@ -15,12 +15,13 @@ import threading
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from autolabel.manifests.documents import json_of
 from autolabel.manifests.locations import location
 from autolabel.manifests.metadata import metadata_bytes
 from autolabel.manifests.run.folder import Run
@@ -217,18 +218,18 @@ def _feed(
     """Give one process chapters until there are none left."""
     assert child.stdin and child.stdout
     try:
-        print(request, file=child.stdin, flush=True)
+        _tell(child.stdin, request)
         while True:
             try:
                 number, units = left.get_nowait()
             except queue.Empty:
                 found.put(None)
                 return
-            print(number, units.start, units.stop, file=child.stdin, flush=True)
+            _tell(child.stdin, f"{number} {units.start} {units.stop}")
             line = child.stdout.readline()
             if not line:
                 raise OSError(f"a process that makes tables has ended by itself (status {child.wait()}): run it again")
-            answer = json.loads(line)
+            answer = json_of(line.encode(), dict[str, Any], name="the answer of a process that makes tables")
             if "damaged" in answer:
                 raise BadTable(answer["damaged"])
             if "failed" in answer:
@@ -239,10 +240,16 @@ def _feed(
         found.put(error)
 
 
+def _tell(other: IO[str], line: str) -> None:
+    """Send a line to the process at the other end of a pipe."""
+    other.write(f"{line}\n")
+    other.flush()
+
+
 def _serve(lines: Iterable[str]) -> None:
     """Make the tables of every chapter whose number comes."""
     asked = iter(lines)
-    request = json.loads(next(asked))
+    request = json_of(next(asked).encode(), dict[str, Any], name="the request for tables")
     run = Run.open(location(request["run"]))
     plan = Plan(location(request["plan"]), run.recipe.unit_size, *map(location, request["roots"]))
     head, ledger = Heading(location(request["image_root"]), request["provenance"]), Ledger(run.path)
@@ -255,7 +262,7 @@ def _serve(lines: Iterable[str]) -> None:
             answer = {"damaged": str(error)}
         except OSError as error:
             answer = {"failed": [error.errno, error.strerror, str(error.filename)]}
-        print(json.dumps(answer), flush=True)
+        _tell(sys.stdout, json.dumps(answer))
 
 
 if __name__ == "__main__":

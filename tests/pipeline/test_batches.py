@@ -164,6 +164,7 @@ def careful(asked: LabelJob) -> None:
     label(replace(asked, portion=Portion(limit=1)))
     run = Run.open(asked.out)
     (unit,) = (Plan(run.plan_path, 64, run.path, run.path)[0],)
+    note_path(run, unit).parent.mkdir()
     note_path(run, unit).write_text(json.dumps({"attempt": "an earlier one"}) + "\n")
 
 

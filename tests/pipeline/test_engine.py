@@ -256,7 +256,8 @@ def test_an_error_of_ours_is_tried_again_and_then_leaves_its_unit_for_later(
 ) -> None:
     asked = job(drive(*names(5), "raise-it"), teacher, address=cluster.address)
     result = generate(asked, predictor=fragile, limits=Limits(crashes=2))
-    assert result.accounts == Accounts(asked=6, labelled=3, quarantined=0, left=3)
+    # The second worker is careful, and commits the two images of the unit that are not to blame.
+    assert result.accounts == Accounts(asked=6, labelled=5, quarantined=0, left=1)
     assert result.failed == {"b512x512.000001": "RuntimeError: CUDA error: an illegal memory access was encountered"}
     mended = generate(replace(asked, machine=Machine("local")))  # by the usual predictor
     assert mended.accounts == Accounts(6, 6, 0, 0)
