@@ -13,7 +13,7 @@ from typing import Any
 from autolabel.manifests.bucket_errors import ANSWERED, BucketError, library, reason
 from autolabel.manifests.locations import BucketPath
 
-_CONDITIONS = {  # by what the environment asks for
+_ENDPOINTS = {  # by what the environment asks for
     "s3": {"AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT"},
     "gs": {"GOOGLE_BASE_URL", "STORAGE_EMULATOR_HOST"},
     "az": {"AZURE_STORAGE_ENDPOINT", "AZURE_ENDPOINT"},
@@ -71,7 +71,7 @@ def _client(scheme: str, bucket: str, *, patient: bool) -> Any:
 
     connect: Any = obstore.store.from_url
     options = dict(_TIMES) if patient else {**_TIMES, "read_timeout": "10s"}
-    for name in _CONDITIONS[scheme]:
+    for name in _ENDPOINTS[scheme]:
         endpoint = os.environ.get(name, "")
         if endpoint and not re.fullmatch(r"https?://[^\s/?#@]+[^\s?#@]*", endpoint):
             said = re.sub(r"//.*@|\?.*", "//…@", endpoint, flags=re.DOTALL)
