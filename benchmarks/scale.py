@@ -45,7 +45,7 @@ CONSTANTS: dict[str, Constant] = {
     "pause, disk": Constant(0.0, "s a unit", "computed", "it is in the images a second of a whole run"),
     "pause, bucket": Constant(0.2, "s a unit", "measured", "labelling in a bucket, 50 ms a request; beyond a disk's"),
     "plan": Constant(0.85, "s a million images", "measured", "20 million samples are cut in 17 s of a core"),
-    "tables": Constant(200, "s of CPU a million images", "measured", "of 1,024 drawn streets, a busy machine"),
+    "tables": Constant(180, "s of CPU a million images", "measured", "publishing 64,000 images, by one process"),
     "cores of the driver's machine": Constant(8, "", "taken", "the tables are made by as many processes"),
     "driver": Constant(1.16, "ms of CPU a unit", "measured", "the driver of many workers"),
     "writes": Constant(2, "a unit", "measured", "labelling in a bucket; one more for each kept layer"),
