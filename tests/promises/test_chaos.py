@@ -101,6 +101,11 @@ def label_twice(run: Path) -> None:
     shutil.copyfile(first, first.with_name("b512x512.000099.0.parquet"))
 
 
+def leave_note(run: Path) -> None:
+    (run / "attempts").mkdir(exist_ok=True)
+    (run / "attempts" / "x.jsonl").touch()
+
+
 CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "another label": (change_label, "labels.zarr/b512x512/c.1.0.0 has other bytes"),
     "a lost unit": (lambda run: min((run / "units").iterdir()).unlink(), "records name 6 samples, 6 of them different"),
@@ -109,7 +114,7 @@ CHANGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "a quarantined image less": (lambda run: (run / "quarantine.parquet").unlink(), "the rows of quarantine.parquet"),
     "an account that does not balance": (lose_account, "the accounts are Accounts(asked=10, labelled=8"),
     "a temporary file": (lambda run: (run / "units" / ".x.0123456789ab.autolabel-tmp").touch(), "tmp is left over"),
-    "a note": (lambda run: (run / "attempts" / "x.jsonl").touch(), "attempts/x.jsonl is left over"),
+    "a note": (leave_note, "attempts/x.jsonl is left over"),
     "an array": (
         lambda run: create_zarr(run / "labels.zarr", {"b512x512": 99}, shard_rows=4, attributes={}),
         "zarr.json differs from what",

@@ -76,7 +76,7 @@ def test_a_crop_of_a_training_costs_a_request_for_each_of_its_maps(
     monkeypatch.setattr(storage, "storage_of", lambda _: Counted())
     for n in range(24):
         _ = crops[n]
-    assert sorted(asked) == ["read"] * 24 + ["read_range"] * 48  # the photograph; its label and probability
+    assert sorted(asked) == ["read_range"] * 48 + ["read_version"] * 24  # the photograph; its label and probability
 
 
 @pytest.mark.thorough

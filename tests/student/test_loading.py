@@ -108,4 +108,4 @@ def test_a_crop_costs_two_requests(fine: Manifest, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(storage, "storage_of", lambda _: Counted())
     for n in range(6):
         _ = crops[n]
-    assert asked == ["read", "read"] * 6  # the photograph, and a label PNG
+    assert asked == ["read_version", "read"] * 6  # the photograph, and a label PNG
