@@ -32,7 +32,7 @@ from typing import Any
 os.environ["OMP_NUM_THREADS"] = "1"  # a forked copy has no other thread
 
 import pyarrow.parquet as pq
-from chaos import NODE, TIMINGS, at_work, draw, processes, ray_cluster, raylet
+from chaos import NODE, TIMINGS, at_work, draw, label_bytes, processes, ray_cluster, raylet
 from fault_proxy import (
     CUT_AFTER,
     CUT_BEFORE,
@@ -59,7 +59,6 @@ from autolabel.manifests import storage
 from autolabel.manifests.locations import location
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import LABELS, zarr_folder
-from autolabel.manifests.run.shards import DamagedLabel
 from autolabel.manifests.samples import save_manifest
 from autolabel.manifests.scan import scan
 from autolabel.manifests.scenes import write_city
@@ -117,16 +116,8 @@ def last_line(log: Path) -> str:
 
 
 def labels_of(run: Path) -> dict[str, bytes | None]:
-    """Every committed label, read back with its checksum; None for one that is damaged."""
-    found: dict[str, bytes | None] = {}
-    if storage.list(run / "units"):
-        labels = Run.open(run).labels
-        for name in labels:
-            try:
-                found[name] = labels[name].tobytes()
-            except DamagedLabel:
-                found[name] = None
-    return found
+    """`label_bytes` of a run that may not have begun."""
+    return label_bytes(run) if storage.list(run / "units") else {}
 
 
 def rows(path: Path, roots: tuple[str, ...]) -> list[str]:

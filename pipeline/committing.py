@@ -9,7 +9,7 @@ docs/storage.md says what happens if either dies between two steps.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import google_crc32c
@@ -17,7 +17,7 @@ import google_crc32c
 from autolabel.manifests import storage
 from autolabel.manifests.run.folder import Run
 from autolabel.manifests.run.labels import in_layer, zarr_place
-from autolabel.manifests.run.ledger import Commit, Overtaken, find_commit, later_record
+from autolabel.manifests.run.ledger import Commit, Overtaken, find_commit, is_done, later_record
 from autolabel.manifests.run.shards import Frames, WrittenShard, shard_path, zarr_shard
 from autolabel.manifests.tables import BadTable
 from autolabel.pipeline.attempts import Attempt
@@ -89,7 +89,7 @@ class UnitWriter:
         def write() -> bool:
             return storage.create(path, data) if known is None else storage.replace(path, data, unchanged=known)
 
-        if not _done(write, path, data):
+        if not is_done(write, path, data):
             self._put_over(path, data)
 
     def _put_over(self, path: Path, data: bytes) -> None:
@@ -100,7 +100,7 @@ class UnitWriter:
         for _ in range(_TRIES):
             there = storage.stat(path)
             if there is None:
-                if _done(lambda: storage.create(path, data), path, data):
+                if is_done(lambda: storage.create(path, data), path, data):
                     return
                 continue
             try:
@@ -113,7 +113,7 @@ class UnitWriter:
             if newest is not None and (self.commit is None or newest.generation > self.commit.generation):
                 raise Overtaken(newest)
             version = there
-            if _done(lambda: storage.replace(path, data, unchanged=version), path, data):  # noqa: B023 - called at once
+            if is_done(lambda: storage.replace(path, data, unchanged=version), path, data):  # noqa: B023 - called at once
                 self._replaced.append((path, before, data))
                 return
         raise OSError(f"{path} keeps changing while it is written: are two calls at work in {self.run.path}?")
@@ -132,13 +132,3 @@ class UnitWriter:
                 there = storage.stat(path)
                 if there is not None and storage.read(path) == mine:
                     storage.replace(path, before, unchanged=there)
-
-
-def _done(write: Callable[[], bool], path: Path, data: bytes) -> bool:
-    """Call a conditional write, and return True if the data lies there, whatever became of the reply."""
-    try:
-        return write()
-    except (ConnectionError, TimeoutError):
-        if storage.stat(path) is None or storage.read(path) != data:
-            raise
-        return True

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -173,19 +173,22 @@ def create_record(run: Path, unit: str, data: bytes, *, before: Commit | None) -
     there has written them.
     """
     commit = Commit(run, unit, 0 if before is None else before.generation + 1)
-    created = False
-    try:
-        created = storage.create(commit.path, data)
-    except (ConnectionError, TimeoutError):
-        if _content(commit.path) != data:
-            raise
-        created = True
-    if not created and _content(commit.path) != data:
+    if not is_done(lambda: storage.create(commit.path, data), commit.path, data) and _content(commit.path) != data:
         raise Overtaken(find_commit(run, unit) or commit)
     if before is not None and before.chapter is None:
         with contextlib.suppress(OSError):  # the newest one counts, however many lie there
             storage.remove(before.path)
     return commit
+
+
+def is_done(write: Callable[[], bool], path: Path, data: bytes) -> bool:
+    """Call a conditional write, and return True if the data lies there, also where only the reply was lost."""
+    try:
+        return write()
+    except (ConnectionError, TimeoutError):
+        if _content(path) != data:
+            raise
+        return True
 
 
 def _content(path: Path) -> bytes | None:
